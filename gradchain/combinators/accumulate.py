@@ -1,0 +1,127 @@
+"""Sum the gradients of several micro-batches and let the chain go on once per window."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+import torch
+
+from gradchain.core.context import Context
+from gradchain.core.hyper import Hyper
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+
+
+class AccumulateState(State):
+    """What accumulate remembers of the open window."""
+
+    whole: ClassVar[frozenset[str]] = frozenset({"window"})
+
+    window: Tensors  # the sum of the gradients; no entries while no window is open
+    micro: int = 0  # micro-batches in the window so far
+    size: int = 0  # k, fixed when the window opened; 0 while none is open
+    weight: float = 0.0  # the sum of their weights
+    weighted: bool = False  # whether they were given weights
+    scaled: bool = False  # whether the chain scaled their losses
+    loss: Any = 0.0  # the sum of weight times loss; a number, or a 0-d tensor where the loss is on an accelerator
+
+
+class accumulate(Transform):
+    """Sum the gradients of `every` micro-batches, and hold the chain until the window is full.
+
+        loss_i ← loss_i / k      (or loss_i · w_i, where update is given weight=w_i)
+        u = Σ g_i                (for weights: Σ g_i / Σ w_i, the sums over all ranks)
+
+    k is fixed when a window opens. A window goes on into the next epoch; `updater.update(loss, last=True)` and
+    `updater.flush()` close it early, and the mean is then over the n micro-batches it has. First in the outermost
+    chain, the window lives in `.grad` and costs no memory; in a branch of `partition` it is a buffer.
+
+    Args:
+        every: micro-batches to a window, an integer of at least 1; a schedule of the applied updates.
+        reduce: "mean" over the window, or "sum".
+        dtype: the dtype of a buffer for the window; None sums where the gradients are, with their rounding.
+
+    Shapes: elementwise, any.
+    State: the window: one tensor per parameter while one is open.
+    Units: unchanged.
+    Raises: ValueError for `every` below 1 or a `reduce` that is neither.
+    Equals: optax.MultiSteps, without its inner steps; MMEngine's accumulative_counts, but for its last window.
+
+    >>> import gradchain as gch
+    >>> gch.chain(gch.accumulate(4), gch.clip_by_norm(1.0))
+    chain(accumulate(4), clip_by_norm(1.0))
+    """
+
+    descends = False
+    holds = "window"
+
+    every: Annotated[Hyper, "integer [1, inf)"]
+    reduce: str = "mean"
+    dtype: torch.dtype | None = None
+
+    @property
+    def sums_in_grad(self) -> bool:  # type: ignore[override]  # the argument decides
+        """Without a dtype of its own, the window may lie where autograd sums."""
+        return self.dtype is None
+
+    def check(self) -> None:
+        if self.reduce not in ("mean", "sum"):
+            raise ValueError(f"accumulate: reduce must be 'mean' or 'sum', got {self.reduce!r}.")
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise TypeError(f"accumulate: dtype must be a floating-point torch.dtype or None, got {self.dtype!r}.")
+
+    def init(self, params: Tensors) -> AccumulateState:
+        return AccumulateState(params.select(()))
+
+    def drop_window(self, state: AccumulateState) -> AccumulateState:
+        return AccumulateState(state.window.select(()))
+
+    def scale_loss(self, loss: Any, state: AccumulateState, ctx: Context) -> Any:
+        return loss * self._factor(state, ctx)
+
+    def _size(self, state: AccumulateState) -> int:
+        return state.size if state.micro else int(self.every)
+
+    def _factor(self, state: AccumulateState, ctx: Context) -> float:
+        """What a micro-batch's gradient is multiplied by as it enters the window."""
+        if ctx.weight is not None:
+            return ctx.weight
+        return 1.0 if self.reduce == "sum" else 1.0 / self._size(state)
+
+    def update(self, g: Tensors, state: AccumulateState, ctx: Context) -> tuple[Tensors | None, AccumulateState]:
+        if not ctx.flushing:
+            state = self._added(g, state, ctx)
+        if not state.micro or (state.micro < state.size and not ctx.last):
+            return None, state
+        whole = self.reduce == "sum"
+        if ctx.has_loss or ctx.flushing:
+            ctx.close_window(state.loss if whole else state.loss / state.weight, state.scaled)
+        mean = state.window
+        if state.weighted and not whole:
+            mean = mean / ctx.over_ranks(state.weight)
+        elif state.micro != state.size and not whole:
+            mean = mean * (state.size / state.micro)
+        return mean, self.drop_window(state)
+
+    def _added(self, g: Tensors, state: AccumulateState, ctx: Context) -> AccumulateState:
+        """The window with one more micro-batch in it."""
+        weighted, scaled, weight = ctx.weight is not None, ctx.loss_was_scaled, ctx.weight or 1.0
+        if state.micro and state.weighted != weighted:
+            raise ValueError("accumulate: either all micro-batches of a window have a weight or none. Pass weight= to each.")
+        if state.micro and state.scaled != scaled:
+            raise RuntimeError(
+                "accumulate: the losses of one window must all go through updater.backward or update, or none. "
+                "updater.zero_grad() drops the open window."
+            )
+        window = g
+        if not ctx.window_is_summed:  # else autograd added this micro-batch to the window where it lies, in .grad
+            if not scaled:
+                g = g * self._factor(state, ctx)
+            if self.dtype is not None:
+                g = g.to(self.dtype)
+            window = state.window.overlay(g).overlay(g + state.window)
+        loss = state.loss + weight * ctx.loss if ctx.has_loss else state.loss
+        return AccumulateState(
+            window, state.micro + 1, self._size(state), state.weight + weight, weighted, scaled, loss
+        )

@@ -1,0 +1,106 @@
+"""Scale the loss so that float16 gradients do not underflow, and skip the update when they overflow."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from gradchain.core.context import Context
+from gradchain.core.hyper import Hyper
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+
+
+class AmpState(State):
+    """What amp_scale remembers."""
+
+    scale: float  # what the loss is multiplied by
+    growth_tracker: int = 0  # updates in a row without overflow since the scale last changed
+
+
+class amp_scale(Transform):
+    """Multiply the loss by a scale before backward, and divide the gradients by it; hold the chain on overflow.
+
+        loss ← scale · loss;   u = g / scale
+        on inf or NaN in g:                   scale ← backoff_factor · scale, nothing is applied
+        after growth_interval good updates:   scale ← growth_factor · scale
+
+    It owns only the scale; the compute dtype is `bind(model, autocast=torch.float16)`. Where neither the autocast nor
+    a parameter is float16 it does nothing, so that one recipe serves bfloat16 too. After `accumulate` it unscales once
+    per window and one overflow drops the window; before it, only the micro-batch that overflowed is dropped. Clip
+    after it: gradients before it are scaled. Gradients that did not come from `updater.backward` are true ones: they
+    are not unscaled.
+
+    Args:
+        init_scale: the first scale, above 0.
+        growth_factor: above 1.
+        backoff_factor: in (0, 1).
+        growth_interval: good updates in a row before the scale grows, an integer of at least 1.
+        dynamic: False keeps the scale as it is; an overflow still skips the update.
+        always: scale whatever the dtypes.
+
+    State: `scale` and `growth_tracker`, two numbers.
+    Units: unchanged.
+    Raises: ValueError or TypeError for an argument outside its range.
+    Equals: torch.amp.GradScaler, step by step.
+    Paper: Micikevicius et al., 2017, section 3.2, https://arxiv.org/abs/1710.03740
+
+    >>> import gradchain as gch
+    >>> gch.amp_scale(growth_interval=1000)
+    amp_scale(growth_interval=1000)
+    """
+
+    descends = False
+    role = "unscale"
+    holds = "overflow"
+
+    init_scale: Hyper = Hyper(65536.0, "(0, inf)")
+    growth_factor: Hyper = Hyper(2.0, "(1, inf)")
+    backoff_factor: Hyper = Hyper(0.5, "(0, 1)")
+    growth_interval: Hyper = Hyper(2000, "integer [1, inf)")
+    dynamic: bool = True
+    always: bool = False
+
+    def init(self, params: Tensors) -> AmpState:
+        if callable(self.init_scale):
+            raise TypeError("amp_scale: init_scale must be a number: it is read once, before the first update.")
+        return AmpState(float(self.init_scale))
+
+    def active(self, ctx: Context) -> bool:
+        """Whether there is a float16 gradient to protect."""
+        return (
+            self.always
+            or ctx.autocast == torch.float16
+            or any(f.parameter.dtype == torch.float16 for f in ctx.params.index.facts)
+        )
+
+    def scale_loss(self, loss: Any, state: AmpState, ctx: Context) -> Any:
+        return loss * state.scale if self.active(ctx) else loss
+
+    def update(self, g: Tensors, state: AmpState, ctx: Context) -> tuple[Tensors | None, AmpState]:
+        if not self.active(ctx) or (ctx.flushing and not len(g)):
+            return g, state
+        finite = g.all_finite()
+        ctx.record("scale", state.scale)
+        if not ctx.loss_was_scaled:
+            return (g if finite else None), state
+        return (g / state.scale if finite else None), self._adjusted(state, finite)
+
+    def _adjusted(self, state: AmpState, finite: bool) -> AmpState:
+        """The state after one update that did or did not overflow."""
+        if not self.dynamic:
+            return state
+        if not finite:
+            return AmpState(state.scale * self.backoff_factor)
+        if state.growth_tracker + 1 < self.growth_interval:
+            return AmpState(state.scale, state.growth_tracker + 1)
+        grown = state.scale * self.growth_factor
+        return AmpState(grown if _fits_float32(grown) else state.scale)
+
+
+def _fits_float32(value: float) -> bool:
+    # GradScaler keeps its scale in float32 and does not grow it to infinity
+    return math.isfinite(value) and value <= torch.finfo(torch.float32).max

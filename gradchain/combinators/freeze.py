@@ -1,0 +1,65 @@
+"""Leave some parameters alone, for good or for a while."""
+
+from __future__ import annotations
+
+from gradchain.combinators.masked import check_selector
+from gradchain.core.context import Context
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+from gradchain.selectors import Predicate
+
+
+class freeze(Transform):
+    """Take the parameters a selector matches out of the updates, as if they had no gradient.
+
+        u_i absent for i in selector while step < until, else g_i
+
+    First in the chain, or behind `accumulate` and the gates: links before it have already seen the gradient. "Frozen
+    for a while" has three meanings, which end at different weights:
+
+    - absent (DINO): moments, counts and decay rest too, and bias correction starts when it ends. This link.
+    - learning rate 0 (DINOv2): moments move, the weight does not, and neither does decay.
+      `masked(scale(lambda step: float(step >= until)), selector)` after the decay.
+    - zero gradient: moments fade to zero, counts go on, decay acts.
+      The same `masked(scale(…), selector)` as the first link.
+
+    For good, `requires_grad_(False)` also saves the backward pass.
+
+    Args:
+        selector: which parameters.
+        until: how many applied updates it lasts, an integer of at least 0; None is for good.
+
+    Shapes: any.
+    Units: unchanged.
+    Raises: TypeError or ValueError for a wrong argument; ValueError at bind for a selector that matches nothing.
+    Equals: setting `.grad` to None before optimizer.step(); optax.freeze gives a zero gradient instead.
+
+    >>> import gradchain as gch
+    >>> gch.chain(gch.freeze(gch.named("backbone.*"), until=1000), gch.scale_by_adam())
+    chain(freeze(named("backbone.*"), until=1000), scale_by_adam())
+    """
+
+    descends = False
+
+    selector: Predicate
+    until: int | None = None
+
+    def check(self) -> None:
+        check_selector("freeze", self.selector)
+        if self.until is None:
+            return
+        if isinstance(self.until, bool) or not isinstance(self.until, int):
+            raise TypeError(f"freeze: until must be a number of applied updates or None, got {self.until!r}.")
+        if self.until < 0:
+            raise ValueError(f"freeze: until must be at least 0, got {self.until!r}.")
+
+    def init(self, params: Tensors) -> State:
+        params.index.members(self.selector)
+        return super().init(params)
+
+    def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
+        if self.until is not None and ctx.step >= self.until:
+            return g, state
+        members = ctx.members(self.selector)
+        return g.select([name for name in g if name not in members]), state

@@ -1,0 +1,136 @@
+"""Send each parameter down one of several branches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias, cast
+
+from gradchain.combinators.masked import as_chain, check_link, check_selector, only_updates
+from gradchain.core.context import Context
+from gradchain.core.index import Index
+from gradchain.core.state import Links, State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+from gradchain.selectors import Predicate, everything, resolve
+from gradchain.selectors.source import code
+
+Branch: TypeAlias = "tuple[Predicate, Transform] | tuple[str, Predicate, Transform]"
+
+rest = everything
+"""What the branches before it left: the selector for the last branch of a `partition`."""
+
+
+class partition(Transform):
+    """Send each parameter down the first branch whose selector matches it.
+
+        u_i = link_b.update(g_i), b the first branch with selector_b(i)
+
+    Each branch sees its own parameters only. A branch may hold (`accumulate` in it): its parameters are then absent
+    from this update, and the others go on. A name makes the branch's address: `partition/critic/scale_by_adam`.
+
+    Args:
+        *branches: pairs (selector, link) or triples (name, selector, link). `rest` as the last selector takes what is
+            left.
+
+    Shapes: as the links.
+    State: that of each branch, for its parameters.
+    Raises: TypeError for a wrong argument; ValueError at bind for a parameter that no branch takes, or a branch that
+        takes none.
+    Equals: optax.partition (multi_transform), with selectors in place of labels.
+
+    >>> import gradchain as gch
+    >>> gch.partition((gch.named("critic.*"), gch.sgd(0.1)), (gch.rest, gch.adam(1e-3)))
+    partition((named("critic.*"), chain(scale_by_learning_rate(0.1))), (everything, chain(scale_by_adam(), scale_by_learning_rate(0.001))))
+    """
+
+    descends = False
+
+    branches: tuple[Branch, ...]
+
+    def __init__(self, *branches: Branch) -> None:
+        object.__setattr__(self, "branches", tuple(branches))
+        self.check()
+
+    def check(self) -> None:
+        if not self.branches:
+            raise ValueError("partition: needs at least one branch (selector, link), got none.")
+        given = []
+        for branch in self.branches:
+            if not isinstance(branch, tuple) or len(branch) not in (2, 3):
+                raise TypeError(f"partition: a branch must be (selector, link) or (name, selector, link), got {branch!r}.")
+            check_selector("partition", branch[-2])
+            check_link("partition", "a branch's link", branch[-1])
+            if len(branch) == 3:
+                given.append(branch[0])
+        for name in given:
+            if not isinstance(name, str) or not name or set(name) & set("/.#"):
+                raise ValueError(f"partition: a name must be a string free of '/', '.' and '#', got {name!r}.")
+            if given.count(name) > 1:
+                raise ValueError(f"partition: names must be unique, got {name!r} twice.")
+
+    @property
+    def named_branches(self) -> list[tuple[str, Predicate, Transform]]:
+        """The branches with their names: the given one, else "branch", "branch#2" in order, "rest" for the rest."""
+        out, unnamed = [], 0
+        for branch in self.branches:
+            if len(branch) == 3:
+                out.append(branch)
+            elif branch[0] is rest:
+                out.append(("rest", *branch))
+            else:
+                unnamed += 1
+                out.append(("branch" if unnamed == 1 else f"branch#{unnamed}", *branch))
+        return out
+
+    def parts(self, index: Index | None) -> Iterable[tuple[str, Transform, Any]]:
+        if index is None:
+            return [(name, as_chain(link), None) for name, _, link in self.named_branches]
+        return [(name, as_chain(link), members) for name, link, members in self.members(index)]
+
+    def members(self, index: Index) -> list[tuple[str, Transform, Index]]:
+        """Which parameters go down which branch. ValueError if one goes nowhere, or a branch takes none."""
+        if self.branches not in index.kept:
+            index.kept[self.branches] = self._resolved(index)
+        return cast("list[tuple[str, Transform, Index]]", index.kept[self.branches])
+
+    def _resolved(self, index: Index) -> list[tuple[str, Transform, Index]]:
+        facts = [(f.name, f.parameter, f.owner) for f in index.facts]
+        left, out = dict.fromkeys(index.names), []
+        for name, selector, link in self.named_branches:
+            matched = resolve(selector, facts, allow_empty=selector is rest)
+            mine = [n for n in matched if n in left]
+            if matched and not mine:
+                raise ValueError(
+                    f"partition: branch {name!r} takes no parameter: earlier branches took all that {code(selector)} "
+                    "matches. The first match wins; put it first."
+                )
+            for n in mine:
+                del left[n]
+            out.append((name, link, index.subset(mine)))
+        if left:
+            raise ValueError(
+                f"partition: every parameter must go down a branch, but {len(left)} match none, first "
+                f"{next(iter(left))!r}. Add a last branch (gch.rest, …)."
+            )
+        return out
+
+    def update(self, g: Tensors, state: Links, ctx: Context) -> tuple[Tensors | None, State]:
+        states, out, held = dict(state.links), g, False
+        for name, link, members in self.members(ctx.params.index):
+            mine = g.select(members)
+            if not len(mine) and not ctx.flushing:
+                continue
+            branch, states[name] = as_chain(link).update(mine, states[name], ctx.narrow(members).enter(name))
+            if branch is None:
+                held = True
+                out = out.select([n for n in out if n not in members])
+            else:
+                out = out.overlay(only_updates("partition", branch))
+        # an update in which every branch held is no update: the chain holds
+        return (None if held and not len(out) else out), Links(states)
+
+    def __repr__(self) -> str:
+        return f"partition({', '.join(code(b) for b in self.branches)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partition, self.branches

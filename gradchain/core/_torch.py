@@ -1,0 +1,156 @@
+"""The one typed file of torch's private calls: `torch._foreach_*`, functorch's stack, pytree registration.
+
+When torch moves one of these, this is the place to change.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+Number: TypeAlias = "float | Tensor"
+Column: TypeAlias = "list[Tensor] | list[Number] | Number"
+
+_LOW = frozenset({torch.float16, torch.bfloat16})
+
+
+def under_functorch() -> bool:
+    """Whether a `torch.func` transform is running: foreach kernels have no batching rule, so it decides the path."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def widened(tensors: list[Tensor]) -> list[Tensor]:
+    """`tensors` in the compute dtype: float16 and bfloat16 become float32, the rest stay the very same objects."""
+    if any(t.dtype in _LOW for t in tensors):
+        return [t.float() if t.dtype in _LOW else t for t in tensors]
+    return tensors
+
+
+def _power(base: Any, exponent: Any) -> Tensor:
+    return torch.pow(base, exponent)
+
+
+def _maximum(a: Any, b: Any) -> Tensor:
+    if isinstance(b, Tensor):
+        return torch.maximum(a, b) if isinstance(a, Tensor) else torch.clamp_min(b, a)
+    return torch.clamp_min(a, b)
+
+
+def _minimum(a: Any, b: Any) -> Tensor:
+    if isinstance(b, Tensor):
+        return torch.minimum(a, b) if isinstance(a, Tensor) else torch.clamp_max(b, a)
+    return torch.clamp_max(a, b)
+
+
+def _lerp(start: Any, end: Any, weight: Any) -> Tensor:
+    # torch.lerp wants a weight of the very dtype of its ends; a float64 0-d weight over float32 ends is ours.
+    if isinstance(weight, Tensor):
+        return start + weight * (end - start)
+    return torch.lerp(start, end, weight)
+
+
+# One row per elementwise operation: what one tensor does. An executor that lacks a row fails a test that names it.
+POINTWISE: dict[str, Callable[..., Tensor]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": operator.truediv,
+    "pow": _power,
+    "lerp": _lerp,
+    "maximum": _maximum,
+    "minimum": _minimum,
+    "sqrt": torch.sqrt,
+    "rsqrt": torch.rsqrt,
+    "sign": torch.sign,
+    "abs": torch.abs,
+    "where": torch.where,
+    "lt": operator.lt,
+    "le": operator.le,
+    "gt": operator.gt,
+    "ge": operator.ge,
+    "eq": operator.eq,
+    "and": operator.and_,
+    "or": operator.or_,
+    "not": torch.logical_not,
+    "isfinite": torch.isfinite,
+    "isnan": torch.isnan,
+}
+
+# The same operations over whole lists, by the kinds of their operands:
+# t a list of tensors, s one host number, S one host number per tensor, z one 0-d tensor.
+_FOREACH: dict[tuple[str, str], Callable[..., Any]] = {
+    ("add", "tt"): torch._foreach_add,
+    ("add", "ts"): torch._foreach_add,
+    ("sub", "tt"): torch._foreach_sub,
+    ("sub", "ts"): torch._foreach_sub,
+    ("mul", "tt"): torch._foreach_mul,
+    ("mul", "ts"): torch._foreach_mul,
+    ("mul", "tS"): torch._foreach_mul,
+    ("mul", "tz"): torch._foreach_mul,
+    ("div", "tt"): torch._foreach_div,
+    ("div", "ts"): torch._foreach_div,
+    ("div", "tS"): torch._foreach_div,
+    ("pow", "ts"): torch._foreach_pow,
+    ("pow", "st"): torch._foreach_pow,
+    ("lerp", "tts"): torch._foreach_lerp,
+    ("maximum", "tt"): torch._foreach_maximum,
+    ("maximum", "ts"): torch._foreach_clamp_min,
+    ("minimum", "tt"): torch._foreach_minimum,
+    ("minimum", "ts"): torch._foreach_clamp_max,
+    ("sqrt", "t"): torch._foreach_sqrt,
+    ("rsqrt", "t"): torch._foreach_rsqrt,
+    ("sign", "t"): torch._foreach_sign,
+    ("abs", "t"): torch._foreach_abs,
+}
+
+
+def _kind(column: Column) -> str:
+    if isinstance(column, list):
+        if isinstance(column[0], Tensor) and not (column[0].ndim == 0 and any(not isinstance(c, Tensor) for c in column)):
+            return "t"
+        return "S" if all(not isinstance(c, Tensor) for c in column) else "m"
+    return "z" if isinstance(column, Tensor) else "s"
+
+
+def pointwise(op: str, columns: Sequence[Column], size: int) -> list[Tensor]:
+    """Apply one elementwise operation over `size` entries; a column is a list of that size or one scalar for all."""
+    if size == 0:
+        return []
+    if not under_functorch():
+        kinds = "".join(map(_kind, columns))
+        kernel = _FOREACH.get((op, kinds))
+        # `_foreach_mul` by a 0-d tensor has a broken backward ("inconsistent range for TensorList output").
+        if kernel is not None and not (kinds.endswith("z") and torch.is_grad_enabled()):
+            return list(kernel(*columns))
+    rule = POINTWISE[op]
+    rows = zip(*(c if isinstance(c, list) else [c] * size for c in columns), strict=True)
+    return [rule(*row) for row in rows]
+
+
+def add_scaled(a: list[Tensor], b: list[Tensor], alpha: Number) -> list[Tensor]:
+    """`a + alpha * b` over lists, in one pass where torch has one."""
+    if not a:
+        return []
+    if not isinstance(alpha, Tensor) and not under_functorch():
+        return list(torch._foreach_add(a, b, alpha=alpha))
+    return [x + alpha * y for x, y in zip(a, b, strict=True)]
+
+
+def add_(targets: list[Tensor], updates: list[Tensor]) -> None:
+    """`targets += updates`, in place, each rounded once to its target's dtype."""
+    torch._foreach_add_(targets, updates)
+
+
+def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
+    """Write `sources` into `targets`, in place, each rounded once to its target's dtype."""
+    torch._foreach_copy_(targets, sources)
+
+
+def register_pytree(cls: type, flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[..., Any]) -> None:
+    """Let `torch.func` transforms take and return values of `cls`."""
+    _pytree.register_pytree_node(cls, flatten, unflatten)

@@ -1,0 +1,100 @@
+"""chain: a row of links is a link."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gradchain.core.context import Context
+from gradchain.core.index import Index
+from gradchain.core.state import Links, State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform, named_parts
+from gradchain.core.weights import Weights
+from gradchain.selectors.source import code
+
+
+class chain(Transform):
+    """Apply links one after the other, left to right.
+
+        u_0 = gradient;  u_i, s_i = link_i.update(u_(i-1), s_i);  result u_n
+
+    The order is the semantics: `chain(clip_by_norm(1.0), scale_by_adam())` clips the gradient, the reverse clips
+    Adam's direction. A chain directly inside another is part of it. A link is named by its class; write
+    `("front", clip_by_norm(1.0))` to give it a name of its own. The empty chain is the identity.
+
+    Args:
+        *links: Transforms, or pairs of a name and a Transform.
+
+    State: that of the links, by name.
+
+    Raises:
+        TypeError: for anything that is not a Transform or such a pair.
+        ValueError: for a name given twice, or one with `/`, `.` or `#` in it.
+
+    Equals: optax.chain and optax.named_chain, but state is addressed by name, never by position.
+
+    >>> import gradchain as gch
+    >>> gch.chain(gch.clip_by_norm(1.0), gch.chain(gch.scale_by_adam(), gch.scale(-0.1)))
+    chain(clip_by_norm(1.0), scale_by_adam(), scale(-0.1))
+    """
+
+    links: tuple[Transform | tuple[str, Transform], ...]
+
+    def __init__(self, *links: Transform | tuple[str, Transform]) -> None:
+        flat: list[Transform | tuple[str, Transform]] = []
+        for entry in links:
+            flat.extend(entry.links if isinstance(entry, chain) else [self._checked(entry)])
+        given = [e[0] for e in flat if isinstance(e, tuple)]
+        for name in given:
+            if given.count(name) > 1 or any(type(e).__name__ == name for e in flat):
+                raise ValueError(f"chain: names must be unique, got {name!r} twice. Give one of them another name.")
+        object.__setattr__(self, "links", tuple(flat))
+        object.__setattr__(self, "_named", named_parts(flat))
+
+    @staticmethod
+    def _checked(entry: Any) -> Transform | tuple[str, Transform]:
+        if isinstance(entry, Transform):
+            return entry
+        if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], Transform):
+            if not entry[0] or set(entry[0]) & set("/.#"):
+                raise ValueError(f"chain: a name must be free of '/', '.' and '#', got {entry[0]!r}.")
+            return (entry[0], entry[1])
+        hint = " Did you forget to call it?" if isinstance(entry, type) and issubclass(entry, Transform) else ""
+        raise TypeError(f"chain: links must be Transforms or (name, Transform) pairs, got {code(entry)}.{hint}")
+
+    @property
+    def named(self) -> list[tuple[str, Transform]]:
+        """The links with their names."""
+        named: list[tuple[str, Transform]] = self.__dict__["_named"]
+        return named
+
+    def parts(self, index: Index | None) -> Iterable[tuple[str, Transform, Any]]:
+        return [(name, link, index) for name, link in self.named]
+
+    def init(self, params: Tensors) -> Links:
+        return Links({name: link.init(params) for name, link in self.named})
+
+    def update(
+        self, updates: Tensors | Weights, state: Links, ctx: Context
+    ) -> tuple[Tensors | Weights | None, State]:
+        states = dict(state.links)
+        out: Tensors | Weights | None = updates
+        for name, link in self.named:
+            out, states[name] = link.update(out, states[name], ctx.enter(name))
+            if out is None:
+                break
+        return out, Links(states)
+
+    def scale_loss(self, loss: Any, state: Links, ctx: Context) -> Any:
+        for name, link in self.named:
+            inner = ctx.enter(name)
+            loss = link.at(inner).scale_loss(loss, state.links[name], inner)
+        return loss
+
+    def __repr__(self) -> str:
+        shown = (f"({e[0]!r}, {e[1]!r})" if isinstance(e, tuple) else repr(e) for e in self.links)
+        return f"chain({', '.join(shown)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return chain, self.links

@@ -1,0 +1,159 @@
+"""Build-time checks of a chain: each a sentence with its cure, each only about links that say what they are."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+from gradchain.core.index import Index
+from gradchain.core.scalars import Count
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform, walk
+
+
+def check_chain(chain: Transform, index: Index, state: State, autocast: torch.dtype | None) -> None:
+    """Refuse a chain whose order cannot be meant, and warn of one that is probably not.
+
+    Args:
+        chain: the outermost chain.
+        index: the parameters it is bound to.
+        state: what `chain.init` made of them.
+        autocast: the dtype the model computes in, where autocast is on.
+
+    Raises:
+        ValueError: in a sentence that names the links, the rule and the cure.
+    """
+    stateful = set(_stateful(chain, state))
+    for path, names in _paths(chain, index):
+        _check_sign(path, names)
+        _check_order(path)
+        _check_holders(path, stateful)
+    for address, link, _ in walk(chain, index):
+        _check_place(address, link, [n for n, _, _ in chain.parts(index)])
+    _warn_of_autocast(chain, index, autocast)
+
+
+def _paths(chain: Transform, index: Index) -> Iterator[tuple[list[tuple[str, Transform]], list[str]]]:
+    """Each distinct row of links that some parameters pass, with their names."""
+    entries = list(walk(chain, index))
+    partial = [(i, seen) for i, (_, _, seen) in enumerate(entries) if len(seen) < len(index)]
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in index.names:
+        groups.setdefault(tuple(i for i, seen in partial if name not in seen), []).append(name)
+    for missed, names in groups.items():
+        yield [(a, link) for i, (a, link, _) in enumerate(entries) if i not in missed], names
+
+
+def _check_sign(path: list[tuple[str, Transform]], names: list[str]) -> None:
+    says = [(address, link.descends) for address, link in path]
+    flips = [address for address, descends in says if descends]
+    rates = [address for address, link in path if link.role == "learning_rate"]
+    which = f"{len(names)} parameters, first {names[0]!r}," if len(names) > 1 else f"parameter {names[0]!r}"
+    if len(rates) > 1:
+        raise ValueError(
+            f"chain: {which} would pass two learning rates, {rates[0]} and {rates[1]}. Keep one; a multiplier is "
+            "masked(scale(…), selector), and partition gives each group its own."
+        )
+    if any(descends is None for _, descends in says):
+        return  # a user's link that does not say is trusted to know
+    if not flips:
+        raise ValueError(
+            f"chain: {which} would climb: nothing on the way flips the sign. End with scale_by_learning_rate(…) "
+            "for them too, or leave them alone with freeze(selector)."
+        )
+    if len(flips) > 1:
+        raise ValueError(
+            f"chain: {which} would climb: the sign is flipped {len(flips)} times, by {' and '.join(flips)}. Keep one."
+        )
+
+
+def _check_order(path: list[tuple[str, Transform]]) -> None:
+    roles = [link.role for _, link in path]
+    for i, (address, link) in enumerate(path):
+        before, after = roles[:i], path[i + 1 :]
+        if link.role == "clip" and "unscale" in roles[i:]:
+            raise ValueError(
+                f"chain: {address} comes before {_first(after, 'unscale')}, so it would clip gradients that still "
+                "carry the loss scale. Put it after."
+            )
+        if link.role == "decay" and "learning_rate" in before:
+            raise ValueError(
+                f"chain: {address} comes after {_first(path, 'learning_rate')}: the decay would be added to the step "
+                "with the wrong sign and not be multiplied by the learning rate. Put it before."
+            )
+        if link.role in ("average", "weights"):
+            late = [(a, x) for a, x in after if x.role != "average" and (link.role == "average" or x.role != "weights")]
+            if late:
+                what = "averages weights that are not final" if link.role == "average" else "owns the weights"
+                raise ValueError(f"chain: {address} {what}, but {late[0][0]} comes after it. Put {address} after that.")
+        if link.role == "scale" and "normalise" in roles[i:]:
+            warnings.warn(
+                f"chain: {_first(after, 'normalise')} divides out the scale of {address}, which comes before it. "
+                "Put the scale after it.",
+                stacklevel=5,
+            )
+
+
+def _first(path: list[tuple[str, Transform]], role: str) -> str:
+    return next(address for address, link in path if link.role == role)
+
+
+def _check_holders(path: list[tuple[str, Transform]], stateful: set[str]) -> None:
+    for i, (address, link) in enumerate(path):
+        if not link.holds:
+            continue
+        for earlier, other in path[:i]:
+            if earlier in stateful and not other.holds:
+                raise ValueError(
+                    f"chain: {earlier} comes before {address}, which may hold the chain: it would advance although "
+                    f"nothing is applied. Put {address} before it."
+                )
+
+
+def _check_place(address: str, link: Transform, outermost: list[str]) -> None:
+    if address in outermost:
+        return
+    if link.role in ("unscale", "weights", "average"):
+        why = {"unscale": "touches the loss", "weights": "owns the weights", "average": "averages the final weights"}
+        raise ValueError(f"chain: {address} {why[link.role]}. Put it in the outermost chain.")
+    if link.holds and not _in_branch(address):
+        raise ValueError(
+            f"chain: {address} may hold the chain, which only a link of the outermost chain or of a branch of "
+            "partition can do. Move it there."
+        )
+
+
+def _in_branch(address: str) -> bool:
+    holders = address.split("/")[:-1]
+    return not any(holder.partition("#")[0] == "masked" for holder in holders)
+
+
+def _stateful(link: Transform, state: State, path: str = "") -> Iterator[str]:
+    """Addresses of links whose own state has something per parameter."""
+    links = getattr(state, "links", {})
+    for name, part, _ in link.parts(None):
+        address = f"{path}/{name}" if path else name
+        inner = links[name]
+        if any(isinstance(v, Count) or (isinstance(v, Tensors) and len(v)) for _, v in inner.items()):
+            yield address
+        yield from _stateful(part, inner, address)
+
+
+def _warn_of_autocast(chain: Transform, index: Index, autocast: torch.dtype | None) -> None:
+    scalers = [(a, link) for a, link, _ in walk(chain, index) if link.role == "unscale"]
+    half = autocast == torch.float16 or any(f.parameter.dtype == torch.float16 for f in index.facts)
+    if autocast == torch.float16 and not scalers:
+        warnings.warn(
+            "bind: float16 autocast without amp_scale(): small gradients underflow to zero. Put amp_scale() in front "
+            "of the chain, after accumulate.",
+            stacklevel=4,
+        )
+    if scalers and not half and autocast is None and not getattr(scalers[0][1], "always", False):
+        warnings.warn(
+            f"bind: {scalers[0][0]} does nothing: neither the autocast nor a parameter is float16. Bind with "
+            "autocast=torch.float16, or leave it out.",
+            stacklevel=4,
+        )

@@ -1,0 +1,177 @@
+"""Chains to and from plain dicts that go through JSON. Nothing is imported on the way back: names are looked up."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain import schedules, selectors
+from gradchain.core.chain import chain
+from gradchain.core.transform import Transform, registry
+
+
+def to_config(value: Any) -> Any:
+    """A chain, link, schedule, selector or any hyperparameter's value as JSON-able data.
+
+    A function or class of the user's is written by name; `from_config` must be told what the name means.
+
+    >>> import gradchain as gch
+    >>> gch.to_config(gch.scale(-0.1))
+    {'link': 'scale', 'step_size': -0.1}
+    """
+    for kind, write in _WRITERS:
+        if isinstance(value, kind):
+            return write(value)
+    if callable(value):
+        return {"function": _name_of(value)}
+    raise TypeError(f"to_config: cannot write {value!r} of type {type(value).__name__} as data.")
+
+
+def from_config(config: Any, names: Mapping[str, Any] | None = None) -> Any:
+    """What `to_config` wrote, rebuilt: `from_config(to_config(chain)) == chain`.
+
+    Args:
+        config: data from `to_config`.
+        names: the user's own functions and classes, by the name they were written under.
+
+    Raises:
+        KeyError: a name is neither gradchain's nor in `names`.
+        ValueError: the data is not a config, or a value is out of range.
+    """
+    names = names or {}
+    if isinstance(config, list):
+        return [from_config(c, names) for c in config]
+    if not isinstance(config, Mapping):
+        return config
+    for key, read in _READERS.items():
+        if key in config:
+            return read(config, names)
+    raise ValueError(f"from_config: not a config: {dict(config)!r}. It must come from to_config.")
+
+
+def _name_of(value: Any) -> str:
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}:{named.__qualname__}"
+
+
+def _write_link(link: Transform) -> dict[str, Any]:
+    known = registry.get(type(link).__name__) is type(link)
+    head = {"link": type(link).__name__ if known else _name_of(type(link))}
+    if isinstance(link, chain):
+        return {**head, "links": [[e[0], to_config(e[1])] if isinstance(e, tuple) else to_config(e) for e in link.links]}
+    return {**head, **{f.name: to_config(link.__dict__[f.name]) for f in fields(link)}}  # type: ignore[arg-type]
+
+
+def _write_value(kind: str) -> Callable[[Any], dict[str, Any]]:
+    def write(value: Any) -> dict[str, Any]:
+        written = getattr(value, "arguments", None)
+        args, kwargs = written() if written else ((), {f.name: getattr(value, f.name) for f in fields(value)})
+        known = _known(kind).get(type(value).__name__) is type(value)
+        out: dict[str, Any] = {kind: type(value).__name__ if known else _name_of(type(value))}
+        if args:
+            out["args"] = [to_config(a) for a in args]
+        return {**out, **{k: to_config(v) for k, v in kwargs.items()}}
+
+    return write
+
+
+def _write_number(value: float) -> Any:
+    return value if math.isfinite(value) else {"float": str(value)}
+
+
+def _write_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
+    return {"dict": [[to_config(k), to_config(v)] for k, v in value.items()]}
+
+
+_WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
+    ((bool, int, str, type(None)), lambda value: value),
+    (float, _write_number),
+    (Transform, _write_link),
+    (schedules.Schedule, _write_value("schedule")),
+    (selectors.Selector, _write_value("selector")),
+    (tuple, lambda value: {"tuple": [to_config(v) for v in value]}),
+    (list, lambda value: [to_config(v) for v in value]),
+    (Mapping, _write_mapping),
+    (torch.dtype, lambda value: {"dtype": str(value).removeprefix("torch.")}),
+    (re.Pattern, lambda value: {"pattern": value.pattern, "flags": int(value.flags)}),
+    (type, lambda value: {"class": _name_of(value)}),
+    (Tensor, lambda value: value.item()),
+]
+
+
+def _known(kind: str) -> dict[str, Any]:
+    """gradchain's own schedules or selectors, by class name: the public ones and what operators make of them."""
+    base: type = schedules.Schedule if kind == "schedule" else selectors.Selector
+    return {cls.__name__: cls for cls in base.__subclasses__() if cls.__module__.startswith("gradchain.")}
+
+
+def _lookup(name: str, own: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
+    if name in own:
+        return own[name]
+    short = name.rpartition(":")[2]
+    for key in (name, short, short.rpartition(".")[2]):
+        if key in names:
+            return names[key]
+    raise KeyError(
+        f"from_config: {name!r} is not gradchain's. Say what it is: from_config(config, names={{{short!r}: …}})."
+    )
+
+
+def _read_link(config: Mapping[str, Any], names: Mapping[str, Any]) -> Transform:
+    cls = _lookup(config["link"], registry, names)
+    if cls is chain:
+        return chain(*((e[0], from_config(e[1], names)) if isinstance(e, list) else from_config(e, names)
+                       for e in config["links"]))
+    made: Transform = cls(**{k: from_config(v, names) for k, v in config.items() if k != "link"})
+    return made
+
+
+def _read_value(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Any]:
+    def read(config: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
+        cls = _lookup(config[kind], _known(kind), names)
+        args = [from_config(a, names) for a in config.get("args", [])]
+        return cls(*args, **{k: from_config(v, names) for k, v in config.items() if k not in (kind, "args")})
+
+    return read
+
+
+def _read_class(config: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
+    module, _, name = config["class"].partition(":")
+    own = {config["class"]: getattr(torch.nn, name)} if module.startswith("torch.nn") and hasattr(torch.nn, name) else {}
+    return _lookup(config["class"], own, names)
+
+
+_READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
+    "link": _read_link,
+    "schedule": _read_value("schedule"),
+    "selector": _read_value("selector"),
+    "function": lambda config, names: _lookup(config["function"], {}, names),
+    "class": _read_class,
+    "tuple": lambda config, names: tuple(from_config(v, names) for v in config["tuple"]),
+    "dict": lambda config, names: {from_config(k, names): from_config(v, names) for k, v in config["dict"]},
+    "dtype": lambda config, names: getattr(torch, config["dtype"]),
+    "pattern": lambda config, names: re.compile(config["pattern"], config["flags"]),
+    "float": lambda config, names: float(config["float"]),
+}
+
+
+def differences(saved: Any, current: Any, path: str = "") -> list[str]:
+    """Where two configs differ, one line each, by address: `clip_by_norm.max_norm: 1.0 was saved, 2.0 is in the code`."""
+    if saved == current:
+        return []
+    if isinstance(saved, Mapping) and isinstance(current, Mapping) and set(saved) == set(current):
+        name = str(saved.get("link", "")).rpartition(":")[2]
+        head = path if not name or name == "chain" else f"{path}/{name}".strip("/")
+        out = []
+        for key in saved:
+            out += differences(saved[key], current[key], head if key in ("link", "links") else f"{head}.{key}")
+        return out
+    if isinstance(saved, list) and isinstance(current, list) and len(saved) == len(current):
+        return [line for a, b in zip(saved, current, strict=True) for line in differences(a, b, path)]
+    return [f"{path or 'chain'}: {saved!r} was saved, {current!r} is in the code"]

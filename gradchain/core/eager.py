@@ -1,0 +1,270 @@
+"""The Tensors that compute at once: the law of the algebra, and the reference every executor is held to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.core import _torch
+from gradchain.core.index import Fact, Index
+from gradchain.core.scalars import Count, Scalars, divide
+from gradchain.core.tensors import Tensors
+
+_UNTRACED = torch.Tensor, torch.nn.Parameter
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """A complex tensor as pairs of reals, as rules see it; any other as it is."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _complex(tensor: Tensor) -> Tensor:
+    return torch.view_as_complex(tensor if tensor.stride(-1) == 1 else tensor.contiguous())
+
+
+def _host(value: Tensor) -> Any:
+    """A 0-d tensor as a Python number where reading it costs nothing, else as it is."""
+    if value.device.type == "cpu" and not value.requires_grad and not _torch.under_functorch():
+        return value.item()
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, Tensor))
+
+
+class EagerTensors(Tensors):
+    """Tensors in memory. A scalar factor is carried and folded into the next sum; a product or root takes it first."""
+
+    __slots__ = ("_data", "_factor", "_index")
+
+    def __init__(self, index: Index, data: list[Tensor], factor: Any = 1.0) -> None:
+        self._index = index
+        self._data = data
+        self._factor = factor
+
+    @classmethod
+    def of(cls, facts: Sequence[Fact]) -> EagerTensors:
+        """The tensors the facts are about."""
+        return cls(Index(facts), [_real(f.parameter) for f in facts])
+
+    @classmethod
+    def at(cls, index: Index, tensors: dict[str, Tensor]) -> EagerTensors:
+        """Named tensors as entries of an Index that is already known; `tensors` may lack some of its names."""
+        held = index if len(tensors) == len(index) else index.subset(tensors)
+        return cls(held, [_real(tensors[n]) for n in held.names])
+
+    @property
+    def index(self) -> Index:
+        return self._index
+
+    def __getitem__(self, name: str) -> Tensor:
+        value = self._values()[self._index.position[name]]
+        return _complex(value) if name in self._index.complex and not value.is_complex() else value
+
+    def _values(self) -> list[Tensor]:
+        """The entries with the carried factor applied, stored for the next reader; in the compute dtype if it was."""
+        if self._is_scaled():
+            self._data = _torch.pointwise("mul", (_torch.widened(self._data), self._factor), len(self._data))
+            self._factor = 1.0
+        return self._data
+
+    def _is_scaled(self) -> bool:
+        return isinstance(self._factor, Tensor) or self._factor != 1.0
+
+    def _column(self, index: Index) -> list[Tensor]:
+        """The values of `index`'s entries, in the compute dtype."""
+        values = _torch.widened(self._values())
+        return values if index is self._index else [values[self._index.position[n]] for n in index.names]
+
+    def _raw(self, index: Index) -> list[Tensor]:
+        data = _torch.widened(self._data)
+        return data if index is self._index else [data[self._index.position[n]] for n in index.names]
+
+    # elementwise
+
+    def _apply(self, op: str, args: tuple[Any, ...]) -> Tensors:
+        args = tuple(a.value if isinstance(a, Count) else a for a in args)
+        folded = self._fold(op, args)
+        if folded is not None:
+            return folded
+        index = _common(args)
+        columns: list[Any] = []
+        for arg in args:
+            if isinstance(arg, EagerTensors):
+                columns.append(arg._column(index))
+            elif isinstance(arg, Scalars):
+                columns.append([arg[n] for n in index.names])
+            else:
+                columns.append(arg)
+        return EagerTensors(index, _torch.pointwise(op, columns, len(index)))
+
+    def _fold(self, op: str, args: tuple[Any, ...]) -> Tensors | None:
+        """The result where the carried factor can go on or into a weighted sum; None where it must be applied."""
+        if op == "mul" and (_is_number(args[0]) or _is_number(args[1])):
+            tensors, number = args if _is_number(args[1]) else (args[1], args[0])
+            return EagerTensors(tensors._index, tensors._data, tensors._factor * number)
+        if op == "div" and _is_number(args[1]):
+            return EagerTensors(args[0]._index, args[0]._data, divide(args[0]._factor, args[1]))
+        if op in ("add", "sub") and all(isinstance(a, EagerTensors) for a in args):
+            a, b = args
+            if a._is_scaled() or b._is_scaled():
+                return _weighted_sum(a, b, -1.0 if op == "sub" else 1.0)
+        if op == "lerp" and _is_number(args[2]) and args[1]._is_scaled():
+            start, end, weight = args
+            return (1 - weight) * start + weight * end  # type: ignore[no-any-return]
+        return None
+
+    # reductions
+
+    def _norms(self, p: float) -> Scalars:
+        return Scalars({n: _host(v) for n, v in zip(self, self._norm_list(p), strict=True)})
+
+    def _norm_list(self, p: float) -> list[Tensor]:
+        out = []
+        for name, value in zip(self._index.names, self._data, strict=True):
+            whole = _complex(value) if name in self._index.complex and p != 2 else value
+            out.append(_vector_norm(whole, p) * abs(self._factor))
+        return out
+
+    def norm(self, p: float = 2.0) -> Any:
+        norms = self._norm_list(p)
+        if not norms:
+            return 0.0
+        first = norms[0]
+        return _host(_vector_norm(torch.stack([n.to(first.device) for n in norms]), p))
+
+    def _sums(self) -> Scalars:
+        return Scalars({n: _host(v) for n, v in zip(self, self._sum_list(), strict=True)})
+
+    def _sum_list(self) -> list[Tensor]:
+        return [_local(v.sum(dtype=_wide(v))) * self._factor for v in self._data]
+
+    def sum(self) -> Any:
+        sums = self._sum_list()
+        return _host(torch.stack([s.to(sums[0].device) for s in sums]).sum()) if sums else 0.0
+
+    def all_finite(self) -> bool:
+        if isinstance(self._factor, float) and not math.isfinite(self._factor):
+            return False
+        flags = [_local(torch.isfinite(v).all()) for v in self._values()]
+        return not flags or bool(torch.stack([f.to(flags[0].device) for f in flags]).all())
+
+    # whole tensors
+
+    def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
+        index = _common((self, *(o for o in others if isinstance(o, (Tensors, Scalars)))))
+        out = []
+        for name in index.names:
+            row = [self[name], *(o[name] if isinstance(o, (Tensors, Scalars)) else o for o in others)]
+            result = fn(*row)
+            if not isinstance(result, Tensor) or result.shape != row[0].shape:
+                got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+                raise ValueError(f"Tensors.map: fn must return a tensor of shape {tuple(row[0].shape)}, got {got}.")
+            out.append(_real(result) if name in index.complex else result)
+        return EagerTensors(index, out)
+
+    def select(self, members: Iterable[str]) -> Tensors:
+        index = self._index.subset(members)
+        if index is self._index:
+            return self
+        return EagerTensors(index, [self._data[self._index.position[n]] for n in index.names], self._factor)
+
+    def overlay(self, other: Tensors) -> Tensors:
+        assert isinstance(other, EagerTensors)
+        if other._index is self._index or not len(self):
+            return other
+        index = self._index.union(other._index)
+        theirs, mine = other._values(), self._values()
+        return EagerTensors(index, [
+            theirs[other._index.position[n]] if n in other._index else mine[self._index.position[n]]
+            for n in index.names
+        ])
+
+    def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
+        return EagerTensors(self._index, [torch.zeros_like(v, dtype=_real_dtype(dtype)) for v in self._data])
+
+    def to(self, dtype: torch.dtype) -> Tensors:
+        return EagerTensors(self._index, [v.to(dtype) for v in self._values()])
+
+    def clone(self) -> Tensors:
+        return EagerTensors(self._index, [v.detach().clone() for v in self._values()])
+
+    def stored_as(self, old: Tensors) -> Tensors:
+        assert isinstance(old, EagerTensors)
+        stray = [n for n in self._index.names if n not in old._index]
+        if stray:
+            raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
+        before, mine = old._values(), self._values()
+        position = self._index.position
+        return EagerTensors(old._index, [
+            mine[position[n]].to(b.dtype) if n in position else b for n, b in zip(old._index.names, before, strict=True)
+        ])
+
+
+def _real_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
+    return dtype.to_real() if dtype is not None else None
+
+
+def _common(args: Iterable[Any]) -> Index:
+    """The entries that every Tensors and Scalars among `args` has."""
+    index: Index | None = None
+    scalars = []
+    for arg in args:
+        if isinstance(arg, Tensors):
+            if index is None:
+                index = arg.index
+            elif arg.index is not index:
+                index = index.subset(arg.index)
+        elif isinstance(arg, Scalars):
+            scalars.append(arg)
+    assert index is not None
+    for scalar in scalars:
+        if any(n not in scalar for n in index.names):
+            index = index.subset(scalar.keys())
+    return index
+
+
+def _weighted_sum(a: EagerTensors, b: EagerTensors, sign: float) -> Tensors:
+    index = _common((a, b))
+    x, y = a._raw(index), b._raw(index)
+    alpha = sign * b._factor
+    if not a._is_scaled():
+        return EagerTensors(index, _torch.add_scaled(x, y, alpha))
+    if sign == 1.0 and not b._is_scaled():
+        return EagerTensors(index, _torch.add_scaled(y, x, a._factor))
+    return EagerTensors(index, _torch.add_scaled(a._column(index), y, alpha))
+
+
+def _wide(value: Tensor) -> torch.dtype:
+    # MPS has no float64; everywhere else long sums are exact enough only there.
+    if value.device.type == "mps":
+        return torch.complex64 if value.is_complex() else torch.float32
+    return torch.complex128 if value.is_complex() else torch.float64
+
+
+def _local(value: Tensor) -> Tensor:
+    """The whole value of a reduction over a sharded tensor (DTensor); any other as it is."""
+    whole = getattr(value, "full_tensor", None)
+    return whole() if whole is not None else value
+
+
+def _vector_norm(value: Tensor, p: float) -> Tensor:
+    if value.numel() == 0:
+        return value.new_zeros((), dtype=torch.float32 if value.device.type == "mps" else torch.float64)
+    return _local(torch.linalg.vector_norm(value, p, dtype=_wide(value)))
+
+
+def _flatten(tensors: EagerTensors) -> tuple[list[Any], Any]:
+    return list(tensors._values()), tensors._index
+
+
+def _unflatten(values: Iterable[Any], index: Index) -> EagerTensors:
+    return EagerTensors(index, list(values))
+
+
+_torch.register_pytree(EagerTensors, _flatten, _unflatten)

@@ -1,0 +1,142 @@
+"""Numeric hyperparameters: each takes a number or a schedule, knows its interval, and is a number inside `update`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args, overload
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    Value: TypeAlias = "float | Tensor | Callable[[float], float]"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Where a hyperparameter must lie, in the notation of mathematics: "[0, 1)", "(0, inf]", "integer [1, inf)"."""
+
+    text: str = "(-inf, inf)"
+
+    def __post_init__(self) -> None:
+        if self._parsed is None:
+            raise ValueError(f"Interval: must read like '[0, 1)' or 'integer [1, inf)', got {self.text!r}.")
+
+    @property
+    def _parsed(self) -> tuple[str, float, float, str] | None:
+        found = re.fullmatch(r"(?:integer )?([\[(])(\S+), (\S+)([\])])", self.text)
+        return None if found is None else (found[1], float(found[2]), float(found[3]), found[4])
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies inside (NaN lies in no interval)."""
+        assert self._parsed is not None
+        left, low, high, right = self._parsed
+        if self.text.startswith("integer") and value != math.inf and value != int(value):
+            return False
+        return (value > low or (value == low and left == "[")) and (value < high or (value == high and right == "]"))
+
+    @property
+    def rule(self) -> str:
+        """The end of the sentence "b1 must be …"."""
+        if self.text == "(-inf, inf)":
+            return "a finite number"
+        return f"an integer in {self.text[8:]}" if self.text.startswith("integer") else f"in {self.text}"
+
+
+class Hyper:
+    """The type of a numeric hyperparameter: `b1: Hyper = Hyper(0.9, "[0, 1)")`.
+
+    It reads as a float, is constructed from a number or a schedule (`step -> value`), and is checked both when it is
+    constructed and when a schedule gives its value. One without a default is written
+    `max_norm: Annotated[Hyper, "(0, inf]"]`.
+    """
+
+    def __init__(self, default: float | None = None, interval: str = "(-inf, inf)") -> None:
+        self.default = default
+        self.interval = Interval(interval)
+        self.name = "hyperparameter"
+        self.owner = "Transform"
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name, self.owner = name, owner.__name__
+
+    @overload
+    def __get__(self, link: None, owner: type) -> float: ...
+    @overload
+    def __get__(self, link: object, owner: type) -> float: ...
+    def __get__(self, link: object | None, owner: type) -> float:
+        if link is None:
+            if self.default is None:
+                raise AttributeError(f"{self.owner}.{self.name} has no default")
+            return self.default
+        value: float = link.__dict__[self.name]
+        return value
+
+    def __set__(self, link: object, value: Value) -> None:
+        if not callable(value) or isinstance(value, Tensor):
+            value = self.checked(value, self.owner)
+        link.__dict__[self.name] = value
+
+    def checked(self, value: Any, owner: str, cause: str = "") -> Any:
+        """`value`, if it is a number inside the interval. `owner` begins the sentence, `cause` ends it."""
+        if isinstance(value, Tensor):
+            if value.ndim:
+                raise ValueError(f"{owner}: {self.name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}.")
+            return value  # its value stays on the device: nothing here may wait for it
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(
+                f"{owner}: {self.name} must be a number or a schedule (step -> value), got {value!r}.{cause}"
+            )
+        if not self.interval.holds(value):
+            raise ValueError(f"{owner}: {self.name} must be {self.interval.rule}, got {value!r}.{cause}")
+        return value
+
+    @classmethod
+    def declared(cls, annotation: Any) -> Hyper | None:
+        """The descriptor for a field annotated `Hyper` or `Annotated[Hyper, "…"]`, else None."""
+        kind, *notes = get_args(annotation) or (annotation,)
+        if isinstance(kind, type) and issubclass(kind, cls):
+            return kind(None, *[note for note in notes if isinstance(note, str)])
+        return None
+
+
+class HyperOr(Hyper):
+    """A Hyper that may also be one of some words: `decay: Annotated[HyperOrMean, "[0, 1]"]`."""
+
+    words: ClassVar[tuple[str, ...]] = ()
+
+    def __set__(self, link: object, value: Value | str) -> None:
+        if isinstance(value, str):
+            self._worded(value)
+            link.__dict__[self.name] = value
+        else:
+            super().__set__(link, value)
+
+    def _worded(self, value: str) -> None:
+        if value not in self.words:
+            known = " or ".join(map(repr, self.words))
+            raise ValueError(f"{self.owner}: {self.name} must be {self.interval.rule}, a schedule or {known}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class Override:
+    """What `updater.override` put in place of a hyperparameter: a value or schedule, or a factor on what it would be."""
+
+    value: Any = None
+    factor: float | None = None
+
+    def resolve(self, original: Callable[[], Any], clocks: Mapping[str, float]) -> Any:
+        """The number in force, given what would be without it."""
+        if self.factor is not None:
+            return original() * self.factor
+        return evaluated(self.value, clocks)
+
+
+def evaluated(value: Any, clocks: Mapping[str, float]) -> Any:
+    """A number as it is; a schedule at these clocks (a plain function reads "step")."""
+    if isinstance(value, Tensor) or not callable(value):
+        return value
+    at = getattr(value, "at", None)
+    return at(clocks) if at is not None else value(clocks["step"])

@@ -1,0 +1,89 @@
+"""Which parameters there are: their names in order, and what a selector may know of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from gradchain.selectors import resolve
+
+if TYPE_CHECKING:
+    from gradchain.selectors import Predicate
+
+
+@dataclass(eq=False)
+class Fact:
+    """What is known of one parameter: its name, the tensor, and the module that holds it (None for a bare tensor).
+
+    `parameter` follows the model, where the updater sees that another tensor took its place.
+    """
+
+    name: str
+    parameter: Tensor
+    owner: nn.Module | None = None
+
+
+class Index:
+    """The ordered names of some parameters. Two entries of the algebra meet where their names do.
+
+    Identity is the fast path: Tensors made from one another share their Index, and subsets are kept, so that the
+    same mask of the same parameters is the same object at every step.
+    """
+
+    __slots__ = ("_members", "_subsets", "complex", "facts", "kept", "names", "position")
+
+    def __init__(self, facts: Iterable[Fact]) -> None:
+        self.facts: tuple[Fact, ...] = tuple(facts)
+        self.names: tuple[str, ...] = tuple(f.name for f in self.facts)
+        self.position: dict[str, int] = {name: i for i, name in enumerate(self.names)}
+        self.complex: frozenset[str] = frozenset(f.name for f in self.facts if f.parameter.is_complex())
+        self._subsets: dict[tuple[str, ...], Index] = {}
+        self._members: dict[Predicate, Index] = {}
+        self.kept: dict[object, object] = {}  # what links decided once about these parameters, by what decided it
+        if len(self.position) != len(self.names):
+            twice = next(n for i, n in enumerate(self.names) if self.position[n] != i)
+            raise ValueError(f"Tensors: names must be unique, got {twice!r} twice.")
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> Index:
+        """The Index of bare named tensors, of which no owner is known."""
+        return cls(Fact(name, tensor) for name, tensor in tensors.items())
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.position
+
+    def __repr__(self) -> str:
+        return f"Index({', '.join(self.names)})"
+
+    def subset(self, names: Iterable[str]) -> Index:
+        """The entries whose name is in `names`, in this order; the same object whenever asked for the same names."""
+        wanted = names if isinstance(names, (set, frozenset, dict, Index)) else frozenset(names)
+        kept = tuple(n for n in self.names if n in wanted)
+        if len(kept) == len(self.names):
+            return self
+        found = self._subsets.get(kept)
+        if found is None:
+            found = self._subsets[kept] = Index(self.facts[self.position[n]] for n in kept)
+        return found
+
+    def members(self, selector: Predicate) -> Index:
+        """The entries `selector` matches. Resolved once: selectors are static. ValueError if it matches none."""
+        found = self._members.get(selector)
+        if found is None:
+            matched = resolve(selector, [(f.name, f.parameter, f.owner) for f in self.facts])
+            found = self._members[selector] = self.subset(matched)
+        return found
+
+    def union(self, other: Index) -> Index:
+        """The entries of both, this order first."""
+        extra = [f for f in other.facts if f.name not in self.position]
+        return self if not extra else Index((*self.facts, *extra))

@@ -1,0 +1,110 @@
+"""State: what one link remembers, as a small dataclass of plain named things."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
+
+from typing_extensions import Self, dataclass_transform
+
+from gradchain.core import _torch
+from gradchain.core.scalars import Count, Scalars
+from gradchain.core.tensors import Tensors
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+class State:
+    """What a link remembers. Subclassing makes a frozen dataclass.
+
+    Fields are `Tensors`, `Count`, `Scalars`, numbers, bools, strings, 0-d tensors, or None; `links` holds the states
+    of held links by name. The same fields at every step. Names in `whole` are Tensors replaced as they are returned:
+    for all others, an entry that an update did not return stays as it was.
+    """
+
+    whole: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        dataclass(frozen=True, eq=False)(cls)
+
+        def flatten(state: Any) -> tuple[list[Any], Any]:
+            return [getattr(state, f.name) for f in fields(state)], None
+
+        _torch.register_pytree(cls, flatten, lambda values, _: cls(*values))
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed."""
+        return replace(self, **changes)  # type: ignore[type-var]  # a dataclass once subclassed
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """The link's own fields, by name; the states of held links are not among them."""
+        for f in fields(self):  # type: ignore[arg-type]  # a dataclass once subclassed
+            if f.name != "links":
+                yield f.name, getattr(self, f.name)
+
+
+class Empty(State):
+    """The state of a link that remembers nothing."""
+
+
+class Links(State):
+    """The states of held links, by name."""
+
+    links: Mapping[str, State] = field(default_factory=dict)
+
+
+def _flatten_count(count: Count) -> tuple[list[Any], Any]:
+    return [], count
+
+
+_torch.register_pytree(Count, _flatten_count, lambda _, count: count)
+_torch.register_pytree(Scalars, lambda s: (list(s.values()), tuple(s)), lambda v, n: Scalars(dict(zip(n, v, strict=True))))
+
+
+def settled(old: State, new: State, owner: str) -> State:
+    """`new` as it is kept: rounded to the stored dtypes, entries that were absent this time as `old` has them."""
+    if new is old:
+        return new
+    if type(new) is not type(old):
+        raise TypeError(f"{owner}: update must return its own kind of state, {type(old).__name__}, got {new!r}.")
+    changes: dict[str, Any] = {}
+    for name, value in new.items():
+        before = getattr(old, name)
+        if value is before:
+            continue
+        if isinstance(value, Tensors) and name not in new.whole:
+            try:
+                changes[name] = value.stored_as(before)
+            except ValueError as error:
+                raise ValueError(f"{owner}: in field {name!r}, {error}.") from None
+        elif isinstance(value, (Count, Scalars)):
+            changes[name] = before.overlay(value)
+    return new.replace(**changes) if changes else new
+
+
+def merged(old: State, fresh: State) -> State:
+    """`old` with the entries of parameters that only `fresh` knows; numbers stay as `old` has them."""
+    changes: dict[str, Any] = {}
+    for name, value in old.items():
+        other = getattr(fresh, name)
+        if isinstance(value, Tensors):
+            changes[name] = other.overlay(value) if len(value) else other
+        elif isinstance(value, (Count, Scalars)):
+            changes[name] = other.overlay(value)
+    links = getattr(old, "links", None)
+    if links is not None:
+        theirs = getattr(fresh, "links")  # noqa: B009  # not every State has it
+        changes["links"] = {n: merged(s, theirs[n]) if n in theirs else s for n, s in links.items()}
+    return old.replace(**changes) if changes else old
+
+
+def narrowed(state: State, names: Any) -> State:
+    """`state` with only the entries of these parameters."""
+    changes: dict[str, Any] = {
+        name: value.select(names) for name, value in state.items() if isinstance(value, (Tensors, Count, Scalars))
+    }
+    links = getattr(state, "links", None)
+    if links is not None:
+        changes["links"] = {n: narrowed(s, names) for n, s in links.items()}
+    return state.replace(**changes) if changes else state

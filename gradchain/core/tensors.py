@@ -1,0 +1,243 @@
+"""Tensors: one tensor per named parameter, and arithmetic over all of them at once.
+
+This is the interface a rule is written against. `EagerTensors` computes at once; an engine may record instead.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gradchain.core.index import Fact, Index
+from gradchain.core.scalars import Count, Operand, Scalar, Scalars
+
+
+class Tensors(Operand, Mapping[str, Tensor]):
+    """A mapping from parameter name to tensor with elementwise arithmetic over all entries.
+
+    Entries meet by name, and an entry absent from one side is absent from the result: that is how a parameter
+    without a gradient is left alone by every rule. Arithmetic is done in float32 or wider; what a State keeps is
+    rounded once to the dtype it is stored in. Scalars may be numbers, 0-d tensors, `Scalars` or a `Count`.
+
+    >>> import torch, gradchain as gch
+    >>> g = gch.Tensors.of({"w": torch.tensor([3.0, 4.0]), "b": torch.tensor(0.0)})
+    >>> (2 * g)["w"]
+    tensor([6., 8.])
+    >>> g.norm()
+    5.0
+    """
+
+    __slots__ = ()
+    __array_priority__ = 1000
+
+    # what a kind of Tensors provides
+
+    @property
+    @abstractmethod
+    def index(self) -> Index:
+        """Which entries there are."""
+
+    @abstractmethod
+    def _apply(self, op: str, args: tuple[Any, ...]) -> Tensors:
+        """One elementwise operation over Tensors, Scalars and numbers."""
+
+    @abstractmethod
+    def _norms(self, p: float) -> Scalars:
+        """The p-norm of each entry, accumulated in float64."""
+
+    @abstractmethod
+    def _sums(self) -> Scalars:
+        """The sum of each entry, accumulated in float64."""
+
+    @abstractmethod
+    def norm(self, p: float = 2.0) -> Scalar:
+        """The p-norm over all entries together (p may be inf), accumulated in float64.
+
+        A float on the CPU; a 0-d tensor on an accelerator, under autograd and under vmap.
+        """
+
+    @abstractmethod
+    def sum(self) -> Scalar:
+        """The sum over all entries together, accumulated in float64."""
+
+    @abstractmethod
+    def all_finite(self) -> bool:
+        """Whether no entry holds inf or NaN. Reads one scalar from the device."""
+
+    @abstractmethod
+    def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
+        """`fn` of each whole tensor (and of the same entry of `others`), for rules that need more than arithmetic.
+
+        `fn` must return a new tensor or its argument, and sees complex parameters as complex tensors.
+        """
+
+    @abstractmethod
+    def select(self, members: Iterable[str]) -> Tensors:
+        """The entries whose names are in `members`."""
+
+    @abstractmethod
+    def overlay(self, other: Tensors) -> Tensors:
+        """These entries, replaced by those of `other` where it has them; entries only `other` has are added."""
+
+    @abstractmethod
+    def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
+        """New zeros of the same names, shapes, strides and devices; in `dtype`, where one is given."""
+
+    @abstractmethod
+    def to(self, dtype: torch.dtype) -> Tensors:
+        """The entries rounded to `dtype` (the same tensors where they have it)."""
+
+    @abstractmethod
+    def clone(self) -> Tensors:
+        """Copies that share no memory with anything."""
+
+    @abstractmethod
+    def stored_as(self, old: Tensors) -> Tensors:
+        """These values rounded to the dtypes of `old`; entries absent here stay as `old` has them."""
+
+    # arithmetic, written once over the primitives
+
+    def _binary(self, op: str, a: Any, b: Any) -> Any:
+        other = b if a is self else a
+        if not isinstance(other, (int, float, Tensor, Scalars, Count, Tensors)):
+            return NotImplemented
+        if isinstance(other, Tensor) and other.ndim:
+            raise TypeError(
+                f"Tensors: arithmetic takes numbers, 0-d tensors, Scalars or Tensors, got a tensor of shape "
+                f"{tuple(other.shape)}. To use one tensor with each entry, write it with map(fn)."
+            )
+        return self._apply(op, (a, b))
+
+    def __neg__(self) -> Tensors:
+        return self._apply("mul", (self, -1.0))
+
+    def __invert__(self) -> Tensors:
+        return self._apply("not", (self,))
+
+    def __and__(self, other: Tensors) -> Tensors:
+        return self._apply("and", (self, other))
+
+    def __or__(self, other: Tensors) -> Tensors:
+        return self._apply("or", (self, other))
+
+    def __eq__(self, other: object) -> Any:
+        return self._apply("eq", (self, other)) if isinstance(other, (int, float, Tensor, Operand)) else NotImplemented
+
+    def lerp(self, end: Tensors, weight: Scalar) -> Tensors:
+        """`self + weight * (end - self)`: the moving average of `end` that keeps `1 - weight` of what it was."""
+        return self._apply("lerp", (self, end, weight))
+
+    def sqrt(self) -> Tensors:
+        """The square root of each element."""
+        return self._apply("sqrt", (self,))
+
+    def rsqrt(self) -> Tensors:
+        """One over the square root of each element."""
+        return self._apply("rsqrt", (self,))
+
+    def sign(self) -> Tensors:
+        """-1, 0 or 1 for each element."""
+        return self._apply("sign", (self,))
+
+    def abs(self) -> Tensors:
+        """The magnitude of each element."""
+        return self._apply("abs", (self,))
+
+    def pow(self, exponent: Scalar) -> Tensors:
+        """Each element to the power `exponent`."""
+        return self._apply("pow", (self, exponent))
+
+    def maximum(self, other: Any) -> Tensors:
+        """The larger of each element and `other`; a NaN stays a NaN."""
+        return self._apply("maximum", (self, other))
+
+    def minimum(self, other: Any) -> Tensors:
+        """The smaller of each element and `other`; a NaN stays a NaN."""
+        return self._apply("minimum", (self, other))
+
+    def clamp(self, low: Any = None, high: Any = None) -> Tensors:
+        """Each element held between `low` and `high`; None leaves that side open."""
+        held = self if low is None else self.maximum(low)
+        return held if high is None else held.minimum(high)
+
+    def where(self, condition: Tensors, other: Any) -> Tensors:
+        """Each element where `condition` holds, else `other`."""
+        return self._apply("where", (condition, self, other))
+
+    def isfinite(self) -> Tensors:
+        """True for each element that is neither inf nor NaN."""
+        return self._apply("isfinite", (self,))
+
+    def isnan(self) -> Tensors:
+        """True for each element that is NaN."""
+        return self._apply("isnan", (self,))
+
+    def norms(self, p: float = 2.0) -> Scalars:
+        """The p-norm of each entry on its own, accumulated in float64: one number per parameter."""
+        return self._norms(p)
+
+    def sums(self) -> Scalars:
+        """The sum of each entry on its own, accumulated in float64: one number per parameter."""
+        return self._sums()
+
+    def numels(self) -> Scalars:
+        """How many elements each entry has: one number per parameter."""
+        return Scalars({f.name: f.parameter.numel() for f in self.index.facts})
+
+    # the mapping
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.index.names)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.index
+
+    def __bool__(self) -> bool:
+        raise TypeError("Tensors: many tensors have no single truth value. Use len(tensors), or where(condition, other).")
+
+    def __repr__(self) -> str:
+        shown = ", ".join(f"{n}: {tuple(self[n].shape)} {str(self[n].dtype)[6:]}" for n in list(self)[:8])
+        return f"Tensors({shown}{', …' if len(self) > 8 else ''})"
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = getattr(func, "__name__", str(func))
+        raise TypeError(
+            f"torch.{name} takes tensors, not Tensors: use the method of that name, an operator, or "
+            f"tensors.map(torch.{name}) for each entry."
+        )
+
+    @staticmethod
+    def of(source: nn.Module | Mapping[str, Tensor]) -> Tensors:
+        """The parameters of a module, or named tensors, as Tensors (no copies; tied weights once).
+
+        Of a mapping only names and shapes are known, so `owner(...)` selectors need the module.
+
+        Raises:
+            TypeError: for anything else, or an entry that is not a floating-point or complex tensor.
+        """
+        from gradchain.core.eager import EagerTensors
+
+        return EagerTensors.of(facts_of(source))
+
+
+def facts_of(source: nn.Module | Mapping[str, Tensor]) -> list[Fact]:
+    """Facts about the parameters of a module (tied ones once, under their first name) or about named tensors."""
+    if isinstance(source, nn.Module):
+        owners = dict(source.named_modules())
+        return [Fact(n, p, owners[n.rpartition(".")[0]]) for n, p in source.named_parameters()]
+    if not isinstance(source, Mapping):
+        raise TypeError(f"Tensors.of: takes a module or a mapping from name to tensor, got {type(source).__name__}.")
+    for name, tensor in source.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise TypeError(f"Tensors.of: entries must be named tensors, got {name!r}: {type(tensor).__name__}.")
+        if not (tensor.is_floating_point() or tensor.is_complex()):
+            raise TypeError(f"Tensors.of: {name!r} must be floating point or complex, got {tensor.dtype}.")
+    return [Fact(name, tensor) for name, tensor in source.items()]

@@ -1,0 +1,196 @@
+"""Transform: a frozen value that turns updates into updates. Subclassing it is all that a new link needs."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import MISSING, dataclass, fields
+from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
+
+from torch import Tensor
+from typing_extensions import dataclass_transform
+
+from gradchain.core.context import Context
+from gradchain.core.hyper import Hyper, evaluated
+from gradchain.core.index import Index
+from gradchain.core.state import Empty, Links, State, settled
+from gradchain.core.tensors import Tensors
+from gradchain.core.weights import Weights
+from gradchain.selectors.source import code
+
+if TYPE_CHECKING:
+    from gradchain.updater import Updater
+
+registry: dict[str, type[Transform]] = {}
+"""Every link of gradchain's own, by name; what `from_config` knows without being told."""
+
+
+@dataclass_transform(frozen_default=True)
+class Transform:
+    """A link: `init(params) -> state` and `update(updates, state, ctx) -> (updates or None, state)`, both pure.
+
+    Subclassing makes a frozen dataclass: typed fields are hyperparameters, numeric ones are typed `Hyper`. Inside
+    `update` they are numbers, whatever schedule or override they were given. `update` may return None for the
+    updates to hold the chain, or `Weights` where the link owns the weights. Concrete links are final: to tweak one,
+    wrap it.
+
+    What a link says of itself, for the checks at bind:
+        descends: True if it turns a gradient into a descent step (flips the sign), False if it does not; None (a
+            user's link that says nothing) is trusted.
+        role: what it is to its neighbours: "clip", "unscale", "scale", "normalise", "decay", "learning_rate",
+            "weights" (it owns them), "average", or "" for none of these.
+        sums_in_grad: whether, first in the outermost chain, its window may lie in `.grad`.
+        holds: the reason it holds the chain for, where it may.
+    """
+
+    descends: ClassVar[bool | None] = None
+    role: ClassVar[str] = ""
+    sums_in_grad: ClassVar[bool] = False
+    holds: ClassVar[str] = ""
+    hypers: ClassVar[dict[str, Hyper]] = {}
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        above = next((b for b in cls.__mro__[1:] if b is not Transform and issubclass(b, Transform)), None)
+        if above is not None:
+            raise TypeError(f"{cls.__name__}: {above.__name__} is final. To tweak a link, wrap it in your own.")
+        hints = {**get_type_hints(cls, _names_in_sight(cls), include_extras=True)}
+        cls.hypers = {}
+        for name in cls.__dict__.get("__annotations__", {}):
+            hyper = cls.__dict__.get(name)
+            if not isinstance(hyper, Hyper):
+                hyper = Hyper.declared(hints[name]) if name not in cls.__dict__ else None
+                if hyper is None:
+                    continue
+                hyper.__set_name__(cls, name)
+                setattr(cls, name, hyper)
+            cls.hypers[name] = hyper
+        dataclass(frozen=True, repr=False, init="__init__" not in cls.__dict__)(cls)
+        if "update" in cls.__dict__:
+            cls.update = _resolving(cls.__dict__["update"])  # type: ignore[method-assign]
+        if cls.__module__.partition(".")[0] == "gradchain":
+            registry[cls.__name__] = cls
+
+    # the contract
+
+    def init(self, params: Tensors) -> State:
+        """The state before the first update. By default: that of the held links, else none."""
+        parts = list(self.parts(params.index))
+        return Links({n: link.init(params.select(index)) for n, link, index in parts}) if parts else Empty()
+
+    def update(self, updates: Any, state: Any, ctx: Context) -> tuple[Tensors | Weights | None, State]:
+        """The new updates (None holds the chain) and the new state. Changes none of its arguments."""
+        raise NotImplementedError(f"{type(self).__name__}: a link needs update(updates, state, ctx).")
+
+    def scale_loss(self, loss: Any, state: Any, ctx: Context) -> Any:
+        """The loss as backward should see it. Called in chain order, before backward."""
+        return loss
+
+    def drop_window(self, state: Any) -> State:
+        """The state without its open window of micro-batches. By default: that of the held links."""
+        links = {n: link.drop_window(state.links[n]) for n, link, _ in self.parts(None)}
+        return state.replace(links=links) if links else state  # type: ignore[no-any-return]
+
+    def parts(self, index: Index | None) -> Iterable[tuple[str, Transform, Any]]:
+        """The held links: name, link, and which of `index`'s parameters each sees (None where index is None)."""
+        return ()
+
+    def check(self) -> None:
+        """Check the hyperparameters against each other. Raises ValueError or TypeError in a full sentence."""
+
+    # what every link has
+
+    def at(self, ctx: Context) -> Transform:
+        """This link with every schedule and override replaced by the number for this update."""
+        changes: dict[str, Any] = {}
+        overrides = ctx.overridden()
+        for name, hyper in self.hypers.items():
+            given = self.__dict__[name]
+            if isinstance(given, str) and not overrides:
+                continue
+            scheduled = callable(given) and not isinstance(given, Tensor)
+            address = f"{ctx.address}.{name}" if overrides else ""
+            if not scheduled and address not in overrides:
+                continue
+            changes[name] = self.value_of(hyper, ctx)
+            ctx.use(name, changes[name])
+        if not changes:
+            return self
+        resolved = object.__new__(type(self))
+        resolved.__dict__.update(self.__dict__)
+        resolved.__dict__.update(changes)
+        return resolved
+
+    def value_of(self, hyper: Hyper, ctx: Context) -> Any:
+        """The number a hyperparameter has under the schedules and overrides of `ctx`, checked."""
+        given = self.__dict__[hyper.name]
+        if callable(given) and not isinstance(given, Tensor):
+            ctx.step  # noqa: B018  # raises where there is no step for a schedule to read
+        override = ctx.overridden().get(f"{ctx.address}.{hyper.name}")
+        if override is None:
+            value, source = evaluated(given, ctx.clocks), given
+        else:
+            value = override.resolve(lambda: evaluated(given, ctx.clocks), ctx.clocks)
+            source = override.value if override.factor is None else given
+        cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if callable(source) else ""
+        return hyper.checked(value, ctx.address or type(self).__name__, cause)
+
+    def bind(self, target: Any, **options: Any) -> Updater:
+        """This chain bound to a model: see `Updater`."""
+        from gradchain.updater import Updater  # the one door upwards: a chain is where a user meets the Updater
+
+        return Updater(self, target, **options)
+
+    def __post_init__(self) -> None:
+        self.check()
+
+    def __repr__(self) -> str:
+        shown, keyword = [], False
+        for f in fields(self):  # type: ignore[arg-type]  # a dataclass once subclassed
+            value = self.__dict__[f.name]
+            if f.default is not MISSING and type(value) is type(f.default) and value == f.default:
+                keyword = True
+                continue
+            keyword = keyword or f.default is not MISSING
+            shown.append(f"{f.name}={code(value)}" if keyword else code(value))
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _names_in_sight(cls: type) -> dict[str, Any]:
+    """Where the names in a link's annotations are looked up: its module, and this one's for classes made inside."""
+    module = sys.modules.get(cls.__module__)
+    return {**globals(), **(vars(module) if module is not None else {})}
+
+
+def _resolving(update: Callable[..., Any]) -> Callable[..., Any]:
+    """`update` as it is called from outside: hyperparameters resolved before it, its state settled after it."""
+
+    @functools.wraps(update)
+    def resolved(self: Transform, updates: Any, state: Any, ctx: Context) -> tuple[Any, State]:
+        link = self.at(ctx)
+        out, new = update(link, updates, state, ctx)
+        if out is None and self.holds:
+            ctx.held(self.holds)
+        return out, settled(state, new, ctx.address or type(self).__name__)
+
+    return resolved
+
+
+def named_parts(links: Iterable[Transform | tuple[str, Transform]]) -> list[tuple[str, Transform]]:
+    """Names for held links: the given one, else the class name, `name#2` for the second of that name."""
+    seen: dict[str, int] = {}
+    out = []
+    for entry in links:
+        name, link = entry if isinstance(entry, tuple) else (type(entry).__name__, entry)
+        seen[name] = seen.get(name, 0) + 1
+        out.append((name if seen[name] == 1 else f"{name}#{seen[name]}", link))
+    return out
+
+
+def walk(link: Transform, index: Any, path: str = "") -> Iterator[tuple[str, Transform, Any]]:
+    """Every held link, in chain order, with its address and the parameters it sees. `link` itself is not among them."""
+    for name, part, seen in link.parts(index):
+        address = f"{path}/{name}" if path else name
+        yield address, part, seen
+        yield from walk(part, seen, address)

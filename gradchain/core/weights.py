@@ -1,0 +1,31 @@
+"""What a link returns that owns the weights: the weights themselves, in place of updates to add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradchain.core.tensors import Tensors
+
+
+@dataclass(frozen=True, eq=False)
+class Weights:
+    """New weights for the entries of `tensors`. They are written as they are, not added.
+
+    A projection written as a difference leaves some entries outside its bound by an ulp; this does not.
+    """
+
+    tensors: Tensors
+
+
+def apply_updates(params: Tensors, updates: Tensors | Weights) -> Tensors:
+    """The new weights: `params + updates`, rounded to the dtype of `params`; absent entries stay.
+
+    Pure: differentiable, and usable under `torch.func`.
+
+    >>> import torch, gradchain as gch
+    >>> params = gch.Tensors.of({"w": torch.tensor([1.0, 2.0])})
+    >>> gch.apply_updates(params, -0.5 * params)["w"]
+    tensor([0.5000, 1.0000])
+    """
+    new = updates.tensors if isinstance(updates, Weights) else params + updates
+    return new.stored_as(params)

@@ -1,0 +1,38 @@
+"""Schedules: functions step -> value, as frozen values that can be joined, multiplied, compared and printed."""
+
+from gradchain.schedules.arithmetic import clipped, combined
+from gradchain.schedules.base import Schedule, ScheduleLike, clocks_of, evaluate
+from gradchain.schedules.clocks import by, per_epoch
+from gradchain.schedules.cosines import cosine, cosine_restarts, warmup_cosine
+from gradchain.schedules.decays import exponential, inverse_sqrt
+from gradchain.schedules.joins import chained, join, taken
+from gradchain.schedules.phases import one_cycle, warmup_stable_decay
+from gradchain.schedules.ramps import constant, linear, polynomial
+from gradchain.schedules.stairs import multi_step, piecewise, step_decay
+
+__all__ = [
+    "Schedule",
+    "ScheduleLike",
+    "by",
+    "chained",
+    "clipped",
+    "clocks_of",
+    "combined",
+    "constant",
+    "cosine",
+    "cosine_restarts",
+    "evaluate",
+    "exponential",
+    "inverse_sqrt",
+    "join",
+    "linear",
+    "multi_step",
+    "one_cycle",
+    "per_epoch",
+    "piecewise",
+    "polynomial",
+    "step_decay",
+    "taken",
+    "warmup_cosine",
+    "warmup_stable_decay",
+]

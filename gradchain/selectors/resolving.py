@@ -1,0 +1,80 @@
+"""From a selector and all parameters to names: `resolve`."""
+
+from collections.abc import Iterable
+
+from gradchain.selectors.base import ParameterFacts, Predicate, Selector, check_predicate, truth
+from gradchain.selectors.names import some
+from gradchain.selectors.source import code
+
+
+def resolve(selector: Predicate, parameters: Iterable[ParameterFacts], *, allow_empty: bool = False) -> tuple[str, ...]:
+    """Returns the names of the selected parameters, in the order given.
+
+    The selector is called once per parameter.
+
+    Args:
+        selector: a selector, or any function `(name, parameter, owner) -> bool`.
+        parameters: `(name, parameter, owner)` of every parameter there is, selected or not.
+        allow_empty: lets the selector match nothing, and its patterns too.
+
+    Raises:
+        TypeError: `selector` is no predicate, or answered something other than True or False.
+        ValueError: it matches nothing; or one of its patterns does; or two parameters have one name.
+        Exception: what the selector raised, with the parameter's name added.
+
+    >>> import gradchain as gch
+    >>> import torch
+    >>> facts = [("w", torch.zeros(2, 2), None), ("b", torch.zeros(2), None)]
+    >>> gch.selectors.resolve(lambda name, parameter, owner: parameter.ndim == 1, facts)
+    ('b',)
+    >>> gch.selectors.resolve(gch.ndim(4), facts)
+    Traceback (most recent call last):
+    ValueError: ndim(4) matches none of the 2 parameters: w, b. Change the selector, or leave out what it selects for.
+    """
+    check_predicate(selector, "resolve")
+    facts = list(parameters)
+    _check_names(facts)
+    chosen = tuple(entry[0] for entry in facts if _ask(selector, entry))
+    if allow_empty:
+        return chosen
+    sentences = selector.unmatched(facts) if facts and isinstance(selector, Selector) else []
+    if sentences:
+        raise ValueError(" ".join(sentences))
+    if not chosen:
+        raise ValueError(_nothing(selector, [name for name, _, _ in facts]))
+    return chosen
+
+
+def _ask(selector: Predicate, entry: ParameterFacts) -> bool:
+    try:
+        return truth(selector(*entry), selector)
+    except Exception as error:
+        _raise_with_name(error, f"(Selector {code(selector)}, parameter {code(entry[0])}.)")
+        raise
+
+
+def _raise_with_name(error: Exception, where: str) -> None:
+    """Lengthens the error's own sentence; an error that holds no sentence becomes the cause of one that does."""
+    if len(error.args) == 1 and isinstance(error.args[0], str) and not isinstance(error, KeyError):
+        sentence = f"{error.args[0]} {where}"
+        error.args = (sentence,)
+        if str(error) == sentence:
+            return
+    raise RuntimeError(f"{type(error).__name__}: {error} {where}") from error
+
+
+def _check_names(facts: list[ParameterFacts]) -> None:
+    seen: set[str] = set()
+    for name, _, _ in facts:
+        if name in seen:
+            raise ValueError(f"resolve: names must differ, got {code(name)} twice. Give each parameter once.")
+        seen.add(name)
+
+
+def _nothing(selector: Predicate, names: list[str]) -> str:
+    if not names:
+        return f"{code(selector)} has no parameters to select from. Give a model that has some."
+    return (
+        f"{code(selector)} matches none of the {len(names)} parameters: {some(names)}. "
+        "Change the selector, or leave out what it selects for."
+    )

@@ -1,0 +1,77 @@
+"""Divide the mean gradient by its root mean square: the Adam family's direction."""
+
+from __future__ import annotations
+
+import torch
+
+from gradchain.core.context import Context
+from gradchain.core.hyper import Hyper
+from gradchain.core.scalars import Count
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+
+
+class AdamState(State):
+    """What scale_by_adam remembers."""
+
+    count: Count  # t, updates of each parameter so far
+    mu: Tensors  # m, the mean gradient
+    nu: Tensors  # v, the mean squared gradient
+
+
+class scale_by_adam(Transform):
+    """Divide the mean gradient by its root mean square, both corrected for their start at zero.
+
+        m_t = b1 m_(t-1) + (1 - b1) g
+        v_t = b2 v_(t-1) + (1 - b2) g²
+        u   = (m_t / (1 - b1^t)) / (sqrt(v_t / (1 - b2^t) + eps_root) + eps)
+
+    With `nesterov`, the numerator looks one step ahead: b1 m_t / (1 - b1^(t+1)) + (1 - b1) g / (1 - b1^t).
+    `t` counts the updates of each parameter, so one that sat out keeps its own correction.
+
+    Args:
+        b1: how much of the mean gradient stays, in [0, 1).
+        b2: how much of the mean squared gradient stays, in [0, 1).
+        eps: added outside the root, in units of the gradient; at least 0.
+        eps_root: added inside the root, in units of the squared gradient; at least 0. Above 0 it makes the rule
+            differentiable where the gradient is zero.
+        nesterov: whether the numerator looks one step ahead (NAdam without its momentum schedule).
+        mu_dtype: the dtype `mu` is stored in; None for the parameter's. This update uses it unrounded.
+
+    Shapes: elementwise, any.
+    State: `count`; `mu` and `nu`, two tensors per parameter: 8 bytes per float32 element.
+    Units: gradient → dimensionless, about 1 in size: the learning rate is the size of a step.
+    Raises: ValueError or TypeError for an argument outside its range.
+    Equals: optax.scale_by_adam; torch.optim.Adam after scale_by_learning_rate. torch's NAdam differs by its momentum
+        schedule, torch's amsgrad is not offered here.
+    Paper: Kingma and Ba, 2014, Algorithm 1, https://arxiv.org/abs/1412.6980; nesterov: Dozat, 2016,
+        https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
+
+    >>> import gradchain as gch
+    >>> gch.scale_by_adam(b1=0.95)
+    scale_by_adam(b1=0.95)
+    """
+
+    descends = False
+    role = "normalise"
+
+    b1: Hyper = Hyper(0.9, "[0, 1)")
+    b2: Hyper = Hyper(0.999, "[0, 1)")
+    eps: Hyper = Hyper(1e-8, "[0, inf)")
+    eps_root: Hyper = Hyper(0.0, "[0, inf)")
+    nesterov: bool = False
+    mu_dtype: torch.dtype | None = None
+
+    def init(self, params: Tensors) -> AdamState:
+        return AdamState(Count(params.index), params.zeros_like(self.mu_dtype), params.zeros_like())
+
+    def update(self, g: Tensors, state: AdamState, ctx: Context) -> tuple[Tensors, AdamState]:
+        count = state.count.tick(g)
+        mu = state.mu.lerp(g, 1 - self.b1)
+        nu = state.nu.lerp(g * g, 1 - self.b2)
+        ahead = mu / (1 - self.b1**count)
+        if self.nesterov:
+            ahead = self.b1 * mu / (1 - self.b1 ** (count + 1)) + (1 - self.b1) * g / (1 - self.b1**count)
+        root = (nu / (1 - self.b2**count) + self.eps_root).sqrt()
+        return ahead / (root + self.eps), AdamState(count, mu, nu)

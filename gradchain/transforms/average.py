@@ -1,0 +1,108 @@
+"""Keep a moving average of the weights, for evaluation and teachers."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+
+from gradchain.core.context import Context
+from gradchain.core.eager import EagerTensors
+from gradchain.core.hyper import Hyper, HyperOr
+from gradchain.core.index import Index
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+from gradchain.core.weights import Weights
+
+
+class HyperOrMean(HyperOr):
+    """A number, a schedule, or "mean"."""
+
+    words = ("mean",)
+
+
+class AverageState(State):
+    """What average_params remembers."""
+
+    whole: ClassVar[frozenset[str]] = frozenset({"buffers"})
+
+    average: Tensors  # the average weights, of every parameter
+    buffers: Tensors  # the model's buffers as the average has them; no entries with buffers="keep"
+    num_averaged: int = 0  # how many weights went into the average
+
+
+class average_params(Transform):
+    """Keep an average of the weights to be; the updates pass unchanged.
+
+        a_t = decay a_(t-1) + (1 - decay) w_t      or, with "mean", the mean of all w_t averaged so far
+
+    It comes last: it averages the weights that this update makes. `with updater.averaged(): evaluate(model)` swaps the
+    average in. It runs over every parameter: one without a gradient keeps its weight, not its average.
+
+    Args:
+        decay: what stays of the average at each update, in [0, 1], a number or a schedule of the applied updates such
+            as `lambda t: (1 + t) / (10 + t)`; or "mean" for stochastic weight averaging.
+        start: until so many updates are applied the average is the live weights, an integer of at least 0. With
+            start=0 the average begins at the weights it was bound with.
+        every: average every so many updates from `start` on, an integer of at least 1.
+        buffers: "keep" leaves the model's buffers (batch-norm statistics) as they are; "copy" keeps those of the last
+            averaging; "average" averages the floating-point ones as the weights, and copies the others.
+        dtype: the dtype the average is stored in; None for the parameter's. Averages of bfloat16 weights want float32.
+
+    Shapes: elementwise, any.
+    State: `average`, one tensor per parameter; `buffers`; `num_averaged`.
+    Units: weights.
+    Raises: ValueError or TypeError for an argument outside its range.
+    Equals: torch.optim.swa_utils.AveragedModel with get_ema_multi_avg_fn(decay) for start=1, with its default mean
+        for "mean"; MMEngine's ExponentialMovingAverage with momentum = 1 - decay for start=1.
+    Paper: Polyak and Juditsky, 1992, https://doi.org/10.1137/0330046; "mean": Izmailov et al., 2018,
+        https://arxiv.org/abs/1803.05407
+
+    >>> import gradchain as gch
+    >>> gch.average_params(0.999, start=100)
+    average_params(0.999, start=100)
+    """
+
+    descends = False
+    role = "average"
+
+    decay: Annotated[HyperOrMean, "[0, 1]"]
+    start: int = 0
+    every: int = 1
+    buffers: str = "keep"
+    dtype: torch.dtype | None = None
+
+    def check(self) -> None:
+        for name, least in (("start", 0), ("every", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"average_params: {name} must be an integer of at least {least}, got {value!r}.")
+        if self.buffers not in ("keep", "copy", "average"):
+            raise ValueError(f"average_params: buffers must be 'keep', 'copy' or 'average', got {self.buffers!r}.")
+
+    def init(self, params: Tensors) -> AverageState:
+        average = params.clone() if self.dtype is None else params.clone().to(self.dtype)
+        return AverageState(average, params.select(()))
+
+    def update(self, g: Tensors | Weights, state: AverageState, ctx: Context) -> tuple[Tensors | Weights, AverageState]:
+        new = ctx.new_params(g).select(state.average.index)
+        age = ctx.step - self.start
+        if age < 0:
+            return g, AverageState(new, self._averaged_buffers(state, ctx, 1.0))
+        if age % self.every:
+            return g, state
+        mean: object = self.decay
+        weight = 1 / (state.num_averaged + 1) if mean == "mean" else 1 - self.decay
+        average = state.average.lerp(new, weight)
+        return g, AverageState(average, self._averaged_buffers(state, ctx, weight), state.num_averaged + 1)
+
+    def _averaged_buffers(self, state: AverageState, ctx: Context, weight: Hyper | float) -> Tensors:
+        if self.buffers == "keep" or not ctx.buffers:
+            return state.buffers
+        live = EagerTensors.at(Index.of(ctx.buffers), dict(ctx.buffers)).clone()
+        if self.buffers == "copy" or not len(state.buffers):
+            return live
+        floats = [name for name, buffer in live.items() if buffer.is_floating_point()]
+        averaged = state.buffers.select(floats).lerp(live.select(floats), weight)
+        return live.overlay(averaged.stored_as(live.select(floats)))

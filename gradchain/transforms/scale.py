@@ -1,0 +1,111 @@
+"""Multiply the updates by a number: plainly, by a schedule, or by minus the learning rate."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from gradchain.core.context import Context
+from gradchain.core.hyper import Hyper
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+
+
+class scale(Transform):
+    """Multiply the updates by a number.
+
+        u = step_size g
+
+    After a decay and inside `masked`, this is a parameter group's learning-rate multiplier.
+
+    Args:
+        step_size: any finite number or schedule. A negative number flips the sign; a schedule is taken not to.
+
+    Shapes: elementwise, any.
+    Units: step_size times the unit of the updates.
+    Raises: ValueError or TypeError for an argument that is not a finite number.
+    Equals: optax.scale.
+
+    >>> import gradchain as gch
+    >>> gch.masked(gch.scale(0.1), gch.named("backbone.*"))
+    masked(scale(0.1), named("backbone.*"))
+    """
+
+    role = "scale"
+
+    step_size: Hyper
+
+    @property
+    def descends(self) -> bool | None:  # type: ignore[override]  # the number decides
+        """A negative number flips the sign; of a schedule it is not known."""
+        given = self.__dict__["step_size"]
+        return given < 0 if isinstance(given, (int, float)) else None
+
+    def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
+        return self.step_size * g, state
+
+
+class scale_by_schedule(Transform):
+    """Multiply the updates by a schedule's value, without flipping the sign.
+
+        u = f(step) g
+
+    `step` counts applied updates from 0: the first update is multiplied by f(0). For the learning rate use
+    `scale_by_learning_rate`, which flips the sign.
+
+    Args:
+        step_size_fn: a function step -> factor.
+
+    Shapes: elementwise, any.
+    Units: dimensionless factor.
+    Raises: TypeError for an argument that is neither a function nor a number; ValueError for a value that is not finite.
+    Equals: optax.scale_by_schedule.
+
+    >>> import gradchain as gch
+    >>> gch.scale_by_schedule(gch.linear(0.0, 1.0, 100))
+    scale_by_schedule(linear(0.0, 1.0, 100))
+    """
+
+    descends = False
+    role = "scale"
+
+    step_size_fn: Hyper
+
+    def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
+        return self.step_size_fn * g, state
+
+
+class scale_by_learning_rate(Transform):
+    """Multiply the updates by minus the learning rate: from here on they are steps down, to be added to the weights.
+
+        u = -learning_rate g
+
+    Args:
+        learning_rate: at least 0; a number or a schedule, which reads the applied updates from 0. Use
+            `masked(scale(0.1), …)` before it for a multiplier, `partition` for one learning rate per group.
+        flip_sign: False multiplies by plus the learning rate: the chain then climbs.
+
+    Shapes: elementwise, any.
+    Units: weights per unit of the updates before it.
+    Raises: ValueError or TypeError for a learning rate that is negative or not a number.
+    Equals: optax.scale_by_learning_rate.
+
+    >>> import gradchain as gch
+    >>> gch.scale_by_learning_rate(gch.cosine(0.1, 0.0, 1000))
+    scale_by_learning_rate(cosine(0.1, 0.0, 1000))
+    """
+
+    role = "learning_rate"
+
+    learning_rate: Annotated[Hyper, "[0, inf)"]
+    flip_sign: bool = True
+
+    @property
+    def descends(self) -> bool:  # type: ignore[override]  # the argument decides
+        """It flips the sign, unless told not to."""
+        return self.flip_sign
+
+    def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
+        return (-self.learning_rate if self.flip_sign else self.learning_rate) * g, state
+
+

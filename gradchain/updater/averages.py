@@ -1,0 +1,68 @@
+"""Swapping an average in for the weights, and out again bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gradchain.core.address import find
+from gradchain.core.state import State
+from gradchain.core.transform import Transform, walk
+from gradchain.updater.state_dict import states
+from gradchain.updater.target import Target
+
+
+def average_state(chain: Transform, state: State, name: str | None) -> State:
+    """The state of the link that averages the weights. KeyError if there is none, or more than one and no name."""
+    links = {address: link for address, link, _ in walk(chain, None) if link.role == "average"}
+    if not links:
+        raise KeyError("averaged: no link averages the weights. End the chain with average_params(0.999).")
+    if name is None and len(links) > 1:
+        raise KeyError(f"averaged: there are several averages, name one of: {', '.join(links)}.")
+    address = next(iter(links)) if name is None else find(name, links, "averaged")
+    return dict(states(chain, state))[address]
+
+
+def averages(target: Target, state: State) -> dict[str, Tensor]:
+    """Name → average weight or buffer; what has no average is as it is in the model. No copies."""
+    average, buffers = state.average, state.buffers  # type: ignore[attr-defined]  # an average's state has them
+    live = dict(zip(target.index.names, target.parameters(), strict=True))
+    kept = {name: buffers[name] if name in buffers else buffer for name, buffer in target.buffers().items()}
+    return {**{name: average[name] if name in average else p.detach() for name, p in live.items()}, **kept}
+
+
+@contextmanager
+def swapped(target: Target, state: State) -> Iterator[None]:
+    """The model with its average weights, and with its own again afterwards, also after an exception."""
+    new = averages(target, state)
+    places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}
+    own = {name: tensor.detach().clone() for name, tensor in places.items()}
+    try:
+        _write(places, new)
+        yield
+    finally:
+        _write(places, own)
+
+
+def copy_to(module: nn.Module, values: dict[str, Tensor]) -> None:
+    """Write averages into another module of the same structure: weights and buffers."""
+    target = Target(module)
+    places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}
+    problems = [
+        f"{name!r} is missing" if name not in places else f"{name!r} has shape {tuple(places[name].shape)}"
+        for name, value in values.items()
+        if name not in places or places[name].shape != value.shape
+    ]
+    if problems:
+        raise ValueError(f"copy_average_to: the module must have the structure of the bound one, but {problems[0]}.")
+    _write(places, values)
+
+
+def _write(places: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, place in places.items():
+            if name in values and values[name] is not place:
+                place.copy_(values[name])

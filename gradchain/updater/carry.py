@@ -1,0 +1,98 @@
+"""State carried from one set of parameters to another, or started afresh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from gradchain.core.chain import chain
+from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
+from gradchain.core.scalars import Count, Scalars
+from gradchain.core.state import Links, State, narrowed
+from gradchain.core.tensors import Tensors
+from gradchain.updater.state_dict import rebuilt, states
+
+
+@dataclass
+class CarryReport:
+    """What `rebind` did: the names whose state went along, started afresh, or left."""
+
+    carried: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    left: list[str] = field(default_factory=list)
+
+
+def carried(
+    tx: chain, old: Links, fresh: Links, remap: Mapping[str, Callable[[Tensor], Tensor]], index: Index
+) -> tuple[Links, CarryReport]:
+    """The old state by name on the new parameters, and a report. Nothing changes on an error."""
+    unknown = [name for name in remap if name not in index]
+    if unknown:
+        raise KeyError(f"rebind: remap names {unknown[0]!r}, which is no parameter. There are: {', '.join(index.names[:8])}.")
+    before, new = dict(states(tx, old)), {}
+    had: set[str] = set()
+    for address, state in states(tx, fresh):
+        changes = {}
+        for name, value in state.items():
+            was = getattr(before[address], name)
+            if isinstance(value, Tensors):
+                had |= set(was)
+                changes[name] = _slots(f"{address}.{name}", was, value, remap, name in state.whole, index)
+            elif isinstance(value, (Count, Scalars)):
+                names = value.names if isinstance(value, Count) else tuple(value)
+                had |= set(was.names if isinstance(was, Count) else was)
+                changes[name] = value.overlay(was.select(names))
+            else:
+                changes[name] = was
+        new[address] = state.replace(**changes)
+    names = index.names
+    report = CarryReport(
+        [n for n in names if n in had], [n for n in names if n not in had], sorted(n for n in had if n not in index)
+    )
+    return rebuilt(tx, fresh, new), report  # type: ignore[return-value]
+
+
+def _slots(
+    address: str, old: Tensors, fresh: Tensors, remap: Mapping[str, Callable[[Tensor], Tensor]], whole: bool, index: Index
+) -> Tensors:
+    facts = {f.name: f.parameter for f in index.facts}
+    out = dict(fresh.items())
+    for name in old:
+        if name not in facts or (name not in fresh and not whole):
+            continue
+        slot = remap[name](old[name]) if name in remap else old[name]
+        expected = fresh[name].shape if name in fresh else facts[name].shape
+        if slot.shape != expected:
+            raise ValueError(
+                f"rebind: {address}[{name!r}] has shape {tuple(slot.shape)}, and the parameter now wants "
+                f"{tuple(expected)}. Say how it changes: remap={{{name!r}: lambda slot: …}}."
+            )
+        place = fresh[name] if name in fresh else facts[name]
+        out[name] = slot.to(place.device)
+    return EagerTensors.at(index, {n: out[n] for n in index.names if n in out}) if out else fresh
+
+
+def restarted(state: Links, fresh: Links, members: Index | None) -> Links:
+    """`fresh`, wholly or for `members` only; what is not per parameter then stays as `state` has it."""
+    if members is None:
+        return fresh
+    return _overlaid(state, narrowed(fresh, members))  # type: ignore[return-value]
+
+
+def _overlaid(state: State, fresh: State) -> State:
+    # the other way round from `merged`: here the fresh entries win
+    changes = {
+        name: value.overlay(getattr(fresh, name))
+        for name, value in state.items()
+        if isinstance(value, (Tensors, Count, Scalars)) and name not in state.whole
+    }
+    links = getattr(state, "links", None)
+    if links is not None:
+        theirs = fresh.links  # type: ignore[attr-defined]
+        changes["links"] = {n: _overlaid(s, theirs[n]) for n, s in links.items()}
+    return state.replace(**changes) if changes else state
+
+

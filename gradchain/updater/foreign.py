@@ -1,0 +1,58 @@
+"""Names of other libraries, answered with ours."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+_NAMES = {
+    "param_groups": "hyperparams() reads the numbers, override(name, value) sets them, masked and partition group",
+    "state": "state_dict()",
+    "get_lr": "hyperparams()",
+    "get_last_lr": "hyperparams()",
+    "get_momentum": "hyperparams()",
+    "lr": "hyperparams() reads it, override('learning_rate', value) sets it",
+    "add_param_group": "rebind(model)",
+    "optim_context": "context()",
+    "update_params": "update(loss)",
+    "autocast": "context()",
+    "scale": "backward(loss), which scales it",
+    "unscale_": "the place in the chain: links after amp_scale() see unscaled gradients",
+    "get_scale": "metrics['amp_scale.scale']",
+    "is_enabled": "amp_scale() in the chain",
+    "should_update": "the info that update returns, truthy if weights changed",
+    "clip_grad": "clip_by_norm(…) in the chain",
+    "minimize": "update(loss)",
+    "apply_gradients": "step(grads=…)",
+}
+
+_OPTIONS = {
+    "lr": "the learning rate is in the chain: scale_by_learning_rate(…)",
+    "learning_rate": "the learning rate is in the chain: scale_by_learning_rate(…)",
+    "weight_decay": "decay is in the chain: add_decayed_weights(…)",
+    "momentum": "momentum is in the chain: trace(…)",
+    "accumulative_counts": "write accumulate(…) in the chain",
+    "clip_grad": "write clip_by_norm(…) in the chain",
+    "max_grad_norm": "write clip_by_norm(…) in the chain",
+    "loss_scale": "write amp_scale(…) in the chain, and bind(model, autocast=torch.float16)",
+    "fused": "the chain runs fused where it can",
+    "foreach": "the chain runs fused where it can",
+    "params": "the model is the first argument",
+}
+
+
+def answer(name: str) -> str:
+    """The sentence for an attribute that an Updater does not have."""
+    if name in _NAMES:
+        return f"Updater: has no {name!r}; use {_NAMES[name]}."
+    return f"Updater: has no {name!r}."
+
+
+def refuse_options(options: Mapping[str, Any]) -> None:
+    """TypeError for an argument that `bind` does not take."""
+    for name in options:
+        if name in _OPTIONS:
+            raise TypeError(f"bind: does not take {name!r}: {_OPTIONS[name]}.")
+        near = difflib.get_close_matches(name, ["autocast"], n=1)
+        raise TypeError(f"bind: does not take {name!r}.{f' Did you mean {near[0]!r}?' if near else ' It takes autocast=.'}")

@@ -1,0 +1,147 @@
+"""The life of a gradient: where it lies between backward and step, and whose it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.core import _torch
+from gradchain.core.eager import EagerTensors
+from gradchain.core.tensors import Tensors
+from gradchain.core.weights import Weights
+from gradchain.updater.target import Target
+
+
+class Gradients:
+    """The `.grad` fields of the bound parameters."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def clear(self) -> None:
+        """Set every `.grad` to None."""
+        for parameter in self._target.parameters():
+            parameter.grad = None
+
+    def put_back(self, window: Tensors) -> None:
+        """Make `.grad` the parked window and nothing else, so that autograd goes on summing where it lies."""
+        for name, parameter in zip(self._target.index.names, self._target.parameters(), strict=True):
+            parameter.grad = window[name] if name in window else None
+
+    def marks(self) -> list[tuple[Tensor | None, int]]:
+        """What tells later whether a backward has reached a parameter."""
+        grads = [p.grad for p in self._target.parameters()]
+        return [(g, -1 if g is None else g._version) for g in grads]
+
+    def reached(self, marks: list[tuple[Tensor | None, int]]) -> bool:
+        """Whether some gradient is another one, or was added to, since `marks`."""
+        for parameter, (grad, version) in zip(self._target.parameters(), marks, strict=True):
+            now = parameter.grad
+            if now is not None and (now is not grad or now._version != version):
+                return True
+        return False
+
+    def gather(self) -> Tensors:
+        """The gradients that are there, as updates."""
+        found = {}
+        for name, parameter in zip(self._target.index.names, self._target.parameters(), strict=True):
+            grad = parameter.grad
+            if grad is not None:
+                found[name] = _dense(name, grad.detach() if grad.requires_grad else grad)
+        return EagerTensors.at(self._target.index, found)
+
+    def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:
+        """Gradients that a user passed by name, as updates."""
+        shapes = {f.name: f.parameter.shape for f in self._target.index.facts}
+        found = {}
+        for name, grad in grads.items():
+            if name not in shapes:
+                raise KeyError(f"step: there is no parameter {name!r} to give a gradient to. See updater.names.")
+            if grad is None:
+                continue
+            if not isinstance(grad, Tensor) or grad.shape != shapes[name]:
+                got = f"shape {tuple(grad.shape)}" if isinstance(grad, Tensor) else type(grad).__name__
+                raise ValueError(f"step: the gradient of {name!r} must have shape {tuple(shapes[name])}, got {got}.")
+            found[name] = _dense(name, grad.detach())
+        return EagerTensors.at(self._target.index, {n: found[n] for n in self._target.index.names if n in found})
+
+    def params(self) -> EagerTensors:
+        """The weights, as Tensors over the memory of the model."""
+        return EagerTensors.at(
+            self._target.index, dict(zip(self._target.index.names, self._target.parameters(), strict=True))
+        )
+
+    def apply(self, updates: Tensors | Weights) -> None:
+        """Add the updates to the weights, or write the weights a link returned: one rounding, in place."""
+        tensors = updates.tensors if isinstance(updates, Weights) else updates
+        position = self._target.index.position
+        current = self._target.parameters()
+        weights = [current[position[n]] for n in tensors]
+        if not weights:
+            return
+        values = [tensors[n] for n in tensors]
+        if not isinstance(updates, Weights):
+            wide = _torch.widened(weights)
+            if wide is weights:
+                _torch.add_(weights, values)
+                return
+            values = [w + v for w, v in zip(wide, values, strict=True)]
+        _torch.copy_(weights, values)
+
+
+def _dense(name: str, grad: Tensor) -> Tensor:
+    if grad.layout != torch.strided:
+        raise TypeError(
+            f"step: the gradient of {name!r} is sparse ({grad.layout}). Make it dense: nn.Embedding(sparse=False)."
+        )
+    return grad
+
+
+def owned(tensors: Tensors, lent: set[int]) -> Tensors:
+    """`tensors`, with copies in place of those that are, or look into, a tensor whose id is in `lent`."""
+    if not any(_origin(t) in lent for t in tensors.values()):
+        return tensors
+    return tensors.clone()
+
+
+def _origin(tensor: Tensor) -> int:
+    return id(tensor._base if tensor._base is not None else tensor)
+
+
+@contextmanager
+def unsynchronised(target: Target, withhold: bool) -> Iterator[None]:
+    """Under `withhold`, a forward whose gradients DDP will not reduce over ranks."""
+    with ExitStack() as stack:
+        if withhold:
+            for module in target.replicated:
+                stack.enter_context(module.no_sync())
+        yield
+
+
+@contextmanager
+def withheld(target: Target, withhold: bool) -> Iterator[None]:
+    """A backward under which FSDP2 reduces gradients over ranks, or withholds that."""
+    for module in target.sharded:
+        module.set_requires_gradient_sync(not withhold)  # type: ignore[operator]  # an FSDPModule
+    try:
+        yield
+    finally:
+        for module in target.sharded:
+            module.set_requires_gradient_sync(True)  # type: ignore[operator]
+
+
+def over_ranks(value: Any) -> Any:
+    """The mean over ranks of a number or tensor: one collective."""
+    world = torch.distributed.get_world_size()
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device=_device())
+    torch.distributed.all_reduce(tensor)
+    tensor /= world
+    return value if isinstance(value, Tensor) else tensor.item()
+
+
+def _device() -> str:
+    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"

@@ -1,0 +1,81 @@
+"""Several updaters under one save, load and state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from typing import Any
+
+from gradchain.updater import files
+from gradchain.updater.state_dict import LoadReport
+from gradchain.updater.updater import Updater
+
+
+class Group(Mapping[str, Updater]):
+    """A read-only mapping of updaters with one save, load, state_dict and hyperparams. It has no update: each has its own."""
+
+    def __init__(self, updaters: Mapping[str, Updater]) -> None:
+        if not updaters:
+            raise ValueError("group: needs at least one updater, got none.")
+        for name, updater in updaters.items():
+            if not isinstance(updater, Updater):
+                raise TypeError(f"group: {name} must be an Updater, got {type(updater).__name__}. Bind the chain first.")
+        self._updaters = dict(updaters)
+
+    def __getitem__(self, name: str) -> Updater:
+        return self._updaters[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._updaters)
+
+    def __len__(self) -> int:
+        return len(self._updaters)
+
+    def __getattr__(self, name: str) -> Updater:
+        updaters: dict[str, Updater] = self.__dict__.get("_updaters", {})
+        if name in updaters:
+            return updaters[name]
+        if name in ("update", "step", "backward", "context"):
+            raise AttributeError(f"group: has no {name}. Each updater has its own: group[{next(iter(updaters))!r}].{name}")
+        raise AttributeError(f"group: has no {name!r}. Its updaters: {', '.join(updaters)}.")
+
+    def __repr__(self) -> str:
+        return f"group({', '.join(f'{n}={u!r}' for n, u in self.items())})"
+
+    def hyperparams(self) -> dict[str, float]:
+        """`name/address` → the number the coming update of that updater will use."""
+        return {f"{n}/{a}": v for n, u in self.items() for a, v in u.hyperparams().items()}
+
+    def state_dict(self, sync: bool = False) -> dict[str, Any]:
+        """The state of every updater, by name."""
+        return {name: updater.state_dict(sync=sync) for name, updater in self.items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> dict[str, LoadReport]:
+        """Load every updater's state; all are checked before any changes."""
+        files.check_names("group", self, state_dict)
+        staged = {name: u.stage(state_dict[name], strict) for name, u in self.items()}
+        return {name: commit() for name, commit in staged.items()}
+
+    def save(self, path: str | PathLike[str], **extra: Any) -> None:
+        """Write weights, buffers and state of every updater, and `extra`, into one file, atomically."""
+        files.save(path, {name: updater.contents() for name, updater in self.items()}, extra)
+
+    def load(self, path: str | PathLike[str]) -> dict[str, Any]:
+        """Read what `save` wrote; all is checked before anything changes. Returns the extra."""
+        parts, extra = files.load(path)
+        files.check_names("load", self, parts)
+        staged = [u.stage_contents(parts[name]) for name, u in self.items()]
+        for commit in staged:
+            commit()
+        return extra
+
+
+def group(**updaters: Updater) -> Group:
+    """Several updaters as one thing to save and load: `group(generator=u1, discriminator=u2)`.
+
+    >>> import torch, gradchain as gch
+    >>> both = gch.group(g=gch.sgd(0.1).bind(torch.nn.Linear(2, 1)), d=gch.adam(1e-3).bind(torch.nn.Linear(1, 1)))
+    >>> sorted(both)
+    ['d', 'g']
+    """
+    return Group(updaters)

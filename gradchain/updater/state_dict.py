@@ -1,0 +1,199 @@
+"""States to and from plain dicts, checked whole before anything changes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
+from gradchain.core.scalars import Count, Scalars
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+
+
+@dataclass
+class LoadReport:
+    """What loading a state found: empty lists where everything matched.
+
+    Attributes:
+        missing: what the checkpoint lacks; it stays as it was.
+        unexpected: what the chain has no place for.
+        mismatched: what has another shape, dtype or kind; it stays as it was.
+        differences: hyperparameters that the code has otherwise than the checkpoint. The code's are used.
+        overrides: the overrides that came back, and those that could not.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    mismatched: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    overrides: list[str] = field(default_factory=list)
+
+    def problems(self) -> list[str]:
+        """The sentences for which a strict load is refused."""
+        return [
+            *(f"{line} is missing" for line in self.missing),
+            *(f"{line} is unexpected" for line in self.unexpected),
+            *self.mismatched,
+        ]
+
+    def __str__(self) -> str:
+        lines = [*self.problems(), *self.differences, *self.overrides]
+        return "\n".join(lines) or "everything matched"
+
+
+def states(link: Transform, state: State, path: str = "") -> Iterator[tuple[str, State]]:
+    """The state of every held link, by address, in chain order."""
+    for name, part, _ in link.parts(None):
+        address = f"{path}/{name}" if path else name
+        inner = state.links[name]  # type: ignore[attr-defined]  # a link with parts has links in its state
+        yield address, inner
+        yield from states(part, inner, address)
+
+
+def rebuilt(link: Transform, state: State, new: Mapping[str, State], path: str = "") -> State:
+    """`state` with the fields of each held link taken from `new`, by address."""
+    links = {}
+    for name, part, _ in link.parts(None):
+        address = f"{path}/{name}" if path else name
+        inner = rebuilt(part, state.links[name], new, address)  # type: ignore[attr-defined]
+        links[name] = inner.replace(**dict(new[address].items())) if address in new else inner
+    return state.replace(links=links) if links else state
+
+
+def to_dict(link: Transform, state: State) -> dict[str, dict[str, Any]]:
+    """Address → field → plain data, copied."""
+    out = {a: {name: _plain(value) for name, value in s.items()} for a, s in states(link, state)}
+    return {address: fields for address, fields in out.items() if fields}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Tensors, Scalars)):
+        return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in value.items()}
+    if isinstance(value, Count):
+        held = value.value
+        return dict(held) if isinstance(held, Scalars) else held
+    return value.detach().clone() if isinstance(value, Tensor) else value
+
+
+def from_dict(
+    link: Transform, state: State, saved: Mapping[str, Any], index: Index, report: LoadReport
+) -> State:
+    """`state` with what `saved` has; every mismatch goes into the report and leaves that field as it was."""
+    new: dict[str, State] = {}
+    known = dict(states(link, state))
+    report.unexpected += [address for address in saved if address not in known]
+    for address, current in known.items():
+        fields = dict(current.items())
+        if fields and address not in saved:
+            report.missing.append(address)
+            continue
+        given = saved.get(address, {})
+        if not isinstance(given, Mapping):
+            report.mismatched.append(f"{address}: expected its fields, found {type(given).__name__}")
+            continue
+        report.unexpected += [f"{address}.{name}" for name in given if name not in fields]
+        changes = {}
+        for name, value in fields.items():
+            if name not in given:
+                report.missing.append(f"{address}.{name}")
+            else:
+                reader = _Reader(f"{address}.{name}", index, report, name in current.whole)
+                changes[name] = reader.read(value, given[name])
+        new[address] = current.replace(**changes)
+    return rebuilt(link, state, new)
+
+
+@dataclass
+class _Reader:
+    """Reads one field of one link's state."""
+
+    address: str
+    index: Index
+    report: LoadReport
+    whole: bool
+
+    def read(self, current: Any, saved: Any) -> Any:
+        if isinstance(current, Tensors):
+            return self._tensors(current, saved)
+        if isinstance(current, Count):
+            return self._count(current, saved)
+        if isinstance(current, Scalars):
+            return Scalars({n: self._number(v, saved.get(n)) for n, v in current.items()})
+        return self._number(current, saved)
+
+    def _mismatch(self, expected: str, found: object) -> None:
+        self.report.mismatched.append(f"{self.address}: expected {expected}, found {found}")
+
+    def _tensors(self, current: Tensors, saved: Any) -> Tensors:
+        if not isinstance(saved, Mapping) or not all(isinstance(v, Tensor) for v in saved.values()):
+            self._mismatch("a tensor per parameter", type(saved).__name__)
+            return current
+        if self.whole:
+            return self._whole(saved)
+        self.report.missing += [f"{self.address}[{n}]" for n in current if n not in saved]
+        self.report.unexpected += [f"{self.address}[{n}]" for n in saved if n not in current]
+        out = {}
+        for name, old in current.items():
+            new = saved.get(name, old)
+            if new.shape != old.shape or new.dtype != old.dtype:
+                self._mismatch(f"{_kind(old)} for {name!r}", _kind(new))
+                new = old
+            out[name] = new.to(old.device).clone() if new is not old else old
+        return EagerTensors.at(current.index, out)
+
+    def _whole(self, saved: Mapping[str, Tensor]) -> Tensors:
+        """Entries that come and go, as an open window: those of parameters must have their shapes."""
+        facts = {f.name: f.parameter for f in self.index.facts}
+        for name, tensor in saved.items():
+            if name in facts and tensor.shape != facts[name].shape:
+                self._mismatch(f"shape {tuple(facts[name].shape)} for {name!r}", _kind(tensor))
+                return EagerTensors.at(self.index, {})
+        moved = {n: t.to(facts[n].device).clone() if n in facts else t.clone() for n, t in saved.items()}
+        if all(n in facts for n in moved):
+            return EagerTensors.at(self.index, {n: moved[n] for n in self.index.names if n in moved})
+        return EagerTensors.at(Index.of(moved), moved)
+
+    def _count(self, current: Count, saved: Any) -> Count:
+        if isinstance(saved, int) and not isinstance(saved, bool):
+            return Count(current.names, saved)
+        if isinstance(saved, Mapping) and set(saved) == set(current.names):
+            return Count(current.names, dict(saved))
+        self._mismatch("a count, or one per parameter", repr(saved)[:60])
+        return current
+
+    def _number(self, current: Any, saved: Any) -> Any:
+        if isinstance(saved, Tensor) and saved.ndim == 0:
+            return saved.clone()
+        if saved is None or isinstance(saved, (bool, int, float, str)):
+            return saved
+        self._mismatch(f"a number like {current!r}", type(saved).__name__)
+        return current
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"shape {tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def fingerprint(parameters: Mapping[str, Tensor]) -> dict[str, int]:
+    """Name → a number that tells one parameter's bits from another's, whatever its device and the threads."""
+    return {name: _bits(parameter) for name, parameter in parameters.items()}
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(parameter: Tensor) -> int:
+    local = getattr(parameter, "to_local", None)
+    tensor = parameter.detach() if local is None else local().detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    flat = tensor.contiguous().view(-1).view(_INTEGERS[tensor.element_size()]) if tensor.numel() else tensor
+    # integer sums wrap the same way in any order; the second tells permutations of pairs apart
+    return int(flat.sum(dtype=torch.int64)) ^ (int(flat[::2].sum(dtype=torch.int64)) << 1) if tensor.numel() else 0

@@ -1,0 +1,162 @@
+"""What a chain is bound to: modules and tensors, seen through wrappers, under names that do not depend on them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from gradchain.core.index import Fact, Index
+
+
+@dataclass
+class Site:
+    """Where a parameter lives: the module and attribute that hold it (none for a bare tensor)."""
+
+    name: str
+    owner: nn.Module | None
+    attribute: str
+
+
+class Target:
+    """The parameters and buffers of what a chain is bound to."""
+
+    def __init__(self, source: Any) -> None:
+        self.roots: list[tuple[str, nn.Module]] = []
+        self.sites: list[Site] = []
+        facts: list[Fact] = []
+        seen: dict[int, str] = {}
+        for name, tensor, owner, attribute in self._found(source):
+            if id(tensor) in seen:
+                continue  # a tied weight is one parameter, under its first name
+            _check_parameter(name, tensor)
+            if any(name == site.name for site in self.sites[-1:]) or name in seen.values():
+                raise ValueError(f"bind: two parameters are called {name!r}. Bind a dict, {{'first': …, 'second': …}}.")
+            seen[id(tensor)] = name
+            self.sites.append(Site(name, owner, attribute))
+            facts.append(Fact(name, tensor, owner))
+        if not facts:
+            raise ValueError("bind: found no parameter to update. Bind a module, a dict, or (name, tensor) pairs.")
+        self.index = Index(facts)
+        self.replicated = [m for _, m in self.roots if isinstance(m, DistributedDataParallel)]
+        self.sharded = [m for _, m in self.roots if _is_fsdp2(m)]
+
+    def _found(self, source: Any) -> Iterator[tuple[str, Tensor, nn.Module | None, str]]:
+        if isinstance(source, nn.Module):
+            self.roots.append(("", source))
+            yield from _parameters(source, "")
+        elif isinstance(source, Tensor):
+            yield "parameter", source, None, ""
+        elif isinstance(source, Mapping):
+            for name, item in source.items():
+                if isinstance(item, nn.Module):
+                    self.roots.append((f"{name}.", item))
+                    yield from _parameters(item, f"{name}.")
+                else:
+                    yield str(name), item, None, ""
+        elif isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
+            for item in source:
+                if isinstance(item, nn.Module):
+                    self.roots.append(("", item))
+                    yield from _parameters(item, "")
+                elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
+                    yield item[0], item[1], None, ""
+                else:
+                    raise TypeError(
+                        f"bind: a list must hold modules or (name, tensor) pairs, got {type(item).__name__}. "
+                        "In place of model.parameters() bind the model, or model.named_parameters()."
+                    )
+        else:
+            raise TypeError(
+                f"bind: takes a module, a dict of modules and tensors, or a list of modules or (name, tensor) pairs, "
+                f"got {type(source).__name__}."
+            )
+
+    def parameters(self) -> list[Tensor]:
+        """The parameters as they are now: a module's attribute may have been given another tensor since."""
+        out = []
+        for site, fact in zip(self.sites, self.index.facts, strict=True):
+            if site.owner is not None:
+                now = site.owner._parameters.get(site.attribute)
+                if now is not fact.parameter:
+                    fact.parameter = _followed(site.name, fact.parameter, now)
+            out.append(fact.parameter)
+        return out
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The buffers of every bound module, by name."""
+        return {name: buffer for prefix, root in self.roots for name, buffer in _buffers(root, prefix)}
+
+
+def _followed(name: str, old: Tensor, now: Tensor | None) -> Tensor:
+    """The tensor that took a parameter's place, as after load_state_dict(assign=True)."""
+    if now is None or now.shape != old.shape or now.is_complex() != old.is_complex():
+        got = "nothing" if now is None else f"a tensor of shape {tuple(now.shape)}"
+        raise RuntimeError(
+            f"{name!r} was a parameter of shape {tuple(old.shape)} and now is {got}. "
+            "Carry the state over with updater.rebind(model)."
+        )
+    return now
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module inside DDP, DataParallel, torch.compile and checkpoint wrappers, recognised by type."""
+    while True:
+        if isinstance(module, (DistributedDataParallel, DataParallel)):
+            module = module.module
+        elif _is("torch._dynamo.eval_frame", "OptimizedModule", module):
+            module = module._orig_mod  # type: ignore[assignment]
+        elif _is("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "ActivationWrapper", module):
+            module = module._checkpoint_wrapped_module  # type: ignore[assignment]
+        else:
+            return module
+
+
+def _is(file: str, name: str, module: nn.Module) -> bool:
+    """Whether `module` is of a type that may never have been imported: then it is not."""
+    found = sys.modules.get(file)
+    return found is not None and isinstance(module, getattr(found, name, ()))
+
+
+def _is_fsdp2(module: nn.Module) -> bool:
+    return _is("torch.distributed.fsdp", "FSDPModule", module)
+
+
+def _parameters(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor, nn.Module, str]]:
+    module = unwrapped(module)
+    if _is("torch.distributed.fsdp", "FullyShardedDataParallel", module):
+        raise TypeError("bind: FullyShardedDataParallel flattens its parameters. Use torch's fully_shard (FSDP2).")
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            yield prefix + name, parameter, module, name
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _parameters(child, f"{prefix}{name}.")
+
+
+def _buffers(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    module = unwrapped(module)
+    for name, buffer in module._buffers.items():
+        if buffer is not None:
+            yield prefix + name, buffer
+    for name, child in module._modules.items():
+        if child is not None:
+            yield from _buffers(child, f"{prefix}{name}.")
+
+
+def _check_parameter(name: str, tensor: Any) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"bind: {name!r} must be a tensor, got {type(tensor).__name__}.")
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        raise TypeError(f"bind: {name!r} must be floating point or complex, got {tensor.dtype}.")
+    if not tensor.is_leaf:
+        raise ValueError(f"bind: {name!r} must be a leaf tensor, got the result of {tensor.grad_fn}. Use .detach() on it.")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"bind: {name!r} must be a dense tensor, got layout {tensor.layout}.")
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        raise ValueError(f"bind: {name!r} has no shape yet. Run the lazy module once before bind.")
