@@ -6,11 +6,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gradchain.combinators import masked
+from gradchain.combinators.masked import masked
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.selectors import Predicate
-from gradchain.transforms import add_decayed_weights, scale_by_adam, scale_by_learning_rate, scale_by_lion, trace
+from gradchain.transforms.adam import scale_by_adam
+from gradchain.transforms.decay import add_decayed_weights
+from gradchain.transforms.lion import scale_by_lion
+from gradchain.transforms.scale import scale_by_learning_rate
+from gradchain.transforms.trace import trace
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
@@ -114,9 +118,7 @@ def nadamw(
     >>> gch.nadamw(1e-3, weight_decay=0.0)
     chain(scale_by_adam(nesterov=True), scale_by_learning_rate(0.001))
     """
-    return adamw(
-        learning_rate, b1, b2, eps, weight_decay, mask, eps_root=eps_root, mu_dtype=mu_dtype, nesterov=True
-    )
+    return adamw(learning_rate, b1, b2, eps, weight_decay, mask, eps_root=eps_root, mu_dtype=mu_dtype, nesterov=True)
 
 
 def lion(

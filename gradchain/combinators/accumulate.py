@@ -68,7 +68,7 @@ class accumulate(Transform):
     def check(self) -> None:
         if self.reduce not in ("mean", "sum"):
             raise ValueError(f"accumulate: reduce must be 'mean' or 'sum', got {self.reduce!r}.")
-        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+        if self.dtype is not None and not getattr(self.dtype, "is_floating_point", False):
             raise TypeError(f"accumulate: dtype must be a floating-point torch.dtype or None, got {self.dtype!r}.")
 
     def init(self, params: Tensors) -> AccumulateState:
@@ -108,7 +108,9 @@ class accumulate(Transform):
         """The window with one more micro-batch in it."""
         weighted, scaled, weight = ctx.weight is not None, ctx.loss_was_scaled, ctx.weight or 1.0
         if state.micro and state.weighted != weighted:
-            raise ValueError("accumulate: either all micro-batches of a window have a weight or none. Pass weight= to each.")
+            raise ValueError(
+                "accumulate: in one window all micro-batches must have a weight, or none. Pass it to each."
+            )
         if state.micro and state.scaled != scaled:
             raise RuntimeError(
                 "accumulate: the losses of one window must all go through updater.backward or update, or none. "

@@ -29,8 +29,9 @@ class partition(Transform):
     from this update, and the others go on. A name makes the branch's address: `partition/critic/scale_by_adam`.
 
     Args:
-        *branches: pairs (selector, link) or triples (name, selector, link). `rest` as the last selector takes what is
+        *given: pairs (selector, link) or triples (name, selector, link). `rest` as the last selector takes what is
             left.
+        branches: the same, as one iterable, after them.
 
     Shapes: as the links.
     State: that of each branch, for its parameters.
@@ -39,31 +40,34 @@ class partition(Transform):
     Equals: optax.partition (multi_transform), with selectors in place of labels.
 
     >>> import gradchain as gch
-    >>> gch.partition((gch.named("critic.*"), gch.sgd(0.1)), (gch.rest, gch.adam(1e-3)))
-    partition((named("critic.*"), chain(scale_by_learning_rate(0.1))), (everything, chain(scale_by_adam(), scale_by_learning_rate(0.001))))
+    >>> gch.partition(("critic", gch.named("c.*"), gch.sgd(0.1)), (gch.rest, gch.scale(-0.01)))
+    partition(("critic", named("c.*"), chain(scale_by_learning_rate(0.1))), (everything, scale(-0.01)))
     """
 
     descends = False
 
     branches: tuple[Branch, ...]
 
-    def __init__(self, *branches: Branch) -> None:
-        object.__setattr__(self, "branches", tuple(branches))
+    def __init__(self, *given: Branch, branches: Iterable[Branch] = ()) -> None:
+        object.__setattr__(self, "branches", (*given, *branches))  # the keyword is what dataclasses.replace calls
         self.check()
 
     def check(self) -> None:
         if not self.branches:
             raise ValueError("partition: needs at least one branch (selector, link), got none.")
-        given = []
+        given: list[Any] = []
         for branch in self.branches:
-            if not isinstance(branch, tuple) or len(branch) not in (2, 3):
-                raise TypeError(f"partition: a branch must be (selector, link) or (name, selector, link), got {branch!r}.")
+            given_branch: Any = branch
+            if not isinstance(given_branch, tuple) or len(given_branch) not in (2, 3):
+                raise TypeError(
+                    f"partition: a branch must be (selector, link) or (name, selector, link), got {branch}."
+                )
             check_selector("partition", branch[-2])
             check_link("partition", "a branch's link", branch[-1])
             if len(branch) == 3:
                 given.append(branch[0])
         for name in given:
-            if not isinstance(name, str) or not name or set(name) & set("/.#"):
+            if type(name) is not str or not name or set(name) & set("/.#"):
                 raise ValueError(f"partition: a name must be a string free of '/', '.' and '#', got {name!r}.")
             if given.count(name) > 1:
                 raise ValueError(f"partition: names must be unique, got {name!r} twice.")
@@ -94,10 +98,9 @@ class partition(Transform):
         return cast("list[tuple[str, Transform, Index]]", index.kept[self.branches])
 
     def _resolved(self, index: Index) -> list[tuple[str, Transform, Index]]:
-        facts = [(f.name, f.parameter, f.owner) for f in index.facts]
-        left, out = dict.fromkeys(index.names), []
+        left, out = dict.fromkeys(index.root.names), []
         for name, selector, link in self.named_branches:
-            matched = resolve(selector, facts, allow_empty=selector is rest)
+            matched = resolve(selector, index.root.known, allow_empty=selector is rest)
             mine = [n for n in matched if n in left]
             if matched and not mine:
                 raise ValueError(
@@ -107,14 +110,15 @@ class partition(Transform):
             for n in mine:
                 del left[n]
             out.append((name, link, index.subset(mine)))
-        if left:
+        missed = [name for name in left if name in index]
+        if missed:
             raise ValueError(
-                f"partition: every parameter must go down a branch, but {len(left)} match none, first "
-                f"{next(iter(left))!r}. Add a last branch (gch.rest, …)."
+                f"partition: every parameter must go down a branch, but {len(missed)} match none, first "
+                f"{missed[0]!r}. Add a last branch (gch.rest, …)."
             )
         return out
 
-    def update(self, g: Tensors, state: Links, ctx: Context) -> tuple[Tensors | None, State]:
+    def update(self, g: Tensors, state: Any, ctx: Context) -> tuple[Tensors | None, State]:
         states, out, held = dict(state.links), g, False
         for name, link, members in self.members(ctx.params.index):
             mine = g.select(members)

@@ -31,10 +31,6 @@ def widened(tensors: list[Tensor]) -> list[Tensor]:
     return tensors
 
 
-def _power(base: Any, exponent: Any) -> Tensor:
-    return torch.pow(base, exponent)
-
-
 def _maximum(a: Any, b: Any) -> Tensor:
     if isinstance(b, Tensor):
         return torch.maximum(a, b) if isinstance(a, Tensor) else torch.clamp_min(b, a)
@@ -50,7 +46,8 @@ def _minimum(a: Any, b: Any) -> Tensor:
 def _lerp(start: Any, end: Any, weight: Any) -> Tensor:
     # torch.lerp wants a weight of the very dtype of its ends; a float64 0-d weight over float32 ends is ours.
     if isinstance(weight, Tensor):
-        return start + weight * (end - start)
+        moved: Tensor = start + weight * (end - start)
+        return moved
     return torch.lerp(start, end, weight)
 
 
@@ -60,7 +57,7 @@ POINTWISE: dict[str, Callable[..., Tensor]] = {
     "sub": operator.sub,
     "mul": operator.mul,
     "div": operator.truediv,
-    "pow": _power,
+    "pow": torch.pow,
     "lerp": _lerp,
     "maximum": _maximum,
     "minimum": _minimum,
@@ -111,9 +108,8 @@ _FOREACH: dict[tuple[str, str], Callable[..., Any]] = {
 
 def _kind(column: Column) -> str:
     if isinstance(column, list):
-        if isinstance(column[0], Tensor) and not (column[0].ndim == 0 and any(not isinstance(c, Tensor) for c in column)):
-            return "t"
-        return "S" if all(not isinstance(c, Tensor) for c in column) else "m"
+        tensors = sum(isinstance(c, Tensor) for c in column)
+        return "t" if tensors == len(column) else "S" if not tensors else "m"
     return "z" if isinstance(column, Tensor) else "s"
 
 

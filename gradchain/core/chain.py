@@ -24,7 +24,8 @@ class chain(Transform):
     `("front", clip_by_norm(1.0))` to give it a name of its own. The empty chain is the identity.
 
     Args:
-        *links: Transforms, or pairs of a name and a Transform.
+        *entries: Transforms, or pairs of a name and a Transform.
+        links: the same, as one iterable, after them.
 
     State: that of the links, by name.
 
@@ -41,9 +42,11 @@ class chain(Transform):
 
     links: tuple[Transform | tuple[str, Transform], ...]
 
-    def __init__(self, *links: Transform | tuple[str, Transform]) -> None:
+    def __init__(
+        self, *entries: Transform | tuple[str, Transform], links: Iterable[Transform | tuple[str, Transform]] = ()
+    ) -> None:
         flat: list[Transform | tuple[str, Transform]] = []
-        for entry in links:
+        for entry in (*entries, *links):  # the keyword is what dataclasses.replace calls
             flat.extend(entry.links if isinstance(entry, chain) else [self._checked(entry)])
         given = [e[0] for e in flat if isinstance(e, tuple)]
         for name in given:
@@ -56,10 +59,11 @@ class chain(Transform):
     def _checked(entry: Any) -> Transform | tuple[str, Transform]:
         if isinstance(entry, Transform):
             return entry
-        if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], Transform):
-            if not entry[0] or set(entry[0]) & set("/.#"):
-                raise ValueError(f"chain: a name must be free of '/', '.' and '#', got {entry[0]!r}.")
-            return (entry[0], entry[1])
+        name, link = entry if isinstance(entry, tuple) and len(entry) == 2 else (None, None)
+        if isinstance(name, str) and isinstance(link, Transform):
+            if not name or set(name) & set("/.#"):
+                raise ValueError(f"chain: a name must be free of '/', '.' and '#', got {name!r}.")
+            return (name, link)
         hint = " Did you forget to call it?" if isinstance(entry, type) and issubclass(entry, Transform) else ""
         raise TypeError(f"chain: links must be Transforms or (name, Transform) pairs, got {code(entry)}.{hint}")
 
@@ -75,9 +79,7 @@ class chain(Transform):
     def init(self, params: Tensors) -> Links:
         return Links({name: link.init(params) for name, link in self.named})
 
-    def update(
-        self, updates: Tensors | Weights, state: Links, ctx: Context
-    ) -> tuple[Tensors | Weights | None, State]:
+    def update(self, updates: Tensors | Weights, state: Links, ctx: Context) -> tuple[Tensors | Weights | None, State]:
         states = dict(state.links)
         out: Tensors | Weights | None = updates
         for name, link in self.named:

@@ -64,7 +64,8 @@ def _write_link(link: Transform) -> dict[str, Any]:
     known = registry.get(type(link).__name__) is type(link)
     head = {"link": type(link).__name__ if known else _name_of(type(link))}
     if isinstance(link, chain):
-        return {**head, "links": [[e[0], to_config(e[1])] if isinstance(e, tuple) else to_config(e) for e in link.links]}
+        entries = [[e[0], to_config(e[1])] if isinstance(e, tuple) else to_config(e) for e in link.links]
+        return {**head, "links": entries}
     return {**head, **{f.name: to_config(link.__dict__[f.name]) for f in fields(link)}}  # type: ignore[arg-type]
 
 
@@ -107,7 +108,7 @@ _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
 
 def _known(kind: str) -> dict[str, Any]:
     """gradchain's own schedules or selectors, by class name: the public ones and what operators make of them."""
-    base: type = schedules.Schedule if kind == "schedule" else selectors.Selector
+    base: type[Any] = schedules.Schedule if kind == "schedule" else selectors.Selector
     return {cls.__name__: cls for cls in base.__subclasses__() if cls.__module__.startswith("gradchain.")}
 
 
@@ -126,15 +127,19 @@ def _lookup(name: str, own: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
 def _read_link(config: Mapping[str, Any], names: Mapping[str, Any]) -> Transform:
     cls = _lookup(config["link"], registry, names)
     if cls is chain:
-        return chain(*((e[0], from_config(e[1], names)) if isinstance(e, list) else from_config(e, names)
-                       for e in config["links"]))
+        return chain(
+            *(
+                (e[0], from_config(e[1], names)) if isinstance(e, list) else from_config(e, names)
+                for e in config["links"]
+            )
+        )
     made: Transform = cls(**{k: from_config(v, names) for k, v in config.items() if k != "link"})
     return made
 
 
 def _read_value(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Any]:
     def read(config: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
-        cls = _lookup(config[kind], _known(kind), names)
+        cls: Any = _lookup(config[kind], _known(kind), names)
         args = [from_config(a, names) for a in config.get("args", [])]
         return cls(*args, **{k: from_config(v, names) for k, v in config.items() if k not in (kind, "args")})
 
@@ -143,8 +148,8 @@ def _read_value(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], A
 
 def _read_class(config: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
     module, _, name = config["class"].partition(":")
-    own = {config["class"]: getattr(torch.nn, name)} if module.startswith("torch.nn") and hasattr(torch.nn, name) else {}
-    return _lookup(config["class"], own, names)
+    known = module.startswith("torch.nn") and hasattr(torch.nn, name)
+    return _lookup(config["class"], {config["class"]: getattr(torch.nn, name)} if known else {}, names)
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
@@ -162,7 +167,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
 
 
 def differences(saved: Any, current: Any, path: str = "") -> list[str]:
-    """Where two configs differ, one line each, by address: `clip_by_norm.max_norm: 1.0 was saved, 2.0 is in the code`."""
+    """Where two configs differ, one line each: `clip_by_norm.max_norm: 1.0 was saved, 2.0 is in the code`."""
     if saved == current:
         return []
     if isinstance(saved, Mapping) and isinstance(current, Mapping) and set(saved) == set(current):

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 class Run:
     """What one update shares among the contexts of its links."""
 
-    params: Tensors | None = None
+    params: Tensors | Callable[[], Tensors] | None = None  # a function is called when a link first asks
     clocks: Mapping[str, float] = field(default_factory=dict)
     loss: Any = None
     evaluate: Callable[[Tensors, str], tuple[Any, Tensors]] | None = None
-    buffers: Mapping[str, Tensor] | None = None
+    buffers: Callable[[], Mapping[str, Tensor]] | None = None
     observed: Mapping[str, float] = field(default_factory=dict)
     overrides: Mapping[str, Override] = field(default_factory=dict)
     autocast: torch.dtype | None = None
@@ -112,7 +112,9 @@ class Context:
     @property
     def params(self) -> Tensors:
         """The weights before this update; inside a mask or branch, those of its members."""
-        params: Tensors = self._need("params", self._run.params)
+        given = self._need("params", self._run.params)
+        params: Tensors = given if isinstance(given, Tensors) else given()
+        self._run.params = params
         return params if self._index is None else params.select(self._index)
 
     @property
@@ -139,7 +141,7 @@ class Context:
     @property
     def buffers(self) -> Mapping[str, Tensor]:
         """The model's buffers, by name."""
-        buffers: Mapping[str, Tensor] = self._need("buffers", self._run.buffers)
+        buffers: Mapping[str, Tensor] = self._need("buffers", self._run.buffers)()
         return buffers
 
     @property

@@ -14,8 +14,6 @@ from gradchain.core.index import Fact, Index
 from gradchain.core.scalars import Count, Scalars, divide
 from gradchain.core.tensors import Tensors
 
-_UNTRACED = torch.Tensor, torch.nn.Parameter
-
 
 def _real(tensor: Tensor) -> Tensor:
     """A complex tensor as pairs of reals, as rules see it; any other as it is."""
@@ -48,7 +46,7 @@ class EagerTensors(Tensors):
         self._factor = factor
 
     @classmethod
-    def of(cls, facts: Sequence[Fact]) -> EagerTensors:
+    def about(cls, facts: Sequence[Fact]) -> EagerTensors:
         """The tensors the facts are about."""
         return cls(Index(facts), [_real(f.parameter) for f in facts])
 
@@ -69,7 +67,8 @@ class EagerTensors(Tensors):
     def _values(self) -> list[Tensor]:
         """The entries with the carried factor applied, stored for the next reader; in the compute dtype if it was."""
         if self._is_scaled():
-            self._data = _torch.pointwise("mul", (_torch.widened(self._data), self._factor), len(self._data))
+            columns = [_torch.widened(self._data), self._factor]
+            self._data = _computed("mul", columns, len(self._data), [True, False])
             self._factor = 1.0
         return self._data
 
@@ -97,11 +96,9 @@ class EagerTensors(Tensors):
         for arg in args:
             if isinstance(arg, EagerTensors):
                 columns.append(arg._column(index))
-            elif isinstance(arg, Scalars):
-                columns.append([arg[n] for n in index.names])
             else:
-                columns.append(arg)
-        return EagerTensors(index, _torch.pointwise(op, columns, len(index)))
+                columns.append([arg[n] for n in index.names] if isinstance(arg, Scalars) else arg)
+        return EagerTensors(index, _computed(op, columns, len(index), [isinstance(a, Tensors) for a in args]))
 
     def _fold(self, op: str, args: tuple[Any, ...]) -> Tensors | None:
         """The result where the carried factor can go on or into a weighted sum; None where it must be applied."""
@@ -162,8 +159,9 @@ class EagerTensors(Tensors):
         for name in index.names:
             row = [self[name], *(o[name] if isinstance(o, (Tensors, Scalars)) else o for o in others)]
             result = fn(*row)
-            if not isinstance(result, Tensor) or result.shape != row[0].shape:
-                got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+            shape = getattr(result, "shape", None)  # a user's function may return anything
+            if shape != row[0].shape:
+                got = f"shape {tuple(shape)}" if shape is not None else type(result).__name__
                 raise ValueError(f"Tensors.map: fn must return a tensor of shape {tuple(row[0].shape)}, got {got}.")
             out.append(_real(result) if name in index.complex else result)
         return EagerTensors(index, out)
@@ -180,10 +178,13 @@ class EagerTensors(Tensors):
             return other
         index = self._index.union(other._index)
         theirs, mine = other._values(), self._values()
-        return EagerTensors(index, [
-            theirs[other._index.position[n]] if n in other._index else mine[self._index.position[n]]
-            for n in index.names
-        ])
+        return EagerTensors(
+            index,
+            [
+                theirs[other._index.position[n]] if n in other._index else mine[self._index.position[n]]
+                for n in index.names
+            ],
+        )
 
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
         return EagerTensors(self._index, [torch.zeros_like(v, dtype=_real_dtype(dtype)) for v in self._data])
@@ -201,9 +202,41 @@ class EagerTensors(Tensors):
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         before, mine = old._values(), self._values()
         position = self._index.position
-        return EagerTensors(old._index, [
-            mine[position[n]].to(b.dtype) if n in position else b for n, b in zip(old._index.names, before, strict=True)
-        ])
+        return EagerTensors(
+            old._index,
+            [
+                mine[position[n]].to(b.dtype) if n in position else b
+                for n, b in zip(old._index.names, before, strict=True)
+            ],
+        )
+
+
+def _computed(op: str, columns: list[Any], size: int, tensors: list[bool]) -> list[Tensor]:
+    """One operation, with 0-d tensors among its scalars brought to the entries' devices and kept from widening them."""
+    entries = [c for c, is_entry in zip(columns, tensors, strict=True) if is_entry]
+    scalars = [c for c, is_entry in zip(columns, tensors, strict=True) if not is_entry and not _is_host(c)]
+    if not scalars or not size:
+        return _torch.pointwise(op, columns, size)
+    first = entries[0]
+    if any(v.device != first[0].device for v in first) or any(v.ndim == 0 for v in first):
+        columns = [c if is_entry else _fitted(c, first) for c, is_entry in zip(columns, tensors, strict=True)]
+    return _torch.pointwise(op, columns, size)
+
+
+def _is_host(column: Any) -> bool:
+    items = column if isinstance(column, list) else [column]
+    return not any(isinstance(v, Tensor) for v in items)
+
+
+def _fitted(column: Any, entries: list[Tensor]) -> Any:
+    """A column of scalars, each on its entry's device and, where the entry is 0-d too, in its dtype."""
+    items = column if isinstance(column, list) else [column] * len(entries)
+    return [
+        s
+        if not isinstance(s, Tensor)
+        else s.to(e.device, e.dtype if e.ndim == 0 and s.is_floating_point() else s.dtype)
+        for s, e in zip(items, entries, strict=True)
+    ]
 
 
 def _real_dtype(dtype: torch.dtype | None) -> torch.dtype | None:

@@ -83,9 +83,11 @@ class Hyper:
         """`value`, if it is a number inside the interval. `owner` begins the sentence, `cause` ends it."""
         if isinstance(value, Tensor):
             if value.ndim:
-                raise ValueError(f"{owner}: {self.name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}.")
+                raise ValueError(
+                    f"{owner}: {self.name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}."
+                )
             return value  # its value stays on the device: nothing here may wait for it
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if not is_number(value):
             raise TypeError(
                 f"{owner}: {self.name} must be a number or a schedule (step -> value), got {value!r}.{cause}"
             )
@@ -117,12 +119,19 @@ class HyperOr(Hyper):
     def _worded(self, value: str) -> None:
         if value not in self.words:
             known = " or ".join(map(repr, self.words))
-            raise ValueError(f"{self.owner}: {self.name} must be {self.interval.rule}, a schedule or {known}, got {value!r}.")
+            raise ValueError(
+                f"{self.owner}: {self.name} must be {self.interval.rule}, a schedule or {known}, got {value!r}."
+            )
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a host number; True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
 class Override:
-    """What `updater.override` put in place of a hyperparameter: a value or schedule, or a factor on what it would be."""
+    """What `updater.override` put in place of a hyperparameter: a value or schedule, or a factor on its own."""
 
     value: Any = None
     factor: float | None = None

@@ -33,9 +33,10 @@ class Index:
     same mask of the same parameters is the same object at every step.
     """
 
-    __slots__ = ("_members", "_subsets", "complex", "facts", "kept", "names", "position")
+    __slots__ = ("_members", "_subsets", "complex", "facts", "kept", "names", "position", "root")
 
-    def __init__(self, facts: Iterable[Fact]) -> None:
+    def __init__(self, facts: Iterable[Fact], root: Index | None = None) -> None:
+        self.root: Index = root or self  # all parameters, over which selectors are resolved
         self.facts: tuple[Fact, ...] = tuple(facts)
         self.names: tuple[str, ...] = tuple(f.name for f in self.facts)
         self.position: dict[str, int] = {name: i for i, name in enumerate(self.names)}
@@ -72,16 +73,25 @@ class Index:
             return self
         found = self._subsets.get(kept)
         if found is None:
-            found = self._subsets[kept] = Index(self.facts[self.position[n]] for n in kept)
+            found = self._subsets[kept] = Index((self.facts[self.position[n]] for n in kept), self.root)
         return found
 
     def members(self, selector: Predicate) -> Index:
-        """The entries `selector` matches. Resolved once: selectors are static. ValueError if it matches none."""
+        """The entries `selector` matches. Resolved once, over all parameters: a selector is static.
+
+        ValueError if it matches none of them at all; that it matches none of these is no error.
+        """
         found = self._members.get(selector)
         if found is None:
-            matched = resolve(selector, [(f.name, f.parameter, f.owner) for f in self.facts])
+            whole = self if self.root is self else self.root.members(selector)
+            matched = resolve(selector, self.known) if whole is self else whole
             found = self._members[selector] = self.subset(matched)
         return found
+
+    @property
+    def known(self) -> list[tuple[str, Tensor, nn.Module | None]]:
+        """What a selector is asked about: name, parameter and owner of each entry."""
+        return [(f.name, f.parameter, f.owner) for f in self.facts]
 
     def union(self, other: Index) -> Index:
         """The entries of both, this order first."""

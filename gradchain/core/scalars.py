@@ -114,7 +114,7 @@ class Scalars(Operand, Mapping[str, Any]):
 
     def __bool__(self) -> bool:
         raise TypeError(
-            "Scalars: one number per parameter has no single truth value. Use gch.where(condition, a, b) in place of if."
+            "Scalars: numbers per parameter have no single truth value. In place of if use gch.where(condition, a, b)."
         )
 
     def __eq__(self, other: object) -> Any:
@@ -240,7 +240,7 @@ def _dispatch(op: str, host: Callable[..., Any], device: Callable[..., Any], arg
     args = tuple(a.value if isinstance(a, Count) else a for a in args)
     for arg in args:
         if isinstance(arg, Operand) and not isinstance(arg, Scalars):
-            return arg._apply(op, args)  # type: ignore[attr-defined]  # Tensors: the only other Operand
+            return arg._apply(op, args)  # type: ignore[attr-defined]  # a Tensors: the only other Operand
     names: list[str] | None = None
     for arg in args:
         if isinstance(arg, Scalars):
@@ -248,30 +248,36 @@ def _dispatch(op: str, host: Callable[..., Any], device: Callable[..., Any], arg
     if names is not None:
         rows = {n: tuple(a[n] if isinstance(a, Scalars) else a for a in args) for n in names}
         return Scalars({n: _dispatch(op, host, device, row) for n, row in rows.items()})
-    if any(isinstance(a, Tensor) for a in args):
-        like = next(a for a in args if isinstance(a, Tensor) and a.dtype != torch.bool) if op != "where" else None
-        return device(*args, like)
-    return host(*args)
+    return device(*args) if any(isinstance(a, Tensor) for a in args) else host(*args)
 
 
-def _as_tensor(value: Any, like: Tensor) -> Tensor:
-    return value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=like.dtype, device=like.device)
-
-
-def _device_where(condition: Any, a: Any, b: Any, _: Tensor | None) -> Any:
+def _device_where(condition: Any, a: Any, b: Any) -> Any:
     if not isinstance(condition, Tensor):
         return a if condition else b
     return torch.where(condition, a, b)
 
 
+def _device_minimum(a: Any, b: Any) -> Tensor:
+    # clamp takes the number as it is: making a tensor of it would wait for the device
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.minimum(a, b)
+    return torch.clamp(a, max=b) if isinstance(a, Tensor) else torch.clamp(b, max=a)
+
+
+def _device_maximum(a: Any, b: Any) -> Tensor:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.maximum(a, b)
+    return torch.clamp(a, min=b) if isinstance(a, Tensor) else torch.clamp(b, min=a)
+
+
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("minimum", _host_minimum, lambda a, b, x: torch.minimum(_as_tensor(a, x), _as_tensor(b, x)), (a, b))
+    return _dispatch("minimum", _host_minimum, _device_minimum, (a, b))
 
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("maximum", _host_maximum, lambda a, b, x: torch.maximum(_as_tensor(a, x), _as_tensor(b, x)), (a, b))
+    return _dispatch("maximum", _host_maximum, _device_maximum, (a, b))
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
@@ -281,7 +287,7 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 
 def sqrt(a: Any) -> Any:
     """The square root of a number, 0-d tensor, Scalars or Tensors; of a negative number it is NaN."""
-    return _dispatch("sqrt", lambda a: math.nan if a < 0 else math.sqrt(a), lambda a, _: torch.sqrt(a), (a,))
+    return _dispatch("sqrt", lambda a: math.nan if a < 0 else math.sqrt(a), torch.sqrt, (a,))
 
 
 def _host_minimum(a: float, b: float) -> float:

@@ -59,7 +59,9 @@ def _flatten_count(count: Count) -> tuple[list[Any], Any]:
 
 
 _torch.register_pytree(Count, _flatten_count, lambda _, count: count)
-_torch.register_pytree(Scalars, lambda s: (list(s.values()), tuple(s)), lambda v, n: Scalars(dict(zip(n, v, strict=True))))
+_torch.register_pytree(
+    Scalars, lambda s: (list(s.values()), tuple(s)), lambda v, n: Scalars(dict(zip(n, v, strict=True)))
+)
 
 
 def settled(old: State, new: State, owner: str) -> State:

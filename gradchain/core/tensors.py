@@ -200,7 +200,9 @@ class Tensors(Operand, Mapping[str, Tensor]):
         return name in self.index
 
     def __bool__(self) -> bool:
-        raise TypeError("Tensors: many tensors have no single truth value. Use len(tensors), or where(condition, other).")
+        raise TypeError(
+            "Tensors: many tensors have no single truth value. Use len(tensors), or where(condition, other)."
+        )
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{n}: {tuple(self[n].shape)} {str(self[n].dtype)[6:]}" for n in list(self)[:8])
@@ -225,7 +227,7 @@ class Tensors(Operand, Mapping[str, Tensor]):
         """
         from gradchain.core.eager import EagerTensors
 
-        return EagerTensors.of(facts_of(source))
+        return EagerTensors.about(facts_of(source))
 
 
 def facts_of(source: nn.Module | Mapping[str, Tensor]) -> list[Fact]:
@@ -235,7 +237,8 @@ def facts_of(source: nn.Module | Mapping[str, Tensor]) -> list[Fact]:
         return [Fact(n, p, owners[n.rpartition(".")[0]]) for n, p in source.named_parameters()]
     if not isinstance(source, Mapping):
         raise TypeError(f"Tensors.of: takes a module or a mapping from name to tensor, got {type(source).__name__}.")
-    for name, tensor in source.items():
+    entries: Mapping[Any, Any] = source
+    for name, tensor in entries.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise TypeError(f"Tensors.of: entries must be named tensors, got {name!r}: {type(tensor).__name__}.")
         if not (tensor.is_floating_point() or tensor.is_complex()):

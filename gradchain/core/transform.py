@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
@@ -57,7 +58,7 @@ class Transform:
             raise TypeError(f"{cls.__name__}: {above.__name__} is final. To tweak a link, wrap it in your own.")
         hints = {**get_type_hints(cls, _names_in_sight(cls), include_extras=True)}
         cls.hypers = {}
-        for name in cls.__dict__.get("__annotations__", {}):
+        for name in inspect.get_annotations(cls):
             hyper = cls.__dict__.get(name)
             if not isinstance(hyper, Hyper):
                 hyper = Hyper.declared(hints[name]) if name not in cls.__dict__ else None

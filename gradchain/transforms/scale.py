@@ -58,7 +58,7 @@ class scale_by_schedule(Transform):
 
     Shapes: elementwise, any.
     Units: dimensionless factor.
-    Raises: TypeError for an argument that is neither a function nor a number; ValueError for a value that is not finite.
+    Raises: TypeError for an argument that is neither function nor number; ValueError for a value that is not finite.
     Equals: optax.scale_by_schedule.
 
     >>> import gradchain as gch
@@ -107,5 +107,3 @@ class scale_by_learning_rate(Transform):
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         return (-self.learning_rate if self.flip_sign else self.learning_rate) * g, state
-
-

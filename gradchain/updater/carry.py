@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradchain.core.chain import chain
+from gradchain.core.checks import check_chain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.state import Links, State, narrowed
 from gradchain.core.tensors import Tensors
+from gradchain.updater.bound import Bound
+from gradchain.updater.gradients import Gradients
 from gradchain.updater.state_dict import rebuilt, states
+from gradchain.updater.target import Target
 
 
 @dataclass
@@ -25,17 +31,31 @@ class CarryReport:
     left: list[str] = field(default_factory=list)
 
 
+def rebound(bound: Bound, target: Target, remap: Mapping[str, Callable[[Tensor], Tensor]]) -> CarryReport:
+    """Bind to a changed model, with the state carried over. Nothing changes on an error."""
+    wanted = [f.name for f in target.index.facts if f.parameter.requires_grad or f.name in bound.active]
+    active = target.index.subset(wanted)
+    with torch.no_grad():
+        fresh = bound.chain.init(Gradients(target).params().select(active))
+        check_chain(bound.chain, target.index, fresh, bound.autocast)
+        state, report = carried(bound.chain, bound.state, fresh, remap, target.index)
+    bound.attach(target)
+    bound.state, bound.active = state, active
+    return report
+
+
 def carried(
     tx: chain, old: Links, fresh: Links, remap: Mapping[str, Callable[[Tensor], Tensor]], index: Index
 ) -> tuple[Links, CarryReport]:
     """The old state by name on the new parameters, and a report. Nothing changes on an error."""
     unknown = [name for name in remap if name not in index]
     if unknown:
-        raise KeyError(f"rebind: remap names {unknown[0]!r}, which is no parameter. There are: {', '.join(index.names[:8])}.")
+        known = ", ".join(index.names[:8])
+        raise KeyError(f"rebind: remap names {unknown[0]!r}, which is no parameter. There are: {known}.")
     before, new = dict(states(tx, old)), {}
     had: set[str] = set()
     for address, state in states(tx, fresh):
-        changes = {}
+        changes: dict[str, Any] = {}
         for name, value in state.items():
             was = getattr(before[address], name)
             if isinstance(value, Tensors):
@@ -56,7 +76,12 @@ def carried(
 
 
 def _slots(
-    address: str, old: Tensors, fresh: Tensors, remap: Mapping[str, Callable[[Tensor], Tensor]], whole: bool, index: Index
+    address: str,
+    old: Tensors,
+    fresh: Tensors,
+    remap: Mapping[str, Callable[[Tensor], Tensor]],
+    whole: bool,
+    index: Index,
 ) -> Tensors:
     facts = {f.name: f.parameter for f in index.facts}
     out = dict(fresh.items())
@@ -84,7 +109,7 @@ def restarted(state: Links, fresh: Links, members: Index | None) -> Links:
 
 def _overlaid(state: State, fresh: State) -> State:
     # the other way round from `merged`: here the fresh entries win
-    changes = {
+    changes: dict[str, Any] = {
         name: value.overlay(getattr(fresh, name))
         for name, value in state.items()
         if isinstance(value, (Tensors, Count, Scalars)) and name not in state.whole
@@ -94,5 +119,3 @@ def _overlaid(state: State, fresh: State) -> State:
         theirs = fresh.links  # type: ignore[attr-defined]
         changes["links"] = {n: _overlaid(s, theirs[n]) for n, s in links.items()}
     return state.replace(**changes) if changes else state
-
-

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradchain.core.config import differences, to_config
 from gradchain.core.state import Links, merged, narrowed
+from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, to_dict
-
-if TYPE_CHECKING:
-    from gradchain.updater.updater import Updater
 
 FORMAT = 1
 _KEYS = frozenset(
@@ -23,55 +21,52 @@ _KEYS = frozenset(
 
 
 class Checkpoint:
-    """Reads and writes one updater."""
+    """Reads and writes one bound chain."""
 
-    def __init__(self, updater: Updater) -> None:
-        self._updater = updater
-        self._target = updater._target
-
-    def _weights(self) -> dict[str, Tensor]:
-        return dict(zip(self._target.index.names, self._target.parameters(), strict=True))
+    def __init__(self, bound: Bound) -> None:
+        self._bound = bound
+        self._loaded: dict[str, int] | None = None  # the fingerprint of a state loaded since the last update
 
     # out
 
     def write(self) -> dict[str, Any]:
         """The state as plain data."""
-        updater = self._updater
+        bound = self._bound
         return {
             "format": FORMAT,
-            "chain": to_config(updater._chain),
-            "clocks": dict(updater._clocks),
-            "links": to_dict(updater._chain, updater._state),
-            "overrides": updater._hypers.saved_overrides(),
-            "observed": dict(updater._observed),
-            "num_skipped": updater._skipped,
-            "inactive": [name for name in updater.names if name not in updater._active],
-            "fingerprint": fingerprint(self._weights()),
+            "chain": to_config(bound.chain),
+            "clocks": dict(bound.clocks),
+            "links": to_dict(bound.chain, bound.state),
+            "overrides": bound.hypers.saved_overrides(),
+            "observed": dict(bound.observed),
+            "num_skipped": bound.num_skipped,
+            "inactive": [name for name in bound.target.index.names if name not in bound.active],
+            "fingerprint": fingerprint(bound.parameters()),
         }
 
-    def contents(self) -> dict[str, Any]:
-        """Weights, buffers and state as plain data."""
-        if self._target.sharded:
+    def contents(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Weights, buffers and the state given as plain data."""
+        if self._bound.target.sharded:
             raise RuntimeError(
                 "save: the weights are sharded (FSDP2), and one file cannot hold them. Save them with "
                 "torch.distributed.checkpoint, and updater.state_dict() beside them."
             )
         return {
-            "weights": {name: p.detach() for name, p in self._weights().items()},
-            "buffers": dict(self._target.buffers()),
-            "state": self._updater.state_dict(),
+            "weights": {name: p.detach() for name, p in self._bound.parameters().items()},
+            "buffers": dict(self._bound.target.buffers()),
+            "state": state,
         }
 
     # in
 
     def stage(self, saved: Mapping[str, Any], strict: bool) -> Callable[[], LoadReport]:
         """Check a saved state; the function returned makes it the updater's."""
-        updater, report = self._updater, LoadReport()
+        bound, report = self._bound, LoadReport()
         self._check_format(saved)
         base, active = self._base(saved, strict)
-        state = from_dict(updater._chain, base, saved["links"], self._target.index, report)
+        state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report)
         clocks = self._clocks(saved["clocks"], report)
-        overrides, lost = updater._hypers.restored(saved["overrides"])
+        overrides, lost = bound.hypers.restored(saved["overrides"])
         if strict and report.problems():
             problems = report.problems()
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
@@ -79,17 +74,17 @@ class Checkpoint:
                 f"load_state_dict: the state is that of another chain or model: {'; '.join(problems[:5])}{more}. "
                 "strict=False loads what matches."
             )
-        report.differences = differences(saved["chain"], to_config(updater._chain))
+        report.differences = differences(saved["chain"], to_config(bound.chain))
         report.overrides = [f"override of {a} is in force: {o}" for a, o in overrides.items()] + lost
 
         def commit() -> LoadReport:
-            updater.zero_grad()
-            updater._state, updater._active = state, active
-            updater._clocks = clocks
-            updater._hypers.overrides = overrides
-            updater._observed = dict(saved["observed"])
-            updater._skipped = saved["num_skipped"]
-            updater._fingerprint = dict(saved["fingerprint"])
+            bound.drop_window()
+            bound.state, bound.active = state, active
+            bound.clocks = clocks
+            bound.hypers.overrides = overrides
+            bound.observed = dict(saved["observed"])
+            bound.num_skipped = saved["num_skipped"]
+            self._loaded = dict(saved["fingerprint"])
             for line in lost:
                 warnings.warn(f"load_state_dict: {line}.", stacklevel=4)
             return report
@@ -105,17 +100,17 @@ class Checkpoint:
 
     def _base(self, saved: Mapping[str, Any], strict: bool) -> tuple[Links, Any]:
         """The current state, with entries for just the parameters that had any when it was saved."""
-        updater, index = self._updater, self._target.index
+        bound, index = self._bound, self._bound.target.index
         unknown = [name for name in saved["inactive"] if name not in index]
         if unknown and strict:
             raise ValueError(f"load_state_dict: expected the bound model's parameters, found {unknown[0]!r}.")
         active = index.subset([name for name in index.names if name not in saved["inactive"]])
         with torch.no_grad():
-            fresh = updater._chain.init(updater._gradients.params().select(active))
-        return merged(narrowed(updater._state, active), fresh), active  # type: ignore[return-value]
+            fresh = bound.chain.init(bound.gradients.params().select(active))
+        return merged(narrowed(bound.state, active), fresh), active  # type: ignore[return-value]
 
     def _clocks(self, saved: Mapping[str, float], report: LoadReport) -> dict[str, float]:
-        clocks = dict(self._updater._clocks)
+        clocks = dict(self._bound.clocks)
         report.unexpected += [f"the clock {name!r}" for name in saved if name not in clocks]
         report.missing += [f"the clock {name!r}" for name in clocks if name not in saved]
         clocks.update({name: value for name, value in saved.items() if name in clocks})
@@ -123,7 +118,7 @@ class Checkpoint:
 
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check saved weights, buffers and state; the function returned makes them the model's and the updater's."""
-        weights, buffers = self._weights(), self._target.buffers()
+        weights, buffers = self._bound.parameters(), self._bound.target.buffers()
         for what, places, saved in (("weight", weights, contents["weights"]), ("buffer", buffers, contents["buffers"])):
             _check_tensors(what, places, saved)
         commit_state = self.stage(contents["state"], True)
@@ -137,15 +132,18 @@ class Checkpoint:
 
         return commit
 
-    def compare_fingerprint(self, saved: Mapping[str, int]) -> None:
-        """Warn if the weights are not those the state was saved with."""
-        now = fingerprint(self._weights())
+    def warn_of_other_weights(self) -> None:
+        """Once after a load: the state belongs to weights, and those of the model should be they."""
+        if self._loaded is None:
+            return
+        saved, self._loaded = self._loaded, None
+        now = fingerprint(self._bound.parameters())
         other = [name for name in now if name in saved and now[name] != saved[name]]
         if other:
             warnings.warn(
                 f"update: the state was saved with other weights: {len(other)} of {len(now)} parameters differ, first "
                 f"{other[0]!r}. Load the weights too, or use updater.save and updater.load.",
-                stacklevel=6,
+                stacklevel=5,
             )
 
 

@@ -58,7 +58,8 @@ def load(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
         raise FileNotFoundError(f"load: there is no file {str(path)!r}.") from None
     except Exception as error:
         raise ValueError(
-            f"load: {str(path)!r} cannot be read: it is cut short or no checkpoint of gradchain ({type(error).__name__})."
+            f"load: {str(path)!r} cannot be read: it is cut short, or no checkpoint of gradchain "
+            f"({type(error).__name__})."
         ) from error
     if not isinstance(contents, dict) or not {"format", "parts", "extra"} <= set(contents):
         raise ValueError(f"load: {str(path)!r} must be a checkpoint that updater.save wrote, and is another file.")

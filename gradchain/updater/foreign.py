@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
@@ -54,5 +53,4 @@ def refuse_options(options: Mapping[str, Any]) -> None:
     for name in options:
         if name in _OPTIONS:
             raise TypeError(f"bind: does not take {name!r}: {_OPTIONS[name]}.")
-        near = difflib.get_close_matches(name, ["autocast"], n=1)
-        raise TypeError(f"bind: does not take {name!r}.{f' Did you mean {near[0]!r}?' if near else ' It takes autocast=.'}")
+        raise TypeError(f"bind: does not take {name!r}. It takes autocast=.")

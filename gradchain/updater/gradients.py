@@ -63,8 +63,9 @@ class Gradients:
                 raise KeyError(f"step: there is no parameter {name!r} to give a gradient to. See updater.names.")
             if grad is None:
                 continue
-            if not isinstance(grad, Tensor) or grad.shape != shapes[name]:
-                got = f"shape {tuple(grad.shape)}" if isinstance(grad, Tensor) else type(grad).__name__
+            shape = getattr(grad, "shape", None)  # a user may pass anything
+            if shape != shapes[name]:
+                got = type(grad).__name__ if shape is None else f"shape {tuple(shape)}"
                 raise ValueError(f"step: the gradient of {name!r} must have shape {tuple(shapes[name])}, got {got}.")
             found[name] = _dense(name, grad.detach())
         return EagerTensors.at(self._target.index, {n: found[n] for n in self._target.index.names if n in found})

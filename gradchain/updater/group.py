@@ -12,14 +12,18 @@ from gradchain.updater.updater import Updater
 
 
 class Group(Mapping[str, Updater]):
-    """A read-only mapping of updaters with one save, load, state_dict and hyperparams. It has no update: each has its own."""
+    """A read-only mapping of updaters with one save, load, state_dict and hyperparams.
+
+    It has no update: each updater has its own.
+    """
 
     def __init__(self, updaters: Mapping[str, Updater]) -> None:
         if not updaters:
             raise ValueError("group: needs at least one updater, got none.")
         for name, updater in updaters.items():
             if not isinstance(updater, Updater):
-                raise TypeError(f"group: {name} must be an Updater, got {type(updater).__name__}. Bind the chain first.")
+                got = type(updater).__name__
+                raise TypeError(f"group: {name} must be an Updater, got {got}. Bind the chain first.")
         self._updaters = dict(updaters)
 
     def __getitem__(self, name: str) -> Updater:
@@ -36,7 +40,8 @@ class Group(Mapping[str, Updater]):
         if name in updaters:
             return updaters[name]
         if name in ("update", "step", "backward", "context"):
-            raise AttributeError(f"group: has no {name}. Each updater has its own: group[{next(iter(updaters))!r}].{name}")
+            first = next(iter(updaters))
+            raise AttributeError(f"group: has no {name}. Each updater has its own: group[{first!r}].{name}")
         raise AttributeError(f"group: has no {name!r}. Its updaters: {', '.join(updaters)}.")
 
     def __repr__(self) -> str:

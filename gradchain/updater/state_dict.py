@@ -82,9 +82,7 @@ def _plain(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def from_dict(
-    link: Transform, state: State, saved: Mapping[str, Any], index: Index, report: LoadReport
-) -> State:
+def from_dict(link: Transform, state: State, saved: Mapping[str, Any], index: Index, report: LoadReport) -> State:
     """`state` with what `saved` has; every mismatch goes into the report and leaves that field as it was."""
     new: dict[str, State] = {}
     known = dict(states(link, state))

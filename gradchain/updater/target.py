@@ -77,6 +77,11 @@ class Target:
                 f"got {type(source).__name__}."
             )
 
+    @property
+    def distributed(self) -> bool:
+        """Whether gradients are averaged over ranks."""
+        return bool(self.replicated or self.sharded)
+
     def parameters(self) -> list[Tensor]:
         """The parameters as they are now: a module's attribute may have been given another tensor since."""
         out = []
@@ -155,8 +160,9 @@ def _check_parameter(name: str, tensor: Any) -> None:
     if not (tensor.is_floating_point() or tensor.is_complex()):
         raise TypeError(f"bind: {name!r} must be floating point or complex, got {tensor.dtype}.")
     if not tensor.is_leaf:
-        raise ValueError(f"bind: {name!r} must be a leaf tensor, got the result of {tensor.grad_fn}. Use .detach() on it.")
+        got = type(tensor.grad_fn).__name__
+        raise ValueError(f"bind: {name!r} must be a leaf tensor, got the result of {got}. Use .detach() on it.")
     if tensor.layout != torch.strided:
         raise TypeError(f"bind: {name!r} must be a dense tensor, got layout {tensor.layout}.")
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if nn.parameter.is_lazy(tensor):
         raise ValueError(f"bind: {name!r} has no shape yet. Run the lazy module once before bind.")

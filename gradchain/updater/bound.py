@@ -1,0 +1,174 @@
+"""A chain, the parameters it is bound to, and everything that changes from step to step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.core.chain import chain
+from gradchain.core.checks import check_chain
+from gradchain.core.context import Context, Run
+from gradchain.core.state import Links, merged
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import walk
+from gradchain.updater.gradients import Gradients, over_ranks, owned
+from gradchain.updater.hyperparameters import Hyperparameters
+from gradchain.updater.info import UpdateInfo
+from gradchain.updater.state_dict import rebuilt, states
+from gradchain.updater.target import Target
+from gradchain.updater.window import MicroBatch, Window
+
+
+class Bound:
+    """What the parts of an Updater share.
+
+    Attributes:
+        chain: the chain, as it was bound.
+        target: the model.
+        gradients: its `.grad` fields.
+        window: the window that lies in them.
+        micro: the micro-batch that comes next.
+        state: the chain's state.
+        active: the parameters that have any; one that has never had a gradient has none.
+        hypers: the hyperparameters and their overrides.
+        clocks: named counters; "step" and "micro" are always among them.
+        num_skipped: updates that a gate kept from being applied.
+        observed: numbers that links may look at.
+        records: the last value of everything that links recorded.
+        autocast: the dtype the forward computes in.
+    """
+
+    def __init__(self, tx: chain, target: Target, autocast: torch.dtype | None) -> None:
+        self.chain = tx
+        self.autocast = autocast
+        self.hypers = Hyperparameters(tx)
+        self.clocks: dict[str, float] = {"step": 0, "micro": 0}
+        self.follow_clocks()
+        self.num_skipped = 0
+        self.observed: dict[str, float] = {}
+        self.records: dict[str, Any] = {}
+        self.attach(target)
+        self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
+        self.state: Links = self.fresh_state()
+        check_chain(tx, target.index, self.state, autocast)
+
+    def attach(self, target: Target) -> None:
+        """Look at this model from now on."""
+        self.target = target
+        self.gradients = Gradients(target)
+        self.window = Window(self.chain, target)
+        self.micro = MicroBatch()
+
+    def fresh_state(self) -> Links:
+        """The state before the first update, of the active parameters."""
+        with torch.no_grad():
+            return self.chain.init(self.gradients.params().select(self.active))
+
+    def follow_clocks(self) -> None:
+        """Start every clock that some schedule reads and that is not running yet."""
+        for name in sorted(self.hypers.clocks() - set(self.clocks)):
+            self.clocks[name] = 0
+
+    def context(self, run: Run) -> Context:
+        """The context of a run: what is known here, put into it."""
+        run.params = self.gradients.params
+        run.clocks = self.clocks
+        run.loss = self.micro.loss
+        run.buffers = self.target.buffers
+        run.observed = self.observed
+        run.overrides = self.hypers.overrides
+        run.autocast = self.autocast
+        run.last = self.micro.last
+        if self.target.distributed:
+            run.over_ranks = over_ranks
+        return Context.of(run)
+
+    def gated(self) -> bool:
+        """Whether a link will stop a non-finite gradient."""
+        gates = [link for _, link, _ in walk(self.chain, None) if link.holds in ("overflow", "nonfinite")]
+        ctx = self.context(Run())
+        return any(getattr(link, "active", lambda _: True)(ctx) for link in gates)
+
+    def withholds(self) -> bool:
+        """Whether ranks need not agree on the coming micro-batch."""
+        if not self.target.distributed:
+            return False
+        return not self.window.closes(self.state, self.context(Run()), self.micro.last)
+
+    def drop_window(self) -> None:
+        """Forget the gradients and the open window. Weights, state and clocks stay."""
+        self.gradients.clear()
+        self.state = self.chain.drop_window(self.state)  # type: ignore[assignment]  # Links, as it was
+        self.window.unsynchronised = False
+        self.micro = MicroBatch()
+
+    # one run of the chain
+
+    def run(
+        self, received: Tensors, run: Run, lent: bool, evaluate: Callable[[Tensors, str], tuple[Any, Tensors]] | None
+    ) -> UpdateInfo:
+        """The links, left to right, and what they decided: applied or held. All or nothing.
+
+        Args:
+            received: the gradients.
+            run: what is known of them.
+            lent: whether they stay the user's.
+            evaluate: the loss and gradients at other weights, where there is a closure.
+        """
+        self._activate(received)
+        run.evaluate = evaluate
+        ctx = self.context(run)
+        with torch.no_grad():
+            out, state = self.chain.update(received, self.state, ctx)
+            assert isinstance(state, Links)
+            state = self._owning(state, received, lent)
+            if out is not None:
+                self.gradients.apply(out)
+        info = self._info(run, out is not None)
+        self.state = state
+        self.records.update(run.records)
+        if info.applied:
+            self.clocks["step"] += 1
+        elif info.reason != "window":
+            self.num_skipped += 1
+        return info
+
+    def _activate(self, received: Tensors) -> None:
+        """Make state for parameters whose first gradient this is."""
+        new = [name for name in received if name not in self.active]
+        if new:
+            self.active = self.target.index.subset([*self.active.names, *new])
+            self.state = merged(self.state, self.fresh_state())  # type: ignore[assignment]  # Links, as it was
+
+    def _owning(self, state: Links, received: Tensors, users: bool) -> Links:
+        """`state`, sharing no memory with the weights, nor with gradients that stay the user's."""
+        lent = {id(p) for p in self.target.parameters()}
+        # a gradient that is a view lies in a bucket of DDP's, which the next reduction overwrites
+        lent |= {id(t._base) for t in received.values() if t._base is not None}
+        if users:
+            lent |= {id(t) for t in received.values()}
+        changes = {}
+        for address, inner in states(self.chain, state):
+            kept = {n: owned(v, lent) for n, v in inner.items() if isinstance(v, Tensors) and len(v)}
+            if any(kept[n] is not getattr(inner, n) for n in kept):
+                changes[address] = inner.replace(**kept)
+        return rebuilt(self.chain, state, changes) if changes else state  # type: ignore[return-value]
+
+    def _info(self, run: Run, applied: bool) -> UpdateInfo:
+        reason = "applied" if applied else (run.held[1] if run.held else "held")
+        clocks, overrides, hypers = dict(self.clocks), dict(self.hypers.overrides), self.hypers
+        return UpdateInfo(
+            reason,
+            int(clocks["step"]),
+            self.micro.loss,
+            run.records,
+            lambda: {**hypers.values_under(clocks, overrides), **run.used},
+            run.detail,
+        )
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Name → parameter, as the model has it now."""
+        return dict(zip(self.target.index.names, self.target.parameters(), strict=True))

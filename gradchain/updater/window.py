@@ -1,0 +1,109 @@
+"""The window of micro-batches that lies in `.grad`, and the micro-batch that comes next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.core.chain import chain
+from gradchain.core.context import Context
+from gradchain.core.hyper import is_number
+from gradchain.core.state import Links
+from gradchain.updater.gradients import over_ranks
+from gradchain.updater.target import Target
+
+
+@dataclass
+class MicroBatch:
+    """What is known of the micro-batch between its first backward and its step."""
+
+    backwards: int = 0
+    loss: Any = None
+    weight: float | None = None
+    last: bool = False
+    unsynchronised: bool = False  # its forward ran without reducing over ranks
+
+    def add(self, loss: Tensor) -> None:
+        """One more backward of it is done."""
+        self.backwards += 1
+        detached = loss.detach()
+        self.loss = detached if self.loss is None else self.loss + detached
+
+    def check(self, loss: Any, weight: Any, gated: bool) -> None:
+        """Refuse a loss that backward cannot or should not take, before anything happens.
+
+        Args:
+            loss: what the user passed.
+            weight: the weight of the micro-batch, or None.
+            gated: whether a link will stop a non-finite gradient.
+        """
+        if not isinstance(loss, Tensor):
+            got = type(loss).__name__
+            raise TypeError(f"update: loss must be a scalar tensor or a closure that returns one, got {got}.")
+        if loss.numel() != 1:
+            raise ValueError(f"update: loss must be a scalar, got shape {tuple(loss.shape)}. Reduce it: loss.mean().")
+        if not loss.requires_grad:
+            raise ValueError(
+                "update: loss has no graph: it was computed under torch.no_grad(), detached, or from no parameter."
+            )
+        if weight is not None and not (is_number(weight) and weight > 0):
+            raise ValueError(f"update: weight must be a number above 0, got {weight!r}.")
+        if self.backwards and weight != self.weight:
+            raise ValueError(
+                f"update: weight must be that of the micro-batch's first backward, {self.weight!r}, got {weight!r}."
+            )
+        if loss.device.type == "cpu" and not gated and not bool(torch.isfinite(loss.detach()).all()):
+            raise FloatingPointError(
+                f"update: loss is {loss.item()}; weights and state are untouched. To skip such updates put "
+                "skip_nonfinite() in the chain."
+            )
+
+
+class Window:
+    """The window of the first link, where that link lets it lie in `.grad`.
+
+    Attributes:
+        name: that link's name, or None: then there is no window in `.grad`, and every micro-batch stands alone.
+        unsynchronised: whether the open window differs from rank to rank.
+    """
+
+    def __init__(self, tx: chain, target: Target) -> None:
+        named = tx.named
+        self.name = named[0][0] if named and named[0][1].sums_in_grad else None
+        self._link = named[0][1] if named else None
+        self._target = target
+        self.unsynchronised = False
+
+    def state(self, state: Links) -> Any:
+        """The state of the window's link, or None where there is none."""
+        return None if self.name is None else state.links[self.name]
+
+    def micro(self, state: Links) -> int:
+        """How many micro-batches the open window has."""
+        held = self.state(state)
+        return 0 if held is None else int(held.micro)
+
+    def closes(self, state: Links, ctx: Context, last: bool) -> bool:
+        """Whether the coming micro-batch closes the window; it does where there is none."""
+        if self.name is None or self._link is None or last:
+            return True
+        held = self.state(state)
+        size = held.size if held.micro else int(self._link.at(ctx.enter(self.name)).every)  # type: ignore[attr-defined]
+        return bool(held.micro + 1 >= size)
+
+    def reduced(self, state: Links, owner: str) -> Links:
+        """`state` with an unsynchronised window made the mean over ranks, as its closing backward would have."""
+        if not self.unsynchronised:
+            return state
+        if self._target.sharded:
+            raise RuntimeError(
+                f"{owner}: FSDP2 holds the window's gradients where they cannot be reduced now. Close the window with "
+                "its last micro-batch: updater.context(last=True)."
+            )
+        held = self.state(state)
+        mean = held.window.map(lambda grad: over_ranks(grad.clone()))
+        self.unsynchronised = False
+        return state.replace(links={**state.links, self.name: held.replace(window=mean)})
