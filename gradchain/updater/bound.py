@@ -14,6 +14,7 @@ from gradchain.core.context import Context, Run
 from gradchain.core.state import Links, merged
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
+from gradchain.engine.engine import Engine
 from gradchain.updater.gradients import Gradients, over_ranks, owned
 from gradchain.updater.hyperparameters import Hyperparameters
 from gradchain.updater.info import UpdateInfo
@@ -50,6 +51,7 @@ class Bound:
         self.num_skipped = 0
         self.observed: dict[str, float] = {}
         self.records: dict[str, Any] = {}
+        self.engine = Engine()
         self.attach(target)
         self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
         self.state: Links = self.fresh_state()
@@ -120,14 +122,12 @@ class Bound:
         """
         self._activate(received)
         run.evaluate = evaluate
-        ctx = self.context(run)
         with torch.no_grad():
-            out, state = self.chain.update(received, self.state, ctx)
-            assert isinstance(state, Links)
-            state = self._owning(state, received, lent)
-            if out is not None:
-                self.gradients.apply(out)
-        info = self._info(run, out is not None)
+            done = self.engine.step(self.chain, received, self.state, self.gradients.params(), run, self.context)
+            applied, state = self._by_reference(received, run, lent) if done is None else done
+            if done is not None and lent:
+                state = self._owning(state, received, lent)
+        info = self._info(run, applied)
         self.state = state
         self.records.update(run.records)
         if info.applied:
@@ -135,6 +135,15 @@ class Bound:
         elif info.reason != "window":
             self.num_skipped += 1
         return info
+
+    def _by_reference(self, received: Tensors, run: Run, lent: bool) -> tuple[bool, Links]:
+        """The chain in pure arithmetic, and its updates added."""
+        out, state = self.chain.update(received, self.state, self.context(run))
+        assert isinstance(state, Links)
+        state = self._owning(state, received, lent)
+        if out is not None:
+            self.gradients.apply(out)
+        return out is not None, state
 
     def _activate(self, received: Tensors) -> None:
         """Make state for parameters whose first gradient this is."""

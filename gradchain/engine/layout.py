@@ -1,0 +1,91 @@
+"""Where the tensors of a step lie: checked cheaply at every step, laid out anew only where something changed."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
+from gradchain.engine.print_c import TYPES
+from gradchain.engine.record import Unrecorded
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+class Layout:
+    """The weights' dtypes, strides and sizes; gradients and state follow them."""
+
+    def __init__(self, params: EagerTensors) -> None:
+        self.index: Index = params.index
+        self.tensors = params._data
+        self.pointers = [t.data_ptr() for t in self.tensors]
+        self.dtypes = [t.dtype for t in self.tensors]
+        self.strides = [t.stride() for t in self.tensors]
+        self.sizes = [t.numel() for t in self.tensors]
+        for name, tensor in zip(self.index.names, self.tensors, strict=True):
+            _check(name, tensor)
+            if not _dense(tensor):
+                raise Unrecorded(f"the weight {name!r} overlaps itself or has gaps")
+
+    def still(self, params: EagerTensors) -> bool:
+        """Whether these are the same weights where they were."""
+        return (
+            params.index is self.index
+            and [t.data_ptr() for t in params._data] == self.pointers
+            and [t.stride() for t in params._data] == self.strides
+            and all(t.dtype is d for t, d in zip(params._data, self.dtypes, strict=True))
+        )
+
+    def gradients(self, grads: EagerTensors) -> EagerTensors:
+        """The gradients, each laid out as its weight: a copy of one that is not."""
+        data, position = grads._values(), self.index.position
+        whole = grads.index is self.index
+        changed: list[Tensor] | None = None
+        for i, (name, grad) in enumerate(zip(grads.index.names, data, strict=True)):
+            at = i if whole else position[name]
+            if type(grad) is not Tensor or grad.dtype is not self.dtypes[at] or grad.stride() != self.strides[at]:
+                _check(name, grad)
+                if grad.dtype is not self.dtypes[at]:
+                    raise Unrecorded(f"the gradient of {name!r} is {grad.dtype}, its weight {self.dtypes[at]}")
+                changed = list(data) if changed is None else changed
+                changed[i] = torch.empty_like(self.tensors[at]).copy_(grad)
+        return grads if changed is None else EagerTensors(grads.index, changed)
+
+    def state(self, tensors: EagerTensors) -> EagerTensors:
+        """A field of the state, each entry laid out as its weight: the field itself, or copies."""
+        data, position = tensors._values(), self.index.position
+        changed: list[Tensor] | None = None
+        for i, (name, value) in enumerate(zip(tensors.index.names, data, strict=True)):
+            weight = self.tensors[position[name]]
+            _check(name, value)
+            if value.shape != weight.shape:
+                raise Unrecorded(f"state of {name!r} has another shape than the weight")
+            if value.stride() != weight.stride() or value.is_leaf and type(value) is torch.nn.Parameter:
+                changed = list(data) if changed is None else changed
+                changed[i] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+        return tensors if changed is None else EagerTensors(tensors.index, changed)
+
+
+def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
+    """The tensors' addresses, as a kernel takes them."""
+    return (ctypes.c_int64 * len(tensors))(*[t.data_ptr() for t in tensors])
+
+
+def _check(name: str, tensor: Tensor) -> None:
+    if type(tensor) not in _PLAIN or tensor.device.type != "cpu" or tensor.dtype not in TYPES:
+        what = type(tensor).__name__ if type(tensor) not in _PLAIN else f"{tensor.dtype} on {tensor.device}"
+        raise Unrecorded(f"{name!r} is a {what}")
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether the elements fill one stretch of memory, each once."""
+    expected = 1
+    for stride, size in sorted((s, n) for s, n in zip(tensor.stride(), tensor.shape, strict=True) if n != 1):
+        if stride != expected:
+            return tensor.numel() == 0
+        expected *= size
+    return True

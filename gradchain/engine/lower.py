@@ -1,0 +1,97 @@
+"""From a tape to programs: one per class of parameters, in which masks are resolved and equal terms shared."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradchain.engine.record import Tape, Unrecorded
+
+# What an operand of an instruction is: a load, a constant, a scalar slot, an entry slot, or an earlier instruction.
+Value = tuple[Any, ...]
+
+
+@dataclass
+class Program:
+    """A straight line of instructions over one element.
+
+    Attributes:
+        columns: the leaves it touches, by node, in the order of the kernel's pointers.
+        scalars: the slots of the numbers it reads.
+        entries: the slots of the numbers per parameter it reads.
+        instructions: (operation, operands); an operand is ("load", column), ("scalar", i), ("entry", i), ("zero",) or
+            ("value", i), the result of instruction i.
+        stores: (column, operand): what is written where.
+        reduce: (kind, operand) for a program that reduces instead of storing.
+    """
+
+    columns: list[int] = field(default_factory=list)
+    scalars: list[int] = field(default_factory=list)
+    entries: list[int] = field(default_factory=list)
+    instructions: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
+    stores: list[tuple[int, Value]] = field(default_factory=list)
+    reduce: tuple[str, Value] | None = None
+
+
+class Lowering:
+    """Lowers the part of a tape that some parameters see; `name` stands for all of its class."""
+
+    def __init__(self, tape: Tape, name: str) -> None:
+        self._tape = tape
+        self._name = name
+        self._done: dict[int, Value] = {}
+        self._shared: dict[tuple[str, tuple[Value, ...]], Value] = {}
+        self.program = Program()
+
+    def store(self, leaf: int, node: int) -> None:
+        """Write the value of `node` over the leaf, if it is another value."""
+        value = self.value(node)
+        column = ("load", _slot(self.program.columns, leaf))
+        if value != column:
+            self.program.stores.append((column[1], value))
+
+    def reduce(self, kind: str, node: int) -> None:
+        """Reduce the value of `node`."""
+        self.program.reduce = (kind, self.value(node))
+
+    def value(self, node: int) -> Value:
+        """The operand that holds what `node` is for this class."""
+        found = self._done.get(node)
+        if found is None:
+            found = self._done[node] = self._lowered(node)
+        return found
+
+    def _lowered(self, node: int) -> Value:
+        op, *operands = self._tape.ops[node]
+        if op == "leaf":
+            return ("load", _slot(self.program.columns, node))
+        if op == "zero":
+            return ("zero",)
+        if op == "select":
+            return self.value(operands[0])
+        if op == "overlay":
+            return self.value(operands[1] if self._name in self._tape.indices[operands[1]] else operands[0])
+        if op == "store":
+            return self.value(operands[0] if self._name in self._tape.indices[operands[0]] else operands[1])
+        instruction = (op, tuple(self._operand(o) for o in operands))
+        shared = self._shared.get(instruction)
+        if shared is None:
+            self.program.instructions.append(instruction)
+            shared = self._shared[instruction] = ("value", len(self.program.instructions) - 1)
+        return shared
+
+    def _operand(self, operand: Any) -> Value:
+        if isinstance(operand, int):
+            return self.value(operand)
+        kind, slot = operand
+        if kind == "s":
+            return ("scalar", _slot(self.program.scalars, slot))
+        if kind == "e":
+            return ("entry", _slot(self.program.entries, slot))
+        raise Unrecorded(f"an operand of kind {kind}")
+
+
+def _slot(slots: list[int], wanted: int) -> int:
+    if wanted not in slots:
+        slots.append(wanted)
+    return slots.index(wanted)

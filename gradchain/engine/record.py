@@ -1,0 +1,217 @@
+"""Tensors that record what is done to them: the unchanged code of the links, run once per step, leaves a tape.
+
+Operations go to the tape, numbers to a list of scalars, so that the tape is the same at every step whatever the
+schedules say. The tape is the key of the plan; a known key needs no lowering and no compiling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
+from gradchain.core.scalars import Count, Scalars
+from gradchain.core.tensors import Tensors
+
+
+class Unrecorded(Exception):  # noqa: N818  # not an error: it says that this step runs by the reference
+    """A link did what no tape can hold; the sentence says what."""
+
+
+class Reduced:
+    """What a reduction gave: one number per entry, in the order of `names`."""
+
+    __slots__ = ("names", "rows")
+
+    def __init__(self, names: tuple[str, ...], rows: list[float]) -> None:
+        self.names, self.rows = names, rows
+
+    def scalars(self, of: Callable[[float], float]) -> Scalars:
+        """A function of each number, by name."""
+        return Scalars(dict(zip(self.names, map(of, self.rows), strict=True)))
+
+
+class Tape:
+    """What was done in one step.
+
+    Attributes:
+        ops: one tuple per node: the operation, then its operands. An operand (node ids are ints) of a scalar is
+            ("s", slot), of one number per parameter ("e", slot).
+        scalars: the numbers, by slot.
+        entries: one number per parameter, by slot.
+        indices: which entries each node has.
+        leaves: node → the tensors it stands for.
+    """
+
+    def __init__(self, reduce: Callable[[Tape, int, str], Reduced]) -> None:
+        self.ops: list[tuple[Any, ...]] = []
+        self.indices: list[Index] = []
+        self.scalars: list[float] = []
+        self.entries: list[Scalars] = []
+        self.leaves: dict[int, EagerTensors] = {}
+        self._leaf_of: dict[int, int] = {}
+        self._reduce = reduce
+        self._reduced: dict[tuple[int, str], Reduced] = {}
+
+    def leaf(self, kind: str, tensors: Tensors) -> Lazy:
+        """A recording twin of tensors in memory. `kind` says what they are: a gradient, a weight, a state's field."""
+        if isinstance(tensors, Lazy):
+            return tensors
+        assert isinstance(tensors, EagerTensors)
+        known = self._leaf_of.get(id(tensors))
+        if known is None:
+            known = self.node(("leaf", kind), tensors.index).node
+            self.leaves[known] = tensors
+            self._leaf_of[id(tensors)] = known
+        return Lazy(self, known, tensors.index)
+
+    def node(self, op: tuple[Any, ...], index: Index) -> Lazy:
+        """The result of one more operation."""
+        self.ops.append(op)
+        self.indices.append(index)
+        return Lazy(self, len(self.ops) - 1, index)
+
+    def operand(self, value: Any, index: Index) -> Any:
+        """How an operation refers to `value`."""
+        if isinstance(value, Lazy):
+            return value.node
+        if isinstance(value, Scalars):
+            self.entries.append(value)
+            return ("e", len(self.entries) - 1)
+        if isinstance(value, Tensor):
+            raise Unrecorded("a scalar lives in a tensor")
+        self.scalars.append(float(value))
+        return ("s", len(self.scalars) - 1)
+
+    def reduced(self, node: int, kind: str) -> Reduced:
+        """One number per entry of a node, computed now; asked twice, read once."""
+        found = self._reduced.get((node, kind))
+        if found is None:
+            found = self._reduced[(node, kind)] = self._reduce(self, node, kind)
+        return found
+
+    def peeled(self, node: int) -> tuple[int, float]:
+        """A node without the scalar factors in front of it, and their product."""
+        factor = 1.0
+        while self.ops[node][0] in ("mul", "div"):
+            op, a, b = self.ops[node]
+            if isinstance(a, int) and isinstance(b, tuple) and b[0] == "s":
+                number = self.scalars[b[1]]
+                if op == "div" and number == 0.0:
+                    break
+                factor = factor * number if op == "mul" else factor / number
+                node = a
+            elif op == "mul" and isinstance(b, int) and isinstance(a, tuple) and a[0] == "s":
+                factor *= self.scalars[a[1]]
+                node = b
+            else:
+                break
+        return node, factor
+
+
+class Lazy(Tensors):
+    """A node of a tape, used like any Tensors."""
+
+    __slots__ = ("_index", "node", "tape")
+
+    def __init__(self, tape: Tape, node: int, index: Index) -> None:
+        self.tape, self.node, self._index = tape, node, index
+
+    @property
+    def index(self) -> Index:
+        return self._index
+
+    def __getitem__(self, name: str) -> Tensor:
+        raise Unrecorded("a link reads single tensors")
+
+    def _apply(self, op: str, args: tuple[Any, ...]) -> Tensors:
+        tape, index = self.tape, None
+        values = []
+        for arg in args:
+            value = arg.value if isinstance(arg, Count) else arg
+            if isinstance(value, Tensors):
+                value = tape.leaf("extra", value)
+                index = value.index if index is None or index is value.index else index.subset(value.index)
+            values.append(value)
+        assert index is not None
+        for value in values:
+            if isinstance(value, Scalars) and any(n not in value for n in index.names):
+                index = index.subset(value.keys())
+        return tape.node((op, *(tape.operand(v, index) for v in values)), index)
+
+    # reductions are computed at once: what comes after may depend on them
+
+    def _norms(self, p: float) -> Scalars:
+        reduced, scale = self._powers(p)
+        return reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
+
+    def _powers(self, p: float) -> tuple[Reduced, float]:
+        kind = {1.0: "sum1", 2.0: "sum2", float("inf"): "max"}.get(float(p))
+        if kind is None:
+            raise Unrecorded(f"a norm with p={p}")
+        if self._index.complex and p != 2:
+            raise Unrecorded("a norm of complex entries with p other than 2")
+        node, factor = self.tape.peeled(self.node)
+        return self.tape.reduced(node, kind), abs(factor)
+
+    def norm(self, p: float = 2.0) -> Any:
+        reduced, scale = self._powers(p)
+        if p == float("inf"):
+            return scale * max(reduced.rows, default=0.0)
+        total = math.fsum(reduced.rows)
+        return scale * (total**0.5 if p == 2 else total)
+
+    def _sums(self) -> Scalars:
+        node, factor = self.tape.peeled(self.node)
+        return self.tape.reduced(node, "sum").scalars(lambda v: factor * v)
+
+    def sum(self) -> Any:
+        return sum(self._sums().values())
+
+    def all_finite(self) -> bool:
+        node, factor = self.tape.peeled(self.node)
+        # where the sum of squares is finite all elements are; a clip that follows reads the same sum
+        if factor - factor != 0.0:
+            return False
+        if all(v - v == 0.0 for v in self.tape.reduced(node, "sum2").rows):
+            return True
+        return not any(self.tape.reduced(node, "bad").rows)
+
+    # whole tensors
+
+    def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
+        raise Unrecorded("a link maps a function over whole tensors")
+
+    def select(self, members: Iterable[str]) -> Tensors:
+        index = self._index.subset(members)
+        return self if index is self._index else self.tape.node(("select", self.node), index)
+
+    def overlay(self, other: Tensors) -> Tensors:
+        if other.index is self._index or not len(self):
+            return other
+        if any(n not in self._index for n in other.index.names):
+            raise Unrecorded("a link adds entries")
+        other = self.tape.leaf("extra", other)
+        return self.tape.node(("overlay", self.node, other.node), self._index)  # type: ignore[attr-defined]
+
+    def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
+        return self.tape.node(("zero",), self._index)
+
+    def to(self, dtype: torch.dtype) -> Tensors:
+        raise Unrecorded("a link rounds to another dtype")
+
+    def clone(self) -> Tensors:
+        return self
+
+    def stored_as(self, old: Tensors) -> Tensors:
+        if not isinstance(old, Lazy):
+            raise Unrecorded("a link makes state where there was none")
+        stray = [n for n in self._index.names if n not in old.index]
+        if stray:
+            raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
+        return self.tape.node(("store", self.node, old.node), old.index)
