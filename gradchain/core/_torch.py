@@ -113,10 +113,21 @@ def _kind(column: Column) -> str:
     return "z" if isinstance(column, Tensor) else "s"
 
 
+def _of_one_dtype(columns: Sequence[Column]) -> list[Column]:
+    """The start and end of a lerp, which unlike a sum does not widen the narrower of the two."""
+    start, end, weight = columns
+    if not isinstance(start, list) or not isinstance(end, list):
+        return list(columns)
+    pairs = [(a, b, torch.promote_types(a.dtype, b.dtype)) for a, b in zip(start, end, strict=True)]  # type: ignore[union-attr]
+    return [[a.to(d) for a, _, d in pairs], [b.to(d) for _, b, d in pairs], weight]  # type: ignore[union-attr]
+
+
 def pointwise(op: str, columns: Sequence[Column], size: int) -> list[Tensor]:
     """Apply one elementwise operation over `size` entries; a column is a list of that size or one scalar for all."""
     if size == 0:
         return []
+    if op == "lerp":
+        columns = _of_one_dtype(columns)
     if not under_functorch():
         kinds = "".join(map(_kind, columns))
         kernel = _FOREACH.get((op, kinds))

@@ -88,6 +88,9 @@ class EagerTensors(Tensors):
 
     def _apply(self, op: str, args: tuple[Any, ...]) -> Tensors:
         args = tuple(a.value if isinstance(a, Count) else a for a in args)
+        for arg in args:
+            if isinstance(arg, Tensors) and not isinstance(arg, EagerTensors):
+                return arg._apply(op, args)  # it knows what to do with tensors in memory
         folded = self._fold(op, args)
         if folded is not None:
             return folded
@@ -151,6 +154,9 @@ class EagerTensors(Tensors):
         flags = [_local(torch.isfinite(v).all()) for v in self._values()]
         return not flags or bool(torch.stack([f.to(flags[0].device) for f in flags]).all())
 
+    def _lift(self, other: Tensors) -> Tensors:
+        return other
+
     # whole tensors
 
     def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
@@ -173,9 +179,10 @@ class EagerTensors(Tensors):
         return EagerTensors(index, [self._data[self._index.position[n]] for n in index.names], self._factor)
 
     def overlay(self, other: Tensors) -> Tensors:
-        assert isinstance(other, EagerTensors)
-        if other._index is self._index or not len(self):
+        if other.index is self._index or not len(self):
             return other
+        if not isinstance(other, EagerTensors):
+            return other._lift(self).overlay(other)
         index = self._index.union(other._index)
         theirs, mine = other._values(), self._values()
         return EagerTensors(

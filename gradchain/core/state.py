@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from typing_extensions import Self, dataclass_transform
@@ -23,10 +23,12 @@ class State:
     """
 
     whole: ClassVar[frozenset[str]] = frozenset()
+    own: ClassVar[tuple[str, ...]] = ()  # the names of the link's own fields, known once
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         dataclass(frozen=True, eq=False)(cls)
+        cls.own = tuple(f.name for f in fields(cls) if f.name != "links")  # type: ignore[arg-type]
 
         def flatten(state: Any) -> tuple[list[Any], Any]:
             return [getattr(state, f.name) for f in fields(state)], None
@@ -35,13 +37,16 @@ class State:
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
-        return replace(self, **changes)  # type: ignore[type-var]  # a dataclass once subclassed
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy.__dict__.update(changes)
+        return copy
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """The link's own fields, by name; the states of held links are not among them."""
-        for f in fields(self):  # type: ignore[arg-type]  # a dataclass once subclassed
-            if f.name != "links":
-                yield f.name, getattr(self, f.name)
+        values = self.__dict__
+        for name in self.own:
+            yield name, values[name]
 
 
 class Empty(State):

@@ -99,6 +99,10 @@ class Tensors(Operand, Mapping[str, Tensor]):
     def stored_as(self, old: Tensors) -> Tensors:
         """These values rounded to the dtypes of `old`; entries absent here stay as `old` has them."""
 
+    @abstractmethod
+    def _lift(self, other: Tensors) -> Tensors:
+        """`other` as Tensors of this kind, so that the two can meet."""
+
     # arithmetic, written once over the primitives
 
     def _binary(self, op: str, a: Any, b: Any) -> Any:

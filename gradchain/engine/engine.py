@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -33,13 +33,13 @@ class Part:
         names: the class.
         kernel: its compiled program.
         items: its rows cut into items.
-        leaves: the program's columns, by node.
+        program: what it computes, over the nodes and slots of a tape of this structure.
     """
 
     names: tuple[str, ...]
     kernel: Kernel
     items: Items
-    leaves: list[int]
+    program: Program
 
 
 class Engine:
@@ -50,6 +50,7 @@ class Engine:
         self._plans: dict[Any, list[Part]] = {}
         self._kernels: dict[Any, Kernel] = {}
         self._columns: dict[tuple[int, tuple[str, ...]], tuple[EagerTensors, Any]] = {}
+        self._state: Links | None = None
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     def step(
@@ -76,20 +77,21 @@ class Engine:
     ) -> tuple[bool, Links]:
         assert isinstance(received, EagerTensors)
         layout = self._laid_out(params)
-        state = _mapped(state, layout.state if self._layout is None else self._fitted)
-        tape = Tape(self._reduce)
+        if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
+            self._columns.clear()
+            state = _mapped(state, lambda tensors: layout.state(tensors))
+        tape = Tape(self._reduce, self._compute)
         grads = layout.gradients(received)
         weights = tape.leaf("param", params)
-        trial = dataclasses.replace(run, records={}, used={})
+        trial = copy.copy(run)
+        trial.records, trial.used = {}, {}
         ctx = context(trial)
         trial.params = weights
         lazy = _mapped(state, lambda tensors: tape.leaf("state", tensors))
         out, new = tx.update(tape.leaf("grad", grads), lazy, ctx)
         roots = _roots(tape, lazy, new)
         if out is not None:
-            target = out.tensors if isinstance(out, Weights) else weights + out
-            if not isinstance(target, Lazy):
-                raise Unrecorded("a link returns weights in memory")
+            target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
         settled = _restored(state, new, tape, received)
         for part in self._planned(tape, roots):  # from here on nothing may fail: it writes
@@ -98,7 +100,7 @@ class Engine:
             torch.autograd.graph.increment_version(layout.tensors)
         for name in ("records", "used", "held", "detail", "loss", "scaled"):
             setattr(run, name, getattr(trial, name))
-        self.reason = ""
+        self.reason, self._state = "", settled
         return out is not None, settled
 
     # storage
@@ -110,25 +112,17 @@ class Engine:
             self._columns.clear()
         return self._layout
 
-    def _fitted(self, tensors: Tensors) -> Tensors:
-        assert isinstance(tensors, EagerTensors) and self._layout is not None
-        if (id(tensors), ()) in self._columns:
-            return tensors
-        fitted = self._layout.state(tensors)
-        self._columns[(id(fitted), ())] = (fitted, None)  # seen, and kept alive so that its id stays its own
-        return fitted
-
     def _column(self, tape: Tape, leaf: int, names: tuple[str, ...]) -> Any:
         """The addresses of a leaf's entries. Those of weights and state stay; those of gradients are new each step."""
         tensors, kind = tape.leaves[leaf], tape.ops[leaf][1]
-        key = (id(tensors), names)
-        if kind == "state" and key in self._columns:
-            return self._columns[key][1]
-        data, position = tensors._data, tensors.index.position
-        found = addresses(data if len(names) == len(data) else [data[position[n]] for n in names])
-        if kind == "state":
-            self._columns[key] = (tensors, found)
-        return found
+        kept: dict[Any, Any] = tape.columns if kind in ("grad", "extra") else self._columns
+        key = (kind if kind == "param" else id(tensors), names)
+        found = kept.get(key)
+        if found is None:
+            data, position = tensors._data, tensors.index.position
+            rows = data if len(names) == len(data) else [data[position[n]] for n in names]
+            found = kept[key] = (tensors, addresses(rows))
+        return found[1]
 
     # plans
 
@@ -138,7 +132,7 @@ class Engine:
         if found is None:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.pop(next(iter(self._plans)))
-            found = self._plans[key] = self._made(tape, roots, tape.indices)
+            found = self._plans[key] = self._made(tape, roots, range(len(tape.ops)))
         return found
 
     def _state_dtypes(self, tape: Tape) -> tuple[Any, ...]:
@@ -148,9 +142,9 @@ class Engine:
             if tape.ops[leaf][1] == "state"
         )
 
-    def _made(self, tape: Tape, roots: list[tuple[int, int]], keep: Any) -> list[Part]:
+    def _made(self, tape: Tape, roots: list[tuple[int, int]], nodes: Any) -> list[Part]:
         parts = []
-        for names in self._classes(tape, range(len(tape.ops))):
+        for names in self._classes(tape, nodes):
             lowering = Lowering(tape, names[0])
             for leaf, node in roots:
                 if names[0] in tape.indices[node] and names[0] in tape.indices[leaf]:
@@ -183,14 +177,13 @@ class Engine:
             kernel = self._kernels[key] = Kernel(program, dtypes)
         position = self._layout.index.position
         items = Items([self._layout.sizes[position[n]] for n in names])
-        kept = Part(names, kernel, items, program.columns)
-        kept.scalars, kept.entries = program.scalars, program.entries  # type: ignore[attr-defined]
-        return kept
+        return Part(names, kernel, items, program)
 
     def _run(self, part: Part, tape: Tape) -> Any:
-        columns = [self._column(tape, leaf, part.names) for leaf in part.leaves]
-        scalars = [tape.scalars[slot] for slot in part.scalars]  # type: ignore[attr-defined]
-        entries = [tape.entries[slot][n] for n in part.names for slot in part.entries]  # type: ignore[attr-defined]
+        program = part.program
+        columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
+        scalars = [tape.scalars[slot] for slot in program.scalars]
+        entries = [tape.entries[slot][n] for n in part.names for slot in program.entries] if program.entries else []
         return part.kernel.run(part.items, columns, scalars, entries)
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced:
@@ -208,6 +201,8 @@ class Engine:
                 lowering.reduce(kind, node)
                 parts.append(self._part(tape, names, lowering.program))
             self._plans[key] = parts
+        if len(parts) == 1 and parts[0].items.count == len(index) and parts[0].names == index.names:
+            return Reduced(index.names, list(self._run(parts[0], tape)))
         rows = [0.0] * len(index)
         for part in parts:
             partial = self._run(part, tape)
@@ -216,6 +211,27 @@ class Engine:
                 i = at[row]
                 rows[i] = (max(rows[i], value) if value == value else value) if kind == "max" else rows[i] + value
         return Reduced(index.names, rows)
+
+
+    def _compute(self, tape: Tape, node: int) -> EagerTensors:
+        """A node's tensors in memory that is theirs, in the compute dtype."""
+        assert self._layout is not None
+        index, layout = tape.indices[node], self._layout
+        reach = _reachable(tape, node)
+        position = layout.index.position
+        made = []
+        for name in index.names:
+            weight = layout.tensors[position[name]]
+            made.append(torch.empty_like(weight, dtype=torch.float32 if weight.element_size() == 2 else weight.dtype))
+        out = EagerTensors(index, made)
+        target = tape.leaf("extra", out)
+        key = ("compute", node, tuple((i, tape.ops[i], id(tape.indices[i])) for i in reach))
+        parts = self._plans.get(key)
+        if parts is None:
+            parts = self._plans[key] = self._made(tape, [(target.node, node)], [*reach, target.node])
+        for part in parts:
+            self._run(part, tape)
+        return out
 
 
 def _reachable(tape: Tape, node: int) -> list[int]:
@@ -246,8 +262,7 @@ def _roots(tape: Tape, old: Any, new: Any) -> list[tuple[int, int]]:
         after = getattr(new, name)
         if not isinstance(before, Lazy) or after is before:
             continue
-        if not isinstance(after, Lazy):
-            raise Unrecorded("a link returns state in memory")
+        after = tape.leaf("extra", after)
         if after.node != before.node:
             roots.append((before.node, after.node))
     for name, inner in getattr(old, "links", {}).items():
@@ -261,9 +276,8 @@ def _restored(state: Any, new: Any, tape: Tape, received: EagerTensors) -> Any:
     for name, value in new.items():
         if isinstance(value, Lazy):
             if name in new.whole:
-                if len(value) and tape.ops[value.node] != ("leaf", "grad"):
-                    raise Unrecorded("a window is computed")
-                changes[name] = received.select(value.index)
+                of_gradients = not len(value) or tape.ops[value.node] == ("leaf", "grad")
+                changes[name] = received.select(value.index) if of_gradients else value.computed()
             else:
                 changes[name] = getattr(state, name)
     links = getattr(new, "links", None)

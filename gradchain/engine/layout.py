@@ -14,6 +14,7 @@ from gradchain.engine.print_c import TYPES
 from gradchain.engine.record import Unrecorded
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
+_TENSOR = {torch.Tensor}
 
 
 class Layout:
@@ -25,6 +26,7 @@ class Layout:
         self.pointers = [t.data_ptr() for t in self.tensors]
         self.dtypes = [t.dtype for t in self.tensors]
         self.strides = [t.stride() for t in self.tensors]
+        self.contiguous = all(t.is_contiguous() for t in self.tensors)
         self.sizes = [t.numel() for t in self.tensors]
         for name, tensor in zip(self.index.names, self.tensors, strict=True):
             _check(name, tensor)
@@ -36,14 +38,27 @@ class Layout:
         return (
             params.index is self.index
             and [t.data_ptr() for t in params._data] == self.pointers
-            and [t.stride() for t in params._data] == self.strides
-            and all(t.dtype is d for t, d in zip(params._data, self.dtypes, strict=True))
+            and (
+                self._plain(params._data)
+                if self.contiguous
+                else [(t.stride(), t.dtype) for t in params._data] == list(zip(self.strides, self.dtypes, strict=True))
+            )
+        )
+
+    def _plain(self, tensors: list[Tensor]) -> bool:
+        """Whether tensors of the weights' shapes have their dtypes and are contiguous, as the weights are."""
+        return (
+            self.contiguous
+            and [t.dtype for t in tensors] == self.dtypes
+            and all([t.is_contiguous() for t in tensors])
         )
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
         """The gradients, each laid out as its weight: a copy of one that is not."""
         data, position = grads._values(), self.index.position
         whole = grads.index is self.index
+        if whole and self._plain(data) and set(map(type, data)) <= _TENSOR:
+            return grads
         changed: list[Tensor] | None = None
         for i, (name, grad) in enumerate(zip(grads.index.names, data, strict=True)):
             at = i if whole else position[name]

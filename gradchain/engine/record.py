@@ -23,6 +23,9 @@ class Unrecorded(Exception):  # noqa: N818  # not an error: it says that this st
     """A link did what no tape can hold; the sentence says what."""
 
 
+_NUMBERS = (float, int)
+
+
 class Reduced:
     """What a reduction gave: one number per entry, in the order of `names`."""
 
@@ -46,21 +49,27 @@ class Tape:
         entries: one number per parameter, by slot.
         indices: which entries each node has.
         leaves: node → the tensors it stands for.
+        columns: addresses that hold for this step only.
     """
 
-    def __init__(self, reduce: Callable[[Tape, int, str], Reduced]) -> None:
+    def __init__(
+        self, reduce: Callable[[Tape, int, str], Reduced], compute: Callable[[Tape, int], EagerTensors]
+    ) -> None:
         self.ops: list[tuple[Any, ...]] = []
         self.indices: list[Index] = []
         self.scalars: list[float] = []
         self.entries: list[Scalars] = []
         self.leaves: dict[int, EagerTensors] = {}
+        self.columns: dict[Any, Any] = {}
         self._leaf_of: dict[int, int] = {}
         self._reduce = reduce
+        self._compute = compute
+        self._computed: dict[int, EagerTensors] = {}
         self._reduced: dict[tuple[int, str], Reduced] = {}
 
     def leaf(self, kind: str, tensors: Tensors) -> Lazy:
         """A recording twin of tensors in memory. `kind` says what they are: a gradient, a weight, a state's field."""
-        if isinstance(tensors, Lazy):
+        if type(tensors) is Lazy:
             return tensors
         assert isinstance(tensors, EagerTensors)
         known = self._leaf_of.get(id(tensors))
@@ -78,13 +87,14 @@ class Tape:
 
     def operand(self, value: Any, index: Index) -> Any:
         """How an operation refers to `value`."""
-        if isinstance(value, Lazy):
+        kind = type(value)
+        if kind is Lazy:
             return value.node
-        if isinstance(value, Scalars):
+        if kind is Scalars:
             self.entries.append(value)
             return ("e", len(self.entries) - 1)
-        if isinstance(value, Tensor):
-            raise Unrecorded("a scalar lives in a tensor")
+        if isinstance(value, Tensor) and (value.requires_grad or value.device.type != "cpu"):
+            raise Unrecorded("a scalar lives on a device, or requires a gradient")
         self.scalars.append(float(value))
         return ("s", len(self.scalars) - 1)
 
@@ -93,6 +103,13 @@ class Tape:
         found = self._reduced.get((node, kind))
         if found is None:
             found = self._reduced[(node, kind)] = self._reduce(self, node, kind)
+        return found
+
+    def computed(self, node: int) -> EagerTensors:
+        """The tensors of a node, in memory; asked twice, computed once."""
+        found = self.leaves.get(node, self._computed.get(node))
+        if found is None:
+            found = self._computed[node] = self._compute(self, node)
         return found
 
     def peeled(self, node: int) -> tuple[int, float]:
@@ -126,44 +143,80 @@ class Lazy(Tensors):
     def index(self) -> Index:
         return self._index
 
+    def _binary(self, op: str, a: Any, b: Any) -> Any:
+        # the plain cases of _apply, without its generality: recording is paid at every step
+        tape, index = self.tape, self._index
+        kind_a, kind_b = type(a), type(b)
+        if kind_a is Lazy:
+            if kind_b is float or kind_b is int:
+                tape.scalars.append(b)
+                op_node = (op, a.node, ("s", len(tape.scalars) - 1))
+            elif kind_b is Lazy and a._index is b._index:
+                op_node = (op, a.node, b.node)
+            else:
+                return super()._binary(op, a, b)
+        elif kind_a is float or kind_a is int:
+            tape.scalars.append(a)
+            op_node = (op, ("s", len(tape.scalars) - 1), b.node)
+        else:
+            return super()._binary(op, a, b)
+        tape.ops.append(op_node)
+        tape.indices.append(index)
+        return Lazy(tape, len(tape.ops) - 1, index)
+
+    def computed(self) -> EagerTensors:
+        """These tensors in memory, for what no tape can hold."""
+        return self.tape.computed(self.node)
+
+    def _lift(self, other: Tensors) -> Tensors:
+        return self.tape.leaf("extra", other)
+
     def __getitem__(self, name: str) -> Tensor:
-        raise Unrecorded("a link reads single tensors")
+        return self.computed()[name]
 
     def _apply(self, op: str, args: tuple[Any, ...]) -> Tensors:
         tape, index = self.tape, None
         values = []
         for arg in args:
-            value = arg.value if isinstance(arg, Count) else arg
-            if isinstance(value, Tensors):
-                value = tape.leaf("extra", value)
-                index = value.index if index is None or index is value.index else index.subset(value.index)
-            values.append(value)
+            kind = type(arg)
+            if kind is Lazy or (kind not in _NUMBERS and isinstance(arg, Tensors)):
+                arg = tape.leaf("extra", arg)
+                found = arg._index
+                index = found if index is None or index is found else index.subset(found)
+            elif kind is Count:
+                arg = arg.value
+            values.append(arg)
         assert index is not None
         for value in values:
-            if isinstance(value, Scalars) and any(n not in value for n in index.names):
+            if type(value) is Scalars and any(n not in value for n in index.names):
                 index = index.subset(value.keys())
         return tape.node((op, *(tape.operand(v, index) for v in values)), index)
 
     # reductions are computed at once: what comes after may depend on them
 
     def _norms(self, p: float) -> Scalars:
-        reduced, scale = self._powers(p)
+        powers = self._powers(p)
+        if powers is None:
+            return self.computed().norms(p)
+        reduced, scale = powers
         return reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
 
-    def _powers(self, p: float) -> tuple[Reduced, float]:
+    def _powers(self, p: float) -> tuple[Reduced, float] | None:
+        """The sums behind a norm and the factor in front of it; None for a norm that no kernel computes."""
         kind = {1.0: "sum1", 2.0: "sum2", float("inf"): "max"}.get(float(p))
-        if kind is None:
-            raise Unrecorded(f"a norm with p={p}")
-        if self._index.complex and p != 2:
-            raise Unrecorded("a norm of complex entries with p other than 2")
+        if kind is None or (self._index.complex and p != 2):
+            return None
         node, factor = self.tape.peeled(self.node)
         return self.tape.reduced(node, kind), abs(factor)
 
     def norm(self, p: float = 2.0) -> Any:
-        reduced, scale = self._powers(p)
+        powers = self._powers(p)
+        if powers is None:
+            return self.computed().norm(p)
+        reduced, scale = powers
         if p == float("inf"):
-            return scale * max(reduced.rows, default=0.0)
-        total = math.fsum(reduced.rows)
+            return scale * (math.nan if any(v != v for v in reduced.rows) else max(reduced.rows, default=0.0))
+        total = math.fsum(reduced.rows) if all(v - v == 0.0 for v in reduced.rows) else sum(reduced.rows)
         return scale * (total**0.5 if p == 2 else total)
 
     def _sums(self) -> Scalars:
@@ -185,7 +238,8 @@ class Lazy(Tensors):
     # whole tensors
 
     def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
-        raise Unrecorded("a link maps a function over whole tensors")
+        whole = [o.computed() if type(o) is Lazy else o for o in others]
+        return self.tape.leaf("extra", self.computed().map(fn, *whole))
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self._index.subset(members)
@@ -194,16 +248,16 @@ class Lazy(Tensors):
     def overlay(self, other: Tensors) -> Tensors:
         if other.index is self._index or not len(self):
             return other
-        if any(n not in self._index for n in other.index.names):
-            raise Unrecorded("a link adds entries")
-        other = self.tape.leaf("extra", other)
-        return self.tape.node(("overlay", self.node, other.node), self._index)  # type: ignore[attr-defined]
+        lifted = self.tape.leaf("extra", other)
+        if any(n not in self._index for n in lifted._index.names):
+            return self.tape.leaf("extra", self.computed().overlay(lifted.computed()))
+        return self.tape.node(("overlay", self.node, lifted.node), self._index)
 
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
         return self.tape.node(("zero",), self._index)
 
     def to(self, dtype: torch.dtype) -> Tensors:
-        raise Unrecorded("a link rounds to another dtype")
+        return self.tape.leaf("extra", self.computed().to(dtype))
 
     def clone(self) -> Tensors:
         return self
@@ -211,7 +265,7 @@ class Lazy(Tensors):
     def stored_as(self, old: Tensors) -> Tensors:
         if not isinstance(old, Lazy):
             raise Unrecorded("a link makes state where there was none")
-        stray = [n for n in self._index.names if n not in old.index]
+        stray = [] if self._index is old._index else [n for n in self._index.names if n not in old._index]
         if stray:
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         return self.tape.node(("store", self.node, old.node), old.index)

@@ -147,6 +147,8 @@ class Bound:
 
     def _activate(self, received: Tensors) -> None:
         """Make state for parameters whose first gradient this is."""
+        if received.index is self.active:
+            return
         new = [name for name in received if name not in self.active]
         if new:
             self.active = self.target.index.subset([*self.active.names, *new])

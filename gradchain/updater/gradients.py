@@ -16,6 +16,9 @@ from gradchain.core.weights import Weights
 from gradchain.updater.target import Target
 
 
+_STRIDED = torch.strided
+
+
 class Gradients:
     """The `.grad` fields of the bound parameters."""
 
@@ -47,12 +50,15 @@ class Gradients:
 
     def gather(self) -> Tensors:
         """The gradients that are there, as updates."""
+        index = self._target.index
+        grads = [parameter.grad for parameter in self._target.parameters()]
+        if not index.complex and all(g is not None and g.layout is _STRIDED and not g.requires_grad for g in grads):
+            return EagerTensors(index, grads)  # type: ignore[arg-type]  # none is None
         found = {}
-        for name, parameter in zip(self._target.index.names, self._target.parameters(), strict=True):
-            grad = parameter.grad
+        for name, grad in zip(index.names, grads, strict=True):
             if grad is not None:
                 found[name] = _dense(name, grad.detach() if grad.requires_grad else grad)
-        return EagerTensors.at(self._target.index, found)
+        return EagerTensors.at(index, found)
 
     def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:
         """Gradients that a user passed by name, as updates."""
@@ -72,9 +78,10 @@ class Gradients:
 
     def params(self) -> EagerTensors:
         """The weights, as Tensors over the memory of the model."""
-        return EagerTensors.at(
-            self._target.index, dict(zip(self._target.index.names, self._target.parameters(), strict=True))
-        )
+        index, parameters = self._target.index, self._target.parameters()
+        if not index.complex:
+            return EagerTensors(index, parameters)
+        return EagerTensors.at(index, dict(zip(index.names, parameters, strict=True)))
 
     def apply(self, updates: Tensors | Weights) -> None:
         """Add the updates to the weights, or write the weights a link returned: one rounding, in place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,12 @@ class Target:
         if not facts:
             raise ValueError("bind: found no parameter to update. Bind a module, a dict, or (name, tensor) pairs.")
         self.index = Index(facts)
+        # where each parameter is looked up at every step: its module's own dict, or one made for a bare tensor
+        self._places = [
+            (site.owner._parameters if site.owner is not None else {"": fact.parameter}, site.attribute)
+            for site, fact in zip(self.sites, facts, strict=True)
+        ]
+        self._current = [fact.parameter for fact in facts]
         self.replicated = [m for _, m in self.roots if isinstance(m, DistributedDataParallel)]
         self.sharded = [m for _, m in self.roots if _is_fsdp2(m)]
 
@@ -84,14 +91,14 @@ class Target:
 
     def parameters(self) -> list[Tensor]:
         """The parameters as they are now: a module's attribute may have been given another tensor since."""
-        out = []
-        for site, fact in zip(self.sites, self.index.facts, strict=True):
-            if site.owner is not None:
-                now = site.owner._parameters.get(site.attribute)
-                if now is not fact.parameter:
-                    fact.parameter = _followed(site.name, fact.parameter, now)
-            out.append(fact.parameter)
-        return out
+        now = [held.get(attribute) for held, attribute in self._places]
+        if all(map(operator.is_, now, self._current)):
+            return self._current
+        for fact, parameter in zip(self.index.facts, now, strict=True):
+            if parameter is not fact.parameter:
+                fact.parameter = _followed(fact.name, fact.parameter, parameter)
+        self._current = [fact.parameter for fact in self.index.facts]
+        return self._current
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers of every bound module, by name."""
