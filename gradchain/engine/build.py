@@ -1,28 +1,46 @@
 """Compiling a kernel at run time: from source to a loaded function, through a private cache.
 
-Compiling is trusted code with enemies: the folder is private or not used, a file is checked in a child process before
-this one loads it, and any failure is a sentence, after which another executor does the work.
+Compiling is trusted code with enemies. A folder that others could write to is not used, a file is loaded only if it is
+whole and was run once by a child process, and any failure is a sentence, after which the reference does the work.
+
+Which folders. Kernels are kept in `$XDG_CACHE_HOME/gradchain`, or `~/.cache/gradchain`, where that folder is ours alone
+(0700) and nobody else can put another in its place: no parent is a link, another user's (root's are fine) or writable
+by others. Sticky folders such as /tmp are no place for it either: their entries are safe from others, but cleaners
+remove what is old, and the name is then anybody's. A temporary folder may lie in one: its name is new, and it is gone
+as soon as its kernel is loaded, which is sooner than the process's exit and leaves nothing behind a killed one.
+
+What a file is called. `<key>-<sum>.so`: the key is the hash of all that the file depends on, the sum that of the file
+itself, so that one rename publishes both and a file cut short by a full disk or a crash is known by its name.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import functools
+import errno
 import hashlib
+import json
 import os
 import platform
+import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import tempfile
+import threading
+import warnings
 from pathlib import Path
 
-FORMAT = 1
-TIME_LIMIT = 60.0
+FORMAT = 2
+TIME_LIMIT = 60.0  # seconds for one compilation, or for one check
+ROOM = 1 << 20  # free bytes below which nothing is built: a compiler on a full disk fails in a hundred ways
+CPUINFO = "/proc/cpuinfo"
+
+_SILENCE = "or set GRADCHAIN_NATIVE=0 to silence this"
 _FLAGS = (
     "-O3",
-    "-march=native",
     "-shared",
     "-fPIC",
     "-std=gnu11",
@@ -30,122 +48,373 @@ _FLAGS = (
     "-fno-trapping-math",  # a select may then compute both sides; no number changes
     "-ffp-contract=off",  # every operation rounds, as in the reference
 )
+# How one says "for this processor" differs; where it is not known, code is built for all of the kind.
+_NATIVE_FLAGS = {
+    **dict.fromkeys(("x86_64", "amd64", "i686", "s390x"), ("-march=native",)),
+    **dict.fromkeys(("aarch64", "arm64", "ppc64le"), ("-mcpu=native",)),
+}
+
+# Run by a child, with the file and a bound on every index in the source. It looks whether loading changes how this
+# process computes with tiny numbers (-ffast-math hidden in a compiler's own settings does), then runs the kernel on no
+# items, which touches no memory, and on one item long enough to meet every instruction.
+_CHECK = """
+import ctypes, sys
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+except Exception:
+    pass
+tiny, half = 5e-324, 0.5
+run = ctypes.CDLL(sys.argv[1]).run
+if tiny * 1.0 == 0.0 or sys.float_info.min * half == 0.0:
+    sys.exit("it changes the arithmetic of the whole process, as -ffast-math does")
+size, n = int(sys.argv[2]), 1000
+numbers = [(ctypes.c_double * size)() for _ in range(3)]
+data = [(ctypes.c_double * n)() for _ in range(size)]
+rows = [(ctypes.c_int64 * 1)(ctypes.addressof(d)) for d in data]
+table = (ctypes.c_void_p * size)(*map(ctypes.addressof, rows))
+borders = [(ctypes.c_int64 * 1)(i) for i in (0, 0, n)]
+pointers = [ctypes.c_void_p(ctypes.addressof(a)) for a in (*borders, table, *numbers)]
+run.restype = None
+for items in (0, 1):
+    run(ctypes.c_int64(items), *pointers)
+"""
 
 
-class NoKernel(Exception):  # noqa: N818  # not an error: another executor does the work
-    """Why a kernel could not be made; said once, and in `explain()`."""
+class NoKernel(Exception):  # noqa: N818  # not an error: the reference does the work
+    """Why a kernel could not be made; warned of once, and in `explain()`."""
+
+
+class _Stuck(NoKernel):
+    """The compiler did not end in time: it is not asked again, whatever the source."""
+
+
+class _Unfit(OSError):
+    """Why a folder is no place for code."""
+
+
+class _Process:
+    """What this process remembers, so that no step does again what an earlier one did, or failed to do."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.libraries: dict[str, ctypes.CDLL] = {}
+        self.failures: dict[str, str] = {}
+        self.compilers: dict[str, tuple[str, str] | NoKernel] = {}
+        self.machine = ""
+        self.warned = False
+
+
+_process = _Process()
+
+
+def _after_fork() -> None:
+    # another thread of the parent may have held it, and is not here to let go; what is loaded stays loaded
+    _process.lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def load(source: str) -> ctypes.CDLL:
     """The compiled and loaded library of this source, from the cache if it is there.
 
+    A failure is remembered, so that it costs nothing at the next step, and the first of a process is warned of.
+
     Raises:
-        NoKernel: there is no compiler, it failed or hung, or no folder is fit to load code from.
+        NoKernel: it is turned off, there is no compiler, it failed or hung, or no folder is fit to load code from.
     """
     if os.environ.get("GRADCHAIN_NATIVE", "1") == "0":
-        raise NoKernel("GRADCHAIN_NATIVE=0")
+        raise NoKernel("GRADCHAIN_NATIVE=0 turns native kernels off")
     try:
-        return _loaded(source)
-    except OSError as error:
-        raise NoKernel(f"the kernel could not be written or loaded: {error}") from error
+        with _process.lock:
+            return _known(source)
+    except NoKernel as reason:
+        _warn(reason)
+        raise
 
 
-def _loaded(source: str) -> ctypes.CDLL:
+def _warn(reason: NoKernel) -> None:
+    if not _process.warned:
+        _process.warned = True
+        warnings.warn(f"gradchain runs without native kernels, which takes several times as long: {reason}", stacklevel=3)
+
+
+def _known(source: str) -> ctypes.CDLL:
+    if os.name != "posix":
+        raise NoKernel(f"native kernels are for Linux and macOS, not for {os.name}; {_SILENCE[3:]}")
     name, version = compiler()
-    key = hashlib.sha256("\0".join([source, *_FLAGS, name, version, str(FORMAT), _machine()]).encode()).hexdigest()
-    folder = cache_folder()
-    path = folder / f"{key[:40]}.so"
-    if not _is_ours(path):
-        _compile(name, source, path)
-    return ctypes.CDLL(str(path))
+    flags = (*_FLAGS, *_NATIVE_FLAGS.get(platform.machine().lower(), ()))
+    parts = [source, flags, name, version, FORMAT, _machine()]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+    if key not in _process.libraries:
+        told = _process.failures.get(key) or _process.failures.get(name)
+        if told is not None:
+            raise NoKernel(told)
+        try:
+            _process.libraries[key] = _library([name, *flags], source, key)
+        except NoKernel as reason:
+            _process.failures[name if isinstance(reason, _Stuck) else key] = str(reason)
+            raise
+    return _process.libraries[key]
 
 
-@functools.cache
 def compiler() -> tuple[str, str]:
-    """The C compiler and what it says of its version."""
+    """The first C compiler in PATH that runs, and what it says of its version."""
+    path = os.environ.get("PATH", os.defpath)
+    if path not in _process.compilers:
+        try:
+            _process.compilers[path] = _searched(path)
+        except NoKernel as reason:
+            _process.compilers[path] = reason
+    found = _process.compilers[path]
+    if isinstance(found, NoKernel):
+        raise NoKernel(str(found))
+    return found
+
+
+def _searched(path: str) -> tuple[str, str]:
+    tried = []
     for name in ("gcc", "clang", "cc"):
-        found = shutil.which(name)
-        if found is not None:
-            try:
-                told = subprocess.run([found, "--version"], capture_output=True, text=True, timeout=10, check=True)
-            except (OSError, subprocess.SubprocessError):
-                continue
-            return found, told.stdout.partition("\n")[0]
-    raise NoKernel("no C compiler: neither gcc, clang nor cc is in PATH and runs")
+        found = shutil.which(name, path=path)
+        if found is None:
+            continue
+        found = os.path.abspath(found)
+        try:
+            told = _call([found, "--version"], "asking for its version", min(10.0, TIME_LIMIT))
+        except NoKernel as reason:
+            tried.append(str(reason))
+            continue
+        if told.returncode == 0:
+            return found, told.stdout
+        tried.append(f"{found} --version {_fate(told)}")
+    why = "none of gcc, clang and cc is in PATH" if not tried else "; ".join(tried)
+    raise NoKernel(f"native kernels need a C compiler, and {why}; install gcc or clang, {_SILENCE}")
 
 
-@functools.cache
 def _machine() -> str:
-    """What a file built here depends on: the pointer size and the processor's features as the system reports them."""
-    features = platform.machine()
+    """What a file built here depends on: the C library, the pointer size, the processor's features as reported."""
+    if not _process.machine:
+        library = ""
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            library = os.confstr("CS_GNU_LIBC_VERSION") or ""
+        bits = 8 * ctypes.sizeof(ctypes.c_void_p)
+        _process.machine = f"{sys.platform} {platform.machine()} {bits} {library} {_features()}"
+    return _process.machine
+
+
+def _features() -> str:
+    if sys.platform == "darwin":
+        with contextlib.suppress(NoKernel):
+            return _call(["/usr/sbin/sysctl", "machdep.cpu", "hw.optional"], "sysctl", 10.0).stdout
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            features += next((line for line in file if line.startswith(("flags", "Features"))), "")
+        with open(CPUINFO, encoding="utf-8", errors="replace") as file:
+            return next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
-        features += platform.processor()
-    return f"{8 * ctypes.sizeof(ctypes.c_void_p)} {features}"
+        return platform.processor()
 
 
-@functools.cache
+# folders
+
+
+def _library(command: list[str], source: str, key: str) -> ctypes.CDLL:
+    """From the cache, or built there; built in a temporary folder where the cache is unfit, read-only or full."""
+    try:
+        cache = cache_folder()
+        return _kept(cache, key) or _built(command, source, cache, cache / key)
+    except OSError as error:
+        unfit = str(error)
+    try:
+        with tempfile.TemporaryDirectory(prefix="gradchain-", ignore_cleanup_errors=True) as made:
+            folder = Path(os.path.realpath(made))  # a link on the way, as in /tmp on macOS, is looked through, then judged
+            _private(folder, sticky=True)
+            return _built(command, source, folder)
+    except OSError as error:
+        raise NoKernel(
+            f"no folder is fit to build native kernels in: the cache ({unfit}), a temporary one ({error}); point "
+            f"XDG_CACHE_HOME or TMPDIR at a folder of yours alone, {_SILENCE}"
+        ) from error
+
+
 def cache_folder() -> Path:
-    """A folder that is ours alone: the user's cache, or a temporary one for this process where that is not fit."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    """Where kernels are kept, made and judged from the root down.
+
+    Raises:
+        OSError: it is not fit.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):  # then it is to be ignored, says the XDG specification
+        base = os.path.join(_home(), ".cache")
+    folder = Path(os.path.normpath(base)) / "gradchain"
+    _private(folder, sticky=False)
+    return folder
+
+
+def _home() -> str:
+    home = os.environ.get("HOME", "")
+    if os.path.isabs(home):
+        return home
+    import pwd  # not there on Windows
+
     try:
-        folder = Path(home) / "gradchain"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if _is_private(folder) and _can_run(folder):
-            return folder
+        return pwd.getpwuid(os.geteuid()).pw_dir
+    except KeyError:
+        raise _Unfit("there is no home folder: neither XDG_CACHE_HOME nor HOME is an absolute path") from None
+
+
+def _private(folder: Path, sticky: bool) -> None:
+    """Make sure that nobody else can put a file into the folder, or another folder in its place.
+
+    Args:
+        folder: the folder; it and its parent are made if they are missing.
+        sticky: whether parents may be open to all where nobody can remove what is another's.
+
+    Raises:
+        OSError: they can, or nothing may be loaded from there; the sentence says where and why.
+    """
+    me = os.geteuid()
+    for step in (*reversed(folder.parents), folder):
+        if step in (folder, folder.parent) and not os.path.lexists(step):
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                step.mkdir(mode=0o700)
+        own = os.lstat(step)
+        if stat.S_ISLNK(own.st_mode):
+            raise _Unfit(f"{step} is a link")
+        if not stat.S_ISDIR(own.st_mode):
+            raise _Unfit(f"{step} is not a folder")
+        if own.st_uid != me and (own.st_uid != 0 or step == folder):
+            raise _Unfit(f"{step} belongs to user {own.st_uid}")
+        if step == folder and own.st_mode & 0o077:
+            raise _Unfit(f"{step} has mode {stat.S_IMODE(own.st_mode):04o}, not 0700")
+        if own.st_mode & 0o022 and not (sticky and own.st_mode & stat.S_ISVTX):
+            raise _Unfit(f"{step} is writable by others")
+    # where Python does not know the flag (macOS), the check in a child finds out
+    if os.statvfs(folder).f_flag & getattr(os, "ST_NOEXEC", 0):
+        raise _Unfit(f"{folder} is on a file system mounted noexec")
+
+
+# files
+
+
+def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
+    """The library from the cache, if it is there, ours and whole; anything else of its name goes."""
+    for path in sorted(folder.glob(f"{key}-*.so")):
+        if _is_sound(path):
+            with contextlib.suppress(OSError):
+                return ctypes.CDLL(str(path))
+        with contextlib.suppress(OSError):
+            path.unlink()
+    return None
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether we alone wrote the file, and it is what its name says."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            own = os.fstat(file.fileno())
+            ours = stat.S_ISREG(own.st_mode) and own.st_uid == os.geteuid() and not own.st_mode & 0o022
+            return ours and path.stem.endswith("-" + _sum(file.read()))
     except OSError:
-        pass
-    return Path(tempfile.mkdtemp(prefix="gradchain-"))
-
-
-def _is_private(folder: Path) -> bool:
-    """Whether nobody else can put a file into the folder, or another folder in its place."""
-    me = os.getuid()
-    own = os.lstat(folder)
-    if not stat.S_ISDIR(own.st_mode) or own.st_uid != me or own.st_mode & 0o077:
         return False
-    for parent in folder.absolute().parents:
-        above = os.lstat(parent)
-        shared = above.st_mode & 0o022 and not above.st_mode & stat.S_ISVTX
-        if stat.S_ISLNK(above.st_mode) or above.st_uid not in (0, me) or shared:
-            return False
-    return True
 
 
-def _can_run(folder: Path) -> bool:
-    """Whether code may be loaded from the folder's file system."""
-    return not os.statvfs(folder).f_flag & os.ST_NOEXEC
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether the file is there, and we alone wrote it."""
-    try:
-        own = os.lstat(path)
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(own.st_mode) and own.st_uid == os.getuid() and not own.st_mode & 0o022
+def _built(command: list[str], source: str, folder: Path, keep: Path | None = None) -> ctypes.CDLL:
+    """Build in a private folder, check in a child, load; first rename into place where it is to be kept.
 
+    Others see a whole file or none; two that build at once write the same file twice.
 
-def _compile(name: str, source: str, path: Path) -> None:
-    """Build in a private folder, check in a child, and rename into place: others see a whole file or none."""
-    with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as work:
-        written, built = Path(work) / "kernel.c", Path(work) / "kernel.so"
+    Raises:
+        OSError: the folder cannot be written.
+        NoKernel: there is nothing to load.
+    """
+    if shutil.disk_usage(folder).free < ROOM:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: under {ROOM >> 20} MiB free", str(folder))
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=folder, ignore_cleanup_errors=True) as work:
+        written, built = Path(work, "kernel.c"), Path(work, "kernel.so")
         written.write_text(source, encoding="utf-8")
-        _run([name, *_FLAGS, "-o", str(built), str(written), "-lm"], "the compiler")
-        check = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).run"
-        _run([sys.executable, "-I", "-S", "-c", check, str(built)], "loading the kernel in a child")
-        os.chmod(built, 0o700)
-        os.replace(built, path)
+        _compile([*command, "-o", str(built), str(written), "-lm"], work)
+        _check(built, source)
+        if keep is not None:
+            built.chmod(0o700)
+            final = keep.with_name(f"{keep.name}-{_sum(built.read_bytes())}.so")
+            os.replace(built, final)
+            built = final
+        return ctypes.CDLL(str(built))
 
 
-def _run(command: list[str], what: str) -> None:
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIME_LIMIT, check=False, stdin=subprocess.DEVNULL
-        )
-    except subprocess.TimeoutExpired:
-        raise NoKernel(f"{what} took over {TIME_LIMIT:.0f} s") from None
+def _compile(command: list[str], work: str) -> None:
+    done = _call(command, "compiling a kernel", TIME_LIMIT, cwd=work, TMPDIR=work, LC_ALL="C")
     if done.returncode:
-        raise NoKernel(f"{what} failed: {done.stderr.strip()[-300:] or f'exit code {done.returncode}'}")
+        raise NoKernel(f"the C compiler {command[0]} {_fate(done)}; repair it, {_SILENCE}")
+
+
+def _check(built: Path, source: str) -> None:
+    """Load and run the file in a child: what kills a process kills that one."""
+    if getattr(sys, "frozen", False) or not sys.executable:  # it would be the application, started anew
+        raise NoKernel(f"a frozen application has no Python to check a native kernel with; run it from Python, {_SILENCE}")
+    size = 1 + max(map(int, re.findall(r"\[[^\]]*?(\d+)\]", source)), default=0)
+    command = [sys.executable, "-I", "-S", "-c", _CHECK, str(built), str(size)]
+    # should the child be something else than a plain Python, it does not end up here again
+    done = _call(command, "running a kernel in a child", TIME_LIMIT, GRADCHAIN_NATIVE="0")
+    if done.returncode:
+        raise NoKernel(f"a native kernel was built and cannot be used: a child that ran it {_fate(done)}; "
+                       f"install another C compiler, {_SILENCE}")  # fmt: skip
+
+
+# children
+
+
+def _call(
+    command: list[str], what: str, limit: float, cwd: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a program without a shell, with nothing to read, and end it and all it started at the time limit."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            cwd=cwd,
+            env={**os.environ, **environment},
+            start_new_session=True,  # its own process group, to be killed as a whole
+        )
+    except OSError as error:
+        raise NoKernel(f"{command[0]} cannot be run ({error.strerror}); repair it, {_SILENCE}") from error
+    try:
+        out, told = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        _kill(process)
+        raise _Stuck(f"{what} with {command[0]} took over {limit:g} s; repair it, {_SILENCE}") from None
+    except BaseException:
+        _kill(process)
+        raise
+    return subprocess.CompletedProcess(command, process.returncode, out, told)
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+
+
+def _fate(done: subprocess.CompletedProcess[str]) -> str:
+    """How a program failed, in a few words of a sentence."""
+    if done.returncode < 0:
+        try:
+            return f"died of {signal.Signals(-done.returncode).name}"
+        except ValueError:
+            return f"died of signal {-done.returncode}"
+    lines = [line.strip() for line in (done.stderr or done.stdout).splitlines() if line.strip()]
+    told = next((line for line in lines if "error" in line.lower()), lines[-1] if lines else "without a word")
+    return f"failed with exit code {done.returncode} ({told[:200]})"

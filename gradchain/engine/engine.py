@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,16 +13,21 @@ from torch import Tensor
 from gradchain.core.chain import chain
 from gradchain.core.context import Context, Run
 from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
-from gradchain.engine.build import NoKernel
-from gradchain.engine.layout import Layout, addresses
+from gradchain.engine.blocks import Blocks
+from gradchain.engine.executor import Column, Executor, NoKernel, Runner
+from gradchain.engine.layout import Layout
 from gradchain.engine.lower import Lowering, Program
-from gradchain.engine.native import Items, Kernel
+from gradchain.engine.native import Native
+from gradchain.engine.patterns import Patterns
 from gradchain.engine.record import Lazy, Reduced, Tape, Unrecorded
 
 MOST_PLANS = 64
+
+_DEFAULT: tuple[Executor, ...] = (Native(), Patterns(), Blocks())
 
 
 @dataclasses.dataclass
@@ -31,15 +36,25 @@ class Part:
 
     Attributes:
         names: the class.
-        kernel: its compiled program.
-        items: its rows cut into items.
         program: what it computes, over the nodes and slots of a tape of this structure.
+        runner: the program made ready by an executor.
+        executor: that executor's name.
+        refused: why executors that come before it could not.
     """
 
     names: tuple[str, ...]
-    kernel: Kernel
-    items: Items
     program: Program
+    runner: Runner
+    executor: str
+    refused: dict[str, str]
+
+
+@dataclasses.dataclass
+class Plan:
+    """The programs for one structure of a step. Holds the indices its key refers to by identity."""
+
+    parts: list[Part]
+    indices: tuple[Index, ...]
 
 
 class Engine:
@@ -47,14 +62,23 @@ class Engine:
 
     def __init__(self) -> None:
         self._layout: Layout | None = None
-        self._plans: dict[Any, list[Part]] = {}
-        self._kernels: dict[Any, Kernel] = {}
-        self._columns: dict[tuple[int, tuple[str, ...]], tuple[EagerTensors, Any]] = {}
+        self.executors: tuple[Executor, ...] = _DEFAULT
+        self._plans: dict[Any, Plan] = {}
+        self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
+        self._state_dtypes: tuple[Any, ...] = ()
         self._state: Links | None = None
+        self._lent = False
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     def step(
-        self, tx: chain, received: Tensors, state: Links, params: EagerTensors, run: Run, context: Callable[[Run], Context]
+        self,
+        tx: chain,
+        received: Tensors,
+        state: Links,
+        params: EagerTensors,
+        run: Run,
+        context: Callable[[Run], Context],
+        lent: bool,
     ) -> tuple[bool, Links] | None:
         """Run the chain and write what it says. Returns whether it was applied and the new state; None if it cannot.
 
@@ -65,22 +89,32 @@ class Engine:
             params: the weights; they are written.
             run: what is known of this update; what links leave behind is put into it.
             context: makes the context of a run.
+            lent: whether the gradients stay the user's.
         """
         try:
-            return self._step(tx, received, state, params, run, context)
+            return self._step(tx, received, state, params, run, context, lent)
         except (Unrecorded, NoKernel) as reason:
             self.reason = str(reason)
             return None
 
     def _step(
-        self, tx: chain, received: Tensors, state: Links, params: EagerTensors, run: Run, context: Callable[[Run], Context]
+        self,
+        tx: chain,
+        received: Tensors,
+        state: Links,
+        params: EagerTensors,
+        run: Run,
+        context: Callable[[Run], Context],
+        lent: bool,
     ) -> tuple[bool, Links]:
         assert isinstance(received, EagerTensors)
+        self._lent = lent
         layout = self._laid_out(params)
         if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
             state = _mapped(state, lambda tensors: layout.state(tensors))
-        tape = Tape(self._reduce, self._compute)
+            self._state_dtypes = tuple(_dtypes(state))
+        tape = Tape(self._reduce, self._compute, layout.state)
         grads = layout.gradients(received)
         weights = tape.leaf("param", params)
         trial = copy.copy(run)
@@ -94,7 +128,9 @@ class Engine:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
         settled = _restored(state, new, tape, received)
-        for part in self._planned(tape, roots):  # from here on nothing may fail: it writes
+        key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)))
+        parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
+        for part in parts:  # from here on nothing may fail: it writes
             self._run(part, tape)
         if out is not None:
             torch.autograd.graph.increment_version(layout.tensors)
@@ -112,8 +148,8 @@ class Engine:
             self._columns.clear()
         return self._layout
 
-    def _column(self, tape: Tape, leaf: int, names: tuple[str, ...]) -> Any:
-        """The addresses of a leaf's entries. Those of weights and state stay; those of gradients are new each step."""
+    def _column(self, tape: Tape, leaf: int, names: tuple[str, ...]) -> Column:
+        """A leaf's tensors, row by row. Those of weights and state stay; those of gradients are new each step."""
         tensors, kind = tape.leaves[leaf], tape.ops[leaf][1]
         kept: dict[Any, Any] = tape.columns if kind in ("grad", "extra") else self._columns
         key = (kind if kind == "param" else id(tensors), names)
@@ -121,28 +157,24 @@ class Engine:
         if found is None:
             data, position = tensors._data, tensors.index.position
             rows = data if len(names) == len(data) else [data[position[n]] for n in names]
-            found = kept[key] = (tensors, addresses(rows))
-        return found[1]
+            found = kept[key] = (tensors, Column(rows, self._lent))
+        column: Column = found[1]
+        return column
 
     # plans
 
-    def _planned(self, tape: Tape, roots: list[tuple[int, int]]) -> list[Part]:
-        key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), self._state_dtypes(tape))
+    def _planned(self, tape: Tape, key: tuple[Any, ...], make: Callable[[], list[Part]]) -> list[Part]:
+        """The programs under a key, made if it is new."""
+        key = (*key, self._state_dtypes, *_extra_dtypes(tape))
         found = self._plans.get(key)
         if found is None:
             if len(self._plans) >= MOST_PLANS:
                 self._plans.pop(next(iter(self._plans)))
-            found = self._plans[key] = self._made(tape, roots, range(len(tape.ops)))
-        return found
+            found = self._plans[key] = Plan(make(), tuple(tape.indices))
+        return found.parts
 
-    def _state_dtypes(self, tape: Tape) -> tuple[Any, ...]:
-        return tuple(
-            tensors._data[0].dtype if tensors._data else None
-            for leaf, tensors in tape.leaves.items()
-            if tape.ops[leaf][1] == "state"
-        )
-
-    def _made(self, tape: Tape, roots: list[tuple[int, int]], nodes: Any) -> list[Part]:
+    def _stores(self, tape: Tape, roots: list[tuple[int, int]], nodes: Iterable[int]) -> list[Part]:
+        """Programs that write each node over its leaf, over the part of the tape that `nodes` are."""
         parts = []
         for names in self._classes(tape, nodes):
             lowering = Lowering(tape, names[0])
@@ -153,10 +185,10 @@ class Engine:
                 parts.append(self._part(tape, names, lowering.program))
         return parts
 
-    def _classes(self, tape: Tape, nodes: Any) -> list[tuple[str, ...]]:
+    def _classes(self, tape: Tape, nodes: Iterable[int]) -> list[tuple[str, ...]]:
         """Parameters that see the same operations in the same dtypes."""
         assert self._layout is not None
-        whole = self._layout.index
+        whole, nodes = self._layout.index, list(nodes)
         partial = list({id(tape.indices[i]): tape.indices[i] for i in nodes if tape.indices[i] is not whole}.values())
         leaves = [tape.leaves[i] for i in nodes if i in tape.leaves]
         groups: dict[Any, list[str]] = {}
@@ -171,67 +203,81 @@ class Engine:
         for leaf in program.columns:
             tensors = tape.leaves[leaf]
             dtypes.append(tensors._data[tensors.index.position[names[0]]].dtype)
-        key = repr((program.instructions, program.stores, program.reduce, len(program.scalars), len(program.entries), dtypes))
-        kernel = self._kernels.get(key)
-        if kernel is None:
-            kernel = self._kernels[key] = Kernel(program, dtypes)
         position = self._layout.index.position
-        items = Items([self._layout.sizes[position[n]] for n in names])
-        return Part(names, kernel, items, program)
+        sizes = [self._layout.sizes[position[n]] for n in names]
+        refused: dict[str, str] = {}
+        for executor in self.executors:
+            reason = executor.legal(program, dtypes)
+            if reason is None:
+                try:
+                    return Part(names, program, executor.ready(program, dtypes, sizes), executor.name, refused)
+                except NoKernel as failure:
+                    reason = str(failure)
+            refused[executor.name] = reason
+        raise NoKernel("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
 
     def _run(self, part: Part, tape: Tape) -> Any:
         program = part.program
         columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
         scalars = [tape.scalars[slot] for slot in program.scalars]
         entries = [tape.entries[slot][n] for n in part.names for slot in program.entries] if program.entries else []
-        return part.kernel.run(part.items, columns, scalars, entries)
+        return part.runner.run(columns, scalars, entries)
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced:
         """Reduce a node now, over every entry it has."""
-        reach = _reachable(tape, node)
-        key = (kind, tuple((i, tape.ops[i], id(tape.indices[i])) for i in reach))
-        parts = self._plans.get(key)
-        index = tape.indices[node]
-        if parts is None:
-            parts = []
-            for names in self._classes(tape, reach):
-                if names[0] not in index:
-                    continue
+        index, reach = tape.indices[node], _reachable(tape, node)
+        parts = self._planned(tape, (kind, node, *_structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach))
+        if len(parts) == 1 and parts[0].names == index.names:
+            return Reduced(index.names, self._run(parts[0], tape))
+        rows = [0.0] * len(index)
+        for part in parts:
+            for name, value in zip(part.names, self._run(part, tape), strict=True):
+                rows[index.position[name]] = value
+        return Reduced(index.names, rows)
+
+    def _reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:
+        parts = []
+        for names in self._classes(tape, reach):
+            if names[0] in tape.indices[node]:
                 lowering = Lowering(tape, names[0])
                 lowering.reduce(kind, node)
                 parts.append(self._part(tape, names, lowering.program))
-            self._plans[key] = parts
-        if len(parts) == 1 and parts[0].items.count == len(index) and parts[0].names == index.names:
-            return Reduced(index.names, list(self._run(parts[0], tape)))
-        rows = [0.0] * len(index)
-        for part in parts:
-            partial = self._run(part, tape)
-            at = [index.position[n] for n in part.names]
-            for row, value in zip(part.items.row_of, partial, strict=True):
-                i = at[row]
-                rows[i] = (max(rows[i], value) if value == value else value) if kind == "max" else rows[i] + value
-        return Reduced(index.names, rows)
-
+        return parts
 
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
         assert self._layout is not None
-        index, layout = tape.indices[node], self._layout
-        reach = _reachable(tape, node)
-        position = layout.index.position
-        made = []
-        for name in index.names:
-            weight = layout.tensors[position[name]]
-            made.append(torch.empty_like(weight, dtype=torch.float32 if weight.element_size() == 2 else weight.dtype))
-        out = EagerTensors(index, made)
-        target = tape.leaf("extra", out)
-        key = ("compute", node, tuple((i, tape.ops[i], id(tape.indices[i])) for i in reach))
-        parts = self._plans.get(key)
-        if parts is None:
-            parts = self._plans[key] = self._made(tape, [(target.node, node)], [*reach, target.node])
-        for part in parts:
+        layout, reach = self._layout, _reachable(tape, node)
+        weights = [layout.tensors[layout.index.position[name]] for name in tape.indices[node].names]
+        wide = [torch.float32 if w.element_size() == 2 else w.dtype for w in weights]
+        made = [torch.empty_like(w, dtype=d) for w, d in zip(weights, wide, strict=True)]
+        out = EagerTensors(tape.indices[node], made)
+        target = tape.leaf("extra", out).node
+        key = ("compute", node, *_structure(tape, reach))
+        for part in self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target])):
             self._run(part, tape)
         return out
+
+
+def _structure(tape: Tape, nodes: Iterable[int]) -> tuple[Any, ...]:
+    """What some nodes of a tape are, apart from the numbers in it."""
+    return tuple((i, tape.ops[i], id(tape.indices[i])) for i in nodes)
+
+
+def _dtypes(state: State) -> Iterator[torch.dtype]:
+    """The dtypes of everything in a state that is per parameter."""
+    for name, value in state.items():
+        if isinstance(value, EagerTensors) and name not in state.whole:
+            yield from (t.dtype for t in value._data)
+    for inner in getattr(state, "links", {}).values():
+        yield from _dtypes(inner)
+
+
+def _extra_dtypes(tape: Tape) -> Iterator[torch.dtype]:
+    """The dtypes of tensors that links brought onto the tape."""
+    for leaf, tensors in tape.leaves.items():
+        if tape.ops[leaf][1] == "extra":
+            yield from (t.dtype for t in tensors._data)
 
 
 def _reachable(tape: Tape, node: int) -> list[int]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -83,11 +80,6 @@ class Layout:
                 changed = list(data) if changed is None else changed
                 changed[i] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         return tensors if changed is None else EagerTensors(tensors.index, changed)
-
-
-def addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
-    """The tensors' addresses, as a kernel takes them."""
-    return (ctypes.c_int64 * len(tensors))(*[t.data_ptr() for t in tensors])
 
 
 def _check(name: str, tensor: Tensor) -> None:

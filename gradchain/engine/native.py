@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
 import torch
 
 from gradchain.engine import build
+from gradchain.engine.executor import CHUNK, Column, folded
 from gradchain.engine.lower import Program
 from gradchain.engine.print_c import TYPES, source
 
-CHUNK = 1 << 16  # elements to an item: partial sums do not depend on the number of threads
 PARALLEL = 1 << 18  # elements below which a second thread costs more than it brings
 
 _Int = ctypes.c_int64
@@ -37,6 +36,8 @@ class Items:
         self.row = (_Int * self.count)(*self.row_of)
         self.begin = (_Int * self.count)(*(start for _, start, _ in cut))
         self.end = (_Int * self.count)(*(end for _, _, end in cut))
+        self.row_at, self.begin_at, self.end_at = map(ctypes.addressof, (self.row, self.begin, self.end))
+        self.whole = self.row_of == list(range(self.rows))  # each row is one item
 
     def split(self, parts: int) -> list[tuple[int, int]]:
         """Stretches of items with about as many elements each."""
@@ -48,46 +49,56 @@ class Items:
         return [(a, b) for a, b in zip(borders, [*borders[1:], self.count], strict=True) if b > a]
 
 
-def legal(program: Program, dtypes: Sequence[torch.dtype], device: torch.device) -> str | None:
-    """Why this program cannot run natively, or None."""
-    if device.type != "cpu":
-        return f"no native kernels on {device.type}"
-    unknown = [d for d in dtypes if d not in TYPES]
-    return f"no native kernels for {unknown[0]}" if unknown else None
+class Native:
+    """Programs printed as C and compiled: the default on the CPU where there is a compiler."""
+
+    name = "native"
+
+    def __init__(self) -> None:
+        self._kernels: dict[str, Callable[..., None]] = {}
+
+    def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
+        """Why this program cannot run natively, or None."""
+        unknown = [d for d in dtypes if d not in TYPES]
+        return f"no native kernels for {unknown[0]}" if unknown else None
+
+    def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> NativeRunner:
+        """The compiled program, with the rows cut into items."""
+        text = source(program, dtypes)
+        kernel = self._kernels.get(text)
+        if kernel is None:
+            kernel = build.load(text).run
+            kernel.argtypes = [_Int, *([ctypes.c_void_p] * 7)]  # type: ignore[attr-defined]  # a function of ctypes
+            kernel.restype = None  # type: ignore[attr-defined]
+            self._kernels[text] = kernel
+        return NativeRunner(kernel, text, program, Items(sizes))
 
 
-class Kernel:
-    """One program, compiled."""
+class NativeRunner:
+    """One compiled program over rows of fixed sizes."""
 
-    def __init__(self, program: Program, dtypes: Sequence[torch.dtype]) -> None:
-        self.program = program
-        self.source = source(program, dtypes)
-        self._run: Callable[..., None] = build.load(self.source).run
-        self._run.argtypes = [  # type: ignore[attr-defined]  # a function of ctypes
-            _Int, *([ctypes.c_void_p] * 7),
-        ]
-        self._run.restype = None  # type: ignore[attr-defined]
+    def __init__(self, kernel: Callable[..., None], text: str, program: Program, items: Items) -> None:
+        self._kernel = kernel
+        self.source = text
+        self._reduces = program.reduce[0] if program.reduce else ""
+        self._items = items
 
-    def run(self, items: Items, columns: Sequence[Any], scalars: Sequence[float], entries: Sequence[float]) -> Any:
-        """Run over all items. Returns the partial results, one per item, of a program that reduces.
-
-        Args:
-            items: which stretches of which rows.
-            columns: for each of the program's columns an array of addresses, one per row.
-            scalars: the numbers, in the order of the program.
-            entries: the numbers per row, row by row.
-        """
-        table = (ctypes.c_void_p * len(columns))(*(ctypes.addressof(c) for c in columns))
+    def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
+        """Run over all items; see Runner."""
+        items = self._items
+        held = [column.addresses for column in columns]
+        table = (ctypes.c_void_p * len(columns))(*map(ctypes.addressof, held))
         numbers = (_Double * len(scalars))(*scalars)
         per_row = (_Double * len(entries))(*entries)
-        out = (_Double * items.count)() if self.program.reduce else None
-        addresses = tuple(ctypes.addressof(a) for a in (items.row, items.begin, items.end, table, numbers, per_row))
-        base = ctypes.addressof(out) if out is not None else 0
+        out = (_Double * items.count)() if self._reduces else None
+        rest = (ctypes.addressof(table), ctypes.addressof(numbers), ctypes.addressof(per_row))
+        base = 0 if out is None else ctypes.addressof(out)
 
         def stretch(first: int, last: int) -> None:
             at = 8 * first
-            row, begin, end, *rest = addresses
-            self._run(last - first, row + at, begin + at, end + at, *rest, base + at if base else 0)
+            self._kernel(
+                last - first, items.row_at + at, items.begin_at + at, items.end_at + at, *rest, base + at if base else 0
+            )
 
         threads = torch.get_num_threads() if items.elements >= PARALLEL else 1
         if threads == 1:
@@ -95,15 +106,15 @@ class Kernel:
         else:
             # ctypes lets go of the interpreter: plain threads run side by side, with no second OpenMP in the process
             list(_pool(threads).map(lambda part: stretch(*part), items.split(threads)))
-        return out
+        if out is None:
+            return None
+        return list(out) if items.whole else folded(self._reduces, items.row_of, out, items.rows)
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    import os
-
     key = (os.getpid(), threads)  # the threads of a pool do not live on in a forked child
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="gradchain")

@@ -53,7 +53,10 @@ class Tape:
     """
 
     def __init__(
-        self, reduce: Callable[[Tape, int, str], Reduced], compute: Callable[[Tape, int], EagerTensors]
+        self,
+        reduce: Callable[[Tape, int, str], Reduced],
+        compute: Callable[[Tape, int], EagerTensors],
+        fit: Callable[[EagerTensors], EagerTensors],
     ) -> None:
         self.ops: list[tuple[Any, ...]] = []
         self.indices: list[Index] = []
@@ -62,8 +65,10 @@ class Tape:
         self.leaves: dict[int, EagerTensors] = {}
         self.columns: dict[Any, Any] = {}
         self._leaf_of: dict[int, int] = {}
+        self._alive: list[Tensors] = []
         self._reduce = reduce
         self._compute = compute
+        self._fit = fit
         self._computed: dict[int, EagerTensors] = {}
         self._reduced: dict[tuple[int, str], Reduced] = {}
 
@@ -75,8 +80,9 @@ class Tape:
         known = self._leaf_of.get(id(tensors))
         if known is None:
             known = self.node(("leaf", kind), tensors.index).node
-            self.leaves[known] = tensors
+            self.leaves[known] = self._fit(tensors) if kind == "extra" else tensors
             self._leaf_of[id(tensors)] = known
+            self._alive.append(tensors)  # an id is only its own while the object lives
         return Lazy(self, known, tensors.index)
 
     def node(self, op: tuple[Any, ...], index: Index) -> Lazy:

@@ -123,7 +123,7 @@ class Bound:
         self._activate(received)
         run.evaluate = evaluate
         with torch.no_grad():
-            done = self.engine.step(self.chain, received, self.state, self.gradients.params(), run, self.context)
+            done = self.engine.step(self.chain, received, self.state, self.gradients.params(), run, self.context, lent)
             applied, state = self._by_reference(received, run, lent) if done is None else done
             if done is not None and lent:
                 state = self._owning(state, received, lent)

@@ -1,0 +1,138 @@
+"""What all candidates share: a step that is timed, and the time that belongs to forward and backward."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from benchmarks.recipes import Cell
+
+now = time.perf_counter
+
+
+class Unable(Exception):  # noqa: N818
+    """Why a candidate cannot run a recipe; it goes into the report."""
+
+
+class Took(NamedTuple):
+    """Seconds of one step: all of it, and what was neither forward nor backward."""
+
+    whole: float
+    part: float
+
+
+class _Backward:
+    """A clock that runs inside `Tensor.backward`, whoever calls it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._real = torch.Tensor.backward
+
+    def install(self) -> None:
+        def timed(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
+            start = now()
+            try:
+                self._real(tensor, *args, **kwargs)
+            finally:
+                self.seconds += now() - start
+
+        torch.Tensor.backward = timed  # type: ignore[method-assign]
+
+
+BACKWARD = _Backward()
+BACKWARD.install()
+
+
+class Candidate:
+    """A model and an optimizer of its own. Subclasses say what happens with a loss."""
+
+    name = ""
+    traced = True  # whether live bytes can be counted by a dispatch mode
+    ours = False
+    trains = True  # whether its weights are compared
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+        self.model = cell.workload.build()
+        self.number = 0  # the micro-batch that comes next
+
+    # what a subclass gives
+
+    def backward(self, loss: Tensor) -> None:
+        """From the loss to the gradients."""
+        (loss / self.cell.recipe.micro if self.cell.recipe.micro > 1 else loss).backward()
+
+    def step(self, last: bool) -> None:
+        """From the gradients to the weights, and the gradients released; nothing where the window is not full."""
+        raise NotImplementedError
+
+    def update(self, loss: Tensor, last: bool) -> None:
+        """Both, as a user writes it."""
+        self.backward(loss)
+        self.step(last)
+
+    def norm(self) -> float | None:
+        """The norm before the last clip, where the candidate tells it."""
+        return None
+
+    def average(self) -> dict[str, Tensor] | None:
+        """The averaged weights, where the recipe has them."""
+        return None
+
+    # the round
+
+    def round(self) -> Took:
+        """One step with its micro-batches, timed."""
+        whole = part = 0.0
+        micro = self.cell.recipe.micro
+        for k in range(micro):
+            start = now()
+            loss = self.cell.workload.loss(self.model, self.number)
+            forward, before = now(), BACKWARD.seconds
+            self.update(loss, k == micro - 1)
+            end = now()
+            part += end - forward - (BACKWARD.seconds - before)
+            del loss
+            whole += now() - start
+            self.number += 1
+        return Took(whole, part)
+
+    def check_clip(self) -> None:
+        """Fails if the last step did not clip."""
+        norm = self.norm()
+        if self.cell.recipe.clip and norm is not None:
+            assert norm > self.cell.max_norm, f"{self.name}: norm {norm:.3g} was not clipped to {self.cell.max_norm:.3g}"
+
+
+class Bare(Candidate):
+    """Forward, backward, and releasing the gradients: what everyone pays."""
+
+    name = "bare"
+    trains = False
+
+    def step(self, last: bool) -> None:
+        if last:
+            for parameter in self.model.parameters():
+                parameter.grad = None
+
+
+@contextlib.contextmanager
+def limit(seconds: int, what: str) -> Iterator[None]:
+    """Unable after so many seconds."""
+
+    def stop(*_: object) -> None:
+        raise Unable(f"{what} took over {seconds} s")
+
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)

@@ -1,0 +1,148 @@
+"""torch.optim, each way, with torch's own helpers around it; and R7's rule by hand on torch._foreach."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from benchmarks.candidate import Candidate, Unable
+from benchmarks.recipes import B1, B2, DECAY, EMA, EPS, MOMENTUM, Cell, factor, multipliers, rates
+from benchmarks.workloads import decays
+
+
+class OwnForeach(torch.optim.Optimizer):
+    """R7's rule as one writes it for speed today: in place, on lists, with two scratch lists."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            grads = [p.grad for p in params]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p] = {"m": torch.zeros_like(p), "s": torch.zeros_like(p)}
+            m, s = ([self.state[p][key] for p in params] for key in "ms")
+            torch._foreach_lerp_(m, grads, 1 - B1)
+            torch._foreach_mul_(s, B2)
+            scratch = torch._foreach_abs(grads)
+            torch._foreach_maximum_(s, scratch)
+            gate = torch._foreach_mul(m, grads)
+            torch._foreach_sign_(gate)
+            torch._foreach_mul_(gate, 0.25)
+            torch._foreach_add_(gate, 0.75)
+            torch._foreach_mul_(gate, m)
+            torch._foreach_copy_(scratch, s)
+            torch._foreach_add_(scratch, EPS)
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_addcdiv_(params, gate, scratch, -group["lr"])
+
+
+class Stepper(Candidate):
+    """Any torch.optim.Optimizer with clip_grad_norm_, LambdaLR, GradScaler and AveragedModel around it."""
+
+    def __init__(self, cell: Cell, make: Callable[..., Any], foreach: bool | None = True, groups: bool = True) -> None:
+        super().__init__(cell)
+        recipe = self.recipe = cell.recipe
+        self.foreach = foreach
+        self.params = list(self.model.parameters())
+        lists = self._groups() if groups else self.params
+        self.optimizer = make(lists, lr=rates(recipe), weight_decay=DECAY)
+        self.schedule = LambdaLR(self.optimizer, factor) if recipe.scheduled else None
+        self.scaler = torch.amp.GradScaler("cpu") if recipe.scaled else None
+        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA)) if recipe.scaled else None
+        self._norm: Tensor | None = None
+
+    def _groups(self) -> list[Any]:
+        recipe = self.recipe
+        if recipe.scaled:
+            plain = [p for p in self.params if not decays(p)]
+            return [{"params": [p for p in self.params if decays(p)]}, {"params": plain, "weight_decay": 0.0}]
+        if not recipe.multipliers:
+            return self.params
+        by_number: dict[float, list[Tensor]] = {}
+        for (name, number), p in zip(multipliers(recipe, self.model).items(), self.params, strict=True):
+            del name
+            by_number.setdefault(number, []).append(p)
+        return [{"params": ps, "lr": x * rates(recipe)} for x, ps in by_number.items()]
+
+    def backward(self, loss: Tensor) -> None:
+        if self.scaler is not None:
+            self.scaler.scale(loss).backward()
+        else:
+            super().backward(loss)
+
+    def step(self, last: bool) -> None:
+        if not last:
+            return
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if self.recipe.clip:
+            self._norm = torch.nn.utils.clip_grad_norm_(self.params, self.cell.max_norm, foreach=self.foreach)
+        if self.scaler is not None:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+        if self.schedule is not None:
+            self.schedule.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        self.optimizer.zero_grad()
+
+    def norm(self) -> float | None:
+        return None if self._norm is None else float(self._norm)
+
+    def average(self) -> dict[str, Tensor] | None:
+        return None if self.ema is None else dict(self.ema.module.named_parameters())
+
+
+class _Torch(Stepper):
+    """torch.optim itself."""
+
+    ways: dict[str, bool]
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__(cell, self._make, foreach=True if self.ways else None)
+
+    def _make(self, params: Any, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        if self.cell.recipe.rule == "adamw":
+            return torch.optim.AdamW(params, lr=lr, betas=(B1, B2), eps=EPS, weight_decay=weight_decay, **self.ways)
+        if self.cell.recipe.rule == "sgd":
+            return torch.optim.SGD(
+                params, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=weight_decay, **self.ways
+            )
+        raise Unable(f"torch.optim has no {self.cell.recipe.title.split(',')[0]}")
+
+
+class TorchFused(_Torch):
+    name, ways = "torch fused", {"fused": True}  # noqa: RUF012
+
+
+class TorchForeach(_Torch):
+    name, ways = "torch foreach", {"foreach": True}  # noqa: RUF012
+
+
+class TorchDefault(_Torch):
+    """No arguments: on the CPU a loop over tensors."""
+
+    name, ways = "torch default", {}  # noqa: RUF012
+
+
+class Handwritten(Stepper):
+    name = "foreach by hand"
+
+    def __init__(self, cell: Cell) -> None:
+        if cell.recipe.rule != "own":
+            raise Unable("it is the peer of R7 only")
+        super().__init__(cell, OwnForeach)
+
+
+PEERS = (TorchFused, TorchForeach, TorchDefault, Handwritten)

@@ -1,0 +1,124 @@
+"""The executor that is always there: torch._foreach over cache-sized pieces, with bounded scratch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.core import _torch
+from gradchain.engine.executor import CHUNK, Column, folded
+from gradchain.engine.lower import Program, Value
+
+BUCKET = 1 << 17  # elements that are worked on at once: a few of them fit into the cache
+
+_REDUCTIONS = {
+    "sum": lambda v: v.sum(dtype=torch.float64),
+    "sum1": lambda v: torch.linalg.vector_norm(v, 1, dtype=torch.float64),
+    "sum2": lambda v: torch.linalg.vector_norm(v, 2, dtype=torch.float64).square(),
+    "max": lambda v: torch.linalg.vector_norm(v, float("inf"), dtype=torch.float64),
+    "bad": lambda v: (~torch.isfinite(v)).sum(dtype=torch.float64),
+}
+
+
+class Blocks:
+    """Programs run an operation at a time over buckets of pieces."""
+
+    name = "blocks"
+
+    def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
+        """Every program that torch can compute."""
+        return None
+
+    def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> BlocksRunner:
+        """The program, with the rows cut into pieces and the pieces put into buckets."""
+        return BlocksRunner(program, dtypes, sizes)
+
+
+class BlocksRunner:
+    """One program over rows of fixed sizes."""
+
+    def __init__(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> None:
+        self._program = program
+        self._wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        self._rows = len(sizes)
+        pieces = [
+            (row, start, min(CHUNK, size - start))
+            for row, size in enumerate(sizes)
+            for start in range(0, size, CHUNK)
+        ]
+        self._row_of = [row for row, _, _ in pieces]
+        self._buckets = _bucketed(pieces)
+        self._views: dict[int, tuple[Column, list[list[Tensor]]]] = {}
+
+    def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
+        """Run over all buckets; see Runner."""
+        views = [self._cut(i, column) for i, column in enumerate(columns)]
+        width = len(self._program.entries)
+        partial: list[float] = []
+        for k, bucket in enumerate(self._buckets):
+            loaded = [[v.to(self._wide) for v in view[k]] for view in views]
+            per_row = [[entries[row * width + i] for row, _, _ in bucket] for i in range(width)]
+            values = self._computed(loaded, scalars, per_row, len(bucket))
+            if self._program.reduce:
+                kind, operand = self._program.reduce
+                partial += [_REDUCTIONS[kind](v).item() for v in _pick(operand, loaded, scalars, per_row, values)]
+            # what is stored as it was loaded is copied first: another store may write over it
+            stored = [
+                (views[column][k], _pick(operand, loaded, scalars, per_row, values), operand[0] == "load")
+                for column, operand in self._program.stores
+            ]
+            ready = [(p, [v.clone() for v in r] if raw else _as_list(r, p)) for p, r, raw in stored]
+            for places, results in ready:
+                _torch.copy_(places, results)
+        if self._program.reduce is None:
+            return None
+        return folded(self._program.reduce[0], self._row_of, partial, self._rows)
+
+    def _cut(self, i: int, column: Column) -> list[list[Tensor]]:
+        """A column's pieces, by bucket; kept as long as the column is the same one."""
+        kept = self._views.get(i)
+        if kept is not None and kept[0] is column:
+            return kept[1]
+        flat = [t.detach().as_strided((t.numel(),), (1,)) for t in column.tensors]
+        cut = [[flat[row][start : start + size] for row, start, size in bucket] for bucket in self._buckets]
+        self._views[i] = (column, cut)
+        return cut
+
+    def _computed(self, loaded: list[Any], scalars: Sequence[float], per_row: list[Any], size: int) -> list[Any]:
+        values: list[Any] = []
+        for op, operands in self._program.instructions:
+            columns = [_pick(o, loaded, scalars, per_row, values) for o in operands]
+            values.append(_torch.pointwise(op, columns, size))
+        return values
+
+
+def _pick(operand: Value, loaded: list[Any], scalars: Sequence[float], per_row: list[Any], values: list[Any]) -> Any:
+    kind = operand[0]
+    if kind == "zero":
+        return 0.0
+    held: Any = {"load": loaded, "scalar": scalars, "entry": per_row, "value": values}[kind]
+    return held[operand[1]]
+
+
+def _as_list(results: Any, places: list[Tensor]) -> list[Tensor]:
+    """What is stored, one tensor per place; a program may store a mere number."""
+    if isinstance(results, list) and isinstance(results[0], Tensor):
+        return results
+    numbers = results if isinstance(results, list) else [results] * len(places)
+    return [torch.full_like(place, number) for place, number in zip(places, numbers, strict=True)]
+
+
+def _bucketed(pieces: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
+    """Pieces in order, in groups of at most about BUCKET elements."""
+    buckets: list[list[tuple[int, int, int]]] = []
+    room = 0
+    for piece in pieces:
+        if piece[2] > room:
+            buckets.append([])
+            room = BUCKET
+        buckets[-1].append(piece)
+        room -= piece[2]
+    return buckets

@@ -1,0 +1,72 @@
+"""What an executor is: something that can run a program over rows of tensors, and says when it may."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gradchain.engine.build import NoKernel as NoKernel
+from gradchain.engine.lower import Program
+
+CHUNK = 1 << 16  # elements to an item: partial sums do not depend on the number of threads
+
+
+@dataclass
+class Column:
+    """One tensor per row."""
+
+    tensors: list[Tensor]
+    lent: bool = False  # gradients that stay the user's
+    _addresses: Any = field(default=None, repr=False)
+
+    @property
+    def addresses(self) -> ctypes.Array[ctypes.c_int64]:
+        """Where the tensors lie, as a kernel takes it."""
+        if self._addresses is None:
+            self._addresses = (ctypes.c_int64 * len(self.tensors))(*[t.data_ptr() for t in self.tensors])
+        return self._addresses  # type: ignore[no-any-return]
+
+
+class Runner(Protocol):
+    """A program made ready for rows of fixed sizes."""
+
+    def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
+        """Run it over all rows, in place.
+
+        Args:
+            columns: the tensors, in the order of the program's columns. All of one row have the same size and
+                strides, and fill one stretch of memory.
+            scalars: the numbers, in the order of the program.
+            entries: the numbers per row, row by row.
+
+        Returns:
+            For a program that reduces, one number per row; else None.
+        """
+
+
+class Executor(Protocol):
+    """A way to run programs."""
+
+    name: str
+
+    def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
+        """Why this executor cannot run the program over columns of these dtypes, or None."""
+
+    def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> Runner:
+        """The program made ready for rows of these sizes. NoKernel where that fails."""
+
+
+def folded(kind: str, row_of: Sequence[int], partial: Sequence[float], rows: int) -> list[float]:
+    """Partial results of items met, in order, row by row: the same bits whatever the number of threads."""
+    out = [0.0] * rows
+    for row, value in zip(row_of, partial, strict=True):
+        if kind == "max":
+            out[row] = value if value > out[row] or value != value else out[row]
+        else:
+            out[row] += value
+    return out

@@ -1,0 +1,193 @@
+"""Programs that torch has a fused kernel for: recognised by what they compute, not by which link wrote them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.engine.executor import Column, NoKernel, Runner
+from gradchain.engine.lower import Program, Value
+
+# A pattern is a term: ("op", term, …), a column "p", "m", …, a scalar "$name", or "g", the gradient, which may be
+# multiplied and divided by any number of scalars. A name that stands twice stands for the same thing.
+Term = Any
+
+
+def _adam(decay: bool) -> dict[str, Term]:
+    mu = ("lerp", "m", "g", "$w1")
+    nu = ("lerp", "v", ("mul", "g", "g"), "$w2")
+    root = ("sqrt", ("add", ("div", nu, "$c2"), "$eps_root"))
+    direction: Term = ("div", ("div", mu, "$c1"), ("add", root, "$eps"))
+    if decay:
+        direction = ("add", direction, ("mul", "$decay", "p"))
+    return {"p": ("add", "p", ("mul", "$step", direction)), "m": mu, "v": nu}
+
+
+def _sgd(decay: bool, momentum: bool, nesterov: bool) -> dict[str, Term]:
+    g: Term = ("add", "g", ("mul", "$decay", "p")) if decay else "g"
+    if not momentum:
+        return {"p": ("add", "p", ("mul", "$step", g))}
+    buffer = ("add", g, ("mul", "$momentum", "b"))
+    direction = ("add", g, ("mul", "$momentum2", buffer)) if nesterov else buffer
+    return {"p": ("add", "p", ("mul", "$step", direction)), "b": buffer}
+
+
+class Patterns:
+    """Programs equal to AdamW, Adam or SGD, run by torch's fused kernels."""
+
+    name = "patterns"
+
+    def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
+        """Why no fused kernel computes this program, or None."""
+        if program.reduce or program.entries or len(set(dtypes)) != 1:
+            return "fused kernels neither reduce, nor take numbers per parameter or several dtypes"
+        match = _matched(program)
+        if match is None:
+            return "no fused kernel of torch computes this"
+        if match.factors and dtypes[0] is torch.float64:
+            return "fused kernels take the gradient's factor in float32 only"
+        return None
+
+    def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> Runner:
+        """The kernel and where its arguments are."""
+        match = _matched(program)
+        if match is None:
+            raise NoKernel("no fused kernel of torch computes this")
+        return PatternRunner(match)
+
+
+class _Match:
+    """How a program is an instance of a pattern."""
+
+    def __init__(self, kernel: Callable[..., None]) -> None:
+        self.kernel = kernel
+        self.columns: dict[str, int] = {}
+        self.scalars: dict[str, int] = {}
+        self.factors: list[tuple[str, int]] | None = None
+        self.gradient: Value | None = None
+
+
+class PatternRunner:
+    """One fused kernel over rows."""
+
+    def __init__(self, match: _Match) -> None:
+        self._match = match
+
+    def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> None:
+        """Run the kernel over all rows; see Runner."""
+        match = self._match
+        factor = 1.0
+        for op, slot in match.factors or ():
+            factor = factor * scalars[slot] if op == "mul" else factor / scalars[slot]
+        held = {name: columns[i] for name, i in match.columns.items()}
+        grads = held["g"].tensors
+        scale = None
+        if factor != 1.0:
+            if held["g"].lent or factor == 0.0:  # the kernel overwrites gradients it unscales, and divides by the scale
+                grads, factor = torch._foreach_mul(grads, factor), 1.0  # type: ignore[assignment]
+            else:
+                scale = torch.tensor(1.0 / factor, dtype=torch.float32)
+        numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
+        match.kernel({name: column.tensors for name, column in held.items()}, grads, scale, numbers)
+
+
+def _fused_adamw(held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None, s: dict[str, float]) -> None:
+    # step · (m/c1) / (sqrt(v/c2) + eps) is lr' m / (sqrt(v) + eps') with the corrections folded into lr' and eps'
+    root = math.sqrt(s["$c2"])
+    lr, rate = -s["$step"] * root / s["$c1"], -s["$step"]
+    decay = s.get("$decay", 0.0) * rate / lr if lr else 0.0
+    steps = [_LONG_AGO] * len(grads)
+    torch._fused_adamw_(
+        held["p"], grads, held["m"], held["v"], [], steps, lr=lr, beta1=1 - s["$w1"], beta2=1 - s["$w2"],
+        weight_decay=decay, eps=s["$eps"] * root, amsgrad=False, maximize=False, grad_scale=scale,
+    )  # fmt: skip
+
+
+def _fused_sgd(nesterov: bool) -> Callable[..., None]:
+    def run(held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None, s: dict[str, float]) -> None:
+        torch._fused_sgd_(
+            held["p"], grads, held.get("b", []), weight_decay=s.get("$decay", 0.0), momentum=s.get("$momentum", 0.0),
+            lr=-s["$step"], dampening=0.0, nesterov=nesterov, maximize=False, is_first_step=False, grad_scale=scale,
+        )  # fmt: skip
+
+    return run
+
+
+# bias corrections 1 - b^t are 1 at this step
+_LONG_AGO = torch.tensor(1e9)
+
+_PATTERNS: list[tuple[dict[str, Term], Callable[..., None]]] = [
+    (_adam(True), _fused_adamw),
+    (_adam(False), _fused_adamw),
+    *((_sgd(decay, True, nesterov), _fused_sgd(nesterov)) for decay in (True, False) for nesterov in (True, False)),
+    *((_sgd(decay, False, False), _fused_sgd(False)) for decay in (True, False)),
+]
+
+
+def _matched(program: Program) -> _Match | None:
+    """The pattern a program is an instance of."""
+    for pattern, kernel in _PATTERNS:
+        if len(pattern) != len(program.stores):
+            continue
+        match = _Match(kernel)
+        stores = dict(program.stores)
+        if all(_store(program, name, term, stores, match) for name, term in pattern.items()) and match.gradient:
+            return match
+    return None
+
+
+def _store(program: Program, name: str, term: Term, stores: dict[int, Value], match: _Match) -> bool:
+    """Whether some store that is still free writes this term over the column of this name."""
+    wanted = match.columns.get(name)
+    for column, value in stores.items():
+        if wanted is not None and column != wanted:
+            continue
+        trial = _copied(match)
+        trial.columns[name] = column
+        if _unify(program, term, value, trial):
+            match.columns, match.scalars = trial.columns, trial.scalars
+            match.factors, match.gradient = trial.factors, trial.gradient
+            return len(set(match.columns.values())) == len(match.columns)
+    return False
+
+
+def _copied(match: _Match) -> _Match:
+    copy = _Match(match.kernel)
+    copy.columns, copy.scalars = dict(match.columns), dict(match.scalars)
+    copy.factors, copy.gradient = match.factors, match.gradient
+    return copy
+
+
+def _unify(program: Program, term: Term, value: Value, match: _Match) -> bool:
+    if term == "g":
+        return _unify_gradient(program, value, match)
+    if isinstance(term, str):
+        held, kind = (match.scalars, "scalar") if term[0] == "$" else (match.columns, "load")
+        return value[0] == kind and held.setdefault(term, value[1]) == value[1]
+    if value[0] != "value":
+        return False
+    op, operands = program.instructions[value[1]]
+    return op == term[0] and all(_unify(program, t, v, match) for t, v in zip(term[1:], operands, strict=True))
+
+
+def _unify_gradient(program: Program, value: Value, match: _Match) -> bool:
+    """A column behind any number of scalar factors; the same one wherever the pattern has the gradient."""
+    if match.gradient is not None:
+        return value == match.gradient
+    factors: list[tuple[str, int]] = []
+    inner = value
+    while inner[0] == "value":
+        op, operands = program.instructions[inner[1]]
+        number = next((o for o in operands if o[0] == "scalar"), None)
+        if op not in ("mul", "div") or number is None or (op == "div" and operands[1] is not number):
+            return False
+        inner = next(o for o in operands if o is not number)
+        factors.append((op, number[1]))
+    if inner[0] != "load" or match.columns.setdefault("g", inner[1]) != inner[1]:
+        return False
+    match.gradient, match.factors = value, factors
+    return True
