@@ -107,7 +107,8 @@ class Candidate:
         """Fails if the last step did not clip."""
         norm = self.norm()
         if self.cell.recipe.clip and norm is not None:
-            assert norm > self.cell.max_norm, f"{self.name}: norm {norm:.3g} was not clipped to {self.cell.max_norm:.3g}"
+            bound = self.cell.max_norm
+            assert norm > bound, f"{self.name}: norm {norm:.3g} was not clipped to {bound:.3g}"
 
 
 class Bare(Candidate):

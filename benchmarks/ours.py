@@ -109,6 +109,12 @@ class Ours(Candidate):
     def update(self, loss: Tensor, last: bool) -> None:
         self.updater.update(loss)
 
+    @property
+    def reference(self) -> str:
+        """Why the last step ran by the reference and not by the engine; "" if it did not."""
+        engine = getattr(getattr(self.updater, "_bound", None), "engine", None)
+        return str(getattr(engine, "reason", "") or "")
+
     def norm(self) -> float | None:
         return float(self.updater.metrics["clip_by_norm.norm"]) if self.cell.recipe.clip else None
 

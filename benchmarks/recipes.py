@@ -51,7 +51,7 @@ RECIPES = {
     for r in (
         Recipe("R1", "AdamW", "adamw"),
         Recipe("R2", "clip, AdamW, cosine", "adamw", clip=True, scheduled=True),
-        Recipe("R3", "unscale, inf check, clip, AdamW, decay mask, cosine, average", "adamw", True, True, True, floor=4),
+        Recipe("R3", "unscale, clip, AdamW, decay mask, cosine, average", "adamw", True, True, True, floor=4),
         Recipe("R4", "SGD, Nesterov, weight decay", "sgd", floor=2),
         Recipe("R5", "Lion, decay", "lion", floor=2),
         Recipe("R6", "accumulate 4, then R2", "adamw", clip=True, scheduled=True, micro=4),

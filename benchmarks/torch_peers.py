@@ -48,13 +48,12 @@ class OwnForeach(torch.optim.Optimizer):
 class Stepper(Candidate):
     """Any torch.optim.Optimizer with clip_grad_norm_, LambdaLR, GradScaler and AveragedModel around it."""
 
-    def __init__(self, cell: Cell, make: Callable[..., Any], foreach: bool | None = True, groups: bool = True) -> None:
+    def __init__(self, cell: Cell, make: Callable[..., Any], foreach: bool | None = True, clips: bool = True) -> None:
         super().__init__(cell)
         recipe = self.recipe = cell.recipe
-        self.foreach = foreach
+        self.foreach, self.clips = foreach, clips and recipe.clip
         self.params = list(self.model.parameters())
-        lists = self._groups() if groups else self.params
-        self.optimizer = make(lists, lr=rates(recipe), weight_decay=DECAY)
+        self.optimizer = make(self._groups(), lr=rates(recipe), weight_decay=DECAY)
         self.schedule = LambdaLR(self.optimizer, factor) if recipe.scheduled else None
         self.scaler = torch.amp.GradScaler("cpu") if recipe.scaled else None
         self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA)) if recipe.scaled else None
@@ -68,8 +67,7 @@ class Stepper(Candidate):
         if not recipe.multipliers:
             return self.params
         by_number: dict[float, list[Tensor]] = {}
-        for (name, number), p in zip(multipliers(recipe, self.model).items(), self.params, strict=True):
-            del name
+        for number, p in zip(multipliers(recipe, self.model).values(), self.params, strict=True):
             by_number.setdefault(number, []).append(p)
         return [{"params": ps, "lr": x * rates(recipe)} for x, ps in by_number.items()]
 
@@ -84,7 +82,7 @@ class Stepper(Candidate):
             return
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-        if self.recipe.clip:
+        if self.clips:
             self._norm = torch.nn.utils.clip_grad_norm_(self.params, self.cell.max_norm, foreach=self.foreach)
         if self.scaler is not None:
             self.scaler.step(self.optimizer)
@@ -123,17 +121,17 @@ class _Torch(Stepper):
 
 
 class TorchFused(_Torch):
-    name, ways = "torch fused", {"fused": True}  # noqa: RUF012
+    name, ways = "torch fused", {"fused": True}
 
 
 class TorchForeach(_Torch):
-    name, ways = "torch foreach", {"foreach": True}  # noqa: RUF012
+    name, ways = "torch foreach", {"foreach": True}
 
 
 class TorchDefault(_Torch):
     """No arguments: on the CPU a loop over tensors."""
 
-    name, ways = "torch default", {}  # noqa: RUF012
+    name, ways = "torch default", {}
 
 
 class Handwritten(Stepper):

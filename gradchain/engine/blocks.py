@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from gradchain.engine.lower import Program, Value
 
 BUCKET = 1 << 17  # elements that are worked on at once: a few of them fit into the cache
 
-_REDUCTIONS = {
+_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda v: v.sum(dtype=torch.float64),
     "sum1": lambda v: torch.linalg.vector_norm(v, 1, dtype=torch.float64),
     "sum2": lambda v: torch.linalg.vector_norm(v, 2, dtype=torch.float64).square(),
@@ -45,9 +45,7 @@ class BlocksRunner:
         self._wide = torch.float64 if torch.float64 in dtypes else torch.float32
         self._rows = len(sizes)
         pieces = [
-            (row, start, min(CHUNK, size - start))
-            for row, size in enumerate(sizes)
-            for start in range(0, size, CHUNK)
+            (row, start, min(CHUNK, size - start)) for row, size in enumerate(sizes) for start in range(0, size, CHUNK)
         ]
         self._row_of = [row for row, _, _ in pieces]
         self._buckets = _bucketed(pieces)

@@ -89,7 +89,7 @@ class _Stuck(NoKernel):
     """The compiler did not end in time: it is not asked again, whatever the source."""
 
 
-class _Unfit(OSError):
+class _Unfit(OSError):  # noqa: N818  # an answer, like the one above
     """Why a folder is no place for code."""
 
 
@@ -138,7 +138,7 @@ def load(source: str) -> ctypes.CDLL:
 def _warn(reason: NoKernel) -> None:
     if not _process.warned:
         _process.warned = True
-        warnings.warn(f"gradchain runs without native kernels, which takes several times as long: {reason}", stacklevel=3)
+        warnings.warn(f"gradchain runs without native kernels, several times slower: {reason}", stacklevel=3)
 
 
 def _known(source: str) -> ctypes.CDLL:
@@ -227,7 +227,7 @@ def _library(command: list[str], source: str, key: str) -> ctypes.CDLL:
         unfit = str(error)
     try:
         with tempfile.TemporaryDirectory(prefix="gradchain-", ignore_cleanup_errors=True) as made:
-            folder = Path(os.path.realpath(made))  # a link on the way, as in /tmp on macOS, is looked through, then judged
+            folder = Path(os.path.realpath(made))  # /tmp is a link on macOS: what is judged is where it leads
             _private(folder, sticky=True)
             return _built(command, source, folder)
     except OSError as error:
@@ -356,14 +356,15 @@ def _compile(command: list[str], work: str) -> None:
 def _check(built: Path, source: str) -> None:
     """Load and run the file in a child: what kills a process kills that one."""
     if getattr(sys, "frozen", False) or not sys.executable:  # it would be the application, started anew
-        raise NoKernel(f"a frozen application has no Python to check a native kernel with; run it from Python, {_SILENCE}")
+        raise NoKernel(
+            f"a frozen application has no Python to check native kernels with; start it by Python, {_SILENCE}"
+        )
     size = 1 + max(map(int, re.findall(r"\[[^\]]*?(\d+)\]", source)), default=0)
     command = [sys.executable, "-I", "-S", "-c", _CHECK, str(built), str(size)]
     # should the child be something else than a plain Python, it does not end up here again
     done = _call(command, "running a kernel in a child", TIME_LIMIT, GRADCHAIN_NATIVE="0")
     if done.returncode:
-        raise NoKernel(f"a native kernel was built and cannot be used: a child that ran it {_fate(done)}; "
-                       f"install another C compiler, {_SILENCE}")  # fmt: skip
+        raise NoKernel(f"a child that ran a new native kernel {_fate(done)}; install another C compiler, {_SILENCE}")
 
 
 # children

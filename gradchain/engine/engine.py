@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gradchain.core.chain import chain
 from gradchain.core.context import Context, Run
@@ -40,6 +39,7 @@ class Part:
         runner: the program made ready by an executor.
         executor: that executor's name.
         refused: why executors that come before it could not.
+        dtypes: of the program's columns.
     """
 
     names: tuple[str, ...]
@@ -47,6 +47,17 @@ class Part:
     runner: Runner
     executor: str
     refused: dict[str, str]
+    dtypes: tuple[torch.dtype, ...]
+
+    @property
+    def bytes_read(self) -> int:
+        """Per element."""
+        return sum(self.dtypes[i].itemsize for i in self.program.loads())
+
+    @property
+    def bytes_written(self) -> int:
+        """Per element."""
+        return sum(self.dtypes[column].itemsize for column, _ in self.program.stores)
 
 
 @dataclasses.dataclass
@@ -68,6 +79,7 @@ class Engine:
         self._state_dtypes: tuple[Any, ...] = ()
         self._state: Links | None = None
         self._lent = False
+        self.last: list[Part] = []  # what the last step ran, in order
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     def step(
@@ -108,11 +120,11 @@ class Engine:
         lent: bool,
     ) -> tuple[bool, Links]:
         assert isinstance(received, EagerTensors)
-        self._lent = lent
+        self._lent, self.last = lent, []
         layout = self._laid_out(params)
         if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
-            state = _mapped(state, lambda tensors: layout.state(tensors))
+            state = _mapped(state, layout.state)
             self._state_dtypes = tuple(_dtypes(state))
         tape = Tape(self._reduce, self._compute, layout.state)
         grads = layout.gradients(received)
@@ -138,6 +150,11 @@ class Engine:
             setattr(run, name, getattr(trial, name))
         self.reason, self._state = "", settled
         return out is not None, settled
+
+    @property
+    def num_plans(self) -> int:
+        """How many structures of a step, or of a part of one, are planned."""
+        return len(self._plans)
 
     # storage
 
@@ -210,7 +227,9 @@ class Engine:
             reason = executor.legal(program, dtypes)
             if reason is None:
                 try:
-                    return Part(names, program, executor.ready(program, dtypes, sizes), executor.name, refused)
+                    return Part(
+                        names, program, executor.ready(program, dtypes, sizes), executor.name, refused, tuple(dtypes)
+                    )
                 except NoKernel as failure:
                     reason = str(failure)
             refused[executor.name] = reason
@@ -218,6 +237,7 @@ class Engine:
 
     def _run(self, part: Part, tape: Tape) -> Any:
         program = part.program
+        self.last.append(part)
         columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
         scalars = [tape.scalars[slot] for slot in program.scalars]
         entries = [tape.entries[slot][n] for n in part.names for slot in program.entries] if program.entries else []
@@ -226,7 +246,9 @@ class Engine:
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced:
         """Reduce a node now, over every entry it has."""
         index, reach = tape.indices[node], _reachable(tape, node)
-        parts = self._planned(tape, (kind, node, *_structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach))
+        parts = self._planned(
+            tape, (kind, node, *_structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach)
+        )
         if len(parts) == 1 and parts[0].names == index.names:
             return Reduced(index.names, self._run(parts[0], tape))
         rows = [0.0] * len(index)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.tensors import Tensors
 from gradchain.engine.print_c import TYPES
 from gradchain.engine.record import Unrecorded
 
@@ -45,9 +46,7 @@ class Layout:
     def _plain(self, tensors: list[Tensor]) -> bool:
         """Whether tensors of the weights' shapes have their dtypes and are contiguous, as the weights are."""
         return (
-            self.contiguous
-            and [t.dtype for t in tensors] == self.dtypes
-            and all([t.is_contiguous() for t in tensors])
+            self.contiguous and [t.dtype for t in tensors] == self.dtypes and all(map(Tensor.is_contiguous, tensors))
         )
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
@@ -67,8 +66,9 @@ class Layout:
                 changed[i] = torch.empty_like(self.tensors[at]).copy_(grad)
         return grads if changed is None else EagerTensors(grads.index, changed)
 
-    def state(self, tensors: EagerTensors) -> EagerTensors:
+    def state(self, tensors: Tensors) -> EagerTensors:
         """A field of the state, each entry laid out as its weight: the field itself, or copies."""
+        assert isinstance(tensors, EagerTensors)
         data, position = tensors._values(), self.index.position
         changed: list[Tensor] | None = None
         for i, (name, value) in enumerate(zip(tensors.index.names, data, strict=True)):
@@ -76,7 +76,7 @@ class Layout:
             _check(name, value)
             if value.shape != weight.shape:
                 raise Unrecorded(f"state of {name!r} has another shape than the weight")
-            if value.stride() != weight.stride() or value.is_leaf and type(value) is torch.nn.Parameter:
+            if value.stride() != weight.stride() or (value.is_leaf and type(value) is torch.nn.Parameter):
                 changed = list(data) if changed is None else changed
                 changed[i] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         return tensors if changed is None else EagerTensors(tensors.index, changed)

@@ -32,6 +32,12 @@ class Program:
     stores: list[tuple[int, Value]] = field(default_factory=list)
     reduce: tuple[str, Value] | None = None
 
+    def loads(self) -> set[int]:
+        """The columns that are read."""
+        operands = [o for _, given in self.instructions for o in given] + [o for _, o in self.stores]
+        operands += [self.reduce[1]] if self.reduce else []
+        return {o[1] for o in operands if o[0] == "load"}
+
 
 class Lowering:
     """Lowers the part of a tape that some parameters see; `name` stands for all of its class."""

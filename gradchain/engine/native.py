@@ -6,6 +6,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+
 import torch
 
 from gradchain.engine import build
@@ -25,9 +26,7 @@ class Items:
 
     def __init__(self, sizes: Sequence[int]) -> None:
         cut = [
-            (row, start, min(start + CHUNK, size))
-            for row, size in enumerate(sizes)
-            for start in range(0, size, CHUNK)
+            (row, start, min(start + CHUNK, size)) for row, size in enumerate(sizes) for start in range(0, size, CHUNK)
         ]
         self.count = len(cut)
         self.elements = sum(sizes)
@@ -68,8 +67,8 @@ class Native:
         kernel = self._kernels.get(text)
         if kernel is None:
             kernel = build.load(text).run
-            kernel.argtypes = [_Int, *([ctypes.c_void_p] * 7)]  # type: ignore[attr-defined]  # a function of ctypes
-            kernel.restype = None  # type: ignore[attr-defined]
+            kernel.argtypes = [_Int, *([ctypes.c_void_p] * 7)]
+            kernel.restype = None
             self._kernels[text] = kernel
         return NativeRunner(kernel, text, program, Items(sizes))
 
@@ -108,7 +107,8 @@ class NativeRunner:
             list(_pool(threads).map(lambda part: stretch(*part), items.split(threads)))
         if out is None:
             return None
-        return list(out) if items.whole else folded(self._reduces, items.row_of, out, items.rows)
+        partial = list(out)
+        return partial if items.whole else folded(self._reduces, items.row_of, partial, items.rows)
 
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}

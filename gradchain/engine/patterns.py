@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradchain.engine.blocks import Blocks
 from gradchain.engine.executor import Column, NoKernel, Runner
 from gradchain.engine.lower import Program, Value
 
@@ -48,6 +49,8 @@ class Patterns:
         match = _matched(program)
         if match is None:
             return "no fused kernel of torch computes this"
+        if dtypes[0] not in (torch.float32, torch.float64):
+            return "fused kernels round as they go in low precision"
         if match.factors and dtypes[0] is torch.float64:
             return "fused kernels take the gradient's factor in float32 only"
         return None
@@ -57,7 +60,7 @@ class Patterns:
         match = _matched(program)
         if match is None:
             raise NoKernel("no fused kernel of torch computes this")
-        return PatternRunner(match)
+        return PatternRunner(match, Blocks().ready(program, dtypes, sizes))
 
 
 class _Match:
@@ -72,14 +75,19 @@ class _Match:
 
 
 class PatternRunner:
-    """One fused kernel over rows."""
+    """One fused kernel over rows, and what runs where the numbers are none that it can take."""
 
-    def __init__(self, match: _Match) -> None:
+    def __init__(self, match: _Match, otherwise: Runner) -> None:
         self._match = match
+        self._otherwise = otherwise
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> None:
         """Run the kernel over all rows; see Runner."""
         match = self._match
+        numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
+        if numbers.get("$eps_root") or numbers.get("$momentum2", numbers.get("$momentum")) != numbers.get("$momentum"):
+            self._otherwise.run(columns, scalars, entries)
+            return
         factor = 1.0
         for op, slot in match.factors or ():
             factor = factor * scalars[slot] if op == "mul" else factor / scalars[slot]
@@ -91,7 +99,6 @@ class PatternRunner:
                 grads, factor = torch._foreach_mul(grads, factor), 1.0  # type: ignore[assignment]
             else:
                 scale = torch.tensor(1.0 / factor, dtype=torch.float32)
-        numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
         match.kernel({name: column.tensors for name, column in held.items()}, grads, scale, numbers)
 
 
@@ -167,7 +174,7 @@ def _unify(program: Program, term: Term, value: Value, match: _Match) -> bool:
         return _unify_gradient(program, value, match)
     if isinstance(term, str):
         held, kind = (match.scalars, "scalar") if term[0] == "$" else (match.columns, "load")
-        return value[0] == kind and held.setdefault(term, value[1]) == value[1]
+        return bool(value[0] == kind and held.setdefault(term, value[1]) == value[1])
     if value[0] != "value":
         return False
     op, operands = program.instructions[value[1]]

@@ -105,11 +105,7 @@ def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 
 def _element(program: Program, dtypes: Sequence[torch.dtype], at: str) -> list[str]:
     """The lines that compute every instruction for one element."""
-    loaded = {o[1] for _, operands in program.instructions for o in operands if o[0] == "load"}
-    loaded |= {o[1] for _, o in program.stores if o[0] == "load"}
-    if program.reduce and program.reduce[1][0] == "load":
-        loaded.add(program.reduce[1][1])
-    lines = [f"const C x{i} = from_{TYPES[dtypes[i]]}(p{i}[{at}]);" for i in sorted(loaded)]
+    lines = [f"const C x{i} = from_{TYPES[dtypes[i]]}(p{i}[{at}]);" for i in sorted(program.loads())]
     for i, (op, operands) in enumerate(program.instructions):
         kind = "int" if op in _BOOLEAN else "C"
         lines.append(f"const {kind} v{i} = {EXPRESSIONS[op].format(*map(_name, operands))};")

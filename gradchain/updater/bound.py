@@ -88,17 +88,21 @@ class Bound:
             run.over_ranks = over_ranks
         return Context.of(run)
 
+    def now(self) -> Context:
+        """The context of a look at the chain, without a micro-batch."""
+        return self.context(Run())
+
     def gated(self) -> bool:
         """Whether a link will stop a non-finite gradient."""
         gates = [link for _, link, _ in walk(self.chain, None) if link.holds in ("overflow", "nonfinite")]
-        ctx = self.context(Run())
+        ctx = self.now()
         return any(getattr(link, "active", lambda _: True)(ctx) for link in gates)
 
     def withholds(self) -> bool:
         """Whether ranks need not agree on the coming micro-batch."""
         if not self.target.distributed:
             return False
-        return not self.window.closes(self.state, self.context(Run()), self.micro.last)
+        return not self.window.closes(self.state, self.now(), self.micro.last)
 
     def drop_window(self) -> None:
         """Forget the gradients and the open window. Weights, state and clocks stay."""

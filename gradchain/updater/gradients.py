@@ -15,7 +15,6 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.updater.target import Target
 
-
 _STRIDED = torch.strided
 
 

@@ -20,6 +20,7 @@ from gradchain.updater.bound import Bound
 from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
+from gradchain.updater.explanation import explanation
 from gradchain.updater.gradients import unsynchronised, withheld
 from gradchain.updater.info import Metrics, UpdateInfo
 from gradchain.updater.state_dict import LoadReport, states
@@ -330,6 +331,14 @@ class Updater:
     def _autocasting(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
         device = self._bound.target.parameters()[0].device.type
         return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+    def explain(self, *, source: bool = False) -> str:
+        """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
+
+        Args:
+            source: with the source of compiled kernels.
+        """
+        return explanation(self._bound, source)
 
     # averages
 

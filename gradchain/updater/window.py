@@ -90,9 +90,14 @@ class Window:
         """Whether the coming micro-batch closes the window; it does where there is none."""
         if self.name is None or self._link is None or last:
             return True
+        return self.micro(state) + 1 >= self.every(state, ctx)
+
+    def every(self, state: Links, ctx: Context) -> int:
+        """How many micro-batches the open window, or the coming one, is to have."""
+        if self.name is None or self._link is None:
+            return 1
         held = self.state(state)
-        size = held.size if held.micro else int(self._link.at(ctx.enter(self.name)).every)  # type: ignore[attr-defined]
-        return bool(held.micro + 1 >= size)
+        return int(held.size if held.micro else self._link.at(ctx.enter(self.name)).every)  # type: ignore[attr-defined]
 
     def reduced(self, state: Links, owner: str) -> Links:
         """`state` with an unsynchronised window made the mean over ranks, as its closing backward would have."""

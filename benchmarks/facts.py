@@ -1,0 +1,122 @@
+"""Figures that are no step's time: first step, bind, import, and how long a chain takes to record.
+
+First steps run in a process of their own, with an empty and then a filled kernel cache. It is this file:
+`python -m benchmarks.facts d R2` prints the seconds of the first and of the second optimizer part as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+_IMPORT = "import time, torch; t = time.perf_counter(); import gradchain; print(time.perf_counter() - t)"
+
+
+def import_seconds(times: int = 5) -> float:
+    """Importing gradchain where torch is imported already: the least of some processes, files cached."""
+    return min(float(_child([sys.executable, "-c", _IMPORT], {})) for _ in range(times))
+
+
+def first_step(workload: str, recipe: str) -> dict[str, float]:
+    """Seconds of the first optimizer part with an empty kernel cache and with a filled one, and of the second."""
+    with tempfile.TemporaryDirectory(prefix="gradchain-cold-") as cache:
+        command = [sys.executable, "-m", "benchmarks.facts", workload, recipe]
+        cold, warm = (json.loads(_child(command, {"XDG_CACHE_HOME": cache})) for _ in range(2))
+    return {"cold_s": cold["first"], "warm_s": warm["first"], "second_s": warm["second"], "bind_s": warm["bind"]}
+
+
+def _child(command: Sequence[str], env: dict[str, str]) -> str:
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+def bind_seconds(times: int = 5) -> float:
+    """Binding R2 to the 1000 tensors of (c): the median."""
+    from benchmarks.ours import chain
+    from benchmarks.recipes import RECIPES
+    from benchmarks.workloads import WORKLOADS
+
+    took = []
+    for _ in range(times):
+        model = WORKLOADS["c"].build()
+        tx = chain(RECIPES["R2"], 1.0, model)
+        start = time.perf_counter()
+        tx.bind(model)
+        took.append(time.perf_counter() - start)
+    return median(took)
+
+
+def recording(workload: str, recipe: str, rounds: int = 15) -> dict[str, float | str]:
+    """Microseconds in `chain.update` of a real step: the links on recording Tensors, whatever the engine runs then.
+
+    A reduction runs while the chain is recorded; its time is taken off where the engine has a `_reduce` to time, and
+    left in, and said so, where not.
+    """
+    from benchmarks.ours import Ours
+    from benchmarks.recipes import RECIPES, Cell
+    from benchmarks.workloads import WORKLOADS
+    from gradchain.core.chain import chain
+    from gradchain.engine.engine import Engine
+
+    candidate = Ours(Cell.of(WORKLOADS[workload], RECIPES[recipe]))
+    for _ in range(6):
+        candidate.round()
+    spent = {"links": 0.0, "reductions": 0.0}
+    depth = {"links": 0, "reductions": 0}
+    undo = [_timed(chain, "update", spent, depth, "links")]
+    told = hasattr(Engine, "_reduce")
+    if told:
+        undo.append(_timed(Engine, "_reduce", spent, depth, "reductions"))
+    took = []
+    for _ in range(rounds):
+        spent.update(links=0.0, reductions=0.0)
+        candidate.round()
+        took.append(spent["links"] - spent["reductions"])
+    for back in undo:
+        back()
+    return {"us": median(took) * 1e6, "holds": "links only" if told else "links and reductions"}
+
+
+def _timed(owner: Any, name: str, spent: dict[str, float], depth: dict[str, int], key: str) -> Any:
+    """Time the outermost calls of a method. Returns what undoes it."""
+    real = getattr(owner, name)
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        depth[key] += 1
+        start = time.perf_counter()
+        try:
+            return real(*args, **kwargs)
+        finally:
+            depth[key] -= 1
+            if not depth[key]:
+                spent[key] += time.perf_counter() - start
+
+    setattr(owner, name, timed)
+    return lambda: setattr(owner, name, real)
+
+
+def _main(workload: str, recipe: str) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    from benchmarks.ours import Ours
+    from benchmarks.recipes import RECIPES, Cell
+    from benchmarks.workloads import WORKLOADS
+
+    cell = Cell.of(WORKLOADS[workload], RECIPES[recipe])
+    start = time.perf_counter()
+    candidate = Ours(cell)
+    bind = time.perf_counter() - start
+    first, second = candidate.round().part, candidate.round().part
+    print(json.dumps({"first": first, "second": second, "bind": bind}))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

@@ -1,0 +1,162 @@
+"""One cell: candidates made, checked against each other, and run in interleaved rounds."""
+
+from __future__ import annotations
+
+import gc
+import random
+import warnings
+from collections.abc import Sequence
+from statistics import median, quantiles
+from typing import Any
+
+import torch
+
+from benchmarks import jax_peer, memory, other_peers, torch_peers
+from benchmarks.candidate import Bare, Candidate, Took, Unable, limit
+from benchmarks.floor import Floor
+from benchmarks.ours import Ours
+from benchmarks.recipes import Cell
+
+PEERS = (*torch_peers.PEERS, *other_peers.PEERS, *jax_peer.PEERS)
+REFERENCES = ("torch default", "lion_pytorch", "foreach by hand")  # whose weights the others are compared with
+WARM = 6  # rounds before the timed ones; the parity check follows them
+TOLERANCE = 1e-3  # of the largest displacement of any weight
+OUTLIERS = 1e-3  # the part of all elements that may differ by more: signs of gradients that are zero but for rounding
+FIRST_STEP_LIMIT = 100
+
+
+def run(cell: Cell, rounds: int, only: Sequence[str] = (), slow: bool = True) -> dict[str, Any]:
+    """Measure one cell.
+
+    Args:
+        cell: the recipe on the workload.
+        rounds: how many timed rounds.
+        only: names of peers; empty for all.
+        slow: whether peers that compile for long take part.
+    """
+    candidates, unable = _ready(cell, only, slow)
+    parity = _parity(cell, candidates)
+    times: dict[str, list[Took]] = {c.name: [] for c in candidates}
+    gc.collect()
+    gc.freeze()  # the collector runs, but not over what was there before the rounds
+    shuffled = random.Random(0)
+    for _ in range(rounds):
+        shuffled.shuffle(candidates)
+        for candidate in candidates:
+            times[candidate.name].append(candidate.round())
+            candidate.check_clip()
+    gc.unfreeze()
+    reference = next(c.reference for c in candidates if isinstance(c, Ours))
+    extra = {c.name: _memory(c) for c in candidates}
+    return {
+        "workload": cell.workload.key,
+        "recipe": cell.recipe.key,
+        "rounds": rounds,
+        "max_norm": cell.max_norm if cell.recipe.clip else None,
+        **_summary(times, candidates),
+        "reference": reference,
+        "parity": parity,
+        "extra_bytes_per_parameter": {name: value for name, value in extra.items() if value is not None},
+        "not_run": unable,
+    }
+
+
+def _ready(cell: Cell, only: Sequence[str], slow: bool) -> tuple[list[Candidate], dict[str, str]]:
+    """The candidates that can, after their warm-up rounds, and why the others cannot."""
+    candidates: list[Candidate] = []
+    unable = {}
+    for make in (Bare, Floor, Ours, *PEERS):
+        if only and make in PEERS and make.name not in only:
+            continue
+        if make is other_peers.HeavyBall and not slow:
+            unable[make.name] = "left out of --quick: it compiles for long"
+            continue
+        try:
+            with limit(FIRST_STEP_LIMIT, "the first steps"), warnings.catch_warnings():
+                if make is not Ours:
+                    warnings.simplefilter("ignore")
+                candidate = make(cell)
+                for _ in range(WARM):
+                    candidate.round()
+                    candidate.check_clip()
+        except Unable as reason:
+            unable[make.name] = str(reason)
+        except Exception as error:
+            if make is Ours:
+                raise
+            unable[make.name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+        else:
+            candidates.append(candidate)
+    return candidates, unable
+
+
+def _parity(cell: Cell, candidates: list[Candidate]) -> dict[str, dict[str, float | str]]:
+    """How far everyone's displacement is from the reference's. AssertionError if ours is too far or nobody moved."""
+    training = {c.name: c for c in candidates if c.trains}
+    reference = next((training[name] for name in REFERENCES if name in training), None)
+    start = dict(cell.workload.build().named_parameters())
+    if reference is None:
+        raise RuntimeError("parity: none of the reference peers runs this recipe")
+    out: dict[str, dict[str, float | str]] = {}
+    for name, candidate in training.items():
+        moved = _difference(dict(candidate.model.named_parameters()), dict(reference.model.named_parameters()), start)
+        mine, theirs = candidate.average(), reference.average()
+        if mine is not None and theirs is not None:
+            averaged = _difference(mine, theirs, start)
+            moved = (max(moved[0], averaged[0]), max(moved[1], averaged[1]), min(moved[2], averaged[2]))
+        worst, outliers, displacement = moved
+        assert displacement > 0, f"{name} did not move the weights"
+        out[name] = {"worst": worst, "outliers": outliers, "reference": reference.name}
+        if outliers > OUTLIERS:
+            sentence = f"{name} differs from {reference.name}: {outliers:.2%} of elements, worst {worst:.2g}"
+            assert not candidate.ours, sentence
+            out[name]["differs"] = sentence
+    return out
+
+
+def _difference(mine: dict[str, Any], theirs: dict[str, Any], start: dict[str, Any]) -> tuple[float, float, float]:
+    """(largest difference over the largest displacement, part of the elements above TOLERANCE, that displacement)."""
+    with torch.no_grad():
+        largest = max(float((theirs[n] - w).abs().max()) for n, w in start.items())
+        worst, above = 0.0, 0
+        for n in start:
+            difference = (mine[n] - theirs[n]).abs()
+            worst = max(worst, float(difference.max()) / largest)
+            above += int((difference > TOLERANCE * largest).sum())
+    return worst, above / sum(w.numel() for w in start.values()), largest
+
+
+def _memory(candidate: Candidate) -> dict[str, float] | None:
+    try:
+        return memory.measure(candidate)
+    except Exception as error:
+        if candidate.ours:
+            raise
+        return {"failed": float("nan"), "why": str(error)[:80]}  # type: ignore[dict-item]
+
+
+def _summary(times: dict[str, list[Took]], candidates: list[Candidate]) -> dict[str, Any]:
+    """Medians and quartiles of everyone, and per-round ratios of ours over each."""
+    ours = next(c.name for c in candidates if c.ours)
+    rivals = [c.name for c in candidates if not c.ours and c.trains and not isinstance(c, jax_peer.Optax)]
+    best = min(rivals, key=lambda name: median(t.part for t in times[name]))
+    best_whole = min(rivals, key=lambda name: median(t.whole for t in times[name]))
+    table = {}
+    for name, took in times.items():
+        parts, wholes = [t.part for t in took], [t.whole for t in took]
+        ratios = [a.part / b.part for a, b in zip(times[ours], took, strict=True)]
+        steps = [a.whole / b.whole for a, b in zip(times[ours], took, strict=True)]
+        table[name] = {
+            "part_us": _quartiles(parts, 1e6),
+            "whole_us": _quartiles(wholes, 1e6),
+            "ours_over_it": _quartiles(ratios),
+            "ours_over_it_whole": _quartiles(steps),
+        }
+    return {"best_peer": best, "best_peer_whole": best_whole, "candidates": table}
+
+
+def _quartiles(values: list[float], factor: float = 1.0) -> list[float]:
+    """Lower quartile, median, upper quartile."""
+    values = [v * factor for v in values]
+    low, high = (values[0], values[0]) if len(values) < 2 else quantiles(values, n=4, method="inclusive")[::2]
+    return [float(f"{v:.4g}") for v in (low, median(values), high)]

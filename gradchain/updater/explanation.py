@@ -1,0 +1,73 @@
+"""What a bound chain will do and how: the text of `updater.explain()`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import walk
+from gradchain.engine.engine import Part
+from gradchain.updater.bound import Bound
+from gradchain.updater.state_dict import states
+
+
+def explanation(bound: Bound, source: bool) -> str:
+    """The plan of the last step in words, line by line; with `source`, the kernels too."""
+    return "\n".join([*_head(bound), *_kernels(bound, source), *_state(bound), *_schedules(bound)])
+
+
+def _head(bound: Bound) -> Iterator[str]:
+    index = bound.target.index
+    elements = sum(f.parameter.numel() for f in index.facts)
+    yield f"{bound.chain!r}"
+    yield f"{len(index)} parameters of {elements:,} elements; {len(index) - len(bound.active)} never had a gradient"
+
+
+def _kernels(bound: Bound, source: bool) -> Iterator[str]:
+    engine = bound.engine
+    if engine.reason:
+        yield f"the last step ran by the reference: {engine.reason}"
+    elif not engine.last:
+        yield "no step has run yet, so nothing is planned"
+    else:
+        yield f"{engine.num_plans} plans so far; the last step ran {len(engine.last)} kernels:"
+        for part in engine.last:
+            yield from _kernel(part, source)
+
+
+def _kernel(part: Part, source: bool) -> Iterator[str]:
+    program = part.program
+    what = f"reduction {program.reduce[0]}" if program.reduce else f"update of {len(program.stores)} columns"
+    names = part.names[0] if len(part.names) == 1 else f"{part.names[0]} and {len(part.names) - 1} more"
+    yield f"  {part.executor}: {what} over {names}: {len(program.instructions)} operations, " + (
+        f"{part.bytes_read} bytes read and {part.bytes_written} written per element"
+    )
+    for executor, reason in part.refused.items():
+        yield f"    not {executor}: {reason}"
+    text = getattr(part.runner, "source", None)
+    if source and text is not None:
+        yield from (f"    {line}" for line in text.splitlines())
+
+
+def _state(bound: Bound) -> Iterator[str]:
+    for address, state in states(bound.chain, bound.state):
+        sizes = [_bytes(v) for _, v in state.items() if isinstance(v, (Tensors, Tensor))]
+        if sum(sizes):
+            yield f"state of {address}: {sum(sizes):,} bytes"
+
+
+def _bytes(value: Tensors | Tensor) -> int:
+    tensors = list(value.values()) if isinstance(value, Tensors) else [value]
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _schedules(bound: Bound) -> Iterator[str]:
+    every = bound.window.every(bound.state, bound.now())
+    for address, link, _ in walk(bound.chain, None):
+        for name in link.hypers:
+            length = getattr(link.__dict__[name], "length", None)
+            if length is not None:
+                micro = f", micro-batch {int(length * every):,}" if every > 1 else ""
+                yield f"{address}.{name} ends at update {length:,}{micro}: {link.__dict__[name]!r}"
