@@ -41,6 +41,7 @@ class freeze(Transform):
     """
 
     descends = False
+    per_parameter = True
 
     selector: Predicate
     until: int | None = None

@@ -38,6 +38,7 @@ class masked(Transform):
     """
 
     descends = False
+    per_parameter = True
 
     inner: Transform
     selector: Predicate

@@ -45,6 +45,7 @@ class partition(Transform):
     """
 
     descends = False
+    per_parameter = True
 
     branches: tuple[Branch, ...]
 

@@ -42,12 +42,15 @@ class Transform:
         role: what it is to its neighbours: "clip", "unscale", "scale", "normalise", "decay", "learning_rate",
             "weights" (it owns them), "average", or "" for none of these.
         sums_in_grad: whether, first in the outermost chain, its window may lie in `.grad`.
+        per_parameter: what becomes of a parameter depends on nothing of the others (apart from held links, which say
+            so themselves): `bind(in_backward=True)` needs that of every link.
         holds: the reason it holds the chain for, where it may.
     """
 
     descends: ClassVar[bool | None] = None
     role: ClassVar[str] = ""
     sums_in_grad: ClassVar[bool] = False
+    per_parameter: ClassVar[bool] = False
     holds: ClassVar[str] = ""
     hypers: ClassVar[dict[str, Hyper]] = {}
 

@@ -55,6 +55,7 @@ class scale_by_adam(Transform):
 
     descends = False
     role = "normalise"
+    per_parameter = True
 
     b1: Hyper = Hyper(0.9, "[0, 1)")
     b2: Hyper = Hyper(0.999, "[0, 1)")

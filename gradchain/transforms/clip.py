@@ -59,6 +59,11 @@ class clip_by_norm(Transform):
     per: Literal["all", "tensor"] | Sequence[Predicate] = "all"
     eps: Hyper = Hyper(1e-6, "[0, inf)")
 
+    @property
+    def per_parameter(self) -> bool:  # type: ignore[override]  # the argument decides
+        """Each parameter is clipped by its own norm, unless told otherwise."""
+        return self.per == "tensor"
+
     def check(self) -> None:
         if isinstance(self.p, bool) or not isinstance(self.p, (int, float)):
             raise TypeError(f"clip_by_norm: p must be a number of at least 1, or inf, got {self.p!r}.")
@@ -166,6 +171,7 @@ class clip_by_value(Transform):
 
     descends = False
     role = "clip"
+    per_parameter = True
 
     max_value: Annotated[Hyper, "(0, inf]"]
 

@@ -36,6 +36,7 @@ class add_decayed_weights(Transform):
 
     descends = False
     role = "decay"
+    per_parameter = True
 
     weight_decay: Annotated[Hyper, "[0, inf)"]
 

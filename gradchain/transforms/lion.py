@@ -46,6 +46,7 @@ class scale_by_lion(Transform):
 
     descends = False
     role = "normalise"
+    per_parameter = True
 
     b1: Hyper = Hyper(0.9, "[0, 1)")
     b2: Hyper = Hyper(0.99, "[0, 1)")

@@ -39,6 +39,7 @@ class nan_to_num(Transform):
     """
 
     descends = False
+    per_parameter = True
 
     nan: Hyper = Hyper(0.0)
     posinf: float | None = None

@@ -48,6 +48,7 @@ class project(Transform):
 
     descends = False
     role = "weights"
+    per_parameter = True
 
     fn: Callable[[Tensor], Tensor] | Callable[[Tensor, Tensor], Tensor]
     selector: Predicate = everything

@@ -32,6 +32,7 @@ class scale(Transform):
     """
 
     role = "scale"
+    per_parameter = True
 
     step_size: Hyper
 
@@ -68,6 +69,7 @@ class scale_by_schedule(Transform):
 
     descends = False
     role = "scale"
+    per_parameter = True
 
     step_size_fn: Hyper
 
@@ -96,6 +98,7 @@ class scale_by_learning_rate(Transform):
     """
 
     role = "learning_rate"
+    per_parameter = True
 
     learning_rate: Annotated[Hyper, "[0, inf)"]
     flip_sign: bool = True

@@ -28,6 +28,7 @@ class scale_by_sign(Transform):
 
     descends = False
     role = "normalise"
+    per_parameter = True
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         return g.sign(), state

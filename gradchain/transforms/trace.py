@@ -48,6 +48,7 @@ class trace(Transform):
     """
 
     descends = False
+    per_parameter = True
 
     decay: Annotated[Hyper, "[0, 1)"]
     nesterov: bool = False
