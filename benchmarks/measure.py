@@ -53,7 +53,7 @@ def run(cell: Cell, rounds: int, only: Sequence[str] = (), slow: bool = True) ->
         "recipe": cell.recipe.key,
         "rounds": rounds,
         "max_norm": cell.max_norm if cell.recipe.clip else None,
-        **_summary(times, candidates),
+        **_summary(times, candidates, parity),
         "reference": reference,
         "parity": parity,
         "extra_bytes_per_parameter": {name: value for name, value in extra.items() if value is not None},
@@ -135,10 +135,15 @@ def _memory(candidate: Candidate) -> dict[str, float] | None:
         return {"failed": float("nan"), "why": str(error)[:80]}  # type: ignore[dict-item]
 
 
-def _summary(times: dict[str, list[Took]], candidates: list[Candidate]) -> dict[str, Any]:
-    """Medians and quartiles of everyone, and per-round ratios of ours over each."""
+def _summary(times: dict[str, list[Took]], candidates: list[Candidate], parity: dict[str, Any]) -> dict[str, Any]:
+    """Medians and quartiles of everyone, and per-round ratios of ours over each.
+
+    The best peer is the fastest that trains the PyTorch model (so not Optax, whose model lives in JAX) and that agrees
+    with the reference.
+    """
     ours = next(c.name for c in candidates if c.ours)
-    rivals = [c.name for c in candidates if not c.ours and c.trains and not isinstance(c, jax_peer.Optax)]
+    others = [c for c in candidates if c.trains and not c.ours and not isinstance(c, jax_peer.Optax)]
+    rivals = [c.name for c in others if "differs" not in parity[c.name]]
     best = min(rivals, key=lambda name: median(t.part for t in times[name]))
     best_whole = min(rivals, key=lambda name: median(t.whole for t in times[name]))
     table = {}

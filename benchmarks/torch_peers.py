@@ -117,7 +117,7 @@ class _Torch(Stepper):
             return torch.optim.SGD(
                 params, lr=lr, momentum=MOMENTUM, nesterov=True, weight_decay=weight_decay, **self.ways
             )
-        raise Unable(f"torch.optim has no {self.cell.recipe.title.split(',')[0]}")
+        raise Unable("torch.optim has no Lion" if self.cell.recipe.rule == "lion" else "nobody ships the rule of R7")
 
 
 class TorchFused(_Torch):

@@ -107,6 +107,12 @@ class accumulate(Transform):
     def _added(self, g: Tensors, state: AccumulateState, ctx: Context) -> AccumulateState:
         """The window with one more micro-batch in it."""
         weighted, scaled, weight = ctx.weight is not None, ctx.loss_was_scaled, ctx.weight or 1.0
+        if weighted and not scaled and ctx.averaged_over_ranks:
+            raise ValueError(
+                "accumulate: weight= under DDP or FSDP2 needs accumulate in the outermost chain: in a branch the "
+                "gradients are averaged over ranks before the weight is known. Move it there, or multiply the loss "
+                "yourself."
+            )
         if state.micro and state.weighted != weighted:
             raise ValueError(
                 "accumulate: in one window all micro-batches must have a weight, or none. Pass it to each."

@@ -6,6 +6,7 @@ When torch moves one of these, this is the place to change.
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -22,6 +23,44 @@ _LOW = frozenset({torch.float16, torch.bfloat16})
 def under_functorch() -> bool:
     """Whether a `torch.func` transform is running: foreach kernels have no batching rule, so it decides the path."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def is_dtensor(value: object) -> bool:
+    """Whether `value` is a DTensor; where none was ever made, its file may not have been imported."""
+    found = sys.modules.get("torch.distributed.tensor")
+    return found is not None and isinstance(value, found.DTensor)
+
+
+def number_of_meshes(*columns: Any) -> int:
+    """Over how many meshes the tensors of these lists are sharded, whole ones beside them counted as one; else 0."""
+    lists = [column for column in columns if isinstance(column, list)]
+    found = sys.modules.get("torch.distributed.tensor")
+    if found is None or not any(issubclass(t, found.DTensor) for t in set().union(*(map(type, ts) for ts in lists))):
+        return 0
+    return len({getattr(t, "device_mesh", None) for ts in lists for t in ts if isinstance(t, Tensor)})
+
+
+def sharded_max_norm(value: Any, dtype: torch.dtype) -> Tensor:
+    """The largest magnitude of a DTensor, not yet reduced over ranks. torch raises on ranks that have none of it."""
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    local = value.to_local().to(dtype)
+    norm = torch.linalg.vector_norm(local, float("inf")) if local.numel() else local.new_zeros(()).abs()
+    placements = [Replicate() if place.is_replicate() else Partial("max") for place in value.placements]
+    return DTensor.from_local(norm, value.device_mesh, placements, run_check=False)
+
+
+def unreduced(module: Any) -> list[tuple[Any, str, Tensor]]:
+    """Where an FSDP2 module keeps the gradients it has not reduced: holder, attribute, gradient."""
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    found: list[tuple[Any, str, Tensor]] = []
+    for group in [state._fsdp_param_group] if groups is None else groups:
+        for parameter in () if group is None else group.fsdp_params:
+            places = [(parameter, "unsharded_accumulated_grad"), (getattr(parameter, "_unsharded_param", None), "grad")]
+            kept = [(holder, name, getattr(holder, name, None)) for holder, name in places]
+            found += [(holder, name, grad) for holder, name, grad in kept if grad is not None]
+    return found
 
 
 def widened(tensors: list[Tensor]) -> list[Tensor]:
@@ -49,6 +88,15 @@ def _lerp(start: Any, end: Any, weight: Any) -> Tensor:
         moved: Tensor = start + weight * (end - start)
         return moved
     return torch.lerp(start, end, weight)
+
+
+def _alike(start: Any, end: Any) -> tuple[list[Tensor], list[Tensor]]:
+    """Both ends of a lerp in the wider dtype of the two: torch.lerp wants one, where sums and products promote."""
+    pairs = list(zip(start, end, strict=True))
+    if all(a.dtype == b.dtype for a, b in pairs):
+        return start, end
+    wide = [torch.promote_types(a.dtype, b.dtype) for a, b in pairs]
+    return [a.to(d) for a, d in zip(start, wide, strict=True)], [b.to(d) for b, d in zip(end, wide, strict=True)]
 
 
 # One row per elementwise operation: what one tensor does. An executor that lacks a row fails a test that names it.
@@ -113,26 +161,18 @@ def _kind(column: Column) -> str:
     return "z" if isinstance(column, Tensor) else "s"
 
 
-def _of_one_dtype(columns: Sequence[Column]) -> list[Column]:
-    """The start and end of a lerp, which unlike a sum does not widen the narrower of the two."""
-    start, end, weight = columns
-    if not isinstance(start, list) or not isinstance(end, list):
-        return list(columns)
-    pairs = [(a, b, torch.promote_types(a.dtype, b.dtype)) for a, b in zip(start, end, strict=True)]  # type: ignore[union-attr]
-    return [[a.to(d) for a, _, d in pairs], [b.to(d) for _, b, d in pairs], weight]  # type: ignore[union-attr]
-
-
 def pointwise(op: str, columns: Sequence[Column], size: int) -> list[Tensor]:
     """Apply one elementwise operation over `size` entries; a column is a list of that size or one scalar for all."""
     if size == 0:
         return []
     if op == "lerp":
-        columns = _of_one_dtype(columns)
+        columns = [*_alike(columns[0], columns[1]), *columns[2:]]
     if not under_functorch():
         kinds = "".join(map(_kind, columns))
         kernel = _FOREACH.get((op, kinds))
         # `_foreach_mul` by a 0-d tensor has a broken backward ("inconsistent range for TensorList output").
-        if kernel is not None and not (kinds.endswith("z") and torch.is_grad_enabled()):
+        broken = kinds.endswith("z") and torch.is_grad_enabled()
+        if kernel is not None and not broken and number_of_meshes(*columns) < 2:
             return list(kernel(*columns))
     rule = POINTWISE[op]
     rows = zip(*(c if isinstance(c, list) else [c] * size for c in columns), strict=True)
@@ -143,19 +183,27 @@ def add_scaled(a: list[Tensor], b: list[Tensor], alpha: Number) -> list[Tensor]:
     """`a + alpha * b` over lists, in one pass where torch has one."""
     if not a:
         return []
-    if not isinstance(alpha, Tensor) and not under_functorch():
+    if not isinstance(alpha, Tensor) and not under_functorch() and number_of_meshes(a, b) < 2:
         return list(torch._foreach_add(a, b, alpha=alpha))
     return [x + alpha * y for x, y in zip(a, b, strict=True)]
 
 
 def add_(targets: list[Tensor], updates: list[Tensor]) -> None:
     """`targets += updates`, in place, each rounded once to its target's dtype."""
-    torch._foreach_add_(targets, updates)
+    if number_of_meshes(targets, updates) < 2:
+        torch._foreach_add_(targets, updates)
+        return
+    for target, update in zip(targets, updates, strict=True):
+        target.add_(update)
 
 
 def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
     """Write `sources` into `targets`, in place, each rounded once to its target's dtype."""
-    torch._foreach_copy_(targets, sources)
+    if not number_of_meshes(targets, sources):  # DTensor has no rule for `_foreach_copy_`
+        torch._foreach_copy_(targets, sources)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.copy_(source)
 
 
 def register_pytree(cls: type, flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[..., Any]) -> None:

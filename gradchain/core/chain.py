@@ -7,7 +7,7 @@ from typing import Any
 
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.state import Links, State
+from gradchain.core.state import Links
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, named_parts
 from gradchain.core.weights import Weights
@@ -81,7 +81,7 @@ class chain(Transform):
     def init(self, params: Tensors) -> Links:
         return Links({name: link.init(params) for name, link in self.named})
 
-    def update(self, updates: Tensors | Weights, state: Links, ctx: Context) -> tuple[Tensors | Weights | None, State]:
+    def update(self, updates: Tensors | Weights, state: Links, ctx: Context) -> tuple[Tensors | Weights | None, Links]:
         states = dict(state.links)
         out: Tensors | Weights | None = updates
         for name, link in self.named:

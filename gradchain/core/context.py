@@ -212,6 +212,11 @@ class Context:
         """Put a number where `info["<address>.<name>"]` and `updater.metrics` show it. It is read lazily."""
         self._run.records[f"{self._path}.{name}" if self._path else name] = value
 
+    @property
+    def averaged_over_ranks(self) -> bool:
+        """Whether gradients are averaged over ranks before the links see them."""
+        return self._run.over_ranks is not None
+
     def over_ranks(self, value: float) -> float:
         """The mean over ranks of a host number, where the gradients are averaged over ranks; else the number."""
         return value if self._run.over_ranks is None else self._run.over_ranks(value)

@@ -122,27 +122,26 @@ class EagerTensors(Tensors):
     # reductions
 
     def _norms(self, p: float) -> Scalars:
-        return Scalars({n: _host(v) for n, v in zip(self, self._norm_list(p), strict=True)})
+        factor = abs(self._factor)
+        return Scalars({n: _host(_whole(v) * factor) for n, v in zip(self, self._norm_list(p), strict=True)})
 
     def _norm_list(self, p: float) -> list[Tensor]:
+        """The norms without the carried factor; those of sharded tensors are not reduced over ranks yet."""
         out = []
         for name, value in zip(self._index.names, self._data, strict=True):
             whole = _complex(value) if name in self._index.complex and p != 2 else value
-            out.append(_vector_norm(whole, p) * abs(self._factor))
+            out.append(_vector_norm(whole, p))
         return out
 
     def norm(self, p: float = 2.0) -> Any:
         norms = self._norm_list(p)
-        if not norms:
-            return 0.0
-        first = norms[0]
-        return _host(_vector_norm(torch.stack([n.to(first.device) for n in norms]), p))
+        return _host(_whole(_vector_norm(_stacked(norms), p)) * abs(self._factor)) if norms else 0.0
 
     def _sums(self) -> Scalars:
         return Scalars({n: _host(v) for n, v in zip(self, self._sum_list(), strict=True)})
 
     def _sum_list(self) -> list[Tensor]:
-        return [_local(v.sum(dtype=_wide(v))) * self._factor for v in self._data]
+        return [_whole(v.sum(dtype=_wide(v))) * self._factor for v in self._data]
 
     def sum(self) -> Any:
         sums = self._sum_list()
@@ -151,8 +150,8 @@ class EagerTensors(Tensors):
     def all_finite(self) -> bool:
         if isinstance(self._factor, float) and not math.isfinite(self._factor):
             return False
-        flags = [_local(torch.isfinite(v).all()) for v in self._values()]
-        return not flags or bool(torch.stack([f.to(flags[0].device) for f in flags]).all())
+        flags = [torch.isfinite(v).all() for v in self._values()]
+        return not flags or bool(_whole(_stacked(flags).all()))
 
     def _lift(self, other: Tensors) -> Tensors:
         return other
@@ -287,16 +286,24 @@ def _wide(value: Tensor) -> torch.dtype:
     return torch.complex128 if value.is_complex() else torch.float64
 
 
-def _local(value: Tensor) -> Tensor:
-    """The whole value of a reduction over a sharded tensor (DTensor); any other as it is."""
-    whole = getattr(value, "full_tensor", None)
-    return whole() if whole is not None else value
+def _whole(value: Tensor) -> Tensor:
+    """The whole value of a reduction over a sharded tensor (DTensor): a collective. Any other as it is."""
+    return value.full_tensor() if _torch.is_dtensor(value) else value  # type: ignore[attr-defined]
+
+
+def _stacked(values: list[Tensor]) -> Tensor:
+    """0-d tensors as one tensor: still sharded where all are over the same ranks, which then talk once."""
+    if _torch.number_of_meshes(values) > 1:
+        values = [_whole(v) for v in values]
+    return torch.stack([v.to(values[0].device) for v in values])
 
 
 def _vector_norm(value: Tensor, p: float) -> Tensor:
     if value.numel() == 0:
         return value.new_zeros((), dtype=torch.float32 if value.device.type == "mps" else torch.float64)
-    return _local(torch.linalg.vector_norm(value, p, dtype=_wide(value)))
+    if math.isinf(p) and _torch.is_dtensor(value):
+        return _torch.sharded_max_norm(value, _wide(value))
+    return torch.linalg.vector_norm(value, p, dtype=_wide(value))
 
 
 def _flatten(tensors: EagerTensors) -> tuple[list[Any], Any]:

@@ -33,7 +33,7 @@ class Interval:
         """Whether `value` lies inside (NaN lies in no interval)."""
         assert self._parsed is not None
         left, low, high, right = self._parsed
-        if self.text.startswith("integer") and value != math.inf and value != int(value):
+        if self.text.startswith("integer") and math.isfinite(value) and value != int(value):
             return False
         return (value > low or (value == low and left == "[")) and (value < high or (value == high and right == "]"))
 

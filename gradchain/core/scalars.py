@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from gradchain.core.index import Index
 # A float to its reader; in fact a float, an int, a 0-d tensor or Scalars. Any, so that rules read as arithmetic.
 Scalar: TypeAlias = Any
 
+R = TypeVar("R")
+
 
 def divide(a: Any, b: Any) -> Any:
     """`a / b` with a tensor's answer to zero: inf or nan, where Python would raise."""
@@ -26,55 +28,58 @@ def divide(a: Any, b: Any) -> Any:
     return a / b
 
 
-class Operand:
-    """The operators shared by everything elementwise: each is one call of `_binary`, with the operand's side."""
+class Operand(Generic[R]):
+    """The operators shared by everything elementwise: each is one call of `_binary`, with the operand's side.
+
+    R is what they return.
+    """
 
     __slots__ = ()
     __hash__ = None  # type: ignore[assignment]  # elementwise things have no truth, hence no equality to hash by
 
-    def _binary(self, op: str, a: Any, b: Any) -> Any:
+    def _binary(self, op: str, a: Any, b: Any) -> R:
         raise NotImplementedError
 
-    def __add__(self, other: Any) -> Any:
+    def __add__(self, other: Any) -> R:
         return self._binary("add", self, other)
 
-    def __radd__(self, other: Any) -> Any:
+    def __radd__(self, other: Any) -> R:
         return self._binary("add", other, self)
 
-    def __sub__(self, other: Any) -> Any:
+    def __sub__(self, other: Any) -> R:
         return self._binary("sub", self, other)
 
-    def __rsub__(self, other: Any) -> Any:
+    def __rsub__(self, other: Any) -> R:
         return self._binary("sub", other, self)
 
-    def __mul__(self, other: Any) -> Any:
+    def __mul__(self, other: Any) -> R:
         return self._binary("mul", self, other)
 
-    def __rmul__(self, other: Any) -> Any:
+    def __rmul__(self, other: Any) -> R:
         return self._binary("mul", other, self)
 
-    def __truediv__(self, other: Any) -> Any:
+    def __truediv__(self, other: Any) -> R:
         return self._binary("div", self, other)
 
-    def __rtruediv__(self, other: Any) -> Any:
+    def __rtruediv__(self, other: Any) -> R:
         return self._binary("div", other, self)
 
-    def __pow__(self, other: Any) -> Any:
+    def __pow__(self, other: Any) -> R:
         return self._binary("pow", self, other)
 
-    def __rpow__(self, other: Any) -> Any:
+    def __rpow__(self, other: Any) -> R:
         return self._binary("pow", other, self)
 
-    def __lt__(self, other: Any) -> Any:
+    def __lt__(self, other: Any) -> R:
         return self._binary("lt", self, other)
 
-    def __le__(self, other: Any) -> Any:
+    def __le__(self, other: Any) -> R:
         return self._binary("le", self, other)
 
-    def __gt__(self, other: Any) -> Any:
+    def __gt__(self, other: Any) -> R:
         return self._binary("gt", self, other)
 
-    def __ge__(self, other: Any) -> Any:
+    def __ge__(self, other: Any) -> R:
         return self._binary("ge", self, other)
 
 
@@ -92,7 +97,7 @@ _HOST: dict[str, Callable[..., Any]] = {
 }
 
 
-class Scalars(Operand, Mapping[str, Any]):
+class Scalars(Operand[Any], Mapping[str, Any]):
     """One number per parameter, with the arithmetic of a number. Entries meet by name; absent stays absent."""
 
     __slots__ = ("_values",)
@@ -152,7 +157,7 @@ class Scalars(Operand, Mapping[str, Any]):
         return b.map(lambda y, x: rule(x, y), a) if isinstance(a, (int, float, Tensor)) else NotImplemented
 
 
-class Count(Operand):
+class Count(Operand[Any]):
     """How often each parameter was updated: an int while all agree, else one number per parameter.
 
     `count.tick(updates)` is the count after these updates: only entries that are present advance, as in torch.optim.

@@ -16,7 +16,7 @@ from gradchain.core.index import Fact, Index
 from gradchain.core.scalars import Count, Operand, Scalar, Scalars
 
 
-class Tensors(Operand, Mapping[str, Tensor]):
+class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     """A mapping from parameter name to tensor with elementwise arithmetic over all entries.
 
     Entries meet by name, and an entry absent from one side is absent from the result: that is how a parameter

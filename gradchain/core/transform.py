@@ -21,6 +21,8 @@ from gradchain.core.weights import Weights
 from gradchain.selectors.source import code
 
 if TYPE_CHECKING:
+    import torch
+
     from gradchain.updater import Updater
 
 registry: dict[str, type[Transform]] = {}
@@ -78,20 +80,20 @@ class Transform:
 
     # the contract
 
-    def init(self, params: Tensors) -> State:
+    def init(self, params: Tensors, /) -> State:
         """The state before the first update. By default: that of the held links, else none."""
         parts = list(self.parts(params.index))
         return Links({n: link.init(params.select(index)) for n, link, index in parts}) if parts else Empty()
 
-    def update(self, updates: Any, state: Any, ctx: Context) -> tuple[Tensors | Weights | None, State]:
+    def update(self, updates: Any, state: Any, ctx: Context, /) -> tuple[Tensors | Weights | None, State]:
         """The new updates (None holds the chain) and the new state. Changes none of its arguments."""
         raise NotImplementedError(f"{type(self).__name__}: a link needs update(updates, state, ctx).")
 
-    def scale_loss(self, loss: Any, state: Any, ctx: Context) -> Any:
+    def scale_loss(self, loss: Any, state: Any, ctx: Context, /) -> Any:
         """The loss as backward should see it. Called in chain order, before backward."""
         return loss
 
-    def drop_window(self, state: Any) -> State:
+    def drop_window(self, state: Any, /) -> State:
         """The state without its open window of micro-batches. By default: that of the held links."""
         links = {n: link.drop_window(state.links[n]) for n, link, _ in self.parts(None)}
         return state.replace(links=links) if links else state  # type: ignore[no-any-return]
@@ -140,11 +142,11 @@ class Transform:
         cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if callable(source) else ""
         return hyper.checked(value, ctx.address or type(self).__name__, cause)
 
-    def bind(self, target: Any, **options: Any) -> Updater:
+    def bind(self, target: Any, *, autocast: torch.dtype | None = None, **options: Any) -> Updater:
         """This chain bound to a model: see `Updater`."""
         from gradchain.updater import Updater  # the one door upwards: a chain is where a user meets the Updater
 
-        return Updater(self, target, **options)
+        return Updater(self, target, autocast=autocast, **options)
 
     def __post_init__(self) -> None:
         self.check()

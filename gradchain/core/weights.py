@@ -17,15 +17,18 @@ class Weights:
     tensors: Tensors
 
 
-def apply_updates(params: Tensors, updates: Tensors | Weights) -> Tensors:
+def apply_updates(params: Tensors, updates: Tensors | Weights | None) -> Tensors:
     """The new weights: `params + updates`, rounded to the dtype of `params`; absent entries stay.
 
-    Pure: differentiable, and usable under `torch.func`.
+    Where a link held the chain, `updates` is None and the weights stay. Pure: differentiable, and usable under
+    `torch.func`.
 
     >>> import torch, gradchain as gch
     >>> params = gch.Tensors.of({"w": torch.tensor([1.0, 2.0])})
     >>> gch.apply_updates(params, -0.5 * params)["w"]
     tensor([0.5000, 1.0000])
     """
+    if updates is None:
+        return params
     new = updates.tensors if isinstance(updates, Weights) else params + updates
     return new.stored_as(params)

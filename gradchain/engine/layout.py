@@ -45,9 +45,7 @@ class Layout:
 
     def _plain(self, tensors: list[Tensor]) -> bool:
         """Whether tensors of the weights' shapes have their dtypes and are contiguous, as the weights are."""
-        return (
-            self.contiguous and [t.dtype for t in tensors] == self.dtypes and all(map(Tensor.is_contiguous, tensors))
-        )
+        return self.contiguous and [t.dtype for t in tensors] == self.dtypes and all(map(Tensor.is_contiguous, tensors))
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
         """The gradients, each laid out as its weight: a copy of one that is not."""

@@ -42,9 +42,11 @@ def swapped(target: Target, state: State) -> Iterator[None]:
     own = {name: tensor.detach().clone() for name, tensor in places.items()}
     try:
         _write(places, new)
+        target.reshard()
         yield
     finally:
         _write(places, own)
+        target.reshard()
 
 
 def copy_to(module: nn.Module, values: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,9 +16,10 @@ from gradchain.core.state import Links, merged
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
 from gradchain.engine.engine import Engine
-from gradchain.updater.gradients import Gradients, over_ranks, owned
+from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters
 from gradchain.updater.info import UpdateInfo
+from gradchain.updater.ranks import over_ranks
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch, Window
@@ -85,7 +87,7 @@ class Bound:
         run.autocast = self.autocast
         run.last = self.micro.last
         if self.target.distributed:
-            run.over_ranks = over_ranks
+            run.over_ranks = partial(over_ranks, self.target)
         return Context.of(run)
 
     def now(self) -> Context:
@@ -108,7 +110,7 @@ class Bound:
         """Forget the gradients and the open window. Weights, state and clocks stay."""
         self.gradients.clear()
         self.state = self.chain.drop_window(self.state)  # type: ignore[assignment]  # Links, as it was
-        self.window.unsynchronised = False
+        self.window.forget()
         self.micro = MicroBatch()
 
     # one run of the chain

@@ -46,16 +46,19 @@ class Checkpoint:
 
     def contents(self, state: dict[str, Any]) -> dict[str, Any]:
         """Weights, buffers and the state given as plain data."""
-        if self._bound.target.sharded:
-            raise RuntimeError(
-                "save: the weights are sharded (FSDP2), and one file cannot hold them. Save them with "
-                "torch.distributed.checkpoint, and updater.state_dict() beside them."
-            )
         return {
             "weights": {name: p.detach() for name, p in self._bound.parameters().items()},
             "buffers": dict(self._bound.target.buffers()),
             "state": state,
         }
+
+    def refuse_sharded(self, owner: str) -> None:
+        """One file is for whole weights."""
+        if self._bound.target.sharded:
+            raise RuntimeError(
+                f"{owner}: the weights are sharded (FSDP2), and one file holds whole ones. Save and load them with "
+                "torch.distributed.checkpoint, and updater.state_dict() beside them."
+            )
 
     # in
 
@@ -118,6 +121,7 @@ class Checkpoint:
 
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check saved weights, buffers and state; the function returned makes them the model's and the updater's."""
+        self.refuse_sharded("load")
         weights, buffers = self._bound.parameters(), self._bound.target.buffers()
         for what, places, saved in (("weight", weights, contents["weights"]), ("buffer", buffers, contents["buffers"])):
             _check_tensors(what, places, saved)

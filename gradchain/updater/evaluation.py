@@ -12,6 +12,7 @@ from gradchain.core.context import Run
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.updater.bound import Bound
+from gradchain.updater.ranks import over_ranks
 
 
 class Evaluation:
@@ -25,19 +26,22 @@ class Evaluation:
         """The unscaled loss at `weights`, and its gradients as the link at `address` would have received them."""
         gradients = self._bound.gradients
         own = gradients.params().select(weights.index).clone()
-        kept = gradients.gather()
+        kept = gradients.gather(another_comes=True)
         try:
             gradients.apply(Weights(weights))
             gradients.clear()
             with torch.enable_grad():
                 loss = self._closure()
                 self._scaled(loss, None).backward()
-            found = gradients.gather()
+            found = gradients.gather(another_comes=True)
         finally:
             gradients.apply(Weights(own))
             gradients.put_back(kept)
         # links before this one have undone their part of the scale; those after it have still to undo theirs
-        return loss.detach(), found / float(self._scaled(torch.ones(()), address.partition("/")[0]))
+        factor = float(self._scaled(torch.ones(()), address.partition("/")[0]))
+        if self._bound.target.distributed and self._bound.micro.weight is not None:
+            factor = over_ranks(self._bound.target, factor)  # ranks weigh their losses differently
+        return loss.detach(), found / factor
 
     def _scaled(self, loss: Tensor, before: str | None) -> Any:
         """The loss through the scaling of all links, or of those in front of the one named."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -47,16 +45,23 @@ class Gradients:
                 return True
         return False
 
-    def gather(self) -> Tensors:
-        """The gradients that are there, as updates."""
+    def gather(self, another_comes: bool = False) -> Tensors:
+        """The gradients that are there, as updates.
+
+        Args:
+            another_comes: another backward runs while they are in use. A gradient that is a view lies in a bucket of
+                DDP's, which that backward overwrites: it is then copied.
+        """
         index = self._target.index
         grads = [parameter.grad for parameter in self._target.parameters()]
-        if not index.complex and all(g is not None and g.layout is _STRIDED and not g.requires_grad for g in grads):
+        plain = not index.complex and not another_comes
+        if plain and all(g is not None and g.layout is _STRIDED and not g.requires_grad for g in grads):
             return EagerTensors(index, grads)  # type: ignore[arg-type]  # none is None
         found = {}
         for name, grad in zip(index.names, grads, strict=True):
             if grad is not None:
-                found[name] = _dense(name, grad.detach() if grad.requires_grad else grad)
+                grad = grad.detach() if grad.requires_grad else grad
+                found[name] = _dense(name, grad.clone() if another_comes and grad._base is not None else grad)
         return EagerTensors.at(index, found)
 
     def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:
@@ -95,9 +100,11 @@ class Gradients:
             wide = _torch.widened(weights)
             if wide is weights:
                 _torch.add_(weights, values)
+                self._target.reshard()
                 return
             values = [w + v for w, v in zip(wide, values, strict=True)]
         _torch.copy_(weights, values)
+        self._target.reshard()
 
 
 def _dense(name: str, grad: Tensor) -> Tensor:
@@ -117,38 +124,3 @@ def owned(tensors: Tensors, lent: set[int]) -> Tensors:
 
 def _origin(tensor: Tensor) -> int:
     return id(tensor._base if tensor._base is not None else tensor)
-
-
-@contextmanager
-def unsynchronised(target: Target, withhold: bool) -> Iterator[None]:
-    """Under `withhold`, a forward whose gradients DDP will not reduce over ranks."""
-    with ExitStack() as stack:
-        if withhold:
-            for module in target.replicated:
-                stack.enter_context(module.no_sync())
-        yield
-
-
-@contextmanager
-def withheld(target: Target, withhold: bool) -> Iterator[None]:
-    """A backward under which FSDP2 reduces gradients over ranks, or withholds that."""
-    for module in target.sharded:
-        module.set_requires_gradient_sync(not withhold)  # type: ignore[operator]  # an FSDPModule
-    try:
-        yield
-    finally:
-        for module in target.sharded:
-            module.set_requires_gradient_sync(True)  # type: ignore[operator]
-
-
-def over_ranks(value: Any) -> Any:
-    """The mean over ranks of a number or tensor: one collective."""
-    world = torch.distributed.get_world_size()
-    tensor = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device=_device())
-    torch.distributed.all_reduce(tensor)
-    tensor /= world
-    return value if isinstance(value, Tensor) else tensor.item()
-
-
-def _device() -> str:
-    return "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"

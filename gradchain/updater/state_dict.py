@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradchain.core._torch import is_dtensor
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
@@ -140,20 +141,22 @@ class _Reader:
         out = {}
         for name, old in current.items():
             new = saved.get(name, old)
-            if new.shape != old.shape or new.dtype != old.dtype:
+            if new.shape != old.shape or new.dtype != old.dtype or not _can_lie(new, old):
                 self._mismatch(f"{_kind(old)} for {name!r}", _kind(new))
                 new = old
-            out[name] = new.to(old.device).clone() if new is not old else old
+            out[name] = _laid(new, old) if new is not old else old
         return EagerTensors.at(current.index, out)
 
     def _whole(self, saved: Mapping[str, Tensor]) -> Tensors:
         """Entries that come and go, as an open window: those of parameters must have their shapes."""
         facts = {f.name: f.parameter for f in self.index.facts}
         for name, tensor in saved.items():
-            if name in facts and tensor.shape != facts[name].shape:
-                self._mismatch(f"shape {tuple(facts[name].shape)} for {name!r}", _kind(tensor))
+            if name not in facts:
+                continue
+            if tensor.shape != facts[name].shape or not _can_lie(tensor, facts[name]):
+                self._mismatch(f"shape {tuple(facts[name].shape)}{_shards(facts[name])} for {name!r}", _kind(tensor))
                 return EagerTensors.at(self.index, {})
-        moved = {n: t.to(facts[n].device).clone() if n in facts else t.clone() for n, t in saved.items()}
+        moved = {n: _laid(t, facts[n]) if n in facts else t.clone() for n, t in saved.items()}
         if all(n in facts for n in moved):
             return EagerTensors.at(self.index, {n: moved[n] for n in self.index.names if n in moved})
         return EagerTensors.at(Index.of(moved), moved)
@@ -176,20 +179,43 @@ class _Reader:
 
 
 def _kind(tensor: Tensor) -> str:
-    return f"shape {tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}"
+    return f"shape {tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}{_shards(tensor)}"
+
+
+def _shards(tensor: Tensor) -> str:
+    if not is_dtensor(tensor):
+        return ""
+    return f", as {tensor.placements} over {tensor.device_mesh.size()} ranks"  # type: ignore[attr-defined]
+
+
+def _can_lie(tensor: Tensor, place: Tensor) -> bool:
+    """Whether `tensor` can take the place of another without ranks talking: whole, or in just its shards."""
+    return not is_dtensor(tensor) or _shards(tensor) == _shards(place)
+
+
+def _laid(tensor: Tensor, place: Tensor) -> Tensor:
+    """A copy of `tensor` on the device of `place`, and in its shards."""
+    moved = tensor.to(place.device)
+    if not is_dtensor(place) or is_dtensor(tensor):
+        return moved.clone()
+    from torch.distributed.tensor import distribute_tensor  # only where there are DTensors: importing it takes time
+
+    return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)  # type: ignore[attr-defined]
 
 
 def fingerprint(parameters: Mapping[str, Tensor]) -> dict[str, int]:
-    """Name → a number that tells one parameter's bits from another's, whatever its device and the threads."""
-    return {name: _bits(parameter) for name, parameter in parameters.items()}
+    """Name → a number that tells one parameter's bits from another's, whatever its device and the threads.
+
+    A sharded parameter has none: it would differ from rank to rank.
+    """
+    return {name: _bits(parameter) for name, parameter in parameters.items() if not is_dtensor(parameter)}
 
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def _bits(parameter: Tensor) -> int:
-    local = getattr(parameter, "to_local", None)
-    tensor = parameter.detach() if local is None else local().detach()
+    tensor = parameter.detach()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     flat = tensor.contiguous().view(-1).view(_INTEGERS[tensor.element_size()]) if tensor.numel() else tensor

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from gradchain.core._torch import is_dtensor
 from gradchain.core.index import Fact, Index
 
 
@@ -50,8 +51,9 @@ class Target:
             for site, fact in zip(self.sites, facts, strict=True)
         ]
         self._current = [fact.parameter for fact in facts]
-        self.replicated = [m for _, m in self.roots if isinstance(m, DistributedDataParallel)]
-        self.sharded = [m for _, m in self.roots if _is_fsdp2(m)]
+        modules = {id(m): m for _, root in self.roots for m in root.modules()}.values()
+        self.replicated = [m for m in modules if isinstance(m, DistributedDataParallel)]
+        self.sharded = [m for m in modules if _is_fsdp2(m)]
 
     def _found(self, source: Any) -> Iterator[tuple[str, Tensor, nn.Module | None, str]]:
         if isinstance(source, nn.Module):
@@ -89,13 +91,26 @@ class Target:
         """Whether gradients are averaged over ranks."""
         return bool(self.replicated or self.sharded)
 
+    def ranks(self) -> tuple[list[Any], str]:
+        """The process groups whose ranks share a gradient's mean, and the device they talk about."""
+        if self.replicated:
+            module = self.replicated[0]
+            return [module.process_group], next(module.parameters()).device.type
+        mesh = next(p.device_mesh for p in self.parameters() if is_dtensor(p))  # type: ignore[attr-defined]
+        return mesh.get_all_groups(), mesh.device_type
+
+    def reshard(self) -> None:
+        """After weights were written: FSDP2 must not go on computing with whole weights that it gathered before."""
+        for module in self.sharded:
+            module.reshard()  # type: ignore[operator]  # an FSDPModule
+
     def parameters(self) -> list[Tensor]:
         """The parameters as they are now: a module's attribute may have been given another tensor since."""
         now = [held.get(attribute) for held, attribute in self._places]
         if all(map(operator.is_, now, self._current)):
             return self._current
         for fact, parameter in zip(self.index.facts, now, strict=True):
-            if parameter is not fact.parameter:
+            if parameter is not fact.parameter and not _stands_in(parameter, fact.parameter):
                 fact.parameter = _followed(fact.name, fact.parameter, parameter)
         self._current = [fact.parameter for fact in self.index.facts]
         return self._current
@@ -103,6 +118,11 @@ class Target:
     def buffers(self) -> dict[str, Tensor]:
         """The buffers of every bound module, by name."""
         return {name: buffer for prefix, root in self.roots for name, buffer in _buffers(root, prefix)}
+
+
+def _stands_in(now: Tensor | None, parameter: Tensor) -> bool:
+    """Whether `now` is the whole weight that FSDP2 shows in place of a sharded one between forward and backward."""
+    return now is not None and is_dtensor(parameter) and not is_dtensor(now)
 
 
 def _followed(name: str, old: Tensor, now: Tensor | None) -> Tensor:
@@ -129,10 +149,10 @@ def unwrapped(module: nn.Module) -> nn.Module:
             return module
 
 
-def _is(file: str, name: str, module: nn.Module) -> bool:
-    """Whether `module` is of a type that may never have been imported: then it is not."""
+def _is(file: str, name: str, value: object) -> bool:
+    """Whether `value` is of a type that may never have been imported: then it is not."""
     found = sys.modules.get(file)
-    return found is not None and isinstance(module, getattr(found, name, ()))
+    return found is not None and isinstance(value, getattr(found, name, ()))
 
 
 def _is_fsdp2(module: nn.Module) -> bool:
@@ -141,6 +161,8 @@ def _is_fsdp2(module: nn.Module) -> bool:
 
 def _parameters(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor, nn.Module, str]]:
     module = unwrapped(module)
+    if _is_fsdp2(module):
+        module.reshard()  # type: ignore[operator]  # after a forward it may still show whole weights
     if _is("torch.distributed.fsdp", "FullyShardedDataParallel", module):
         raise TypeError("bind: FullyShardedDataParallel flattens its parameters. Use torch's fully_shard (FSDP2).")
     for name, parameter in module._parameters.items():

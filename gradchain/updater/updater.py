@@ -21,8 +21,8 @@ from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
 from gradchain.updater.explanation import explanation
-from gradchain.updater.gradients import unsynchronised, withheld
 from gradchain.updater.info import Metrics, UpdateInfo
+from gradchain.updater.ranks import LATE, unsynchronised, withheld
 from gradchain.updater.state_dict import LoadReport, states
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch
@@ -193,11 +193,7 @@ class Updater:
         self._refuse_while_averaged("backward")
         micro = self._bound.micro
         micro.check(loss, weight, self._bound.gated())
-        if (micro.last or last) and micro.unsynchronised:
-            raise RuntimeError(
-                "update: last=True, but the forward ran without synchronisation over ranks. Say it where the forward "
-                "runs: with updater.context(last=True)."
-            )
+        self._refuse_late_closing("update", last)
         micro.last = micro.last or last
         if not micro.backwards:
             micro.weight = weight
@@ -206,6 +202,7 @@ class Updater:
         try:
             scaled = self._bound.chain.scale_loss(loss, self._bound.state, self._bound.context(Run(weight=weight)))
             with withheld(self._bound.target, self._bound.withholds()):
+                micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
                 scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
             if not self._bound.gradients.reached(marks) and not self._gradients_withheld():
                 raise RuntimeError(
@@ -216,6 +213,7 @@ class Updater:
             self._drop_window("backward failed")
             raise
         micro.add(loss)
+        self._bound.window.begun = True
 
     def step(
         self, grads: Mapping[str, Tensor | None] | None = None, *, last: bool = False, keep_grads: bool = False
@@ -231,6 +229,7 @@ class Updater:
             keep_grads: leave in `.grad` what the chain received, in place of None.
         """
         self._refuse_while_averaged("step")
+        self._refuse_late_closing("step", last)
         self._bound.micro.last = self._bound.micro.last or last
         return self._step(grads, keep_grads, None)
 
@@ -239,7 +238,8 @@ class Updater:
     ) -> UpdateInfo:
         micro, window = self._bound.micro, self._bound.window
         scaled = micro.backwards > 0 and grads is None
-        received = self._bound.gradients.gather() if grads is None else self._bound.gradients.given(grads)
+        gradients = self._bound.gradients
+        received = gradients.gather(another_comes=closure is not None) if grads is None else gradients.given(grads)
         if not len(received) and not self._gradients_withheld():
             raise RuntimeError(
                 "step: no bound parameter has a gradient. Call updater.update(loss), or loss.backward() first."
@@ -254,6 +254,8 @@ class Updater:
         window.unsynchronised = parked and (window.unsynchronised or (micro.unsynchronised and window.name is not None))
         if parked or not keep_grads:
             self._bound.gradients.clear()
+        if parked:
+            window.park()
         self._bound.micro = MicroBatch()
         return info
 
@@ -265,10 +267,15 @@ class Updater:
             self._bound.gradients.put_back(self._bound.window.state(self._bound.state).window)
         else:
             self._bound.gradients.clear()
+        self._bound.window.put_back()
 
     def _gradients_withheld(self) -> bool:
         """Whether gradients may be None although the loss reaches parameters: FSDP2 keeps them until it reduces."""
         return bool(self._bound.target.sharded) and self._bound.withholds()
+
+    def _refuse_late_closing(self, owner: str, last: bool) -> None:
+        if self._bound.micro.unsynchronised and (last or not self._bound.withholds()):
+            raise RuntimeError(f"{owner}: {LATE}")
 
     def _check_raw_window(self, scaled: bool) -> None:
         if scaled or not self._bound.target.replicated or self._bound.window.name is None:
@@ -297,13 +304,13 @@ class Updater:
         self._refuse_while_averaged("flush")
         if self._bound.micro.backwards:
             raise RuntimeError("flush: a backward is waiting for its step(). Call updater.step(last=True).")
+        self._bound.state = self._bound.window.reduced(self._bound.state, "flush")
         if not any(getattr(inner, "micro", 0) for _, inner in states(self._bound.chain, self._bound.state)):
             return UpdateInfo("window", self.num_updates, None, {}, dict, "no window is open")
-        self._bound.state = self._bound.window.reduced(self._bound.state, "flush")
-        self._bound.micro = MicroBatch(last=True)
+        coming, self._bound.micro = self._bound.micro, MicroBatch(last=True)
         info = self._bound.run(self._bound.gradients.params().select(()), Run(flushing=True, scaled=True), False, None)
         self._bound.gradients.clear()
-        self._bound.micro = MicroBatch()
+        self._bound.micro = coming  # its forward may have run
         return info
 
     @contextmanager
@@ -317,16 +324,19 @@ class Updater:
             last: the coming micro-batch closes the window, full or not.
             autocast: a dtype, or False for none, in place of what `bind` was given; for this forward.
         """
-        self._bound.micro.last = self._bound.micro.last or bool(last)
+        micro = self._bound.micro
+        micro.last = micro.last or bool(last)
         withhold = self._bound.withholds() and not self._must_synchronise()
-        self._bound.micro.unsynchronised = withhold
+        decided = micro.backwards > 0 and micro.unsynchronised
+        micro.unsynchronised = decided or (withhold and not self._bound.target.sharded)  # FSDP2 decides in backward
         dtype = self._bound.autocast if autocast is None or autocast is True else (autocast or None)
         with unsynchronised(self._bound.target, withhold), self._autocasting(dtype):
             yield
 
     def _must_synchronise(self) -> bool:
         """DDP with static_graph records the graph in the first backward of the run, and must reduce then."""
-        return self.num_micro == 0 and any(getattr(m, "static_graph", False) for m in self._bound.target.replicated)
+        modules = self._bound.target.replicated
+        return not self._bound.window.begun and any(getattr(m, "static_graph", False) for m in modules)
 
     def _autocasting(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
         device = self._bound.target.parameters()[0].device.type
@@ -390,7 +400,8 @@ class Updater:
                 "state_dict: the open window differs from rank to rank. Save where a window closes, or call "
                 "state_dict(sync=True) on every rank."
             )
-        self._bound.state = self._bound.window.reduced(self._bound.state, "state_dict")
+        if sync:
+            self._bound.state = self._bound.window.reduced(self._bound.state, "state_dict")
         return self._checkpoint.write()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
@@ -411,9 +422,10 @@ class Updater:
         return self._checkpoint.stage(state_dict, strict)
 
     def contents(self) -> dict[str, Any]:
-        """Weights, buffers and state, as `save` writes them."""
+        """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
         self._refuse_while_averaged("save")
-        return self._checkpoint.contents(self.state_dict())
+        self._checkpoint.refuse_sharded("save")
+        return self._checkpoint.contents(self.state_dict(sync=True))
 
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""

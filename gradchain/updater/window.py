@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
+from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
 from gradchain.core.state import Links
-from gradchain.updater.gradients import over_ranks
+from gradchain.updater.ranks import largest, over_ranks, put_back_unreduced, taken_unreduced
 from gradchain.updater.target import Target
 
 
@@ -24,7 +25,7 @@ class MicroBatch:
     loss: Any = None
     weight: float | None = None
     last: bool = False
-    unsynchronised: bool = False  # its forward ran without reducing over ranks
+    unsynchronised: bool = False  # it ran without reducing over ranks
 
     def add(self, loss: Tensor) -> None:
         """One more backward of it is done."""
@@ -68,6 +69,7 @@ class Window:
     Attributes:
         name: that link's name, or None: then there is no window in `.grad`, and every micro-batch stands alone.
         unsynchronised: whether the open window differs from rank to rank.
+        begun: whether a backward has run: the first of all must reduce under DDP with static_graph.
     """
 
     def __init__(self, tx: chain, target: Target) -> None:
@@ -76,6 +78,8 @@ class Window:
         self._link = named[0][1] if named else None
         self._target = target
         self.unsynchronised = False
+        self.begun = False
+        self._unreduced: list[tuple[Any, str, Tensor]] = []  # the window, where FSDP2 keeps it from `.grad`
 
     def state(self, state: Links) -> Any:
         """The state of the window's link, or None where there is none."""
@@ -99,16 +103,52 @@ class Window:
         held = self.state(state)
         return int(held.size if held.micro else self._link.at(ctx.enter(self.name)).every)  # type: ignore[attr-defined]
 
+    def park(self) -> None:
+        """Take from FSDP2 what it has not reduced; a window in `.grad` the link has taken already."""
+        self._unreduced = taken_unreduced(self._target)
+
+    def put_back(self) -> None:
+        """Give FSDP2 what was taken."""
+        put_back_unreduced(self._target, self._unreduced)
+        self._unreduced = []
+
+    def forget(self) -> None:
+        """Nothing is open any more."""
+        self._unreduced = []
+        taken_unreduced(self._target)
+        self.unsynchronised = False
+
     def reduced(self, state: Links, owner: str) -> Links:
-        """`state` with an unsynchronised window made the mean over ranks, as its closing backward would have."""
-        if not self.unsynchronised:
-            return state
-        if self._target.sharded:
+        """`state` with an unsynchronised window made the mean over ranks, as its closing backward would have.
+
+        All ranks must call it, whatever their windows are.
+        """
+        if self.unsynchronised and self._target.sharded:
             raise RuntimeError(
                 f"{owner}: FSDP2 holds the window's gradients where they cannot be reduced now. Close the window with "
                 "its last micro-batch: updater.context(last=True)."
             )
+        if self.name is None or not self._target.replicated:
+            return state
         held = self.state(state)
-        mean = held.window.map(lambda grad: over_ranks(grad.clone()))
+        names = self._agreed(held, owner)
+        if not names:
+            return state
+        facts = {f.name: f.parameter for f in self._target.index.facts}
+        found = {n: held.window[n] if n in held.window else torch.zeros_like(facts[n]) for n in names}
+        mean = EagerTensors.at(self._target.index, {n: over_ranks(self._target, t) for n, t in found.items()})
+        weight, loss = over_ranks(self._target, held.weight), over_ranks(self._target, held.loss)
         self.unsynchronised = False
-        return state.replace(links={**state.links, self.name: held.replace(window=mean)})
+        return state.replace(links={**state.links, self.name: held.replace(window=mean, weight=weight, loss=loss)})
+
+    def _agreed(self, held: Any, owner: str) -> list[str]:
+        """The names in the windows of all ranks; none where there is nothing to reduce."""
+        names = self._target.index.names
+        numbers = [held.micro, -held.micro, int(self.unsynchronised), *(int(n in held.window) for n in names)]
+        most, least, reduce, *present = largest(self._target, numbers)
+        if most != -least:
+            raise RuntimeError(
+                f"{owner}: every rank must have as many micro-batches in its open window, got {-least} to {most}. "
+                "Give each rank as many, or drop the window with updater.zero_grad() on every rank."
+            )
+        return [name for name, there in zip(names, present, strict=True) if there and reduce]

@@ -1,0 +1,78 @@
+"""What several ranks must do together: when gradients are reduced over them, and what is then a mean over them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.core import _torch
+from gradchain.updater.target import Target
+
+LATE = (
+    "this micro-batch would close the window, but it ran without synchronisation over ranks. Say it where the forward "
+    "runs: with updater.context(last=True)."
+)
+
+
+@contextmanager
+def unsynchronised(target: Target, withhold: bool) -> Iterator[None]:
+    """Under `withhold`, a forward whose gradients DDP will not reduce over ranks."""
+    with ExitStack() as stack:
+        if withhold:
+            for module in target.replicated:
+                stack.enter_context(module.no_sync())
+        yield
+
+
+@contextmanager
+def withheld(target: Target, withhold: bool) -> Iterator[None]:
+    """A backward under which FSDP2 reduces gradients over ranks, or withholds that."""
+    _synchronise(target, not withhold)
+    try:
+        yield
+    finally:
+        _synchronise(target, True)
+
+
+def _synchronise(target: Target, yes: bool) -> None:
+    for module in target.sharded:
+        module.set_requires_gradient_sync(yes, recurse=False)  # type: ignore[operator]  # an FSDPModule
+
+
+def taken_unreduced(target: Target) -> list[tuple[Any, str, Tensor]]:
+    """What FSDP2 keeps of an open window, taken from it: else the next loss that reaches the model would reduce it."""
+    kept = [place for module in target.sharded for place in _torch.unreduced(module)]
+    for holder, attribute, _ in kept:
+        setattr(holder, attribute, None)
+    return kept
+
+
+def put_back_unreduced(target: Target, kept: list[tuple[Any, str, Tensor]]) -> None:
+    """Give FSDP2 what was taken from it, and nothing else, so that it goes on summing."""
+    taken_unreduced(target)
+    for holder, attribute, tensor in kept:
+        setattr(holder, attribute, tensor)
+
+
+def over_ranks(target: Target, value: Any) -> Any:
+    """The mean over ranks of a number or tensor, which stays as it is."""
+    groups, device = target.ranks()
+    is_tensor = isinstance(value, Tensor)
+    mean = value.detach().clone() if is_tensor else torch.tensor(value, dtype=torch.float64, device=device)
+    for group in groups:
+        torch.distributed.all_reduce(mean, group=group)
+        mean /= torch.distributed.get_world_size(group)
+    return mean if is_tensor else mean.item()
+
+
+def largest(target: Target, numbers: list[int]) -> list[int]:
+    """The largest over ranks of each number."""
+    groups, device = target.ranks()
+    found = torch.tensor(numbers, dtype=torch.int64, device=device)
+    for group in groups:
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=group)
+    return found.tolist()
