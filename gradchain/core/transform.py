@@ -142,11 +142,13 @@ class Transform:
         cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if callable(source) else ""
         return hyper.checked(value, ctx.address or type(self).__name__, cause)
 
-    def bind(self, target: Any, *, autocast: torch.dtype | None = None, **options: Any) -> Updater:
+    def bind(
+        self, target: Any, *, autocast: torch.dtype | None = None, in_backward: bool = False, **options: Any
+    ) -> Updater:
         """This chain bound to a model: see `Updater`."""
         from gradchain.updater import Updater  # the one door upwards: a chain is where a user meets the Updater
 
-        return Updater(self, target, autocast=autocast, **options)
+        return Updater(self, target, autocast=autocast, in_backward=in_backward, **options)
 
     def __post_init__(self) -> None:
         self.check()

@@ -332,12 +332,11 @@ def _built(command: list[str], source: str, folder: Path, keep: Path | None = No
         OSError: the folder cannot be written.
         NoKernel: there is nothing to load.
     """
-    if shutil.disk_usage(folder).free < ROOM:
-        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: under {ROOM >> 20} MiB free", str(folder))
+    _room(folder)
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder, ignore_cleanup_errors=True) as work:
-        written, built = Path(work, "kernel.c"), Path(work, "kernel.so")
-        written.write_text(source, encoding="utf-8")
-        _compile([*command, "-o", str(built), str(written), "-lm"], work)
+        built = Path(work, "kernel.so")
+        built.with_suffix(".c").write_text(source, encoding="utf-8")
+        _compile([*command, "-o", built.name, "kernel.c", "-lm"], work)
         _check(built, source)
         if keep is not None:
             built.chmod(0o700)
@@ -347,9 +346,16 @@ def _built(command: list[str], source: str, folder: Path, keep: Path | None = No
         return ctypes.CDLL(str(built))
 
 
+def _room(folder: Path | str) -> None:
+    if shutil.disk_usage(folder).free < ROOM:
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: under {ROOM >> 20} MiB free", str(folder))
+
+
 def _compile(command: list[str], work: str) -> None:
+    """Run the compiler in the private folder, where it has its own temporary files too."""
     done = _call(command, "compiling a kernel", TIME_LIMIT, cwd=work, TMPDIR=work, LC_ALL="C")
     if done.returncode:
+        _room(work)  # had it no room for its output, another folder may
         raise NoKernel(f"the C compiler {command[0]} {_fate(done)}; repair it, {_SILENCE}")
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gradchain.core.chain import chain
 from gradchain.core.checks import check_chain
 from gradchain.core.context import Context, Run
+from gradchain.core.eager import EagerTensors
 from gradchain.core.state import Links, merged
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
@@ -126,14 +127,10 @@ class Bound:
             lent: whether they stay the user's.
             evaluate: the loss and gradients at other weights, where there is a closure.
         """
-        self._activate(received)
+        self.activate(received)
         run.evaluate = evaluate
-        with torch.no_grad():
-            done = self.engine.step(self.chain, received, self.state, self.gradients.params(), run, self.context, lent)
-            applied, state = self._by_reference(received, run, lent) if done is None else done
-            if done is not None and lent:
-                state = self._owning(state, received, lent)
-        info = self._info(run, applied)
+        applied, state = self.computed(received, self.state, self.gradients.params(), run, self.engine, lent)
+        info = self.info(run, applied)
         self.state = state
         self.records.update(run.records)
         if info.applied:
@@ -142,16 +139,22 @@ class Bound:
             self.num_skipped += 1
         return info
 
-    def _by_reference(self, received: Tensors, run: Run, lent: bool) -> tuple[bool, Links]:
-        """The chain in pure arithmetic, and its updates added."""
-        out, state = self.chain.update(received, self.state, self.context(run))
-        assert isinstance(state, Links)
-        state = self._owning(state, received, lent)
-        if out is not None:
-            self.gradients.apply(out)
-        return out is not None, state
+    def computed(
+        self, received: Tensors, state: Links, params: EagerTensors, run: Run, engine: Engine, lent: bool
+    ) -> tuple[bool, Links]:
+        """Whether new weights were written, and the new state: by the engine, or by the reference where it cannot."""
+        with torch.no_grad():
+            done = engine.step(self.chain, received, state, params, run, self.context, lent)
+            if done is not None:
+                return (done[0], self._owning(done[1], received, lent)) if lent else done
+            out, new = self.chain.update(received, state, self.context(run))
+            assert isinstance(new, Links)
+            new = self._owning(new, received, lent)
+            if out is not None:
+                self.gradients.apply(out)
+            return out is not None, new
 
-    def _activate(self, received: Tensors) -> None:
+    def activate(self, received: Tensors) -> None:
         """Make state for parameters whose first gradient this is."""
         if received.index is self.active:
             return
@@ -174,7 +177,7 @@ class Bound:
                 changes[address] = inner.replace(**kept)
         return rebuilt(self.chain, state, changes) if changes else state  # type: ignore[return-value]
 
-    def _info(self, run: Run, applied: bool) -> UpdateInfo:
+    def info(self, run: Run, applied: bool) -> UpdateInfo:
         reason = "applied" if applied else (run.held[1] if run.held else "held")
         clocks, overrides, hypers = dict(self.clocks), dict(self.hypers.overrides), self.hypers
         return UpdateInfo(

@@ -21,6 +21,7 @@ from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
 from gradchain.updater.explanation import explanation
+from gradchain.updater.in_backward import InBackward
 from gradchain.updater.info import Metrics, UpdateInfo
 from gradchain.updater.ranks import LATE, unsynchronised, withheld
 from gradchain.updater.state_dict import LoadReport, states
@@ -42,6 +43,8 @@ class Updater:
         target: a module; a dict of modules and tensors; a list of modules or (name, tensor) pairs. Wrappers (DDP,
             DataParallel, torch.compile, checkpoint) do not show in names. Tied weights are one parameter.
         autocast: the dtype the forward computes in under `context()`; None for the weights' own.
+        in_backward: update each parameter during backward, as soon as its gradient is there, and free the gradient:
+            the peak of memory is lower by nearly all gradients. For chains in which every link is `per_parameter`.
 
     Raises:
         TypeError, ValueError: for what cannot be bound, and for a chain whose order cannot be meant.
@@ -54,13 +57,22 @@ class Updater:
     ('applied', 1)
     """
 
-    def __init__(self, tx: Transform, target: Any, *, autocast: torch.dtype | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        tx: Transform,
+        target: Any,
+        *,
+        autocast: torch.dtype | None = None,
+        in_backward: bool = False,
+        **options: Any,
+    ) -> None:
         foreign.refuse_options(options)
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise TypeError(f"bind: autocast must be a torch.dtype or None, got {autocast!r}.")
         self._bound = Bound(tx if isinstance(tx, chain) else chain(tx), Target(target), autocast)
         self._checkpoint = Checkpoint(self._bound)
         self._averaged = False
+        self._in_backward = InBackward(self._bound) if in_backward else None
 
     # what there is
 
@@ -193,6 +205,9 @@ class Updater:
         self._refuse_while_averaged("backward")
         micro = self._bound.micro
         micro.check(loss, weight, self._bound.gated())
+        if self._in_backward is not None:
+            self._checkpoint.warn_of_other_weights()
+            self._in_backward.open(micro.backwards)
         self._refuse_late_closing("update", last)
         micro.last = micro.last or last
         if not micro.backwards:
@@ -204,7 +219,8 @@ class Updater:
             with withheld(self._bound.target, self._bound.withholds()):
                 micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
                 scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
-            if not self._bound.gradients.reached(marks) and not self._gradients_withheld():
+            reached = self._bound.gradients.reached(marks) if self._in_backward is None else self._in_backward.close()
+            if not reached and not self._gradients_withheld():
                 raise RuntimeError(
                     "update: the loss reaches none of the bound parameters. Was it computed from another model, or "
                     "under torch.no_grad()?"
@@ -236,6 +252,8 @@ class Updater:
     def _step(
         self, grads: Mapping[str, Tensor | None] | None, keep_grads: bool, closure: Callable[[], Tensor] | None
     ) -> UpdateInfo:
+        if self._in_backward is not None and grads is None:
+            return self._in_backward.finish(keep_grads)
         micro, window = self._bound.micro, self._bound.window
         scaled = micro.backwards > 0 and grads is None
         gradients = self._bound.gradients
@@ -463,7 +481,11 @@ class Updater:
             ValueError: a parameter has another shape than its state, and no `remap`.
         """
         self._refuse_while_averaged("rebind")
-        return rebound(self._bound, Target(target), remap or {})
+        report = rebound(self._bound, Target(target), remap or {})
+        if self._in_backward is not None:
+            self._in_backward.remove()
+            self._in_backward = InBackward(self._bound)
+        return report
 
     def reset(self, selector: Predicate | None = None) -> None:
         """Start the state afresh, of all parameters or those a selector matches. Clocks and weights stay."""

@@ -1,4 +1,4 @@
-"""The benchmarks run: one round, on the small model. They check parity and clipping themselves; no time is looked at."""
+"""The benchmarks run: one round, on the small model. They check parity and clipping themselves; no time counts."""
 
 import json
 import os
@@ -12,10 +12,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks pin themselves to a core")
-def test_a_round_of_each_recipe_runs_and_agrees_with_torch(tmp_path):
+def test_a_round_of_a_few_recipes_runs_and_agrees_with_torch(tmp_path):
     path = tmp_path / "result.json"
     peers = ("torch fused", "torch default", "foreach by hand")
-    recipes = ("R1", "R2", "R3", "R4", "R6", "R7", "R8-14", "R8-each")
+    recipes = ("R3", "R4", "R6", "R7", "R8-each")
     command = [
         sys.executable,
         "-m",

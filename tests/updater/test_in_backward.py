@@ -1,0 +1,92 @@
+"""bind(in_backward=True): the same weights as without it, no gradient alive after its turn, and what is refused."""
+
+import copy
+
+import pytest
+import torch
+
+import gradchain as gch
+
+
+def model() -> torch.nn.Module:
+    """A small float64 model with a parameter that is used twice."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4), torch.nn.Linear(4, 4))
+    net[3].weight = net[2].weight if net[2].weight.shape == net[3].weight.shape else net[3].weight
+    return net.double()
+
+
+CHAINS = {
+    "adamw": gch.adamw(gch.linear(1e-1, 1e-2, 6), mask=gch.min_ndim(2)),
+    "clipped per tensor": gch.chain(gch.clip_by_norm(0.1, per="tensor"), gch.sgd(0.1, momentum=0.9)),
+    "partition": gch.partition((gch.bias, gch.lion(1e-2)), (gch.rest, gch.nadamw(1e-2))),
+    "project": gch.chain(gch.adam(1e-1), gch.project(lambda p: p.clamp(-0.3, 0.3))),
+}
+
+
+@pytest.mark.parametrize("executors", ["engine", "reference"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_it_gives_the_weights_and_state_of_an_ordinary_update(name: str, executors: str) -> None:
+    """Weights, state and clocks equal those of the same chain bound without it."""
+    a = model()
+    b = copy.deepcopy(a)
+    x = torch.randn(8, 4, dtype=torch.float64)
+    ordinary, inside = CHAINS[name].bind(a), CHAINS[name].bind(b, in_backward=True)
+    if executors == "reference":
+        ordinary._bound.engine.executors = ()
+    for _ in range(6):
+        ordinary.update(a(x).square().mean())
+        info = inside.update(b(x).square().mean())
+        assert info.applied
+        assert all(p.grad is None for p in b.parameters())
+    for p, q in zip(a.parameters(), b.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-14)
+    first, second = ordinary.state_dict(), inside.state_dict()
+    assert first["clocks"] == second["clocks"]
+    flat, tree = torch.utils._pytree.tree_flatten(first["links"])
+    other, same = torch.utils._pytree.tree_flatten(second["links"])
+    assert tree == same
+    for p, q in zip(flat, other, strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-11, atol=1e-14)
+
+
+def test_gradients_are_gone_before_backward_ends() -> None:
+    """When the last gradient of a deep model arrives, those before it have been freed."""
+    net = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(6)))
+    updater = gch.sgd(0.1).bind(net, in_backward=True)
+    alive: list[int] = []
+    net[0].weight.register_hook(lambda g: alive.append(sum(p.grad is not None for p in net.parameters())))
+    updater.update(net(torch.randn(3, 8)).sum())
+    assert alive == [0]
+
+
+def test_a_chain_that_needs_all_gradients_is_refused() -> None:
+    """A norm over all parameters cannot be known while gradients still come."""
+    with pytest.raises(ValueError, match="one parameter at a time, and clip_by_norm does not say that it can"):
+        gch.chain(gch.clip_by_norm(1.0), gch.sgd(0.1)).bind(model(), in_backward=True)
+    with pytest.raises(ValueError, match="accumulate does not say"):
+        gch.chain(gch.accumulate(2), gch.sgd(0.1)).bind(model(), in_backward=True)
+
+
+def test_a_second_backward_and_a_bare_step_are_refused() -> None:
+    """One backward is one update."""
+    net = model()
+    updater = gch.sgd(0.1).bind(net, in_backward=True)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="has not run"):
+        updater.step()
+    updater.backward(net(x).sum())
+    with pytest.raises(RuntimeError, match="one to a step"):
+        updater.backward(net(x).sum())
+
+
+def test_a_parameter_without_a_gradient_is_left_alone() -> None:
+    """Its slots and its count stay, as in an ordinary update."""
+    net = model()
+    updater = gch.adam(0.1).bind(net, in_backward=True)
+    before = net[3].bias.detach().clone()
+    updater.update(net[0](torch.randn(2, 4, dtype=torch.float64)).sum())
+    count = updater.state_dict()["links"]["scale_by_adam"]["count"]
+    assert count["0.weight"] == 1
+    assert count["3.bias"] == 0
+    assert torch.equal(net[3].bias, before)
