@@ -82,7 +82,8 @@ class BlocksRunner:
             return kept[1]
         flat = [t.detach().as_strided((t.numel(),), (1,)) for t in column.tensors]
         cut = [[flat[row][start : start + size] for row, start, size in bucket] for bucket in self._buckets]
-        self._views[i] = (column, cut)
+        if column.stays:
+            self._views[i] = (column, cut)
         return cut
 
     def _computed(self, loaded: list[Any], scalars: Sequence[float], per_row: list[Any], size: int) -> list[Any]:

@@ -174,7 +174,7 @@ class Engine:
         if found is None:
             data, position = tensors._data, tensors.index.position
             rows = data if len(names) == len(data) else [data[position[n]] for n in names]
-            found = kept[key] = (tensors, Column(rows, self._lent))
+            found = kept[key] = (tensors, Column(rows, self._lent, kept is self._columns))
         column: Column = found[1]
         return column
 

@@ -22,6 +22,7 @@ class Column:
 
     tensors: list[Tensor]
     lent: bool = False  # gradients that stay the user's
+    stays: bool = False  # the same tensors at the next step: weights and state
     _addresses: Any = field(default=None, repr=False)
 
     @property

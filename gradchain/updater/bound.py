@@ -179,13 +179,13 @@ class Bound:
 
     def info(self, run: Run, applied: bool) -> UpdateInfo:
         reason = "applied" if applied else (run.held[1] if run.held else "held")
-        clocks, overrides, hypers = dict(self.clocks), dict(self.hypers.overrides), self.hypers
+        clocks, overrides, hypers, used = dict(self.clocks), dict(self.hypers.overrides), self.hypers, run.used
         return UpdateInfo(
             reason,
             int(clocks["step"]),
             self.micro.loss,
             run.records,
-            lambda: {**hypers.values_under(clocks, overrides), **run.used},
+            lambda: {**hypers.values_under(clocks, overrides), **used},
             run.detail,
         )
 

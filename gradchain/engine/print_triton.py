@@ -1,0 +1,238 @@
+"""A program printed as a Triton kernel: one program instance per item, a stretch of one parameter.
+
+The text imports nothing and needs no Triton to be made. Everything that changes from step to step comes in one table
+of 64-bit cells: addresses of the columns row by row, then scalars, then numbers per row. The cell of a number holds
+its bits or, where the number lives on the device, the address of a float64: no step waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from gradchain.engine.lower import Program, Value
+
+# What a column is to Triton. bfloat16 is read and rounded by its bits: the same on every device, and in the
+# interpreter, whose own rounding drops carries.
+TYPES = {
+    torch.float32: "tl.float32",
+    torch.float64: "tl.float64",
+    torch.bfloat16: "tl.uint16",
+    torch.float16: "tl.float16",
+}
+
+# Triton of each elementwise operation, in the compute dtype {C}. Every operation rounds as in the reference: Triton's
+# own `/` and sqrt are approximate in float32. NaNs go through maximum and minimum as through torch's; sign(NaN) is 0.
+EXPRESSIONS = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "mul": "({0} * {1})",
+    "div": "tl.div_rn({0}, {1})",
+    "pow": "libdevice.pow({0}, {1})",
+    "lerp": "tl.where({2} < 0.5, {0} + {2} * ({1} - {0}), {1} - ({1} - {0}) * (1.0 - {2}))",
+    "maximum": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
+    "minimum": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
+    "sqrt": "tl.sqrt_rn({0})",
+    "rsqrt": "tl.div_rn(1.0, tl.sqrt_rn({0}))",
+    "sign": "(({0} > 0.0).to({C}) - ({0} < 0.0).to({C}))",
+    "abs": "tl.abs({0})",
+    "where": "tl.where({0}, {1}, {2})",
+    "lt": "({0} < {1})",
+    "le": "({0} <= {1})",
+    "gt": "({0} > {1})",
+    "ge": "({0} >= {1})",
+    "eq": "({0} == {1})",
+    "and": "({0} & {1})",
+    "or": "({0} | {1})",
+    "not": "({0} == 0)",
+    "isfinite": "(({0} - {0}) == 0.0)",
+    "isnan": "({0} != {0})",
+}
+# In float64 the plain operations are exact, and the others are not there.
+_WIDE = {"div": "({0} / {1})", "sqrt": "tl.sqrt({0})", "rsqrt": "(1.0 / tl.sqrt({0}))"}
+
+_BOOLEAN = {"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite", "isnan"}
+_OF_BOOLEANS = {"and", "or", "not"}  # what takes a truth value as it is; to all else it is 0 or 1
+
+# What a reduction takes from each element, in float64, and how an item's elements meet. The second term of a maximum
+# is NaN where any element is, else 0.
+_REDUCTIONS = {
+    "sum": ("{0}", "tl.sum(taken)"),
+    "sum1": ("tl.abs({0})", "tl.sum(taken)"),
+    "sum2": ("{0} * {0}", "tl.sum(taken)"),
+    "max": (
+        "tl.abs({0})",
+        "tl.max(tl.where(taken == taken, taken, 0.0)) + tl.sum(tl.where(taken != taken, taken, 0.0))",
+    ),
+    "bad": ("(({0} - {0}) != 0.0).to(tl.float64)", "tl.sum(taken)"),
+}
+
+# Partial results of items met row by row: in order, whatever ran first.
+FOLD = """\
+def fold(partial, first, out, MAX: tl.constexpr, BLOCK: tl.constexpr):
+    r = tl.program_id(0)
+    at = tl.load(first + r)
+    last = tl.load(first + r + 1)
+    lane = tl.arange(0, BLOCK)
+    met = tl.zeros([BLOCK], tl.float64)
+    while at < last:
+        v = tl.load(partial + at + lane, mask=at + lane < last, other=0.0)
+        if MAX:
+            met = tl.where((v > met) | (v != v), v, met)
+        else:
+            met = met + v
+        at = at + BLOCK
+    if MAX:
+        poison = tl.sum(tl.where(met != met, met, 0.0))
+        tl.store(out + r, tl.max(tl.where(met == met, met, 0.0)) + poison)
+    else:
+        tl.store(out + r, tl.sum(met))
+"""
+
+
+def source(program: Program, dtypes: Sequence[torch.dtype], on_device: Collection[tuple[str, int]] = ()) -> str:
+    """The Triton of a program whose columns have these dtypes.
+
+    The kernel is `run(table, items, rows, out, BLOCK, ALIGNED)`, one instance per item. An item is the row, begin and
+    end of a stretch of at most BLOCK elements; `out` has one float64 per item for a reduction. ALIGNED says that all
+    columns begin at multiples of 16 bytes.
+
+    Args:
+        program: what to compute.
+        dtypes: the columns' dtypes.
+        on_device: which numbers, as ("scalar", i) and ("entry", i), are given by address.
+    """
+    return _Printer(program, dtypes, on_device).text()
+
+
+class _Printer:
+    """One program with its dtypes, printed."""
+
+    def __init__(self, program: Program, dtypes: Sequence[torch.dtype], on_device: Collection[tuple[str, int]]) -> None:
+        self._program = program
+        self._dtypes = dtypes
+        self._on_device = on_device
+        self._wide = torch.float64 in dtypes or not dtypes  # constants alone: in float64, which is right for all
+        self._compute = "tl.float64" if self._wide else "tl.float32"
+        self._boolean: list[bool] = []  # by instruction, whether it gives truth values
+        for op, operands in program.instructions:
+            choice = op == "where" and all(self._is_boolean(o) for o in operands[1:])
+            self._boolean.append(op in _BOOLEAN or choice)
+
+    def text(self) -> str:
+        """The kernel: where this item is, its numbers, then the same body for a full block and for a ragged end."""
+        lines = [
+            "def run(table, items, rows, out, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):",
+            "    k = tl.program_id(0)",
+            "    r = tl.load(items + 3 * k)",
+            "    begin = tl.load(items + 3 * k + 1)",
+            "    n = tl.load(items + 3 * k + 2) - begin",
+            *(f"    {line}" for line in (*self._numbers(), *self._pointers())),
+            "    lane = tl.arange(0, BLOCK)",
+            f"    zero = tl.zeros([BLOCK], {self._compute})",
+            "    if n == BLOCK:",
+            *(f"        {line}" for line in self._body(ragged=False)),
+            "    else:",
+            "        inside = lane < n",
+            *(f"        {line}" for line in self._body(ragged=True)),
+        ]
+        if self._program.reduce:
+            lines.append("    tl.store(out + k, met)")
+        return "\n".join([*lines, ""])
+
+    def _numbers(self) -> list[str]:
+        """The lines that read the scalars and this row's entries."""
+        scalars, entries = len(self._program.scalars), len(self._program.entries)
+        base = f"table + {len(self._dtypes)} * rows"
+        cells = [(f"s{i}", f"{base} + {i}", ("scalar", i)) for i in range(scalars)]
+        cells += [(f"e{i}", f"{base} + {scalars} + {entries} * r + {i}", ("entry", i)) for i in range(entries)]
+        lines = []
+        for name, cell, key in cells:
+            read = f"tl.load({cell})"
+            if key in self._on_device:
+                read = f"tl.load({read}.to(tl.pointer_type(tl.float64)))"
+            else:
+                read = f"{read}.to(tl.float64, bitcast=True)"
+            lines.append(f"{name} = {read}.to({self._compute})")
+        return lines
+
+    def _pointers(self) -> list[str]:
+        """The lines that find each column of this item."""
+        lines = []
+        for i, dtype in enumerate(self._dtypes):
+            lines.append(f"p{i} = tl.load(table + {i} * rows + r).to(tl.pointer_type({TYPES[dtype]})) + begin")
+        if self._dtypes:
+            lines.append("if ALIGNED:")
+            lines += [f"    p{i} = tl.multiple_of(p{i}, 16)" for i in range(len(self._dtypes))]
+        return lines
+
+    def _body(self, ragged: bool) -> list[str]:
+        """The lines that load, compute and store, or reduce to `met`."""
+        program = self._program
+        lines = [self._load(i, ragged) for i in sorted(self._loaded())]
+        for i, (op, operands) in enumerate(program.instructions):
+            form = (_WIDE if self._wide and op in _WIDE else EXPRESSIONS)[op]
+            lines.append(f"v{i} = {form.format(*self._operands(i, op, operands), C=self._compute)}")
+        if program.reduce is None:
+            for column, value in program.stores:
+                lines += self._store(column, self._number(value), ragged)
+            return lines
+        kind, value = program.reduce
+        take, meet = _REDUCTIONS[kind]
+        wide = f"({self._number(value)}).to(tl.float64)"
+        lines += [f"taken = {take.format('wide')}"]
+        lines.insert(-1, f"wide = {wide}")
+        if ragged:
+            lines.append("taken = tl.where(inside, taken, 0.0)")
+        return [*lines, f"met = {meet}"]
+
+    def _operands(self, at: int, op: str, operands: Sequence[Value]) -> list[str]:
+        """The operands' texts, truth values as numbers where the operation computes with them."""
+        if op in _OF_BOOLEANS or (op == "where" and self._boolean[at]):
+            return [_name(o) for o in operands]
+        if op == "where":
+            return [_name(operands[0]), *(self._number(o) for o in operands[1:])]
+        return [self._number(o) for o in operands]
+
+    def _is_boolean(self, value: Value) -> bool:
+        return value[0] == "value" and self._boolean[value[1]]
+
+    def _number(self, value: Value) -> str:
+        return f"{_name(value)}.to({self._compute})" if self._is_boolean(value) else _name(value)
+
+    def _loaded(self) -> set[int]:
+        """The columns that are read."""
+        read = [o for _, operands in self._program.instructions for o in operands]
+        read += [o for _, o in self._program.stores]
+        if self._program.reduce:
+            read.append(self._program.reduce[1])
+        return {o[1] for o in read if o[0] == "load"}
+
+    def _load(self, column: int, ragged: bool) -> str:
+        zero = "0" if self._dtypes[column] is torch.bfloat16 else "0.0"
+        read = f"tl.load(p{column} + lane" + (f", mask=inside, other={zero})" if ragged else ")")
+        if self._dtypes[column] is torch.bfloat16:
+            read = f"({read}.to(tl.uint32) << 16).to(tl.float32, bitcast=True)"
+        return f"x{column} = {read}.to({self._compute})"
+
+    def _store(self, column: int, value: str, ragged: bool) -> list[str]:
+        """The lines that round a value once and write it. Doubles go to 16 bits through float32, as in torch."""
+        dtype, lines = self._dtypes[column], []
+        rounded = f"({value}).to({TYPES[dtype]})"
+        if dtype is torch.float16:
+            rounded = f"({value}).to(tl.float32).to(tl.float16)"
+        elif dtype is torch.bfloat16:
+            lines = [
+                f"f{column} = ({value}).to(tl.float32)",
+                f"b{column} = f{column}.to(tl.uint32, bitcast=True)",
+                f"b{column} = (b{column} + 0x7FFF + ((b{column} >> 16) & 1)) >> 16",
+                f"b{column} = tl.where(f{column} != f{column}, 0x7FC0, b{column})",
+            ]
+            rounded = f"b{column}.to(tl.uint16)"
+        return [*lines, f"tl.store(p{column} + lane, {rounded}" + (", mask=inside)" if ragged else ")")]
+
+
+def _name(value: Value) -> str:
+    kind = value[0]
+    return "zero" if kind == "zero" else {"load": "x", "scalar": "s", "entry": "e", "value": "v"}[kind] + str(value[1])

@@ -1,0 +1,205 @@
+"""The Triton executor: a printed program run over a table of addresses on one device.
+
+Not the default anywhere. It is tested through Triton's interpreter, which runs the very text on the CPU; on CUDA,
+foreach stays the path until this is measured to win.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import linecache
+import operator
+import os
+import struct
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.engine.executor import Column, NoKernel
+from gradchain.engine.lower import Program
+from gradchain.engine.print_triton import EXPRESSIONS, FOLD, TYPES, source
+
+BLOCK = 1024  # elements to an item
+WARPS = 4
+
+
+def interpreting() -> bool:
+    """Whether kernels run through Triton's interpreter. The variable must be set before Triton is first imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+class Items:
+    """The rows of a class cut into items on a device, once per plan.
+
+    Attributes:
+        count: how many items.
+        rows: how many rows.
+        table: row, begin and end of each item.
+        first: for each row its first item, and at the end the number of items.
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+        size = torch.tensor(sizes, dtype=torch.int64)
+        counts = (size + BLOCK - 1) // BLOCK
+        first = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
+        row = torch.repeat_interleave(torch.arange(len(sizes)), counts)
+        begin = (torch.arange(len(row)) - first[row]) * BLOCK
+        end = torch.minimum(begin + BLOCK, size[row])
+        self.count = len(row)
+        self.rows = len(sizes)
+        self.table = torch.stack([row, begin, end], dim=1).contiguous().to(device)
+        self.first = first.to(device)
+
+
+class Triton:
+    """Programs printed as Triton, on one device."""
+
+    name = "triton"
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+
+    def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
+        """Why this program cannot run as a Triton kernel on this device, or None."""
+        if importlib.util.find_spec("triton") is None:
+            return "Triton is not installed"
+        if self.device.type != "cuda" and not (self.device.type == "cpu" and interpreting()):
+            return f"no Triton kernels on {self.device.type}"
+        unknown = [d for d in dtypes if d not in TYPES]
+        if unknown:
+            return f"no Triton kernels for {unknown[0]}"
+        strange = [op for op, _ in program.instructions if op not in EXPRESSIONS]
+        return f"no Triton for the operation {strange[0]!r}" if strange else None
+
+    def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> TritonRunner:
+        """The program made ready for rows of these sizes."""
+        refused = self.legal(program, dtypes)
+        if refused is not None:
+            raise NoKernel(refused)
+        return TritonRunner(program, dtypes, Items(sizes, self.device), self.device)
+
+
+class TritonRunner:
+    """One program over rows of fixed sizes, compiled at its first run."""
+
+    def __init__(self, program: Program, dtypes: Sequence[torch.dtype], items: Items, device: torch.device) -> None:
+        self.source = source(program, dtypes)
+        self._program, self._dtypes = program, tuple(dtypes)
+        self._items, self._device = items, device
+
+    def run(
+        self, columns: Sequence[Column], scalars: Sequence[float | Tensor], entries: Sequence[float | Tensor]
+    ) -> list[float] | None:
+        """Run over all rows; see Runner. Only a program that reduces waits for the device."""
+        out = self.launch(columns, scalars, entries)
+        return None if out is None else out.tolist()
+
+    def launch(
+        self, columns: Sequence[Column], scalars: Sequence[float | Tensor], entries: Sequence[float | Tensor]
+    ) -> Tensor | None:
+        """Run over all rows without waiting. Returns one float64 per row of a program that reduces, on the device.
+
+        Args:
+            columns: the tensors, in the order of the program.
+            scalars: the numbers, in the order of the program; a 0-d tensor of this device is read by the kernel.
+            entries: the numbers per row, row by row; likewise.
+        """
+        items, reduces = self._items, self._program.reduce
+        if reduces is None and not items.count:
+            return None
+        addresses = [list(column.addresses) for column in columns]
+        aligned = not functools.reduce(operator.or_, (a for column in addresses for a in column), 0) & 15
+        on_device, numbers, held = _numbers(scalars, entries, len(self._program.entries), self._device)
+        cells = b"".join(struct.pack(f"={len(column)}q", *column) for column in addresses) + numbers
+        table = _uploaded(cells or bytes(8), self._device)
+        partial = torch.empty(items.count if reduces else 0, dtype=torch.float64, device=self._device)
+        text = self.source if not on_device else source(self._program, self._dtypes, on_device)
+        kernel = compiled(text, "run")
+        sums = None
+        with _on(self._device):
+            options = {"num_warps": WARPS, "enable_fp_fusion": False}  # every operation rounds, as in the reference
+            if items.count:
+                # the interpreter takes no hints
+                aligned = aligned and not interpreting()
+                kernel[(items.count,)](
+                    table, items.table, items.rows, partial, BLOCK=BLOCK, ALIGNED=aligned, **options
+                )
+            if reduces is not None:
+                sums = torch.empty(items.rows, dtype=torch.float64, device=self._device)
+                if items.rows:
+                    compiled(FOLD, "fold")[(items.rows,)](
+                        partial, items.first, sums, MAX=reduces[0] == "max", BLOCK=BLOCK, **options
+                    )
+        del held  # alive until the kernel that reads them was queued
+        return sums
+
+
+def _numbers(
+    scalars: Sequence[float | Tensor], entries: Sequence[float | Tensor], width: int, device: torch.device
+) -> tuple[frozenset[tuple[str, int]], bytes, list[Tensor]]:
+    """Which numbers are on the device, the cells of all, and the tensors that some of them lie in."""
+    on_device = {("scalar", i) for i, value in enumerate(scalars) if isinstance(value, Tensor)}
+    on_device |= {("entry", i % width) for i, value in enumerate(entries) if isinstance(value, Tensor)}
+    keys = [("scalar", i) for i in range(len(scalars))] + [("entry", i % width) for i in range(len(entries))]
+    held: list[Tensor] = []
+    packed = []
+    for key, value in zip(keys, (*scalars, *entries), strict=True):
+        if key in on_device:
+            # a host number among a row's device numbers follows them; a copy of 0-d to 0-d waits for nothing
+            cell = torch.as_tensor(value, dtype=torch.float64).detach().to(device, non_blocking=True)
+            held.append(cell)
+            packed.append(struct.pack("=q", cell.data_ptr()))
+        else:
+            packed.append(struct.pack("=d", value))
+    return frozenset(on_device), b"".join(packed), held
+
+
+def _uploaded(cells: bytes, device: torch.device) -> Tensor:
+    """The cells as int64 on the device, sent without waiting where it is another one."""
+    table = torch.frombuffer(bytearray(cells), dtype=torch.int64)
+    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
+
+
+def _on(device: torch.device) -> Any:
+    return torch.cuda.device(device) if device.type == "cuda" else torch.autograd.profiler.record_function("triton")
+
+
+@functools.lru_cache(maxsize=512)
+def compiled(text: str, name: str) -> Any:
+    """The function of this text as a Triton kernel. Triton compiles it at its first launch, and keeps that on disk."""
+    import triton
+    import triton.language as tl
+
+    # Triton reads a kernel's source where tracebacks do; it needs no file
+    path = f"<gradchain triton {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
+    linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
+    space: dict[str, Any] = {"__name__": "gradchain_triton", "tl": tl, "libdevice": _libdevice()}
+    exec(compile(text, path, "exec"), space)
+    return triton.jit(space[name], do_not_specialize=["rows"] if name == "run" else None)
+
+
+def _libdevice() -> Any:
+    """The device's library of functions; in the interpreter, which has none, numpy's."""
+    if not interpreting():
+        from triton.language.extra import libdevice
+
+        return libdevice
+    return SimpleNamespace(pow=_interpreted_pow())
+
+
+def _interpreted_pow() -> Callable[[Any, Any], Any]:
+    import numpy
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def power(a: Any, b: Any) -> Any:
+        value = numpy.power(a.handle.data, b.handle.data).astype(a.handle.data.dtype)
+        wider = a if a.shape else b
+        return tl.core.tensor(TensorHandle(value, a.dtype), wider.type)
+
+    return power
