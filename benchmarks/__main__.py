@@ -63,6 +63,7 @@ def main() -> int:
             continue
         result["cells"].append(cell)
         print("\n".join(report.lines(cell)), flush=True)
+        report.write(result, given.output)  # what is done stays, should the rest be stopped
     print("\n".join(report.summary(result["cells"])))
     if not given.no_facts:
         result["facts"] = _facts(given.quick)

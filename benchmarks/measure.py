@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import random
+import time
 import warnings
 from collections.abc import Sequence
 from statistics import median, quantiles
@@ -18,7 +19,13 @@ from benchmarks.ours import Ours
 from benchmarks.recipes import Cell
 
 PEERS = (*torch_peers.PEERS, *other_peers.PEERS, *jax_peer.PEERS)
-REFERENCES = ("torch default", "lion_pytorch", "foreach by hand")  # whose weights the others are compared with
+REFERENCES = (
+    "torch default",
+    "torch fused",
+    "lion_pytorch",
+    "lion_pytorch foreach",
+    "foreach by hand",
+)  # whose weights the others are compared with
 WARM = 6  # rounds before the timed ones; the parity check follows them
 TOLERANCE = 1e-3  # of the largest displacement of any weight
 OUTLIERS = 1e-3  # the part of all elements that may differ by more: signs of gradients that are zero but for rounding
@@ -40,11 +47,13 @@ def run(cell: Cell, rounds: int, only: Sequence[str] = (), slow: bool = True) ->
     gc.collect()
     gc.freeze()  # the collector runs, but not over what was there before the rounds
     shuffled = random.Random(0)
+    wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(rounds):
         shuffled.shuffle(candidates)
         for candidate in candidates:
             times[candidate.name].append(candidate.round())
             candidate.check_clip()
+    share = (time.process_time() - cpu) / (time.perf_counter() - wall)
     gc.unfreeze()
     reference = next(c.reference for c in candidates if isinstance(c, Ours))
     extra = {c.name: _memory(c) for c in candidates}
@@ -54,6 +63,7 @@ def run(cell: Cell, rounds: int, only: Sequence[str] = (), slow: bool = True) ->
         "rounds": rounds,
         "max_norm": cell.max_norm if cell.recipe.clip else None,
         **_summary(times, candidates, parity),
+        "cpu_share": share,
         "reference": reference,
         "parity": parity,
         "extra_bytes_per_parameter": {name: value for name, value in extra.items() if value is not None},

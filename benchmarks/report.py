@@ -70,6 +70,8 @@ def lines(cell: dict[str, Any]) -> list[str]:
         scratch = f"{extra[name]['peak']:.2f}" if "peak" in extra.get(name, {}) else "-"
         times = "".join(f" {_time(figures[key][1]):>10}" for key in ("part_us", "whole_us"))
         out.append(f"  {name:22}{times} {ratio:9.2f} {upper:7.2f} {scratch:>10} {_agrees(parity.get(name)):>9}")
+    if cell["cpu_share"] < 0.9:
+        out.append(f"  other processes were on this core: it was ours {cell['cpu_share']:.0%} of the time")
     if cell["reference"]:
         out.append(f"  OURS RAN BY THE REFERENCE, NOT THE ENGINE: {cell['reference']}")
     out += [f"  not run: {name}: {why}" for name, why in cell["not_run"].items()]
@@ -108,7 +110,7 @@ def summary(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def write(result: dict[str, Any], path: Path | None) -> Path:
-    """The figures as JSON, one line per candidate."""
+    """The figures as JSON."""
     if path is None:
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{result['date'].replace(':', '').partition('+')[0]}.json"

@@ -59,13 +59,14 @@ class BlocksRunner:
         for k, bucket in enumerate(self._buckets):
             loaded = [[v.to(self._wide) for v in view[k]] for view in views]
             per_row = [[entries[row * width + i] for row, _, _ in bucket] for i in range(width)]
-            values = self._computed(loaded, scalars, per_row, len(bucket))
+            held = {"load": loaded, "scalar": scalars, "entry": per_row, "zero": self._zeros(bucket)}
+            self._compute(held, len(bucket))
             if self._program.reduce:
                 kind, operand = self._program.reduce
-                partial += [_REDUCTIONS[kind](v).item() for v in _pick(operand, loaded, scalars, per_row, values)]
+                partial += [_REDUCTIONS[kind](v).item() for v in _pick(operand, held)]
             # what is stored as it was loaded is copied first: another store may write over it
             stored = [
-                (views[column][k], _pick(operand, loaded, scalars, per_row, values), operand[0] == "load")
+                (views[column][k], _pick(operand, held), operand[0] == "load")
                 for column, operand in self._program.stores
             ]
             ready = [(p, [v.clone() for v in r] if raw else _as_list(r, p)) for p, r, raw in stored]
@@ -86,20 +87,20 @@ class BlocksRunner:
             self._views[i] = (column, cut)
         return cut
 
-    def _computed(self, loaded: list[Any], scalars: Sequence[float], per_row: list[Any], size: int) -> list[Any]:
-        values: list[Any] = []
+    def _compute(self, held: dict[str, Any], size: int) -> None:
+        """Every instruction, over one bucket; its results are `held["value"]`."""
+        values = held["value"] = []
         for op, operands in self._program.instructions:
-            columns = [_pick(o, loaded, scalars, per_row, values) for o in operands]
-            values.append(_torch.pointwise(op, columns, size))
-        return values
+            values.append(_torch.pointwise(op, [_pick(o, held) for o in operands], size))
+
+    def _zeros(self, bucket: list[tuple[int, int, int]]) -> list[Tensor]:
+        """Zeros like the bucket's pieces, for a program that asks for them."""
+        return [torch.zeros(size, dtype=self._wide) for _, _, size in bucket] if self._program.has_zeros() else []
 
 
-def _pick(operand: Value, loaded: list[Any], scalars: Sequence[float], per_row: list[Any], values: list[Any]) -> Any:
+def _pick(operand: Value, held: dict[str, Any]) -> Any:
     kind = operand[0]
-    if kind == "zero":
-        return 0.0
-    held: Any = {"load": loaded, "scalar": scalars, "entry": per_row, "value": values}[kind]
-    return held[operand[1]]
+    return held[kind] if kind == "zero" else held[kind][operand[1]]
 
 
 def _as_list(results: Any, places: list[Tensor]) -> list[Tensor]:

@@ -124,7 +124,8 @@ class Engine:
         layout = self._laid_out(params)
         if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
-            state = _mapped(state, layout.state)
+            taken = set(layout.pointers)  # memory that something else writes, or that is written for another field
+            state = _mapped(state, lambda tensors: layout.state(tensors, taken))
             self._state_dtypes = tuple(_dtypes(state))
         tape = Tape(self._reduce, self._compute, layout.state)
         grads = layout.gradients(received)
@@ -145,7 +146,9 @@ class Engine:
         for part in parts:  # from here on nothing may fail: it writes
             self._run(part, tape)
         if out is not None:
-            torch.autograd.graph.increment_version(layout.tensors)
+            written, position = target.index, params.index.position
+            whole = written is params.index
+            torch.autograd.graph.increment_version(params._data if whole else [params._data[position[n]] for n in written])
         for name in ("records", "used", "held", "detail", "loss", "scaled"):
             setattr(run, name, getattr(trial, name))
         self.reason, self._state = "", settled
@@ -163,6 +166,7 @@ class Engine:
             self._layout = Layout(params)
             self._plans.clear()
             self._columns.clear()
+            self._state = None  # it has to follow the weights' new strides
         return self._layout
 
     def _column(self, tape: Tape, leaf: int, names: tuple[str, ...]) -> Column:
@@ -270,12 +274,15 @@ class Engine:
         """A node's tensors in memory that is theirs, in the compute dtype."""
         assert self._layout is not None
         layout, reach = self._layout, _reachable(tape, node)
-        weights = [layout.tensors[layout.index.position[name]] for name in tape.indices[node].names]
-        wide = [torch.float32 if w.element_size() == 2 else w.dtype for w in weights]
-        made = [torch.empty_like(w, dtype=d) for w, d in zip(weights, wide, strict=True)]
+        leaves = [tape.leaves[i] for i in reach if i in tape.leaves]
+        made = []
+        for name in tape.indices[node].names:
+            weight = layout.tensors[layout.index.position[name]]
+            read = [t._data[t.index.position[name]].dtype for t in leaves if name in t.index] or [weight.dtype]
+            made.append(torch.empty_like(weight, dtype=torch.float64 if torch.float64 in read else torch.float32))
         out = EagerTensors(tape.indices[node], made)
         target = tape.leaf("extra", out).node
-        key = ("compute", node, *_structure(tape, reach))
+        key = ("compute", node, target, *_structure(tape, reach))
         for part in self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target])):
             self._run(part, tape)
         return out

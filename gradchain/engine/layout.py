@@ -64,8 +64,13 @@ class Layout:
                 changed[i] = torch.empty_like(self.tensors[at]).copy_(grad)
         return grads if changed is None else EagerTensors(grads.index, changed)
 
-    def state(self, tensors: Tensors) -> EagerTensors:
-        """A field of the state, each entry laid out as its weight: the field itself, or copies."""
+    def state(self, tensors: Tensors, taken: set[int] | None = None) -> EagerTensors:
+        """A field of the state, each entry laid out as its weight: the field itself, or copies.
+
+        Args:
+            tensors: the field.
+            taken: where memory begins that is written for something else; that of this field is added to it.
+        """
         assert isinstance(tensors, EagerTensors)
         data, position = tensors._values(), self.index.position
         changed: list[Tensor] | None = None
@@ -74,9 +79,12 @@ class Layout:
             _check(name, value)
             if value.shape != weight.shape:
                 raise Unrecorded(f"state of {name!r} has another shape than the weight")
-            if value.stride() != weight.stride() or (value.is_leaf and type(value) is torch.nn.Parameter):
+            shared = taken is not None and value.numel() > 0 and value.data_ptr() in taken
+            if shared or value.stride() != weight.stride() or (value.is_leaf and type(value) is torch.nn.Parameter):
                 changed = list(data) if changed is None else changed
-                changed[i] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+                value = changed[i] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+            if taken is not None:
+                taken.add(value.data_ptr())
         return tensors if changed is None else EagerTensors(tensors.index, changed)
 
 

@@ -34,9 +34,15 @@ class Program:
 
     def loads(self) -> set[int]:
         """The columns that are read."""
+        return {o[1] for o in self._operands() if o[0] == "load"}
+
+    def has_zeros(self) -> bool:
+        """Whether it reads zeros that lie nowhere."""
+        return ("zero",) in self._operands()
+
+    def _operands(self) -> list[Value]:
         operands = [o for _, given in self.instructions for o in given] + [o for _, o in self.stores]
-        operands += [self.reduce[1]] if self.reduce else []
-        return {o[1] for o in operands if o[0] == "load"}
+        return operands + ([self.reduce[1]] if self.reduce else [])
 
 
 class Lowering:

@@ -85,7 +85,9 @@ class PatternRunner:
         """Run the kernel over all rows; see Runner."""
         match = self._match
         numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
-        if numbers.get("$eps_root") or numbers.get("$momentum2", numbers.get("$momentum")) != numbers.get("$momentum"):
+        momentum = numbers.get("$momentum")
+        # without momentum the kernel leaves its buffer as it was
+        if numbers.get("$eps_root") or momentum == 0.0 or numbers.get("$momentum2", momentum) != momentum:
             self._otherwise.run(columns, scalars, entries)
             return
         factor = 1.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from gradchain.engine.lower import Program, Value
+from gradchain.engine.record import BOOLEAN as _BOOLEAN
 
 LANES = 16
 
@@ -59,7 +60,6 @@ EXPRESSIONS = {
     "isfinite": "(({0} - {0}) == 0)",
     "isnan": "({0} != {0})",
 }
-_BOOLEAN = {"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite", "isnan"}
 
 _HELPERS = """\
 static inline C MAXIMUM(C a, C b) { C r = a <= b ? b : a; return b != b ? b : r; }

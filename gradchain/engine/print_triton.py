@@ -30,7 +30,7 @@ EXPRESSIONS = {
     "mul": "({0} * {1})",
     "div": "tl.div_rn({0}, {1})",
     "pow": "libdevice.pow({0}, {1})",
-    "lerp": "tl.where({2} < 0.5, {0} + {2} * ({1} - {0}), {1} - ({1} - {0}) * (1.0 - {2}))",
+    "lerp": "tl.where(tl.abs({2}) < 0.5, {0} + {2} * ({1} - {0}), {1} - ({1} - {0}) * (1.0 - {2}))",
     "maximum": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
     "minimum": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
     "sqrt": "tl.sqrt_rn({0})",
@@ -57,15 +57,15 @@ _OF_BOOLEANS = {"and", "or", "not"}  # what takes a truth value as it is; to all
 
 # What a reduction takes from each element, in float64, and how an item's elements meet. The second term of a maximum
 # is NaN where any element is, else 0.
-_REDUCTIONS = {
-    "sum": ("{0}", "tl.sum(taken)"),
-    "sum1": ("tl.abs({0})", "tl.sum(taken)"),
-    "sum2": ("{0} * {0}", "tl.sum(taken)"),
+REDUCTIONS = {
+    "sum": ("wide", "tl.sum(taken)"),
+    "sum1": ("tl.abs(wide)", "tl.sum(taken)"),
+    "sum2": ("wide * wide", "tl.sum(taken)"),
     "max": (
-        "tl.abs({0})",
+        "tl.abs(wide)",
         "tl.max(tl.where(taken == taken, taken, 0.0)) + tl.sum(tl.where(taken != taken, taken, 0.0))",
     ),
-    "bad": ("(({0} - {0}) != 0.0).to(tl.float64)", "tl.sum(taken)"),
+    "bad": ("((wide - wide) != 0.0).to(tl.float64)", "tl.sum(taken)"),
 }
 
 # Partial results of items met row by row: in order, whatever ran first.
@@ -154,7 +154,7 @@ class _Printer:
                 read = f"tl.load({read}.to(tl.pointer_type(tl.float64)))"
             else:
                 read = f"{read}.to(tl.float64, bitcast=True)"
-            lines.append(f"{name} = {read}.to({self._compute})")
+            lines.append(f"{name} = tl.full([BLOCK], {read}.to({self._compute}), {self._compute})")
         return lines
 
     def _pointers(self) -> list[str]:
@@ -179,10 +179,8 @@ class _Printer:
                 lines += self._store(column, self._number(value), ragged)
             return lines
         kind, value = program.reduce
-        take, meet = _REDUCTIONS[kind]
-        wide = f"({self._number(value)}).to(tl.float64)"
-        lines += [f"taken = {take.format('wide')}"]
-        lines.insert(-1, f"wide = {wide}")
+        take, meet = REDUCTIONS[kind]
+        lines += [f"wide = {self._number(value)}.to(tl.float64)", f"taken = {take}"]
         if ragged:
             lines.append("taken = tl.where(inside, taken, 0.0)")
         return [*lines, f"met = {meet}"]
@@ -219,12 +217,12 @@ class _Printer:
     def _store(self, column: int, value: str, ragged: bool) -> list[str]:
         """The lines that round a value once and write it. Doubles go to 16 bits through float32, as in torch."""
         dtype, lines = self._dtypes[column], []
-        rounded = f"({value}).to({TYPES[dtype]})"
+        rounded = f"{value}.to({TYPES[dtype]})"
         if dtype is torch.float16:
-            rounded = f"({value}).to(tl.float32).to(tl.float16)"
+            rounded = f"{value}.to(tl.float32).to(tl.float16)"
         elif dtype is torch.bfloat16:
             lines = [
-                f"f{column} = ({value}).to(tl.float32)",
+                f"f{column} = {value}.to(tl.float32)",
                 f"b{column} = f{column}.to(tl.uint32, bitcast=True)",
                 f"b{column} = (b{column} + 0x7FFF + ((b{column} >> 16) & 1)) >> 16",
                 f"b{column} = tl.where(f{column} != f{column}, 0x7FC0, b{column})",

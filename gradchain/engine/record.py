@@ -25,6 +25,9 @@ class Unrecorded(Exception):  # noqa: N818  # not an error: it says that this st
 
 _NUMBERS = (float, int)
 
+BOOLEAN = frozenset({"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite", "isnan"})
+"""Operations whose elements are true or false."""
+
 
 class Reduced:
     """What a reduction gave: one number per entry, in the order of `names`."""
@@ -115,8 +118,18 @@ class Tape:
         """The tensors of a node, in memory; asked twice, computed once."""
         found = self.leaves.get(node, self._computed.get(node))
         if found is None:
-            found = self._computed[node] = self._compute(self, node)
-        return found
+            op, *operands = self.ops[node]
+            if op in BOOLEAN:
+                raise Unrecorded("the elements of a comparison are asked for")
+            if op == "select":  # in the dtype it has, as by the reference
+                found = self.computed(operands[0]).select(self.indices[node])  # type: ignore[assignment]
+            elif op == "overlay":
+                under, over = map(self.computed, operands)
+                found = under.overlay(over)  # type: ignore[assignment]
+            else:
+                found = self._compute(self, node)
+            self._computed[node] = found  # type: ignore[assignment]
+        return found  # type: ignore[return-value]
 
     def peeled(self, node: int) -> tuple[int, float]:
         """A node without the scalar factors in front of it, and their product."""

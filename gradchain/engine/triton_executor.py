@@ -6,6 +6,7 @@ foreach stays the path until this is measured to win.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -150,8 +151,10 @@ def _numbers(
     packed = []
     for key, value in zip(keys, (*scalars, *entries), strict=True):
         if key in on_device:
-            # a host number among a row's device numbers follows them; a copy of 0-d to 0-d waits for nothing
-            cell = torch.as_tensor(value, dtype=torch.float64).detach().to(device, non_blocking=True)
+            if isinstance(value, Tensor):
+                cell = value.detach().to(device, torch.float64, non_blocking=True)
+            else:  # a host number in a column of device numbers
+                cell = torch.full((), value, dtype=torch.float64, device=device)
             held.append(cell)
             packed.append(struct.pack("=q", cell.data_ptr()))
         else:
@@ -166,7 +169,7 @@ def _uploaded(cells: bytes, device: torch.device) -> Tensor:
 
 
 def _on(device: torch.device) -> Any:
-    return torch.cuda.device(device) if device.type == "cuda" else torch.autograd.profiler.record_function("triton")
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
 
 
 @functools.lru_cache(maxsize=512)

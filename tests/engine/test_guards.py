@@ -1,0 +1,516 @@
+"""What a user does to model, gradients and updater between steps: noticed, and never silently wrong.
+
+Each test trains on for some steps after it and is held to the reference, to which the same was done.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import gradchain as gch
+from gradchain.updater.state_dict import to_dict
+from twins import BOUND, EXECUTORS, Shapes, Twins, by_executors, distance, distance_of, drawn_like
+
+DOUBLE, SINGLE = (torch.float64,), (torch.float32,)
+HEAD = gch.named("head.*")
+
+
+def recipe() -> gch.chain:
+    return gch.chain(gch.clip_by_norm(2.0), gch.adamw(0.02, mask=gch.min_ndim(2)), gch.average_params(0.9))
+
+
+def momentum() -> gch.chain:
+    return gch.chain(gch.clip_by_norm(2.0), gch.sgd(0.05, momentum=0.9))
+
+
+@pytest.fixture(params=list(EXECUTORS))
+def executors(request) -> tuple[str, ...]:
+    return EXECUTORS[request.param]
+
+
+def small(dtypes=DOUBLE) -> Shapes:
+    return Shapes(dtypes, long=50)
+
+
+def around(twins: Twins, do, steps: int = 3) -> None:
+    """Some steps, something done to both, some more steps, and the comparison."""
+    for t in range(2):
+        twins.gradients(t)
+    twins.each(do)
+    for t in range(2, 2 + steps):
+        twins.gradients(t)
+    twins.compare()
+
+
+# what is done to a model
+
+
+def to_channels_last(model, updater):
+    model.to(memory_format=torch.channels_last)
+
+
+def to_contiguous(model, updater):
+    for p in model.parameters():
+        p.data = p.data.contiguous()
+
+
+def to_double(model, updater):
+    model.double()
+
+
+def to_float(model, updater):
+    model.float()
+
+
+def assigned(model, updater):
+    model.load_state_dict({n: 0.5 * p.detach().clone() for n, p in model.state_dict().items()}, assign=True)
+
+
+def new_parameter(model, updater):
+    model.head.weight = nn.Parameter(model.head.weight.detach() + 1.0)
+
+
+def parameter_over_the_same_memory(model, updater):
+    model.head.weight = nn.Parameter(model.head.weight.detach())
+
+
+def new_storage(model, updater):
+    model.body.weight.data = 2.0 * model.body.weight.data
+    model.body.bias.data = model.body.bias.data.clone()
+
+
+def edited(model, updater):
+    with torch.no_grad():
+        model.body.weight.mul_(0.5)
+        model.head.cube[0].zero_()
+
+
+def frozen(model, updater):
+    model.body.requires_grad_(False)
+
+
+def untied(model, updater):
+    model.tied.weight = nn.Parameter(model.body.weight.detach().clone())
+
+
+def tied(model, updater):
+    """Another tie to a weight that is bound."""
+    model.tied.bias = model.body.bias
+
+
+def reset(model, updater):
+    updater.reset(HEAD)
+
+
+def reset_all(model, updater):
+    updater.reset()
+
+
+def reloaded(model, updater):
+    updater.load_state_dict(updater.state_dict())
+
+
+def rebound(model, updater):
+    updater.rebind(model)
+
+
+def zeroed(model, updater):
+    model.zero_grad(set_to_none=False)
+    updater.zero_grad()
+
+
+DONE = [
+    to_channels_last, to_contiguous, assigned, new_parameter, parameter_over_the_same_memory, new_storage, edited,
+    frozen, untied, tied, reset, reset_all, reloaded, rebound, zeroed,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("do", DONE, ids=lambda do: do.__name__)
+def test_done_between_steps(do, executors):
+    around(Twins(recipe(), small(), executors), do)
+
+
+@pytest.mark.parametrize(("kind", "do"), [(SINGLE, to_double), (DOUBLE, to_float)], ids=["double", "float"])
+def test_the_dtype_of_the_model_changes(kind, do, executors):
+    twins = Twins(recipe(), small(kind), executors)
+    for t in range(2):
+        twins.gradients(t)
+    twins.each(do)
+    for t in range(2, 5):
+        twins.gradients(t)
+    twins.compare(BOUND[torch.float32])
+
+
+def test_rebound_to_a_model_with_more_and_fewer_parameters(executors):
+    def changed(model, updater):
+        del model.head.column
+        model.head.fresh = nn.Parameter(torch.ones(3, dtype=torch.float64))
+        updater.rebind(model)
+
+    twins = Twins(recipe(), small(), executors)
+    twins.start["head.fresh"] = torch.ones(3, dtype=torch.float64)
+    around(twins, changed)
+
+
+def test_requires_grad_comes_and_goes(executors):
+    twins = Twins(recipe(), small(), executors)
+    twins.each(lambda model, _: model.body.requires_grad_(False))
+    body = [n for n, _ in twins.models[0].named_parameters() if n.startswith("body")]
+    for t in range(7):
+        if t in (2, 5):
+            twins.each(lambda model, _, on=t == 2: model.body.requires_grad_(on))
+        twins.loss(t, absent=() if 2 <= t < 5 else body)
+    twins.compare()
+
+
+def test_a_parameter_that_gets_its_first_gradient_late(executors):
+    twins = Twins(recipe(), small(), executors)
+    twins.each(lambda model, _: model.head.requires_grad_(False))
+    for t in range(2):
+        twins.gradients(t, absent=[n for n, _ in twins.models[0].named_parameters() if n.startswith("head")])
+    twins.each(lambda model, _: model.head.requires_grad_(True))
+    for t in range(2, 5):
+        twins.gradients(t)
+    twins.compare()
+
+
+def test_gradients_absent_in_changing_patterns(executors):
+    twins = Twins(recipe(), small(), executors)
+    names = list(twins.start)
+    for t in range(8):
+        twins.gradients(t, absent=[n for i, n in enumerate(names) if (i + t) % 3 == 0], turned=t % 2 == 1)
+    twins.compare()
+
+
+def test_weights_that_shrink_are_not_read_beyond_their_end(executors):
+    """The updater cannot know what the moments of a cut weight are: an error, as by the reference, and no crash."""
+    for do in ((lambda t: t[:3]), (lambda t: torch.cat([t, t]))):
+        twins = Twins(momentum(), small(), executors)
+        twins.gradients(0)
+        for model, updater in zip(twins.models, (twins.ours, twins.theirs), strict=True):
+            model.body.bias.data = do(model.body.bias.data)
+            for i, p in enumerate(model.parameters()):
+                p.grad = drawn_like(p, i)
+            with pytest.raises(RuntimeError, match="size|shape"):
+                updater.step()
+
+
+def test_a_stale_gradient_of_a_grown_weight_is_not_read_beyond_its_end(executors):
+    model = small()
+    updater = by_executors(gch.sgd(0.1).bind(model), *executors)
+    for i, p in enumerate(model.parameters()):
+        p.grad = drawn_like(p, i)
+    model.body.bias.data = torch.zeros(1000, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="size|shape"):
+        updater.step()
+
+
+# gradients
+
+
+def test_given_gradients_are_not_changed(executors):
+    model = small(SINGLE)
+    updater = by_executors(recipe().bind(model), *executors)
+    for t in range(3):
+        grads = {n: 10.0 * drawn_like(p, t + i) for i, (n, p) in enumerate(model.named_parameters())}
+        kept = {n: g.clone() for n, g in grads.items()}
+        assert updater.step(grads)
+        assert updater._bound.engine.reason == ""
+        assert all(torch.equal(g, kept[n]) for n, g in grads.items())
+    assert any(part.executor == executors[0] for part in updater._bound.engine.last)
+
+
+def test_given_gradients_may_be_expanded_negated_or_conjugated(executors):
+    def do(model, updater):
+        made = {n: drawn_like(p, i) for i, (n, p) in enumerate(model.named_parameters())}
+        made["body.weight"] = torch.tensor(0.5, dtype=torch.float64).expand(5, 6)
+        made["body.turned"] = torch.complex(made["body.turned"], made["body.turned"]).conj().imag
+        assert made["body.turned"].is_neg()
+        made["head.cube"] = made["head.cube"].flip(0)
+        return updater.step(made)
+
+    twins = Twins(recipe(), small(), executors)
+    for _ in range(3):
+        twins.step(do)
+    twins.compare()
+
+
+def test_dot_grad_may_be_negated(executors):
+    def do(model, updater):
+        for i, p in enumerate(model.parameters()):
+            drawn = drawn_like(p, i)
+            p.grad = torch.complex(drawn, drawn).conj().imag
+        return updater.step()
+
+    twins = Twins(recipe(), small(), executors)
+    for _ in range(3):
+        twins.step(do)
+    twins.compare()
+
+
+def test_conjugated_complex_gradients(executors):
+    def do(model, updater):
+        for i, p in enumerate(model.parameters()):
+            p.grad = drawn_like(p, i).conj()
+        return updater.step()
+
+    twins = Twins(recipe(), small((torch.complex128,)), executors)
+    for _ in range(3):
+        twins.step(do)
+    twins.compare()
+
+
+@pytest.mark.parametrize("kind", [DOUBLE, SINGLE], ids=["float64", "float32"])
+def test_kept_gradients_are_what_the_chain_received(kind, executors):
+    model = small(kind)
+    updater = by_executors(recipe().bind(model), *executors)
+    for t in range(3):
+        loss = distance(model, t)
+        expected = torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)
+        assert updater.update(loss, keep_grads=True)
+        assert updater._bound.engine.reason == ""
+        for p, grad in zip(model.parameters(), expected, strict=True):
+            assert torch.equal(p.grad, grad)
+    if kind is SINGLE:
+        assert any(part.executor == executors[0] for part in updater._bound.engine.last)
+
+
+def test_a_gradient_of_another_dtype_goes_by_the_reference():
+    model = nn.Linear(3, 2)
+    updater = gch.sgd(0.1).bind(model)
+    model.weight.grad = torch.ones(2, 3)
+    updater.step()
+    assert updater._bound.engine.reason == ""
+    model.half()
+    model.weight.grad = torch.ones(2, 3, dtype=torch.float16)
+    model.weight.data = model.weight.data.float()
+    updater.step()
+    assert "gradient of 'weight' is torch.float16" in updater._bound.engine.reason
+
+
+def test_weights_with_gaps_go_by_the_reference():
+    weights = torch.zeros(6, 4)[:, :2].detach().requires_grad_(True)
+    updater = gch.adam(0.1).bind({"w": weights})
+    for _ in range(3):
+        assert updater.step({"w": torch.ones(6, 2)})
+        assert "overlaps itself or has gaps" in updater._bound.engine.reason
+    assert float(weights.detach().max()) == pytest.approx(-0.3, rel=1e-5)
+
+
+class Last(gch.State):
+    whole = frozenset({"last"})
+    last: gch.Tensors
+
+
+class remembered(gch.Transform):
+    """Keeps the gradients themselves, in a field that comes and goes."""
+
+    def init(self, params):
+        return Last(params.select(()))
+
+    def update(self, g, state, ctx):
+        return g, Last(g)
+
+
+def test_state_that_holds_the_gradients_is_not_overwritten_by_a_kernel(executors):
+    twins = Twins(gch.chain(remembered(), gch.clip_by_norm(0.1), gch.adamw(0.01)), small(SINGLE), executors)
+    for t in range(3):
+        twins.gradients(t)
+        twins.compare()
+    assert executors[0] in twins.used
+
+
+# what the updater hands out
+
+
+def test_snapshots_do_not_change(executors):
+    model = small(SINGLE)
+    updater = by_executors(recipe().bind(model), *executors)
+    kept = []
+    for t in range(4):
+        info = updater.update(distance(model, t))
+        state = updater.state_dict()
+        kept.append((info, info["norm"], dict(info.hyperparams), info.loss.clone(), state, str(state)))
+    for info, norm, hypers, loss, state, text in kept:
+        assert info["norm"] == norm
+        assert dict(info.hyperparams) == hypers
+        assert torch.equal(info.loss, loss)
+        assert str(state) == text
+
+
+def test_a_loaded_state_is_not_written_to(executors):
+    model = small()
+    updater = by_executors(recipe().bind(model), *executors)
+    updater.update(distance(model, 0))
+    saved = updater.state_dict()
+    text = str(saved)
+    updater.load_state_dict(saved)
+    for t in range(3):
+        updater.update(distance(model, t))
+    assert str(saved) == text
+
+
+def test_averages_as_a_teacher(executors):
+    """A student is drawn to the averages, which are asked for anew at each step, and sees the same on both sides."""
+
+    def do(model, updater):
+        teacher = updater.averages()
+        loss = sum((p - teacher[n] - 0.1).square().sum() for n, p in model.named_parameters())
+        return updater.update(loss)
+
+    twins = Twins(recipe(), small(), executors)
+    for t in range(2):
+        twins.gradients(t)
+    for _ in range(4):
+        twins.step(do)
+    twins.compare()
+
+
+def test_averaged_weights_come_and_go(executors):
+    seen = []
+
+    def look(model, updater):
+        own = [p.detach().clone() for p in model.parameters()]
+        with updater.averaged():
+            seen.append([p.detach().clone() for p in model.parameters()])
+        assert all(torch.equal(a, b) for a, b in zip(own, model.parameters(), strict=True))
+
+    twins = Twins(recipe(), small(), executors)
+    around(twins, look)
+    for x, y in zip(*seen, strict=True):
+        assert distance_of(x, y) <= 1e-12
+
+
+def test_two_updaters_share_parameters(executors):
+    twins = Twins(recipe(), small(), executors)
+    others = [gch.adam(0.03).bind(model) for model in twins.models]
+    by_executors(others[0], *executors)
+    by_executors(others[1])
+    for t in range(6):
+        if t % 2:
+            twins.gradients(t)
+            continue
+        for model, other in zip(twins.models, others, strict=True):
+            other.update(distance(model, t))
+        assert others[0]._bound.engine.reason == ""
+    twins.compare()
+
+
+def test_data_parallel_shows_in_nothing(executors):
+    twins = Twins(recipe(), nn.DataParallel(small()), executors)
+    assert not any("module" in name for name in twins.ours.names)
+    for t in range(3):
+        twins.gradients(t)
+    twins.compare()
+
+
+def test_a_copied_updater_plans_for_itself(executors):
+    import copy
+
+    model = small()
+    updater = by_executors(recipe().bind(model), *executors)
+    updater.update(distance(model, 0))
+    pair = copy.deepcopy((model, updater))
+    for t in range(3):
+        updater.update(distance(model, t))
+        pair[1].update(distance(pair[0], t))
+    for p, q in zip(model.parameters(), pair[0].parameters(), strict=True):
+        assert p is not q
+        assert distance_of(p, q) <= 1e-12
+
+
+# autograd
+
+
+@pytest.mark.parametrize("swap", [False, True], ids=["as bound", "swapped"])
+def test_a_stale_weight_in_a_graph_is_an_error(swap, executors):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    updater = by_executors(recipe().bind(model), *executors)
+    inputs = torch.ones(2, 3, requires_grad=True)
+    updater.update(model(inputs).sum())
+    if swap:
+        parameter_over = model[1].weight.detach()
+        model[1].weight = nn.Parameter(parameter_over)
+    stale = model(inputs).sum()
+    updater.update(model(inputs).sum())
+    assert updater._bound.engine.reason == ""
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        stale.backward()
+
+
+def test_a_weight_that_was_not_updated_is_not_stale(executors):
+    """Only what was written is marked: a graph over a parameter without a gradient stays good."""
+    model = nn.ModuleDict({"a": nn.Linear(3, 1), "b": nn.Linear(3, 1)})
+    updater = by_executors(recipe().bind(model), *executors)
+    inputs = torch.ones(2, 3, requires_grad=True)
+    updater.update(model["a"](inputs).sum() + model["b"](inputs).sum())
+    other = model["b"](inputs).sum()
+    updater.update(model["a"](inputs).sum())
+    assert updater._bound.engine.reason == ""
+    other.backward()
+    assert model["b"].weight.grad is not None
+
+
+def test_a_held_step_marks_nothing(executors):
+    model = nn.Linear(3, 1)
+    updater = by_executors(gch.chain(gch.accumulate(2), gch.adam(0.1)).bind(model), *executors)
+    inputs = torch.ones(2, 3, requires_grad=True)
+    other = model(inputs).sum()
+    assert not updater.update(model(inputs).sum())
+    other.backward()
+
+
+# processes and threads
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_trains_on(executors, tmp_path):
+    model = Shapes(DOUBLE, long=1 << 19)
+    updater = by_executors(recipe().bind(model), *executors)
+    grads = [{n: drawn_like(p, t + i) for i, (n, p) in enumerate(model.named_parameters())} for t in range(4)]
+    updater.step(grads[0])
+    updater.step(grads[1])
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            updater.step(grads[2])
+            updater.step(grads[3])
+            torch.save([p.detach() for p in model.parameters()], tmp_path / "child.pt")
+            code = 0 if updater._bound.engine.reason == "" else 2
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    updater.step(grads[2])
+    updater.step(grads[3])
+    for p, q in zip(model.parameters(), torch.load(tmp_path / "child.pt"), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_two_threads_give_the_bits_of_one(executors):
+    ours = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            model = Shapes((torch.float32, torch.float64), long=(1 << 19) + 77)
+            updater = by_executors(recipe().bind(model), *executors)
+            norms = [
+                updater.step({n: drawn_like(p, t + i) for i, (n, p) in enumerate(model.named_parameters())})["norm"]
+                for t in range(3)
+            ]
+            ours.append((norms, [p.detach() for p in model.parameters()], to_dict(updater.chain, updater._bound.state)))
+    finally:
+        torch.set_num_threads(before)
+    assert ours[0][0] == ours[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(ours[0][1], ours[1][1], strict=True))
+    for address, fields in ours[0][2].items():
+        for field, values in fields.items():
+            if isinstance(values, dict):
+                assert all(torch.equal(v, ours[1][2][address][field][n]) for n, v in values.items())

@@ -1,0 +1,63 @@
+"""Triton kernels run by its interpreter on the CPU. Run by test_triton.py in a child, where TRITON_INTERPRET=1 is set."""
+
+from __future__ import annotations
+
+import numpy
+import operation_cases
+import pytest
+import torch
+from against_reference import compared
+from operation_cases import *  # noqa: F403  # its tests
+from operation_cases import DTYPES, SIZES, A, columns, drawn, equal, run
+
+from gradchain.engine.executor import Column
+from gradchain.engine.lower import Program
+from gradchain.engine.triton_executor import Triton
+
+
+@pytest.fixture(autouse=True)
+def _in_the_interpreter():
+    """The interpreter computes in numpy, which warns where a device does not."""
+    operation_cases.use(Triton("cpu"))
+    with numpy.errstate(all="ignore"):
+        yield
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_numbers_may_live_on_the_device(dtype):
+    instructions = [("mul", (A, ("scalar", 1))), ("add", (("value", 0), ("entry", 1))), ("sub", (("value", 1), ("entry", 0)))]
+    program = Program([0], [0, 1], [0, 1], instructions, [(0, ("value", 2))])
+    given = [drawn(dtype, 0), drawn(dtype, 0)]
+    host, device = [0.5, 0.25], [0.5, torch.tensor(0.25, dtype=torch.float32)]
+    each = [float(i) for i in range(2 * len(SIZES))]
+    mixed = [torch.tensor(v) if i % 4 == 1 else v for i, v in enumerate(each)]  # among the numbers of one entry too
+    run(program, [given[0]], host, each)
+    run(program, [given[1]], device, mixed)
+    equal(given[1], given[0])
+
+
+def test_nothing_to_do_is_done():
+    assert Triton("cpu").ready(Program([0], [], [], [], [(0, A)]), [torch.float32], []).run([Column([])], [], []) is None
+    assert Triton("cpu").ready(Program([0], reduce=("sum", A)), [torch.float32], []).run([Column([])], [], []) == []
+    assert run(Program([0], reduce=("sum", A)), [[torch.zeros(0), torch.zeros(0)]]) == [0.0, 0.0]
+
+
+def test_what_cannot_run_says_why():
+    executor, plain = Triton("cpu"), Program([0], [], [], [("erf", (A,))], [(0, ("value", 0))])
+    assert executor.legal(plain, [torch.float32]) == "no Triton for the operation 'erf'"
+    assert executor.legal(Program([0]), [torch.complex64]) == "no Triton kernels for torch.complex64"
+    assert Triton("mps").legal(Program([0]), [torch.float32]) == "no Triton kernels on mps"
+
+
+CHAINS = [
+    *[(seed, (torch.float64,)) for seed in range(200, 240)],
+    *[(seed, (torch.float32,)) for seed in range(240, 250)],
+    *[(seed, (torch.bfloat16,)) for seed in range(250, 256)],
+    *[(seed, (torch.float16,)) for seed in range(256, 260)],
+    *[(seed, (torch.float32, torch.bfloat16, torch.float16)) for seed in range(260, 264)],
+]
+
+
+@pytest.mark.parametrize(("seed", "dtypes"), CHAINS, ids=[str(seed) for seed, _ in CHAINS])
+def test_a_random_chain_equals_the_reference(seed, dtypes):
+    compared(seed, *dtypes, executor=Triton("cpu"), name="triton")
