@@ -41,6 +41,7 @@ class freeze(Transform):
     """
 
     descends = False
+    role = "freeze"
 
     selector: Predicate
     until: int | None = None

@@ -42,15 +42,17 @@ class Transform:
         descends: True if it turns a gradient into a descent step (flips the sign), False if it does not; None (a
             user's link that says nothing) is trusted.
         role: what it is to its neighbours: "clip", "unscale", "scale", "normalise", "decay", "learning_rate",
-            "weights" (it owns them), "average", or "" for none of these.
+            "weights" (it owns them), "average", "freeze", or "" for none of these.
         sums_in_grad: whether, first in the outermost chain, its window may lie in `.grad`.
         holds: the reason it holds the chain for, where it may.
+        read_once: hyperparameters that only `init` reads, which an override would not reach.
     """
 
     descends: ClassVar[bool | None] = None
     role: ClassVar[str] = ""
     sums_in_grad: ClassVar[bool] = False
     holds: ClassVar[str] = ""
+    read_once: ClassVar[frozenset[str]] = frozenset()
     hypers: ClassVar[dict[str, Hyper]] = {}
 
     def __init_subclass__(cls) -> None:
