@@ -78,6 +78,7 @@ class accumulate(Transform):
         return AccumulateState(state.window.select(()))
 
     def scale_loss(self, loss: Any, state: AccumulateState, ctx: Context) -> Any:
+        self._check_alike(state, ctx.weight is not None, True)
         return loss * self._factor(state, ctx)
 
     def _size(self, state: AccumulateState) -> int:
@@ -104,15 +105,9 @@ class accumulate(Transform):
             mean = mean * (state.size / state.micro)
         return mean, self.drop_window(state)
 
-    def _added(self, g: Tensors, state: AccumulateState, ctx: Context) -> AccumulateState:
-        """The window with one more micro-batch in it."""
-        weighted, scaled, weight = ctx.weight is not None, ctx.loss_was_scaled, ctx.weight or 1.0
-        if weighted and not scaled and ctx.averaged_over_ranks:
-            raise ValueError(
-                "accumulate: weight= under DDP or FSDP2 needs accumulate in the outermost chain: in a branch the "
-                "gradients are averaged over ranks before the weight is known. Move it there, or multiply the loss "
-                "yourself."
-            )
+    @staticmethod
+    def _check_alike(state: AccumulateState, weighted: bool, scaled: bool) -> None:
+        """Refuse a micro-batch that cannot be summed with those in the open window."""
         if state.micro and state.weighted != weighted:
             raise ValueError(
                 "accumulate: in one window all micro-batches must have a weight, or none. Pass it to each."
@@ -122,6 +117,17 @@ class accumulate(Transform):
                 "accumulate: the losses of one window must all go through updater.backward or update, or none. "
                 "updater.zero_grad() drops the open window."
             )
+
+    def _added(self, g: Tensors, state: AccumulateState, ctx: Context) -> AccumulateState:
+        """The window with one more micro-batch in it."""
+        weighted, scaled, weight = ctx.weight is not None, ctx.loss_was_scaled, ctx.weight or 1.0
+        if weighted and not scaled and ctx.averaged_over_ranks:
+            raise ValueError(
+                "accumulate: weight= under DDP or FSDP2 needs accumulate in the outermost chain: in a branch the "
+                "gradients are averaged over ranks before the weight is known. Move it there, or multiply the loss "
+                "yourself."
+            )
+        self._check_alike(state, weighted, scaled)
         window = g
         if not ctx.window_is_summed:  # else autograd added this micro-batch to the window where it lies, in .grad
             if not scaled:

@@ -56,6 +56,7 @@ class amp_scale(Transform):
     descends = False
     role = "unscale"
     holds = "overflow"
+    read_once = frozenset({"init_scale"})
 
     init_scale: Hyper = Hyper(65536.0, "(0, inf)")
     growth_factor: Hyper = Hyper(2.0, "(1, inf)")

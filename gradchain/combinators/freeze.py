@@ -41,6 +41,7 @@ class freeze(Transform):
     """
 
     descends = False
+    role = "freeze"
     per_parameter = True
 
     selector: Predicate

@@ -103,7 +103,7 @@ class partition(Transform):
         for name, selector, link in self.named_branches:
             matched = resolve(selector, index.root.known, allow_empty=selector is rest)
             mine = [n for n in matched if n in left]
-            if matched and not mine:
+            if matched and not mine and selector is not rest:
                 raise ValueError(
                     f"partition: branch {name!r} takes no parameter: earlier branches took all that {code(selector)} "
                     "matches. The first match wins; put it first."

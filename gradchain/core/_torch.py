@@ -188,13 +188,16 @@ def add_scaled(a: list[Tensor], b: list[Tensor], alpha: Number) -> list[Tensor]:
     return [x + alpha * y for x, y in zip(a, b, strict=True)]
 
 
-def add_(targets: list[Tensor], updates: list[Tensor]) -> None:
-    """`targets += updates`, in place, each rounded once to its target's dtype."""
-    if number_of_meshes(targets, updates) < 2:
-        torch._foreach_add_(targets, updates)
+def add_(targets: list[Tensor], updates: list[Tensor], alpha: Number = 1.0) -> None:
+    """`targets += alpha * updates`, in place, each rounded once to its target's dtype, with the bits of add_scaled."""
+    if not isinstance(alpha, Tensor) and number_of_meshes(targets, updates) < 2:
+        torch._foreach_add_(targets, updates, alpha=alpha)
         return
     for target, update in zip(targets, updates, strict=True):
-        target.add_(update)
+        if isinstance(alpha, Tensor):
+            target.copy_(target + alpha * update)
+        else:
+            target.add_(update, alpha=alpha)
 
 
 def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:

@@ -27,8 +27,9 @@ def check_chain(chain: Transform, index: Index, state: State, autocast: torch.dt
         ValueError: in a sentence that names the links, the rule and the cure.
     """
     stateful = set(_stateful(chain, state))
+    frozen = _frozen(chain, index)
     for path, names in _paths(chain, index):
-        _check_sign(path, names)
+        _check_sign(path, [name for name in names if name not in frozen])
         _check_order(path)
         _check_holders(path, stateful)
     for address, link, _ in walk(chain, index):
@@ -47,7 +48,15 @@ def _paths(chain: Transform, index: Index) -> Iterator[tuple[list[tuple[str, Tra
         yield [(a, link) for i, (a, link, _) in enumerate(entries) if i not in missed], names
 
 
+def _frozen(chain: Transform, index: Index) -> set[str]:
+    """The parameters that a link leaves alone for good: nothing on their way matters."""
+    links = [link for _, link, _ in walk(chain, index) if link.role == "freeze" and getattr(link, "until", 0) is None]
+    return {name for link in links for name in index.members(link.selector)}  # type: ignore[attr-defined]
+
+
 def _check_sign(path: list[tuple[str, Transform]], names: list[str]) -> None:
+    if not names:
+        return
     says = [(address, link.descends) for address, link in path]
     flips = [address for address, descends in says if descends]
     rates = [address for address, link in path if link.role == "learning_rate"]
@@ -93,7 +102,7 @@ def _check_order(path: list[tuple[str, Transform]]) -> None:
             warnings.warn(
                 f"chain: {_first(after, 'normalise')} divides out the scale of {address}, which comes before it. "
                 "Put the scale after it.",
-                stacklevel=5,
+                stacklevel=6,
             )
 
 
@@ -149,11 +158,11 @@ def _warn_of_autocast(chain: Transform, index: Index, autocast: torch.dtype | No
         warnings.warn(
             "bind: float16 autocast without amp_scale(): small gradients underflow to zero. Put amp_scale() in front "
             "of the chain, after accumulate.",
-            stacklevel=4,
+            stacklevel=6,
         )
     if scalers and not half and autocast is None and not getattr(scalers[0][1], "always", False):
         warnings.warn(
             f"bind: {scalers[0][0]} does nothing: neither the autocast nor a parameter is float16. Bind with "
             "autocast=torch.float16, or leave it out.",
-            stacklevel=4,
+            stacklevel=6,
         )

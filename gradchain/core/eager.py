@@ -38,12 +38,13 @@ def _is_number(value: Any) -> bool:
 class EagerTensors(Tensors):
     """Tensors in memory. A scalar factor is carried and folded into the next sum; a product or root takes it first."""
 
-    __slots__ = ("_data", "_factor", "_index")
+    __slots__ = ("_data", "_factor", "_index", "_product")
 
     def __init__(self, index: Index, data: list[Tensor], factor: Any = 1.0) -> None:
         self._index = index
         self._data = data
         self._factor = factor
+        self._product: list[Tensor] | None = None  # of both, once something asked: reading changes no later result
 
     @classmethod
     def about(cls, facts: Sequence[Fact]) -> EagerTensors:
@@ -65,12 +66,13 @@ class EagerTensors(Tensors):
         return _complex(value) if name in self._index.complex and not value.is_complex() else value
 
     def _values(self) -> list[Tensor]:
-        """The entries with the carried factor applied, stored for the next reader; in the compute dtype if it was."""
-        if self._is_scaled():
+        """The entries with the carried factor applied: in the compute dtype where there is one."""
+        if not self._is_scaled():
+            return self._data
+        if self._product is None:
             columns = [_torch.widened(self._data), self._factor]
-            self._data = _computed("mul", columns, len(self._data), [True, False])
-            self._factor = 1.0
-        return self._data
+            self._product = _computed("mul", columns, len(self._data), [True, False])
+        return self._product
 
     def _is_scaled(self) -> bool:
         return isinstance(self._factor, Tensor) or self._factor != 1.0
@@ -162,7 +164,7 @@ class EagerTensors(Tensors):
         index = _common((self, *(o for o in others if isinstance(o, (Tensors, Scalars)))))
         out = []
         for name in index.names:
-            row = [self[name], *(o[name] if isinstance(o, (Tensors, Scalars)) else o for o in others)]
+            row = [_at(operand, name) for operand in (self, *others)]
             result = fn(*row)
             shape = getattr(result, "shape", None)  # a user's function may return anything
             if shape != row[0].shape:
@@ -200,6 +202,20 @@ class EagerTensors(Tensors):
 
     def clone(self) -> Tensors:
         return EagerTensors(self._index, [v.detach().clone() for v in self._values()])
+
+    def add_to(self, weights: list[Tensor]) -> None:
+        """`weights += self`, in place and rounded once, with the very bits of `params + self`."""
+        targets = [_real(w) for w in weights]
+        wide = _torch.widened(targets)
+        if wide is targets:
+            _torch.add_(targets, _torch.widened(self._data), self._factor)
+        else:
+            _torch.copy_(targets, _torch.add_scaled(wide, _torch.widened(self._data), self._factor))
+
+    def misfit(self, weights: list[Tensor]) -> str | None:
+        """The first entry whose shape is not that of its weight."""
+        rows = zip(self._index.names, self._data, weights, strict=True)
+        return next((name for name, value, weight in rows if value.shape != _real(weight).shape), None)
 
     def stored_as(self, old: Tensors) -> Tensors:
         assert isinstance(old, EagerTensors)
@@ -243,6 +259,13 @@ def _fitted(column: Any, entries: list[Tensor]) -> Any:
         else s.to(e.device, e.dtype if e.ndim == 0 and s.is_floating_point() else s.dtype)
         for s, e in zip(items, entries, strict=True)
     ]
+
+
+def _at(operand: Any, name: str) -> Any:
+    """One entry of an operand, a tensor in the compute dtype; a number is the same for every entry."""
+    if isinstance(operand, Tensors):
+        return _torch.widened([operand[name]])[0]
+    return operand[name] if isinstance(operand, Scalars) else operand
 
 
 def _real_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
@@ -303,7 +326,8 @@ def _vector_norm(value: Tensor, p: float) -> Tensor:
         return value.new_zeros((), dtype=torch.float32 if value.device.type == "mps" else torch.float64)
     if math.isinf(p) and _torch.is_dtensor(value):
         return _torch.sharded_max_norm(value, _wide(value))
-    return torch.linalg.vector_norm(value, p, dtype=_wide(value))
+    norm: Tensor = torch.linalg.vector_norm(value, p, dtype=_wide(value))
+    return norm
 
 
 def _flatten(tensors: EagerTensors) -> tuple[list[Any], Any]:

@@ -72,7 +72,8 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
         """`fn` of each whole tensor (and of the same entry of `others`), for rules that need more than arithmetic.
 
-        `fn` must return a new tensor or its argument, and sees complex parameters as complex tensors.
+        `fn` must return a new tensor or its argument. It sees tensors in the compute dtype, float32 or wider, and
+        complex parameters as complex tensors.
         """
 
     @abstractmethod

@@ -42,11 +42,12 @@ class Transform:
         descends: True if it turns a gradient into a descent step (flips the sign), False if it does not; None (a
             user's link that says nothing) is trusted.
         role: what it is to its neighbours: "clip", "unscale", "scale", "normalise", "decay", "learning_rate",
-            "weights" (it owns them), "average", or "" for none of these.
+            "weights" (it owns them), "average", "freeze", or "" for none of these.
         sums_in_grad: whether, first in the outermost chain, its window may lie in `.grad`.
         per_parameter: what becomes of a parameter depends on nothing of the others (apart from held links, which say
             so themselves): `bind(in_backward=True)` needs that of every link.
         holds: the reason it holds the chain for, where it may.
+        read_once: hyperparameters that only `init` reads, which an override would not reach.
     """
 
     descends: ClassVar[bool | None] = None
@@ -54,6 +55,7 @@ class Transform:
     sums_in_grad: ClassVar[bool] = False
     per_parameter: ClassVar[bool] = False
     holds: ClassVar[str] = ""
+    read_once: ClassVar[frozenset[str]] = frozenset()
     hypers: ClassVar[dict[str, Hyper]] = {}
 
     def __init_subclass__(cls) -> None:

@@ -1,0 +1,169 @@
+"""Deliberate breaks of the library, each with the test that must fail. tests/test_mutations.py applies them to a copy.
+
+A break names a file of gradchain/, the exact text that stands there once, what takes its place, and one test. It is
+kept because that test is what holds the fact: if a break survives, the test has become decoration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Break:
+    """One deliberate break.
+
+    Attributes:
+        id: what goes wrong.
+        file: below gradchain/.
+        old: the text to replace; it must occur exactly once.
+        new: what takes its place.
+        test: the test that must fail, as pytest takes it from tests/.
+    """
+
+    id: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+PARITY = "test_parity.py::test_row_moves_the_weights_as_its_peer_does"
+ABSENT = "test_counts.py::test_absent_parameters_are_to_us_what_grad_none_is_to_torch"
+TWICE = "test_purity.py::test_update_changes_none_of_its_arguments"
+
+BREAKS: tuple[Break, ...] = (
+    Break(
+        "no-bias-correction",
+        "transforms/adam.py",
+        "root = (nu / (1 - self.b2**count) + self.eps_root).sqrt()",
+        "root = (nu + self.eps_root).sqrt()",
+        f"{PARITY}[scale_by_adam-torch.optim.Adam]",
+    ),
+    Break(
+        "eps-inside-the-root",
+        "transforms/adam.py",
+        "root = (nu / (1 - self.b2**count) + self.eps_root).sqrt()",
+        "root = (nu / (1 - self.b2**count) + self.eps_root + self.eps).sqrt() - self.eps",
+        f"{PARITY}[scale_by_adam-eps-torch.optim.Adam(eps=0.3)]",
+    ),
+    Break(
+        "count-shared-by-all-parameters",
+        "core/scalars.py",
+        "return Count(self._names, {n: self.of(n) + (n in updates) for n in self._names})",
+        "return Count(self._names, {n: self.of(n) + 1 for n in self._names})",
+        f"{ABSENT}[scale_by_adam-torch.optim.Adam]",
+    ),
+    Break(
+        "norm-in-float32",
+        "core/eager.py",
+        "    return torch.complex128 if value.is_complex() else torch.float64\n",
+        "    return torch.complex64 if value.is_complex() else torch.float32\n",
+        "test_laws.py::test_low_precision_neither_overflows_nor_underflows_inside[huge-bfloat16-clip_by_norm]",
+    ),
+    Break(
+        "absent-entries-not-kept",
+        "core/eager.py",
+        "mine[position[n]].to(b.dtype) if n in position else b\n",
+        "mine[position[n]].to(b.dtype) if n in position else torch.zeros_like(b)\n",
+        f"{ABSENT}[trace-torch.optim.SGD(momentum=0.9)]",
+    ),
+    Break(
+        "masked-passes-the-wrong-members",
+        "combinators/masked.py",
+        "out, inner = as_chain(self.inner).update(g.select(members), state, ctx.narrow(members))",
+        "out, inner = as_chain(self.inner).update(g, state, ctx)",
+        f"{PARITY}[masked-torch.optim.SGD with two groups]",
+    ),
+    Break(
+        "schedule-read-one-late",
+        "core/hyper.py",
+        'return at(clocks) if at is not None else value(clocks["step"])',
+        'return at(clocks) if at is not None else value(clocks["step"] + 1)',
+        f"{PARITY}[scale-torch.optim.SGD]",
+    ),
+    Break(
+        "state-not-rounded-when-stored",
+        "core/eager.py",
+        "mine[position[n]].to(b.dtype) if n in position else b\n",
+        "mine[position[n]] if n in position else b\n",
+        "test_laws.py::test_dtypes_are_kept[bfloat16-scale_by_adam]",
+    ),
+    Break(
+        "gradient-written-by-foreach",
+        "core/_torch.py",
+        '("sign", "t"): torch._foreach_sign,',
+        '("sign", "t"): lambda ts: torch._foreach_sign_(ts) or ts,',
+        f"{TWICE}[scale_by_sign]",
+    ),
+    Break(
+        "momentum-shares-memory-with-the-gradient",
+        "core/_torch.py",
+        "        return list(torch._foreach_add(a, b, alpha=alpha))\n",
+        "        torch._foreach_add_(a, b, alpha=alpha)\n        return a\n",
+        f"{TWICE}[trace]",
+    ),
+    Break(
+        "vmap-broken-by-float",
+        "transforms/clip.py",
+        "factor = limit / maximum(norm + self.eps, limit)",
+        "factor = limit / maximum(float(norm) + self.eps, limit)",
+        "test_functional.py::test_an_ensemble_under_vmap_is_a_loop_over_its_members[clip_by_norm]",
+    ),
+    Break(
+        "derivative-broken-by-float",
+        "transforms/clip.py",
+        "factor = limit / maximum(norm + self.eps, limit)",
+        "factor = limit / maximum(float(norm) + self.eps, limit)",
+        "test_functional.py::test_a_link_differentiates[clip_by_norm]",
+    ),
+    Break(
+        "hidden-if-on-a-device-value",
+        "transforms/clip.py",
+        "factor = limit / maximum(norm + self.eps, limit)",
+        "factor = limit / (norm + self.eps) if norm + self.eps > limit else 1.0",
+        "test_functional.py::test_a_link_never_reads_the_device[clip_by_norm]",
+    ),
+    Break(
+        "clip-doubles-small-updates",
+        "transforms/clip.py",
+        "factor = limit / maximum(norm + self.eps, limit)",
+        "factor = minimum(2.0, limit / (norm + self.eps))",
+        "test_laws.py::test_clips[clip_by_norm]",
+    ),
+    Break(
+        "config-forgets-infinity",
+        "core/config.py",
+        'return value if math.isfinite(value) else {"float": str(value)}',
+        "return value",
+        "test_state.py::test_config_goes_through_json[clip_by_norm-max]",
+    ),
+    Break(
+        "count-lost-in-a-checkpoint",
+        "updater/state_dict.py",
+        "            return Count(current.names, saved)\n",
+        "            return current\n",
+        "test_state.py::test_save_load_continue_is_bitwise_equal[float64-all-scale_by_adam]",
+    ),
+    Break(
+        "interval-open-where-it-is-closed",
+        "transforms/adam.py",
+        'b1: Hyper = Hyper(0.9, "[0, 1)")',
+        'b1: Hyper = Hyper(0.9, "[0, 1]")',
+        "test_errors.py::test_a_bad_argument_is_refused_in_a_full_sentence[scale_by_adam-b1-1.0]",
+    ),
+    Break(
+        "link-without-a-row",
+        "transforms/sign.py",
+        "class scale_by_sign(Transform):",
+        'class scale_by_nothing(Transform):\n    """Unknown."""\n\n\nclass scale_by_sign(Transform):',
+        "test_completeness.py::test_every_registered_link_has_a_row",
+    ),
+    Break(
+        "import-upwards",
+        "transforms/sign.py",
+        "from gradchain.core.tensors import Tensors\n",
+        "from gradchain.core.tensors import Tensors\nfrom gradchain.updater.info import UpdateInfo  # noqa: F401\n",
+        "test_house.py::test_imports_go_one_way[transforms/sign.py]",
+    ),
+)

@@ -1,0 +1,157 @@
+"""The house: imports go one way, files and functions stay short, private calls of torch live in one file."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import gradchain
+
+ROOT = Path(gradchain.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+
+# Who may import whom; each room may import itself. A room that is not here fails a test that names it.
+ALLOWED: dict[str, set[str]] = {
+    "_version": set(),
+    "schedules": set(),
+    "selectors": set(),
+    "core": {"schedules", "selectors"},
+    "engine": {"core", "selectors", "schedules"},
+    "transforms": {"core", "schedules", "selectors"},
+    "combinators": {"core", "schedules", "selectors"},
+    "optimizers": {"core", "schedules", "selectors", "transforms", "combinators"},
+    "updater": {"core", "engine", "schedules", "selectors"},
+    "adapters": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater"},
+    "demo": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater", "<front door>"},
+    "<front door>": {
+        "_version", "adapters", "combinators", "core", "engine", "optimizers", "schedules", "selectors", "transforms",
+        "updater",
+    },
+}  # fmt: skip
+# The one door upwards: a function of this file imports that room. A chain is where a user meets the Updater.
+UPWARDS = {("core/transform.py", "updater")}
+
+
+def name_of(file: Path) -> str:
+    return file.relative_to(ROOT).as_posix()
+
+
+def room_of(path: str) -> str:
+    """The room of a file of gradchain, by its path inside the package."""
+    first, _, rest = path.partition("/")
+    return first if rest else "<front door>" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def imports(file: Path):
+    """Every import of gradchain in a file: the room it enters, and whether it stands at module level."""
+    tree = ast.parse(file.read_text())
+    checked_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    inside = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [(alias.name, "") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file}: write imports in full"
+            modules = [(node.module or "", alias.name) for alias in node.names]
+        for module, name in modules:
+            parts = module.split(".")
+            if parts[0] != "gradchain" or id(node) in checked_only:
+                continue
+            first = parts[1] if len(parts) > 1 else name
+            inner = first and ((ROOT / first).is_dir() or (ROOT / f"{first}.py").is_file())
+            yield (first if inner else "<front door>"), id(node) not in inside
+
+
+files = pytest.mark.parametrize("file", [pytest.param(f, id=name_of(f)) for f in FILES])
+
+
+@files
+def test_imports_go_one_way(file: Path):
+    """No file imports a room above its own, nor the front door; one function may, and is named here."""
+    room = room_of(name_of(file))
+    assert room in ALLOWED, f"{room}: a new room says in ALLOWED whom it may import"
+    for entered, at_module_level in imports(file):
+        if entered == room or entered in ALLOWED[room]:
+            continue
+        assert (name_of(file), entered) in UPWARDS, f"{name_of(file)} imports {entered}"
+        assert not at_module_level, f"{name_of(file)} imports {entered} outside a function"
+
+
+def test_nobody_imports_the_front_door():
+    """`import gradchain` inside the library would be a circle. The demo is a program, and may."""
+    doors = [name_of(f) for f in FILES for entered, _ in imports(f) if entered == "<front door>"]
+    assert [path for path in doors if room_of(path) != "demo"] == []
+
+
+def test_the_doors_upwards_are_in_use():
+    """An exception that nothing needs any more goes."""
+    used = {(name_of(f), entered) for f in FILES for entered, _ in imports(f)}
+    assert sorted(UPWARDS - used) == []
+
+
+def test_schedules_and_selectors_stand_alone():
+    """Schedules need the standard library only; selectors need torch besides."""
+    for file in FILES:
+        if room_of(name_of(file)) != "schedules":
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [n for n in names if n.split(".")[0] in ("torch", "numpy")], name_of(file)
+
+
+@files
+def test_files_are_at_most_500_lines(file: Path):
+    """A longer file has two ideas."""
+    assert len(file.read_text().splitlines()) <= 500
+
+
+@files
+def test_functions_are_at_most_60_lines(file: Path):
+    """Without its docstring, from `def` to the last line."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            continue
+        body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
+        length = node.end_lineno - body[0].lineno + 1 if body else 0
+        assert length <= 60, f"{name_of(file)}: {node.name} has {length} lines"
+
+
+@files
+def test_the_library_does_not_print(file: Path):
+    """It raises, warns, records and returns. Only programs print."""
+    if room_of(name_of(file)) in ("demo", "__main__"):
+        return
+    calls = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call)]
+    assert not [c.lineno for c in calls if isinstance(c.func, ast.Name) and c.func.id == "print"]
+
+
+@files
+def test_private_calls_of_torch_live_in_one_file(file: Path):
+    """`torch._foreach_*`, `torch._C` and other private names: when torch moves one, core/_torch.py is the place."""
+    if name_of(file) == "core/_torch.py":
+        return
+    private = []
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("torch._") and node.attr[:2] != "__":
+            private.append(ast.unparse(node))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("torch"):
+            private += [f"{node.module}.{a.name}" for a in node.names if "._" in f"{node.module}.{a.name}"]
+    assert private == []
+
+
+@files
+def test_every_file_has_a_docstring(file: Path):
+    """Its first line says the idea."""
+    assert not file.read_text().strip() or ast.get_docstring(ast.parse(file.read_text()))
