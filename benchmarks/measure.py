@@ -78,7 +78,8 @@ def _ready(cell: Cell, only: Sequence[str], slow: bool) -> tuple[list[Candidate]
     for make in (Bare, Floor, Ours, *PEERS):
         if only and make in PEERS and make.name not in only:
             continue
-        if make is other_peers.HeavyBall and not slow:
+        long = make is other_peers.HeavyBall or (make is jax_peer.Optax and cell.workload.key == "c")
+        if long and not slow:
             unable[make.name] = "left out of --quick: it compiles for long"
             continue
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -80,6 +81,7 @@ class Engine:
         self._state: Links | None = None
         self._lent = False
         self.last: list[Part] = []  # what the last step ran, in order
+        self._warned = False
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     def step(
@@ -140,7 +142,7 @@ class Engine:
         if out is not None:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
-        settled = _restored(state, new, tape, received)
+        settled = _restored(state, new, tape, received, out is None)
         key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)))
         parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
         for part in parts:  # from here on nothing may fail: it writes
@@ -148,11 +150,16 @@ class Engine:
         if out is not None:
             written, position = target.index, params.index.position
             whole = written is params.index
-            torch.autograd.graph.increment_version(params._data if whole else [params._data[position[n]] for n in written])
+            torch.autograd.graph.increment_version(
+                params._data if whole else [params._data[position[n]] for n in written]
+            )
         for name in ("records", "used", "held", "detail", "loss", "scaled"):
             setattr(run, name, getattr(trial, name))
         self.reason, self._state = "", settled
         return out is not None, settled
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Engine, ()  # plans hold addresses: a copy makes its own
 
     @property
     def num_plans(self) -> int:
@@ -190,9 +197,21 @@ class Engine:
         found = self._plans.get(key)
         if found is None:
             if len(self._plans) >= MOST_PLANS:
+                self._warn_of_many(key)
                 self._plans.pop(next(iter(self._plans)))
             found = self._plans[key] = Plan(make(), tuple(tape.indices))
         return found.parts
+
+    def _warn_of_many(self, key: tuple[Any, ...]) -> None:
+        """Say once what keeps the steps from sharing plans."""
+        if not self._warned:
+            self._warned = True
+            alike = [k for k in self._plans if len(k) > 1 and type(k[0]) is type(key[0])]
+            warnings.warn(
+                f"gradchain: {MOST_PLANS} plans were made for one chain and yet another is needed: its steps differ in "
+                f"structure, not in numbers only, and each new one is compiled. {difference(alike[-1:], key)}",
+                stacklevel=2,
+            )
 
     def _stores(self, tape: Tape, roots: list[tuple[int, int]], nodes: Iterable[int]) -> list[Part]:
         """Programs that write each node over its leaf, over the part of the tape that `nodes` are."""
@@ -288,6 +307,22 @@ class Engine:
         return out
 
 
+def difference(before: list[tuple[Any, ...]], key: tuple[Any, ...]) -> str:
+    """What is another thing in this key than in the one before."""
+    if not before:
+        return "This one is the first of its kind."
+    old, new = before[0], key
+    old_ops, new_ops = (
+        k[0] if isinstance(k[0], tuple) else tuple(n[1] for n in k[2:] if isinstance(n, tuple)) for k in (old, new)
+    )
+    for i, (a, b) in enumerate(zip(old_ops, new_ops, strict=False)):
+        if a != b:
+            return f"The last two differ in operation {i}: {a[0]!r} before, {b[0]!r} now."
+    if len(old_ops) != len(new_ops):
+        return f"The last two have {len(old_ops)} and {len(new_ops)} operations."
+    return "The last two have the same operations over other parameters: see which have a gradient or pass a mask."
+
+
 def _structure(tape: Tape, nodes: Iterable[int]) -> tuple[Any, ...]:
     """What some nodes of a tape are, apart from the numbers in it."""
     return tuple((i, tape.ops[i], id(tape.indices[i])) for i in nodes)
@@ -345,17 +380,19 @@ def _roots(tape: Tape, old: Any, new: Any) -> list[tuple[int, int]]:
     return roots
 
 
-def _restored(state: Any, new: Any, tape: Tape, received: EagerTensors) -> Any:
+def _restored(state: Any, new: Any, tape: Tape, received: EagerTensors, held: bool) -> Any:
     """`new` with the tensors of `state`, which now hold the new values, in place of nodes."""
     changes: dict[str, Any] = {}
     for name, value in new.items():
         if isinstance(value, Lazy):
             if name in new.whole:
                 of_gradients = not len(value) or tape.ops[value.node] == ("leaf", "grad")
-                changes[name] = received.select(value.index) if of_gradients else value.computed()
+                kept = received.select(value.index) if of_gradients else value.computed()
+                # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
+                changes[name] = kept if held or not of_gradients or not len(value) else kept.clone()
             else:
                 changes[name] = getattr(state, name)
     links = getattr(new, "links", None)
     if links is not None:
-        changes["links"] = {n: _restored(state.links[n], inner, tape, received) for n, inner in links.items()}
+        changes["links"] = {n: _restored(state.links[n], inner, tape, received, held) for n, inner in links.items()}
     return new.replace(**changes) if changes else new

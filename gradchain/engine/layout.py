@@ -26,8 +26,10 @@ class Layout:
         self.strides = [t.stride() for t in self.tensors]
         self.contiguous = all(t.is_contiguous() for t in self.tensors)
         self.sizes = [t.numel() for t in self.tensors]
-        for name, tensor in zip(self.index.names, self.tensors, strict=True):
+        for name, tensor, fact in zip(self.index.names, self.tensors, self.index.facts, strict=True):
             _check(name, tensor)
+            if fact.parameter.is_conj() or fact.parameter.is_neg():
+                raise Unrecorded(f"the weight {name!r} is another tensor, conjugated or negated when it is read")
             if not _dense(tensor):
                 raise Unrecorded(f"the weight {name!r} overlaps itself or has gaps")
 
@@ -40,23 +42,32 @@ class Layout:
                 self._plain(params._data)
                 if self.contiguous
                 else [(t.stride(), t.dtype) for t in params._data] == list(zip(self.strides, self.dtypes, strict=True))
+                and list(map(Tensor.numel, params._data)) == self.sizes
             )
         )
 
     def _plain(self, tensors: list[Tensor]) -> bool:
-        """Whether tensors of the weights' shapes have their dtypes and are contiguous, as the weights are."""
-        return self.contiguous and [t.dtype for t in tensors] == self.dtypes and all(map(Tensor.is_contiguous, tensors))
+        """Whether tensors have the weights' dtypes and sizes and are contiguous, as the weights are."""
+        return (
+            self.contiguous
+            and [t.dtype for t in tensors] == self.dtypes
+            and all(map(Tensor.is_contiguous, tensors))
+            and list(map(Tensor.numel, tensors)) == self.sizes  # `p.data = …` may leave a gradient of another size
+        )
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
         """The gradients, each laid out as its weight: a copy of one that is not."""
         data, position = grads._values(), self.index.position
         whole = grads.index is self.index
-        if whole and self._plain(data) and set(map(type, data)) <= _TENSOR:
+        if whole and self._plain(data) and set(map(type, data)) <= _TENSOR and not any(map(Tensor.is_neg, data)):
             return grads
         changed: list[Tensor] | None = None
         for i, (name, grad) in enumerate(zip(grads.index.names, data, strict=True)):
             at = i if whole else position[name]
-            if type(grad) is not Tensor or grad.dtype is not self.dtypes[at] or grad.stride() != self.strides[at]:
+            if grad.shape != self.tensors[at].shape:
+                raise Unrecorded(f"the gradient of {name!r} has another shape than the weight")
+            plain = type(grad) is Tensor and grad.dtype is self.dtypes[at] and not grad.is_neg()
+            if not plain or grad.stride() != self.strides[at]:
                 _check(name, grad)
                 if grad.dtype is not self.dtypes[at]:
                     raise Unrecorded(f"the gradient of {name!r} is {grad.dtype}, its weight {self.dtypes[at]}")
@@ -80,7 +91,8 @@ class Layout:
             if value.shape != weight.shape:
                 raise Unrecorded(f"state of {name!r} has another shape than the weight")
             shared = taken is not None and value.numel() > 0 and value.data_ptr() in taken
-            if shared or value.stride() != weight.stride() or (value.is_leaf and type(value) is torch.nn.Parameter):
+            shared = shared or value.is_neg() or (value.is_leaf and type(value) is torch.nn.Parameter)
+            if shared or value.stride() != weight.stride():
                 changed = list(data) if changed is None else changed
                 value = changed[i] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
             if taken is not None:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Sequence
 import torch
 
 from gradchain.engine.lower import Program, Value
+from gradchain.engine.record import BOOLEAN
 
 # What a column is to Triton. bfloat16 is read and rounded by its bits: the same on every device, and in the
 # interpreter, whose own rounding drops carries.
@@ -52,7 +53,6 @@ EXPRESSIONS = {
 # In float64 the plain operations are exact, and the others are not there.
 _WIDE = {"div": "({0} / {1})", "sqrt": "tl.sqrt({0})", "rsqrt": "(1.0 / tl.sqrt({0}))"}
 
-_BOOLEAN = {"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite", "isnan"}
 _OF_BOOLEANS = {"and", "or", "not"}  # what takes a truth value as it is; to all else it is 0 or 1
 
 # What a reduction takes from each element, in float64, and how an item's elements meet. The second term of a maximum
@@ -118,7 +118,7 @@ class _Printer:
         self._boolean: list[bool] = []  # by instruction, whether it gives truth values
         for op, operands in program.instructions:
             choice = op == "where" and all(self._is_boolean(o) for o in operands[1:])
-            self._boolean.append(op in _BOOLEAN or choice)
+            self._boolean.append(op in BOOLEAN or choice)
 
     def text(self) -> str:
         """The kernel: where this item is, its numbers, then the same body for a full block and for a ragged end."""
@@ -170,7 +170,7 @@ class _Printer:
     def _body(self, ragged: bool) -> list[str]:
         """The lines that load, compute and store, or reduce to `met`."""
         program = self._program
-        lines = [self._load(i, ragged) for i in sorted(self._loaded())]
+        lines = [self._load(i, ragged) for i in sorted(program.loads())]
         for i, (op, operands) in enumerate(program.instructions):
             form = (_WIDE if self._wide and op in _WIDE else EXPRESSIONS)[op]
             lines.append(f"v{i} = {form.format(*self._operands(i, op, operands), C=self._compute)}")
@@ -198,14 +198,6 @@ class _Printer:
 
     def _number(self, value: Value) -> str:
         return f"{_name(value)}.to({self._compute})" if self._is_boolean(value) else _name(value)
-
-    def _loaded(self) -> set[int]:
-        """The columns that are read."""
-        read = [o for _, operands in self._program.instructions for o in operands]
-        read += [o for _, o in self._program.stores]
-        if self._program.reduce:
-            read.append(self._program.reduce[1])
-        return {o[1] for o in read if o[0] == "load"}
 
     def _load(self, column: int, ragged: bool) -> str:
         zero = "0" if self._dtypes[column] is torch.bfloat16 else "0.0"

@@ -26,7 +26,7 @@ from gradchain.engine.lower import Program
 from gradchain.engine.print_triton import EXPRESSIONS, FOLD, TYPES, source
 
 BLOCK = 1024  # elements to an item
-WARPS = 4
+OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # every operation rounds, as in the reference
 
 
 def interpreting() -> bool:
@@ -123,18 +123,15 @@ class TritonRunner:
         kernel = compiled(text, "run")
         sums = None
         with _on(self._device):
-            options = {"num_warps": WARPS, "enable_fp_fusion": False}  # every operation rounds, as in the reference
             if items.count:
                 # the interpreter takes no hints
                 aligned = aligned and not interpreting()
-                kernel[(items.count,)](
-                    table, items.table, items.rows, partial, BLOCK=BLOCK, ALIGNED=aligned, **options
-                )
+                kernel[(items.count,)](table, items.table, items.rows, partial, BLOCK=BLOCK, ALIGNED=aligned, **OPTIONS)
             if reduces is not None:
                 sums = torch.empty(items.rows, dtype=torch.float64, device=self._device)
                 if items.rows:
                     compiled(FOLD, "fold")[(items.rows,)](
-                        partial, items.first, sums, MAX=reduces[0] == "max", BLOCK=BLOCK, **options
+                        partial, items.first, sums, MAX=reduces[0] == "max", BLOCK=BLOCK, **OPTIONS
                     )
         del held  # alive until the kernel that reads them was queued
         return sums

@@ -146,7 +146,9 @@ class Bound:
         with torch.no_grad():
             done = engine.step(self.chain, received, state, params, run, self.context, lent)
             if done is not None:
-                return (done[0], self._owning(done[1], received, lent)) if lent else done
+                # under DDP a gradient may lie in a bucket, which the next reduction overwrites
+                shared = lent or self.target.replicated
+                return (done[0], self._owning(done[1], received, lent)) if shared else done
             out, new = self.chain.update(received, state, self.context(run))
             assert isinstance(new, Links)
             new = self._owning(new, received, lent)

@@ -17,11 +17,11 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.tensors import Tensors
 from gradchain.engine.executor import Column, Executor
 from gradchain.engine.lower import Program
+from gradchain.engine.record import BOOLEAN
 
 BLOCK = 1024  # Triton's; the sizes below have full items and ragged ends
 SIZES = [5, 0, 1, BLOCK, 2 * BLOCK + 300]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-MASKS = {"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite", "isnan"}
 ONE = {"sqrt", "rsqrt", "sign", "abs", "not", "isfinite", "isnan"}
 THREE = {"lerp", "where"}
 SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 0.5, 2.0]
@@ -85,7 +85,7 @@ def program_of(op: str, operands: tuple[tuple, ...]) -> Program:
         operands = first if op != "where" else (("value", 0), *operands[1:])
     instructions.append((op, tuple(operands)))
     last = ("value", len(instructions) - 1)
-    if op in MASKS:
+    if op in BOOLEAN:
         instructions.append(("where", (last, A, B)))
         last = ("value", len(instructions) - 1)
     return Program([0, 1, 2], [0], [0], instructions, [(OUT, last)])
@@ -224,9 +224,11 @@ def test_a_choice_between_masks_is_a_mask():
         ("lt", (A, ("scalar", 0))),
         ("where", (("value", 0), ("value", 1), ("value", 0))),
         ("not", (("value", 2),)),
-        ("where", (("value", 3), A, B)),
+        ("and", (("value", 2), ("value", 1))),
+        ("or", (("value", 3), ("value", 4))),
+        ("where", (("value", 5), A, B)),
     ]
-    program = Program([0, 1, 2], [0], [], choice, [(OUT, ("value", 4))])
+    program = Program([0, 1, 2], [0], [], choice, [(OUT, ("value", 6))])
     want = by_torch(program, rows, torch.float32)
     run(program, rows, [SCALAR])
     equal(rows[OUT], want)

@@ -20,6 +20,7 @@ import gradchain as gch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Scalars, maximum, minimum, where
 from gradchain.core.tensors import Tensors
+from gradchain.engine.record import BOOLEAN
 
 INPUTS = ("g", "p", "a", "b")
 NOISE = 1e-12  # how far the samples are moved, relatively, to see what a step does to rounding errors
@@ -38,7 +39,8 @@ class Step:
     args: tuple[Operand, ...]
 
     def __repr__(self) -> str:
-        return f"{self.op}({', '.join(f'{k[0]}{v}' if k in ('node', 'each', 'members') else str(v) for k, v in self.args)})"
+        shown = (f"{k[0]}{v}" if k in ("node", "each", "members") else str(v) for k, v in self.args)
+        return f"{self.op}({', '.join(shown)})"
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -77,7 +79,6 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "numels": lambda a: a.numels(),
     "all_finite": lambda a: 1.0 if a.all_finite() else 0.5,  # a branch on the host
 }
-MASKS = frozenset({"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite", "isnan"})
 NUMBERS = frozenset({"norm", "norms", "sum", "sums", "numels", "all_finite"})
 
 
@@ -131,8 +132,13 @@ class Expression:
 
     def __str__(self) -> str:
         lines = [f"n{i + len(INPUTS)} = {step!r}" for i, step in enumerate(self.steps)]
-        return "\n".join([f"# seed {self.seed}; inputs {', '.join(f'n{i}={n}' for i, n in enumerate(INPUTS))}", *lines,
-                          f"results {self.results}"])
+        return "\n".join(
+            [
+                f"# seed {self.seed}; inputs {', '.join(f'n{i}={n}' for i, n in enumerate(INPUTS))}",
+                *lines,
+                f"results {self.results}",
+            ]
+        )
 
 
 def applied(step: Step, values: Sequence[Any], names: Sequence[str]) -> Any:
@@ -150,12 +156,15 @@ def applied(step: Step, values: Sequence[Any], names: Sequence[str]) -> Any:
 # samples: what a growing expression is tried on
 
 
-def sample(seed: int, shapes: Sequence[tuple[int, ...]] = ((5, 3), (), (17,), (64,)), zero: bool = False) -> dict[str, Any]:
+SHAPES = ((5, 3), (), (17,), (64,))
+
+
+def sample(seed: int, zero: bool = False) -> dict[str, Any]:
     """Float64 values of the inputs: gradients, weights, and two fields of state, which may be zero."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(scale: float) -> dict[str, torch.Tensor]:
-        drawn = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
+        drawn = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in SHAPES)
         return {f"w{i}": scale * d for i, d in enumerate(drawn)}
 
     g, p, a, b = (normal(1.0) for _ in INPUTS)
@@ -206,7 +215,7 @@ class _Growing:
         self.steps.append(step)
         first = results[0][0]
         partial = isinstance(first, Tensors) and len(first) < len(self.names)
-        kind = "number" if op in NUMBERS else "mask" if op in MASKS else "tensors"
+        kind = "number" if op in NUMBERS else "mask" if op in BOOLEAN else "tensors"
         self.kinds.append(f"part {kind}" if partial and kind != "number" else kind)
         return len(self.kinds) - 1
 
@@ -317,7 +326,10 @@ def _reduction(grow: _Growing) -> None:
         ratio = grow.step("div", grow.number(), ("node", over))
         if ratio is not None:
             grow.kinds[ratio] = "number"
-            grow.step(*(("mul", grow.some(), ("node", ratio)) if grow.random.random() < 0.8 else ("add", ("node", ratio), grow.some())))
+            if grow.random.random() < 0.8:
+                grow.step("mul", grow.some(), ("node", ratio))
+            else:
+                grow.step("add", ("node", ratio), grow.some())
 
 
 def _part(grow: _Growing) -> None:
@@ -343,7 +355,7 @@ def _part(grow: _Growing) -> None:
         grow.step("overlay", grow.some(), ("node", inner))
 
 
-_MOVES = [(_arithmetic, 7), (_quotient, 2), (_root, 3), (_one, 3), (_average, 3), (_masked, 3), (_reduction, 2), (_part, 2)]
+_MOVES = {_arithmetic: 7, _quotient: 2, _root: 3, _one: 3, _average: 3, _masked: 3, _reduction: 2, _part: 2}
 
 
 @functools.cache
@@ -351,7 +363,7 @@ def expression(seed: int, results: int = 3, least: int = 5, most: int = 40) -> E
     """The random expression of a seed: between `least` and `most` steps, and as many results."""
     grow = _Growing(seed)
     length = grow.random.randint(least, most)
-    moves, weights = zip(*_MOVES, strict=True)
+    moves, weights = list(_MOVES), list(_MOVES.values())
     with torch.no_grad():
         while len(grow.steps) < length:
             grow.random.choices(moves, weights)[0](grow)

@@ -1,4 +1,4 @@
-"""Triton kernels run by its interpreter on the CPU. Run by test_triton.py in a child, where TRITON_INTERPRET=1 is set."""
+"""Triton kernels run by its interpreter on the CPU: by test_triton.py in a child, where TRITON_INTERPRET=1 is set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from against_reference import compared
 from operation_cases import *  # noqa: F403  # its tests
-from operation_cases import DTYPES, SIZES, A, columns, drawn, equal, run
+from operation_cases import SIZES, A, drawn, equal, run
 
 from gradchain.engine.executor import Column
 from gradchain.engine.lower import Program
@@ -25,7 +25,8 @@ def _in_the_interpreter():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 def test_numbers_may_live_on_the_device(dtype):
-    instructions = [("mul", (A, ("scalar", 1))), ("add", (("value", 0), ("entry", 1))), ("sub", (("value", 1), ("entry", 0)))]
+    scaled, added = ("mul", (A, ("scalar", 1))), ("add", (("value", 0), ("entry", 1)))
+    instructions = [scaled, added, ("sub", (("value", 1), ("entry", 0)))]
     program = Program([0], [0, 1], [0, 1], instructions, [(0, ("value", 2))])
     given = [drawn(dtype, 0), drawn(dtype, 0)]
     host, device = [0.5, 0.25], [0.5, torch.tensor(0.25, dtype=torch.float32)]
@@ -37,8 +38,9 @@ def test_numbers_may_live_on_the_device(dtype):
 
 
 def test_nothing_to_do_is_done():
-    assert Triton("cpu").ready(Program([0], [], [], [], [(0, A)]), [torch.float32], []).run([Column([])], [], []) is None
-    assert Triton("cpu").ready(Program([0], reduce=("sum", A)), [torch.float32], []).run([Column([])], [], []) == []
+    store, reduce, executor = Program([0], [], [], [], [(0, A)]), Program([0], reduce=("sum", A)), Triton("cpu")
+    assert executor.ready(store, [torch.float32], []).run([Column([])], [], []) is None
+    assert executor.ready(reduce, [torch.float32], []).run([Column([])], [], []) == []
     assert run(Program([0], reduce=("sum", A)), [[torch.zeros(0), torch.zeros(0)]]) == [0.0, 0.0]
 
 

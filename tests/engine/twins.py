@@ -143,7 +143,7 @@ class Twins:
         if any(_real(d) != torch.float64 for d in dtypes):
             bound = max(bound, BOUND[torch.float32])
         moved = {
-            d: max(distance_of(p, self.start[n]) for n, p in reference.items() if p.dtype == d) for d in dtypes
+            d: max(distance_of(p, self.start.get(n, p)) for n, p in reference.items() if p.dtype == d) for d in dtypes
         }
         for name, p in reference.items():
             assert_near(mine[name], p, moved[p.dtype], name, bound)

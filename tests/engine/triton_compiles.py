@@ -1,0 +1,87 @@
+"""Triton kernels compiled for a GPU that need not be there: by test_triton.py in a child, without the interpreter."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import triton
+from operation_cases import REDUCTIONS, A, B
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from gradchain.core._torch import POINTWISE
+from gradchain.engine.lower import Program
+from gradchain.engine.print_triton import FOLD, source
+from gradchain.engine.record import BOOLEAN
+from gradchain.engine.triton_executor import BLOCK, OPTIONS, compiled
+
+ONE = {"sqrt", "rsqrt", "sign", "abs", "not", "isfinite", "isnan"}
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def built(text: str, name: str, pointers: dict[str, str], constants: dict[str, object]) -> str:
+    """The PTX of a kernel for an H100."""
+    kernel = compiled(text, name)
+    at = {(kernel.arg_names.index(k),): v for k, v in constants.items()}
+    given = ASTSource(fn=kernel, signature={**pointers, **dict.fromkeys(constants, "constexpr")}, constexprs=at)
+    asm = triton.compile(given, target=GPUTarget("cuda", 90, 32), options=OPTIONS).asm
+    return str(asm["ptx"])
+
+
+def run(program: Program, dtypes, aligned: bool = True, on_device=()) -> str:
+    pointers = {"table": "*i64", "items": "*i64", "rows": "i32", "out": "*fp64"}
+    return built(source(program, dtypes, on_device), "run", pointers, {"BLOCK": BLOCK, "ALIGNED": aligned})
+
+
+def everything() -> Program:
+    """A program with every operation, each over what came before it, and numbers of every kind."""
+    instructions: list = [("gt", (A, ("scalar", 0))), ("lt", (B, ("entry", 0)))]
+    mask, value = ("value", 0), A
+    for op in sorted(POINTWISE):
+        if op == "where":
+            operands: tuple = (mask, value, ("scalar", 1))
+        elif op == "lerp":
+            operands = (value, B, ("scalar", 0))
+        elif op in ("and", "or"):
+            operands = (mask, ("value", 1))
+        else:
+            operands = ((mask if op == "not" else value),) if op in ONE else (value, B)
+        instructions.append((op, operands))
+        last = ("value", len(instructions) - 1)
+        mask, value = (last, value) if op in BOOLEAN else (mask, last)
+    instructions.append(("where", (mask, value, ("zero",))))
+    return Program([0, 1], [0, 1], [0], instructions, [(1, ("value", len(instructions) - 1))])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_operation_compiles(dtype):
+    for numbers in ((), (("scalar", 0), ("entry", 0))):
+        ptx = run(everything(), [dtype, dtype], on_device=numbers)
+        assert ".rn.f64" in ptx if dtype is torch.float64 else "div.rn.f32" in ptx and "sqrt.rn.f32" in ptx
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_no_operation_is_fused_with_another(dtype):
+    operations = [("mul", (A, ("scalar", 0))), ("add", (("value", 0), B)), ("lerp", (("value", 1), A, ("scalar", 0)))]
+    ptx = run(Program([0, 1], [0], [], operations, [(1, ("value", 2))]), [dtype, dtype])
+    assert "fma" not in ptx
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_aligned_rows_are_read_and_written_16_bytes_at_a_time(dtype):
+    program = Program([0, 1], [0], [], [("mul", (A, ("scalar", 0))), ("add", (("value", 0), B))], [(1, ("value", 1))])
+    wide = set(re.findall(r"(ld|st)\.global\.v[24]\.b(?:32|64)", run(program, [dtype, dtype])))
+    assert wide == {"ld", "st"}
+    assert not re.search(r"\.global\.v\d", run(program, [dtype, dtype], aligned=False))
+
+
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_every_reduction_compiles(kind):
+    assert "st.global" in run(Program([0], reduce=(kind, A)), [torch.bfloat16])
+
+
+@pytest.mark.parametrize("largest", [True, False])
+def test_the_fold_compiles(largest):
+    assert built(FOLD, "fold", {"partial": "*fp64", "first": "*i64", "out": "*fp64"}, {"MAX": largest, "BLOCK": BLOCK})
