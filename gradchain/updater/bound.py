@@ -12,6 +12,7 @@ from torch import Tensor
 from gradchain.core.chain import chain
 from gradchain.core.checks import check_chain
 from gradchain.core.context import Context, Run
+from gradchain.core.index import Index
 from gradchain.core.state import Links, merged
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
@@ -66,13 +67,16 @@ class Bound:
 
     def fresh_state(self) -> Links:
         """The state before the first update, of the active parameters."""
+        return self._fresh_state_of(self.active)
+
+    def _fresh_state_of(self, active: Index) -> Links:
         with torch.no_grad():
-            return self.chain.init(self.gradients.params().select(self.active))
+            return self.chain.init(self.gradients.params().select(active))
 
     def follow_clocks(self) -> None:
-        """Start every clock that some schedule reads and that is not running yet."""
-        for name in sorted(self.hypers.clocks() - set(self.clocks)):
-            self.clocks[name] = 0
+        """Keep just the clocks that some schedule reads, and "step" and "micro"; a new one starts at 0."""
+        read = [*dict.fromkeys(("step", "micro", *sorted(self.hypers.clocks())))]
+        self.clocks = {name: self.clocks.get(name, 0) for name in read}
 
     def context(self, run: Run) -> Context:
         """The context of a run: what is known here, put into it."""
@@ -120,17 +124,17 @@ class Bound:
             lent: whether they stay the user's.
             evaluate: the loss and gradients at other weights, where there is a closure.
         """
-        self._activate(received)
+        active, before = self._activated(received)
         run.evaluate = evaluate
         ctx = self.context(run)
         with torch.no_grad():
-            out, state = self.chain.update(received, self.state, ctx)
+            out, state = self.chain.update(received, before, ctx)
             assert isinstance(state, Links)
             state = self._owning(state, received, lent)
             if out is not None:
                 self.gradients.apply(out)
         info = self._info(run, out is not None)
-        self.state = state
+        self.state, self.active = state, active
         self.records.update(run.records)
         if info.applied:
             self.clocks["step"] += 1
@@ -138,12 +142,13 @@ class Bound:
             self.num_skipped += 1
         return info
 
-    def _activate(self, received: Tensors) -> None:
-        """Make state for parameters whose first gradient this is."""
+    def _activated(self, received: Tensors) -> tuple[Index, Links]:
+        """The active parameters and the state, with state for those whose first gradient this is."""
         new = [name for name in received if name not in self.active]
-        if new:
-            self.active = self.target.index.subset([*self.active.names, *new])
-            self.state = merged(self.state, self.fresh_state())  # type: ignore[assignment]  # Links, as it was
+        if not new:
+            return self.active, self.state
+        active = self.target.index.subset([*self.active.names, *new])
+        return active, merged(self.state, self._fresh_state_of(active))  # type: ignore[return-value]  # Links, as it was
 
     def _owning(self, state: Links, received: Tensors, users: bool) -> Links:
         """`state`, sharing no memory with the weights, nor with gradients that stay the user's."""
