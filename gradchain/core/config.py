@@ -66,7 +66,18 @@ def _write_link(link: Transform) -> dict[str, Any]:
     if isinstance(link, chain):
         entries = [[e[0], to_config(e[1])] if isinstance(e, tuple) else to_config(e) for e in link.links]
         return {**head, "links": entries}
-    return {**head, **{f.name: to_config(link.__dict__[f.name]) for f in fields(link)}}  # type: ignore[arg-type]
+    return {**head, **_write_fields({f.name: link.__dict__[f.name] for f in fields(link)})}  # type: ignore[arg-type]
+
+
+def _write_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as entries of a config; under a key of their own where a name would hide what a config says of itself."""
+    written = {name: to_config(value) for name, value in values.items()}
+    return {"fields": written} if set(written) & {*_READERS, "args", "fields", "links"} else written
+
+
+def _read_fields(config: Mapping[str, Any], names: Mapping[str, Any], *own: str) -> dict[str, Any]:
+    given = config.get("fields", {k: v for k, v in config.items() if k not in own})
+    return {name: from_config(value, names) for name, value in given.items()}
 
 
 def _write_value(kind: str) -> Callable[[Any], dict[str, Any]]:
@@ -77,7 +88,7 @@ def _write_value(kind: str) -> Callable[[Any], dict[str, Any]]:
         out: dict[str, Any] = {kind: type(value).__name__ if known else _name_of(type(value))}
         if args:
             out["args"] = [to_config(a) for a in args]
-        return {**out, **{k: to_config(v) for k, v in kwargs.items()}}
+        return {**out, **_write_fields(kwargs)}
 
     return write
 
@@ -133,7 +144,7 @@ def _read_link(config: Mapping[str, Any], names: Mapping[str, Any]) -> Transform
                 for e in config["links"]
             )
         )
-    made: Transform = cls(**{k: from_config(v, names) for k, v in config.items() if k != "link"})
+    made: Transform = cls(**_read_fields(config, names, "link"))
     return made
 
 
@@ -141,7 +152,7 @@ def _read_value(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], A
     def read(config: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
         cls: Any = _lookup(config[kind], _known(kind), names)
         args = [from_config(a, names) for a in config.get("args", [])]
-        return cls(*args, **{k: from_config(v, names) for k, v in config.items() if k not in (kind, "args")})
+        return cls(*args, **_read_fields(config, names, kind, "args"))
 
     return read
 

@@ -91,7 +91,7 @@ def train(options: argparse.Namespace) -> int:
     if options.resume and checkpoint.exists():
         run.load(checkpoint)
     introduce(run, checkpoint, options.quiet)
-    begin = perf_counter()
+    begin, behind = perf_counter(), run.done
     with stoppable() as stop, progress(run, options.quiet) as show:
         for _ in run.steps():
             show()
@@ -104,7 +104,8 @@ def train(options: argparse.Namespace) -> int:
         print(f"\nStopped after {run.done} of {run.total} micro-batches, and saved. To go on:")
         print(shlex.join([*again, "--epochs", str(options.epochs)]))
         return 130
-    conclude(run, folder, perf_counter() - begin)
+    since = f", since micro-batch {behind}" if behind else ""
+    conclude(run, folder, f"{perf_counter() - begin:.1f} s{since}")
     return 0
 
 
@@ -120,14 +121,14 @@ def introduce(run: Training, checkpoint: Path, quiet: bool) -> None:
     print(f"Going on from micro-batch {run.done}" if run.done else "From the beginning", f"-> {checkpoint}", flush=True)
 
 
-def conclude(run: Training, folder: Path, seconds: float) -> None:
+def conclude(run: Training, folder: Path, took: str) -> None:
     """Draw the picture, and say what came out."""
     settings, picture = run.settings, folder / PICTURE
     title = f"Digits: {run.accuracy:.1%} of the test images right after {run.updates} updates (seed {settings.seed})"
     per_epoch = run.data.micro_batches
     draw(run.history, picture, title=title, window=WINDOW, per_epoch=per_epoch, bound=MAX_NORM)
     print(f"test accuracy      {run.accuracy:.2%}, with the averaged weights")
-    print(f"training took      {seconds:.1f} s")
+    print(f"training took      {took}")
     print(f"weights and state  sha256 {run.digest()}")
     print(f"checkpoint         {(folder / CHECKPOINT).resolve()}")
     print(f"picture            {picture.resolve()}")

@@ -97,12 +97,17 @@ class Training:
 
     def digest(self) -> str:
         """A hash of the weights, the buffers and the state: equal for runs that are equal bit for bit."""
-        sha = hashlib.sha256()
-        _feed(sha, self.updater.contents())
-        return sha.hexdigest()
+        return digest(self.updater.contents())
 
 
 RATE = "scale_by_learning_rate.learning_rate"
+
+
+def digest(value: object) -> str:
+    """A hash of plain data: dict, list, tuple, str, numbers, None and tensors."""
+    sha = hashlib.sha256()
+    _feed(sha, value)
+    return sha.hexdigest()
 
 
 def _feed(sha: Any, value: object) -> None:

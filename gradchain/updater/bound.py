@@ -13,6 +13,7 @@ from gradchain.core.chain import chain
 from gradchain.core.checks import check_chain
 from gradchain.core.context import Context, Run
 from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
 from gradchain.core.state import Links, merged
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
@@ -69,13 +70,16 @@ class Bound:
 
     def fresh_state(self) -> Links:
         """The state before the first update, of the active parameters."""
+        return self._fresh_state_of(self.active)
+
+    def _fresh_state_of(self, active: Index) -> Links:
         with torch.no_grad():
-            return self.chain.init(self.gradients.params().select(self.active))
+            return self.chain.init(self.gradients.params().select(active))
 
     def follow_clocks(self) -> None:
-        """Start every clock that some schedule reads and that is not running yet."""
-        for name in sorted(self.hypers.clocks() - set(self.clocks)):
-            self.clocks[name] = 0
+        """Keep just the clocks that some schedule reads, and "step" and "micro"; a new one starts at 0."""
+        read = [*dict.fromkeys(("step", "micro", *sorted(self.hypers.clocks())))]
+        self.clocks = {name: self.clocks.get(name, 0) for name in read}
 
     def context(self, run: Run) -> Context:
         """The context of a run: what is known here, put into it."""
@@ -127,11 +131,11 @@ class Bound:
             lent: whether they stay the user's.
             evaluate: the loss and gradients at other weights, where there is a closure.
         """
-        self.activate(received)
+        active, before = self.activated(received)
         run.evaluate = evaluate
-        applied, state = self.computed(received, self.state, self.gradients.params(), run, self.engine, lent)
+        applied, state = self.computed(received, before, self.gradients.params(), run, self.engine, lent)
         info = self.info(run, applied)
-        self.state = state
+        self.state, self.active = state, active
         self.records.update(run.records)
         if info.applied:
             self.clocks["step"] += 1
@@ -156,14 +160,13 @@ class Bound:
                 self.gradients.apply(out)
             return out is not None, new
 
-    def activate(self, received: Tensors) -> None:
-        """Make state for parameters whose first gradient this is."""
-        if received.index is self.active:
-            return
-        new = [name for name in received if name not in self.active]
-        if new:
-            self.active = self.target.index.subset([*self.active.names, *new])
-            self.state = merged(self.state, self.fresh_state())  # type: ignore[assignment]  # Links, as it was
+    def activated(self, received: Tensors) -> tuple[Index, Links]:
+        """The active parameters and the state, with state for those whose first gradient this is."""
+        new = [] if received.index is self.active else [name for name in received if name not in self.active]
+        if not new:
+            return self.active, self.state
+        active = self.target.index.subset([*self.active.names, *new])
+        return active, merged(self.state, self._fresh_state_of(active))  # type: ignore[return-value]  # Links, as it was
 
     def _owning(self, state: Links, received: Tensors, users: bool) -> Links:
         """`state`, sharing no memory with the weights, nor with gradients that stay the user's."""

@@ -38,16 +38,17 @@ def rebound(bound: Bound, target: Target, remap: Mapping[str, Callable[[Tensor],
     with torch.no_grad():
         fresh = bound.chain.init(Gradients(target).params().select(active))
         check_chain(bound.chain, target.index, fresh, bound.autocast)
-        state, report = carried(bound.chain, bound.state, fresh, remap, target.index)
+        state, report = carried(bound.chain, bound.state, fresh, remap, target)
     bound.attach(target)
     bound.state, bound.active = state, active
     return report
 
 
 def carried(
-    tx: chain, old: Links, fresh: Links, remap: Mapping[str, Callable[[Tensor], Tensor]], index: Index
+    tx: chain, old: Links, fresh: Links, remap: Mapping[str, Callable[[Tensor], Tensor]], target: Target
 ) -> tuple[Links, CarryReport]:
     """The old state by name on the new parameters, and a report. Nothing changes on an error."""
+    index, buffers = target.index, target.buffers()
     unknown = [name for name in remap if name not in index]
     if unknown:
         known = ", ".join(index.names[:8])
@@ -59,8 +60,9 @@ def carried(
         for name, value in state.items():
             was = getattr(before[address], name)
             if isinstance(value, Tensors):
-                had |= set(was)
-                changes[name] = _slots(f"{address}.{name}", was, value, remap, name in state.whole, index)
+                had |= set(was) - set(buffers)
+                whole = buffers if name in state.whole else None
+                changes[name] = _slots(f"{address}.{name}", was, value, remap, whole, index)
             elif isinstance(value, (Count, Scalars)):
                 names = value.names if isinstance(value, Count) else tuple(value)
                 had |= set(was.names if isinstance(was, Count) else was)
@@ -80,23 +82,26 @@ def _slots(
     old: Tensors,
     fresh: Tensors,
     remap: Mapping[str, Callable[[Tensor], Tensor]],
-    whole: bool,
+    buffers: Mapping[str, Tensor] | None,
     index: Index,
 ) -> Tensors:
-    facts = {f.name: f.parameter for f in index.facts}
+    """One field carried over; where `buffers` are given, its entries come and go, and may be of buffers too."""
+    places = {f.name: f.parameter for f in index.facts} | dict(buffers or {})
     out = dict(fresh.items())
     for name in old:
-        if name not in facts or (name not in fresh and not whole):
+        if name not in places or (name not in fresh and buffers is None):
             continue
         slot = remap[name](old[name]) if name in remap else old[name]
-        expected = fresh[name].shape if name in fresh else facts[name].shape
+        place = fresh[name] if name in fresh else places[name]
+        expected = place.shape
         if slot.shape != expected:
             raise ValueError(
                 f"rebind: {address}[{name!r}] has shape {tuple(slot.shape)}, and the parameter now wants "
                 f"{tuple(expected)}. Say how it changes: remap={{{name!r}: lambda slot: …}}."
             )
-        place = fresh[name] if name in fresh else facts[name]
         out[name] = slot.to(place.device)
+    if any(name not in index for name in out):
+        return EagerTensors.at(Index.of(out), out)
     return EagerTensors.at(index, {n: out[n] for n in index.names if n in out}) if out else fresh
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradchain.core.config import differences, to_config
+from gradchain.core.hyper import is_number
 from gradchain.core.state import Links, merged, narrowed
 from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, to_dict
@@ -18,6 +19,10 @@ FORMAT = 1
 _KEYS = frozenset(
     {"format", "chain", "clocks", "links", "overrides", "observed", "num_skipped", "inactive", "fingerprint"}
 )
+_KINDS = {
+    "clocks": dict, "links": dict, "overrides": dict, "observed": dict, "fingerprint": dict, "inactive": list,
+    "num_skipped": int,
+}  # fmt: skip
 
 
 class Checkpoint:
@@ -68,8 +73,9 @@ class Checkpoint:
         self._check_format(saved)
         base, active = self._base(saved, strict)
         state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report)
-        clocks = self._clocks(saved["clocks"], report)
+        self._check_window(state, report)
         overrides, lost = bound.hypers.restored(saved["overrides"])
+        clocks = self._clocks(saved["clocks"], bound.hypers.clocks_under(overrides), bool(lost), report)
         if strict and report.problems():
             problems = report.problems()
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
@@ -100,6 +106,25 @@ class Checkpoint:
             raise ValueError(f"load_state_dict: expected what state_dict() gives, found {found}.")
         if saved["format"] != FORMAT:
             raise ValueError(f"load_state_dict: format must be {FORMAT}, got {saved['format']!r}.")
+        for key, kind in _KINDS.items():
+            if not isinstance(saved[key], kind):
+                raise ValueError(f"load_state_dict: {key} must be a {kind.__name__}, got {type(saved[key]).__name__}.")
+        for key in ("clocks", "observed", "fingerprint"):
+            if not all(map(is_number, saved[key].values())):
+                raise ValueError(f"load_state_dict: {key} must be a dict of numbers, got {dict(saved[key])!r}.")
+
+    def _check_window(self, state: Links, report: LoadReport) -> None:
+        """A window that lies in `.grad` must have the parameters' dtypes."""
+        window = self._bound.window
+        held = window.state(state)
+        for name in () if held is None else held.window:
+            place, found = (
+                self._bound.target.index.facts[self._bound.target.index.position[name]].parameter,
+                held.window[name],
+            )
+            if found.dtype != place.dtype:
+                kinds = [str(t.dtype).removeprefix("torch.") for t in (place, found)]
+                report.mismatched.append(f"{window.name}.window: expected {kinds[0]} for {name!r}, found {kinds[1]}")
 
     def _base(self, saved: Mapping[str, Any], strict: bool) -> tuple[Links, Any]:
         """The current state, with entries for just the parameters that had any when it was saved."""
@@ -112,9 +137,12 @@ class Checkpoint:
             fresh = bound.chain.init(bound.gradients.params().select(active))
         return merged(narrowed(bound.state, active), fresh), active  # type: ignore[return-value]
 
-    def _clocks(self, saved: Mapping[str, float], report: LoadReport) -> dict[str, float]:
-        clocks = dict(self._bound.clocks)
-        report.unexpected += [f"the clock {name!r}" for name in saved if name not in clocks]
+    def _clocks(
+        self, saved: Mapping[str, float], read: Iterable[str], lost: bool, report: LoadReport
+    ) -> dict[str, float]:
+        """The saved clocks that are read. Where an override was lost, the clock it read has nobody left: no problem."""
+        clocks = {name: self._bound.clocks.get(name, 0) for name in ("step", "micro", *sorted(read))}
+        report.unexpected += [f"the clock {name!r}" for name in saved if name not in clocks and not lost]
         report.missing += [f"the clock {name!r}" for name in clocks if name not in saved]
         clocks.update({name: value for name, value in saved.items() if name in clocks})
         return clocks
@@ -122,6 +150,9 @@ class Checkpoint:
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check saved weights, buffers and state; the function returned makes them the model's and the updater's."""
         self.refuse_sharded("load")
+        if not isinstance(contents, Mapping) or not {"weights", "buffers", "state"} <= set(contents):
+            found = sorted(map(str, contents)) if isinstance(contents, Mapping) else type(contents).__name__
+            raise ValueError(f"load: expected weights, buffers and state of an updater, found {found}.")
         weights, buffers = self._bound.parameters(), self._bound.target.buffers()
         for what, places, saved in (("weight", weights, contents["weights"]), ("buffer", buffers, contents["buffers"])):
             _check_tensors(what, places, saved)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 FORMAT = 1
-_PLAIN = (str, int, float, bool, type(None), Tensor)
+_PLAIN = (str, int, float, bool, type(None), Tensor, torch.nn.Parameter)
 
 
 def save(path: str | PathLike[str], parts: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
@@ -32,6 +33,8 @@ def save(path: str | PathLike[str], parts: Mapping[str, Any], extra: Mapping[str
 
 
 def _write(path: Path, contents: dict[str, Any]) -> None:
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"save: there is no folder {str(path.parent)!r}. Create it first.")
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -75,14 +78,14 @@ def check_names(owner: str, expected: Iterable[str], found: Mapping[str, Any]) -
 
 
 def _check_plain(where: str, value: Any) -> None:
-    if isinstance(value, dict):
+    if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _check_plain(where, key)
             _check_plain(f"{where}[{key!r}]", item)
-    elif isinstance(value, (list, tuple)):
+    elif type(value) in (list, tuple, torch.Size):
         for item in value:
             _check_plain(where, item)
-    elif not isinstance(value, _PLAIN) or type(value) not in (*_PLAIN, torch.nn.Parameter):
+    elif type(value) not in _PLAIN:  # of a subclass one cannot know
         raise TypeError(
             f"{where} must be made of dict, list, tuple, str, int, float, bool, None and tensors, "
             f"got {type(value).__name__}: only those load without running code."

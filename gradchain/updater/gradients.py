@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -66,18 +67,17 @@ class Gradients:
 
     def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:
         """Gradients that a user passed by name, as updates."""
-        shapes = {f.name: f.parameter.shape for f in self._target.index.facts}
+        if not isinstance(grads, Mapping):
+            cure = "A closure goes to update(closure)." if callable(grads) else "See updater.names."
+            raise TypeError(f"step: grads must map names to gradients, got {type(grads).__name__}. {cure}")
+        parameters = {f.name: f.parameter for f in self._target.index.facts}
         found = {}
         for name, grad in grads.items():
-            if name not in shapes:
+            if name not in parameters:
                 raise KeyError(f"step: there is no parameter {name!r} to give a gradient to. See updater.names.")
-            if grad is None:
-                continue
-            shape = getattr(grad, "shape", None)  # a user may pass anything
-            if shape != shapes[name]:
-                got = type(grad).__name__ if shape is None else f"shape {tuple(shape)}"
-                raise ValueError(f"step: the gradient of {name!r} must have shape {tuple(shapes[name])}, got {got}.")
-            found[name] = _dense(name, grad.detach())
+            if grad is not None:
+                _check_given(name, grad, parameters[name])
+                found[name] = _dense(name, grad.detach())
         return EagerTensors.at(self._target.index, {n: found[n] for n in self._target.index.names if n in found})
 
     def params(self) -> EagerTensors:
@@ -90,21 +90,41 @@ class Gradients:
     def apply(self, updates: Tensors | Weights) -> None:
         """Add the updates to the weights, or write the weights a link returned: one rounding, in place."""
         tensors = updates.tensors if isinstance(updates, Weights) else updates
-        position = self._target.index.position
-        current = self._target.parameters()
-        weights = [current[position[n]] for n in tensors]
+        assert isinstance(tensors, EagerTensors)
+        weights = self._weights_of(tensors)
         if not weights:
             return
-        values = [tensors[n] for n in tensors]
-        if not isinstance(updates, Weights):
-            wide = _torch.widened(weights)
-            if wide is weights:
-                _torch.add_(weights, values)
-                self._target.reshard()
-                return
-            values = [w + v for w, v in zip(wide, values, strict=True)]
-        _torch.copy_(weights, values)
+        if isinstance(updates, Weights):
+            _torch.copy_(weights, [tensors[n] for n in tensors])
+        else:
+            tensors.add_to(weights)
         self._target.reshard()
+
+    def _weights_of(self, tensors: EagerTensors) -> list[Tensor]:
+        """The weights that these are for. ValueError where one does not fit: before any is written."""
+        position, current = self._target.index.position, self._target.parameters()
+        stray = next((name for name in tensors if name not in position), None)
+        if stray is not None:
+            raise ValueError(f"update: the chain returned an update for {stray!r}, which is no parameter.")
+        weights = [current[position[name]] for name in tensors]
+        stray = tensors.misfit(weights)
+        if stray is not None:
+            raise ValueError(
+                f"update: the chain returned an update for {stray!r} of shape {tuple(tensors[stray].shape)}, and the "
+                f"parameter has shape {tuple(current[position[stray]].shape)}."
+            )
+        return weights
+
+
+def _check_given(name: str, grad: Any, parameter: Tensor) -> None:
+    """Whether what a user passed can be the gradient of this parameter."""
+    shape = getattr(grad, "shape", None)  # a user may pass anything
+    if shape != parameter.shape:
+        got = type(grad).__name__ if shape is None else f"shape {tuple(shape)}"
+        raise ValueError(f"step: the gradient of {name!r} must have shape {tuple(parameter.shape)}, got {got}.")
+    if not (grad.is_floating_point() or grad.is_complex()) or grad.is_complex() != parameter.is_complex():
+        kind = "complex" if parameter.is_complex() else "floating point"
+        raise TypeError(f"step: the gradient of {name!r} must be {kind}, as the parameter is, got {grad.dtype}.")
 
 
 def _dense(name: str, grad: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +12,7 @@ from gradchain import schedules
 from gradchain.core.address import find
 from gradchain.core.config import from_config, to_config
 from gradchain.core.context import Context, Run
-from gradchain.core.hyper import Hyper, Override
+from gradchain.core.hyper import Hyper, Override, is_number
 from gradchain.core.transform import Transform, walk
 
 
@@ -38,13 +39,15 @@ class Hyperparameters:
 
     def clocks(self) -> frozenset[str]:
         """The named clocks that some schedule reads."""
-        return frozenset(name for value in self._given() for name in clocks_of(value))
+        return self.clocks_under(self.overrides)
 
-    def _given(self) -> Iterator[Any]:
-        yield from (link.__dict__[hyper.name] for _, link, hyper in self._fields.values())
-        yield from (override.value for override in self.overrides.values())
+    def clocks_under(self, overrides: Mapping[str, Override]) -> frozenset[str]:
+        """The named clocks that some schedule would read under these overrides."""
+        given = [link.__dict__[hyper.name] for _, link, hyper in self._fields.values()]
+        given += [override.value for override in overrides.values()]
+        return frozenset(name for value in given for name in clocks_of(value))
 
-    def override(self, name: str, value: Any, factor: float | None) -> None:
+    def override(self, name: str, value: Any, factor: float | None, clocks: Mapping[str, float]) -> None:
         """Put a number, a schedule or a factor in place of a hyperparameter; neither of them ends that."""
         full = find(name, self._fields, "override")
         if value is None and factor is None:
@@ -52,12 +55,19 @@ class Hyperparameters:
             return
         if value is not None and factor is not None:
             raise ValueError("override: give a value or factor=, not both.")
-        address, _, hyper = self._fields[full]
+        address, link, hyper = self._fields[full]
+        if hyper.name in link.read_once:
+            raise ValueError(f"override: {full} is read once, before the first update. Give it to {address}(…).")
+        override = Override(value, factor)
         if factor is not None:
-            Hyper(interval="(-inf, inf)").checked(factor, f"override({full!r}, factor=…)")
+            if not is_number(factor) or not math.isfinite(factor):
+                kind = ValueError if is_number(factor) else TypeError
+                raise kind(f"override: factor must be a finite number, got {factor!r}.")
+            ctx = Context.of(Run(clocks=clocks, overrides={full: override}))
+            link.value_of(hyper, ctx.enter(address))  # raises where the product is out of range
         elif not callable(value) or isinstance(value, Tensor):
             hyper.checked(value, address)
-        self.overrides[full] = Override(value, factor)
+        self.overrides[full] = override
 
     def saved_overrides(self) -> dict[str, Any]:
         """The overrides as plain data."""
@@ -71,8 +81,8 @@ class Hyperparameters:
                 if address not in self._fields:
                     raise KeyError(f"the chain has no {address}")
                 found[address] = Override(from_config(data["value"]), data["factor"])
-            except KeyError as error:
-                lost.append(f"override of {address} was not restored: {error.args[0]}")
+            except (KeyError, TypeError, ValueError) as error:
+                lost.append(f"override of {address} was not restored: {str(error.args[0]).rstrip('.')}")
         return found, lost
 
 

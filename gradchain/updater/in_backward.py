@@ -50,7 +50,7 @@ class InBackward:
         grad, parameter.grad = parameter.grad, None
         assert grad is not None and self._states is not None
         received = EagerTensors.at(bound.target.index, {name: grad.detach()})
-        bound.activate(received)
+        bound.active, bound.state = bound.activated(received)
         engine = self._engines.setdefault(name, Engine())
         params = bound.gradients.params().select(received.index)
         assert isinstance(params, EagerTensors)

@@ -64,7 +64,10 @@ class UpdateInfo:
         return number(self._records[address])
 
     def __contains__(self, name: object) -> bool:
-        return name in self._records
+        try:
+            return isinstance(name, str) and bool(find(name, self._records, "info"))
+        except KeyError:
+            return False
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._records)

@@ -124,7 +124,7 @@ class _Reader:
         if isinstance(current, Count):
             return self._count(current, saved)
         if isinstance(current, Scalars):
-            return Scalars({n: self._number(v, saved.get(n)) for n, v in current.items()})
+            return self._scalars(current, saved)
         return self._number(current, saved)
 
     def _mismatch(self, expected: str, found: object) -> None:
@@ -169,10 +169,17 @@ class _Reader:
         self._mismatch("a count, or one per parameter", repr(saved)[:60])
         return current
 
+    def _scalars(self, current: Scalars, saved: Any) -> Scalars:
+        if not isinstance(saved, Mapping) or set(saved) != set(current):
+            self._mismatch("a number per parameter", repr(saved)[:60])
+            return current
+        return Scalars({name: self._number(value, saved[name]) for name, value in current.items()})
+
     def _number(self, current: Any, saved: Any) -> Any:
         if isinstance(saved, Tensor) and saved.ndim == 0:
             return saved.clone()
-        if saved is None or isinstance(saved, (bool, int, float, str)):
+        word = current is not None and isinstance(saved, str) != isinstance(current, str)  # None may become anything
+        if saved is None or (isinstance(saved, (bool, int, float, str)) and not word):
             return saved
         self._mismatch(f"a number like {current!r}", type(saved).__name__)
         return current

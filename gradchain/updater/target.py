@@ -32,14 +32,16 @@ class Target:
         self.roots: list[tuple[str, nn.Module]] = []
         self.sites: list[Site] = []
         facts: list[Fact] = []
-        seen: dict[int, str] = {}
+        seen: set[int] = set()
+        names: set[str] = set()
         for name, tensor, owner, attribute in self._found(source):
             if id(tensor) in seen:
                 continue  # a tied weight is one parameter, under its first name
             _check_parameter(name, tensor)
-            if any(name == site.name for site in self.sites[-1:]) or name in seen.values():
+            if name in names:
                 raise ValueError(f"bind: two parameters are called {name!r}. Bind a dict, {{'first': …, 'second': …}}.")
-            seen[id(tensor)] = name
+            seen.add(id(tensor))
+            names.add(name)
             self.sites.append(Site(name, owner, attribute))
             facts.append(Fact(name, tensor, owner))
         if not facts:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +44,8 @@ class Updater:
         tx: the chain, or a single link.
         target: a module; a dict of modules and tensors; a list of modules or (name, tensor) pairs. Wrappers (DDP,
             DataParallel, torch.compile, checkpoint) do not show in names. Tied weights are one parameter.
-        autocast: the dtype the forward computes in under `context()`; None for the weights' own.
+        autocast: the dtype the forward computes in under `context()`; None leaves that to the weights, or to an
+            autocast around it.
         in_backward: update each parameter during backward, as soon as its gradient is there, and free the gradient:
             the peak of memory is lower by nearly all gradients. For chains in which every link is `per_parameter`.
 
@@ -127,7 +130,7 @@ class Updater:
             KeyError: no hyperparameter, or more than one, is called so.
             ValueError, TypeError: the value is out of range.
         """
-        self._bound.hypers.override(name, value, factor)
+        self._bound.hypers.override(name, value, factor, self._bound.clocks)
         self._bound.follow_clocks()
 
     def tick(self, clock: str, amount: float = 1) -> None:
@@ -139,8 +142,8 @@ class Updater:
             raise KeyError(
                 f"tick: nothing reads the clock {clock!r}. Clocks that are read: {', '.join(known) or 'none'}."
             )
-        if not is_number(amount) or not amount >= 0:
-            raise ValueError(f"tick: amount must be a number of at least 0, got {amount!r}.")
+        if not is_number(amount) or not 0 <= amount < math.inf:
+            raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
         self._bound.clocks[clock] += amount
 
     def observe(self, name: str, value: float | Tensor) -> None:
@@ -177,9 +180,8 @@ class Updater:
         closure = None
         self._refuse_while_averaged("update")
         if not isinstance(loss, Tensor) and callable(loss):
-            closure = loss
-            with self.context(last=last or None):
-                loss = closure()
+            closure = partial(self._forward, loss)
+            loss = closure(last=last or None)
         self.backward(loss, weight=weight, last=last, **backward)
         try:
             return self._step(None, keep_grads, closure)
@@ -209,13 +211,14 @@ class Updater:
             self._checkpoint.warn_of_other_weights()
             self._in_backward.open(micro.backwards)
         self._refuse_late_closing("update", last)
+        # may raise, as a schedule may: nothing has happened yet, and the open window stays
+        scaled = self._bound.chain.scale_loss(loss, self._bound.state, self._bound.context(Run(weight=weight)))
         micro.last = micro.last or last
         if not micro.backwards:
             micro.weight = weight
             self._open_micro_batch()
         marks = self._bound.gradients.marks()
         try:
-            scaled = self._bound.chain.scale_loss(loss, self._bound.state, self._bound.context(Run(weight=weight)))
             with withheld(self._bound.target, self._bound.withholds()):
                 micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
                 scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
@@ -230,6 +233,11 @@ class Updater:
             raise
         micro.add(loss)
         self._bound.window.begun = True
+
+    def _forward(self, closure: Callable[[], Tensor], last: bool | None = None) -> Tensor:
+        """The loss of a closure, under the context that a forward without one would run in."""
+        with self.context(last=last):
+            return closure()
 
     def step(
         self, grads: Mapping[str, Tensor | None] | None = None, *, last: bool = False, keep_grads: bool = False
@@ -246,8 +254,13 @@ class Updater:
         """
         self._refuse_while_averaged("step")
         self._refuse_late_closing("step", last)
-        self._bound.micro.last = self._bound.micro.last or last
-        return self._step(grads, keep_grads, None)
+        micro = self._bound.micro
+        was_last, micro.last = micro.last, micro.last or last
+        try:
+            return self._step(grads, keep_grads, None)
+        except BaseException:
+            micro.last = was_last
+            raise
 
     def _step(
         self, grads: Mapping[str, Tensor | None] | None, keep_grads: bool, closure: Callable[[], Tensor] | None
@@ -307,7 +320,8 @@ class Updater:
     def _drop_window(self, why: str) -> None:
         micro = self._bound.window.micro(self._bound.state)
         if micro:
-            warnings.warn(f"{why}: the open window of {micro} micro-batches was dropped.", stacklevel=4)
+            many = "one micro-batch" if micro == 1 else f"{micro} micro-batches"
+            warnings.warn(f"{why}: the open window of {many} was dropped.", stacklevel=4)
         self.zero_grad()
 
     def zero_grad(self) -> None:
@@ -326,9 +340,12 @@ class Updater:
         if not any(getattr(inner, "micro", 0) for _, inner in states(self._bound.chain, self._bound.state)):
             return UpdateInfo("window", self.num_updates, None, {}, dict, "no window is open")
         coming, self._bound.micro = self._bound.micro, MicroBatch(last=True)
-        info = self._bound.run(self._bound.gradients.params().select(()), Run(flushing=True, scaled=True), False, None)
+        try:
+            nothing = self._bound.gradients.params().select(())
+            info = self._bound.run(nothing, Run(flushing=True, scaled=True), False, None)
+        finally:
+            self._bound.micro = coming  # its forward may have run
         self._bound.gradients.clear()
-        self._bound.micro = coming  # its forward may have run
         return info
 
     @contextmanager
@@ -343,22 +360,32 @@ class Updater:
             autocast: a dtype, or False for none, in place of what `bind` was given; for this forward.
         """
         micro = self._bound.micro
-        micro.last = micro.last or bool(last)
+        autocasting = self._autocasting(autocast)
+        was_last, micro.last = micro.last, micro.last or bool(last)
         withhold = self._bound.withholds() and not self._must_synchronise()
         decided = micro.backwards > 0 and micro.unsynchronised
         micro.unsynchronised = decided or (withhold and not self._bound.target.sharded)  # FSDP2 decides in backward
-        dtype = self._bound.autocast if autocast is None or autocast is True else (autocast or None)
-        with unsynchronised(self._bound.target, withhold), self._autocasting(dtype):
-            yield
+        try:
+            with unsynchronised(self._bound.target, withhold), autocasting:
+                yield
+        except BaseException:
+            micro.last = was_last  # this forward came to nothing
+            raise
 
     def _must_synchronise(self) -> bool:
         """DDP with static_graph records the graph in the first backward of the run, and must reduce then."""
         modules = self._bound.target.replicated
         return not self._bound.window.begun and any(getattr(m, "static_graph", False) for m in modules)
 
-    def _autocasting(self, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    def _autocasting(self, autocast: torch.dtype | bool | None) -> AbstractContextManager[Any]:
+        """Autocast as `bind` or this forward wants it; where neither says anything, as it is outside."""
+        dtype = self._bound.autocast if autocast is None or autocast is True else autocast
+        if dtype is None:
+            return nullcontext()
+        if dtype is not False and not isinstance(dtype, torch.dtype):
+            raise TypeError(f"context: autocast must be a torch.dtype, False or None, got {autocast!r}.")
         device = self._bound.target.parameters()[0].device.type
-        return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+        return torch.autocast(device, dtype=dtype or None, enabled=dtype is not False)
 
     def explain(self, *, source: bool = False) -> str:
         """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
@@ -413,6 +440,12 @@ class Updater:
         Raises:
             RuntimeError: inside such a window without `sync`.
         """
+        self._refuse_while_averaged("state_dict")
+        if self._bound.micro.backwards:
+            raise RuntimeError(
+                "state_dict: a backward is waiting for its step(), and its gradient would be lost. Call updater.step() "
+                "first, or updater.zero_grad() to drop it."
+            )
         if self._bound.window.unsynchronised and not sync:
             raise RuntimeError(
                 "state_dict: the open window differs from rank to rank. Save where a window closes, or call "

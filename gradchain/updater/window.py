@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,12 +47,14 @@ class MicroBatch:
             raise TypeError(f"update: loss must be a scalar tensor or a closure that returns one, got {got}.")
         if loss.numel() != 1:
             raise ValueError(f"update: loss must be a scalar, got shape {tuple(loss.shape)}. Reduce it: loss.mean().")
+        if loss.is_complex():
+            raise TypeError(f"update: loss must be real, got {loss.dtype}. Take its abs() or .real.")
         if not loss.requires_grad:
             raise ValueError(
                 "update: loss has no graph: it was computed under torch.no_grad(), detached, or from no parameter."
             )
-        if weight is not None and not (is_number(weight) and weight > 0):
-            raise ValueError(f"update: weight must be a number above 0, got {weight!r}.")
+        if weight is not None and not (is_number(weight) and 0 < weight < math.inf):
+            raise ValueError(f"update: weight must be a finite number above 0, got {weight!r}.")
         if self.backwards and weight != self.weight:
             raise ValueError(
                 f"update: weight must be that of the micro-batch's first backward, {self.weight!r}, got {weight!r}."

@@ -1,0 +1,235 @@
+"""The checks of gradchain/core/checks.py: one test per rule, with its whole sentence; and chains that must pass."""
+
+import warnings
+
+import pytest
+import torch
+from little import net
+from torch import nn
+
+import gradchain as gch
+
+LR = gch.scale_by_learning_rate(0.1)
+EARLY, LATE = gch.named("0.*"), gch.named("2.*")
+
+
+def bound(*links, **options):
+    return gch.chain(*links).bind(net(), **options)
+
+
+REFUSED = {
+    "no sign": (
+        [gch.scale_by_adam()],
+        "chain: 4 parameters, first '0.weight', would climb: nothing on the way flips the sign. End with "
+        "scale_by_learning_rate(…) for them too, or leave them alone with freeze(selector).",
+    ),
+    "masked optimizer": (
+        [gch.masked(gch.adamw(0.1), EARLY)],
+        "chain: 2 parameters, first '2.weight', would climb: nothing on the way flips the sign. End with "
+        "scale_by_learning_rate(…) for them too, or leave them alone with freeze(selector).",
+    ),
+    "one parameter": (
+        [gch.masked(LR, ~gch.named("2.bias"))],
+        "chain: parameter '2.bias' would climb: nothing on the way flips the sign. End with "
+        "scale_by_learning_rate(…) for them too, or leave them alone with freeze(selector).",
+    ),
+    "two learning rates": (
+        [gch.adam(0.1), LR],
+        "chain: 4 parameters, first '0.weight', would pass two learning rates, scale_by_learning_rate and "
+        "scale_by_learning_rate#2. Keep one; a multiplier is masked(scale(…), selector), and partition gives each group "
+        "its own.",
+    ),
+    "two learning rates on some": (
+        [gch.partition((EARLY, gch.adam(0.1)), (gch.rest, gch.scale_by_adam())), LR],
+        "chain: 2 parameters, first '0.weight', would pass two learning rates, partition/branch/scale_by_learning_rate "
+        "and scale_by_learning_rate. Keep one; a multiplier is masked(scale(…), selector), and partition gives each "
+        "group its own.",
+    ),
+    "sign twice": (
+        [gch.scale(-1.0), gch.scale_by_adam(), LR],
+        "chain: 4 parameters, first '0.weight', would climb: the sign is flipped 2 times, by scale and "
+        "scale_by_learning_rate. Keep one.",
+    ),
+    "clip before unscale": (
+        [gch.clip_by_norm(1.0), gch.amp_scale(always=True), LR],
+        "chain: clip_by_norm comes before amp_scale, so it would clip gradients that still carry the loss scale. "
+        "Put it after.",
+    ),
+    "decay after rate": (
+        [gch.scale_by_adam(), LR, gch.add_decayed_weights(0.1)],
+        "chain: add_decayed_weights comes after scale_by_learning_rate: the decay would be added to the step with the "
+        "wrong sign and not be multiplied by the learning rate. Put it before.",
+    ),
+    "average first": (
+        [gch.average_params(0.9), LR],
+        "chain: average_params averages weights that are not final, but scale_by_learning_rate comes after it. "
+        "Put average_params after that.",
+    ),
+    "average before project": (
+        [LR, gch.average_params(0.9), gch.project(torch.sigmoid)],
+        "chain: average_params averages weights that are not final, but project comes after it. "
+        "Put average_params after that.",
+    ),
+    "project first": (
+        [gch.project(torch.sigmoid), LR],
+        "chain: project owns the weights, but scale_by_learning_rate comes after it. Put project after that.",
+    ),
+    "state before a holder": (
+        [gch.trace(0.9), gch.accumulate(2), LR],
+        "chain: trace comes before accumulate, which may hold the chain: it would advance although nothing is applied. "
+        "Put accumulate before it.",
+    ),
+    "state before a gate": (
+        [gch.scale_by_adam(), gch.skip_nonfinite(), LR],
+        "chain: scale_by_adam comes before skip_nonfinite, which may hold the chain: it would advance although nothing "
+        "is applied. Put skip_nonfinite before it.",
+    ),
+    "state before a branch that holds": (
+        [gch.trace(0.9), gch.partition((EARLY, gch.accumulate(2)), (gch.rest, gch.scale(1.0))), LR],
+        "chain: trace comes before partition/branch/accumulate, which may hold the chain: it would advance although "
+        "nothing is applied. Put partition/branch/accumulate before it.",
+    ),
+    "unscale inside": (
+        [gch.masked(gch.amp_scale(always=True), EARLY), LR],
+        "chain: masked/amp_scale touches the loss. Put it in the outermost chain.",
+    ),
+    "weights inside": (
+        [gch.partition((EARLY, gch.chain(LR, gch.project(torch.sigmoid))), (gch.rest, LR))],
+        "chain: partition/branch/project owns the weights. Put it in the outermost chain.",
+    ),
+    "average inside": (
+        [gch.partition((EARLY, gch.chain(LR, gch.average_params(0.9))), (gch.rest, LR))],
+        "chain: partition/branch/average_params averages the final weights. Put it in the outermost chain.",
+    ),
+    "holder in a mask": (
+        [gch.masked(gch.accumulate(2), EARLY), LR],
+        "chain: masked/accumulate may hold the chain, which only a link of the outermost chain or of a branch of "
+        "partition can do. Move it there.",
+    ),
+    "nothing matches": (
+        [gch.masked(gch.scale(0.1), gch.named("head.*")), LR],
+        None,
+    ),
+    "partition leaves some": (
+        [gch.partition((EARLY, LR))],
+        "partition: every parameter must go down a branch, but 2 match none, first '2.weight'. "
+        "Add a last branch (gch.rest, …).",
+    ),
+    "branch takes none": (
+        [gch.partition((EARLY, LR), (gch.named("0.weight"), LR), (gch.rest, LR))],
+        "partition: branch 'branch#2' takes no parameter: earlier branches took all that named(\"0.weight\") matches. "
+        "The first match wins; put it first.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused(kind):
+    """Each rule, with the whole sentence."""
+    links, sentence = REFUSED[kind]
+    with pytest.raises(ValueError) as raised:
+        bound(*links)
+    if sentence is None:
+        assert "'head.*'" in str(raised.value) or '"head.*"' in str(raised.value)
+        assert "match" in str(raised.value)
+    else:
+        assert str(raised.value) == sentence
+
+
+WARNED = {
+    "scale divided out": (
+        [gch.scale(0.1), gch.scale_by_adam(), LR], {},
+        "chain: scale_by_adam divides out the scale of scale, which comes before it. Put the scale after it.",
+    ),
+    "masked scale divided out": (
+        [gch.masked(gch.scale(0.1), EARLY), gch.scale_by_lion(), LR], {},
+        "chain: scale_by_lion divides out the scale of masked/scale, which comes before it. Put the scale after it.",
+    ),
+    "half without a scale": (
+        [LR], {"autocast": torch.float16},
+        "bind: float16 autocast without amp_scale(): small gradients underflow to zero. Put amp_scale() in front of the "
+        "chain, after accumulate.",
+    ),
+    "a scale without half": (
+        [gch.amp_scale(), LR], {},
+        "bind: amp_scale does nothing: neither the autocast nor a parameter is float16. Bind with "
+        "autocast=torch.float16, or leave it out.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WARNED)
+def test_warned(kind):
+    """Each warning, once, with its whole sentence, at the line that binds."""
+    links, options, sentence = WARNED[kind]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        gch.chain(*links).bind(net(), **options)
+    assert [str(w.message) for w in caught] == [sentence]
+    assert caught[0].filename == __file__
+
+
+def trusted(updates, params):
+    return -0.1 * updates
+
+
+class up(gch.Transform):
+    """A user's link that says it flips the sign."""
+
+    descends = True
+
+    def update(self, g, state, ctx):
+        return -0.1 * g, state
+
+
+LEGITIMATE = {
+    "two rates in disjoint branches": [gch.partition((EARLY, gch.adam(0.1)), (gch.rest, gch.sgd(0.2, momentum=0.9)))],
+    "two rates in disjoint masks": [gch.masked(gch.sgd(0.1), EARLY), gch.masked(gch.sgd(0.2), LATE)],
+    "multipliers": [gch.scale_by_adam(), gch.masked(gch.scale(0.1), EARLY), LR],
+    "decay then clip then rate": [gch.add_decayed_weights(0.1), gch.clip_by_norm(1.0), LR],
+    "clip of the direction": [gch.scale_by_adam(), gch.clip_by_norm(1.0), LR],
+    "momentum after the rate (LARS)": [LR, gch.trace(0.9)],
+    "holders before holders": [gch.skip_nonfinite(), gch.accumulate(2), gch.amp_scale(always=True), LR],
+    "a clip before a window": [gch.clip_by_norm(1.0), gch.accumulate(2), LR],
+    "a branch that holds": [gch.partition((EARLY, gch.chain(gch.accumulate(2), gch.scale_by_adam())), (gch.rest,
+                            gch.trace(0.9))), LR],
+    "project and two averages": [LR, gch.project(torch.sigmoid), gch.average_params(0.9), gch.average_params("mean")],
+    "a user's function": [gch.stateless(trusted)],
+    "a user's function and a rate": [gch.stateless(trusted), LR],
+    "a user's link": [up()],
+    "frozen": [gch.freeze(EARLY), gch.scale_by_adam(), LR],
+    "negative scale": [gch.scale_by_adam(), gch.scale(-0.1)],
+    "a schedule that may flip": [gch.scale(lambda step: -0.1)],
+    "up on purpose, then down": [gch.scale_by_learning_rate(0.1, flip_sign=False), gch.scale(-1.0)],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", LEGITIMATE)
+def test_legitimate(kind):
+    """Chains that mean something bind without an error or a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bound(*LEGITIMATE[kind])
+
+
+def test_a_frozen_parameter_is_asked_about_too():
+    """A parameter frozen at bind may get a gradient later, so the checks cover it."""
+    model = net()
+    model[2].requires_grad_(False)
+    with pytest.raises(ValueError, match="2 parameters, first '2.weight', would climb"):
+        gch.masked(gch.sgd(0.1), EARLY).bind(model)
+
+
+def test_freezing_excuses_from_the_sign():
+    """The cure that the sentence names works: with freeze the others are left alone, and the chain binds."""
+    model = net()
+    updater = gch.chain(gch.freeze(LATE), gch.masked(gch.sgd(0.1), EARLY)).bind(model)
+    kept = model[2].weight.detach().clone()
+    updater.update(model(torch.ones(1, 3).double()).sum())
+    assert torch.equal(model[2].weight, kept)
+
+
+def test_bind_of_a_single_link():
+    """A single link binds as a chain of one."""
+    linear = nn.Linear(1, 1)
+    assert repr(gch.scale(-0.1).bind(linear)) == "chain(scale(-0.1)).bind(<2 parameters>)"

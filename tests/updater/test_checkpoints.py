@@ -1,0 +1,423 @@
+"""Checkpoints: saved at any line and loaded into a fresh run, training continues bit for bit."""
+
+import copy
+import io
+import os
+
+import pytest
+import torch
+from little import data, full_chain, loss_of, net, same, snapshot, untouched, weights
+from torch import nn
+
+import gradchain as gch
+
+
+def rich():
+    """The full chain with an own clock and something observed, on a model with buffers."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
+    lr = gch.by("samples", gch.linear(0.05, 0.0, 200))
+    tx = gch.chain(
+        gch.accumulate(3),
+        gch.amp_scale(2.0**20, growth_interval=2, always=True),
+        gch.clip_by_norm(0.5),
+        gch.scale_by_adam(b2=0.95),
+        gch.stateless(observing),
+        gch.masked(gch.add_decayed_weights(0.1), gch.min_ndim(2)),
+        gch.scale_by_learning_rate(lr),
+        gch.average_params(lambda t: (1 + t) / (10 + t), buffers="average"),
+    )
+    return model, tx.bind(model)
+
+
+def observing(updates, params, ctx):
+    return updates * (1 + ctx.observed.get("val_loss", 0.0))
+
+
+def train(model, updater, first, last):
+    """Micro-batches `first` to `last`, with everything that a run may do between them."""
+    rows = data(20)
+    for i in range(first, last):
+        loss = loss_of(model, rows[i])
+        if i == 4:
+            loss = loss * torch.inf  # the second window overflows
+        if i == 7:
+            updater.override("learning_rate", factor=0.5)
+        if i == 10:
+            updater.override("b1", gch.linear(0.9, 0.5, 10))
+        if i == 12:
+            updater.override("max_norm", gch.by("epoch", gch.linear(0.5, 1.5, 2)))
+            updater.tick("epoch")
+        if i % 3 == 1:
+            updater.observe("val_loss", loss.item() if i != 4 else 0.25)
+        updater.update(loss)
+        updater.tick("samples", 5)
+
+
+@pytest.mark.parametrize("k", range(16))
+@pytest.mark.parametrize("how", ["file", "dict"])
+def test_continue_is_bitwise(k, how, tmp_path):
+    """Saved after micro-batch k, in every position of a window, and loaded into fresh: all is equal to the bit."""
+    through, kept = rich()
+    train(through, kept, 0, 16)
+    model, updater = rich()
+    train(model, updater, 0, k)
+    fresh, other = rich()
+    with torch.no_grad():
+        fresh[0].weight.add_(1.0)
+    if how == "file":
+        updater.save(tmp_path / "run.pt", epoch=k, notes=["a", {"b": torch.ones(2)}, (1, 2.5, None, True)])
+        extra = other.load(tmp_path / "run.pt")
+        assert same(extra, {"epoch": k, "notes": ["a", {"b": torch.ones(2)}, (1, 2.5, None, True)]})
+    else:
+        buffer = io.BytesIO()
+        torch.save({"model": model.state_dict(), "updater": updater.state_dict()}, buffer)
+        buffer.seek(0)
+        saved = torch.load(buffer, weights_only=True)
+        fresh.load_state_dict(saved["model"])
+        other.load_state_dict(saved["updater"])
+    assert same(snapshot(fresh, other), snapshot(model, updater))
+    assert other.hyperparams() == updater.hyperparams()
+    train(fresh, other, k, 16)
+    assert same(snapshot(fresh, other), snapshot(through, kept))
+    assert other.num_updates == 4 and other.num_skipped == 1
+
+
+def test_overrides_come_back_with_their_clocks():
+    """An override by a schedule of its own clock is restored with that clock; one by a user's function is reported."""
+    model, updater = net(), None
+    updater = gch.adam(0.1).bind(model)
+    updater.override("learning_rate", gch.by("epoch", gch.linear(0.1, 0.0, 10)))
+    updater.tick("epoch", 3)
+    updater.override("b1", lambda step: 0.5)
+    fresh = gch.adam(0.1).bind(net())
+    with pytest.warns(UserWarning, match="load_state_dict: override of scale_by_adam.b1 was not restored: from_config: "):
+        report = fresh.load_state_dict(updater.state_dict())
+    assert fresh.clocks == {"step": 0, "micro": 0, "epoch": 3}
+    assert fresh.hyperparams()["scale_by_learning_rate.learning_rate"] == pytest.approx(0.07)
+    assert [line[:50] for line in report.overrides] == [
+        "override of scale_by_learning_rate.learning_rate i", "override of scale_by_adam.b1 was not restored: fro"
+    ]  # fmt: skip
+    plain = gch.adam(0.1).bind(net()).state_dict()
+    fresh.load_state_dict(plain)  # and an override that the checkpoint does not have ends
+    assert same(fresh.state_dict(), plain)
+
+
+def test_state_dict_is_plain_and_aliases_nothing():
+    """Only dict, list, str, int, float, bool, None and Tensor; further training does not change what was taken."""
+
+    def check(value):
+        if isinstance(value, dict):
+            assert type(value) is dict and all(type(k) is str for k in value)
+            [check(v) for v in value.values()]
+        elif isinstance(value, list):
+            [check(v) for v in value]
+        else:
+            assert value is None or type(value) in (str, int, float, bool, torch.Tensor), value
+
+    model, updater = rich()
+    train(model, updater, 0, 8)
+    state = updater.state_dict()
+    check(state)
+    kept, now = copy.deepcopy(state), snapshot(model, updater)
+    train(model, updater, 8, 12)
+    assert same(state, kept)
+    for fields in kept["links"].values():  # and writing into it changes no run
+        for value in fields.values():
+            [t.fill_(7.0) for t in value.values() if isinstance(t, torch.Tensor)] if isinstance(value, dict) else None
+    train(model, updater, 12, 12)
+    fresh, other = rich()
+    fresh.load_state_dict(now[0])
+    other.load_state_dict(state)
+    loaded = copy.deepcopy(other.state_dict())
+    for fields in state["links"].values():
+        for value in fields.values():
+            [t.zero_() for t in value.values() if isinstance(t, torch.Tensor)] if isinstance(value, dict) else None
+    assert same(other.state_dict(), loaded)
+
+
+def test_save_between_backward_and_step():
+    """state_dict and save while a backward waits for its step() are refused: half a micro-batch cannot be saved."""
+    model, updater = net(), None
+    updater = full_chain(3).bind(model)
+    updater.update(loss_of(model, data(1)[0]))
+    updater.backward(loss_of(model, data(1)[0]))
+    with pytest.raises(RuntimeError, match=r"state_dict: a backward is waiting for its step\(\), and its gradient would"):
+        updater.state_dict()
+    updater.step()
+    updater.state_dict()
+
+
+def test_fingerprint():
+    """The first update after loading a state whose weights are others warns, once; equal weights, or load, do not."""
+    model = net()
+    updater = gch.adam(0.1).bind(model)
+    updater.update(loss_of(model, data(1)[0]))
+    other = net(5)
+    late = gch.adam(0.1).bind(other)
+    late.load_state_dict(updater.state_dict())
+    with torch.no_grad():
+        other[0].bias.copy_(model[0].bias)
+    sentence = "update: the state was saved with other weights: 3 of 4 parameters differ, first '0.weight'. Load the wei"
+    with pytest.warns(UserWarning, match=sentence) as caught:
+        late.update(loss_of(other, data(1)[0]))
+    assert len(caught) == 1
+    late.update(loss_of(other, data(1)[0]))
+    third = net(6)
+    silent = gch.adam(0.1).bind(third)
+    silent.load_state_dict(updater.state_dict())
+    third.load_state_dict(model.state_dict())  # after the state is right too
+    silent.update(loss_of(third, data(1)[0]))
+
+
+def test_hyperparameters_are_the_codes():
+    """Differing hyperparameters are reported, and the code's are used."""
+    updater = gch.chain(gch.clip_by_norm(1.0), gch.sgd(0.1, momentum=0.9)).bind(net())
+    new = gch.chain(gch.clip_by_norm(2.0), gch.sgd(0.1, momentum=0.8)).bind(net())
+    report = new.load_state_dict(updater.state_dict())
+    assert report.differences == [
+        "clip_by_norm.max_norm: 1.0 was saved, 2.0 is in the code", "trace.decay: 0.9 was saved, 0.8 is in the code"
+    ]  # fmt: skip
+    assert report.problems() == [] and new.hyperparams()["clip_by_norm.max_norm"] == 2.0
+
+
+# what does not fit
+
+
+def adam(model):
+    return gch.adam(0.1).bind(model)
+
+
+def state_of(tx, model):
+    updater = tx.bind(model)
+    updater.update(loss_of(model, data(1, dtype=next(model.parameters()).dtype)[0]))
+    return updater.state_dict()
+
+
+def edited(change):
+    def make():
+        state = state_of(gch.chain(gch.accumulate(2), gch.adam(0.1)), net())
+        change(state)
+        return state
+
+    return make
+
+
+HEAD = "load_state_dict: the state is that of another chain or model: "
+WRONG = {
+    "another chain": (
+        lambda: state_of(gch.sgd(0.1, momentum=0.9), net()),
+        HEAD + r"accumulate is missing; scale_by_adam is missing; trace is unexpected. strict=False loads what matches.",
+    ),
+    "another model": (
+        lambda: state_of(gch.chain(gch.accumulate(2), gch.adam(0.1)), nn.Sequential(nn.Linear(3, 2)).double()),
+        HEAD + r"scale_by_adam.mu\[2.weight\] is missing.*"
+        r"accumulate.window: expected shape \(4, 3\) for '0.weight', found shape \(2, 3\)",
+    ),
+    "another dtype": (
+        lambda: state_of(gch.chain(gch.accumulate(2), gch.adam(0.1)), net(dtype=torch.float32)),
+        r"scale_by_adam.mu: expected shape \(4, 3\) in float64 for '0.weight', found shape \(4, 3\) in float32",
+    ),
+    "window of another dtype": (
+        edited(lambda s: s["links"]["accumulate"].update(
+            window={n: t.float() for n, t in s["links"]["accumulate"]["window"].items()})),
+        HEAD + "accumulate.window: expected float64 for '0.weight', found float32; ",
+    ),
+    "a slot for a slotless parameter": (
+        edited(lambda s: s["links"]["scale_by_adam"]["nu"].update(extra=torch.ones(1))),
+        HEAD + r"scale_by_adam.nu\[extra\] is unexpected. strict",
+    ),
+    "a field missing": (
+        edited(lambda s: s["links"]["scale_by_adam"].pop("mu")), HEAD + "scale_by_adam.mu is missing. strict",
+    ),
+    "a count that is none": (
+        edited(lambda s: s["links"]["scale_by_adam"].update(count="3")),
+        HEAD + "scale_by_adam.count: expected a count, or one per parameter, found '3'. strict",
+    ),
+    "counts of others": (
+        edited(lambda s: s["links"]["scale_by_adam"].update(count={"a": 1})),
+        HEAD + "scale_by_adam.count: expected a count, or one per parameter, found {'a': 1}. strict",
+    ),
+    "a number that is none": (
+        edited(lambda s: s["links"]["accumulate"].update(micro="x")),
+        HEAD + "accumulate.micro: expected a number like 1, found str. strict",
+    ),
+    "fields that are none": (
+        edited(lambda s: s["links"].update(scale_by_adam=[1])), HEAD + "scale_by_adam: expected its fields, found list.",
+    ),
+    "slots that are none": (
+        edited(lambda s: s["links"]["scale_by_adam"].update(mu=3)),
+        HEAD + "scale_by_adam.mu: expected a tensor per parameter, found int. strict",
+    ),
+    "a clock nobody reads": (edited(lambda s: s["clocks"].update(epoch=3)), HEAD + "the clock 'epoch' is unexpected. st"),
+    "no step": (edited(lambda s: s["clocks"].pop("step")), HEAD + "the clock 'step' is missing. strict"),
+    "a clock that is none": (edited(lambda s: s["clocks"].update(step="x")), "load_state_dict: clocks must be a dict of numbers, got "),
+    "clocks that are none": (edited(lambda s: s.update(clocks=[])), "load_state_dict: clocks must be a dict, got list."),
+    "links that are none": (edited(lambda s: s.update(links=None)), "load_state_dict: links must be a dict, got NoneType"),
+    "inactive others": (
+        edited(lambda s: s.update(inactive=["zz"])), "load_state_dict: expected the bound model's parameters, found 'zz'.",
+    ),
+    "format": (edited(lambda s: s.update(format=2)), "load_state_dict: format must be 1, got 2."),
+    "key missing": (edited(lambda s: s.pop("observed")), r"load_state_dict: expected what state_dict\(\) gives, found \['"),
+    "empty": (lambda: {}, r"load_state_dict: expected what state_dict\(\) gives, found \[\]."),
+    "none": (lambda: None, r"load_state_dict: expected what state_dict\(\) gives, found NoneType."),
+    "torch's": (
+        lambda: torch.optim.Adam(net().parameters()).state_dict(),
+        r"load_state_dict: expected what state_dict\(\) gives, found \['param_groups', 'state'\].",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_wrong_states_are_refused_whole(kind):
+    """Each mismatch names address and parameter, expected and found; weights, state and window stay."""
+    make, sentence = WRONG[kind]
+    model = net()
+    updater = gch.chain(gch.accumulate(2), gch.adam(0.1)).bind(model)
+    updater.update(loss_of(model, data(1)[0]))
+    state = make()
+    with untouched(model, updater), pytest.raises(ValueError, match=sentence):
+        updater.load_state_dict(state)
+    assert updater.update(loss_of(model, data(1)[0]))  # the window went on
+
+
+def test_many_problems_are_counted():
+    """A sentence with more than five problems says how many more there are."""
+    with pytest.raises(ValueError, match=r" \(and 3 more\). strict=False"):
+        adam(net()).load_state_dict(state_of(gch.adam(0.1), net(dtype=torch.float32)))
+
+
+def test_not_strict_loads_what_matches():
+    """strict=False loads what matches, leaves the rest as it was, and reports both."""
+    bigger = nn.Sequential(*net(), nn.Linear(2, 2).double())
+    saved = state_of(gch.chain(gch.clip_by_norm(1.0), gch.adam(0.1), gch.average_params(0.9)), bigger)
+    model = net()
+    updater = adam(model)
+    report = updater.load_state_dict(saved, strict=False)
+    assert report.unexpected[0] == "average_params" and "scale_by_adam.mu[3.weight]" in report.unexpected
+    assert "average_params is unexpected" in str(report)
+    now = updater.state_dict()["links"]["scale_by_adam"]
+    assert same(now["mu"]["0.weight"], saved["links"]["scale_by_adam"]["mu"]["0.weight"])
+    assert updater.num_updates == 1
+    report = updater.load_state_dict(state_of(gch.sgd(0.1), net()), strict=False)
+    assert report.missing == ["scale_by_adam"]
+    assert same(updater.state_dict()["links"]["scale_by_adam"], now)
+
+
+# files
+
+
+def good_file(path):
+    model = net()
+    updater = adam(model)
+    updater.update(loss_of(model, data(1)[0]))
+    updater.save(path, epoch=1)
+    return model, updater
+
+
+def damaged(path, size):
+    good_file(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * size)])
+
+
+FILES = {
+    "truncated": (lambda p: damaged(p, 0.6), "load: '.*run.pt' cannot be read: it is cut short, or no checkpoint of gradch"),
+    "empty": (lambda p: p.write_bytes(b""), "load: '.*run.pt' cannot be read: it is cut short, or no checkpoint"),
+    "text": (lambda p: p.write_text("hello"), "load: '.*run.pt' cannot be read: it is cut short, or no checkpoint"),
+    "pickle": (lambda p: torch.save(nn.Linear(1, 1), p), "load: '.*run.pt' cannot be read: it is cut short, or no checkpo"),
+    "weights": (lambda p: torch.save(net().state_dict(), p), "load: '.*run.pt' must be a checkpoint that updater.save wro"),
+    "list": (lambda p: torch.save([1], p), "load: '.*run.pt' must be a checkpoint that updater.save wrote, and is another"),
+    "format": (
+        lambda p: torch.save({"format": 9, "parts": {}, "extra": {}}, p),
+        "load: '.*run.pt' has format 9, and this version reads 1.",
+    ),
+    "no parts": (
+        lambda p: torch.save({"format": 1, "parts": {"updater": {}}, "extra": {}}, p),
+        "load: expected weights, buffers and state of an updater, found .*",
+    ),
+    "another model": (
+        lambda p: adam(net(dtype=torch.float32)).save(p),
+        r"load: the file is of another model: weight '0.weight': expected shape \(4, 3\) in torch.float64, found \(4"
+        r".*\(and 1 more\).",
+    ),
+    "another chain": (
+        lambda p: gch.sgd(0.1, momentum=0.9).bind(net(3)).save(p),
+        "load_state_dict: the state is that of another chain or model: scale_by_adam is missing; trace is unexpected.",
+    ),
+    "a group": (
+        lambda p: gch.group(a=adam(net())).save(p), "load: expected the updaters .'updater'., found .'a'..",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_wrong_files_are_refused_whole(kind, tmp_path):
+    """Truncated, empty, foreign and misfitting files are sentences; weights and state stay."""
+    make, sentence = FILES[kind]
+    make(tmp_path / "run.pt")
+    model = net()
+    updater = adam(model)
+    updater.update(loss_of(model, data(1)[0]))
+    with untouched(model, updater), pytest.raises(ValueError, match=sentence):
+        updater.load(tmp_path / "run.pt")
+
+
+def test_no_file(tmp_path):
+    """A missing file or folder is a sentence."""
+    with pytest.raises(FileNotFoundError, match="load: there is no file '.*none.pt'."):
+        adam(net()).load(tmp_path / "none.pt")
+    with pytest.raises(FileNotFoundError, match="save: there is no folder '.*none'. Create it first."):
+        adam(net()).save(tmp_path / "none" / "run.pt")
+
+
+@pytest.mark.parametrize("where", ["write", "replace", "fsync"])
+def test_save_is_atomic(where, tmp_path, monkeypatch):
+    """A write that fails at any point leaves the file before it whole, and no temporary one."""
+    path = tmp_path / "run.pt"
+    model, updater = good_file(path)
+    before = path.read_bytes()
+
+    def fail(*args, **kwargs):
+        if where == "write":
+            args[1].write(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(*{"write": (torch, "save"), "replace": (os, "replace"), "fsync": (os, "fsync")}[where], fail)
+    with pytest.raises(OSError, match="disk full"):
+        updater.save(path)
+    monkeypatch.undo()
+    assert path.read_bytes() == before and os.listdir(tmp_path) == ["run.pt"]
+    updater.save(str(path))
+    assert os.listdir(tmp_path) == ["run.pt"]
+
+
+NOT_PLAIN = {
+    "object": object(), "module": nn.Linear(1, 1), "function": len, "nested": {"a": [1, {2: {3}}]},
+    "namedtuple": torch.nn.modules.module._IncompatibleKeys([], []), "bytes": b"x", "complex": 1j,
+    "key": {(1, object()): 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_extra_that_is_not_plain_is_refused_before_writing(kind, tmp_path):
+    """Only what loads without running code is written; the sentence says where the other thing is."""
+    path = tmp_path / "run.pt"
+    updater = adam(net())
+    with pytest.raises(TypeError, match="save: mine.* must be made of dict, list, tuple, str, int, float, bool, None and t"):
+        updater.save(path, mine=NOT_PLAIN[kind])
+    assert os.listdir(tmp_path) == []
+
+
+def test_plain_extra_comes_back(tmp_path):
+    """Everything that is accepted loads, equal, with its types."""
+    extra = {
+        "a": {1: [True, None, (2, "x", 0.5)]}, "b": torch.arange(3), "c": nn.Parameter(torch.ones(2)), "d": torch.get_rng_state(),
+        "e": float("inf"), "f": {}, "g": net().state_dict(),
+    }  # fmt: skip
+    updater = adam(net())
+    updater.save(tmp_path / "run.pt", **extra)
+    found = updater.load(tmp_path / "run.pt")
+    assert same({k: found[k] for k in "abdef"}, {k: extra[k] for k in "abdef"})
+    assert torch.equal(found["c"], extra["c"]) and same(dict(found["g"]), dict(extra["g"]))
+    assert weights(net()).keys() == found["g"].keys()
