@@ -86,7 +86,8 @@ def _facts(quick: bool) -> dict[str, Any]:
     print(f"\nimport gradchain over torch: {out['import_over_torch_s'] * 1e3:.0f} ms")
     print(f"bind, R2, 1000 tensors: {out['bind_1000_s'] * 1e3:.1f} ms")
     for cell, took in out["first_step"].items():
-        print(f"first optimizer part, {cell}: cold {took['cold_s']:.3f} s, warm {took['warm_s']:.3f} s")
+        times = f"cold {took['cold_s']:.3f} s, warm {took['warm_s']:.3f} s"
+        print(f"first optimizer part, {cell}: {times}, {took['kernels']} kernels")
     for cell, took in out["recording"].items():
         print(f"recording in a real step, {cell}: {took['us']:.0f} us ({took['holds']})")
     return out

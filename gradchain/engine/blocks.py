@@ -12,6 +12,7 @@ from gradchain.core import _torch
 from gradchain.engine.executor import CHUNK, Column, folded
 from gradchain.engine.lower import Program, Value
 
+SERIAL = 1 << 14  # elements that torch reduces in one thread: the order of a sum is then the same for any number
 BUCKET = 1 << 17  # elements that are worked on at once: a few of them fit into the cache
 
 _REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,8 +45,9 @@ class BlocksRunner:
         self._program = program
         self._wide = torch.float64 if torch.float64 in dtypes else torch.float32
         self._rows = len(sizes)
+        step = SERIAL if program.reduce else CHUNK
         pieces = [
-            (row, start, min(CHUNK, size - start)) for row, size in enumerate(sizes) for start in range(0, size, CHUNK)
+            (row, start, min(step, size - start)) for row, size in enumerate(sizes) for start in range(0, size, step)
         ]
         self._row_of = [row for row, _, _ in pieces]
         self._buckets = _bucketed(pieces)

@@ -134,6 +134,7 @@ class Engine:
         weights = tape.leaf("param", params)
         trial = copy.copy(run)
         trial.records, trial.used = {}, {}
+        trial.evaluate = None if run.evaluate is None else _evaluating(tape, run.evaluate)
         ctx = context(trial)
         trial.params = weights
         lazy = _mapped(state, lambda tensors: tape.leaf("state", tensors))
@@ -321,6 +322,16 @@ def difference(before: list[tuple[Any, ...]], key: tuple[Any, ...]) -> str:
     if len(old_ops) != len(new_ops):
         return f"The last two have {len(old_ops)} and {len(new_ops)} operations."
     return "The last two have the same operations over other parameters: see which have a gradient or pass a mask."
+
+
+def _evaluating(tape: Tape, evaluate: Callable[[Tensors, str], tuple[Any, Tensors]]) -> Any:
+    """`evaluate` for links that run on a tape: it takes weights from memory, and gives gradients to the tape."""
+
+    def on_tape(weights: Tensors, address: str) -> tuple[Any, Tensors]:
+        loss, grads = evaluate(weights.computed() if isinstance(weights, Lazy) else weights, address)
+        return loss, tape.leaf("extra", grads)
+
+    return on_tape
 
 
 def _structure(tape: Tape, nodes: Iterable[int]) -> tuple[Any, ...]:

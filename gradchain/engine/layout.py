@@ -60,7 +60,7 @@ class Layout:
         data, position = grads._values(), self.index.position
         whole = grads.index is self.index
         if whole and self._plain(data) and set(map(type, data)) <= _TENSOR and not any(map(Tensor.is_neg, data)):
-            return grads
+            return _plainly(grads, data, None)
         changed: list[Tensor] | None = None
         for i, (name, grad) in enumerate(zip(grads.index.names, data, strict=True)):
             at = i if whole else position[name]
@@ -73,7 +73,7 @@ class Layout:
                     raise Unrecorded(f"the gradient of {name!r} is {grad.dtype}, its weight {self.dtypes[at]}")
                 changed = list(data) if changed is None else changed
                 changed[i] = torch.empty_like(self.tensors[at]).copy_(grad)
-        return grads if changed is None else EagerTensors(grads.index, changed)
+        return _plainly(grads, data, changed)
 
     def state(self, tensors: Tensors, taken: set[int] | None = None) -> EagerTensors:
         """A field of the state, each entry laid out as its weight: the field itself, or copies.
@@ -86,6 +86,8 @@ class Layout:
         data, position = tensors._values(), self.index.position
         changed: list[Tensor] | None = None
         for i, (name, value) in enumerate(zip(tensors.index.names, data, strict=True)):
+            if name not in position:
+                raise Unrecorded(f"{name!r} is no weight")
             weight = self.tensors[position[name]]
             _check(name, value)
             if value.shape != weight.shape:
@@ -97,7 +99,14 @@ class Layout:
                 value = changed[i] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
             if taken is not None:
                 taken.add(value.data_ptr())
-        return tensors if changed is None else EagerTensors(tensors.index, changed)
+        return _plainly(tensors, data, changed)
+
+
+def _plainly(tensors: EagerTensors, data: list[Tensor], changed: list[Tensor] | None) -> EagerTensors:
+    """The tensors with nothing pending: kernels read memory, and know of no factor carried beside it."""
+    if changed is None and data is tensors._data:
+        return tensors
+    return EagerTensors(tensors.index, data if changed is None else changed)
 
 
 def _check(name: str, tensor: Tensor) -> None:

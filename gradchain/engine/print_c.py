@@ -64,15 +64,20 @@ EXPRESSIONS = {
 _HELPERS = """\
 static inline C MAXIMUM(C a, C b) { C r = a <= b ? b : a; return b != b ? b : r; }
 static inline C MINIMUM(C a, C b) { C r = a >= b ? b : a; return b != b ? b : r; }
+static inline double LARGER(double a, double b) {
+  union { double f; int64_t i; } x, y; x.f = a; y.f = b;
+  return x.i > y.i ? a : b;
+}
 static inline C LERP(C a, C b, C w) { return w < (C)0.5 ? a + w * (b - a) : b - (b - a) * ((C)1 - w); }
 """
 
+# Magnitudes compare as their bits do, and a NaN is larger than all: one comparison, which gcc makes vector code of.
 # How a reduction takes in one element, in float64, and how partial results meet.
 _REDUCTIONS = {
     "sum": ("a + (double)v", "a + b"),
     "sum1": ("a + fabs((double)v)", "a + b"),
     "sum2": ("a + (double)v * (double)v", "a + b"),
-    "max": ("(fabs((double)v) > a || v != v) ? fabs((double)v) : a", "(b > a || b != b) ? b : a"),
+    "max": ("LARGER(a, fabs((double)v))", "LARGER(a, b)"),
     "bad": ("a + (double)!((v - v) == 0)", "a + b"),
 }
 
@@ -128,6 +133,7 @@ def _reduction(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
         f"    double lane[{LANES}] = {{0}};",
         "    int64_t i = 0;",
         f"    for (; i + {LANES} <= n; i += {LANES})",
+        *(["#pragma GCC unroll 1"] if kind == "max" else []),  # gcc makes no vectors of choices once they are unrolled
         f"      for (int l = 0; l < {LANES}; ++l) {{",
         *(f"        {line}" for line in [*step, f"lane[l] = {take};"]),
         "      }",

@@ -216,7 +216,7 @@ class Lazy(Tensors):
     def _norms(self, p: float) -> Scalars:
         powers = self._powers(p)
         if powers is None:
-            return self.computed().norms(p)
+            return self._whole_norm(p, "norms")
         reduced, scale = powers
         return reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
 
@@ -228,10 +228,15 @@ class Lazy(Tensors):
         node, factor = self.tape.peeled(self.node)
         return self.tape.reduced(node, kind), abs(factor)
 
+    def _whole_norm(self, p: float, which: str) -> Any:
+        """A norm that no kernel computes, by torch: of the tensors behind the scalar factor, where those are there."""
+        node, factor = self.tape.peeled(self.node)
+        return getattr(self.tape.computed(node), which)(p) * abs(factor)
+
     def norm(self, p: float = 2.0) -> Any:
         powers = self._powers(p)
         if powers is None:
-            return self.computed().norm(p)
+            return self._whole_norm(p, "norm")
         reduced, scale = powers
         if p == float("inf"):
             return scale * (math.nan if any(v != v for v in reduced.rows) else max(reduced.rows, default=0.0))
@@ -247,6 +252,8 @@ class Lazy(Tensors):
 
     def all_finite(self) -> bool:
         node, factor = self.tape.peeled(self.node)
+        if abs(factor) > 1.0:  # a product may overflow where its tensor is finite
+            node = self.node
         # where the sum of squares is finite all elements are; a clip that follows reads the same sum
         if factor - factor != 0.0:
             return False

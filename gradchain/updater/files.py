@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import tempfile
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from os import PathLike
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 FORMAT = 1
+_STARTED = time.time()
 _PLAIN = (str, int, float, bool, type(None), Tensor, torch.nn.Parameter)
 
 
@@ -35,6 +38,7 @@ def save(path: str | PathLike[str], parts: Mapping[str, Any], extra: Mapping[str
 def _write(path: Path, contents: dict[str, Any]) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save: there is no folder {str(path.parent)!r}. Create it first.")
+    _sweep(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -42,10 +46,30 @@ def _write(path: Path, contents: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the new name on disk too: a file that is whole but not findable is lost with the power."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows has no such call
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what runs that were killed inside a write left beside `path`, if it is older than this process."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            if left.stat().st_mtime < _STARTED:
+                left.unlink()
 
 
 def load(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
