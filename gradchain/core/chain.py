@@ -92,6 +92,8 @@ class chain(Transform):
 
     def scale_loss(self, loss: Any, state: Links, ctx: Context) -> Any:
         for name, link in self.named:
+            if type(link).scale_loss is Transform.scale_loss:
+                continue
             inner = ctx.enter(name)
             loss = link.at(inner).scale_loss(loss, state.links[name], inner)
         return loss

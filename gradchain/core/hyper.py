@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ class Interval:
         if self._parsed is None:
             raise ValueError(f"Interval: must read like '[0, 1)' or 'integer [1, inf)', got {self.text!r}.")
 
-    @property
+    @functools.cached_property
     def _parsed(self) -> tuple[str, float, float, str] | None:
         found = re.fullmatch(r"(?:integer )?([\[(])(\S+), (\S+)([\])])", self.text)
         return None if found is None else (found[1], float(found[2]), float(found[3]), found[4])

@@ -56,6 +56,7 @@ class Bound:
         self.observed: dict[str, float] = {}
         self.records: dict[str, Any] = {}
         self.engine = Engine()
+        self._gates = [link for _, link, _ in walk(tx, None) if link.holds in ("overflow", "nonfinite")]
         self.attach(target)
         self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
         self.state: Links = self.fresh_state()
@@ -101,9 +102,10 @@ class Bound:
 
     def gated(self) -> bool:
         """Whether a link will stop a non-finite gradient."""
-        gates = [link for _, link, _ in walk(self.chain, None) if link.holds in ("overflow", "nonfinite")]
+        if not self._gates:
+            return False
         ctx = self.now()
-        return any(getattr(link, "active", lambda _: True)(ctx) for link in gates)
+        return any(getattr(link, "active", lambda _: True)(ctx) for link in self._gates)
 
     def withholds(self) -> bool:
         """Whether ranks need not agree on the coming micro-batch."""

@@ -612,8 +612,10 @@ def test_no_compiler(base, monkeypatch, tmp_path):
     [("echo xcrun: error: no tools >&2; exit 1", "xcrun: error: no tools"), ("kill -SEGV $$", "died of SIGSEGV")],
 )
 def test_a_compiler_that_does_not_even_say_its_version_is_passed_over(version, words, base, monkeypatch, tmp_path):
-    fake(tmp_path, monkeypatch, "exit 1", version=version)
+    log = fake(tmp_path, monkeypatch, "exit 1", version=f"echo asked >> {tmp_path / 'log'}; {version}")
     refused(kernel(7), words, "install gcc or clang")
+    refused(kernel(8), words)
+    assert log.read_text() == "asked\n", "once is enough"
     forget(monkeypatch)
     fake(tmp_path, monkeypatch, f'exec {GCC} "$@"', name="cc")
     assert answer(build.load(kernel(7))) == 7
