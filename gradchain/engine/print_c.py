@@ -26,7 +26,7 @@ static inline f32 from_f16(f16 v) { return (f32)v; }
 static inline f32 from_bf16(bf16 v) { union { uint32_t i; f32 f; } u; u.i = (uint32_t)v << 16; return u.f; }
 static inline f32 to_f32(C v) { return (f32)v; }
 static inline f64 to_f64(C v) { return (f64)v; }
-static inline f16 to_f16(C v) { return (f16)v; }
+static inline f16 to_f16(C v) { return (f16)(f32)v; }
 static inline bf16 to_bf16(C v) {
   union { uint32_t i; f32 f; } u; u.f = (f32)v;
   uint32_t rounded = (u.i + 0x7fffu + ((u.i >> 16) & 1u)) >> 16;
@@ -68,7 +68,7 @@ static inline double LARGER(double a, double b) {
   union { double f; int64_t i; } x, y; x.f = a; y.f = b;
   return x.i > y.i ? a : b;
 }
-static inline C LERP(C a, C b, C w) { return w < (C)0.5 ? a + w * (b - a) : b - (b - a) * ((C)1 - w); }
+static inline C LERP(C a, C b, C w) { return ABS(w) < (C)0.5 ? a + w * (b - a) : b - (b - a) * ((C)1 - w); }
 """
 
 # Magnitudes compare as their bits do, and a NaN is larger than all: one comparison, which gcc makes vector code of.
@@ -88,7 +88,7 @@ def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     The kernel is called as `run(items, row, begin, end, columns, scalars, entries, out)`: an item is a stretch of one
     parameter, and `out` has one number per item for a reduction.
     """
-    wide = torch.float64 in dtypes
+    wide = not dtypes or torch.float64 in dtypes  # a program of numbers alone is computed as the host would
     head = ["#define C " + ("double" if wide else "float")]
     head += [f"#define {name} {call}{'' if wide else 'f'}" for name, call in (("SQRT", "sqrt"), ("POW", "pow"))]
     head += [f"#define ABS {'fabs' if wide else 'fabsf'}", _PRELUDE + _HELPERS]
@@ -111,8 +111,12 @@ def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 def _element(program: Program, dtypes: Sequence[torch.dtype], at: str) -> list[str]:
     """The lines that compute every instruction for one element."""
     lines = [f"const C x{i} = from_{TYPES[dtypes[i]]}(p{i}[{at}]);" for i in sorted(program.loads())]
+    truths: set[Value] = set()  # what gives truth values, an int in C
     for i, (op, operands) in enumerate(program.instructions):
-        kind = "int" if op in _BOOLEAN else "C"
+        truth = op in _BOOLEAN or (op == "where" and truths.issuperset(operands[1:]))
+        if truth:
+            truths.add(("value", i))
+        kind = "int" if truth else "C"
         lines.append(f"const {kind} v{i} = {EXPRESSIONS[op].format(*map(_name, operands))};")
     return lines
 
@@ -120,7 +124,9 @@ def _element(program: Program, dtypes: Sequence[torch.dtype], at: str) -> list[s
 def _loop(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
     stores = [f"p{c}[i] = to_{TYPES[dtypes[c]]}({_name(value)});" for c, value in program.stores]
     lines = [*_element(program, dtypes, "i"), *stores]
-    return ["    for (int64_t i = 0; i < n; ++i) {", *(f"      {line}" for line in lines), "    }"]
+    # gcc does not believe `restrict` in a block: from six columns on it would give up checking and make no vector code
+    head = ["#pragma GCC ivdep", "    for (int64_t i = 0; i < n; ++i) {"]
+    return [*head, *(f"      {line}" for line in lines), "    }"]
 
 
 def _reduction(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:

@@ -216,7 +216,8 @@ class Lazy(Tensors):
     def _norms(self, p: float) -> Scalars:
         powers = self._powers(p)
         if powers is None:
-            return self._whole_norm(p, "norms")
+            norms: Scalars = self._whole_norm(p, "norms")
+            return norms
         reduced, scale = powers
         return reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
 

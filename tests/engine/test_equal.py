@@ -202,7 +202,14 @@ KINDS = {
     "complex": (torch.complex128, torch.float64),
 }
 # where a rule asks for something that complex numbers or float16 do not have
-UNFIT = {("adam, mu_dtype", "complex"), ("project", "mixed"), ("muon", "mixed"), ("mean", "complex"), ("lion", "complex"), ("clips", "complex")}
+UNFIT = {
+    ("adam, mu_dtype", "complex"),
+    ("project", "mixed"),
+    ("muon", "mixed"),
+    ("mean", "complex"),
+    ("lion", "complex"),
+    ("clips", "complex"),
+}
 
 LOOSE = {
     # a moment in bfloat16 that falls on the other side of a rounding border turns a direction by 2**-8

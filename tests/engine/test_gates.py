@@ -256,12 +256,18 @@ def test_gradients_are_let_go():
 # vector code
 
 VECTOR = {
+    "many columns": lambda: gch.chain(
+        gch.trace(0.9), gch.scale_by_adam(), gch.trace(0.5), gch.sgd(0.1), gch.average_params(0.9)
+    ),
     "adamw": clipped,
     "everything": everything,
     "lion": lambda: gch.chain(gch.clip_by_norm(1.0, p=1), gch.lion(0.01)),
     "nadamw": lambda: gch.chain(gch.clip_by_norm(1.0, p=float("inf")), gch.clip_by_value(0.5), gch.nadamw(0.01)),
     "nesterov": lambda: gch.chain(
-        gch.skip_nonfinite(), gch.clip_by_norm(1.0, per="tensor"), gch.nan_to_num(), gch.sgd(0.1, momentum=0.9, nesterov=True)
+        gch.skip_nonfinite(),
+        gch.clip_by_norm(1.0, per="tensor"),
+        gch.nan_to_num(),
+        gch.sgd(0.1, momentum=0.9, nesterov=True),
     ),
     "signs": lambda: gch.chain(gch.trace(0.9), gch.scale_by_sign(), gch.scale(-0.1)),
     "late clip": lambda: gch.chain(gch.scale_by_adam(), gch.clip_by_norm(1.0), gch.scale_by_learning_rate(0.05)),
@@ -288,7 +294,9 @@ def vectorised(source: str, folder) -> tuple[list[int], set[int]]:
     told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr
     done = {int(n) for n in re.findall(r"kernel\.c:(\d+):\d+: optimized: (?:loop|basic block part) vectorized", told)}
     lines = source.splitlines()
-    return [i for i, line in enumerate(lines, 1) if re.match(r"\s*for \(int64_t i = 0; i < n|\s*for \(; i \+", line)], done
+    return [
+        i for i, line in enumerate(lines, 1) if re.match(r"\s*for \(int64_t i = 0; i < n|\s*for \(; i \+", line)
+    ], done
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
@@ -337,9 +345,7 @@ def test_explain_names_executors_reasons_bytes_and_ends():
         lines[4],
     )
     assert f"state of scale_by_adam: {8 * elements:,} bytes" in lines
-    assert lines[-1] == (
-        "scale_by_learning_rate.learning_rate ends at update 40, micro-batch 80: cosine(0.1, 0.0, 40)"
-    )
+    assert lines[-1] == ("scale_by_learning_rate.learning_rate ends at update 40, micro-batch 80: cosine(0.1, 0.0, 40)")
     assert "void run(" in updater.explain(source=True)
     assert "void run(" not in updater.explain()
 

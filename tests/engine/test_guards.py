@@ -200,7 +200,7 @@ def test_weights_that_shrink_are_not_read_beyond_their_end(executors):
             model.body.bias.data = do(model.body.bias.data)
             for i, p in enumerate(model.parameters()):
                 p.grad = drawn_like(p, i)
-            with pytest.raises(RuntimeError, match="size|shape"):
+            with pytest.raises((RuntimeError, ValueError), match="size|shape"):
                 updater.step()
 
 
@@ -210,7 +210,7 @@ def test_a_stale_gradient_of_a_grown_weight_is_not_read_beyond_its_end(executors
     for i, p in enumerate(model.parameters()):
         p.grad = drawn_like(p, i)
     model.body.bias.data = torch.zeros(1000, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="size|shape"):
+    with pytest.raises((RuntimeError, ValueError), match="size|shape"):
         updater.step()
 
 
@@ -330,12 +330,12 @@ def test_state_that_holds_the_gradients_is_not_overwritten_by_a_kernel(executors
 
 
 def test_lazily_conjugated_weights_go_by_the_reference():
-    """Where torch refuses them too; the engine would write into a copy."""
+    """The engine would write into a copy."""
     weights = torch.complex(torch.ones(3), torch.ones(3)).conj().requires_grad_(True)
     updater = gch.sgd(1.0).bind({"w": weights})
-    with pytest.raises(RuntimeError, match="conjugate"):
-        updater.step({"w": torch.complex(torch.ones(3), torch.zeros(3))})
+    updater.step({"w": torch.complex(torch.ones(3), torch.zeros(3))})
     assert "conjugated or negated" in updater._bound.engine.reason
+    assert weights.detach()[0].item() == -1j
 
 
 # what the updater hands out
@@ -437,9 +437,7 @@ def test_gradients_in_buckets_of_ddp_are_not_kept(executors):
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         twins = Twins(gch.chain(extrapolated(), gch.sgd(0.05)), nn.Linear(3, 2).double(), executors)
-        wrapped = {
-            id(m): nn.parallel.DistributedDataParallel(m, gradient_as_bucket_view=True) for m in twins.models
-        }
+        wrapped = {id(m): nn.parallel.DistributedDataParallel(m, gradient_as_bucket_view=True) for m in twins.models}
         twins.each(lambda model, updater: updater.rebind(wrapped[id(model)]))
         for t in range(4):
             inputs = drawn_like(torch.empty(5, 3, dtype=torch.float64), t)
