@@ -92,7 +92,7 @@ def full_chain(k: int = 2, average: Any = 0.9) -> gch.Transform:
     )
 
 
-class Boom(RuntimeError):
+class BoomError(RuntimeError):
     """Raised by the links, hooks and closures below."""
 
 
@@ -105,7 +105,7 @@ class boom(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
-        raise Boom("backward")
+        raise BoomError("backward")
 
 
 class Fuse:
@@ -116,5 +116,5 @@ class Fuse:
 
     def __call__(self, updates: gch.Tensors, params: gch.Tensors) -> gch.Tensors:
         if self.lit:
-            raise Boom("link")
+            raise BoomError("link")
         return updates

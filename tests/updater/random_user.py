@@ -62,16 +62,17 @@ class Twin:
         self.pending = added(self.pending or {}, self.gradients(loss))
 
     def close(self, grads: dict[str, Tensor] | None = None, last: bool = False) -> None:
-        """One micro-batch is over."""
+        """One micro-batch is over; gradients that are given are true ones, of which the loss scale takes no notice."""
+        scaled = grads is None
         grads = self.pending if grads is None else grads
         self.pending = None
         assert grads is not None
         self.micro += 1
         self.window.append(grads)
         if len(self.window) >= self.k or last:
-            self.apply()
+            self.apply(scaled)
 
-    def apply(self) -> None:
+    def apply(self, scaled: bool = True) -> None:
         """The window is over: its mean, the scale, the clip, Adam, decay, the rate, the average."""
         total: dict[str, Tensor] = {}
         for grads in self.window:
@@ -81,7 +82,7 @@ class Twin:
         if self.amp and not all(t.isfinite().all() for t in g.values()):
             self.scale, self.good, self.skipped = self.scale / 2, 0, self.skipped + 1
             return
-        if self.amp:
+        if self.amp and scaled:
             self.good += 1
             if self.good == 2:
                 self.scale, self.good = self.scale * 2, 0

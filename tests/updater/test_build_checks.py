@@ -36,8 +36,8 @@ REFUSED = {
     "two learning rates": (
         [gch.adam(0.1), LR],
         "chain: 4 parameters, first '0.weight', would pass two learning rates, scale_by_learning_rate and "
-        "scale_by_learning_rate#2. Keep one; a multiplier is masked(scale(…), selector), and partition gives each group "
-        "its own.",
+        "scale_by_learning_rate#2. Keep one; a multiplier is masked(scale(…), selector), and partition gives each "
+        "group its own.",
     ),
     "two learning rates on some": (
         [gch.partition((EARLY, gch.adam(0.1)), (gch.rest, gch.scale_by_adam())), LR],
@@ -147,8 +147,8 @@ WARNED = {
     ),
     "half without a scale": (
         [LR], {"autocast": torch.float16},
-        "bind: float16 autocast without amp_scale(): small gradients underflow to zero. Put amp_scale() in front of the "
-        "chain, after accumulate.",
+        "bind: float16 autocast without amp_scale(): small gradients underflow to zero. Put amp_scale() in front of "
+        "the chain, after accumulate.",
     ),
     "a scale without half": (
         [gch.amp_scale(), LR], {},
@@ -216,7 +216,7 @@ def test_a_frozen_parameter_is_asked_about_too():
     """A parameter frozen at bind may get a gradient later, so the checks cover it."""
     model = net()
     model[2].requires_grad_(False)
-    with pytest.raises(ValueError, match="2 parameters, first '2.weight', would climb"):
+    with pytest.raises(ValueError, match=r"2 parameters, first '2.weight', would climb"):
         gch.masked(gch.sgd(0.1), EARLY).bind(model)
 
 

@@ -91,7 +91,7 @@ def test_overrides_come_back_with_their_clocks():
     updater.tick("epoch", 3)
     updater.override("b1", lambda step: 0.5)
     fresh = gch.adam(0.1).bind(net())
-    with pytest.warns(UserWarning, match="load_state_dict: override of scale_by_adam.b1 was not restored: from_config: "):
+    with pytest.warns(UserWarning, match="load_state_dict: override of scale_by_adam.b1 was not restored: from_config"):
         report = fresh.load_state_dict(updater.state_dict())
     assert fresh.clocks == {"step": 0, "micro": 0, "epoch": 3}
     assert fresh.hyperparams()["scale_by_learning_rate.learning_rate"] == pytest.approx(0.07)
@@ -142,7 +142,7 @@ def test_save_between_backward_and_step():
     updater = full_chain(3).bind(model)
     updater.update(loss_of(model, data(1)[0]))
     updater.backward(loss_of(model, data(1)[0]))
-    with pytest.raises(RuntimeError, match=r"state_dict: a backward is waiting for its step\(\), and its gradient would"):
+    with pytest.raises(RuntimeError, match=r"state_dict: a backward is waiting for its step\(\), and its gradient wou"):
         updater.state_dict()
     updater.step()
     updater.state_dict()
@@ -158,7 +158,7 @@ def test_fingerprint():
     late.load_state_dict(updater.state_dict())
     with torch.no_grad():
         other[0].bias.copy_(model[0].bias)
-    sentence = "update: the state was saved with other weights: 3 of 4 parameters differ, first '0.weight'. Load the wei"
+    sentence = "update: the state was saved with other weights: 3 of 4 parameters differ, first '0.weight'. Load the we"
     with pytest.warns(UserWarning, match=sentence) as caught:
         late.update(loss_of(other, data(1)[0]))
     assert len(caught) == 1
@@ -207,7 +207,7 @@ HEAD = "load_state_dict: the state is that of another chain or model: "
 WRONG = {
     "another chain": (
         lambda: state_of(gch.sgd(0.1, momentum=0.9), net()),
-        HEAD + r"accumulate is missing; scale_by_adam is missing; trace is unexpected. strict=False loads what matches.",
+        HEAD + r"accumulate is missing; scale_by_adam is missing; trace is unexpected. strict=False loads what matches",
     ),
     "another model": (
         lambda: state_of(gch.chain(gch.accumulate(2), gch.adam(0.1)), nn.Sequential(nn.Linear(3, 2)).double()),
@@ -243,23 +243,23 @@ WRONG = {
         HEAD + "accumulate.micro: expected a number like 1, found str. strict",
     ),
     "fields that are none": (
-        edited(lambda s: s["links"].update(scale_by_adam=[1])), HEAD + "scale_by_adam: expected its fields, found list.",
+        edited(lambda s: s["links"].update(scale_by_adam=[1])), HEAD + "scale_by_adam: expected its fields, found list",
     ),
     "slots that are none": (
         edited(lambda s: s["links"]["scale_by_adam"].update(mu=3)),
         HEAD + "scale_by_adam.mu: expected a tensor per parameter, found int. strict",
     ),
-    "a clock nobody reads": (edited(lambda s: s["clocks"].update(epoch=3)), HEAD + "the clock 'epoch' is unexpected. st"),
+    "a clock nobody reads": (edited(lambda s: s["clocks"].update(epoch=3)), HEAD + "the clock 'epoch' is unexpected."),
     "no step": (edited(lambda s: s["clocks"].pop("step")), HEAD + "the clock 'step' is missing. strict"),
-    "a clock that is none": (edited(lambda s: s["clocks"].update(step="x")), "load_state_dict: clocks must be a dict of numbers, got "),
-    "clocks that are none": (edited(lambda s: s.update(clocks=[])), "load_state_dict: clocks must be a dict, got list."),
-    "links that are none": (edited(lambda s: s.update(links=None)), "load_state_dict: links must be a dict, got NoneType"),
+    "a clock that is none": (edited(lambda s: s["clocks"].update(step="x")), "load_state_dict: clocks must be a dict"),
+    "clocks that are none": (edited(lambda s: s.update(clocks=[])), "load_state_dict: clocks must be a dict, got list"),
+    "links that are none": (edited(lambda s: s.update(links=None)), "load_state_dict: links must be a dict, got NoneT"),
     "inactive others": (
-        edited(lambda s: s.update(inactive=["zz"])), "load_state_dict: expected the bound model's parameters, found 'zz'.",
+        edited(lambda s: s.update(inactive=["zz"])), "load_state_dict: expected the bound model's parameters, found 'z",
     ),
     "format": (edited(lambda s: s.update(format=2)), "load_state_dict: format must be 1, got 2."),
-    "key missing": (edited(lambda s: s.pop("observed")), r"load_state_dict: expected what state_dict\(\) gives, found \['"),
-    "empty": (lambda: {}, r"load_state_dict: expected what state_dict\(\) gives, found \[\]."),
+    "key missing": (edited(lambda s: s.pop("observed")), r"load_state_dict: expected what state_dict\(\) gives, found"),
+    "empty": (dict, r"load_state_dict: expected what state_dict\(\) gives, found \[\]."),
     "none": (lambda: None, r"load_state_dict: expected what state_dict\(\) gives, found NoneType."),
     "torch's": (
         lambda: torch.optim.Adam(net().parameters()).state_dict(),
@@ -322,12 +322,12 @@ def damaged(path, size):
 
 
 FILES = {
-    "truncated": (lambda p: damaged(p, 0.6), "load: '.*run.pt' cannot be read: it is cut short, or no checkpoint of gradch"),
+    "truncated": (lambda p: damaged(p, 0.6), "load: '.*run.pt' cannot be read: it is cut short, or no checkpoint of g"),
     "empty": (lambda p: p.write_bytes(b""), "load: '.*run.pt' cannot be read: it is cut short, or no checkpoint"),
     "text": (lambda p: p.write_text("hello"), "load: '.*run.pt' cannot be read: it is cut short, or no checkpoint"),
-    "pickle": (lambda p: torch.save(nn.Linear(1, 1), p), "load: '.*run.pt' cannot be read: it is cut short, or no checkpo"),
-    "weights": (lambda p: torch.save(net().state_dict(), p), "load: '.*run.pt' must be a checkpoint that updater.save wro"),
-    "list": (lambda p: torch.save([1], p), "load: '.*run.pt' must be a checkpoint that updater.save wrote, and is another"),
+    "pickle": (lambda p: torch.save(nn.Linear(1, 1), p), "load: '.*run.pt' cannot be read: it is cut short, or no che"),
+    "weights": (lambda p: torch.save(net().state_dict(), p), "load: '.*run.pt' must be a checkpoint that updater.save"),
+    "list": (lambda p: torch.save([1], p), "load: '.*run.pt' must be a checkpoint that updater.save wrote, and is ano"),
     "format": (
         lambda p: torch.save({"format": 9, "parts": {}, "extra": {}}, p),
         "load: '.*run.pt' has format 9, and this version reads 1.",
@@ -365,9 +365,9 @@ def test_wrong_files_are_refused_whole(kind, tmp_path):
 
 def test_no_file(tmp_path):
     """A missing file or folder is a sentence."""
-    with pytest.raises(FileNotFoundError, match="load: there is no file '.*none.pt'."):
+    with pytest.raises(FileNotFoundError, match=r"load: there is no file '.*none.pt'."):
         adam(net()).load(tmp_path / "none.pt")
-    with pytest.raises(FileNotFoundError, match="save: there is no folder '.*none'. Create it first."):
+    with pytest.raises(FileNotFoundError, match=r"save: there is no folder '.*none'. Create it first."):
         adam(net()).save(tmp_path / "none" / "run.pt")
 
 
@@ -375,7 +375,7 @@ def test_no_file(tmp_path):
 def test_save_is_atomic(where, tmp_path, monkeypatch):
     """A write that fails at any point leaves the file before it whole, and no temporary one."""
     path = tmp_path / "run.pt"
-    model, updater = good_file(path)
+    _model, updater = good_file(path)
     before = path.read_bytes()
 
     def fail(*args, **kwargs):
@@ -404,7 +404,7 @@ def test_extra_that_is_not_plain_is_refused_before_writing(kind, tmp_path):
     """Only what loads without running code is written; the sentence says where the other thing is."""
     path = tmp_path / "run.pt"
     updater = adam(net())
-    with pytest.raises(TypeError, match="save: mine.* must be made of dict, list, tuple, str, int, float, bool, None and t"):
+    with pytest.raises(TypeError, match=r"save: mine.* must be made of dict, list, tuple, str, int, float, bool, None"):
         updater.save(path, mine=NOT_PLAIN[kind])
     assert os.listdir(tmp_path) == []
 
@@ -412,7 +412,8 @@ def test_extra_that_is_not_plain_is_refused_before_writing(kind, tmp_path):
 def test_plain_extra_comes_back(tmp_path):
     """Everything that is accepted loads, equal, with its types."""
     extra = {
-        "a": {1: [True, None, (2, "x", 0.5)]}, "b": torch.arange(3), "c": nn.Parameter(torch.ones(2)), "d": torch.get_rng_state(),
+        "a": {1: [True, None, (2, "x", 0.5)]}, "b": torch.arange(3), "c": nn.Parameter(torch.ones(2)),
+        "d": torch.get_rng_state(),
         "e": float("inf"), "f": {}, "g": net().state_dict(),
     }  # fmt: skip
     updater = adam(net())

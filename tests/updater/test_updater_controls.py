@@ -69,10 +69,10 @@ def test_a_held_update_uses_and_shows_the_same_numbers():
 @pytest.mark.parametrize(
     ("options", "rates"),
     [
-        (dict(value=0.02), [0.1, 0.05, 0.02, 0.02, 0.1 / 16]),
-        (dict(value=lambda step: 0.01 * step), [0.1, 0.05, 0.02, 0.03, 0.1 / 16]),
-        (dict(factor=0.5), [0.1, 0.05, 0.0125, 0.00625, 0.1 / 16]),
-        (dict(value=0.0), [0.1, 0.05, 0.0, 0.0, 0.1 / 16]),
+        ({"value": 0.02}, [0.1, 0.05, 0.02, 0.02, 0.1 / 16]),
+        ({"value": lambda step: 0.01 * step}, [0.1, 0.05, 0.02, 0.03, 0.1 / 16]),
+        ({"factor": 0.5}, [0.1, 0.05, 0.0125, 0.00625, 0.1 / 16]),
+        ({"value": 0.0}, [0.1, 0.05, 0.0, 0.0, 0.1 / 16]),
     ],
 )
 def test_override(options, rates):
@@ -89,16 +89,16 @@ def test_override(options, rates):
 
 
 BAD_OVERRIDES = {
-    "unknown": (("learning_rat", 1.0), {}, KeyError, "override: there is no 'learning_rat'. Did you mean .*'learning_rat"),
-    "ambiguous": (("eps", 1.0), {}, KeyError, "override: 'eps' is ambiguous. It could be any of: clip_by_norm.eps, scale"),
+    "unknown": (("learning_rat", 1.0), {}, KeyError, "override: there is no 'learning_rat'. Did you mean .*'learning_"),
+    "ambiguous": (("eps", 1.0), {}, KeyError, "override: 'eps' is ambiguous. It could be any of: clip_by_norm.eps, sc"),
     "range": (("b1", 1.0), {}, ValueError, r"scale_by_adam: b1 must be in \[0, 1\), got 1.0."),
-    "nan": (("learning_rate", math.nan), {}, ValueError, r"scale_by_learning_rate: learning_rate must be in \[0, inf\), "),
-    "type": (("learning_rate", "0.1"), {}, TypeError, "scale_by_learning_rate: learning_rate must be a number or a sche"),
+    "nan": (("learning_rate", math.nan), {}, ValueError, r"scale_by_learning_rate: learning_rate must be in \[0, inf"),
+    "type": (("learning_rate", "0.1"), {}, TypeError, "scale_by_learning_rate: learning_rate must be a number or a sc"),
     "both": (("learning_rate", 1.0), {"factor": 2.0}, ValueError, "override: give a value or factor=, not both."),
     "factor": (("b1",), {"factor": 2.0}, ValueError, r"scale_by_adam: b1 must be in \[0, 1\), got 1.8."),
     "factor type": (("b1",), {"factor": "2"}, TypeError, "override: factor must be a finite number, got '2'."),
     "factor nan": (("b1",), {"factor": math.nan}, ValueError, "override: factor must be a finite number, got nan."),
-    "read once": (("init_scale", 4.0), {}, ValueError, "override: amp_scale.init_scale is read once, before the first up"),
+    "read once": (("init_scale", 4.0), {}, ValueError, "override: amp_scale.init_scale is read once, before the first"),
 }  # fmt: skip
 
 
@@ -160,8 +160,8 @@ def test_clocks():
 
 def test_bad_ticks():
     """A clock that nothing reads, one that ticks by itself, and no amount, are refused."""
-    model, updater = make()
-    with pytest.raises(KeyError, match="tick: nothing reads the clock 'epoch'. Clocks that are read: none."):
+    _model, updater = make()
+    with pytest.raises(KeyError, match=r"tick: nothing reads the clock 'epoch'. Clocks that are read: none."):
         updater.tick("epoch")
     for name, unit in (("step", "update"), ("micro", r"step\(\)")):
         with pytest.raises(ValueError, match=f"tick: '{name}' ticks by itself, once per {unit}."):
@@ -209,7 +209,7 @@ def test_info_reads_what_links_recorded():
     assert list(info) == ["clip_by_norm.norm"] and "norm" in info and "clip_by_norm.norm" in info and "nope" not in info
     assert "norm" in updater.metrics and dict(updater.metrics) == {"clip_by_norm.norm": norm}
     assert repr(info) == f"UpdateInfo('applied', step=0, clip_by_norm.norm={norm:.6g})"
-    with pytest.raises(KeyError, match="info: there is no 'nope'.* There are: clip_by_norm.norm"):
+    with pytest.raises(KeyError, match=r"info: there is no 'nope'.* There are: clip_by_norm.norm"):
         info["nope"]
 
 
@@ -222,22 +222,26 @@ def test_info_of_a_held_update_says_why():
     norm = updater.update(loss_of(model, rows[1]))["norm"]
     info = updater.update(loss_of(model, rows[2]))
     assert not info and info.reason == "window"
-    with pytest.raises(KeyError, match=r"there is no 'norm'.*The chain was held \('window'\); links after the holder did"):
+    with pytest.raises(KeyError, match=r"there is no 'norm'.*The chain was held \('window'\); links after the holder"):
         info["norm"]
     assert updater.metrics["norm"] == norm
 
 
 def test_info_is_a_snapshot():
     """An info kept for later does not change with later updates, overrides and ticks."""
+
+    def shown(info):
+        return info["norm"], dict(info.hyperparams), info.loss.item(), info.step, bool(info)
+
     model = net()
     updater = gch.chain(gch.clip_by_norm(0.5), gch.sgd(gch.by("epoch", lambda e: 0.1 / (1 + e)))).bind(model)
     infos, then = [], []
     for t, rows in enumerate(data(4)):
         infos.append(updater.update(loss_of(model, rows)))
-        then.append((infos[-1]["norm"], dict(infos[-1].hyperparams), infos[-1].loss.item(), infos[-1].step, bool(infos[-1])))
+        then.append(shown(infos[-1]))
         updater.tick("epoch")
         updater.override("max_norm", 0.5 + t)
-    now = [(i["norm"], dict(i.hyperparams), i.loss.item(), i.step, bool(i)) for i in infos]
+    now = [shown(i) for i in infos]
     assert now == then and len({n[0] for n in now}) == 4
 
 
@@ -290,7 +294,7 @@ def test_counters_and_nonfinite():
     train(model, updater)
     info = updater.update(loss_of(model, rows[1]) * math.inf)
     assert info.reason == "nonfinite" and "first offending parameter is '0.weight'" in info.detail
-    with untouched(model, updater), pytest.raises(FloatingPointError, match="skip_nonfinite: at most 1 updates in a row"):
+    with untouched(model, updater), pytest.raises(FloatingPointError, match="skip_nonfinite: at most 1 updates in a r"):
         updater.update(loss_of(model, rows[2]) * math.inf)
     assert updater.update(loss_of(model, rows[3]))
     assert (updater.num_updates, updater.num_micro, updater.num_skipped) == (2, 3, 1)
