@@ -115,16 +115,12 @@ class Checkpoint:
 
     def _check_window(self, state: Links, report: LoadReport) -> None:
         """A window that lies in `.grad` must have the parameters' dtypes."""
-        window = self._bound.window
+        window, places = self._bound.window, self._bound.parameters()
         held = window.state(state)
-        for name in () if held is None else held.window:
-            place, found = (
-                self._bound.target.index.facts[self._bound.target.index.position[name]].parameter,
-                held.window[name],
-            )
-            if found.dtype != place.dtype:
-                kinds = [str(t.dtype).removeprefix("torch.") for t in (place, found)]
-                report.mismatched.append(f"{window.name}.window: expected {kinds[0]} for {name!r}, found {kinds[1]}")
+        for name, found in () if held is None else held.window.items():
+            if found.dtype != places[name].dtype:
+                expected, got = (str(t.dtype).removeprefix("torch.") for t in (places[name], found))
+                report.mismatched.append(f"{window.name}.window: expected {expected} for {name!r}, found {got}")
 
     def _base(self, saved: Mapping[str, Any], strict: bool) -> tuple[Links, Any]:
         """The current state, with entries for just the parameters that had any when it was saved."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -15,16 +14,16 @@ from torch import Tensor, nn
 
 from gradchain.core.chain import chain
 from gradchain.core.context import Run
-from gradchain.core.hyper import is_number
 from gradchain.core.transform import Transform
 from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
 from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.checkpoint import Checkpoint
+from gradchain.updater.controls import Controls
 from gradchain.updater.evaluation import Evaluation
 from gradchain.updater.explanation import explanation
 from gradchain.updater.in_backward import InBackward
-from gradchain.updater.info import Metrics, UpdateInfo
+from gradchain.updater.info import UpdateInfo
 from gradchain.updater.ranks import LATE, unsynchronised, withheld
 from gradchain.updater.state_dict import LoadReport, states
 from gradchain.updater.target import Target
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from gradchain.selectors import Predicate
 
 
-class Updater:
+class Updater(Controls):
     """A chain bound to a model: the one stateful object of a training loop.
 
     `update(loss)` is `backward(loss)` and `step()`: the loss through the chain's scaling, backward, the gradients
@@ -76,82 +75,6 @@ class Updater:
         self._checkpoint = Checkpoint(self._bound)
         self._averaged = False
         self._in_backward = InBackward(self._bound) if in_backward else None
-
-    # what there is
-
-    @property
-    def chain(self) -> chain:
-        """The chain, as it was bound."""
-        return self._bound.chain
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the parameters, in order."""
-        return self._bound.target.index.names
-
-    @property
-    def num_updates(self) -> int:
-        """How many updates were applied: the clock "step"."""
-        return int(self._bound.clocks["step"])
-
-    @property
-    def num_micro(self) -> int:
-        """How many micro-batches were stepped, held ones too: the clock "micro"."""
-        return int(self._bound.clocks["micro"])
-
-    @property
-    def num_skipped(self) -> int:
-        """How many updates were skipped for an overflow or a non-finite gradient."""
-        return self._bound.num_skipped
-
-    @property
-    def clocks(self) -> dict[str, float]:
-        """Every clock, by name."""
-        return dict(self._bound.clocks)
-
-    @property
-    def metrics(self) -> Metrics:
-        """The last value of everything that links recorded, by address."""
-        return Metrics(self._bound.records)
-
-    def hyperparams(self) -> dict[str, float]:
-        """Address → the number the coming update will use."""
-        return self._bound.hypers.values(self._bound.clocks)
-
-    def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
-        """Set a hyperparameter from now on, in place of the code's: by number or schedule, or times `factor`.
-
-        Args:
-            name: an address or a unique suffix of one, such as "learning_rate".
-            value: a number or schedule; None (and no factor) ends the override.
-            factor: multiplies what the hyperparameter would be.
-
-        Raises:
-            KeyError: no hyperparameter, or more than one, is called so.
-            ValueError, TypeError: the value is out of range.
-        """
-        self._bound.hypers.override(name, value, factor, self._bound.clocks)
-        self._bound.follow_clocks()
-
-    def tick(self, clock: str, amount: float = 1) -> None:
-        """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
-        if clock in ("step", "micro"):
-            raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
-        if clock not in self._bound.clocks:
-            known = sorted(set(self._bound.clocks) - {"step", "micro"})
-            raise KeyError(
-                f"tick: nothing reads the clock {clock!r}. Clocks that are read: {', '.join(known) or 'none'}."
-            )
-        if not is_number(amount) or not 0 <= amount < math.inf:
-            raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
-        self._bound.clocks[clock] += amount
-
-    def observe(self, name: str, value: float | Tensor) -> None:
-        """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau."""
-        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if not isinstance(name, str) or not is_number(number):
-            raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
-        self._bound.observed[name] = float(number)
 
     # the walk of the data
 
@@ -339,6 +262,7 @@ class Updater:
         self._bound.state = self._bound.window.reduced(self._bound.state, "flush")
         if not any(getattr(inner, "micro", 0) for _, inner in states(self._bound.chain, self._bound.state)):
             return UpdateInfo("window", self.num_updates, None, {}, dict, "no window is open")
+        self._checkpoint.warn_of_other_weights()
         coming, self._bound.micro = self._bound.micro, MicroBatch(last=True)
         try:
             nothing = self._bound.gradients.params().select(())

@@ -28,9 +28,7 @@ SHAPES = {"body.weight": (3, 4), "body.bias": (3,), "head.weight": (2, 3), "scal
 
 def draw(seed, size=1.0):
     generator = torch.Generator().manual_seed(seed)
-    return gch.Tensors.of(
-        {n: size * torch.randn(s, dtype=DOUBLE, generator=generator) for n, s in SHAPES.items()}
-    )
+    return gch.Tensors.of({n: size * torch.randn(s, dtype=DOUBLE, generator=generator) for n, s in SHAPES.items()})
 
 
 def tensors(**entries):

@@ -314,7 +314,7 @@ def test_what_cannot_be_bound(kind):
 
 OPTIMIZER = ("param_groups", "state", "add_param_group", "defaults")
 SCHEDULER = ("get_lr", "get_last_lr")
-SCALER = ("scale", "unscale_", "get_scale", "is_enabled", "get_growth_factor", "get_backoff_factor", "set_growth_factor")
+SCALER = ("scale", "unscale_", "get_scale", "is_enabled", "get_growth_factor", "set_growth_interval")
 WRAPPER = ("optim_context", "update_params", "get_momentum", "should_update", "should_sync", "optimizer", "inner_count")
 
 
