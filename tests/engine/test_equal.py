@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from twins import EXECUTORS, Shapes, Twins
 
 import gradchain as gch
 from gradchain.core.transform import registry, walk
-from twins import EXECUTORS, Shapes, Twins
 
 HEAD = gch.named("head.*")
 BODY = gch.named("body.*")

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from twins import Shapes, by_executors, distance, drawn_like
 
 import gradchain as gch
 from gradchain.engine import build, engine
-from twins import Shapes, by_executors, distance, drawn_like
 
 SINGLE = (torch.float32,)
 

@@ -10,10 +10,10 @@ import os
 import pytest
 import torch
 from torch import nn
+from twins import BOUND, EXECUTORS, Shapes, Twins, by_executors, distance, distance_of, drawn_like
 
 import gradchain as gch
 from gradchain.updater.state_dict import to_dict
-from twins import BOUND, EXECUTORS, Shapes, Twins, by_executors, distance, distance_of, drawn_like
 
 DOUBLE, SINGLE = (torch.float64,), (torch.float32,)
 HEAD = gch.named("head.*")
@@ -200,7 +200,7 @@ def test_weights_that_shrink_are_not_read_beyond_their_end(executors):
             model.body.bias.data = do(model.body.bias.data)
             for i, p in enumerate(model.parameters()):
                 p.grad = drawn_like(p, i)
-            with pytest.raises((RuntimeError, ValueError), match="size|shape"):
+            with pytest.raises((RuntimeError, ValueError), match=r"size|shape"):
                 updater.step()
 
 
@@ -210,7 +210,7 @@ def test_a_stale_gradient_of_a_grown_weight_is_not_read_beyond_its_end(executors
     for i, p in enumerate(model.parameters()):
         p.grad = drawn_like(p, i)
     model.body.bias.data = torch.zeros(1000, dtype=torch.float64)
-    with pytest.raises((RuntimeError, ValueError), match="size|shape"):
+    with pytest.raises((RuntimeError, ValueError), match=r"size|shape"):
         updater.step()
 
 

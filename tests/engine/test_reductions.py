@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from twins import EXECUTORS, by_executors
 
 import gradchain as gch
-from twins import EXECUTORS, by_executors
 
 INF, NAN = float("inf"), float("nan")
 

@@ -136,7 +136,7 @@ class Twins:
         return self.step(do)
 
     def compare(self, bound: float = 0.0) -> None:
-        """Assert that weights and states are equal, each to the bound of its dtype, or to `bound` where it is larger."""
+        """Assert that weights and states are equal, to the bound of each dtype, or to `bound` where it is larger."""
         mine, reference = (dict(m.named_parameters()) for m in self.models)
         assert list(mine) == list(reference)
         dtypes = {p.dtype for p in reference.values()}
