@@ -209,6 +209,41 @@ def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
         target.copy_(source)
 
 
+def fused_adamw_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    mu: list[Tensor],
+    nu: list[Tensor],
+    steps: list[Tensor],
+    grad_scale: Tensor | None,
+    **hyper: Any,
+) -> None:
+    """torch's fused AdamW over lists of one dtype and of equal strides, in place; it overwrites gradients it scales."""
+    torch._fused_adamw_(params, grads, mu, nu, [], steps, amsgrad=False, maximize=False, grad_scale=grad_scale, **hyper)
+
+
+def fused_sgd_(
+    params: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor],
+    nesterov: bool,
+    grad_scale: Tensor | None,
+    **hyper: Any,
+) -> None:
+    """torch's fused SGD over lists of one dtype and of equal strides, in place; it overwrites gradients it scales."""
+    torch._fused_sgd_(
+        params,
+        grads,
+        buffers,
+        nesterov=nesterov,
+        dampening=0.0,
+        maximize=False,
+        is_first_step=False,
+        grad_scale=grad_scale,
+        **hyper,
+    )
+
+
 def register_pytree(cls: type, flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[..., Any]) -> None:
     """Let `torch.func` transforms take and return values of `cls`."""
     _pytree.register_pytree_node(cls, flatten, unflatten)

@@ -148,7 +148,7 @@ def compare_all(options: argparse.Namespace) -> int:
         found = compare(Settings(options.seed, options.epochs), dtype)
         print(table(found), flush=True)
         agree = agree and found.agrees
-    print(f"torch {torch.__version__} on the CPU, {torch.get_num_threads()} thread; gradchain ran its reference path.")
+    print(f"torch {torch.__version__} on the CPU, {torch.get_num_threads()} thread.")
     return 0 if agree else 1
 
 

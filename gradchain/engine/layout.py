@@ -21,13 +21,14 @@ class Layout:
     def __init__(self, params: EagerTensors) -> None:
         self.index: Index = params.index
         self.tensors = params._data
+        for name, tensor in zip(self.index.names, self.tensors, strict=True):
+            _check(name, tensor)  # before anything is read: a sharded tensor has no address
         self.pointers = [t.data_ptr() for t in self.tensors]
         self.dtypes = [t.dtype for t in self.tensors]
         self.strides = [t.stride() for t in self.tensors]
         self.contiguous = all(t.is_contiguous() for t in self.tensors)
         self.sizes = [t.numel() for t in self.tensors]
         for name, tensor, fact in zip(self.index.names, self.tensors, self.index.facts, strict=True):
-            _check(name, tensor)
             if fact.parameter.is_conj() or fact.parameter.is_neg():
                 raise Unrecorded(f"the weight {name!r} is another tensor, conjugated or negated when it is read")
             if not _dense(tensor):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradchain.core import _torch
 from gradchain.engine.blocks import Blocks
 from gradchain.engine.executor import Column, NoKernel, Runner
 from gradchain.engine.lower import Program, Value
@@ -98,7 +99,7 @@ class PatternRunner:
         scale = None
         if factor != 1.0:
             if held["g"].lent or factor == 0.0:  # the kernel overwrites gradients it unscales, and divides by the scale
-                grads, factor = torch._foreach_mul(grads, factor), 1.0  # type: ignore[assignment]
+                grads, factor = _torch.pointwise("mul", (grads, factor), len(grads)), 1.0
             else:
                 scale = torch.tensor(1.0 / factor, dtype=torch.float32)
         match.kernel({name: column.tensors for name, column in held.items()}, grads, scale, numbers)
@@ -109,19 +110,14 @@ def _fused_adamw(held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None
     root = math.sqrt(s["$c2"])
     lr, rate = -s["$step"] * root / s["$c1"], -s["$step"]
     decay = s.get("$decay", 0.0) * rate / lr if lr else 0.0
-    steps = [_LONG_AGO] * len(grads)
-    torch._fused_adamw_(
-        held["p"], grads, held["m"], held["v"], [], steps, lr=lr, beta1=1 - s["$w1"], beta2=1 - s["$w2"],
-        weight_decay=decay, eps=s["$eps"] * root, amsgrad=False, maximize=False, grad_scale=scale,
-    )  # fmt: skip
+    hyper = {"lr": lr, "beta1": 1 - s["$w1"], "beta2": 1 - s["$w2"], "weight_decay": decay, "eps": s["$eps"] * root}
+    _torch.fused_adamw_(held["p"], grads, held["m"], held["v"], [_LONG_AGO] * len(grads), scale, **hyper)
 
 
 def _fused_sgd(nesterov: bool) -> Callable[..., None]:
     def run(held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None, s: dict[str, float]) -> None:
-        torch._fused_sgd_(
-            held["p"], grads, held.get("b", []), weight_decay=s.get("$decay", 0.0), momentum=s.get("$momentum", 0.0),
-            lr=-s["$step"], dampening=0.0, nesterov=nesterov, maximize=False, is_first_step=False, grad_scale=scale,
-        )  # fmt: skip
+        hyper = {"lr": -s["$step"], "momentum": s.get("$momentum", 0.0), "weight_decay": s.get("$decay", 0.0)}
+        _torch.fused_sgd_(held["p"], grads, held.get("b", []), nesterov, scale, **hyper)
 
     return run
 

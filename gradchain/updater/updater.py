@@ -418,13 +418,18 @@ class Updater(Controls):
     def load(self, path: str | PathLike[str]) -> dict[str, Any]:
         """Read what `save` wrote into the model and this updater, and return the extra.
 
+        Hyperparameters that the code has otherwise than the file stay the code's, and a warning names them. Overrides
+        come back; `load_state_dict` reports them.
+
         Raises:
             FileNotFoundError, ValueError: no such file, a damaged one, or one of another chain or model. Weights and
                 state are then untouched.
         """
         parts, extra = files.load(path)
         files.check_names("load", ["updater"], parts)
-        self.stage_contents(parts["updater"])()
+        report = self.stage_contents(parts["updater"])()
+        if report.differences:
+            warnings.warn(f"load: {'; '.join(report.differences)}. The code's is used.", stacklevel=2)
         return extra
 
     def rebind(self, target: Any, remap: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> CarryReport:

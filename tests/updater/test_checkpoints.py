@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+import re
 
 import pytest
 import torch
@@ -422,3 +423,14 @@ def test_plain_extra_comes_back(tmp_path):
     assert same({k: found[k] for k in "abdef"}, {k: extra[k] for k in "abdef"})
     assert torch.equal(found["c"], extra["c"]) and same(dict(found["g"]), dict(extra["g"]))
     assert weights(net()).keys() == found["g"].keys()
+
+
+def test_load_says_which_hyperparameters_differ(tmp_path):
+    """The code's hyperparameters are used, and a warning names those that were others when the file was saved."""
+    model = torch.nn.Linear(2, 1)
+    gch.adamw(1e-3).bind(model).save(tmp_path / "run.pt")
+    other = gch.adamw(1.0).bind(model)
+    told = "scale_by_learning_rate.learning_rate: 0.001 was saved, 1.0 is in the code"
+    with pytest.warns(UserWarning, match=re.escape(told)):
+        other.load(tmp_path / "run.pt")
+    assert other.hyperparams()["scale_by_learning_rate.learning_rate"] == 1.0
