@@ -195,8 +195,8 @@ def _check_parameter(name: str, tensor: Any) -> None:
         raise ValueError(f"bind: {name!r} must be a leaf tensor, got the result of {got}. Use .detach() on it.")
     if tensor.layout != torch.strided:
         raise TypeError(f"bind: {name!r} must be a dense tensor, got layout {tensor.layout}.")
+    if nn.parameter.is_lazy(tensor):
+        raise ValueError(f"bind: {name!r} has no shape yet. Run the lazy module once before bind.")
     if tensor.is_conj() or tensor.is_neg():
         cure = ".resolve_conj().resolve_neg()"
         raise ValueError(f"bind: {name!r} is another tensor, conjugated or negated as it is read. Bind {cure} of it.")
-    if nn.parameter.is_lazy(tensor):
-        raise ValueError(f"bind: {name!r} has no shape yet. Run the lazy module once before bind.")
