@@ -80,6 +80,10 @@ class Hyper:
             value = self.checked(value, self.owner)
         link.__dict__[self.name] = value
 
+    def accepts(self, value: float) -> bool:
+        """Whether a host number may stand here, without the sentence that says why not."""
+        return value is not True and value is not False and self.interval.holds(value)
+
     def checked(self, value: Any, owner: str, cause: str = "") -> Any:
         """`value`, if it is a number inside the interval. `owner` begins the sentence, `cause` ends it."""
         if isinstance(value, Tensor):

@@ -141,6 +141,8 @@ class Transform:
         else:
             value = override.resolve(lambda: evaluated(given, ctx.clocks), ctx.clocks)
             source = override.value if override.factor is None else given
+        if isinstance(value, (int, float)) and hyper.accepts(value):
+            return value
         cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if callable(source) else ""
         return hyper.checked(value, ctx.address or type(self).__name__, cause)
 

@@ -33,18 +33,16 @@ class Gradients:
         for name, parameter in zip(self._target.index.names, self._target.parameters(), strict=True):
             parameter.grad = window[name] if name in window else None
 
-    def marks(self) -> list[tuple[Tensor | None, int]]:
+    def marks(self) -> list[tuple[Tensor, int]]:
         """What tells later whether a backward has reached a parameter."""
         grads = [p.grad for p in self._target.parameters()]
-        return [(g, -1 if g is None else g._version) for g in grads]
+        return [(g, g._version) for g in grads if g is not None]
 
-    def reached(self, marks: list[tuple[Tensor | None, int]]) -> bool:
+    def reached(self, marks: list[tuple[Tensor, int]]) -> bool:
         """Whether some gradient is another one, or was added to, since `marks`."""
-        for parameter, (grad, version) in zip(self._target.parameters(), marks, strict=True):
-            now = parameter.grad
-            if now is not None and (now is not grad or now._version != version):
-                return True
-        return False
+        before = {id(grad): version for grad, version in marks}
+        now = [p.grad for p in self._target.parameters()]
+        return any(g is not None and before.get(id(g)) != g._version for g in now)
 
     def gather(self, another_comes: bool = False) -> Tensors:
         """The gradients that are there, as updates.

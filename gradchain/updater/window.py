@@ -59,7 +59,7 @@ class MicroBatch:
             raise ValueError(
                 f"update: weight must be that of the micro-batch's first backward, {self.weight!r}, got {weight!r}."
             )
-        if loss.device.type == "cpu" and not gated and not bool(torch.isfinite(loss.detach()).all()):
+        if not gated and loss.device.type == "cpu" and not math.isfinite(loss.item()):
             raise FloatingPointError(
                 f"update: loss is {loss.item()}; weights and state are untouched. To skip such updates put "
                 "skip_nonfinite() in the chain."
