@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from twins import EXECUTORS, Shapes, Twins, by_executors, distance, distance_of,
 import gradchain as gch
 from gradchain.updater.state_dict import to_dict
 
+FORKS = {name: (names, 1) for name, names in EXECUTORS.items()} | {"native, 2 threads": (("native",), 2)}
 DOUBLE, SINGLE = (torch.float64,), (torch.float32,)
 
 
@@ -137,20 +139,22 @@ class Last(gch.State):
     last: gch.Tensors
 
 
-class extrapolated(gch.Transform):
+class paired(gch.Transform):
     def init(self, params):
         return Last(params.select(()))
 
     def update(self, g, state, ctx):
-        return (2.0 * g - state.last if len(state.last) else g), Last(g)
+        if not len(state.last):
+            return None, Last(g)
+        return g + 2.0 * state.last, Last(g.select(()))
 
 
 torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
 for executors in EXECUTORS.values():
-    twins = Twins(gch.chain(extrapolated(), gch.sgd(0.05)), nn.Linear(3, 2).double(), executors)
+    twins = Twins(gch.chain(paired(), gch.sgd(0.05)), nn.Linear(3, 2).double(), executors)
     wrapped = {id(m): DistributedDataParallel(m, gradient_as_bucket_view=True) for m in twins.models}
     twins.each(lambda model, updater: updater.rebind(wrapped[id(model)]))
-    for t in range(4):
+    for t in range(6):
         inputs = drawn_like(torch.empty(5, 3, dtype=torch.float64), t)
 
         def do(model, updater):
@@ -196,13 +200,13 @@ def test_a_copied_updater_plans_for_itself(executors):
 
 @pytest.mark.parametrize("swap", [False, True], ids=["as bound", "swapped"])
 def test_a_stale_weight_in_a_graph_is_an_error(swap, executors):
-    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    model = nn.Linear(3, 1)
     updater = by_executors(recipe().bind(model), *executors)
     inputs = torch.ones(2, 3, requires_grad=True)
     updater.update(model(inputs).sum())
     if swap:
-        parameter_over = model[1].weight.detach()
-        model[1].weight = nn.Parameter(parameter_over)
+        parameter_over = model.weight.data  # which has versions of its own
+        model.weight = nn.Parameter(parameter_over)
     stale = model(inputs).sum()
     updater.update(model(inputs).sum())
     assert updater._bound.engine.reason == ""
@@ -237,28 +241,41 @@ def test_a_held_step_marks_nothing(executors):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_trains_on(executors, tmp_path):
-    model = Shapes(DOUBLE, long=1 << 18)
-    updater = by_executors(recipe().bind(model), *executors)
-    grads = [{n: drawn_like(p, t + i) for i, (n, p) in enumerate(model.named_parameters())} for t in range(4)]
-    updater.step(grads[0])
-    updater.step(grads[1])
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            updater.step(grads[2])
-            updater.step(grads[3])
-            torch.save([p.detach() for p in model.parameters()], tmp_path / "child.pt")
-            code = 0 if updater._bound.engine.reason == "" else 2
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    updater.step(grads[2])
-    updater.step(grads[3])
+@pytest.mark.parametrize(("names", "threads"), FORKS.values(), ids=list(FORKS))
+def test_a_forked_child_trains_on(names, threads, tmp_path):
+    """With the threads of our own pool, too, which do not live on in the child; torch's own need not survive a fork."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model = Shapes(DOUBLE, long=1 << 18)
+        updater = by_executors(recipe().bind(model), *names)
+        grads = [{n: drawn_like(p, t + i) for i, (n, p) in enumerate(model.named_parameters())} for t in range(4)]
+        updater.step(grads[0])
+        updater.step(grads[1])
+        child = os.fork()
+        if child == 0:
+            _train_on(model, updater, grads[2:], tmp_path / "child.pt")
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        updater.step(grads[2])
+        updater.step(grads[3])
+    finally:
+        torch.set_num_threads(before)
     for p, q in zip(model.parameters(), torch.load(tmp_path / "child.pt"), strict=True):
         assert torch.equal(p, q)
+
+
+def _train_on(model, updater, grads, path):
+    """What the child does; it does not return."""
+    code = 1
+    try:
+        signal.alarm(60)
+        for given in grads:
+            updater.step(given)
+        torch.save([p.detach() for p in model.parameters()], path)
+        code = 0 if updater._bound.engine.reason == "" else 2
+    finally:
+        os._exit(code)
 
 
 def test_two_threads_give_the_bits_of_one(executors):

@@ -70,6 +70,8 @@ def by_executors(updater: gch.Updater, *names: str) -> gch.Updater:
     """The updater, left with some executors only; none is the reference."""
     engine = updater._bound.engine
     engine.executors = tuple(e for e in engine.executors if e.name in names)
+    if not names:  # a step that writes nothing needs no executor
+        engine.step = lambda *args: None
     return updater
 
 
@@ -101,7 +103,7 @@ class Twins:
         mine, reference = self.each(do)
         self.by_engine()
         assert mine.reason == reference.reason
-        assert self.theirs._bound.engine.reason != "" or not self.theirs._bound.engine.last
+        assert not self.theirs._bound.engine.last
         return mine.reason
 
     def by_engine(self) -> None:
