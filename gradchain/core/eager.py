@@ -21,6 +21,9 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _complex(tensor: Tensor) -> Tensor:
+    """Pairs of reals as a complex tensor; as they are where torch has no complex dtype of theirs (bfloat16)."""
+    if tensor.dtype == torch.bfloat16:
+        return tensor
     return torch.view_as_complex(tensor if tensor.stride(-1) == 1 else tensor.contiguous())
 
 
@@ -264,7 +267,9 @@ def _fitted(column: Any, entries: list[Tensor]) -> Any:
 def _at(operand: Any, name: str) -> Any:
     """One entry of an operand, a tensor in the compute dtype; a number is the same for every entry."""
     if isinstance(operand, Tensors):
-        return _torch.widened([operand[name]])[0]
+        value = _torch.widened([operand[name]])[0]
+        pairs = name in operand.index.complex and not value.is_complex()
+        return _complex(value) if pairs else value
     return operand[name] if isinstance(operand, Scalars) else operand
 
 

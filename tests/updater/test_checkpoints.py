@@ -434,3 +434,22 @@ def test_load_says_which_hyperparameters_differ(tmp_path):
     with pytest.warns(UserWarning, match=re.escape(told)):
         other.load(tmp_path / "run.pt")
     assert other.hyperparams()["scale_by_learning_rate.learning_rate"] == 1.0
+
+
+def test_a_complex_slot_in_bfloat16_is_saved_as_pairs_and_comes_back(tmp_path):
+    """torch has no complex bfloat16: such a slot is written as its pairs of reals, and loads into a fresh updater."""
+    links = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        weight = torch.randn(3, dtype=torch.complex64, requires_grad=True)
+        updater = gch.adam(0.1, mu_dtype=torch.bfloat16).bind({"w": weight})
+        if links:
+            updater.load(tmp_path / "run.pt")
+        else:
+            updater.step({"w": torch.ones(3, dtype=torch.complex64)})
+            updater.save(tmp_path / "run.pt")
+        links.append(updater.state_dict()["links"]["scale_by_adam"])
+    first, second = (link["mu"]["w"] for link in links)
+    assert first.shape == (3, 2) and first.dtype == torch.bfloat16
+    assert torch.equal(first, second)
+    assert torch.equal(links[0]["nu"]["w"], links[1]["nu"]["w"])
