@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
 
 from typing_extensions import Self, dataclass_transform
 
 from gradchain.core import _torch
+from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
 
@@ -114,4 +115,24 @@ def narrowed(state: State, names: Any) -> State:
     links = getattr(state, "links", None)
     if links is not None:
         changes["links"] = {n: narrowed(s, names) for n, s in links.items()}
+    return state.replace(**changes) if changes else state
+
+
+def overlaid(state: State, parts: Sequence[State]) -> State:
+    """`state` with the entries of every part in place of its own; numbers stay. The other way round from `merged`."""
+    changes: dict[str, Any] = {}
+    for name, value in state.items():
+        theirs = [getattr(part, name) for part in parts]
+        if isinstance(value, Tensors) and any(len(t) for t in theirs):
+            entries = {n: t for tensors in (value, *theirs) for n, t in tensors.items()}
+            changes[name] = EagerTensors.at(value.index, {n: entries[n] for n in value})
+        elif isinstance(value, Scalars):
+            changes[name] = Scalars({n: v for numbers in (value, *theirs) for n, v in numbers.items()})
+        elif isinstance(value, Count):
+            counts = {n: count.of(n) for count in (value, *theirs) for n in count.names}
+            changes[name] = Count(value.names, counts)
+    links = getattr(state, "links", None)
+    if links is not None:
+        held = [getattr(part, "links") for part in parts]  # noqa: B009  # not every State has it
+        changes["links"] = {n: overlaid(s, [h[n] for h in held]) for n, s in links.items()}
     return state.replace(**changes) if changes else state

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import torch
 
@@ -26,6 +27,8 @@ from gradchain.engine.patterns import Patterns
 from gradchain.engine.record import Lazy, Reduced, Tape, Unrecorded
 
 MOST_PLANS = 64
+
+P = ParamSpec("P")
 
 _DEFAULT: tuple[Executor, ...] = (Native(), Patterns(), Blocks())
 
@@ -69,6 +72,22 @@ class Plan:
     indices: tuple[Index, ...]
 
 
+def _none_where_it_cannot(
+    step: Callable[Concatenate[Engine, P], tuple[bool, Links]],
+) -> Callable[Concatenate[Engine, P], tuple[bool, Links] | None]:
+    """The step, which gives None and keeps the reason where a chain cannot be recorded or no executor can run it."""
+
+    @functools.wraps(step)
+    def tried(self: Engine, /, *args: P.args, **kwargs: P.kwargs) -> tuple[bool, Links] | None:
+        try:
+            return step(self, *args, **kwargs)
+        except (Unrecorded, NoKernel) as reason:
+            self.reason = str(reason)
+            return None
+
+    return tried
+
+
 class Engine:
     """Runs a chain on one set of parameters, keeping the plans it made."""
 
@@ -84,6 +103,7 @@ class Engine:
         self._warned = False
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
+    @_none_where_it_cannot
     def step(
         self,
         tx: chain,
@@ -93,7 +113,7 @@ class Engine:
         run: Run,
         context: Callable[[Run], Context],
         lent: bool,
-    ) -> tuple[bool, Links] | None:
+    ) -> tuple[bool, Links]:
         """Run the chain and write what it says. Returns whether it was applied and the new state; None if it cannot.
 
         Args:
@@ -105,22 +125,6 @@ class Engine:
             context: makes the context of a run.
             lent: whether the gradients stay the user's.
         """
-        try:
-            return self._step(tx, received, state, params, run, context, lent)
-        except (Unrecorded, NoKernel) as reason:
-            self.reason = str(reason)
-            return None
-
-    def _step(
-        self,
-        tx: chain,
-        received: Tensors,
-        state: Links,
-        params: EagerTensors,
-        run: Run,
-        context: Callable[[Run], Context],
-        lent: bool,
-    ) -> tuple[bool, Links]:
         assert isinstance(received, EagerTensors)
         self._lent, self.last = lent, []
         layout = self._laid_out(params)

@@ -14,7 +14,7 @@ from gradchain.core.checks import check_chain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
-from gradchain.core.state import Links, State, narrowed
+from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.tensors import Tensors
 from gradchain.updater.bound import Bound
 from gradchain.updater.gradients import Gradients
@@ -109,18 +109,4 @@ def restarted(state: Links, fresh: Links, members: Index | None) -> Links:
     """`fresh`, wholly or for `members` only; what is not per parameter then stays as `state` has it."""
     if members is None:
         return fresh
-    return _overlaid(state, narrowed(fresh, members))  # type: ignore[return-value]
-
-
-def _overlaid(state: State, fresh: State) -> State:
-    # the other way round from `merged`: here the fresh entries win
-    changes: dict[str, Any] = {
-        name: value.overlay(getattr(fresh, name))
-        for name, value in state.items()
-        if isinstance(value, (Tensors, Count, Scalars)) and name not in state.whole
-    }
-    links = getattr(state, "links", None)
-    if links is not None:
-        theirs = fresh.links  # type: ignore[attr-defined]
-        changes["links"] = {n: _overlaid(s, theirs[n]) for n, s in links.items()}
-    return state.replace(**changes) if changes else state
+    return overlaid(state, [narrowed(fresh, members)])  # type: ignore[return-value]

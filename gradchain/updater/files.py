@@ -29,10 +29,12 @@ def save(path: str | PathLike[str], parts: Mapping[str, Any], extra: Mapping[str
     for name, value in extra.items():
         _check_plain(f"save: {name}", value)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_rank() == 0:
-        _write(Path(path), {"format": FORMAT, "parts": dict(parts), "extra": dict(extra)})
-    if distributed:
-        torch.distributed.barrier()
+    try:
+        if not distributed or torch.distributed.get_rank() == 0:
+            _write(Path(path), {"format": FORMAT, "parts": dict(parts), "extra": dict(extra)})
+    finally:
+        if distributed:
+            torch.distributed.barrier()  # also where the write failed: the other ranks wait here
 
 
 def _write(path: Path, contents: dict[str, Any]) -> None:

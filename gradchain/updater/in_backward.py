@@ -8,10 +8,7 @@ from torch import Tensor
 
 from gradchain.core.context import Run
 from gradchain.core.eager import EagerTensors
-from gradchain.core.index import Index
-from gradchain.core.scalars import Count
-from gradchain.core.state import Links, narrowed
-from gradchain.core.tensors import Tensors
+from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.transform import walk
 from gradchain.engine.engine import Engine
 from gradchain.updater.bound import Bound
@@ -60,28 +57,33 @@ class InBackward:
         bound.records.update(run.records)
         self._info = bound.info(run, applied)
 
-    def open(self, backwards: int) -> None:
-        """Backward begins: gradients are taken as they come."""
+    def check_micro_batch(self, backwards: int) -> None:
+        """RuntimeError for a second backward before a step: each is an update."""
         if backwards:
             raise RuntimeError(
                 "backward: with in_backward=True each backward is an update, so there is one to a step. Sum the "
                 "losses, or call update(loss) for each."
             )
+
+    def open(self) -> None:
+        """Backward begins: gradients are taken as they come."""
         self._states, self._info = {}, None
 
     def close(self) -> bool:
-        """Backward is over: the new states become the chain's. Whether any parameter had its turn."""
+        """Backward is over, or failed: the new states become the chain's. Whether any parameter had its turn."""
         states, self._states = list((self._states or {}).values()), None
         if states:
-            self._bound.state = _combined(self._bound.state, states, self._bound.target.index)
+            self._bound.state = overlaid(self._bound.state, states)  # type: ignore[assignment]  # Links, as it was
         return bool(states)
 
-    def finish(self, keep_grads: bool) -> UpdateInfo:
+    def finish(self) -> UpdateInfo:
         """What the backward before it did, as an update."""
         info, self._info = self._info, None
-        if info is None or keep_grads:
-            what = "keeps no gradients" if keep_grads else "updates in updater.backward(loss), which has not run"
-            raise RuntimeError(f"step: an updater bound with in_backward=True {what}. Call updater.update(loss).")
+        if info is None:
+            raise RuntimeError(
+                "step: an updater bound with in_backward=True updates in updater.backward(loss), which has not run. "
+                "Call updater.update(loss)."
+            )
         bound = self._bound
         bound.clocks["micro"] += 1
         bound.clocks["step"] += 1
@@ -92,23 +94,6 @@ class InBackward:
         """Take the hooks off the parameters."""
         for handle in self._handles:
             handle.remove()
-
-
-def _combined(whole: Any, parts: list[Any], index: Index) -> Any:
-    """`whole` with the entries of every part in place of its own."""
-    changes: dict[str, Any] = {}
-    for name, value in whole.items():
-        if isinstance(value, Tensors):
-            entries = {n: t for source in (value, *(getattr(p, name) for p in parts)) for n, t in source.items()}
-            changes[name] = EagerTensors.at(index, {n: entries[n] for n in index.names if n in entries})
-        elif isinstance(value, Count):
-            counts = {n: value.of(n) for n in value.names}
-            counts.update({n: getattr(p, name).of(n) for p in parts for n in getattr(p, name).names})
-            changes[name] = Count(value.names, counts)
-    links = getattr(whole, "links", None)
-    if links is not None:
-        changes["links"] = {n: _combined(s, [p.links[n] for p in parts], index) for n, s in links.items()}
-    return whole.replace(**changes) if changes else whole
 
 
 def check(bound: Bound) -> None:

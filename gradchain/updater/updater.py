@@ -102,6 +102,8 @@ class Updater(Controls):
         """
         closure = None
         self._refuse_while_averaged("update")
+        if keep_grads and self._in_backward is not None:
+            raise ValueError("update: keep_grads=True: an updater bound with in_backward=True frees each gradient.")
         if not isinstance(loss, Tensor) and callable(loss):
             closure = partial(self._forward, loss)
             loss = closure(last=last or None)
@@ -131,8 +133,7 @@ class Updater(Controls):
         micro = self._bound.micro
         micro.check(loss, weight, self._bound.gated())
         if self._in_backward is not None:
-            self._checkpoint.warn_of_other_weights()
-            self._in_backward.open(micro.backwards)
+            self._in_backward.check_micro_batch(micro.backwards)
         self._refuse_late_closing("update", last)
         # may raise, as a schedule may: nothing has happened yet, and the open window stays
         scaled = self._bound.chain.scale_loss(loss, self._bound.state, self._bound.context(Run(weight=weight)))
@@ -141,6 +142,9 @@ class Updater(Controls):
             micro.weight = weight
             self._open_micro_batch()
         marks = self._bound.gradients.marks()
+        if self._in_backward is not None:
+            self._checkpoint.warn_of_other_weights()
+            self._in_backward.open()
         try:
             with withheld(self._bound.target, self._bound.withholds()):
                 micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
@@ -152,6 +156,8 @@ class Updater(Controls):
                     "under torch.no_grad()?"
                 )
         except BaseException:
+            if self._in_backward is not None:
+                self._in_backward.close()  # parameters that had their turn keep weight, slots and count together
             self._drop_window("backward failed")
             raise
         micro.add(loss)
@@ -189,7 +195,7 @@ class Updater(Controls):
         self, grads: Mapping[str, Tensor | None] | None, keep_grads: bool, closure: Callable[[], Tensor] | None
     ) -> UpdateInfo:
         if self._in_backward is not None and grads is None:
-            return self._in_backward.finish(keep_grads)
+            return self._in_backward.finish()
         micro, window = self._bound.micro, self._bound.window
         scaled = micro.backwards > 0 and grads is None
         gradients = self._bound.gradients

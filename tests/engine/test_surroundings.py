@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from own_process import in_a_process_of_its_own
 from torch import nn
 from twins import EXECUTORS, Shapes, Twins, by_executors, distance, distance_of, drawn_like
 
@@ -242,6 +243,7 @@ def test_a_held_step_marks_nothing(executors):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 @pytest.mark.parametrize(("names", "threads"), FORKS.values(), ids=list(FORKS))
+@in_a_process_of_its_own
 def test_a_forked_child_trains_on(names, threads, tmp_path):
     """With the threads of our own pool, too, which do not live on in the child; torch's own need not survive a fork."""
     before = torch.get_num_threads()

@@ -90,3 +90,66 @@ def test_a_parameter_without_a_gradient_is_left_alone() -> None:
     assert count["0.weight"] == 1
     assert count["3.bias"] == 0
     assert torch.equal(net[3].bias, before)
+
+
+class counting(gch.Transform):
+    """Descends, and keeps one number per parameter: how often it moved."""
+
+    descends = True
+    per_parameter = True
+
+    def init(self, params):
+        return Moved(gch.Scalars(dict.fromkeys(params, 0.0)))
+
+    def update(self, g, state, ctx):
+        return -0.1 * g, Moved(state.moved.select(g) + 1.0)
+
+
+class Moved(gch.State):
+    """One number per parameter."""
+
+    moved: gch.Scalars
+
+
+def test_numbers_per_parameter_are_kept() -> None:
+    """Scalars in a state advance as Counts and Tensors do."""
+    net = model()
+    updater = counting().bind(net, in_backward=True)
+    for _ in range(3):
+        updater.update(net[0](torch.randn(2, 4, dtype=torch.float64)).sum())
+    moved = updater.state_dict()["links"]["counting"]["moved"]
+    assert moved["0.weight"] == 3.0
+    assert moved["3.bias"] == 0.0
+
+
+def test_a_backward_that_fails_leaves_each_parameter_whole() -> None:
+    """Those that had their turn have new weight, slots and count; the others none of them; no hook stays armed."""
+    net = model()
+    updater = gch.adam(0.1).bind(net, in_backward=True)
+    x = torch.randn(2, 4, dtype=torch.float64)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+
+    def fail(grad: torch.Tensor) -> None:
+        raise ArithmeticError("here")
+
+    handle = net[0].weight.register_hook(fail)
+    with pytest.raises(ArithmeticError, match="here"):
+        updater.update(net(x).square().sum())
+    handle.remove()
+    counts = updater.state_dict()["links"]["scale_by_adam"]["count"]
+    moved = {n: not torch.equal(p, before[n]) for n, p in net.named_parameters()}
+    assert moved["3.bias"] and not moved["0.weight"]
+    assert moved == {n: counts[n] == 1 for n in moved}
+    after = net[3].bias.detach().clone()
+    net(x).sum().backward()
+    assert torch.equal(net[3].bias, after)
+
+
+def test_keeping_gradients_is_refused_before_anything_happens() -> None:
+    """They are freed one by one, so there is nothing to keep."""
+    net = model()
+    updater = gch.sgd(0.1).bind(net, in_backward=True)
+    before = net[3].bias.detach().clone()
+    with pytest.raises(ValueError, match="frees each gradient"):
+        updater.update(net(torch.randn(2, 4, dtype=torch.float64)).sum(), keep_grads=True)
+    assert torch.equal(net[3].bias, before) and updater.num_micro == 0
