@@ -9,7 +9,7 @@ _INSIDE = "GRADCHAIN_TEST_ALONE"
 
 
 def in_a_process_of_its_own(test):
-    """A fork where jax, or a pool, has threads may deadlock: the same test is run by a pytest that runs nothing else."""
+    """A fork beside threads of jax or a pool may deadlock: a pytest that runs nothing else runs the same test."""
 
     @functools.wraps(test)
     def alone(*args, **kwargs):
