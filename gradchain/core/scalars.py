@@ -244,8 +244,8 @@ _DUNDER = {"div": "truediv"}
 def _dispatch(op: str, host: Callable[..., Any], device: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     args = tuple(a.value if isinstance(a, Count) else a for a in args)
     for arg in args:
-        if isinstance(arg, Operand) and not isinstance(arg, Scalars):
-            return arg._apply(op, args)  # type: ignore[attr-defined]  # a Tensors: the only other Operand
+        if isinstance(arg, Operand) and hasattr(arg, "_apply"):
+            return arg._apply(op, args)  # Tensors, and numbers that an executor records
     names: list[str] | None = None
     for arg in args:
         if isinstance(arg, Scalars):

@@ -15,23 +15,21 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context, Run
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.scalars import Scalars
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
-from gradchain.engine.blocks import Blocks
+from gradchain.engine.captured import Captured
+from gradchain.engine.devices import adapted, chosen, numbers_on
 from gradchain.engine.executor import Column, Executor, NoKernel, Runner
 from gradchain.engine.layout import Layout
 from gradchain.engine.lower import Lowering, Program
-from gradchain.engine.native import Native
-from gradchain.engine.patterns import Patterns
+from gradchain.engine.numbers import Each, Number, met
 from gradchain.engine.record import Lazy, Reduced, Tape, Unrecorded
 
 MOST_PLANS = 64
 
 P = ParamSpec("P")
-
-_DEFAULT: tuple[Executor, ...] = (Native(), Patterns(), Blocks())
-
 
 @dataclasses.dataclass
 class Part:
@@ -82,6 +80,8 @@ def _none_where_it_cannot(
         try:
             return step(self, *args, **kwargs)
         except (Unrecorded, NoKernel) as reason:
+            if self.captured is not None:
+                raise self.captured.refusal(str(reason)) from None
             self.reason = str(reason)
             return None
 
@@ -93,7 +93,8 @@ class Engine:
 
     def __init__(self) -> None:
         self._layout: Layout | None = None
-        self.executors: tuple[Executor, ...] = _DEFAULT
+        self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
+        self.captured: Captured | None = None  # what a step goes into that is captured, or comes from
         self._plans: dict[Any, Plan] = {}
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
         self._state_dtypes: tuple[Any, ...] = ()
@@ -133,7 +134,9 @@ class Engine:
             taken = set(layout.pointers)  # memory that something else writes, or that is written for another field
             state = _mapped(state, lambda tensors: layout.state(tensors, taken))
             self._state_dtypes = tuple(_dtypes(state))
-        tape = Tape(self._reduce, self._compute, layout.state)
+        tape = Tape(self._reduce, self._compute, layout.state, numbers_on(self.executors))
+        if tape.numbers is not None:
+            tape.numbers.closed = self.captured is not None
         grads = layout.gradients(received)
         weights = tape.leaf("param", params)
         trial = copy.copy(run)
@@ -148,7 +151,7 @@ class Engine:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
         settled = _restored(state, new, tape, received, out is None)
-        key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)))
+        key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *_numbers(tape))
         parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
         for part in parts:  # from here on nothing may fail: it writes
             self._run(part, tape)
@@ -160,6 +163,8 @@ class Engine:
             )
         for name in ("records", "used", "held", "detail", "loss", "scaled"):
             setattr(run, name, getattr(trial, name))
+        if tape.numbers is not None:
+            tape.numbers.closed = False  # what was recorded may be read from here on
         self.reason, self._state = "", settled
         return out is not None, settled
 
@@ -179,6 +184,7 @@ class Engine:
             self._plans.clear()
             self._columns.clear()
             self._state = None  # it has to follow the weights' new strides
+        self.executors = adapted(self.executors, self._layout.device)
         return self._layout
 
     def _column(self, tape: Tape, leaf: int, names: tuple[str, ...]) -> Column:
@@ -269,21 +275,31 @@ class Engine:
         columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
         scalars = [tape.scalars[slot] for slot in program.scalars]
         entries = [tape.entries[slot][n] for n in part.names for slot in program.entries] if program.entries else []
+        if self.captured is not None:
+            return self.captured.run(part.runner, part.executor, columns, scalars, entries)
+        if tape.numbers is not None:
+            return part.runner.launch(columns, scalars, entries)  # type: ignore[attr-defined]  # see numbers_on
         return part.runner.run(columns, scalars, entries)
 
-    def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced:
-        """Reduce a node now, over every entry it has."""
+    def _reduce(self, tape: Tape, node: int, kind: str) -> Any:
+        """Reduce a node now, over every entry it has: Reduced, or DeviceReduced where numbers stay on the device."""
         index, reach = tape.indices[node], _reachable(tape, node)
         parts = self._planned(
-            tape, (kind, node, *_structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach)
+            tape,
+            (kind, node, *_structure(tape, reach), *_numbers(tape)),
+            lambda: self._reductions(tape, node, kind, reach),
         )
+        if tape.numbers is not None:
+            rows = [(part.names, self._run(part, tape)) for part in parts]
+            reduced = met(rows, kind, tape.numbers.device)
+            return reduced if self.captured is None else self.captured.reduced(reduced)
         if len(parts) == 1 and parts[0].names == index.names:
             return Reduced(index.names, self._run(parts[0], tape))
-        rows = [0.0] * len(index)
+        numbers = [0.0] * len(index)
         for part in parts:
             for name, value in zip(part.names, self._run(part, tape), strict=True):
-                rows[index.position[name]] = value
-        return Reduced(index.names, rows)
+                numbers[index.position[name]] = value
+        return Reduced(index.names, numbers)
 
     def _reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:
         parts = []
@@ -297,6 +313,8 @@ class Engine:
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
         assert self._layout is not None
+        if self.captured is not None:
+            raise Unrecorded("a link asks for whole tensors, which are computed outside its kernels")
         layout, reach = self._layout, _reachable(tape, node)
         leaves = [tape.leaves[i] for i in reach if i in tape.leaves]
         made = []
@@ -306,7 +324,7 @@ class Engine:
             made.append(torch.empty_like(weight, dtype=torch.float64 if torch.float64 in read else torch.float32))
         out = EagerTensors(tape.indices[node], made)
         target = tape.leaf("extra", out).node
-        key = ("compute", node, target, *_structure(tape, reach))
+        key = ("compute", node, target, *_structure(tape, reach), *_numbers(tape))
         for part in self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target])):
             self._run(part, tape)
         return out
@@ -341,6 +359,11 @@ def _evaluating(tape: Tape, evaluate: Callable[[Tensors, str], tuple[Any, Tensor
 def _structure(tape: Tape, nodes: Iterable[int]) -> tuple[Any, ...]:
     """What some nodes of a tape are, apart from the numbers in it."""
     return tuple((i, tape.ops[i], id(tape.indices[i])) for i in nodes)
+
+
+def _numbers(tape: Tape) -> tuple[Any, ...]:
+    """What was done to numbers on the device, as part of a key."""
+    return () if tape.numbers is None else (("numbers", *tape.numbers.ops),)
 
 
 def _dtypes(state: State) -> Iterator[torch.dtype]:
@@ -407,6 +430,10 @@ def _restored(state: Any, new: Any, tape: Tape, received: EagerTensors, held: bo
                 changes[name] = kept if held or not of_gradients or not len(value) else kept.clone()
             else:
                 changes[name] = getattr(state, name)
+        elif isinstance(value, Number):
+            changes[name] = value.tensor()
+        elif isinstance(value, Each):
+            changes[name] = Scalars(dict(value))
     links = getattr(new, "links", None)
     if links is not None:
         changes["links"] = {n: _restored(state.links[n], inner, tape, received, held) for n, inner in links.items()}

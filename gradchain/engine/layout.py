@@ -13,6 +13,7 @@ from gradchain.engine.record import Unrecorded
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _TENSOR = {torch.Tensor}
+_DEVICES = ("cpu", "cuda")
 
 
 class Layout:
@@ -21,8 +22,9 @@ class Layout:
     def __init__(self, params: EagerTensors) -> None:
         self.index: Index = params.index
         self.tensors = params._data
+        self.device = self.tensors[0].device if self.tensors else torch.device("cpu")
         for name, tensor in zip(self.index.names, self.tensors, strict=True):
-            _check(name, tensor)  # before anything is read: a sharded tensor has no address
+            _check(name, tensor, self.device)  # before anything is read: a sharded tensor has no address
         self.pointers = [t.data_ptr() for t in self.tensors]
         self.dtypes = [t.dtype for t in self.tensors]
         self.strides = [t.stride() for t in self.tensors]
@@ -58,6 +60,9 @@ class Layout:
         """The gradients, each laid out as its weight: a copy of one that is not."""
         data, position = grads._values(), self.index.position
         whole = grads.index is self.index
+        if self.device.type != "cpu":  # a kernel there would read an address of the host's
+            for name, grad in zip(grads.index.names, data, strict=True):
+                _check(name, grad, self.device)
         if whole and self._plain(data) and set(map(type, data)) <= _TENSOR and not any(map(Tensor.is_neg, data)):
             return _plainly(grads, data, None)
         changed: list[Tensor] | None = None
@@ -67,7 +72,7 @@ class Layout:
                 raise Unrecorded(f"the gradient of {name!r} has another shape than the weight")
             plain = type(grad) is Tensor and grad.dtype is self.dtypes[at] and not grad.is_neg()
             if not plain or grad.stride() != self.strides[at]:
-                _check(name, grad)
+                _check(name, grad, self.device)
                 if grad.dtype is not self.dtypes[at]:
                     raise Unrecorded(f"the gradient of {name!r} is {grad.dtype}, its weight {self.dtypes[at]}")
                 changed = list(data) if changed is None else changed
@@ -88,7 +93,7 @@ class Layout:
             if name not in position:
                 raise Unrecorded(f"{name!r} is no weight")
             weight = self.tensors[position[name]]
-            _check(name, value)
+            _check(name, value, self.device)
             if value.shape != weight.shape:
                 raise Unrecorded(f"state of {name!r} has another shape than the weight")
             shared = taken is not None and value.numel() > 0 and value.data_ptr() in taken
@@ -108,8 +113,9 @@ def _plainly(tensors: EagerTensors, data: list[Tensor], changed: list[Tensor] | 
     return EagerTensors(tensors.index, data if changed is None else changed)
 
 
-def _check(name: str, tensor: Tensor) -> None:
-    if type(tensor) not in _PLAIN or tensor.device.type != "cpu" or tensor.dtype not in TYPES:
+def _check(name: str, tensor: Tensor, device: torch.device) -> None:
+    known = tensor.device == device and device.type in _DEVICES
+    if type(tensor) not in _PLAIN or not known or tensor.dtype not in TYPES:
         what = type(tensor).__name__ if type(tensor) not in _PLAIN else f"{tensor.dtype} on {tensor.device}"
         raise Unrecorded(f"{name!r} is a {what}")
 

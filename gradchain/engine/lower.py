@@ -19,8 +19,9 @@ class Program:
         columns: the leaves it touches, by node, in the order of the kernel's pointers.
         scalars: the slots of the numbers it reads.
         entries: the slots of the numbers per parameter it reads.
-        instructions: (operation, operands); an operand is ("load", column), ("scalar", i), ("entry", i), ("zero",) or
-            ("value", i), the result of instruction i.
+        numbers: (operation, operands) on numbers alone, done once per row in float64: numbers that lie on the device.
+        instructions: (operation, operands); an operand is ("load", column), ("scalar", i), ("entry", i), ("number", i),
+            ("zero",) or ("value", i), the result of instruction i.
         stores: (column, operand): what is written where.
         reduce: (kind, operand) for a program that reduces instead of storing.
     """
@@ -28,6 +29,7 @@ class Program:
     columns: list[int] = field(default_factory=list)
     scalars: list[int] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
+    numbers: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
     instructions: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
     stores: list[tuple[int, Value]] = field(default_factory=list)
     reduce: tuple[str, Value] | None = None
@@ -52,6 +54,7 @@ class Lowering:
         self._tape = tape
         self._name = name
         self._done: dict[int, Value] = {}
+        self._numbers: dict[int, Value] = {}
         self._shared: dict[tuple[str, tuple[Value, ...]], Value] = {}
         self.program = Program()
 
@@ -96,11 +99,24 @@ class Lowering:
         if isinstance(operand, int):
             return self.value(operand)
         kind, slot = operand
-        if kind == "s":
+        if kind in ("s", "d"):
             return ("scalar", _slot(self.program.scalars, slot))
-        if kind == "e":
+        if kind in ("e", "r"):
             return ("entry", _slot(self.program.entries, slot))
+        if kind == "n":
+            return self._number(slot)
         raise Unrecorded(f"an operand of kind {kind}")
+
+
+    def _number(self, at: int) -> Value:
+        """A number made of others, of the device."""
+        found = self._numbers.get(at)
+        if found is None:
+            assert self._tape.numbers is not None
+            op, *operands = self._tape.numbers.ops[at]
+            self.program.numbers.append((op, tuple(self._operand(o) for o in operands)))
+            found = self._numbers[at] = ("number", len(self.program.numbers) - 1)
+        return found
 
 
 def _slot(slots: list[int], wanted: int) -> int:

@@ -142,8 +142,9 @@ class _Printer:
         return "\n".join([*lines, ""])
 
     def _numbers(self) -> list[str]:
-        """The lines that read the scalars and this row's entries."""
-        scalars, entries = len(self._program.scalars), len(self._program.entries)
+        """The lines that read the scalars and this row's entries, and compute in float64 what is made of them alone."""
+        program = self._program
+        scalars, entries = len(program.scalars), len(program.entries)
         base = f"table + {len(self._dtypes)} * rows"
         cells = [(f"s{i}", f"{base} + {i}", ("scalar", i)) for i in range(scalars)]
         cells += [(f"e{i}", f"{base} + {scalars} + {entries} * r + {i}", ("entry", i)) for i in range(entries)]
@@ -154,8 +155,16 @@ class _Printer:
                 read = f"tl.load({read}.to(tl.pointer_type(tl.float64)))"
             else:
                 read = f"{read}.to(tl.float64, bitcast=True)"
-            lines.append(f"{name} = tl.full([BLOCK], {read}.to({self._compute}), {self._compute})")
-        return lines
+            lines.append(f"d{name} = {read}")
+        for i, (op, operands) in enumerate(program.numbers):
+            form = _WIDE.get(op, EXPRESSIONS[op])
+            given = [f"d{_name(o)}" for o in operands]
+            if op == "where":
+                given[0] = f"({given[0]} != 0.0)"
+            truth = ".to(tl.float64)" if op in BOOLEAN else ""
+            lines.append(f"dn{i} = {form.format(*given, C='tl.float64')}{truth}")
+        names = [*(name for name, _, _ in cells), *(f"n{i}" for i in range(len(program.numbers)))]
+        return lines + [f"{n} = tl.full([BLOCK], d{n}.to({self._compute}), {self._compute})" for n in names]
 
     def _pointers(self) -> list[str]:
         """The lines that find each column of this item."""
@@ -223,6 +232,9 @@ class _Printer:
         return [*lines, f"tl.store(p{column} + lane, {rounded}" + (", mask=inside)" if ragged else ")")]
 
 
+_LETTERS = {"load": "x", "scalar": "s", "entry": "e", "number": "n", "value": "v"}
+
+
 def _name(value: Value) -> str:
     kind = value[0]
-    return "zero" if kind == "zero" else {"load": "x", "scalar": "s", "entry": "e", "value": "v"}[kind] + str(value[1])
+    return "zero" if kind == "zero" else _LETTERS[kind] + str(value[1])

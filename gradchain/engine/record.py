@@ -17,10 +17,8 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
-
-
-class Unrecorded(Exception):  # noqa: N818  # not an error: it says that this step runs by the reference
-    """A link did what no tape can hold; the sentence says what."""
+from gradchain.engine.numbers import DeviceReduced, Ledger, Rows
+from gradchain.engine.numbers import Unrecorded as Unrecorded
 
 
 _NUMBERS = (float, int)
@@ -47,9 +45,11 @@ class Tape:
 
     Attributes:
         ops: one tuple per node: the operation, then its operands. An operand (node ids are ints) of a scalar is
-            ("s", slot), of one number per parameter ("e", slot).
+            ("s", slot), of one number per parameter ("e", slot); of those on a device ("d", slot) and ("r", slot), of
+            a number made of those ("n", i).
         scalars: the numbers, by slot.
         entries: one number per parameter, by slot.
+        numbers: what was done to numbers on the device; None where reductions give their numbers to the host.
         indices: which entries each node has.
         leaves: node → the tensors it stands for.
         columns: addresses that hold for this step only.
@@ -57,14 +57,16 @@ class Tape:
 
     def __init__(
         self,
-        reduce: Callable[[Tape, int, str], Reduced],
+        reduce: Callable[[Tape, int, str], Any],
         compute: Callable[[Tape, int], EagerTensors],
         fit: Callable[[EagerTensors], EagerTensors],
+        device: torch.device | None = None,
     ) -> None:
         self.ops: list[tuple[Any, ...]] = []
         self.indices: list[Index] = []
-        self.scalars: list[float] = []
-        self.entries: list[Scalars] = []
+        self.scalars: list[Any] = []
+        self.entries: list[Scalars | Rows] = []
+        self.numbers = None if device is None else Ledger(self.scalars, self.entries, device)
         self.leaves: dict[int, EagerTensors] = {}
         self.columns: dict[Any, Any] = {}
         self._leaf_of: dict[int, int] = {}
@@ -73,7 +75,7 @@ class Tape:
         self._compute = compute
         self._fit = fit
         self._computed: dict[int, EagerTensors] = {}
-        self._reduced: dict[tuple[int, str], Reduced] = {}
+        self._reduced: dict[tuple[int, str], Reduced | DeviceReduced] = {}
 
     def leaf(self, kind: str, tensors: Tensors) -> Lazy:
         """A recording twin of tensors in memory. `kind` says what they are: a gradient, a weight, a state's field."""
@@ -99,15 +101,26 @@ class Tape:
         kind = type(value)
         if kind is Lazy:
             return value.node
+        if self.numbers is not None and kind not in _NUMBERS:
+            return self._on_device(value, self.numbers)
         if kind is Scalars:
             self.entries.append(value)
             return ("e", len(self.entries) - 1)
         if isinstance(value, Tensor) and (value.requires_grad or value.device.type != "cpu"):
-            raise Unrecorded("a scalar lives on a device, or requires a gradient")
+            raise Unrecorded("a scalar lives on another device, or requires a gradient")
         self.scalars.append(float(value))
         return ("s", len(self.scalars) - 1)
 
-    def reduced(self, node: int, kind: str) -> Reduced:
+    @staticmethod
+    def _on_device(value: Any, numbers: Ledger) -> tuple[str, int]:
+        """How an operation refers to what may be a number on the device."""
+        held = value.values() if type(value) is Scalars else [value]
+        for number in held:
+            if isinstance(number, Tensor) and (number.requires_grad or number.device != numbers.device):
+                raise Unrecorded("a scalar lives on another device, or requires a gradient")
+        return numbers.operand(value)
+
+    def reduced(self, node: int, kind: str) -> Any:
         """One number per entry of a node, computed now; asked twice, read once."""
         found = self._reduced.get((node, kind))
         if found is None:
@@ -207,7 +220,7 @@ class Lazy(Tensors):
             values.append(arg)
         assert index is not None
         for value in values:
-            if type(value) is Scalars and any(n not in value for n in index.names):
+            if isinstance(value, Scalars) and any(n not in value for n in index.names):
                 index = index.subset(value.keys())
         return tape.node((op, *(tape.operand(v, index) for v in values)), index)
 
@@ -219,9 +232,11 @@ class Lazy(Tensors):
             norms: Scalars = self._whole_norm(p, "norms")
             return norms
         reduced, scale = powers
+        if self.tape.numbers is not None:
+            return reduced.norms(self.tape.numbers, p, scale)  # type: ignore[no-any-return]
         return reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
 
-    def _powers(self, p: float) -> tuple[Reduced, float] | None:
+    def _powers(self, p: float) -> tuple[Any, float] | None:
         """The sums behind a norm and the factor in front of it; None for a norm that no kernel computes."""
         kind = {1.0: "sum1", 2.0: "sum2", float("inf"): "max"}.get(float(p))
         if kind is None or (self._index.complex and p != 2):
@@ -239,6 +254,8 @@ class Lazy(Tensors):
         if powers is None:
             return self._whole_norm(p, "norm")
         reduced, scale = powers
+        if self.tape.numbers is not None:
+            return reduced.norm(self.tape.numbers, p, scale)
         if p == float("inf"):
             return scale * (math.nan if any(v != v for v in reduced.rows) else max(reduced.rows, default=0.0))
         total = math.fsum(reduced.rows) if all(v - v == 0.0 for v in reduced.rows) else sum(reduced.rows)
@@ -246,9 +263,15 @@ class Lazy(Tensors):
 
     def _sums(self) -> Scalars:
         node, factor = self.tape.peeled(self.node)
-        return self.tape.reduced(node, "sum").scalars(lambda v: factor * v)
+        reduced = self.tape.reduced(node, "sum")
+        if self.tape.numbers is not None:
+            return factor * self.tape.numbers.each(reduced.names, reduced.rows)  # type: ignore[no-any-return]
+        return reduced.scalars(lambda v: factor * v)  # type: ignore[no-any-return]
 
     def sum(self) -> Any:
+        if self.tape.numbers is not None:
+            node, factor = self.tape.peeled(self.node)
+            return factor * self.tape.numbers.whole(self.tape.reduced(node, "sum").total())
         return sum(self._sums().values())
 
     def all_finite(self) -> bool:
@@ -258,6 +281,8 @@ class Lazy(Tensors):
         # where the sum of squares is finite all elements are; a clip that follows reads the same sum
         if factor - factor != 0.0:
             return False
+        if self.tape.numbers is not None:
+            return self.tape.numbers.finite(lambda kind: self.tape.reduced(node, kind))
         if all(v - v == 0.0 for v in self.tape.reduced(node, "sum2").rows):
             return True
         return not any(self.tape.reduced(node, "bad").rows)

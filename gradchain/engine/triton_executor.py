@@ -61,6 +61,7 @@ class Triton:
     """Programs printed as Triton, on one device."""
 
     name = "triton"
+    keeps_numbers = True  # what a reduction gives stays on the device
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
@@ -74,7 +75,7 @@ class Triton:
         unknown = [d for d in dtypes if d not in TYPES]
         if unknown:
             return f"no Triton kernels for {unknown[0]}"
-        strange = [op for op, _ in program.instructions if op not in EXPRESSIONS]
+        strange = [op for op, _ in (*program.instructions, *program.numbers) if op not in EXPRESSIONS]
         return f"no Triton for the operation {strange[0]!r}" if strange else None
 
     def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> TritonRunner:
@@ -92,6 +93,7 @@ class TritonRunner:
         self.source = source(program, dtypes)
         self._program, self._dtypes = program, tuple(dtypes)
         self._items, self._device = items, device
+        self._texts: dict[frozenset[tuple[str, int]], str] = {frozenset(): self.source}
 
     def run(
         self, columns: Sequence[Column], scalars: Sequence[float | Tensor], entries: Sequence[float | Tensor]
@@ -110,31 +112,79 @@ class TritonRunner:
             scalars: the numbers, in the order of the program; a 0-d tensor of this device is read by the kernel.
             entries: the numbers per row, row by row; likewise.
         """
-        items, reduces = self._items, self._program.reduce
-        if reduces is None and not items.count:
-            return None
-        addresses = [list(column.addresses) for column in columns]
+        launch = self.prepared(columns, scalars, entries)
+        launch.send()
+        launch()
+        return launch.sums
+
+    def prepared(
+        self, columns: Sequence[Column], scalars: Sequence[float | Tensor], entries: Sequence[float | Tensor]
+    ) -> Launch:
+        """A run over all rows, ready to be sent and launched. Its arguments are those of `launch`."""
+        addresses = [column.addresses for column in columns]
         aligned = not functools.reduce(operator.or_, (a for column in addresses for a in column), 0) & 15
         on_device, numbers, held = _numbers(scalars, entries, len(self._program.entries), self._device)
-        cells = b"".join(struct.pack(f"={len(column)}q", *column) for column in addresses) + numbers
-        table = _uploaded(cells or bytes(8), self._device)
-        partial = torch.empty(items.count if reduces else 0, dtype=torch.float64, device=self._device)
-        text = self.source if not on_device else source(self._program, self._dtypes, on_device)
-        kernel = compiled(text, "run")
-        sums = None
+        if on_device not in self._texts:
+            self._texts[on_device] = source(self._program, self._dtypes, on_device)
+        cells = b"".join(map(bytes, addresses)) + numbers
+        reduces = self._program.reduce[0] if self._program.reduce else ""
+        # the interpreter takes no hints
+        return Launch(
+            self._texts[on_device], self._items, reduces, self._device, cells, held, aligned and not interpreting()
+        )
+
+
+class Launch:
+    """One run of a kernel over its items.
+
+    Attributes:
+        cells: what the kernel is given beside the items.
+        held: tensors that must live until the kernel ran.
+        table: the cells on the device, once they were sent.
+        sums: one float64 per row, for a program that reduces, once it was launched.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        items: Items,
+        reduces: str,
+        device: torch.device,
+        cells: bytes,
+        held: list[Tensor],
+        aligned: bool,
+    ) -> None:
+        self.text, self.cells, self.held, self.aligned = text, cells, held, aligned
+        self._items, self._reduces, self._device = items, reduces, device
+        self.table: Tensor | None = None
+        made = [torch.empty(n, dtype=torch.float64, device=device) for n in (items.count, items.rows) if reduces]
+        self._partial, self.sums = made if reduces else (torch.empty(0, dtype=torch.float64, device=device), None)
+
+    def send(self) -> None:
+        """Take the cells to the device, without waiting for it: into the same table, from the second time on."""
+        cells = torch.frombuffer(bytearray(self.cells or bytes(8)), dtype=torch.int64)
+        cells = cells.pin_memory() if self._device.type == "cuda" else cells
+        if self.table is None:
+            self.table = cells.to(self._device, non_blocking=True)
+        else:
+            self.table.copy_(cells, non_blocking=True)
+
+    def reserve(self) -> None:
+        """Make the table, to be filled later."""
+        self.table = torch.zeros(max(1, len(self.cells) // 8), dtype=torch.int64, device=self._device)
+
+    def __call__(self) -> None:
+        """Queue the kernel, which reads the table as it is when it runs."""
+        items = self._items
         with _on(self._device):
             if items.count:
-                # the interpreter takes no hints
-                aligned = aligned and not interpreting()
-                kernel[(items.count,)](table, items.table, items.rows, partial, BLOCK=BLOCK, ALIGNED=aligned, **OPTIONS)
-            if reduces is not None:
-                sums = torch.empty(items.rows, dtype=torch.float64, device=self._device)
-                if items.rows:
-                    compiled(FOLD, "fold")[(items.rows,)](
-                        partial, items.first, sums, MAX=reduces[0] == "max", BLOCK=BLOCK, **OPTIONS
-                    )
-        del held  # alive until the kernel that reads them was queued
-        return sums
+                compiled(self.text, "run")[(items.count,)](
+                    self.table, items.table, items.rows, self._partial, BLOCK=BLOCK, ALIGNED=self.aligned, **OPTIONS
+                )
+            if self.sums is not None and items.rows:
+                compiled(FOLD, "fold")[(items.rows,)](
+                    self._partial, items.first, self.sums, MAX=self._reduces == "max", BLOCK=BLOCK, **OPTIONS
+                )
 
 
 def _numbers(
@@ -149,7 +199,9 @@ def _numbers(
     for key, value in zip(keys, (*scalars, *entries), strict=True):
         if key in on_device:
             if isinstance(value, Tensor):
-                cell = value.detach().to(device, torch.float64, non_blocking=True)
+                cell = value.detach()
+                if cell.dtype is not torch.float64 or cell.device != device:
+                    cell = cell.to(device, torch.float64, non_blocking=True)
             else:  # a host number in a column of device numbers
                 cell = torch.full((), value, dtype=torch.float64, device=device)
             held.append(cell)
@@ -157,12 +209,6 @@ def _numbers(
         else:
             packed.append(struct.pack("=d", value))
     return frozenset(on_device), b"".join(packed), held
-
-
-def _uploaded(cells: bytes, device: torch.device) -> Tensor:
-    """The cells as int64 on the device, sent without waiting where it is another one."""
-    table = torch.frombuffer(bytearray(cells), dtype=torch.int64)
-    return table if device.type == "cpu" else table.pin_memory().to(device, non_blocking=True)
 
 
 def _on(device: torch.device) -> Any:

@@ -1,0 +1,73 @@
+"""Which executors run on which device, and how a user names others."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from gradchain.engine.blocks import Blocks
+from gradchain.engine.compiled import Compiled
+from gradchain.engine.executor import Executor
+from gradchain.engine.native import Native
+from gradchain.engine.patterns import Patterns
+from gradchain.engine.record import Unrecorded
+from gradchain.engine.triton_executor import Triton
+
+VARIABLE = "GRADCHAIN_EXECUTORS"
+
+# The order of trying where the user names none. Nothing on CUDA: torch's foreach runs there, by the reference, until a
+# run on a GPU is on record that shows something better. `compiled` is in neither: Inductor needs what the printers
+# need (a C++ compiler, Triton), takes seconds where they take tenths, and no program is known that it alone can run.
+_BY_NAME: dict[str, dict[str, Callable[[torch.device], Executor]]] = {
+    "cpu": {
+        "native": lambda _: Native(),
+        "patterns": lambda _: Patterns(),
+        "blocks": lambda _: Blocks(),
+        "compiled": Compiled,
+    },
+    "cuda": {"triton": Triton, "compiled": Compiled},
+}
+_DEFAULT: dict[str, Sequence[str]] = {"cpu": ("native", "patterns", "blocks"), "cuda": ()}
+
+_chosen: dict[tuple[str, str], tuple[Executor, ...]] = {}
+
+
+def chosen(device: torch.device) -> tuple[Executor, ...]:
+    """The executors for a device, best first: those that GRADCHAIN_EXECUTORS names, or the default.
+
+    The variable is a list of names with commas, such as `GRADCHAIN_EXECUTORS=triton`. One that does not exist on the
+    device is passed over; where none is left, steps run by the reference.
+
+    Raises:
+        ValueError: for a name that is no executor on any device.
+    """
+    named = os.environ.get(VARIABLE, "")
+    key = (str(device), named)
+    if key not in _chosen:
+        wanted = [n.strip() for n in named.split(",") if n.strip()] or _DEFAULT.get(device.type, ())
+        known = sorted({n for names in _BY_NAME.values() for n in names})
+        for name in wanted:
+            if name not in known:
+                raise ValueError(f"{VARIABLE}: must name executors among {', '.join(known)}, got {name!r}.")
+        here = _BY_NAME.get(device.type, {})
+        _chosen[key] = tuple(here[name](device) for name in wanted if name in here)
+    return _chosen[key]
+
+
+def adapted(executors: tuple[Executor, ...], device: torch.device) -> tuple[Executor, ...]:
+    """The executors for weights on this device: those in use where someone set them, else the chosen ones."""
+    ours = any(executors is choice for choice in _chosen.values())
+    executors = chosen(device) if ours else executors
+    if not executors:
+        hint = f" {VARIABLE}=triton runs printed kernels." if device.type == "cuda" else ""
+        raise Unrecorded(f"on {device.type} torch._foreach is the default.{hint}")
+    return executors
+
+
+def numbers_on(executors: Sequence[Any]) -> torch.device | None:
+    """Where reductions leave their numbers: on the executors' device, or (None) with the host."""
+    devices = {getattr(e, "device", None) if getattr(e, "keeps_numbers", False) else None for e in executors}
+    return devices.pop() if len(devices) == 1 else None
