@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from gradchain.core.context import Run
+from gradchain.core.tensors import Tensors
 from gradchain.engine.executor import Column
 from gradchain.engine.numbers import DeviceReduced
 from gradchain.engine.record import Unrecorded
@@ -19,13 +21,23 @@ class Captured:
     While the graph is captured they are queued into it with empty tables. Before each replay the chain is walked
     once more on the host, launching nothing: each launch it would make must be the one that was captured, over the
     same memory, and its numbers are sent to that launch's table.
+
+    Attributes:
+        recording: whether the graph is being captured.
+        received: the gradients that the step was captured with.
+        run_of_it: what was known of that update.
+        lent: whether those gradients stay the user's.
+        queued: what runs in the graph, in order. It keeps alive the memory that the graph runs in.
     """
 
     def __init__(self) -> None:
         self.recording = True
+        self.received: Tensors | None = None
+        self.run_of_it = Run()
+        self.lent = False
+        self.queued: list[Callable[[], object]] = []
         self._launches: list[tuple[TritonRunner, Launch]] = []
         self._reduced: list[DeviceReduced] = []
-        self._queued: list[Callable[[], object]] = []
         self._next = 0
         self._next_reduced = 0
 
@@ -69,23 +81,24 @@ class Captured:
         return self._reduced[self._next_reduced - 1]
 
     def queue(self, launch: Callable[[], object]) -> None:
-        """Launch into the graph. Without a device nothing runs before `replay`."""
-        self._queued.append(launch)
+        """Launch into the graph. Where none is captured nothing runs: the tables are empty yet."""
+        self.queued.append(launch)
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             launch()
 
-    def begin(self) -> None:
-        """Before a step that is to be replayed."""
+    def begin(self, received: Tensors, run: Run, lent: bool) -> None:
+        """A step begins: the one that is captured, or a replay of it."""
         self._next = self._next_reduced = 0
+        if self.recording:
+            if self.received is not None:
+                raise self.refusal("a second update came before the first was captured")
+            self.received, self.run_of_it, self.lent = received, run, lent
 
     def complete(self) -> None:
-        """Every launch was met: send their numbers."""
+        """A step came to its end. Where it is a replay, all launches were met: send their numbers."""
+        if self.recording:
+            return
         if self._next != len(self._launches):
             raise self.refusal("this one has fewer kernels")
         for _, launch in self._launches:
             launch.send()
-
-    def replay(self) -> None:
-        """The launches one by one: what replaying the graph does, where there is none."""
-        for launch in self._queued:
-            launch()

@@ -6,6 +6,9 @@ compile where they take tenths, so it is in no default order: `GRADCHAIN_EXECUTO
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import linecache
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,13 +18,15 @@ from torch import Tensor
 from gradchain.core import _torch
 from gradchain.engine.executor import Column, NoKernel
 from gradchain.engine.lower import Program, Value
+from gradchain.engine.print_triton import name_of
 
-_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sum": torch.sum,
-    "sum1": lambda v: v.abs().sum(),
-    "sum2": lambda v: (v * v).sum(),
-    "max": lambda v: v.abs().amax(),
-    "bad": lambda v: (~torch.isfinite(v)).double().sum(),
+# What a reduction makes of a row in float64.
+REDUCTIONS = {
+    "sum": "wide.sum()",
+    "sum1": "wide.abs().sum()",
+    "sum2": "(wide * wide).sum()",
+    "max": "wide.abs().amax()",
+    "bad": "(~torch.isfinite(wide)).double().sum()",
 }
 
 
@@ -44,9 +49,12 @@ class Compiled:
 
     def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> CompiledRunner:
         """The program compiled: it is tried on a row of zeros. NoKernel where Inductor fails."""
-        runner = CompiledRunner(program, self.device)
+        text = source(program, dtypes)
+        lengths = {1, 8} if 1 in sizes else {8}  # torch.compile makes a function of its own for one element
         try:
-            runner.attempt(dtypes)
+            runner = CompiledRunner(program, text, self.device)
+            for length in lengths:  # before anything is written
+                runner.attempt(dtypes, length)
         except Exception as failure:  # Inductor may fail in any way: it starts compilers
             first = str(failure).strip().partition("\n")[0][:200]
             raise NoKernel(f"torch.compile failed: {type(failure).__name__}: {first}") from failure
@@ -56,20 +64,21 @@ class Compiled:
 class CompiledRunner:
     """One compiled program, called row by row."""
 
-    def __init__(self, program: Program, device: torch.device) -> None:
+    def __init__(self, program: Program, text: str, device: torch.device) -> None:
         self._program, self._device = program, device
-        self._run = torch.compile(_function(program), dynamic=True, fullgraph=True)
+        self.source = text
+        self._run = compiled(text)
 
-    def attempt(self, dtypes: Sequence[torch.dtype]) -> None:
-        """Compile for rows of these dtypes, before anything is written."""
+    def attempt(self, dtypes: Sequence[torch.dtype], length: int) -> None:
+        """Run it over zeros, which compiles it."""
         program = self._program
-        row = [torch.zeros(8, dtype=d, device=self._device) for d in dtypes]
-        self._run(row, self._numbers([0.0] * len(program.scalars)), self._numbers([0.0] * len(program.entries)))
+        row = [torch.zeros(length, dtype=d, device=self._device) for d in dtypes]
+        self._run(*row, *self._numbers([0.0] * (len(program.scalars) + len(program.entries))))
 
     def run(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> list[float] | None:
         """Run over all rows; see Runner."""
         out = self.launch(columns, scalars, entries)
-        return None if out is None else out.tolist()  # type: ignore[no-any-return]
+        return None if out is None else out.tolist()
 
     def launch(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Tensor | None:
         """Run over all rows; what a program reduces stays on the device, one float64 per row."""
@@ -78,7 +87,7 @@ class CompiledRunner:
             flat = [t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
             if flat[0].numel():
                 per_row = self._numbers(entries[row * width : (row + 1) * width])
-                sums.append(self._run(flat, numbers, per_row))
+                sums.append(self._run(*flat, *numbers, *per_row))
             elif self._program.reduce:
                 sums.append(torch.zeros((), dtype=torch.float64, device=self._device))
         if self._program.reduce is None:
@@ -93,33 +102,42 @@ class CompiledRunner:
         ]
 
 
-def _function(program: Program) -> Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensor | None]:
-    """The program as plain torch over the columns of one row."""
+@functools.lru_cache(maxsize=512)
+def compiled(text: str) -> Callable[..., Any]:
+    """The function of this text, compiled at its first run. Its own code object: torch.compile counts by those."""
+    path = f"<gradchain compiled {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
+    linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
+    space: dict[str, Any] = {"__name__": "gradchain_compiled", "torch": torch, "do": _torch.POINTWISE}
+    exec(compile(text, path, "exec"), space)
+    return torch.compile(space["run"], dynamic=True, fullgraph=True)
 
-    def run(row: list[Tensor], scalars: list[Tensor], entries: list[Tensor]) -> Tensor | None:
-        wide = torch.float64 if any(t.dtype is torch.float64 for t in row) else torch.float32
-        held: dict[str, list[Tensor]] = {"number": [], "value": [], "scalar": scalars, "entry": entries}
-        held["load"] = [t.to(wide) for t in row]
-        held["zero"] = [torch.zeros_like(row[0], dtype=wide)]
 
-        def pick(value: Value) -> Tensor:
-            return held[value[0]][value[1] if len(value) > 1 else 0]
+def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+    """The program as torch over the columns of one row, flat, and 0-d float64 numbers."""
+    wide = "torch.float64" if torch.float64 in dtypes else "torch.float32"
+    numbers = [f"{k}{i}" for k, n in (("s", program.scalars), ("e", program.entries)) for i in range(len(n))]
+    lines = [f"def run({', '.join([*(f'p{i}' for i in range(len(dtypes))), *numbers])}):"]
+    for i, (op, operands) in enumerate(program.numbers):
+        lines.append(f"    n{i} = {_call(op, operands)}")
+    # numbers are rounded once, as every executor does
+    lines += [f"    {name} = {name}.to({wide})" for name in (*numbers, *(f"n{i}" for i in range(len(program.numbers))))]
+    lines += [f"    x{i} = p{i}.to({wide})" for i in sorted(program.loads())]
+    if program.has_zeros():
+        lines.append(f"    zero = torch.zeros_like(p0, dtype={wide})")
+    for i, (op, operands) in enumerate(program.instructions):
+        lines.append(f"    v{i} = {_call(op, operands)}")
+    if program.reduce:
+        kind, operand = program.reduce
+        lines += [f"    wide = {name_of(operand)}.to(torch.float64).expand_as(p0)", f"    return {REDUCTIONS[kind]}"]
+    # what is stored as it was loaded is copied first: another store may write over it
+    stores = [(c, f"{name_of(v)}.clone()" if v[0] == "load" else f"{name_of(v)}.to({wide})") for c, v in program.stores]
+    lines += [f"    r{column} = {value}" for column, value in stores]
+    lines += [f"    p{column}.copy_(r{column})" for column, _ in stores]
+    return "\n".join([*lines, ""])
 
-        for op, operands in program.numbers:
-            held["number"].append(_torch.POINTWISE[op](*map(pick, operands)))
-        for kind in ("number", "scalar", "entry"):  # rounded once, as every executor does
-            held[kind] = [v.to(wide) for v in held[kind]]
-        for op, operands in program.instructions:
-            given = [pick(o) for o in operands]
-            if op == "where":
-                given[0] = given[0].to(torch.bool)
-            held["value"].append(_torch.POINTWISE[op](*given))
-        if program.reduce:
-            kind, operand = program.reduce
-            return _REDUCTIONS[kind](pick(operand).to(torch.float64).expand_as(row[0]))
-        results = [(column, pick(o)) for column, o in program.stores]
-        for column, result in results:
-            row[column].copy_(result.to(wide))
-        return None
 
-    return run
+def _call(op: str, operands: Sequence[Value]) -> str:
+    given = [name_of(o) for o in operands]
+    if op == "where":
+        given[0] = f"{given[0]}.to(torch.bool)"
+    return f"do[{op!r}]({', '.join(given)})"

@@ -39,7 +39,7 @@ def chosen(device: torch.device) -> tuple[Executor, ...]:
     """The executors for a device, best first: those that GRADCHAIN_EXECUTORS names, or the default.
 
     The variable is a list of names with commas, such as `GRADCHAIN_EXECUTORS=triton`. One that does not exist on the
-    device is passed over; where none is left, steps run by the reference.
+    device is passed over; where none is left, the default holds.
 
     Raises:
         ValueError: for a name that is no executor on any device.
@@ -47,13 +47,14 @@ def chosen(device: torch.device) -> tuple[Executor, ...]:
     named = os.environ.get(VARIABLE, "")
     key = (str(device), named)
     if key not in _chosen:
-        wanted = [n.strip() for n in named.split(",") if n.strip()] or _DEFAULT.get(device.type, ())
+        wanted = [n.strip() for n in named.split(",") if n.strip()]
         known = sorted({n for names in _BY_NAME.values() for n in names})
         for name in wanted:
             if name not in known:
                 raise ValueError(f"{VARIABLE}: must name executors among {', '.join(known)}, got {name!r}.")
         here = _BY_NAME.get(device.type, {})
-        _chosen[key] = tuple(here[name](device) for name in wanted if name in here)
+        names = [n for n in wanted if n in here] or _DEFAULT.get(device.type, ())
+        _chosen[key] = tuple(here[name](device) for name in names)
     return _chosen[key]
 
 

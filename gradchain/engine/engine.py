@@ -31,6 +31,7 @@ MOST_PLANS = 64
 
 P = ParamSpec("P")
 
+
 @dataclasses.dataclass
 class Part:
     """The program of one class of parameters.
@@ -128,6 +129,8 @@ class Engine:
         """
         assert isinstance(received, EagerTensors)
         self._lent, self.last = lent, []
+        if self.captured is not None:
+            self.captured.begin(received, run, lent)
         layout = self._laid_out(params)
         if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
@@ -155,6 +158,8 @@ class Engine:
         parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
         for part in parts:  # from here on nothing may fail: it writes
             self._run(part, tape)
+        if self.captured is not None:
+            self.captured.complete()
         if out is not None:
             written, position = target.index, params.index.position
             whole = written is params.index
@@ -179,12 +184,13 @@ class Engine:
     # storage
 
     def _laid_out(self, params: EagerTensors) -> Layout:
+        if params._data:
+            self.executors = adapted(self.executors, params._data[0].device)
         if self._layout is None or not self._layout.still(params):
             self._layout = Layout(params)
             self._plans.clear()
             self._columns.clear()
             self._state = None  # it has to follow the weights' new strides
-        self.executors = adapted(self.executors, self._layout.device)
         return self._layout
 
     def _column(self, tape: Tape, leaf: int, names: tuple[str, ...]) -> Column:
@@ -274,7 +280,9 @@ class Engine:
         self.last.append(part)
         columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
         scalars = [tape.scalars[slot] for slot in program.scalars]
-        entries = [tape.entries[slot][n] for n in part.names for slot in program.entries] if program.entries else []
+        entries: list[Any] = []
+        if program.entries:
+            entries = [tape.entries[slot][n] for n in part.names for slot in program.entries]
         if self.captured is not None:
             return self.captured.run(part.runner, part.executor, columns, scalars, entries)
         if tape.numbers is not None:

@@ -107,7 +107,6 @@ class Lowering:
             return self._number(slot)
         raise Unrecorded(f"an operand of kind {kind}")
 
-
     def _number(self, at: int) -> Value:
         """A number made of others, of the device."""
         found = self._numbers.get(at)

@@ -53,16 +53,19 @@ class Ledger:
 
     def operand(self, value: Any) -> tuple[str, int]:
         """How an operation refers to `value`."""
-        if isinstance(value, (Number, Each)):
-            if value.ledger is self:
-                return value.operand
-            value = value.tensor() if isinstance(value, Number) else Rows(value.names, value.tensor())  # of another step
-        if isinstance(value, Scalars) and any(isinstance(v, Number) for v in value.values()):
+        if isinstance(value, (Number, Each)) and value.ledger is self:
+            return value.operand
+        if isinstance(value, Number):  # of another step
+            value = value.tensor()
+        elif isinstance(value, Each):
+            value = Rows(value.names, value.tensor())
+        elif isinstance(value, Scalars) and any(isinstance(v, Number) for v in value.values()):
             value = Rows(tuple(value), torch.stack([self._wide(v) for v in value.values()]))
-        kept = self.entries if isinstance(value, (Scalars, Rows)) else self.scalars
-        kept.append(value)
-        on_device = isinstance(value, (Rows, Tensor))
-        return ({False: "se", True: "dr"}[on_device][kept is self.entries], len(kept) - 1)
+        if isinstance(value, (Scalars, Rows)):
+            self.entries.append(value)
+            return ("e" if isinstance(value, Scalars) else "r", len(self.entries) - 1)
+        self.scalars.append(value)
+        return ("d" if isinstance(value, Tensor) else "s", len(self.scalars) - 1)
 
     def whole(self, value: Tensor) -> Number:
         """A 0-d tensor of the device as a number."""

@@ -158,7 +158,7 @@ class _Printer:
             lines.append(f"d{name} = {read}")
         for i, (op, operands) in enumerate(program.numbers):
             form = _WIDE.get(op, EXPRESSIONS[op])
-            given = [f"d{_name(o)}" for o in operands]
+            given = [f"d{name_of(o)}" for o in operands]
             if op == "where":
                 given[0] = f"({given[0]} != 0.0)"
             truth = ".to(tl.float64)" if op in BOOLEAN else ""
@@ -197,16 +197,16 @@ class _Printer:
     def _operands(self, at: int, op: str, operands: Sequence[Value]) -> list[str]:
         """The operands' texts, truth values as numbers where the operation computes with them."""
         if op in _OF_BOOLEANS or (op == "where" and self._boolean[at]):
-            return [_name(o) for o in operands]
+            return [name_of(o) for o in operands]
         if op == "where":
-            return [_name(operands[0]), *(self._number(o) for o in operands[1:])]
+            return [name_of(operands[0]), *(self._number(o) for o in operands[1:])]
         return [self._number(o) for o in operands]
 
     def _is_boolean(self, value: Value) -> bool:
         return value[0] == "value" and self._boolean[value[1]]
 
     def _number(self, value: Value) -> str:
-        return f"{_name(value)}.to({self._compute})" if self._is_boolean(value) else _name(value)
+        return f"{name_of(value)}.to({self._compute})" if self._is_boolean(value) else name_of(value)
 
     def _load(self, column: int, ragged: bool) -> str:
         zero = "0" if self._dtypes[column] is torch.bfloat16 else "0.0"
@@ -235,6 +235,7 @@ class _Printer:
 _LETTERS = {"load": "x", "scalar": "s", "entry": "e", "number": "n", "value": "v"}
 
 
-def _name(value: Value) -> str:
+def name_of(value: Value) -> str:
+    """What a value is called in a text."""
     kind = value[0]
     return "zero" if kind == "zero" else _LETTERS[kind] + str(value[1])

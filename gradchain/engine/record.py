@@ -233,8 +233,10 @@ class Lazy(Tensors):
             return norms
         reduced, scale = powers
         if self.tape.numbers is not None:
-            return reduced.norms(self.tape.numbers, p, scale)  # type: ignore[no-any-return]
-        return reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
+            each: Scalars = reduced.norms(self.tape.numbers, p, scale)
+            return each
+        each = reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
+        return each
 
     def _powers(self, p: float) -> tuple[Any, float] | None:
         """The sums behind a norm and the factor in front of it; None for a norm that no kernel computes."""

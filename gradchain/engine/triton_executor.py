@@ -157,6 +157,7 @@ class Launch:
         self.text, self.cells, self.held, self.aligned = text, cells, held, aligned
         self._items, self._reduces, self._device = items, reduces, device
         self.table: Tensor | None = None
+        self.sums: Tensor | None
         made = [torch.empty(n, dtype=torch.float64, device=device) for n in (items.count, items.rows) if reduces]
         self._partial, self.sums = made if reduces else (torch.empty(0, dtype=torch.float64, device=device), None)
 

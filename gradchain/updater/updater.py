@@ -17,6 +17,7 @@ from gradchain.core.context import Run
 from gradchain.core.transform import Transform
 from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
+from gradchain.updater.capture import Capturing
 from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.controls import Controls
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from gradchain.selectors import Predicate
 
 
-class Updater(Controls):
+class Updater(Controls, Capturing):
     """A chain bound to a model: the one stateful object of a training loop.
 
     `update(loss)` is `backward(loss)` and `step()`: the loss through the chain's scaling, backward, the gradients

@@ -10,14 +10,12 @@ import triton
 from operation_cases import REDUCTIONS, A, B
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from whole_program import everything
 
-from gradchain.core._torch import POINTWISE
 from gradchain.engine.lower import Program
 from gradchain.engine.print_triton import FOLD, source
-from gradchain.engine.record import BOOLEAN
 from gradchain.engine.triton_executor import BLOCK, OPTIONS, compiled
 
-ONE = {"sqrt", "rsqrt", "sign", "abs", "not", "isfinite", "isnan"}
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
@@ -33,26 +31,6 @@ def built(text: str, name: str, pointers: dict[str, str], constants: dict[str, o
 def run(program: Program, dtypes, aligned: bool = True, on_device=()) -> str:
     pointers = {"table": "*i64", "items": "*i64", "rows": "i32", "out": "*fp64"}
     return built(source(program, dtypes, on_device), "run", pointers, {"BLOCK": BLOCK, "ALIGNED": aligned})
-
-
-def everything() -> Program:
-    """A program with every operation, each over what came before it, and numbers of every kind."""
-    instructions: list = [("gt", (A, ("scalar", 0))), ("lt", (B, ("entry", 0)))]
-    mask, value = ("value", 0), A
-    for op in sorted(POINTWISE):
-        if op == "where":
-            operands: tuple = (mask, value, ("scalar", 1))
-        elif op == "lerp":
-            operands = (value, B, ("scalar", 0))
-        elif op in ("and", "or"):
-            operands = (mask, ("value", 1))
-        else:
-            operands = ((mask if op == "not" else value),) if op in ONE else (value, B)
-        instructions.append((op, operands))
-        last = ("value", len(instructions) - 1)
-        mask, value = (last, value) if op in BOOLEAN else (mask, last)
-    instructions.append(("where", (mask, value, ("zero",))))
-    return Program([0, 1], [0, 1], [0], instructions, [(1, ("value", len(instructions) - 1))])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,0 +1,85 @@
+"""Which executors a device has, and how a user names others."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import gradchain as gch
+from gradchain.engine.devices import VARIABLE, adapted, chosen, numbers_on
+from gradchain.engine.record import Unrecorded
+from gradchain.engine.triton_executor import Triton
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def names(device: torch.device) -> list[str]:
+    return [e.name for e in chosen(device)]
+
+
+def test_the_default(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert names(CPU) == ["native", "patterns", "blocks"]
+    assert names(CUDA) == [], "foreach is the default on CUDA until a run on a GPU is on record"
+    assert names(torch.device("mps")) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "cpu", "cuda"),
+    [
+        ("triton", ["native", "patterns", "blocks"], ["triton"]),
+        (" compiled , blocks", ["compiled", "blocks"], ["compiled"]),
+        ("triton,compiled", ["compiled"], ["triton", "compiled"]),
+        ("blocks", ["blocks"], []),
+    ],
+)
+def test_the_variable_names_them(monkeypatch, value, cpu, cuda):
+    monkeypatch.setenv(VARIABLE, value)
+    assert (names(CPU), names(CUDA)) == (cpu, cuda)
+
+
+def test_a_name_that_is_none_is_refused(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "fast")
+    with pytest.raises(ValueError, match="must name executors among blocks, compiled, native, patterns, triton, got 'f"):
+        chosen(CPU)
+
+
+def test_the_executors_follow_the_weights_unless_someone_set_them(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    mine = (Triton("cuda"),)
+    assert adapted(mine, CPU) is mine
+    assert adapted(chosen(CPU), CPU) is chosen(CPU)
+    with pytest.raises(Unrecorded, match="on cuda torch._foreach is the default. GRADCHAIN_EXECUTORS=triton runs"):
+        adapted(chosen(CPU), CUDA)
+    monkeypatch.setenv(VARIABLE, "triton")
+    assert [e.name for e in adapted(chosen(CPU), CUDA)] == ["triton"]
+    assert [e.name for e in adapted(chosen(CUDA), CPU)] == ["native", "patterns", "blocks"]
+
+
+def test_where_reductions_leave_their_numbers(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert numbers_on(chosen(CPU)) is None
+    assert numbers_on((Triton("cuda:0"),)) == CUDA
+    assert numbers_on(()) is None
+    monkeypatch.setenv(VARIABLE, "triton,compiled")
+    assert numbers_on(chosen(CUDA)) == CUDA
+    monkeypatch.setenv(VARIABLE, "compiled,blocks")
+    assert numbers_on(chosen(CPU)) is None
+
+
+def test_a_step_uses_what_the_variable_names(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "blocks")
+    model = nn.Linear(3, 2)
+    updater = gch.adamw(0.1).bind(model)
+    updater.update(model(torch.ones(2, 3)).sum())
+    assert {part.executor for part in updater._bound.engine.last} == {"blocks"}
+
+
+def test_weights_on_no_device_run_by_the_reference():
+    with torch.device("meta"):
+        model = nn.Linear(3, 2)
+    updater = gch.sgd(0.1).bind(model)
+    updater.step({n: torch.ones_like(p) for n, p in model.named_parameters()})
+    assert updater._bound.engine.reason == "on meta torch._foreach is the default."
+    assert "on meta torch._foreach is the default" in updater.explain()

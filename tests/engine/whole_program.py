@@ -1,0 +1,30 @@
+"""A program that has everything a printer can meet."""
+
+from __future__ import annotations
+
+from gradchain.core._torch import POINTWISE
+from gradchain.engine.lower import Program
+from gradchain.engine.record import BOOLEAN
+
+A, B = ("load", 0), ("load", 1)
+ONE = {"sqrt", "rsqrt", "sign", "abs", "not", "isfinite", "isnan"}
+
+
+def everything() -> Program:
+    """A program with every operation, each over what came before it, and numbers of every kind."""
+    instructions: list = [("gt", (A, ("scalar", 0))), ("lt", (B, ("entry", 0)))]
+    mask, value = ("value", 0), A
+    for op in sorted(POINTWISE):
+        if op == "where":
+            operands: tuple = (mask, value, ("scalar", 1))
+        elif op == "lerp":
+            operands = (value, B, ("scalar", 0))
+        elif op in ("and", "or"):
+            operands = (mask, ("value", 1))
+        else:
+            operands = ((mask if op == "not" else value),) if op in ONE else (value, B)
+        instructions.append((op, operands))
+        last = ("value", len(instructions) - 1)
+        mask, value = (last, value) if op in BOOLEAN else (mask, last)
+    instructions.append(("where", (mask, value, ("zero",))))
+    return Program([0, 1], [0, 1], [0], instructions, [(1, ("value", len(instructions) - 1))])
