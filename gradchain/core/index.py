@@ -68,7 +68,10 @@ class Index:
     def subset(self, names: Iterable[str]) -> Index:
         """The entries whose name is in `names`, in this order; the same object whenever asked for the same names."""
         wanted = names if isinstance(names, (set, frozenset, dict, Index)) else frozenset(names)
-        kept = tuple(n for n in self.names if n in wanted)
+        if 2 * len(wanted) < len(self.names):  # a few of many: as in backward, one parameter at a time
+            kept = tuple(sorted((n for n in wanted if n in self.position), key=self.position.__getitem__))
+        else:
+            kept = tuple(n for n in self.names if n in wanted)
         if len(kept) == len(self.names):
             return self
         found = self._subsets.get(kept)

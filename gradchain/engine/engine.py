@@ -147,6 +147,8 @@ class Engine:
         trial.evaluate = None if run.evaluate is None else _evaluating(tape, run.evaluate)
         ctx = context(trial)
         trial.params = weights
+        if self.captured is not None:
+            trial.buffers = _no_buffers
         lazy = _mapped(state, lambda tensors: tape.leaf("state", tensors))
         out, new = tx.update(tape.leaf("grad", grads), lazy, ctx)
         roots = _roots(tape, lazy, new)
@@ -321,8 +323,6 @@ class Engine:
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
         assert self._layout is not None
-        if self.captured is not None:
-            raise Unrecorded("a link asks for whole tensors, which are computed outside its kernels")
         layout, reach = self._layout, _reachable(tape, node)
         leaves = [tape.leaves[i] for i in reach if i in tape.leaves]
         made = []
@@ -352,6 +352,10 @@ def difference(before: list[tuple[Any, ...]], key: tuple[Any, ...]) -> str:
     if len(old_ops) != len(new_ops):
         return f"The last two have {len(old_ops)} and {len(new_ops)} operations."
     return "The last two have the same operations over other parameters: see which have a gradient or pass a mask."
+
+
+def _no_buffers() -> Any:
+    raise Unrecorded("a link reads the model's buffers, which torch computes with outside its kernels")
 
 
 def _evaluating(tape: Tape, evaluate: Callable[[Tensors, str], tuple[Any, Tensors]]) -> Any:

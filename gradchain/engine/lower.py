@@ -19,20 +19,20 @@ class Program:
         columns: the leaves it touches, by node, in the order of the kernel's pointers.
         scalars: the slots of the numbers it reads.
         entries: the slots of the numbers per parameter it reads.
-        numbers: (operation, operands) on numbers alone, done once per row in float64: numbers that lie on the device.
         instructions: (operation, operands); an operand is ("load", column), ("scalar", i), ("entry", i), ("number", i),
             ("zero",) or ("value", i), the result of instruction i.
         stores: (column, operand): what is written where.
         reduce: (kind, operand) for a program that reduces instead of storing.
+        numbers: (operation, operands) on numbers alone, done in float64, once per row: those that lie on the device.
     """
 
     columns: list[int] = field(default_factory=list)
     scalars: list[int] = field(default_factory=list)
     entries: list[int] = field(default_factory=list)
-    numbers: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
     instructions: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
     stores: list[tuple[int, Value]] = field(default_factory=list)
     reduce: tuple[str, Value] | None = None
+    numbers: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
 
     def loads(self) -> set[int]:
         """The columns that are read."""

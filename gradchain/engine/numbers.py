@@ -17,7 +17,8 @@ from torch import Tensor
 from gradchain.core.scalars import Count, Operand, Scalars, maximum, minimum, sqrt, where
 from gradchain.core.tensors import Tensors
 
-_RULES: dict[str, Callable[..., Any]] = {
+# What numbers know: every one of them is an elementwise operation too, which the printers have.
+RULES: dict[str, Callable[..., Any]] = {
     **{name: getattr(operator, name) for name in ("add", "sub", "mul", "pow", "lt", "le", "gt", "ge", "eq")},
     "div": operator.truediv,
     "abs": torch.abs,
@@ -99,7 +100,7 @@ class Ledger:
         if kind == "n":
             if operand not in self._computed:
                 op, *given = self.ops[at]
-                self._computed[operand] = _RULES[op](*(self._value(o, self._names[at]) for o in given))
+                self._computed[operand] = RULES[op](*(self._value(o, self._names[at]) for o in given))
             made, held = self._computed[operand], self._names[at]
             return made if held is None or names == held else _picked(made, held, names)
         return self._value(operand, names)  # type: ignore[no-any-return]  # a number of the host is no Number

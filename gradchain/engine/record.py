@@ -20,7 +20,6 @@ from gradchain.core.tensors import Tensors
 from gradchain.engine.numbers import DeviceReduced, Ledger, Rows
 from gradchain.engine.numbers import Unrecorded as Unrecorded
 
-
 _NUMBERS = (float, int)
 
 BOOLEAN = frozenset({"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite", "isnan"})
@@ -129,6 +128,8 @@ class Tape:
 
     def computed(self, node: int) -> EagerTensors:
         """The tensors of a node, in memory; asked twice, computed once."""
+        if self.numbers is not None and self.numbers.closed:
+            raise Unrecorded("a link asks for whole tensors, which are computed outside its kernels")
         found = self.leaves.get(node, self._computed.get(node))
         if found is None:
             op, *operands = self.ops[node]

@@ -6,8 +6,8 @@ import pytest
 import test_equal
 import torch
 from against_reference import Model
-from whole_program import everything
 from twins import Shapes, Twins
+from whole_program import everything
 
 import gradchain as gch
 from gradchain.engine import compiled
@@ -51,7 +51,7 @@ def test_a_failing_inductor_falls_back_once_and_says_so(monkeypatch):
 
 
 def test_nothing_is_written_where_compiling_fails(monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda fn, **options: (lambda *args: 1 / 0))
+    monkeypatch.setattr(torch, "compile", lambda fn, **options: lambda *args: 1 / 0)
     compiled.compiled.cache_clear()
     with pytest.raises(NoKernel, match="ZeroDivisionError"):
         Compiled("cpu").ready(Program([0], stores=[(0, ("zero",))]), [torch.float32], [3])

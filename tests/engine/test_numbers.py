@@ -8,9 +8,14 @@ import pytest
 import torch
 
 import gradchain as gch
-from gradchain.engine.numbers import Each, Ledger, Number, Unrecorded, met
+from gradchain.engine.numbers import RULES, Each, Ledger, Number, Unrecorded, met
+from gradchain.engine.print_triton import EXPRESSIONS
 
 CPU = torch.device("cpu")
+
+
+def test_every_operation_on_numbers_has_a_text():
+    assert not set(RULES) - set(EXPRESSIONS)
 
 
 def ledger() -> Ledger:
@@ -21,7 +26,7 @@ def number(value: float, held: Ledger | None = None) -> Number:
     return (held or ledger()).whole(torch.tensor(value, dtype=torch.float64))
 
 
-EXPRESSIONS = {
+FORMULAS = {
     "clip": lambda x: 2.0 / gch.maximum(x + 1e-6, 2.0),
     "powers": lambda x: (x**2 + 2**x) ** 0.5,
     "signs": lambda x: abs(-x) - 3 * x,
@@ -32,10 +37,10 @@ EXPRESSIONS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPRESSIONS)
+@pytest.mark.parametrize("name", FORMULAS)
 @pytest.mark.parametrize("value", [1.25, 3.0])
 def test_the_arithmetic_of_a_float(name, value):
-    rule = EXPRESSIONS[name]
+    rule = FORMULAS[name]
     want, found = rule(value), rule(number(value))
     assert type(found) is Number
     assert math.isclose(float(found), want, rel_tol=1e-15)

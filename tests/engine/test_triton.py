@@ -47,5 +47,11 @@ def test_in_the_interpreter(tmp_path):
 
 @needs_triton
 @pytest.mark.slow
+def test_chains_in_the_interpreter(tmp_path):
+    in_a_child("triton_chains.py", tmp_path, TRITON_INTERPRET="1")
+
+
+@needs_triton
+@pytest.mark.slow
 def test_by_the_compiler(tmp_path):
     in_a_child("triton_compiles.py", tmp_path, TRITON_INTERPRET="0")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy
 import operation_cases
 import pytest
@@ -9,9 +11,11 @@ import torch
 from against_reference import compared
 from operation_cases import *  # noqa: F403  # its tests
 from operation_cases import SIZES, A, drawn, equal, run
+from whole_program import every_number
 
 from gradchain.engine.executor import Column
 from gradchain.engine.lower import Program
+from gradchain.engine.numbers import RULES
 from gradchain.engine.triton_executor import Triton
 
 
@@ -35,6 +39,19 @@ def test_numbers_may_live_on_the_device(dtype):
     run(program, [given[0]], host, each)
     run(program, [given[1]], device, mixed)
     equal(given[1], given[0])
+
+
+def test_numbers_are_computed_as_the_host_does():
+    program = every_number()
+    found = [torch.ones(n, dtype=torch.float64) for n in SIZES]
+    values = {("scalar", 0): 1.5, ("scalar", 1): 0.5, ("entry", 0): 0.75}
+    run(program, [found], [torch.tensor(1.5), 0.5], [0.75] * len(SIZES))
+    held = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
+    for i, (op, operands) in enumerate(program.numbers):
+        held[("number", i)] = RULES[op](*(held[o] for o in operands))
+    want = held[("number", i)].double()
+    assert math.isfinite(want) and want != 1.0
+    torch.testing.assert_close(found[0], want.expand(5))
 
 
 def test_nothing_to_do_is_done():

@@ -10,7 +10,7 @@ import triton
 from operation_cases import REDUCTIONS, A, B
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from whole_program import everything
+from whole_program import every_number, everything
 
 from gradchain.engine.lower import Program
 from gradchain.engine.print_triton import FOLD, source
@@ -38,6 +38,12 @@ def test_every_operation_compiles(dtype):
     for numbers in ((), (("scalar", 0), ("entry", 0))):
         ptx = run(everything(), [dtype, dtype], on_device=numbers)
         assert ".rn.f64" in ptx if dtype is torch.float64 else "div.rn.f32" in ptx and "sqrt.rn.f32" in ptx
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_numbers_on_the_device_are_computed_in_float64(dtype):
+    ptx = run(every_number(), [dtype], on_device=(("scalar", 1), ("entry", 0)))
+    assert "sqrt.rn.f64" in ptx and "div.rn.f64" in ptx
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradchain.core._torch import POINTWISE
 from gradchain.engine.lower import Program
+from gradchain.engine.numbers import RULES as NUMBER_RULES
 from gradchain.engine.record import BOOLEAN
 
 A, B = ("load", 0), ("load", 1)
@@ -28,3 +29,15 @@ def everything() -> Program:
         mask, value = (last, value) if op in BOOLEAN else (mask, last)
     instructions.append(("where", (mask, value, ("zero",))))
     return Program([0, 1], [0, 1], [0], instructions, [(1, ("value", len(instructions) - 1))])
+
+
+def every_number() -> Program:
+    """A program with every operation that numbers know, over numbers of the host, of the device and per parameter."""
+    a, b, each = ("scalar", 0), ("scalar", 1), ("entry", 0)
+    numbers: list = [("gt", (a, b))]
+    for op in NUMBER_RULES:
+        last = ("number", len(numbers) - 1)
+        given = {"where": (("number", 0), last, each), "abs": (last,), "sqrt": (last,)}
+        numbers.append((op, given.get(op, (last, each if len(numbers) % 2 else b))))
+    out = ("mul", (A, ("number", len(numbers) - 1)))
+    return Program([0], [0, 1], [0], [out], [(0, ("value", 0))], numbers=numbers)

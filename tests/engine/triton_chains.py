@@ -1,0 +1,345 @@
+"""Whole chains by printed Triton, in its interpreter on the CPU: by test_triton.py, in a child where it is set.
+
+The path is that of CUDA: reductions leave their numbers where they are, kernels read them by address, and the host
+learns of none that it does not ask for.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import numpy
+import pytest
+import test_equal
+import torch
+from torch import nn
+from twins import Shapes, Twins, same_state
+
+import gradchain as gch
+from gradchain.engine import triton_executor
+from gradchain.engine.numbers import Each, Number
+from gradchain.engine.triton_executor import Triton
+
+
+@pytest.fixture(autouse=True)
+def _in_the_interpreter():
+    with numpy.errstate(all="ignore"):
+        yield
+
+
+def twins_of(tx, kind: str = "float64") -> Twins:
+    twins = Twins(tx, Shapes(test_equal.KINDS[kind], long=1500), ("triton",))
+    twins.ours._bound.engine.executors = (Triton("cpu"),)
+    return twins
+
+
+CHAINS = {**test_equal.GRADIENTS, **test_equal.LOSSES}
+
+
+@pytest.mark.parametrize("kind", ["float64", "float32", "mixed"])
+@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.filterwarnings("ignore:chain. scale_by_.* divides out the scale")
+@pytest.mark.filterwarnings("ignore:bind. float16")
+def test_equal_to_the_reference(name, kind):
+    if (name, kind) in test_equal.UNFIT:
+        pytest.skip("the rule asks for something that the dtypes do not have")
+    twins = twins_of(CHAINS[name](), kind)
+    test_equal.teach(twins, name)
+    twins.compare(test_equal.LOOSE.get(name, 0.0))
+    assert twins.used == {"triton"}
+
+
+# numbers on the device
+
+
+class careful(gch.Transform):
+    """A rule that asks a norm for its value, keeps numbers in its state, and gives one to torch."""
+
+    def init(self, params):
+        return CarefulState(0.0, gch.Scalars(dict.fromkeys(params, 1.0)))
+
+    def update(self, u, state, ctx):
+        norm, each = u.norm(), u.norms()
+        size = gch.where(norm > 3.0, norm, 3.0)
+        ctx.record("norm", norm)
+        share = 1.0 / float(size) if ctx.step % 2 else 1.0 / size
+        kept = 0.5 * state.kept + 0.5 * each
+        pulled = u.map(lambda t: t * torch.tanh(torch.as_tensor(float(norm))))
+        return (pulled * share + u) / (1.0 + kept) * gch.minimum(1.0, state.mean + 1.0), CarefulState(
+            0.9 * state.mean + 0.1 * norm, kept
+        )
+
+
+class CarefulState(gch.State):
+    mean: float
+    kept: gch.Scalars
+
+
+def test_numbers_leave_the_kernels_where_a_rule_asks_for_them():
+    twins = twins_of(gch.chain(careful(), gch.sgd(0.05)))
+    for t in range(4):
+        twins.gradients(t)
+    mine, theirs = (u.metrics["norm"] for u in (twins.ours, twins.theirs))
+    assert abs(mine - theirs) <= 1e-12 * theirs
+    state = twins.ours._bound.state.links["careful"]
+    assert isinstance(state.mean, torch.Tensor) and not isinstance(state.kept, Each)
+    for p, q in zip(*(m.parameters() for m in twins.models), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
+
+
+class Watched:
+    """Counts what the host reads of tensors; a device would be waited for."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.reads: list[str] = []
+        for name in ("item", "tolist", "__bool__", "__float__", "__int__", "cpu", "numpy"):
+            real = getattr(torch.Tensor, name)
+
+            def seen(tensor, *args, _real=real, _name=name, **kwargs):
+                self.reads.append(_name)
+                return _real(tensor, *args, **kwargs)
+
+            monkeypatch.setattr(torch.Tensor, name, seen)
+        run = triton_executor.Launch.__call__
+
+        def unwatched(launch):  # the interpreter reads what a device would
+            before = len(self.reads)
+            run(launch)
+            del self.reads[before:]
+
+        monkeypatch.setattr(triton_executor.Launch, "__call__", unwatched)
+
+
+def rounds(tx, steps: int = 3):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    updater = tx.bind(model)
+    updater._bound.engine.executors = (Triton("cpu"),)
+    for t in range(steps):
+        updater.step({n: torch.full_like(p, 1.0 + t) for n, p in model.named_parameters()})
+        yield updater
+
+
+PLAIN = {
+    "clip": lambda: gch.chain(gch.clip_by_norm(1.0), gch.adamw(0.01), gch.average_params(0.9)),
+    "clip per tensor": lambda: gch.chain(gch.clip_by_norm(1.0, per="tensor"), gch.sgd(0.1, momentum=0.9)),
+    "clip groups": lambda: gch.chain(gch.clip_by_norm(1.0, per=[gch.named("0.*"), gch.named("1.*")]), gch.sgd(0.1)),
+    "other norms": lambda: gch.chain(gch.clip_by_norm(1.0, p=1), gch.clip_by_norm(9.0, p=float("inf")), gch.sgd(0.1)),
+    "lamb": lambda: gch.chain(gch.scale_by_adam(), test_equal.lamb(), gch.scale(-0.1)),
+}
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_chain_without_a_gate_waits_for_nothing(name, monkeypatch):
+    steps = rounds(PLAIN[name]())
+    next(steps)
+    watched = Watched(monkeypatch)
+    for updater in steps:
+        assert updater._bound.engine.reason == ""
+    assert watched.reads == []
+
+
+def test_a_gate_waits_once(monkeypatch):
+    steps = rounds(gch.chain(gch.skip_nonfinite(), gch.clip_by_norm(1.0), gch.sgd(0.1)))
+    next(steps)
+    watched = Watched(monkeypatch)
+    next(steps)
+    assert watched.reads == ["__bool__"]
+
+
+def test_a_norm_is_a_number_of_the_kernel():
+    (updater,) = rounds(PLAIN["clip"](), 1)
+    assert type(updater._bound.records["clip_by_norm.norm"]) is Number
+    part = updater._bound.engine.last[-1]
+    assert [op for op, _ in part.program.numbers] == ["sqrt", "mul", "add", "maximum", "div"]
+
+
+# a step that a graph replays
+
+
+class Captured:
+    """The same chain twice: one captured after two steps, one eager."""
+
+    def __init__(self, tx) -> None:
+        self.model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3)).double()
+        self.other = copy.deepcopy(self.model)
+        self.updater, self.eager = tx.bind(self.model), tx.bind(self.other)
+        for updater in (self.updater, self.eager):
+            updater._bound.engine.executors = (Triton("cpu"),)
+        for t in range(2):
+            self.updater.step(self.gradients(t))
+            self.eager.step(self.gradients(t))
+
+    def gradients(self, t: int) -> dict[str, torch.Tensor]:
+        generator = torch.Generator().manual_seed(t)
+        return {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in self.model.named_parameters()}
+
+    def capture(self):
+        self.static = self.gradients(2)
+        with self.updater.capturing() as captured:
+            self.updater.step(self.static)
+        return captured
+
+    def replay(self, captured, t: int):
+        for name, grad in self.gradients(t).items():
+            self.static[name].copy_(grad)
+        info = captured.advance()
+        for launch in captured._captured.queued:
+            launch()
+        return info
+
+    def same(self) -> None:
+        for p, q in zip(self.model.parameters(), self.other.parameters(), strict=True):
+            assert torch.equal(p, q)
+        mine, theirs = self.updater.state_dict(), self.eager.state_dict()
+        assert mine["clocks"] == theirs["clocks"]
+        same_state(mine["links"], theirs["links"])
+
+
+RATE = gch.cosine(0.1, 0.01, 9)
+REPLAYED = {
+    "schedules": lambda: gch.chain(
+        gch.clip_by_norm(gch.linear(0.5, 0.1, 8)), gch.scale_by_adam(),
+        gch.masked(gch.add_decayed_weights(0.1), gch.min_ndim(2)), gch.scale_by_learning_rate(RATE),
+        gch.average_params(0.9),
+    ),
+    "no reduction": lambda: gch.adamw(RATE),
+    "momentum": lambda: gch.chain(gch.clip_by_value(1.0), gch.sgd(RATE, momentum=gch.linear(0.0, 0.9, 6))),
+    "lamb": lambda: gch.chain(gch.scale_by_adam(), test_equal.lamb(), gch.scale(-0.1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REPLAYED)
+def test_a_replay_equals_the_eager_step(name):
+    pair = Captured(REPLAYED[name]())
+    before = {n: p.detach().clone() for n, p in pair.model.named_parameters()}
+    captured = pair.capture()
+    assert (pair.updater.num_updates, pair.updater.num_micro) == (2, 2)
+    assert all(torch.equal(p, before[n]) for n, p in pair.model.named_parameters())
+    for t in range(2, 7):
+        mine, theirs = pair.replay(captured, t), pair.eager.step(pair.gradients(t))
+        assert (mine.reason, mine.step, mine.hyperparams) == (theirs.reason, theirs.step, theirs.hyperparams)
+        assert list(mine) == list(theirs) and all(mine[name] == theirs[name] for name in theirs)
+    pair.same()
+
+
+def test_eager_steps_may_come_between():
+    pair = Captured(REPLAYED["schedules"]())
+    captured = pair.capture()
+    for t in range(2, 8):
+        if t % 3:
+            pair.replay(captured, t)
+        else:
+            pair.updater.step(pair.gradients(t))
+        pair.eager.step(pair.gradients(t))
+    pair.same()
+
+
+def test_an_override_reaches_the_replay():
+    pair = Captured(REPLAYED["no reduction"]())
+    captured = pair.capture()
+    for updater in (pair.updater, pair.eager):
+        updater.override("learning_rate", factor=0.5)
+    pair.replay(captured, 2)
+    pair.eager.step(pair.gradients(2))
+    pair.same()
+
+
+class turning(gch.Transform):
+    descends = False
+
+    def update(self, u, state, ctx):
+        return (u if ctx.step < 3 else u.sign()), state
+
+
+class asking(gch.Transform):
+    descends = False
+
+    def update(self, u, state, ctx):
+        return u / float(u.norm()), state
+
+
+class whole(gch.Transform):
+    descends = False
+
+    def update(self, u, state, ctx):
+        return u.map(torch.tanh), state
+
+
+def test_another_step_than_the_captured_one_is_refused_and_changes_nothing():
+    pair = Captured(gch.chain(gch.clip_by_norm(1.0), turning(), gch.sgd(0.1, momentum=0.9)))
+    captured = pair.capture()
+    pair.replay(captured, 2)
+    pair.eager.step(pair.gradients(2))
+    with pytest.raises(
+        RuntimeError, match=r"this one has another kernel\. Capture it anew"
+    ):
+        captured.advance()
+    pair.same()
+    pair.updater.step(pair.gradients(3))
+    pair.eager.step(pair.gradients(3))
+    pair.same()
+
+
+def test_a_state_that_moved_is_refused():
+    pair = Captured(REPLAYED["no reduction"]())
+    captured = pair.capture()
+    pair.updater.load_state_dict(pair.updater.state_dict())
+    with pytest.raises(RuntimeError, match=r"weights, state or gradients moved. Capture it anew"):
+        captured.advance()
+    assert pair.updater.num_updates == 2
+
+
+@pytest.mark.parametrize(
+    ("link", "why"),
+    [
+        (asking(), "waits for the value of a number on the device"),
+        (gch.skip_nonfinite(), None),
+        (gch.clip_by_norm(1.0, per="tensor"), "waits for the value"),  # of the largest of the norms, to record it
+        (whole(), "asks for whole tensors"),
+    ],
+)
+def test_what_needs_the_host_is_refused(link, why):
+    pair = Captured(gch.chain(link, gch.sgd(0.1)))
+    if why is None:
+        with pytest.raises(ValueError, match="every update must be applied, but skip_nonfinite may hold the chain"):
+            pair.capture()
+    else:
+        with pytest.raises(RuntimeError, match=f"{why}.*Run it without a graph"):
+            pair.capture()
+    pair.updater.step(pair.gradients(2))
+    pair.eager.step(pair.gradients(2))
+    pair.same()
+
+
+def test_buffers_are_refused():
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    updater = gch.chain(gch.sgd(0.1), gch.average_params(0.9, buffers="average")).bind(model)
+    updater._bound.engine.executors = (Triton("cpu"),)
+    grads = {n: torch.ones_like(p) for n, p in model.named_parameters()}
+    updater.step(grads)
+    with pytest.raises(RuntimeError, match="reads the model's buffers"), updater.capturing():
+        updater.step(grads)
+    assert updater.step(grads).applied
+
+
+def test_what_was_not_run_by_triton_is_refused():
+    model = nn.Linear(3, 2)
+    updater = gch.sgd(0.1).bind(model)
+    with pytest.raises(RuntimeError, match=r"by Triton's kernels\. Set GRADCHAIN_EXECUTORS=triton and run one"):
+        updater.capturing().__enter__()
+    updater.step({n: torch.ones_like(p) for n, p in model.named_parameters()})
+    with pytest.raises(RuntimeError, match="no update has run by Triton's kernels"):
+        updater.capturing().__enter__()
+    one = gch.sgd(0.1).bind(nn.Linear(3, 2), in_backward=True)
+    with pytest.raises(ValueError, match="in_backward=True updates in backward hooks"):
+        one.capturing()
+
+
+def test_one_update_to_a_capture():
+    pair = Captured(gch.sgd(0.1))
+    with pytest.raises(RuntimeError, match="no update ran inside"), pair.updater.capturing():
+        pass
+    with pytest.raises(RuntimeError, match="a second update came"), pair.updater.capturing():
+        pair.updater.step(pair.gradients(0))
+        pair.updater.step(pair.gradients(1))
+    pair.same()
