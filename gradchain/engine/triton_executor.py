@@ -171,8 +171,8 @@ class Launch:
             self.table.copy_(cells, non_blocking=True)
 
     def reserve(self) -> None:
-        """Make the table, to be filled later."""
-        self.table = torch.zeros(max(1, len(self.cells) // 8), dtype=torch.int64, device=self._device)
+        """Make the table, to be filled later. It is left as it is: in a graph, zeros would be written at each replay."""
+        self.table = torch.empty(max(1, len(self.cells) // 8), dtype=torch.int64, device=self._device)
 
     def __call__(self) -> None:
         """Queue the kernel, which reads the table as it is when it runs."""

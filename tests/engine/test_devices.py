@@ -41,9 +41,7 @@ def test_the_variable_names_them(monkeypatch, value, cpu, cuda):
 
 def test_a_name_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv(VARIABLE, "fast")
-    with pytest.raises(
-        ValueError, match="must name executors among blocks, compiled, native, patterns, triton, got"
-    ):
+    with pytest.raises(ValueError, match="must name executors among blocks, compiled, native, patterns, triton, got"):
         chosen(CPU)
 
 

@@ -270,9 +270,7 @@ def test_another_step_than_the_captured_one_is_refused_and_changes_nothing():
     captured = pair.capture()
     pair.replay(captured, 2)
     pair.eager.step(pair.gradients(2))
-    with pytest.raises(
-        RuntimeError, match=r"this one has another kernel\. Capture it anew"
-    ):
+    with pytest.raises(RuntimeError, match=r"this one has another kernel\. Capture it anew"):
         captured.advance()
     pair.same()
     pair.updater.step(pair.gradients(3))
