@@ -171,7 +171,7 @@ class Launch:
             self.table.copy_(cells, non_blocking=True)
 
     def reserve(self) -> None:
-        """Make the table, to be filled later. It is left as it is: in a graph, zeros would be written at each replay."""
+        """Make the table, to be filled later. It is not cleared: a graph would clear it at every replay."""
         self.table = torch.empty(max(1, len(self.cells) // 8), dtype=torch.int64, device=self._device)
 
     def __call__(self) -> None:
