@@ -31,6 +31,21 @@ def is_dtensor(value: object) -> bool:
     return found is not None and isinstance(value, found.DTensor)
 
 
+def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """What tells in one call whether other tensors are like these, one by one. None where torch has no such thing.
+
+    Like is: of the same type, dtype, device, layout, shape and strides, requiring a gradient or not, and no view read
+    negated or conjugated where these are none. Of different ones it is always right; of like ones it may say no.
+    """
+    try:
+        check: Callable[..., bool] = torch._C._dynamo.guards.TensorGuards(
+            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        ).check
+        return check if check(*tensors) else None
+    except (AttributeError, TypeError, RuntimeError):
+        return None
+
+
 def number_of_meshes(*columns: Any) -> int:
     """Over how many meshes the tensors of these lists are sharded, whole ones beside them counted as one; else 0."""
     lists = [column for column in columns if isinstance(column, list)]

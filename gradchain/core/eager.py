@@ -41,12 +41,13 @@ def _is_number(value: Any) -> bool:
 class EagerTensors(Tensors):
     """Tensors in memory. A scalar factor is carried and folded into the next sum; a product or root takes it first."""
 
-    __slots__ = ("_data", "_factor", "_index", "_product")
+    __slots__ = ("_data", "_factor", "_index", "_product", "alike")
 
-    def __init__(self, index: Index, data: list[Tensor], factor: Any = 1.0) -> None:
+    def __init__(self, index: Index, data: list[Tensor], factor: Any = 1.0, alike: object = None) -> None:
         self._index = index
         self._data = data
         self._factor = factor
+        self.alike = alike  # the guard that found the tensors like those it was made of
         self._product: list[Tensor] | None = None  # of both, once something asked: reading changes no later result
 
     @classmethod

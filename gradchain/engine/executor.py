@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,10 +26,10 @@ class Column:
     _addresses: Any = field(default=None, repr=False)
 
     @property
-    def addresses(self) -> ctypes.Array[ctypes.c_int64]:
+    def addresses(self) -> array.array[int]:
         """Where the tensors lie, as a kernel takes it."""
         if self._addresses is None:
-            self._addresses = (ctypes.c_int64 * len(self.tensors))(*[t.data_ptr() for t in self.tensors])
+            self._addresses = array.array("q", list(map(Tensor.data_ptr, self.tensors)))
         return self._addresses  # type: ignore[no-any-return]
 
 

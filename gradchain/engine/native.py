@@ -85,8 +85,7 @@ class NativeRunner:
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all items; see Runner."""
         items = self._items
-        held = [column.addresses for column in columns]
-        table = (ctypes.c_void_p * len(columns))(*map(ctypes.addressof, held))
+        table = (ctypes.c_void_p * len(columns))(*[column.addresses.buffer_info()[0] for column in columns])
         numbers = (_Double * len(scalars))(*scalars)
         per_row = (_Double * len(entries))(*entries)
         out = (_Double * items.count)() if self._reduces else None
@@ -107,7 +106,7 @@ class NativeRunner:
             list(_pool(threads).map(lambda part: stretch(*part), items.split(threads)))
         if out is None:
             return None
-        partial = list(out)
+        partial = out[:]
         return partial if items.whole else folded(self._reduces, items.row_of, partial, items.rows)
 
 

@@ -32,10 +32,21 @@ BOOLEAN = frozenset({"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite
 class Reduced:
     """What a reduction gave: one number per entry, in the order of `names`."""
 
-    __slots__ = ("names", "rows")
+    __slots__ = ("_total", "names", "rows")
 
     def __init__(self, names: tuple[str, ...], rows: list[float]) -> None:
         self.names, self.rows = names, rows
+        self._total: float | None = None
+
+    @property
+    def total(self) -> float:
+        """Their sum, rounded once; infinite or NaN as a plain sum would be."""
+        if self._total is None:
+            try:
+                self._total = math.fsum(self.rows)
+            except (OverflowError, ValueError):
+                self._total = sum(self.rows)
+        return self._total
 
     def scalars(self, of: Callable[[float], float]) -> Scalars:
         """A function of each number, by name."""
@@ -241,8 +252,7 @@ class Lazy(Tensors):
         reduced, scale = powers
         if p == float("inf"):
             return scale * (math.nan if any(v != v for v in reduced.rows) else max(reduced.rows, default=0.0))
-        total = math.fsum(reduced.rows) if all(v - v == 0.0 for v in reduced.rows) else sum(reduced.rows)
-        return scale * (total**0.5 if p == 2 else total)
+        return scale * (reduced.total**0.5 if p == 2 else reduced.total)
 
     def _sums(self) -> Scalars:
         node, factor = self.tape.peeled(self.node)
@@ -258,7 +268,8 @@ class Lazy(Tensors):
         # where the sum of squares is finite all elements are; a clip that follows reads the same sum
         if factor - factor != 0.0:
             return False
-        if all(v - v == 0.0 for v in self.tape.reduced(node, "sum2").rows):
+        squares = self.tape.reduced(node, "sum2")
+        if math.isfinite(squares.total) or all(map(math.isfinite, squares.rows)):
             return True
         return not any(self.tape.reduced(node, "bad").rows)
 

@@ -135,7 +135,8 @@ class Bound:
         """
         active, before = self.activated(received)
         run.evaluate = evaluate
-        applied, state = self.computed(received, before, self.gradients.params(), run, self.engine, lent)
+        params = self.gradients.params(look=False)  # whoever made `received` has looked
+        applied, state = self.computed(received, before, params, run, self.engine, lent)
         info = self.info(run, applied)
         self.state, self.active = state, active
         self.records.update(run.records)
