@@ -169,7 +169,7 @@ class Count(Operand[Any]):
         self._names: tuple[str, ...] = names.names if isinstance(names, Index) else tuple(names)
         self._uniform: int | None = None
         self._counts: dict[str, int] | None = None
-        if isinstance(value, int):
+        if not isinstance(value, Mapping):
             self._uniform = value
             return
         counts = {n: value[n] for n in self._names}
@@ -183,6 +183,11 @@ class Count(Operand[Any]):
     def value(self) -> Scalar:
         """The int all parameters agree on, or Scalars of ints."""
         return self._uniform if self._counts is None else Scalars(self._counts)
+
+    @property
+    def uniform(self) -> int | None:
+        """The int all parameters agree on, or None."""
+        return self._uniform
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -241,19 +246,19 @@ class Count(Operand[Any]):
 _DUNDER = {"div": "truediv"}
 
 
-def _dispatch(op: str, host: Callable[..., Any], device: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _dispatch(op: str, device: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     args = tuple(a.value if isinstance(a, Count) else a for a in args)
     for arg in args:
         if isinstance(arg, Operand) and not isinstance(arg, Scalars):
-            return arg._apply(op, args)  # type: ignore[attr-defined]  # a Tensors: the only other Operand
+            return arg._apply(op, args)  # type: ignore[attr-defined]  # Tensors, or a number that is traced
     names: list[str] | None = None
     for arg in args:
         if isinstance(arg, Scalars):
             names = [n for n in (arg if names is None else names) if n in arg]
     if names is not None:
         rows = {n: tuple(a[n] if isinstance(a, Scalars) else a for a in args) for n in names}
-        return Scalars({n: _dispatch(op, host, device, row) for n, row in rows.items()})
-    return device(*args) if any(isinstance(a, Tensor) for a in args) else host(*args)
+        return Scalars({n: _dispatch(op, device, row) for n, row in rows.items()})
+    return device(*args) if any(isinstance(a, Tensor) for a in args) else HOST[op](*args)
 
 
 def _device_where(condition: Any, a: Any, b: Any) -> Any:
@@ -277,22 +282,22 @@ def _device_maximum(a: Any, b: Any) -> Tensor:
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("minimum", _host_minimum, _device_minimum, (a, b))
+    return _dispatch("minimum", _device_minimum, (a, b))
 
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("maximum", _host_maximum, _device_maximum, (a, b))
+    return _dispatch("maximum", _device_maximum, (a, b))
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
     """`a` where `condition` holds, else `b`; any of the three may be a number, 0-d tensor, Scalars or Tensors."""
-    return _dispatch("where", lambda c, a, b: a if c else b, _device_where, (condition, a, b))
+    return _dispatch("where", _device_where, (condition, a, b))
 
 
 def sqrt(a: Any) -> Any:
     """The square root of a number, 0-d tensor, Scalars or Tensors; of a negative number it is NaN."""
-    return _dispatch("sqrt", lambda a: math.nan if a < 0 else math.sqrt(a), torch.sqrt, (a,))
+    return _dispatch("sqrt", torch.sqrt, (a,))
 
 
 def _host_minimum(a: float, b: float) -> float:
@@ -301,3 +306,17 @@ def _host_minimum(a: float, b: float) -> float:
 
 def _host_maximum(a: float, b: float) -> float:
     return a if a != a or a > b else b
+
+
+def _host_sqrt(a: float) -> float:
+    return math.nan if a < 0 else math.sqrt(a)
+
+
+HOST: dict[str, Callable[..., Any]] = {
+    **_HOST,
+    "minimum": _host_minimum,
+    "maximum": _host_maximum,
+    "sqrt": _host_sqrt,
+    "where": lambda condition, a, b: a if condition else b,
+}
+"""What each operation is for host numbers."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradchain.core.index import Fact, Index
-from gradchain.core.scalars import Count, Operand, Scalar, Scalars
+from gradchain.core.scalars import Operand, Scalar, Scalars
 
 
 class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
@@ -108,7 +108,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
 
     def _binary(self, op: str, a: Any, b: Any) -> Any:
         other = b if a is self else a
-        if not isinstance(other, (int, float, Tensor, Scalars, Count, Tensors)):
+        if not isinstance(other, (int, float, Tensor, Operand)):
             return NotImplemented
         if isinstance(other, Tensor) and other.ndim:
             raise TypeError(

@@ -48,6 +48,7 @@ class Transform:
             so themselves): `bind(in_backward=True)` needs that of every link.
         holds: the reason it holds the chain for, where it may.
         read_once: hyperparameters that only `init` reads, which an override would not reach.
+        calls_back: whether `update` calls a function of the user's, which must then be called at every step.
     """
 
     descends: ClassVar[bool | None] = None
@@ -56,6 +57,7 @@ class Transform:
     per_parameter: ClassVar[bool] = False
     holds: ClassVar[str] = ""
     read_once: ClassVar[frozenset[str]] = frozenset()
+    calls_back: ClassVar[bool] = False
     hypers: ClassVar[dict[str, Hyper]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -121,7 +123,8 @@ class Transform:
             address = f"{ctx.address}.{name}" if overrides else ""
             if not scheduled and address not in overrides:
                 continue
-            changes[name] = self.value_of(hyper, ctx)
+            trace = ctx.trace
+            changes[name] = self.value_of(hyper, ctx) if trace is None else trace.hyper(self, hyper, ctx)
             ctx.use(name, changes[name])
         if not changes:
             return self

@@ -17,6 +17,7 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
+from gradchain.engine.trace import Trace, Traced
 
 
 class Unrecorded(Exception):  # noqa: N818  # not an error: it says that this step runs by the reference
@@ -32,25 +33,51 @@ BOOLEAN = frozenset({"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite
 class Reduced:
     """What a reduction gave: one number per entry, in the order of `names`."""
 
-    __slots__ = ("_total", "names", "rows")
+    __slots__ = ("_rows", "_total", "names", "trace")
 
     def __init__(self, names: tuple[str, ...], rows: list[float]) -> None:
-        self.names, self.rows = names, rows
-        self._total: float | None = None
+        self.names, self._rows = names, rows
+        self._total: Any = None
+        self.trace: Trace | None = None
+
+    @classmethod
+    def traced(cls, names: tuple[str, ...], rows: list[float], total: Traced) -> Reduced:
+        """The same in a trace, which knows how to come by the total, and only by that."""
+        reduced = cls(names, rows)
+        reduced._total, reduced.trace = total, total.trace
+        return reduced
 
     @property
-    def total(self) -> float:
+    def rows(self) -> list[float]:
+        """The numbers."""
+        if self.trace is not None:
+            self.trace.breaks("numbers per parameter were read")
+        return self._rows
+
+    @property
+    def total(self) -> Any:
         """Their sum, rounded once; infinite or NaN as a plain sum would be."""
         if self._total is None:
-            try:
-                self._total = math.fsum(self.rows)
-            except (OverflowError, ValueError):
-                self._total = sum(self.rows)
+            self._total = total(self._rows)
         return self._total
+
+    def is_finite(self) -> bool:
+        """Whether all of them are finite numbers."""
+        if self.trace is None:
+            return math.isfinite(self.total) or all(map(math.isfinite, self._rows))
+        return bool(self.trace.applied(math.isfinite, self.total)) or all(map(math.isfinite, self.rows))
 
     def scalars(self, of: Callable[[float], float]) -> Scalars:
         """A function of each number, by name."""
         return Scalars(dict(zip(self.names, map(of, self.rows), strict=True)))
+
+
+def total(rows: list[float]) -> float:
+    """A sum that is rounded once; infinite or NaN as a plain sum would be."""
+    try:
+        return math.fsum(rows)
+    except (OverflowError, ValueError):
+        return sum(rows)
 
 
 class Tape:
@@ -64,6 +91,8 @@ class Tape:
         indices: which entries each node has.
         leaves: node → the tensors it stands for.
         columns: addresses that hold for this step only.
+        trace: where the numbers come from, for a step that shall be run again; or None.
+        sources: slot of a scalar → its slot in the trace.
     """
 
     def __init__(
@@ -71,7 +100,10 @@ class Tape:
         reduce: Callable[[Tape, int, str], Reduced],
         compute: Callable[[Tape, int], EagerTensors],
         fit: Callable[[EagerTensors], EagerTensors],
+        trace: Trace | None = None,
     ) -> None:
+        self.trace = trace
+        self.sources: dict[int, int] = {}
         self.ops: list[tuple[Any, ...]] = []
         self.indices: list[Index] = []
         self.scalars: list[float] = []
@@ -115,6 +147,9 @@ class Tape:
             return ("e", len(self.entries) - 1)
         if isinstance(value, Tensor) and (value.requires_grad or value.device.type != "cpu"):
             raise Unrecorded("a scalar lives on a device, or requires a gradient")
+        if kind is Traced:
+            self.sources[len(self.scalars)] = value.slot
+            value = value.value
         self.scalars.append(float(value))
         return ("s", len(self.scalars) - 1)
 
@@ -142,19 +177,26 @@ class Tape:
             self._computed[node] = found  # type: ignore[assignment]
         return found  # type: ignore[return-value]
 
-    def peeled(self, node: int) -> tuple[int, float]:
+    def number(self, slot: int) -> Any:
+        """The scalar in a slot: a float, or in a trace what it follows from."""
+        if slot in self.sources:
+            assert self.trace is not None
+            return Traced(self.trace, self.sources[slot])
+        return self.scalars[slot]
+
+    def peeled(self, node: int) -> tuple[int, Any]:
         """A node without the scalar factors in front of it, and their product."""
-        factor = 1.0
+        factor: Any = 1.0
         while self.ops[node][0] in ("mul", "div"):
             op, a, b = self.ops[node]
             if isinstance(a, int) and isinstance(b, tuple) and b[0] == "s":
-                number = self.scalars[b[1]]
+                number = self.number(b[1])
                 if op == "div" and number == 0.0:
                     break
                 factor = factor * number if op == "mul" else factor / number
                 node = a
             elif op == "mul" and isinstance(b, int) and isinstance(a, tuple) and a[0] == "s":
-                factor *= self.scalars[a[1]]
+                factor = factor * self.number(a[1])
                 node = b
             else:
                 break
@@ -232,7 +274,7 @@ class Lazy(Tensors):
         reduced, scale = powers
         return reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
 
-    def _powers(self, p: float) -> tuple[Reduced, float] | None:
+    def _powers(self, p: float) -> tuple[Reduced, Any] | None:
         """The sums behind a norm and the factor in front of it; None for a norm that no kernel computes."""
         kind = {1.0: "sum1", 2.0: "sum2", float("inf"): "max"}.get(float(p))
         if kind is None or (self._index.complex and p != 2):
@@ -268,8 +310,7 @@ class Lazy(Tensors):
         # where the sum of squares is finite all elements are; a clip that follows reads the same sum
         if factor - factor != 0.0:
             return False
-        squares = self.tape.reduced(node, "sum2")
-        if math.isfinite(squares.total) or all(map(math.isfinite, squares.rows)):
+        if self.tape.reduced(node, "sum2").is_finite():
             return True
         return not any(self.tape.reduced(node, "bad").rows)
 

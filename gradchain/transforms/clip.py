@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, cast
 
+from torch import Tensor
+
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
@@ -92,7 +94,7 @@ class clip_by_norm(Transform):
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         norm = self._norm(g, ctx)
         limit: Scalar = self.max_norm
-        if isinstance(limit, (int, float)) and math.isinf(limit):
+        if not isinstance(limit, Tensor) and limit == math.inf:
             return g, state
         # the same as min(1, limit / (norm + eps)), and no 0 / 0: not in the value, nor in its derivative
         factor = limit / maximum(norm + self.eps, limit)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
-from gradchain.engine.engine import Part
+from gradchain.engine.plan import Part
 from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import states
 
@@ -33,6 +33,8 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
         yield "no step has run yet, so nothing is planned"
     else:
         yield f"{engine.num_plans} plans so far; the last step ran {len(engine.last)} kernels:"
+        if engine.num_replayed:
+            yield f"{engine.num_replayed} steps needed nothing but their numbers: the links' own code did not run"
         for part in engine.last:
             yield from _kernel(part, source)
 

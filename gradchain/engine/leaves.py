@@ -1,0 +1,66 @@
+"""A state as leaves of a tape, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from gradchain.core.eager import EagerTensors
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.engine.record import Lazy, Tape
+
+
+def dtypes(state: State) -> Iterator[torch.dtype]:
+    """The dtypes of everything in a state that is per parameter."""
+    for name, value in state.items():
+        if isinstance(value, EagerTensors) and name not in state.whole:
+            yield from (t.dtype for t in value._data)
+    for inner in getattr(state, "links", {}).values():
+        yield from dtypes(inner)
+
+
+def mapped(state: State, change: Callable[[Tensors], Tensors]) -> Any:
+    """`state` with every Tensors of parameters changed; those that come and go are left as they are."""
+    changes: dict[str, Any] = {
+        name: change(value) for name, value in state.items() if isinstance(value, Tensors) and name not in state.whole
+    }
+    links = getattr(state, "links", None)
+    if links is not None:
+        changes["links"] = {name: mapped(inner, change) for name, inner in links.items()}
+    return state.replace(**changes) if changes else state
+
+
+def roots_of(tape: Tape, old: Any, new: Any) -> list[tuple[int, int]]:
+    """(leaf, node): what is written over which field of the state."""
+    roots = []
+    for name, before in old.items():
+        after = getattr(new, name)
+        if not isinstance(before, Lazy) or after is before:
+            continue
+        after = tape.leaf("extra", after)
+        if after.node != before.node:
+            roots.append((before.node, after.node))
+    for name, inner in getattr(old, "links", {}).items():
+        roots += roots_of(tape, inner, new.links[name])
+    return roots
+
+
+def restored(state: Any, new: Any, tape: Tape, received: EagerTensors, held: bool) -> Any:
+    """`new` with the tensors of `state`, which now hold the new values, in place of nodes."""
+    changes: dict[str, Any] = {}
+    for name, value in new.items():
+        if isinstance(value, Lazy):
+            if name in new.whole:
+                of_gradients = not len(value) or tape.ops[value.node] == ("leaf", "grad")
+                kept = received.select(value.index) if of_gradients else value.computed()
+                # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
+                changes[name] = kept if held or not of_gradients or not len(value) else kept.clone()
+            else:
+                changes[name] = getattr(state, name)
+    links = getattr(new, "links", None)
+    if links is not None:
+        changes["links"] = {n: restored(state.links[n], inner, tape, received, held) for n, inner in links.items()}
+    return new.replace(**changes) if changes else new

@@ -1,0 +1,92 @@
+"""Plans: the programs for one structure of a step, and what tells structures apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from gradchain.core.index import Index
+from gradchain.engine.executor import Runner
+from gradchain.engine.lower import Program
+from gradchain.engine.record import Tape
+
+
+@dataclasses.dataclass
+class Part:
+    """The program of one class of parameters.
+
+    Attributes:
+        names: the class.
+        program: what it computes, over the nodes and slots of a tape of this structure.
+        runner: the program made ready by an executor.
+        executor: that executor's name.
+        refused: why executors that come before it could not.
+        dtypes: of the program's columns.
+    """
+
+    names: tuple[str, ...]
+    program: Program
+    runner: Runner
+    executor: str
+    refused: dict[str, str]
+    dtypes: tuple[torch.dtype, ...]
+
+    @property
+    def bytes_read(self) -> int:
+        """Per element."""
+        return sum(self.dtypes[i].itemsize for i in self.program.loads())
+
+    @property
+    def bytes_written(self) -> int:
+        """Per element."""
+        return sum(self.dtypes[column].itemsize for column, _ in self.program.stores)
+
+
+@dataclasses.dataclass
+class Plan:
+    """The programs for one structure of a step. Holds the indices its key refers to by identity."""
+
+    parts: list[Part]
+    indices: tuple[Index, ...]
+
+
+def difference(before: list[tuple[Any, ...]], key: tuple[Any, ...]) -> str:
+    """What is another thing in this key than in the one before."""
+    if not before:
+        return "This one is the first of its kind."
+    old, new = before[0], key
+    old_ops, new_ops = (
+        k[0] if isinstance(k[0], tuple) else tuple(n[1] for n in k[2:] if isinstance(n, tuple)) for k in (old, new)
+    )
+    for i, (a, b) in enumerate(zip(old_ops, new_ops, strict=False)):
+        if a != b:
+            return f"The last two differ in operation {i}: {a[0]!r} before, {b[0]!r} now."
+    if len(old_ops) != len(new_ops):
+        return f"The last two have {len(old_ops)} and {len(new_ops)} operations."
+    return "The last two have the same operations over other parameters: see which have a gradient or pass a mask."
+
+
+def structure(tape: Tape, nodes: Iterable[int]) -> tuple[Any, ...]:
+    """What some nodes of a tape are, apart from the numbers in it."""
+    return tuple((i, tape.ops[i], id(tape.indices[i])) for i in nodes)
+
+
+def extra_dtypes(tape: Tape) -> Iterator[torch.dtype]:
+    """The dtypes of tensors that links brought onto the tape."""
+    for leaf, tensors in tape.leaves.items():
+        if tape.ops[leaf][1] == "extra":
+            yield from (t.dtype for t in tensors._data)
+
+
+def reachable(tape: Tape, node: int) -> list[int]:
+    """The nodes that a node is computed from, and itself."""
+    seen, todo = set(), [node]
+    while todo:
+        now = todo.pop()
+        if now not in seen:
+            seen.add(now)
+            todo += [o for o in tape.ops[now][1:] if isinstance(o, int)]
+    return sorted(seen)
