@@ -85,7 +85,21 @@ class Candidate:
         """The averaged weights, where the recipe has them."""
         return None
 
-    # the round
+    # time
+
+    def turn(self) -> Took:
+        """What a round asks of a candidate: the workload's steps in a row, and the mean of those that are timed.
+
+        In training one optimizer runs all the time. Where a step is microseconds of Python, the first ones after
+        another candidate's turn measure how that one has emptied the caches.
+        """
+        workload = self.cell.workload
+        took = []
+        for _ in range(workload.settle + workload.steps):
+            took.append(self.round())
+            self.check_clip()
+        timed = took[workload.settle :]
+        return Took(*(sum(seconds) / len(timed) for seconds in zip(*timed, strict=True)))
 
     def round(self) -> Took:
         """One step with its micro-batches, timed."""
