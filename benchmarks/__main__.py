@@ -19,7 +19,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--workload", action="append", metavar="a|b|c|d", help="may be given often; default: all")
     parser.add_argument("--recipe", action="append", metavar="R1…R8-each", help="may be given often; default: all")
     parser.add_argument("--peer", action="append", default=[], help="only this peer; may be given often")
-    parser.add_argument("--targets", action="store_true", help="the cells and figures that have a target; who met it")
+    parser.add_argument(
+        "--targets",
+        action="store_true",
+        help="what has a target, and whether it is met; --workload narrows it",
+    )
     parser.add_argument("--rounds", type=int, help="timed rounds (21; 5 with --quick)")
     parser.add_argument("--quick", action="store_true", help="a few cells, without what compiles for long: 2 minutes")
     parser.add_argument("--no-facts", action="store_true", help="leave out first step, bind, import, recording")
@@ -42,7 +46,8 @@ def _pin(threads: int, core: int | None) -> None:
 def main() -> int:
     given = _arguments()
     rounds = given.rounds or (5 if given.quick else 21)
-    others = list(targets.elsewhere(rounds, given.quick)) if given.targets else []
+    aimed = given.workload or list("abcd")
+    others = list(targets.elsewhere(aimed, rounds, given.quick)) if given.targets else []
     _pin(given.threads, given.core)
     import torch
 
@@ -52,8 +57,10 @@ def main() -> int:
     from benchmarks.workloads import WORKLOADS
 
     wanted = [(w, r) for w in given.workload or WORKLOADS for r in given.recipe or RECIPES]
-    if not (given.workload or given.recipe):
-        wanted = targets.HERE if given.targets else list(QUICK) if given.quick else wanted
+    if given.targets:
+        wanted = targets.here(aimed)
+    elif given.quick and not (given.workload or given.recipe):
+        wanted = list(QUICK)
     unknown = [name for w, r in wanted for name, known in ((w, WORKLOADS), (r, RECIPES)) if name not in known]
     unknown += [name for name in given.peer if name not in [p.name for p in measure.PEERS]]
     if unknown:
@@ -65,8 +72,8 @@ def main() -> int:
         _run(cell, rounds, given, result)
     print("\n".join(report.summary(result["cells"])))
     if not given.no_facts:
-        here = [cell for cell in targets.FACTS if not given.quick or cell[0] == "d"]
-        result["facts"] = facts.measure(here, times=2 if given.quick else 5)
+        cells = [(w, r) for w, r in targets.FACTS if (w == "d" if given.quick else w in aimed)]
+        result["facts"] = facts.measure(cells, times=2 if given.quick else 5)
         print("\n".join(report.facts_lines(result["facts"])))
     if given.targets:
         result["targets"] = targets.judged([result, *others])

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import jax_peer, memory, other_peers, torch_peers
-from benchmarks.candidate import Bare, Candidate, Took, Unable, limit
+from benchmarks.candidate import BACKWARD, Bare, Candidate, Took, Unable, limit
 from benchmarks.floor import Floor
 from benchmarks.ours import Ours
 from benchmarks.recipes import Cell
@@ -35,6 +35,7 @@ DISTURBED = 0.3  # a round is, in which the live floor is off its median by more
 HOST_TURNS = 7
 
 
+@BACKWARD.clock()
 def run(cell: Cell, rounds: int, only: Sequence[str] = (), slow: bool = True) -> dict[str, Any]:
     """Measure one cell.
 
@@ -44,8 +45,8 @@ def run(cell: Cell, rounds: int, only: Sequence[str] = (), slow: bool = True) ->
         only: names of peers; empty for all.
         slow: whether peers that compile for long take part.
     """
-    candidates, unable = _ready(cell, only, slow)
-    parity = _parity(cell, candidates)
+    candidates, unable = ready(cell, only, slow)
+    parity = compared(cell, candidates)
     times: dict[str, list[Took]] = {c.name: [] for c in candidates}
     load = os.getloadavg()[0]
     gc.collect()
@@ -99,7 +100,7 @@ def _check_finite(candidate: Candidate) -> None:
         assert torch.isfinite(weight).all(), f"{candidate.name}: {name} is not finite after the rounds"
 
 
-def _ready(cell: Cell, only: Sequence[str], slow: bool) -> tuple[list[Candidate], dict[str, str]]:
+def ready(cell: Cell, only: Sequence[str], slow: bool) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates that can, after their warm-up rounds, and why the others cannot."""
     candidates: list[Candidate] = []
     unable = {}
@@ -129,7 +130,7 @@ def _ready(cell: Cell, only: Sequence[str], slow: bool) -> tuple[list[Candidate]
     return candidates, unable
 
 
-def _parity(cell: Cell, candidates: list[Candidate]) -> dict[str, dict[str, float | str]]:
+def compared(cell: Cell, candidates: list[Candidate]) -> dict[str, dict[str, float | str]]:
     """How far everyone's displacement is from the reference's. AssertionError if ours is too far or nobody moved."""
     training = {c.name: c for c in candidates if c.trains}
     reference = next((training[name] for name in REFERENCES if name in training), None)

@@ -65,15 +65,21 @@ TARGETS = (
     Target("a", "R5", 1.00, native=False, against="foreach by hand"),
     Target("a", "R7", 1.00, native=False, against="foreach by hand"),
 )
-HERE = [(t.workload, t.recipe) for t in TARGETS if t.threads == 1 and t.native]
 FACTS = tuple((w, r) for w in "acd" for r in ("R2", "R3"))
 EXTRA_BYTES, COLD_S, WARM_S, BIND_S, RECORDING_US, IMPORT_S = 0.1, 0.3, 0.05, 0.05, 40.0, 0.15
 
 
-def elsewhere(rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
+def here(workloads: Sequence[str]) -> list[tuple[str, str]]:
+    """The cells that this process measures."""
+    return [(t.workload, t.recipe) for t in TARGETS if t.threads == 1 and t.native and t.workload in workloads]
+
+
+def elsewhere(workloads: Sequence[str], rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
     """The results of the processes with two threads, and without a compiler. Before this process keeps to one core."""
     for threads, native in ((2, True), (1, False)):
-        wanted = [t for t in TARGETS if (t.threads, t.native) == (threads, native)]
+        wanted = [t for t in TARGETS if (t.threads, t.native) == (threads, native) and t.workload in workloads]
+        if not wanted:
+            continue
         words = ["--threads", str(threads), "--rounds", str(rounds), "--no-facts", *(["--quick"] if quick else [])]
         words += [word for key in dict.fromkeys(t.workload for t in wanted) for word in ("--workload", key)]
         words += [word for key in dict.fromkeys(t.recipe for t in wanted) for word in ("--recipe", key)]
