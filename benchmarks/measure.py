@@ -30,7 +30,7 @@ REFERENCES = (
 WARM = 6  # rounds before the timed ones; the parity check follows them
 TOLERANCE = 1e-3  # of the largest displacement of any weight
 OUTLIERS = 1e-3  # the part of all elements that may differ by more: signs of gradients that are zero but for rounding
-FIRST_STEP_LIMIT = 100
+FIRST_STEP_LIMIT = 200  # seconds; Optax compiles (c) for long
 DISTURBED = 0.3  # a round is, in which the live floor is off its median by more than this part of it
 HOST_TURNS = 7
 
