@@ -14,30 +14,38 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 _IMPORT = "import time, torch; t = time.perf_counter(); import gradchain; print(time.perf_counter() - t)"
 
 
-def import_seconds(times: int = 5) -> float:
-    """Importing gradchain where torch is imported already: the least of some processes, files cached."""
-    return min(float(_child([sys.executable, "-c", _IMPORT], {})) for _ in range(times))
+def import_seconds(times: int) -> list[float]:
+    """Importing gradchain where torch is imported already: some processes, files cached."""
+    return [float(_child([sys.executable, "-c", _IMPORT], {})) for _ in range(times)]
 
 
-def first_step(workload: str, recipe: str) -> dict[str, float]:
+def first_step(workload: str, recipe: str, times: int) -> dict[str, Any]:
     """Seconds of the first optimizer part with an empty kernel cache and with a filled one, and of the second.
 
-    The cache is made in the home folder: one below /tmp, where others may write, the engine refuses, and nothing would
-    ever be warm. `kernels` is how many files the cold process left there.
+    Each is measured in `times` processes of its own, the cold ones with a cache of their own. The cache is made in the
+    home folder: one below /tmp, where others may write, the engine refuses, and nothing would ever be warm. `kernels`
+    is how many files a cold process left there.
     """
-    with tempfile.TemporaryDirectory(prefix=".gradchain-cold-", dir=Path.home()) as cache:
-        command = [sys.executable, "-m", "benchmarks.facts", workload, recipe]
-        cold = json.loads(_child(command, {"XDG_CACHE_HOME": cache}))
-        kernels = len(list(Path(cache).rglob("*.so")))
-        warm = json.loads(_child(command, {"XDG_CACHE_HOME": cache}))
-    steps = {"cold_s": cold["first"], "warm_s": warm["first"], "second_s": warm["second"]}
-    return {**steps, "bind_s": warm["bind"], "kernels": kernels}
+    out: dict[str, Any] = {"cold_s": [], "warm_s": [], "second_s": [], "bind_s": []}
+    command = [sys.executable, "-m", "benchmarks.facts", workload, recipe]
+    for _ in range(times):
+        with tempfile.TemporaryDirectory(prefix=".gradchain-cold-", dir=Path.home()) as cache:
+            cold = json.loads(_child(command, {"XDG_CACHE_HOME": cache}))
+            out["kernels"] = len(list(Path(cache).rglob("*.so")))
+            warm = json.loads(_child(command, {"XDG_CACHE_HOME": cache}))
+        for key, value in (
+            ("cold_s", cold["first"]),
+            ("warm_s", warm["first"]),
+            ("second_s", warm["second"]),
+            ("bind_s", warm["bind"]),
+        ):
+            out[key].append(value)
+    return out
 
 
 def _child(command: Sequence[str], env: dict[str, str]) -> str:
@@ -45,8 +53,9 @@ def _child(command: Sequence[str], env: dict[str, str]) -> str:
     return done.stdout.strip().splitlines()[-1]
 
 
-def bind_seconds(times: int = 5) -> float:
-    """Binding R2 to the 1000 tensors of (c): the median."""
+def bind_seconds(masked: int, times: int) -> list[float]:
+    """Binding R2 to the 1000 tensors of (c), with so many masked links in it."""
+    import gradchain as gch
     from benchmarks.ours import chain
     from benchmarks.recipes import RECIPES
     from benchmarks.workloads import WORKLOADS
@@ -54,14 +63,16 @@ def bind_seconds(times: int = 5) -> float:
     took = []
     for _ in range(times):
         model = WORKLOADS["c"].build()
-        tx = chain(RECIPES["R2"], 1.0, model)
+        *links, rate = chain(RECIPES["R2"], 1.0, model).links
+        more = [gch.masked(gch.scale(1 + k / 1000), gch.min_ndim(2)) for k in range(masked)]
+        tx = gch.chain(*links, *more, rate)
         start = time.perf_counter()
         tx.bind(model)
         took.append(time.perf_counter() - start)
-    return median(took)
+    return took
 
 
-def recording(workload: str, recipe: str, rounds: int = 15) -> dict[str, float | str]:
+def recording(workload: str, recipe: str, rounds: int = 25) -> dict[str, Any]:
     """Microseconds in `chain.update` of a real step: the links on recording Tensors, whatever the engine runs then.
 
     A reduction runs while the chain is recorded; its time is taken off where the engine has a `_reduce` to time, and
@@ -89,7 +100,7 @@ def recording(workload: str, recipe: str, rounds: int = 15) -> dict[str, float |
         took.append(spent["links"] - spent["reductions"])
     for back in undo:
         back()
-    return {"us": median(took) * 1e6, "holds": "links only" if told else "links and reductions"}
+    return {"us": [t * 1e6 for t in took], "holds": "links only" if told else "links and reductions"}
 
 
 def _timed(owner: Any, name: str, spent: dict[str, float], depth: dict[str, int], key: str) -> Any:
@@ -110,10 +121,30 @@ def _timed(owner: Any, name: str, spent: dict[str, float], depth: dict[str, int]
     return lambda: setattr(owner, name, real)
 
 
+def measure(cells: Sequence[tuple[str, str]], times: int) -> dict[str, Any]:
+    """All of them, as lists of what was measured.
+
+    Args:
+        cells: (workload, recipe) of the first steps and of the recording.
+        times: how many processes a first step or an import gets.
+    """
+    from benchmarks.candidate import BACKWARD
+
+    out: dict[str, Any] = {
+        "import_over_torch_s": import_seconds(times),
+        "bind_1000_s": {str(n): bind_seconds(n, times) for n in (0, 1, 10, 100)},
+        "first_step": {f"({w}) {r}": first_step(w, r, times) for w, r in cells},
+    }
+    with BACKWARD.clock():
+        out["recording"] = {f"({w}) {r}": recording(w, r) for w, r in cells}
+    return out
+
+
 def _main(workload: str, recipe: str) -> None:
     import torch
 
     torch.set_num_threads(1)
+    from benchmarks.candidate import BACKWARD
     from benchmarks.ours import Ours
     from benchmarks.recipes import RECIPES, Cell
     from benchmarks.workloads import WORKLOADS
@@ -122,7 +153,8 @@ def _main(workload: str, recipe: str) -> None:
     start = time.perf_counter()
     candidate = Ours(cell)
     bind = time.perf_counter() - start
-    first, second = candidate.round().part, candidate.round().part
+    with BACKWARD.clock():
+        first, second = candidate.round().part, candidate.round().part
     print(json.dumps({"first": first, "second": second, "bind": bind}))
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
 import gradchain as gch
-from benchmarks.candidate import Candidate
+from benchmarks.candidate import Candidate, now
 from benchmarks.recipes import (
     B1,
     B2,
@@ -112,11 +116,64 @@ class Ours(Candidate):
     @property
     def reference(self) -> str:
         """Why the last step ran by the reference and not by the engine; "" if it did not."""
-        engine = getattr(getattr(self.updater, "_bound", None), "engine", None)
-        return str(getattr(engine, "reason", "") or "")
+        return str(self._engine.reason or "")
+
+    @property
+    def executors(self) -> dict[str, int]:
+        """What ran the programs of the last step, and how many."""
+        return dict(Counter(part.executor for part in self._engine.last))
+
+    @property
+    def _engine(self) -> Any:
+        engine = self.updater._bound.engine
+        assert engine is not None, "the engine is off"
+        return engine
+
+    def host(self) -> float:
+        """Seconds of an optimizer part that pass outside kernels, over one turn. With one thread only."""
+        workload = self.cell.workload
+        for _ in range(workload.settle):
+            self.round()
+        with _Kernels(self._engine) as kernels:
+            parts = [self.round().part for _ in range(workload.steps)]
+        return (sum(parts) - kernels.seconds) / len(parts)
 
     def norm(self) -> float | None:
         return float(self.updater.metrics["clip_by_norm.norm"]) if self.cell.recipe.clip else None
 
     def average(self) -> dict[str, Tensor] | None:
         return dict(self.updater.averages()) if self.cell.recipe.scaled else None
+
+
+class _Kernels:
+    """A clock inside the kernels that an engine has planned."""
+
+    def __init__(self, engine: Any) -> None:
+        self.seconds = 0.0
+        self._runners = [part.runner for plan in engine._plans.values() for part in plan.parts]
+
+    def __enter__(self) -> _Kernels:
+        for runner in self._runners:
+            key = self._key(runner)
+            setattr(runner, key, self._timed(getattr(runner, key)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for runner in self._runners:
+            key = self._key(runner)
+            setattr(runner, key, getattr(runner, key).real)
+
+    @staticmethod
+    def _key(runner: Any) -> str:
+        return "_kernel" if hasattr(runner, "_kernel") else "run"  # printed C, or what calls torch's kernels
+
+    def _timed(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            start = now()
+            try:
+                return real(*args)
+            finally:
+                self.seconds += now() - start
+
+        timed.real = real  # type: ignore[attr-defined]
+        return timed

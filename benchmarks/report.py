@@ -8,7 +8,10 @@ import json
 import math
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -31,16 +34,36 @@ def circumstances(rounds: int) -> dict[str, Any]:
     from gradchain import __version__
 
     versions["gradchain"] = __version__
+    compiler = shutil.which("gcc") or shutil.which("clang")
+    versions["compiler"] = _first_line(compiler, "--version") if compiler else "none"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "machine": {"cpu": _cpu(), "cores_used": cores, "cores": os.cpu_count(), "load": os.getloadavg()[0]},
+        "machine": {"cpu": _cpu(), "cores_used": cores, "cores": os.cpu_count(), "load": list(os.getloadavg())},
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": versions,
+        "commit": _commit(),
         "threads": torch.get_num_threads(),
+        "native": os.environ.get("GRADCHAIN_NATIVE", "1") != "0",
         "rounds": rounds,
     }
+
+
+def _commit() -> str:
+    """The commit that was measured, and whether the files were others."""
+    here = ("git", "-C", str(Path(__file__).parent))
+    commit = _first_line(*here, "rev-parse", "HEAD")
+    changed = commit and _first_line(*here, "status", "--porcelain", "--", "../gradchain", "../benchmarks/*.py")
+    return f"{commit}, changed" if changed else commit or "not in a repository"
+
+
+def _first_line(*command: str) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    except OSError:
+        return ""
+    return done.stdout.partition("\n")[0]
 
 
 def _cpu() -> str:
@@ -70,6 +93,14 @@ def lines(cell: dict[str, Any]) -> list[str]:
         scratch = f"{extra[name]['peak']:.2f}" if "peak" in extra.get(name, {}) else "-"
         times = "".join(f" {_time(figures[key][1]):>10}" for key in ("part_us", "whole_us"))
         out.append(f"  {name:22}{times} {ratio:9.2f} {upper:7.2f} {scratch:>10} {_agrees(parity.get(name)):>9}")
+    executors = ", ".join(f"{n} {name}" for name, n in cell["executors"].items())
+    host = "" if cell["host_us"] is None else f"; {_time(cell['host_us'][1])} of ours pass outside kernels"
+    out.append(f"  ours ran: {executors or 'none'}{host}")
+    if "optax (jit)" in cell["candidates"]:
+        out.append("  optax (jit): its jitted update on torch's gradients, and their release; it has no whole step")
+    if cell["disturbed_rounds"]:
+        count = len(cell["disturbed_rounds"])
+        out.append(f"  {count} of {cell['rounds']} rounds were disturbed: the live floor was over 30% off its median")
     if cell["cpu_share"] < 0.9:
         out.append(f"  other processes were on this core: it was ours {cell['cpu_share']:.0%} of the time")
     if cell["reference"]:
@@ -106,6 +137,19 @@ def summary(cells: list[dict[str, Any]]) -> list[str]:
             f"  ({cell['workload']}) {cell['recipe']:8} {part['ours_over_it'][1]:5.2f} ({part['ours_over_it'][2]:.2f})"
             f"  {whole['ours_over_it_whole'][1]:5.2f}  {floor:6.2f}   best peer: {cell['best_peer']}"
         )
+    return out
+
+
+def facts_lines(facts: dict[str, Any]) -> list[str]:
+    """What is no step's time, as medians."""
+    milli = {name: 1e3 * median(took) for name, took in facts["bind_1000_s"].items()}
+    out = ["", f"import gradchain over torch: {1e3 * median(facts['import_over_torch_s']):.0f} ms"]
+    out += [f"bind to 1000 tensors, R2 and {name} masked links: {took:.1f} ms" for name, took in milli.items()]
+    for cell, took in facts["first_step"].items():
+        times = f"cold {median(took['cold_s']):.3f} s, warm {median(took['warm_s']):.3f} s"
+        out.append(f"first optimizer part, {cell}: {times}, {took['kernels']} kernels")
+    for cell, took in facts["recording"].items():
+        out.append(f"recording in a real step, {cell}: {median(took['us']):.0f} us ({took['holds']})")
     return out
 
 
