@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec
 
 import torch
@@ -15,11 +15,12 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context, Run
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.scalars import Scalars
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.engine.blocks import Blocks
-from gradchain.engine.executor import Column, Executor, NoKernel, Runner
+from gradchain.engine.executor import Column, Executor, NoKernel, Rows, Runner
 from gradchain.engine.layout import Layout
 from gradchain.engine.lower import Lowering, Program
 from gradchain.engine.native import Native
@@ -52,6 +53,23 @@ class Part:
     executor: str
     refused: dict[str, str]
     dtypes: tuple[torch.dtype, ...]
+    _places: dict[Index, torch.Tensor | None] = dataclasses.field(default_factory=dict, repr=False)
+
+    def rows(self, given: list[Scalars]) -> Sequence[float]:
+        """Numbers per parameter, row by row."""
+        held = [scalars.column for scalars in given]
+        if all(held):
+            columns = [self._ordered(*pair) for pair in held if pair is not None]
+            return Rows(columns[0] if len(columns) == 1 else torch.stack(columns, 1))
+        return [number for row in zip(*(s.listed(self.names) for s in given), strict=True) for number in row]
+
+    def _ordered(self, index: Index, column: torch.Tensor) -> torch.Tensor:
+        """A column over an Index in the order of this class."""
+        if index not in self._places:
+            same = index.names == self.names
+            self._places[index] = None if same else torch.tensor([index.position[n] for n in self.names], device="cpu")
+        places = self._places[index]
+        return column if places is None else column[places]
 
     @property
     def bytes_read(self) -> int:
@@ -268,7 +286,7 @@ class Engine:
         self.last.append(part)
         columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
         scalars = [tape.scalars[slot] for slot in program.scalars]
-        entries = [tape.entries[slot][n] for n in part.names for slot in program.entries] if program.entries else []
+        entries = part.rows([tape.entries[slot] for slot in program.entries]) if program.entries else ()
         return part.runner.run(columns, scalars, entries)
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced:

@@ -64,6 +64,11 @@ class clip_by_norm(Transform):
         """Each parameter is clipped by its own norm, unless told otherwise."""
         return self.per == "tensor"
 
+    @property
+    def uniform(self) -> frozenset[str]:  # type: ignore[override]  # the argument decides
+        """A norm over several parameters has one bound."""
+        return frozenset() if self.per == "tensor" else frozenset({"max_norm", "eps"})
+
     def check(self) -> None:
         if isinstance(self.p, bool) or not isinstance(self.p, (int, float)):
             raise TypeError(f"clip_by_norm: p must be a number of at least 1, or inf, got {self.p!r}.")
