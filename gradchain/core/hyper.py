@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args, overload
 
@@ -59,8 +59,8 @@ class Hyper:
     """The type of a numeric hyperparameter: `b1: Hyper = Hyper(0.9, "[0, 1)")`.
 
     It reads as a float, is constructed from a number, a schedule (`step -> value`) or a per-parameter value
-    (`multiply`, `choose`), and is checked both when it is constructed and when it has its value. One without a default is written
-    `max_norm: Annotated[Hyper, "(0, inf]"]`.
+    (`multiply`, `choose`), and is checked both when it is constructed and when it has its value. One without a default
+    is written `max_norm: Annotated[Hyper, "(0, inf]"]`.
     """
 
     def __init__(self, default: float | None = None, interval: str = "(-inf, inf)") -> None:
@@ -89,14 +89,21 @@ class Hyper:
             value = self.checked(value, self.owner)
         link.__dict__[self.name] = value
 
-    def accepts(self, value: float) -> bool:
-        """Whether a host number may stand here, without the sentence that says why not."""
+    def accepts(self, value: float | Scalars) -> bool:
+        """Whether a host number may stand here, or a column of them, without the sentence that says why not."""
+        if type(value) is Scalars:
+            if value.column is None or not len(value) or self.interval.text.startswith("integer"):
+                return False
+            return all(map(self.interval.holds, value.extremes()))  # an interval has no holes
+        assert isinstance(value, (float, int))
         return value is not True and value is not False and self.interval.holds(value)
 
     def checked(self, value: Any, owner: str, cause: str = "") -> Any:
         """`value`, if it is a number inside the interval. `owner` begins the sentence, `cause` ends it."""
         if type(value) is Scalars:
-            return self._checked_each(value, owner, cause)
+            for name, number in value.items():
+                self.checked(number, owner, f" It is that of parameter {name!r}.{cause}")
+            return value
         if isinstance(value, Tensor):
             if value.ndim:
                 raise ValueError(
@@ -109,14 +116,6 @@ class Hyper:
             )
         if not self.interval.holds(value):
             raise ValueError(f"{owner}: {self.name} must be {self.interval.rule}, got {value!r}.{cause}")
-        return value
-
-    def _checked_each(self, value: Scalars, owner: str, cause: str) -> Scalars:
-        if len(value) and value.column and not self.interval.text.startswith("integer"):
-            if all(map(self.interval.holds, value.extremes())):  # an interval has no holes
-                return value
-        for name, number in value.items():
-            self.checked(number, owner, f" It is that of parameter {name!r}.{cause}")
         return value
 
     @classmethod

@@ -230,7 +230,7 @@ _COLUMNS: dict[str, Callable[..., Tensor]] = {
 
 def _same_columns(a: Any, b: Any, index: Index | None) -> tuple[Any, Any]:
     """Each as a column over `index` or a host number; None for both where they are not."""
-    out = []
+    out: list[Any] = []
     for value in (a, b):
         if type(value) is Scalars and value._index is index and value._column is not None:
             out.append(value._column)

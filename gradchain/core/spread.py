@@ -39,9 +39,7 @@ class Spread:
         self._start_of = torch.tensor(of, device="cpu") if len(places) > 1 else None
         depth = max((len(s.factors) for s in settings), default=0)
         # a parameter with fewer factors than another is multiplied by 1, which changes no bit
-        self._factors = [
-            _column([s.factors[k] if k < len(s.factors) else 1.0 for s in settings]) for k in range(depth)
-        ]
+        self._factors = [_column([s.factors[k] if k < len(s.factors) else 1.0 for s in settings]) for k in range(depth)]
         self._last: tuple[list[Any], Scalars] | None = None
 
     @classmethod

@@ -14,6 +14,7 @@ from typing_extensions import dataclass_transform
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, evaluated, varies
 from gradchain.core.index import Index
+from gradchain.core.scalars import Scalars
 from gradchain.core.state import Empty, Links, State, settled
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
@@ -141,7 +142,7 @@ class Transform:
         else:
             value = override.resolve(lambda: evaluated(given, ctx), ctx)
             source = override.value if override.factor is None else given
-        if isinstance(value, (int, float)) and hyper.accepts(value):
+        if isinstance(value, (int, float, Scalars)) and hyper.accepts(value):
             return value
         cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if varies(source) else ""
         return hyper.checked(value, ctx.address or type(self).__name__, cause)

@@ -1,7 +1,7 @@
 """How deep a parameter lies: functions `(name, parameter, owner) -> int`, for `layer_decay`.
 
-Depth 0 is next to the input; `total` is the number of depths, and the head has total - 1. Names are read after a prefix,
-such as "backbone."; a parameter outside it belongs to the head.
+Depth 0 is next to the input; `total` is the number of depths, and the head has total - 1. Names are read after a
+prefix, such as "backbone."; a parameter outside it belongs to the head.
 
 >>> import gradchain as gch
 >>> deep = gch.selectors.depth.vit(12, prefix="backbone.")

@@ -75,7 +75,7 @@ class owner_named(Selector):
             raise ValueError('owner_named: needs at least one pattern, got none. Write owner_named("*Norm").')
         for pattern in patterns:
             if not isinstance(pattern, str):
-                raise TypeError(f"owner_named: a pattern must be a string, got {code(pattern)}. For classes write owner.")
+                raise TypeError(f"owner_named: a pattern must be a string, got {code(pattern)}. A class goes to owner.")
             if not pattern:
                 raise ValueError("owner_named: a pattern must not be empty.")
         object.__setattr__(self, "patterns", patterns)

@@ -177,8 +177,8 @@ class multiply(PerParameter):
 
     Args:
         value: a number, a schedule, or another per-parameter value.
-        *rules: each is a pair `(selector, factor)`; `first(…)`; `layer_decay(…)`; a mapping from names to factors, which
-            leaves other parameters alone; or any function `(name, parameter, owner) -> factor`.
+        *rules: each is a pair `(selector, factor)`; `first(…)`; `layer_decay(…)`; a mapping from names to factors,
+            which leaves other parameters alone; or any function `(name, parameter, owner) -> factor`.
 
     Raises:
         TypeError or ValueError: a rule is none of these, or a factor is not a finite number. At bind: a selector or a
@@ -307,7 +307,8 @@ def check_value(owner: str, value: object) -> None:
     number = isinstance(value, (int, float, torch.Tensor)) and not isinstance(value, bool)
     if not number and not isinstance(value, PerParameter) and (not callable(value) or isinstance(value, type)):
         raise TypeError(
-            f"{owner}: a value must be a number, a schedule (step -> value) or a per-parameter value, got {code(value)}."
+            f"{owner}: a value must be a number, a schedule (step -> value) or a per-parameter value, got "
+            f"{code(value)}."
         )
 
 

@@ -18,7 +18,14 @@ class Written:
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, repr=False)(cls)
         made = cls.__hash__
-        cls.__hash__ = lambda self: _kept_hash(self, made)  # type: ignore[method-assign]
+
+        def kept(self: Any) -> int:
+            # asked at every step, of what may be a thousand rules
+            if "_hash" not in self.__dict__:
+                self.__dict__["_hash"] = made(self)
+            return self.__dict__["_hash"]  # type: ignore[no-any-return]
+
+        cls.__hash__ = kept  # type: ignore[method-assign]
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns `(args, kwargs)` with `type(self)(*args, **kwargs) == self`: for the repr, and for a config."""
@@ -31,11 +38,3 @@ class Written:
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_hash"}  # another process has others
-
-
-def _kept_hash(value: Written, made: Any) -> int:
-    # asked at every step, of what may be a thousand rules
-    found: int | None = value.__dict__.get("_hash")
-    if found is None:
-        found = value.__dict__["_hash"] = made(value)
-    return found

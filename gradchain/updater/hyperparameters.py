@@ -43,8 +43,9 @@ class Hyperparameters:
         ValueError where a per-parameter value selects nothing, or a number in it is out of range.
         """
         seen = {address: part for address, _, part in walk(self._chain, index)}
-        for address, link, hyper in self._fields.values():
-            check_spread(link.__dict__[hyper.name], hyper, address, seen[address])
+        for full, (address, link, hyper) in self._fields.items():
+            for given in (link.__dict__[hyper.name], self.overrides.get(full, Override()).value):
+                check_spread(given, hyper, address, seen[address])
         self._seen, self._names = seen, index.names
 
     def values(self, clocks: Mapping[str, float]) -> dict[str, Any]:
@@ -123,7 +124,10 @@ class Hyperparameters:
             try:
                 if address not in self._fields:
                     raise KeyError(f"the chain has no {address}")
-                found[address] = Override(from_config(data["value"]), data["factor"])
+                override = Override(from_config(data["value"]), data["factor"])
+                at, _, hyper = self._fields[address]
+                check_spread(override.value, hyper, at, self._seen[at])
+                found[address] = override
             except (KeyError, TypeError, ValueError) as error:
                 lost.append(f"override of {address} was not restored: {str(error.args[0]).rstrip('.')}")
         return found, lost

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
+
+
+Found: TypeAlias = "Mapping[str, tuple[Mapping[str, Any], Mapping[str, tuple[str, ...]]]]"
 
 
 class Settings(Mapping[str, Mapping[str, float]]):
@@ -12,7 +15,7 @@ class Settings(Mapping[str, Mapping[str, float]]):
     `rules[parameter][address]` are the rules that matched; `groups()` counts the parameters of each number.
     """
 
-    def __init__(self, found: Mapping[str, tuple[Mapping[str, Any], Mapping[str, tuple[str, ...]]]], names: tuple[str, ...]):
+    def __init__(self, found: Found, names: tuple[str, ...]) -> None:
         self._addresses = tuple(found)
         self._values = {n: {a: values[n] for a, (values, _) in found.items() if n in values} for n in names}
         self.rules = {n: {a: rules[n] for a, (_, rules) in found.items() if n in rules} for n in names}
