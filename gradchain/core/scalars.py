@@ -224,7 +224,7 @@ _COLUMNS: dict[str, Callable[..., Tensor]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
-    "div": operator.truediv,
+    "div": lambda a, b: torch.div(a if isinstance(a, Tensor) else torch.full_like(b, a), b),  # not by a reciprocal
 }
 
 

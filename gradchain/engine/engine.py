@@ -60,7 +60,7 @@ class Part:
         held = [scalars.column for scalars in given]
         if all(held):
             columns = [self._ordered(*pair) for pair in held if pair is not None]
-            return Rows(columns[0] if len(columns) == 1 else torch.stack(columns, 1))
+            return Rows(columns[0] if len(columns) == 1 else torch.stack(columns, 1).flatten())
         return [number for row in zip(*(s.listed(self.names) for s in given), strict=True) for number in row]
 
     def _ordered(self, index: Index, column: torch.Tensor) -> torch.Tensor:

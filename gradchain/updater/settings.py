@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-
 Found: TypeAlias = "Mapping[str, tuple[Mapping[str, Any], Mapping[str, tuple[str, ...]]]]"
 
 
