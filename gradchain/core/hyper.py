@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, overload
 
 from torch import Tensor
 
@@ -20,8 +20,7 @@ from gradchain.selectors import PerParameter
 
 if TYPE_CHECKING:
     from gradchain.core.context import Context
-
-    Value: TypeAlias = "float | Tensor | Callable[[float], float] | PerParameter"
+    from gradchain.selectors.rules import Value as Value
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,9 @@ class Rule(Written):
         raise NotImplementedError(f"{type(self).__name__}: needs factors(parameters).")
 
 
+Value: TypeAlias = "float | torch.Tensor | Callable[[float], float] | PerParameter"
+"""What a hyperparameter is given as: one for all parameters, or one for each."""
+
 Rules: TypeAlias = "Rule | tuple[Predicate, float] | Mapping[str, float] | Factor"
 """What `multiply` takes as a rule."""
 
@@ -193,10 +196,10 @@ class multiply(PerParameter):
 scale_by_learning_rate(multiply(cosine(0.001, 0.0, 1000), (named("backbone.*"), 0.1), (bias, 2.0))))
     """
 
-    value: Any
+    value: Value
     rules: tuple[Any, ...]
 
-    def __init__(self, value: Any, *rules: Rules) -> None:
+    def __init__(self, value: Value, *rules: Rules) -> None:
         check_value("multiply", value)
         object.__setattr__(self, "value", value)
         object.__setattr__(self, "rules", tuple(_checked_rule(rule) for rule in rules))
@@ -239,10 +242,10 @@ class choose(PerParameter):
     scale_by_learning_rate(choose((bias, linear(0.1, 0.01, 1000)), rest=linear(0.0, 0.01, 1000)))
     """
 
-    pairs: tuple[tuple[Predicate, Any], ...]
-    rest: Any
+    pairs: tuple[tuple[Predicate, Value], ...]
+    rest: Value
 
-    def __init__(self, *pairs: tuple[Predicate, Any], rest: Any) -> None:
+    def __init__(self, *pairs: tuple[Predicate, Value], rest: Value) -> None:
         if not pairs:
             raise ValueError("choose: needs at least one pair (selector, value), got none.")
         for pair in pairs:

@@ -29,7 +29,8 @@ class clip_by_norm(Transform):
     only measures.
 
     Args:
-        max_norm: the bound, above 0; inf measures and returns the updates unchanged.
+        max_norm: the bound, above 0; inf measures and returns the updates unchanged. It may differ per parameter with
+            per="tensor" only.
         p: which norm, at least 1; inf is the largest magnitude.
         per: "all", one norm over all parameters; "tensor", one per parameter; or a list of selectors, one norm for
             each group. Parameters in no group then pass unclipped. Recorded are the largest norm as "norm" and,
