@@ -1,4 +1,4 @@
-"""The recipes as chains. R7's rule is a link nobody ships, and R8's multipliers one that gradchain does not ship."""
+"""The recipes as chains. R7's rule is a link nobody ships."""
 
 from __future__ import annotations
 
@@ -53,15 +53,6 @@ class own_rule(gch.Transform):  # noqa: N801
         return m / (s + self.eps) * (0.75 + 0.25 * (m * g).sign()), OwnState(m, s)
 
 
-class multiply(gch.Transform):  # noqa: N801
-    """R8: multiply each parameter's update by a number of its own."""
-
-    factors: gch.Scalars
-
-    def update(self, g: gch.Tensors, state: gch.State, ctx: gch.Context) -> tuple[gch.Tensors, gch.State]:
-        return g * self.factors, state
-
-
 def chain(recipe: Recipe, max_norm: float, model: nn.Module) -> gch.chain:
     """The recipe in the order it is read."""
     rate = {"sgd": SGD_LR, "lion": LION_LR}.get(recipe.rule, LR)
@@ -78,20 +69,11 @@ def chain(recipe: Recipe, max_norm: float, model: nn.Module) -> gch.chain:
     links += [gch.amp_scale(always=True)] if recipe.scaled else []
     links += [gch.clip_by_norm(max_norm)] if recipe.clip else []
     links += [decay, rule] if recipe.rule == "sgd" else [rule, decay]
-    links += _multiplied(recipe, model)
-    links += [gch.scale_by_learning_rate(gch.cosine(rate, 0.1 * rate, STEPS) if recipe.scheduled else rate)]
+    curve = gch.cosine(rate, 0.1 * rate, STEPS) if recipe.scheduled else rate
+    factors = multipliers(recipe, model)
+    links += [gch.scale_by_learning_rate(gch.multiply(curve, factors) if factors else curve)]
     links += [gch.average_params(EMA, start=1)] if recipe.scaled else []
     return gch.chain(*links)
-
-
-def _multiplied(recipe: Recipe, model: nn.Module) -> list[gch.Transform]:
-    factors = multipliers(recipe, model)
-    if recipe.multipliers == "each":
-        return [multiply(gch.Scalars(factors))]
-    groups: dict[float, set[str]] = {}
-    for name, number in factors.items():
-        groups.setdefault(number, set()).add(name)
-    return [gch.masked(gch.scale(x), lambda n, p, o, mine=mine: n in mine) for x, mine in groups.items()]
 
 
 class Ours(Candidate):

@@ -133,6 +133,11 @@ class Context:
         return params if self._index is None else params.select(self._index)
 
     @property
+    def index(self) -> Index:
+        """Which parameters are in sight: all, or inside a mask or branch its members."""
+        return self.params.index if self._index is None else self._index
+
+    @property
     def clocks(self) -> Mapping[str, float]:
         """Every named clock."""
         return self._run.clocks

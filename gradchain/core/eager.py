@@ -106,7 +106,7 @@ class EagerTensors(Tensors):
             if isinstance(arg, EagerTensors):
                 columns.append(arg._column(index))
             else:
-                columns.append([arg[n] for n in index.names] if isinstance(arg, Scalars) else arg)
+                columns.append(arg.listed(index.names) if isinstance(arg, Scalars) else arg)
         return EagerTensors(index, _computed(op, columns, len(index), [isinstance(a, Tensors) for a in args]))
 
     def _fold(self, op: str, args: tuple[Any, ...]) -> Tensors | None:
@@ -292,8 +292,7 @@ def _common(args: Iterable[Any]) -> Index:
             scalars.append(arg)
     assert index is not None
     for scalar in scalars:
-        if any(n not in scalar for n in index.names):
-            index = index.subset(scalar.keys())
+        index = scalar.within(index)
     return index
 
 

@@ -100,22 +100,43 @@ _HOST: dict[str, Callable[..., Any]] = {
 class Scalars(Operand[Any], Mapping[str, Any]):
     """One number per parameter, with the arithmetic of a number. Entries meet by name; absent stays absent."""
 
-    __slots__ = ("_values",)
+    # Numbers that a hyperparameter was given per parameter are one column over an Index: then a product costs no loop.
+    # They are then looked up by name only where somebody asks. A column never changes once it is here.
+    __slots__ = ("_column", "_index", "_values")
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values: dict[str, Any] = dict(values)
+        self._values: dict[str, Any] | None = dict(values)
+        self._index: Index | None = None
+        self._column: Tensor | None = None
+
+    @classmethod
+    def over(cls, index: Index, column: Tensor) -> Scalars:
+        """The entries of an Index, from a float64 tensor in its order."""
+        made = cls.__new__(cls)
+        made._values, made._index, made._column = None, index, column
+        return made
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        if self._values is None:
+            assert self._index is not None and self._column is not None
+            self._values = dict(zip(self._index.names, self._column.tolist(), strict=True))
+        return self._values
 
     def __getitem__(self, name: str) -> Any:
-        return self._values[name]
+        return self._named[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return iter(self._named)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._named) if self._index is None else len(self._index)
 
     def __repr__(self) -> str:
-        return f"Scalars({self._values})"
+        return f"Scalars({self._named})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scalars, (self._named,)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -126,35 +147,98 @@ class Scalars(Operand[Any], Mapping[str, Any]):
         return self._binary("eq", self, other)
 
     def __neg__(self) -> Scalars:
-        return Scalars({n: -v for n, v in self.items()})
+        return self.map(operator.neg) if self._column is None else Scalars.over(self._index, -self._column)  # type: ignore[arg-type]  # both or none
 
     def map(self, fn: Callable[..., Any], *others: Any) -> Scalars:
         """`fn` of each entry, and of the same entry of every other Scalars (a plain number serves all)."""
-        names: Iterable[str] = self
-        for other in others:
-            if isinstance(other, Scalars):
-                names = [n for n in names if n in other._values]
-        return Scalars(
-            {n: fn(self._values[n], *(o._values[n] if isinstance(o, Scalars) else o for o in others)) for n in names}
-        )
+        if self._column is not None and not any(isinstance(o, Scalars) for o in others):
+            mapped = self._mapped_column(fn, others)
+            if mapped is not None:
+                return mapped
+        mine, names = self._named, iter(self)
+        rows = [o._named if isinstance(o, Scalars) else None for o in others]
+        kept = [n for n in names if all(row is None or n in row for row in rows)]
+        pairs = list(zip(rows, others, strict=True))
+        return Scalars({n: fn(mine[n], *(o if row is None else row[n] for row, o in pairs)) for n in kept})
+
+    def _mapped_column(self, fn: Callable[..., Any], others: tuple[Any, ...]) -> Scalars | None:
+        """`fn` of each distinct number; None where it gives something else than floats."""
+        assert self._column is not None and self._index is not None
+        numbers = self._column.tolist()
+        made = {number: fn(number, *others) for number in dict.fromkeys(numbers)}
+        if any(type(result) is not float for result in made.values()):
+            return None
+        column = torch.tensor([made[number] for number in numbers], dtype=torch.float64, device="cpu")
+        return Scalars.over(self._index, column)
 
     def overlay(self, other: Mapping[str, Any]) -> Scalars:
         """These entries, replaced by those of `other` where it has them."""
-        return Scalars({**self._values, **other})
+        return Scalars({**self._named, **other})
 
     def select(self, names: Iterable[str]) -> Scalars:
         """The entries of these names."""
-        return Scalars({n: self._values[n] for n in names if n in self._values})
+        mine = self._named
+        return Scalars({n: mine[n] for n in names if n in mine})
+
+    def within(self, index: Index) -> Index:
+        """Those entries of `index` that are here."""
+        if index is self._index:
+            return index
+        mine = self._named
+        return index if all(n in mine for n in index.names) else index.subset(mine)
+
+    @property
+    def column(self) -> tuple[Index, Tensor] | None:
+        """The entries as a float64 tensor in the order of an Index, where they lie so."""
+        return None if self._index is None or self._column is None else (self._index, self._column)
+
+    def listed(self, names: Iterable[str]) -> list[Any]:
+        """The entries of these names, which must be here, in their order."""
+        return list(map(self._named.__getitem__, names))
+
+    def extremes(self) -> tuple[float, float]:
+        """The least and the largest entry of a column that has any; NaN where there is one."""
+        assert self._column is not None
+        low, high = torch.aminmax(self._column)
+        return low.item(), high.item()
 
     def _binary(self, op: str, a: Any, b: Any) -> Any:
         if isinstance(a, Count):
             a = a.value
         if isinstance(b, Count):
             b = b.value
+        of_columns = _COLUMNS.get(op)
+        if of_columns is not None:
+            x, y = _same_columns(a, b, self._index)
+            if x is not None:
+                assert self._index is not None
+                return Scalars.over(self._index, of_columns(x, y))
         rule = _HOST[op]
         if isinstance(a, Scalars):
             return a.map(rule, b) if isinstance(b, (int, float, Tensor, Scalars)) else NotImplemented
         return b.map(lambda y, x: rule(x, y), a) if isinstance(a, (int, float, Tensor)) else NotImplemented
+
+
+# On float64 these give the bits that the host's arithmetic gives; a power does not.
+_COLUMNS: dict[str, Callable[..., Tensor]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": lambda a, b: torch.div(a if isinstance(a, Tensor) else torch.full_like(b, a), b),  # not by a reciprocal
+}
+
+
+def _same_columns(a: Any, b: Any, index: Index | None) -> tuple[Any, Any]:
+    """Each as a column over `index` or a host number; None for both where they are not."""
+    out: list[Any] = []
+    for value in (a, b):
+        if type(value) is Scalars and value._index is index and value._column is not None:
+            out.append(value._column)
+        elif type(value) is float or type(value) is int:
+            out.append(value)
+        else:
+            return None, None
+    return out[0], out[1]
 
 
 class Count(Operand[Any]):

@@ -335,7 +335,7 @@ class Engine:
         self.last.append(part)
         columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
         scalars = [tape.scalars[slot] for slot in program.scalars]
-        entries = [tape.entries[slot][n] for n in part.names for slot in program.entries] if program.entries else []
+        entries = part.rows([tape.entries[slot] for slot in program.entries]) if program.entries else ()
         return part.runner.run(columns, scalars, entries)
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced:

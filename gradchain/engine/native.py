@@ -6,11 +6,12 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
 from gradchain.engine import build
-from gradchain.engine.executor import CHUNK, Column, folded
+from gradchain.engine.executor import CHUNK, Column, Rows, folded
 from gradchain.engine.lower import Program
 from gradchain.engine.print_c import TYPES, source
 
@@ -87,9 +88,10 @@ class NativeRunner:
         items = self._items
         table = (ctypes.c_void_p * len(columns))(*[column.addresses.buffer_info()[0] for column in columns])
         numbers = (_Double * len(scalars))(*scalars)
-        per_row = (_Double * len(entries))(*entries)
+        per_row: Any = entries.column if type(entries) is Rows else (_Double * len(entries))(*entries)
+        per_row_at = per_row.data_ptr() if type(entries) is Rows else ctypes.addressof(per_row)
         out = (_Double * items.count)() if self._reduces else None
-        rest = (ctypes.addressof(table), ctypes.addressof(numbers), ctypes.addressof(per_row))
+        rest = (ctypes.addressof(table), ctypes.addressof(numbers), per_row_at)
         base = 0 if out is None else ctypes.addressof(out)
 
         def stretch(first: int, last: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 
 from gradchain.core.index import Index
-from gradchain.engine.executor import Runner
+from gradchain.core.scalars import Scalars
+from gradchain.engine.executor import Rows, Runner
 from gradchain.engine.lower import Program
 from gradchain.engine.record import Tape
 
@@ -33,6 +34,23 @@ class Part:
     executor: str
     refused: dict[str, str]
     dtypes: tuple[torch.dtype, ...]
+    _places: dict[Index, torch.Tensor | None] = dataclasses.field(default_factory=dict, repr=False)
+
+    def rows(self, given: list[Scalars]) -> Sequence[float]:
+        """Numbers per parameter, row by row."""
+        held = [scalars.column for scalars in given]
+        if all(held):
+            columns = [self._ordered(*pair) for pair in held if pair is not None]
+            return Rows(columns[0] if len(columns) == 1 else torch.stack(columns, 1).flatten())
+        return [number for row in zip(*(s.listed(self.names) for s in given), strict=True) for number in row]
+
+    def _ordered(self, index: Index, column: torch.Tensor) -> torch.Tensor:
+        """A column over an Index in the order of this class."""
+        if index not in self._places:
+            same = index.names == self.names
+            self._places[index] = None if same else torch.tensor([index.position[n] for n in self.names], device="cpu")
+        places = self._places[index]
+        return column if places is None else column[places]
 
     @property
     def bytes_read(self) -> int:

@@ -260,8 +260,8 @@ class Lazy(Tensors):
             values.append(arg)
         assert index is not None
         for value in values:
-            if type(value) is Scalars and any(n not in value for n in index.names):
-                index = index.subset(value.keys())
+            if type(value) is Scalars:
+                index = value.within(index)
         return tape.node((op, *(tape.operand(v, index) for v in values)), index)
 
     # reductions are computed at once: what comes after may depend on them

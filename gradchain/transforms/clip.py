@@ -31,7 +31,8 @@ class clip_by_norm(Transform):
     only measures.
 
     Args:
-        max_norm: the bound, above 0; inf measures and returns the updates unchanged.
+        max_norm: the bound, above 0; inf measures and returns the updates unchanged. It may differ per parameter with
+            per="tensor" only.
         p: which norm, at least 1; inf is the largest magnitude.
         per: "all", one norm over all parameters; "tensor", one per parameter; or a list of selectors, one norm for
             each group. Parameters in no group then pass unclipped. Recorded are the largest norm as "norm" and,
@@ -65,6 +66,11 @@ class clip_by_norm(Transform):
     def per_parameter(self) -> bool:  # type: ignore[override]  # the argument decides
         """Each parameter is clipped by its own norm, unless told otherwise."""
         return self.per == "tensor"
+
+    @property
+    def uniform(self) -> frozenset[str]:  # type: ignore[override]  # the argument decides
+        """A norm over several parameters has one bound."""
+        return frozenset() if self.per == "tensor" else frozenset({"max_norm", "eps"})
 
     def check(self) -> None:
         if isinstance(self.p, bool) or not isinstance(self.p, (int, float)):

@@ -19,7 +19,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
 from gradchain.engine.engine import Engine
 from gradchain.updater.gradients import Gradients, owned
-from gradchain.updater.hyperparameters import Hyperparameters
+from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.ranks import over_ranks
 from gradchain.updater.state_dict import rebuilt, states
@@ -64,6 +64,7 @@ class Bound:
 
     def attach(self, target: Target) -> None:
         """Look at this model from now on."""
+        self.hypers.attach(target.index)
         self.target = target
         self.gradients = Gradients(target)
         self.window = Window(self.chain, target)
@@ -193,7 +194,7 @@ class Bound:
             int(clocks["step"]),
             self.micro.loss,
             run.records,
-            lambda: {**hypers.values_under(clocks, overrides), **used},
+            lambda: {**hypers.values_under(clocks, overrides), **{name: shown(v) for name, v in used.items()}},
             run.detail,
         )
 

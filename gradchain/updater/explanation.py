@@ -9,6 +9,7 @@ from torch import Tensor
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
 from gradchain.engine.plan import Part
+from gradchain.selectors.rules import starts_of
 from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import states
 
@@ -69,7 +70,8 @@ def _schedules(bound: Bound) -> Iterator[str]:
     every = bound.window.every(bound.state, bound.now())
     for address, link, _ in walk(bound.chain, None):
         for name in link.hypers:
-            length = getattr(link.__dict__[name], "length", None)
-            if length is not None:
-                micro = f", micro-batch {int(length * every):,}" if every > 1 else ""
-                yield f"{address}.{name} ends at update {length:,}{micro}: {link.__dict__[name]!r}"
+            for given in starts_of(link.__dict__[name]):
+                length = getattr(given, "length", None)
+                if length is not None:
+                    micro = f", micro-batch {int(length * every):,}" if every > 1 else ""
+                    yield f"{address}.{name} ends at update {length:,}{micro}: {given!r}"
