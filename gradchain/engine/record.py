@@ -119,7 +119,7 @@ class Tape:
         found = self.leaves.get(node, self._computed.get(node))
         if found is None:
             op, *operands = self.ops[node]
-            if op in BOOLEAN:
+            if self.is_mask(node):
                 raise Unrecorded("the elements of a comparison are asked for")
             if op == "select":  # in the dtype it has, as by the reference
                 found = self.computed(operands[0]).select(self.indices[node])  # type: ignore[assignment]
@@ -130,6 +130,13 @@ class Tape:
                 found = self._compute(self, node)
             self._computed[node] = found  # type: ignore[assignment]
         return found  # type: ignore[return-value]
+
+    def is_mask(self, node: int) -> bool:
+        """Whether a node's elements are true or false."""
+        op, *operands = self.ops[node]
+        if op in ("select", "overlay", "where"):
+            return all(isinstance(o, int) and self.is_mask(o) for o in operands[op == "where" :])
+        return op in BOOLEAN
 
     def peeled(self, node: int) -> tuple[int, float]:
         """A node without the scalar factors in front of it, and their product."""
@@ -182,6 +189,9 @@ class Lazy(Tensors):
         tape.ops.append(op_node)
         tape.indices.append(index)
         return Lazy(tape, len(tape.ops) - 1, index)
+
+    def _is_mask(self) -> bool:
+        return self.tape.is_mask(self.node)
 
     def computed(self) -> EagerTensors:
         """These tensors in memory, for what no tape can hold."""
