@@ -82,7 +82,7 @@ class EagerTensors(Tensors):
         return self._product
 
     def _is_mask(self) -> bool:
-        return bool(self._data) and self._data[0].dtype is torch.bool
+        return not self._data or self._data[0].dtype is torch.bool  # without entries it is whatever is asked for
 
     def _dtypes(self) -> list[torch.dtype]:
         """The compute dtype of each entry; where a mask came without those of what was compared, its parameter's."""
