@@ -253,8 +253,8 @@ class EagerTensors(Tensors):
 
     def stored_as(self, old: Tensors) -> Tensors:
         assert isinstance(old, EagerTensors)
-        stray = [n for n in self._index.names if n not in old._index]
-        if stray:
+        if not self._index.within(old._index):
+            stray = [n for n in self._index.names if n not in old._index]
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         before, mine = old._values(), self._values()
         position = self._index.position
@@ -342,10 +342,7 @@ def _common(args: Iterable[Any]) -> Index:
     scalars = []
     for arg in args:
         if isinstance(arg, Tensors):
-            if index is None:
-                index = arg.index
-            elif arg.index is not index:
-                index = index.subset(arg.index)
+            index = arg.index if index is None else index.subset(arg.index)
         elif isinstance(arg, Scalars):
             scalars.append(arg)
     assert index is not None

@@ -286,7 +286,7 @@ class Lazy(Tensors):
         if other.index is self._index or not len(self):
             return other
         lifted = self.tape.leaf("extra", other)
-        if any(n not in self._index for n in lifted._index.names):
+        if not lifted._index.within(self._index):
             return self.tape.leaf("extra", self.computed().overlay(lifted.computed()))
         return self.tape.node(("overlay", self.node, lifted.node), self._index)
 
@@ -302,7 +302,7 @@ class Lazy(Tensors):
     def stored_as(self, old: Tensors) -> Tensors:
         if not isinstance(old, Lazy):
             raise Unrecorded("a link makes state where there was none")
-        stray = [] if self._index is old._index else [n for n in self._index.names if n not in old._index]
-        if stray:
+        if not self._index.within(old._index):
+            stray = [n for n in self._index.names if n not in old._index]
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         return self.tape.node(("store", self.node, old.node), old.index)
