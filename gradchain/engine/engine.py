@@ -25,6 +25,7 @@ from gradchain.engine.lower import Lowering, Program
 from gradchain.engine.native import Native
 from gradchain.engine.patterns import Patterns
 from gradchain.engine.record import Lazy, Reduced, Tape, Unrecorded
+from gradchain.engine.windows import Windows
 
 MOST_PLANS = 64
 
@@ -98,6 +99,7 @@ class Engine:
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
         self._state_dtypes: tuple[Any, ...] = ()
         self._state: Links | None = None
+        self._windows = Windows()
         self._lent = False
         self.last: list[Part] = []  # what the last step ran, in order
         self._warned = False
@@ -130,6 +132,7 @@ class Engine:
         layout = self._laid_out(params)
         if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
+            self._windows.clear()
             taken = set(layout.pointers)  # memory that something else writes, or that is written for another field
             state = _mapped(state, lambda tensors: layout.state(tensors, taken))
             self._state_dtypes = tuple(_dtypes(state))
@@ -147,11 +150,13 @@ class Engine:
         if out is not None:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
-        settled = _restored(state, new, tape, received, out is None)
+        self._windows.begin()
+        settled = self._restored(state, new, tape, received, roots, out is None)
         key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)))
         parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
         for part in parts:  # from here on nothing may fail: it writes
             self._run(part, tape)
+        self._windows.settle()
         if out is not None:
             written, position = target.index, params.index.position
             whole = written is params.index
@@ -178,6 +183,7 @@ class Engine:
             self._layout = Layout(params)
             self._plans.clear()
             self._columns.clear()
+            self._windows.clear()
             self._state = None  # it has to follow the weights' new strides
         return self._layout
 
@@ -273,7 +279,7 @@ class Engine:
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced:
         """Reduce a node now, over every entry it has."""
-        index, reach = tape.indices[node], _reachable(tape, node)
+        index, reach = tape.indices[node], tape.reach(node)
         parts = self._planned(
             tape, (kind, node, *_structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach)
         )
@@ -297,19 +303,51 @@ class Engine:
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
         assert self._layout is not None
-        layout, reach = self._layout, _reachable(tape, node)
-        leaves = [tape.leaves[i] for i in reach if i in tape.leaves]
-        made = []
-        for name in tape.indices[node].names:
-            weight = layout.tensors[layout.index.position[name]]
-            read = [t._data[t.index.position[name]].dtype for t in leaves if name in t.index] or [weight.dtype]
-            made.append(torch.empty_like(weight, dtype=torch.float64 if torch.float64 in read else torch.float32))
-        out = EagerTensors(tape.indices[node], made)
+        index, position, reach = tape.indices[node], self._layout.index.position, tape.reach(node)
+        weights = [self._layout.tensors[position[name]] for name in index.names]
+        dtypes = tape.dtypes(node)
+        out = EagerTensors(index, [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)])
         target = tape.leaf("extra", out).node
         key = ("compute", node, target, *_structure(tape, reach))
         for part in self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target])):
             self._run(part, tape)
         return out
+
+    def _restored(
+        self, state: Any, new: Any, tape: Tape, received: EagerTensors, roots: list[tuple[int, int]], held: bool
+    ) -> Any:
+        """`new` with tensors in place of nodes: those of `state`, or others for what is replaced as a whole.
+
+        They will hold the new values once the roots are written.
+        """
+        changes: dict[str, Any] = {}
+        for name, value in new.items():
+            if isinstance(value, Lazy):
+                before = getattr(state, name)
+                changes[name] = before if name not in new.whole else self._whole(value, before, received, roots, held)
+        links = getattr(new, "links", None)
+        if links is not None:
+            changes["links"] = {
+                n: self._restored(state.links[n], inner, tape, received, roots, held) for n, inner in links.items()
+            }
+        return new.replace(**changes) if changes else new
+
+    def _whole(
+        self, value: Lazy, before: Any, received: EagerTensors, roots: list[tuple[int, int]], held: bool
+    ) -> EagerTensors:
+        """The tensors of a field that is replaced as a whole."""
+        tape, kind = value.tape, value.tape.ops[value.node]
+        if not len(value) or kind == ("leaf", "grad"):
+            kept = received.select(value.index)
+            # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
+            return kept if held or not len(value) else kept.clone()  # type: ignore[return-value]
+        if kind[0] == "leaf":
+            return value.computed()
+        assert self._layout is not None
+        dtypes = tape.dtypes(value.node)
+        place = self._windows.place(self._layout, value.index, dtypes, before)
+        roots.append((tape.leaf("extra", place).node, value.node))
+        return place
 
 
 def difference(before: list[tuple[Any, ...]], key: tuple[Any, ...]) -> str:
@@ -359,16 +397,6 @@ def _extra_dtypes(tape: Tape) -> Iterator[torch.dtype]:
             yield from (t.dtype for t in tensors._data)
 
 
-def _reachable(tape: Tape, node: int) -> list[int]:
-    seen, todo = set(), [node]
-    while todo:
-        now = todo.pop()
-        if now not in seen:
-            seen.add(now)
-            todo += [o for o in tape.ops[now][1:] if isinstance(o, int)]
-    return sorted(seen)
-
-
 def _mapped(state: State, change: Callable[[Tensors], Tensors]) -> Any:
     """`state` with every Tensors of parameters changed; those that come and go are left as they are."""
     changes: dict[str, Any] = {
@@ -393,21 +421,3 @@ def _roots(tape: Tape, old: Any, new: Any) -> list[tuple[int, int]]:
     for name, inner in getattr(old, "links", {}).items():
         roots += _roots(tape, inner, new.links[name])
     return roots
-
-
-def _restored(state: Any, new: Any, tape: Tape, received: EagerTensors, held: bool) -> Any:
-    """`new` with the tensors of `state`, which now hold the new values, in place of nodes."""
-    changes: dict[str, Any] = {}
-    for name, value in new.items():
-        if isinstance(value, Lazy):
-            if name in new.whole:
-                of_gradients = not len(value) or tape.ops[value.node] == ("leaf", "grad")
-                kept = received.select(value.index) if of_gradients else value.computed()
-                # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
-                changes[name] = kept if held or not of_gradients or not len(value) else kept.clone()
-            else:
-                changes[name] = getattr(state, name)
-    links = getattr(new, "links", None)
-    if links is not None:
-        changes["links"] = {n: _restored(state.links[n], inner, tape, received, held) for n, inner in links.items()}
-    return new.replace(**changes) if changes else new

@@ -131,6 +131,26 @@ class Tape:
             self._computed[node] = found  # type: ignore[assignment]
         return found  # type: ignore[return-value]
 
+    def reach(self, node: int) -> list[int]:
+        """A node and all that it is computed from, in order."""
+        seen, todo = set(), [node]
+        while todo:
+            now = todo.pop()
+            if now not in seen:
+                seen.add(now)
+                todo += [o for o in self.ops[now][1:] if isinstance(o, int)]
+        return sorted(seen)
+
+    def dtypes(self, node: int) -> list[torch.dtype]:
+        """The dtype that each entry of a node is computed in: float32, or float64 where it reads any."""
+        leaves = [self.leaves[i] for i in self.reach(node) if i in self.leaves]
+        found = []
+        for fact in self.indices[node].facts:
+            read = [t._data[t.index.position[fact.name]].dtype for t in leaves if fact.name in t.index]
+            wide = torch.float64 in read or (not read and torch.finfo(fact.parameter.dtype).bits > 32)
+            found.append(torch.float64 if wide else torch.float32)
+        return found
+
     def is_mask(self, node: int) -> bool:
         """Whether a node's elements are true or false."""
         op, *operands = self.ops[node]
@@ -294,7 +314,10 @@ class Lazy(Tensors):
         return self.tape.node(("zero",), self._index)
 
     def to(self, dtype: torch.dtype) -> Tensors:
-        return self.tape.leaf("extra", self.computed().to(dtype))
+        if self.tape.is_mask(self.node) or set(self.tape.dtypes(self.node)) != {dtype}:
+            return self.tape.leaf("extra", self.computed().to(dtype))
+        leaf = self.tape.leaves.get(self.node)
+        return self if leaf is None or all(t.dtype is dtype for t in leaf._data) else self * 1.0  # widened: no rounding
 
     def clone(self) -> Tensors:
         return self
