@@ -129,6 +129,8 @@ class Engine:
         """
         assert isinstance(received, EagerTensors)
         self._lent, self.last = lent, []
+        if not self.executors:  # else a step that writes nothing would still be recorded
+            raise Unrecorded("no executor may run it")
         layout = self._laid_out(params)
         if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()

@@ -228,6 +228,17 @@ def test_the_watch_sees_the_reference():
     assert watch.bytes > 4 * sum(p.numel() for p in bound.parameters())
 
 
+def test_without_executors_even_a_step_that_writes_nothing_is_the_reference_s(monkeypatch):
+    bound = plain()
+    updater = by_executors(gch.chain(gch.accumulate(3), gch.adamw(0.01)).bind(bound))
+    monkeypatch.setattr(engine, "Tape", None)
+    for t in range(3):
+        updater.update(distance(bound, t))
+        assert updater._bound.engine.reason == "no executor may run it"
+        assert not updater._bound.engine.last
+    assert updater.num_updates == 1
+
+
 def test_a_window_that_is_first_lies_in_the_gradients():
     """The parked window is the tensors autograd summed into: no second buffer, and nothing new but a loss."""
     bound = plain()
