@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
+from gradchain.engine.build import without_cache
 from gradchain.engine.engine import Part
 from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import states
@@ -35,6 +36,8 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
         yield f"{engine.num_plans} plans so far; the last step ran {len(engine.last)} kernels:"
         for part in engine.last:
             yield from _kernel(part, source)
+    if without_cache():
+        yield without_cache()
 
 
 def _kernel(part: Part, source: bool) -> Iterator[str]:

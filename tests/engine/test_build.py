@@ -133,6 +133,17 @@ def refused(source, *words):
     return told
 
 
+def in_a_temporary_folder(source, *words):
+    """`load` builds for this process alone; it says so, and why, the first time, and so does `explain()`."""
+    first = not build._process.without_cache
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        assert answer(build.load(source)) == 7
+    for word in ("anew in every process", "XDG_CACHE_HOME", *words):
+        assert word in build.without_cache()
+    assert [str(w.message) for w in seen] == ([f"gradchain: {build.without_cache()}"] if first else [])
+
+
 def script(code, **environment):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)],
@@ -253,6 +264,79 @@ def test_loading_leaves_tiny_numbers_alone(base):
     build.load(kernel(7))
     build.load(print_c.source(*random_program(0)))
     assert tiny() == before
+
+
+# what is too much goes
+
+
+def planted(cache, number, days=0, size=100):
+    """A file named as a kernel is, loaded so many days ago."""
+    path = cache / f"{number:032x}-{number:032x}.so"
+    path.write_bytes(bytes(size))
+    os.utime(path, (time.time() - 86400 * days,) * 2)
+    return path
+
+
+def test_the_kernels_not_loaded_for_longest_go(cache, monkeypatch):
+    monkeypatch.setattr(build, "MOST_FILES", 3)
+    build.load(kernel(7))
+    [used] = cache.iterdir()
+    old = [planted(cache, i, days=i) for i in range(1, 4)]
+    os.utime(used, (0, 0))
+    forget(monkeypatch)
+    assert answer(build.load(kernel(7))) == 7  # loading it is use
+    build.load(kernel(8))
+    assert used.exists() and old[0].exists()
+    assert len(list(cache.iterdir())) == 3
+    monkeypatch.setattr(build, "MOST_BYTES", 1)
+    library = build.load(kernel(9))
+    assert len(list(cache.iterdir())) == 1, "the newest stays, whatever its size"
+    assert answer(library) == 9 and answer(build.load(kernel(7))) == 7  # what is loaded stays loaded
+
+
+def test_only_our_own_files_go(cache, monkeypatch, tmp_path):
+    monkeypatch.setattr(build, "MOST_FILES", 1)
+    build.load(kernel(7))
+    target = planted(tmp_path, 1)
+    link = cache / f"{2:032x}-{2:032x}.so"
+    link.symlink_to(target)
+    folder = cache / f"{3:032x}-{3:032x}.so"
+    folder.mkdir()
+    strange = cache / "notes-of-mine.so"
+    strange.write_text("")
+    gone = planted(cache, 4, days=9)
+    build.load(kernel(8))
+    assert not gone.exists()
+    assert all(os.path.lexists(path) for path in (target, link, folder, strange))
+
+
+def test_files_that_go_meanwhile_are_no_failure(cache, monkeypatch):
+    monkeypatch.setattr(build, "MOST_FILES", 0)
+    planted(build.cache_folder(), 1)
+    real = os.lstat
+
+    def raced(path, *args, **kwargs):
+        if str(path).endswith(".so"):
+            os.unlink(path) if "0001-" in str(path) else None
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "lstat", raced)
+    assert answer(build.load(kernel(7))) == 7
+
+
+def test_explain_says_that_the_cache_is_refused(base, monkeypatch):
+    assert "anew in every process" not in explained()
+    base.chmod(0o777)
+    forget(monkeypatch)
+    with pytest.warns(UserWarning, match="anew in every process"):
+        assert f"the cache is refused ({base} is writable by others)" in explained()
+
+
+def explained():
+    model = torch.nn.Linear(2, 2)
+    updater = fresh(gch.sgd(0.1).bind(model))
+    updater.update(model(torch.ones(2)).sum())
+    return updater.explain()
 
 
 # what the source may say
@@ -398,8 +482,8 @@ def test_an_unfit_cache_is_refused_and_a_temporary_folder_used(how, base, monkey
     before = sorted(base.rglob("*"))
     if "another" in how and not ROOT:
         return  # pretending to be somebody else, nothing is ours
-    assert answer(build.load(kernel(7))) == 7
-    assert answer(build.load(kernel(7))) == 7
+    in_a_temporary_folder(kernel(7))
+    in_a_temporary_folder(kernel(7))
     assert sorted(base.rglob("*")) == before, "nothing was built where it is refused"
 
 
@@ -408,7 +492,7 @@ def test_a_temporary_folder_may_lie_in_a_sticky_one_only(mode, base, monkeypatch
     spoil("readable by others", base, monkeypatch)
     (tmp_path / "tmp").chmod(mode)
     if mode & stat.S_ISVTX:
-        assert answer(build.load(kernel(7))) == 7
+        in_a_temporary_folder(kernel(7))
     else:
         refused(kernel(7), "no folder is fit", "has mode 0755", "tmp is writable by others", "XDG_CACHE_HOME or TMPDIR")
 
@@ -417,7 +501,7 @@ def test_a_link_on_the_way_to_a_temporary_folder_is_looked_through(base, monkeyp
     spoil("readable by others", base, monkeypatch)
     (tmp_path / "link").symlink_to(tmp_path / "tmp")
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "link"))
-    assert answer(build.load(kernel(7))) == 7
+    in_a_temporary_folder(kernel(7))
 
 
 @needs_root
@@ -425,7 +509,7 @@ def test_a_disk_mounted_noexec_is_not_used(base):
     with mounted(base / "gradchain", "noexec,mode=700") as cache:
         with pytest.raises(OSError, match="noexec"):
             build.cache_folder()
-        assert answer(build.load(kernel(7))) == 7
+        in_a_temporary_folder(kernel(7))
         assert os.listdir(cache) == []
 
 
@@ -439,7 +523,7 @@ def test_where_everything_is_noexec_there_is_no_kernel(base, tmp_path):
 @pytest.mark.parametrize("size", ["16k", "512k"])
 def test_a_full_disk_is_left_for_a_temporary_folder(base, size):
     with mounted(base / "gradchain", f"size={size},mode=700") as cache:
-        assert answer(build.load(kernel(7))) == 7
+        in_a_temporary_folder(kernel(7))
         assert os.listdir(cache) == []
 
 
@@ -447,7 +531,7 @@ def test_a_full_disk_is_left_for_a_temporary_folder(base, size):
 def test_a_disk_that_fills_up_meanwhile_is_left_for_a_temporary_folder(base, monkeypatch, tmp_path):
     log = fake(tmp_path, monkeypatch, f'head -c 2000000 /dev/zero > fill || exit 1; rm fill; exec {GCC} "$@"')
     with mounted(base / "gradchain", "size=1500k,mode=700") as cache:
-        assert answer(build.load(kernel(7))) == 7
+        in_a_temporary_folder(kernel(7))
         assert os.listdir(cache) == []
     assert log.read_text().count("run") == 2
 
@@ -493,7 +577,8 @@ def test_a_home_that_cannot_be_written(base, tmp_path):
             text=True,
             **({"user": NOBODY, "group": NOBODY, "extra_groups": []} if ROOT else {}),
         )
-        assert (done.stdout, done.stderr) == ("7.0\n", "")
+        assert done.stdout == "7.0\n"
+        assert "anew in every process" in done.stderr
         assert os.listdir(tmp) == os.listdir(home) == []
 
 
@@ -528,13 +613,13 @@ def test_without_a_home_the_user_s_entry_counts_and_without_that_nothing(home, b
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     with pytest.raises(OSError, match="there is no home folder"):
         build.cache_folder()
-    assert answer(build.load(kernel(7))) == 7
+    in_a_temporary_folder(kernel(7))
 
 
 def test_a_home_that_is_not_there_is_not_made(base, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(base / "gone"))
-    assert answer(build.load(kernel(7))) == 7
+    in_a_temporary_folder(kernel(7))
     assert not (base / "gone").exists()
 
 
