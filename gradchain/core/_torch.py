@@ -114,6 +114,23 @@ def _alike(start: Any, end: Any) -> tuple[list[Tensor], list[Tensor]]:
     return [a.to(d) for a, d in zip(start, wide, strict=True)], [b.to(d) for b, d in zip(end, wide, strict=True)]
 
 
+def _where(condition: Any, a: Any, b: Any) -> Tensor:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    # a truth of the host, as what a count is compared with
+    chosen, like = a if condition else b, a if isinstance(a, Tensor) else b
+    whole = isinstance(chosen, Tensor) and chosen.shape == like.shape
+    return chosen if whole else torch.zeros_like(like) + chosen  # type: ignore[no-any-return]
+
+
+def _not(mask: Any) -> Any:
+    return torch.logical_not(mask) if isinstance(mask, Tensor) else not mask
+
+
+def _number(mask: Any, dtype: Any) -> Any:
+    return mask.to(dtype) if isinstance(mask, Tensor) else float(mask)
+
+
 # One row per elementwise operation: what one tensor does. An executor that lacks a row fails a test that names it.
 POINTWISE: dict[str, Callable[..., Tensor]] = {
     "add": operator.add,
@@ -128,7 +145,7 @@ POINTWISE: dict[str, Callable[..., Tensor]] = {
     "rsqrt": torch.rsqrt,
     "sign": torch.sign,
     "abs": torch.abs,
-    "where": torch.where,
+    "where": _where,
     "lt": operator.lt,
     "le": operator.le,
     "gt": operator.gt,
@@ -136,7 +153,8 @@ POINTWISE: dict[str, Callable[..., Tensor]] = {
     "eq": operator.eq,
     "and": operator.and_,
     "or": operator.or_,
-    "not": torch.logical_not,
+    "not": _not,
+    "number": _number,  # a mask as 0 and 1; its second operand is their dtype
     "isfinite": torch.isfinite,
     "isnan": torch.isnan,
 }

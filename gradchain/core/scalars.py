@@ -375,7 +375,12 @@ def maximum(a: Any, b: Any) -> Any:
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """`a` where `condition` holds, else `b`; any of the three may be a number, 0-d tensor, Scalars or Tensors."""
+    """`a` where `condition` holds, else `b`; any of the three may be a number, 0-d tensor, Scalars or Tensors.
+
+    Tensors are a condition where a comparison gave them.
+    """
+    if isinstance(condition, Operand) and not isinstance(condition, (Scalars, Count)) and not condition._is_mask():  # type: ignore[attr-defined]
+        raise TypeError("where: the condition must be a mask, got Tensors of numbers. Compare them with a number.")
     return _dispatch("where", _device_where, (condition, a, b))
 
 

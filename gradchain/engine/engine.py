@@ -25,10 +25,11 @@ from gradchain.engine.leaves import dtypes, mapped, restored, roots_of
 from gradchain.engine.lower import Lowering, Program
 from gradchain.engine.native import Native
 from gradchain.engine.patterns import Patterns
-from gradchain.engine.plan import Part, Plan, difference, extra_dtypes, reachable, structure
+from gradchain.engine.plan import Part, Plan, difference, extra_dtypes, structure
 from gradchain.engine.record import Lazy, Reduced, Tape, Unrecorded
 from gradchain.engine.replay import Call, Given, Recorded, Reduction, Replays, can_trace, gathered, kept, ours, traced
 from gradchain.engine.trace import Trace
+from gradchain.engine.windows import Windows
 
 MOST_PLANS = 64
 
@@ -63,6 +64,7 @@ class Engine:
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
         self._state_dtypes: tuple[Any, ...] = ()
         self._state: Links | None = None
+        self._windows = Windows()
         self._lent = False
         self._own: tuple[chain, bool] | None = None  # the chain, and whether its steps may be run without its links
         self._replays = Replays()
@@ -95,10 +97,13 @@ class Engine:
         """
         assert isinstance(received, EagerTensors)
         self._lent, self.last = lent, []
+        if not self.executors:  # else a step that writes nothing would still be recorded
+            raise Unrecorded("no executor may run it")
         layout = self._laid_out(params)
         if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
             self._replays.forget()
+            self._windows.clear()
             taken = set(layout.pointers)  # memory that something else writes, or that is written for another field
             state = mapped(state, lambda tensors: layout.state(tensors, taken))
             self._state_dtypes = tuple(dtypes(state))
@@ -197,11 +202,17 @@ class Engine:
     ) -> tuple[bool, Links]:
         """Run the kernels of a recorded step. Whether weights were written, and the new state."""
         tape, roots, written = recorded.tape, recorded.roots, recorded.written
-        settled = restored(state, recorded.new, tape, received, written is None)
+        self._windows.begin()
+        settled = restored(
+            state,
+            recorded.new,
+            lambda value, before: self._whole(value, before, received, roots, written is None),
+        )
         key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)))
         parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
         for part in parts:  # from here on nothing may fail: it writes
             self._run(part, tape)
+        self._windows.settle()
         where: list[int] | None = None
         if written is not None:
             data, position = params._data, params.index.position
@@ -244,6 +255,7 @@ class Engine:
             self._layout = Layout(params)
             self._plans.clear()
             self._columns.clear()
+            self._windows.clear()
             self._state = None  # it has to follow the weights' new strides
             self._replays.forget()
         return self._layout
@@ -340,7 +352,7 @@ class Engine:
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced:
         """Reduce a node now, over every entry it has."""
-        index, reach = tape.indices[node], reachable(tape, node)
+        index, reach = tape.indices[node], tape.reach(node)
         parts = self._planned(
             tape, (kind, node, *structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach)
         )
@@ -364,19 +376,32 @@ class Engine:
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
         assert self._layout is not None
-        layout, reach = self._layout, reachable(tape, node)
-        leaves = [tape.leaves[i] for i in reach if i in tape.leaves]
-        made = []
-        for name in tape.indices[node].names:
-            weight = layout.tensors[layout.index.position[name]]
-            read = [t._data[t.index.position[name]].dtype for t in leaves if name in t.index] or [weight.dtype]
-            made.append(torch.empty_like(weight, dtype=torch.float64 if torch.float64 in read else torch.float32))
-        out = EagerTensors(tape.indices[node], made)
+        index, position, reach = tape.indices[node], self._layout.index.position, tape.reach(node)
+        weights = [self._layout.tensors[position[name]] for name in index.names]
+        dtypes = tape.dtypes(node)
+        out = EagerTensors(index, [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)])
         target = tape.leaf("extra", out).node
         key = ("compute", node, target, *structure(tape, reach))
         for part in self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target])):
             self._run(part, tape)
         return out
+
+    def _whole(
+        self, value: Lazy, before: Any, received: EagerTensors, roots: list[tuple[int, int]], held: bool
+    ) -> EagerTensors:
+        """The tensors of a field that is replaced as a whole."""
+        tape, kind = value.tape, value.tape.ops[value.node]
+        if not len(value) or kind == ("leaf", "grad"):
+            kept = received.select(value.index)
+            # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
+            return kept if held or not len(value) else kept.clone()  # type: ignore[return-value]
+        if kind[0] == "leaf":
+            return value.computed()
+        assert self._layout is not None
+        dtypes = tape.dtypes(value.node)
+        place = self._windows.place(self._layout, value.index, dtypes, before)
+        roots.append((tape.leaf("extra", place).node, value.node))
+        return place
 
 
 def _evaluating(tape: Tape, evaluate: Callable[[Tensors, str], tuple[Any, Tensors]]) -> Any:

@@ -48,19 +48,17 @@ def roots_of(tape: Tape, old: Any, new: Any) -> list[tuple[int, int]]:
     return roots
 
 
-def restored(state: Any, new: Any, tape: Tape, received: EagerTensors, held: bool) -> Any:
-    """`new` with the tensors of `state`, which now hold the new values, in place of nodes."""
+def restored(state: Any, new: Any, whole: Callable[[Lazy, Any], EagerTensors]) -> Any:
+    """`new` with tensors in place of nodes: those of `state`, or what `whole` gives for a field replaced as a whole.
+
+    They will hold the new values once the roots are written.
+    """
     changes: dict[str, Any] = {}
     for name, value in new.items():
         if isinstance(value, Lazy):
-            if name in new.whole:
-                of_gradients = not len(value) or tape.ops[value.node] == ("leaf", "grad")
-                kept = received.select(value.index) if of_gradients else value.computed()
-                # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
-                changes[name] = kept if held or not of_gradients or not len(value) else kept.clone()
-            else:
-                changes[name] = getattr(state, name)
+            before = getattr(state, name)
+            changes[name] = before if name not in new.whole else whole(value, before)
     links = getattr(new, "links", None)
     if links is not None:
-        changes["links"] = {n: restored(state.links[n], inner, tape, received, held) for n, inner in links.items()}
+        changes["links"] = {n: restored(state.links[n], inner, whole) for n, inner in links.items()}
     return new.replace(**changes) if changes else new

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradchain.engine.record import Tape, Unrecorded
+from gradchain.engine.record import BOOLEAN, Tape, Unrecorded
 
 # What an operand of an instruction is: a load, a constant, a scalar slot, an entry slot, or an earlier instruction.
 Value = tuple[Any, ...]
@@ -19,8 +19,8 @@ class Program:
         columns: the leaves it touches, by node, in the order of the kernel's pointers.
         scalars: the slots of the numbers it reads.
         entries: the slots of the numbers per parameter it reads.
-        instructions: (operation, operands); an operand is ("load", column), ("scalar", i), ("entry", i), ("zero",) or
-            ("value", i), the result of instruction i.
+        instructions: (operation, operands). Masks are numbers to none: "number" makes 0 and 1 of one. An operand is
+            ("load", column), ("scalar", i), ("entry", i), ("zero",) or ("value", i), the result of instruction i.
         stores: (column, operand): what is written where.
         reduce: (kind, operand) for a program that reduces instead of storing.
     """
@@ -57,14 +57,14 @@ class Lowering:
 
     def store(self, leaf: int, node: int) -> None:
         """Write the value of `node` over the leaf, if it is another value."""
-        value = self.value(node)
+        value = self._number(self.value(node))
         column = ("load", _slot(self.program.columns, leaf))
         if value != column:
             self.program.stores.append((column[1], value))
 
     def reduce(self, kind: str, node: int) -> None:
         """Reduce the value of `node`."""
-        self.program.reduce = (kind, self.value(node))
+        self.program.reduce = (kind, self._number(self.value(node)))
 
     def value(self, node: int) -> Value:
         """The operand that holds what `node` is for this class."""
@@ -85,7 +85,29 @@ class Lowering:
             return self.value(operands[1] if self._name in self._tape.indices[operands[1]] else operands[0])
         if op == "store":
             return self.value(operands[0] if self._name in self._tape.indices[operands[0]] else operands[1])
-        instruction = (op, tuple(self._operand(o) for o in operands))
+        given = [self._operand(o) for o in operands]
+        if op == "where":
+            return self._choice(self._tape.is_mask(node), *given)
+        return self._instruction(op, *(given if op in ("and", "or", "not") else map(self._number, given)))
+
+    def _choice(self, of_masks: bool, condition: Value, a: Value, b: Value) -> Value:
+        if not self._is_mask(condition):  # a truth of the host, which came as a number
+            condition, a, b = self._instruction("not", condition), b, a
+        if not of_masks:
+            return self._instruction("where", condition, self._number(a), self._number(b))
+        kept = self._instruction("and", condition, a)
+        return self._instruction("or", kept, self._instruction("and", self._instruction("not", condition), b))
+
+    def _is_mask(self, value: Value) -> bool:
+        return value[0] == "value" and self.program.instructions[value[1]][0] in BOOLEAN
+
+    def _number(self, value: Value) -> Value:
+        """A mask as 0 and 1; what is a number already as it is."""
+        return self._instruction("number", value) if self._is_mask(value) else value
+
+    def _instruction(self, op: str, *operands: Value) -> Value:
+        """The result of an instruction, which is there once."""
+        instruction = (op, operands)
         shared = self._shared.get(instruction)
         if shared is None:
             self.program.instructions.append(instruction)

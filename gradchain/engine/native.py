@@ -100,7 +100,7 @@ class NativeRunner:
                 last - first, items.row_at + at, items.begin_at + at, items.end_at + at, *rest, base + at if base else 0
             )
 
-        threads = torch.get_num_threads() if items.elements >= PARALLEL else 1
+        threads = torch.get_num_threads() if items.elements >= PARALLEL and not _forked else 1
         if threads == 1:
             stretch(0, items.count)
         else:
@@ -112,11 +112,20 @@ class NativeRunner:
         return partial if items.whole else folded(self._reduces, items.row_of, partial, items.rows)
 
 
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_pools: dict[int, ThreadPoolExecutor] = {}
+_forked: list[int] = []  # the process, where it is a forked child
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    key = (os.getpid(), threads)  # the threads of a pool do not live on in a forked child
-    if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="gradchain")
-    return _pools[key]
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="gradchain")
+    return _pools[threads]
+
+
+def _after_fork() -> None:
+    # the threads of a pool do not live on in a child, which may hold locks that nobody will let go: it starts none
+    _forked[:] = [os.getpid()]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

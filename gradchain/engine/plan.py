@@ -97,14 +97,3 @@ def extra_dtypes(tape: Tape) -> Iterator[torch.dtype]:
     for leaf, tensors in tape.leaves.items():
         if tape.ops[leaf][1] == "extra":
             yield from (t.dtype for t in tensors._data)
-
-
-def reachable(tape: Tape, node: int) -> list[int]:
-    """The nodes that a node is computed from, and itself."""
-    seen, todo = set(), [node]
-    while todo:
-        now = todo.pop()
-        if now not in seen:
-            seen.add(now)
-            todo += [o for o in tape.ops[now][1:] if isinstance(o, int)]
-    return sorted(seen)

@@ -165,7 +165,7 @@ class Tape:
         found = self.leaves.get(node, self._computed.get(node))
         if found is None:
             op, *operands = self.ops[node]
-            if op in BOOLEAN:
+            if self.is_mask(node):
                 raise Unrecorded("the elements of a comparison are asked for")
             if op == "select":  # in the dtype it has, as by the reference
                 found = self.computed(operands[0]).select(self.indices[node])  # type: ignore[assignment]
@@ -183,6 +183,33 @@ class Tape:
             assert self.trace is not None
             return Traced(self.trace, self.sources[slot])
         return self.scalars[slot]
+
+    def reach(self, node: int) -> list[int]:
+        """A node and all that it is computed from, in order."""
+        seen, todo = set(), [node]
+        while todo:
+            now = todo.pop()
+            if now not in seen:
+                seen.add(now)
+                todo += [o for o in self.ops[now][1:] if isinstance(o, int)]
+        return sorted(seen)
+
+    def dtypes(self, node: int) -> list[torch.dtype]:
+        """The dtype that each entry of a node is computed in: float32, or float64 where it reads any."""
+        leaves = [self.leaves[i] for i in self.reach(node) if i in self.leaves]
+        found = []
+        for fact in self.indices[node].facts:
+            read = [t._data[t.index.position[fact.name]].dtype for t in leaves if fact.name in t.index]
+            wide = torch.float64 in read or (not read and torch.finfo(fact.parameter.dtype).bits > 32)
+            found.append(torch.float64 if wide else torch.float32)
+        return found
+
+    def is_mask(self, node: int) -> bool:
+        """Whether a node's elements are true or false."""
+        op, *operands = self.ops[node]
+        if op in ("select", "overlay", "where"):
+            return all(isinstance(o, int) and self.is_mask(o) for o in operands[op == "where" :])
+        return op in BOOLEAN
 
     def peeled(self, node: int) -> tuple[int, Any]:
         """A node without the scalar factors in front of it, and their product."""
@@ -235,6 +262,9 @@ class Lazy(Tensors):
         tape.ops.append(op_node)
         tape.indices.append(index)
         return Lazy(tape, len(tape.ops) - 1, index)
+
+    def _is_mask(self) -> bool:
+        return self.tape.is_mask(self.node)
 
     def computed(self) -> EagerTensors:
         """These tensors in memory, for what no tape can hold."""
@@ -328,7 +358,7 @@ class Lazy(Tensors):
         if other.index is self._index or not len(self):
             return other
         lifted = self.tape.leaf("extra", other)
-        if any(n not in self._index for n in lifted._index.names):
+        if not lifted._index.within(self._index):
             return self.tape.leaf("extra", self.computed().overlay(lifted.computed()))
         return self.tape.node(("overlay", self.node, lifted.node), self._index)
 
@@ -336,7 +366,10 @@ class Lazy(Tensors):
         return self.tape.node(("zero",), self._index)
 
     def to(self, dtype: torch.dtype) -> Tensors:
-        return self.tape.leaf("extra", self.computed().to(dtype))
+        if self.tape.is_mask(self.node) or set(self.tape.dtypes(self.node)) != {dtype}:
+            return self.tape.leaf("extra", self.computed().to(dtype))
+        leaf = self.tape.leaves.get(self.node)
+        return self if leaf is None or all(t.dtype is dtype for t in leaf._data) else self * 1.0  # widened: no rounding
 
     def clone(self) -> Tensors:
         return self
@@ -344,7 +377,7 @@ class Lazy(Tensors):
     def stored_as(self, old: Tensors) -> Tensors:
         if not isinstance(old, Lazy):
             raise Unrecorded("a link makes state where there was none")
-        stray = [] if self._index is old._index else [n for n in self._index.names if n not in old._index]
-        if stray:
+        if not self._index.within(old._index):
+            stray = [n for n in self._index.names if n not in old._index]
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         return self.tape.node(("store", self.node, old.node), old.index)

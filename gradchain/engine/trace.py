@@ -136,6 +136,9 @@ class Traced(Operand[Any]):
         self.trace.breaks(f"{op} of numbers")
         return HOST[op](*map(plain, args))
 
+    def _is_mask(self) -> bool:
+        return True  # one number is a condition for all
+
     def __neg__(self) -> Traced:
         return self.trace.applied(operator.neg, self)
 

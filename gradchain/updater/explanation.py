@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
+from gradchain.engine.build import without_cache
 from gradchain.engine.plan import Part
 from gradchain.selectors.rules import starts_of
 from gradchain.updater.bound import Bound
@@ -38,6 +39,8 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
             yield f"{engine.num_replayed} steps needed nothing but their numbers: the links' own code did not run"
         for part in engine.last:
             yield from _kernel(part, source)
+    if without_cache():
+        yield without_cache()
 
 
 def _kernel(part: Part, source: bool) -> Iterator[str]:

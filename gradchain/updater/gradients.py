@@ -61,7 +61,9 @@ class Gradients:
         if missing == self._missing and self._alike is not None and not another_comes:
             there: list[Any] = grads if self._present is index else [g for g in grads if g is not None]
             if self._alike(*there):
-                return EagerTensors(self._present, there, alike=self._alike)
+                gathered = EagerTensors(self._present, there)
+                gathered.alike = self._alike
+                return gathered
         found = {}
         for name, grad in zip(index.names, grads, strict=True):
             if grad is not None:

@@ -47,7 +47,7 @@ def everything() -> Program:
         elif op in ("and", "or"):
             operands = (mask, ("value", 1))
         else:
-            operands = ((mask if op == "not" else value),) if op in ONE else (value, B)
+            operands = ((mask if op in ("not", "number") else value),) if op in ONE else (value, B)
         instructions.append((op, operands))
         last = ("value", len(instructions) - 1)
         mask, value = (last, value) if op in BOOLEAN else (mask, last)
