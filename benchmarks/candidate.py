@@ -32,21 +32,30 @@ class _Backward:
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        self._real = torch.Tensor.backward
+        self.installed = False
 
-    def install(self) -> None:
+    @contextlib.contextmanager
+    def clock(self) -> Iterator[None]:
+        """For as long as steps are timed: a method set anew at each step would empty the interpreter's caches."""
+        real = torch.Tensor.backward
+
         def timed(tensor: Tensor, *args: Any, **kwargs: Any) -> None:
             start = now()
             try:
-                self._real(tensor, *args, **kwargs)
+                real(tensor, *args, **kwargs)
             finally:
                 self.seconds += now() - start
 
         torch.Tensor.backward = timed  # type: ignore[method-assign]
+        self.installed = True
+        try:
+            yield
+        finally:
+            self.installed = False
+            torch.Tensor.backward = real  # type: ignore[method-assign]
 
 
 BACKWARD = _Backward()
-BACKWARD.install()
 
 
 class Candidate:
@@ -85,10 +94,25 @@ class Candidate:
         """The averaged weights, where the recipe has them."""
         return None
 
-    # the round
+    # time
+
+    def turn(self) -> Took:
+        """What a round asks of a candidate: the workload's steps in a row, and the mean of those that are timed.
+
+        In training one optimizer runs all the time. Where a step is microseconds of Python, the first ones after
+        another candidate's turn measure how that one has emptied the caches.
+        """
+        workload = self.cell.workload
+        took = []
+        for _ in range(workload.settle + workload.steps):
+            took.append(self.round())
+            self.check_clip()
+        timed = took[workload.settle :]
+        return Took(*(sum(seconds) / len(timed) for seconds in zip(*timed, strict=True)))
 
     def round(self) -> Took:
-        """One step with its micro-batches, timed."""
+        """One step with its micro-batches, timed, under `BACKWARD.clock()`."""
+        assert BACKWARD.installed, "without the clock in backward the part would hold backward"
         whole = part = 0.0
         micro = self.cell.recipe.micro
         for k in range(micro):

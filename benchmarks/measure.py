@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-import random
+import math
+import os
 import time
 import warnings
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import jax_peer, memory, other_peers, torch_peers
-from benchmarks.candidate import Bare, Candidate, Took, Unable, limit
+from benchmarks.candidate import BACKWARD, Bare, Candidate, Took, Unable, limit
 from benchmarks.floor import Floor
 from benchmarks.ours import Ours
 from benchmarks.recipes import Cell
@@ -29,9 +30,12 @@ REFERENCES = (
 WARM = 6  # rounds before the timed ones; the parity check follows them
 TOLERANCE = 1e-3  # of the largest displacement of any weight
 OUTLIERS = 1e-3  # the part of all elements that may differ by more: signs of gradients that are zero but for rounding
-FIRST_STEP_LIMIT = 100
+FIRST_STEP_LIMIT = 200  # seconds; Optax compiles (c) for long
+DISTURBED = 0.3  # a round is, in which the live floor is off its median by more than this part of it
+HOST_TURNS = 7
 
 
+@BACKWARD.clock()
 def run(cell: Cell, rounds: int, only: Sequence[str] = (), slow: bool = True) -> dict[str, Any]:
     """Measure one cell.
 
@@ -41,37 +45,62 @@ def run(cell: Cell, rounds: int, only: Sequence[str] = (), slow: bool = True) ->
         only: names of peers; empty for all.
         slow: whether peers that compile for long take part.
     """
-    candidates, unable = _ready(cell, only, slow)
-    parity = _parity(cell, candidates)
+    candidates, unable = ready(cell, only, slow)
+    parity = compared(cell, candidates)
     times: dict[str, list[Took]] = {c.name: [] for c in candidates}
+    load = os.getloadavg()[0]
     gc.collect()
     gc.freeze()  # the collector runs, but not over what was there before the rounds
-    shuffled = random.Random(0)
     wall, cpu = time.perf_counter(), time.process_time()
-    for _ in range(rounds):
-        shuffled.shuffle(candidates)
-        for candidate in candidates:
-            times[candidate.name].append(candidate.round())
-            candidate.check_clip()
+    for number in range(rounds):
+        for candidate in _order(candidates, number):
+            times[candidate.name].append(candidate.turn())
     share = (time.process_time() - cpu) / (time.perf_counter() - wall)
     gc.unfreeze()
-    reference = next(c.reference for c in candidates if isinstance(c, Ours))
+    for candidate in candidates:
+        _check_finite(candidate)
+    ours = next(c for c in candidates if isinstance(c, Ours))
     extra = {c.name: _memory(c) for c in candidates}
+    floor = [t.part for t in times[Floor.name]] if Floor.name in times else []
     return {
         "workload": cell.workload.key,
         "recipe": cell.recipe.key,
         "rounds": rounds,
+        "steps_per_round": cell.workload.steps,
+        "threads": torch.get_num_threads(),
         "max_norm": cell.max_norm if cell.recipe.clip else None,
         **_summary(times, candidates, parity),
+        "disturbed_rounds": _disturbed(floor),
         "cpu_share": share,
-        "reference": reference,
+        "load": [load, os.getloadavg()[0]],
+        "reference": ours.reference,
+        "executors": ours.executors,
+        "host_us": None if torch.get_num_threads() > 1 else _quartiles([ours.host() for _ in range(HOST_TURNS)], 1e6),
         "parity": parity,
         "extra_bytes_per_parameter": {name: value for name, value in extra.items() if value is not None},
         "not_run": unable,
     }
 
 
-def _ready(cell: Cell, only: Sequence[str], slow: bool) -> tuple[list[Candidate], dict[str, str]]:
+def _order(candidates: list[Candidate], number: int) -> list[Candidate]:
+    """Who comes when: everyone begins once, and every other time the neighbours are the other way about."""
+    first = number % len(candidates)
+    turned = candidates[first:] + candidates[:first]
+    return turned[::-1] if number % 2 else turned
+
+
+def _disturbed(floor: list[float]) -> list[int]:
+    """The rounds in which the same bytes took another time than in most. They stay in all figures."""
+    usual = median(floor) if floor else 0.0
+    return [number for number, part in enumerate(floor) if abs(part - usual) > DISTURBED * usual]
+
+
+def _check_finite(candidate: Candidate) -> None:
+    for name, weight in candidate.model.named_parameters():
+        assert torch.isfinite(weight).all(), f"{candidate.name}: {name} is not finite after the rounds"
+
+
+def ready(cell: Cell, only: Sequence[str], slow: bool) -> tuple[list[Candidate], dict[str, str]]:
     """The candidates that can, after their warm-up rounds, and why the others cannot."""
     candidates: list[Candidate] = []
     unable = {}
@@ -101,7 +130,7 @@ def _ready(cell: Cell, only: Sequence[str], slow: bool) -> tuple[list[Candidate]
     return candidates, unable
 
 
-def _parity(cell: Cell, candidates: list[Candidate]) -> dict[str, dict[str, float | str]]:
+def compared(cell: Cell, candidates: list[Candidate]) -> dict[str, dict[str, float | str]]:
     """How far everyone's displacement is from the reference's. AssertionError if ours is too far or nobody moved."""
     training = {c.name: c for c in candidates if c.trains}
     reference = next((training[name] for name in REFERENCES if name in training), None)
@@ -149,14 +178,14 @@ def _memory(candidate: Candidate) -> dict[str, float] | None:
 def _summary(times: dict[str, list[Took]], candidates: list[Candidate], parity: dict[str, Any]) -> dict[str, Any]:
     """Medians and quartiles of everyone, and per-round ratios of ours over each.
 
-    The best peer is the fastest that trains the PyTorch model (so not Optax, whose model lives in JAX) and that agrees
-    with the reference.
+    The best peer is the one with the least median among those that train and that agree with the reference. Optax has
+    no whole step to compare.
     """
     ours = next(c.name for c in candidates if c.ours)
-    others = [c for c in candidates if c.trains and not c.ours and not isinstance(c, jax_peer.Optax)]
-    rivals = [c.name for c in others if "differs" not in parity[c.name]]
+    rivals = [c.name for c in candidates if c.trains and not c.ours and "differs" not in parity[c.name]]
     best = min(rivals, key=lambda name: median(t.part for t in times[name]))
-    best_whole = min(rivals, key=lambda name: median(t.whole for t in times[name]))
+    steppers = [name for name in rivals if not math.isnan(times[name][0].whole)]
+    best_whole = min(steppers, key=lambda name: median(t.whole for t in times[name]))
     table = {}
     for name, took in times.items():
         parts, wholes = [t.part for t in took], [t.whole for t in took]

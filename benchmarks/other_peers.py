@@ -109,7 +109,7 @@ class TorchZero(Stepper):
 class TorchOpt(Candidate):
     """torchopt.Optimizer around a torchopt.chain."""
 
-    name = "torchopt"
+    name, accelerated = "torchopt", False
 
     def __init__(self, cell: Cell) -> None:
         lib, recipe = library("torchopt"), cell.recipe
@@ -119,12 +119,15 @@ class TorchOpt(Candidate):
             raise Unable("its Optimizer has no param_groups of the form that GradScaler and LambdaLR read")
         if recipe.multipliers:
             raise Unable("one transformation serves all parameters: it has no multipliers")
+        if self.accelerated and recipe.rule != "adamw":
+            raise Unable("only its Adam has such an operator")
         super().__init__(cell)
         rate: Any = rates(recipe)
         if recipe.scheduled:
             rate = _schedule(rate)
         if recipe.rule == "adamw":
-            rule = lib.adamw(lr=rate, betas=(B1, B2), eps=EPS, weight_decay=DECAY)
+            fast = {"use_accelerated_op": self.accelerated}
+            rule = lib.adamw(lr=rate, betas=(B1, B2), eps=EPS, weight_decay=DECAY, **fast)
         else:
             rule = lib.sgd(lr=rate, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
         if recipe.clip:
@@ -137,6 +140,12 @@ class TorchOpt(Candidate):
             self.optimizer.zero_grad(set_to_none=True)
 
 
+class TorchOptAccelerated(TorchOpt):
+    """The same with the operator it brings in C++."""
+
+    name, accelerated = "torchopt accelerated", True
+
+
 def _schedule(rate: float) -> Callable[[Any], Any]:
     def at(count: Any) -> Any:
         if isinstance(count, Tensor):
@@ -146,4 +155,4 @@ def _schedule(rate: float) -> Callable[[Any], Any]:
     return at
 
 
-PEERS = (PytorchOptimizer, LionPytorch, LionPytorchForeach, TorchOpt, TorchZero, HeavyBall)
+PEERS = (PytorchOptimizer, LionPytorch, LionPytorchForeach, TorchOpt, TorchOptAccelerated, TorchZero, HeavyBall)

@@ -1,11 +1,15 @@
-"""The recipes as chains. R7's rule is a link nobody ships, and R8's multipliers one that gradchain does not ship."""
+"""The recipes as chains. R7's rule is a link nobody ships."""
 
 from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
 import gradchain as gch
-from benchmarks.candidate import Candidate
+from benchmarks.candidate import Candidate, now
 from benchmarks.recipes import (
     B1,
     B2,
@@ -49,15 +53,6 @@ class own_rule(gch.Transform):  # noqa: N801
         return m / (s + self.eps) * (0.75 + 0.25 * (m * g).sign()), OwnState(m, s)
 
 
-class multiply(gch.Transform):  # noqa: N801
-    """R8: multiply each parameter's update by a number of its own."""
-
-    factors: gch.Scalars
-
-    def update(self, g: gch.Tensors, state: gch.State, ctx: gch.Context) -> tuple[gch.Tensors, gch.State]:
-        return g * self.factors, state
-
-
 def chain(recipe: Recipe, max_norm: float, model: nn.Module) -> gch.chain:
     """The recipe in the order it is read."""
     rate = {"sgd": SGD_LR, "lion": LION_LR}.get(recipe.rule, LR)
@@ -74,20 +69,11 @@ def chain(recipe: Recipe, max_norm: float, model: nn.Module) -> gch.chain:
     links += [gch.amp_scale(always=True)] if recipe.scaled else []
     links += [gch.clip_by_norm(max_norm)] if recipe.clip else []
     links += [decay, rule] if recipe.rule == "sgd" else [rule, decay]
-    links += _multiplied(recipe, model)
-    links += [gch.scale_by_learning_rate(gch.cosine(rate, 0.1 * rate, STEPS) if recipe.scheduled else rate)]
+    curve = gch.cosine(rate, 0.1 * rate, STEPS) if recipe.scheduled else rate
+    factors = multipliers(recipe, model)
+    links += [gch.scale_by_learning_rate(gch.multiply(curve, factors) if factors else curve)]
     links += [gch.average_params(EMA, start=1)] if recipe.scaled else []
     return gch.chain(*links)
-
-
-def _multiplied(recipe: Recipe, model: nn.Module) -> list[gch.Transform]:
-    factors = multipliers(recipe, model)
-    if recipe.multipliers == "each":
-        return [multiply(gch.Scalars(factors))]
-    groups: dict[float, set[str]] = {}
-    for name, number in factors.items():
-        groups.setdefault(number, set()).add(name)
-    return [gch.masked(gch.scale(x), lambda n, p, o, mine=mine: n in mine) for x, mine in groups.items()]
 
 
 class Ours(Candidate):
@@ -112,11 +98,64 @@ class Ours(Candidate):
     @property
     def reference(self) -> str:
         """Why the last step ran by the reference and not by the engine; "" if it did not."""
-        engine = getattr(getattr(self.updater, "_bound", None), "engine", None)
-        return str(getattr(engine, "reason", "") or "")
+        return str(self._engine.reason or "")
+
+    @property
+    def executors(self) -> dict[str, int]:
+        """What ran the programs of the last step, and how many."""
+        return dict(Counter(part.executor for part in self._engine.last))
+
+    @property
+    def _engine(self) -> Any:
+        engine = self.updater._bound.engine
+        assert engine is not None, "the engine is off"
+        return engine
+
+    def host(self) -> float:
+        """Seconds of an optimizer part that pass outside kernels, over one turn. With one thread only."""
+        workload = self.cell.workload
+        for _ in range(workload.settle):
+            self.round()
+        with _Kernels(self._engine) as kernels:
+            parts = [self.round().part for _ in range(workload.steps)]
+        return (sum(parts) - kernels.seconds) / len(parts)
 
     def norm(self) -> float | None:
         return float(self.updater.metrics["clip_by_norm.norm"]) if self.cell.recipe.clip else None
 
     def average(self) -> dict[str, Tensor] | None:
         return dict(self.updater.averages()) if self.cell.recipe.scaled else None
+
+
+class _Kernels:
+    """A clock inside the kernels that an engine has planned."""
+
+    def __init__(self, engine: Any) -> None:
+        self.seconds = 0.0
+        self._runners = [part.runner for plan in engine._plans.values() for part in plan.parts]
+
+    def __enter__(self) -> _Kernels:
+        for runner in self._runners:
+            key = self._key(runner)
+            setattr(runner, key, self._timed(getattr(runner, key)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for runner in self._runners:
+            key = self._key(runner)
+            setattr(runner, key, getattr(runner, key).real)
+
+    @staticmethod
+    def _key(runner: Any) -> str:
+        return "_kernel" if hasattr(runner, "_kernel") else "run"  # printed C, or what calls torch's kernels
+
+    def _timed(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any) -> Any:
+            start = now()
+            try:
+                return real(*args)
+            finally:
+                self.seconds += now() - start
+
+        timed.real = real  # type: ignore[attr-defined]
+        return timed

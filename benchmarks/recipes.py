@@ -12,7 +12,7 @@ from benchmarks.workloads import Workload
 
 LR, B1, B2, EPS = 1e-3, 0.9, 0.999, 1e-8
 LION_LR, LION_B2 = 1e-4, 0.99
-SGD_LR, MOMENTUM = 3e-4, 0.9  # small: the loss of (b), (c) and (d) has no least value
+SGD_LR, MOMENTUM = 3e-4, 0.9  # small: the loss of (b) has no least value
 DECAY = 0.5  # large, so that the parity check sees a decay that is missing
 EMA = 0.9  # quick, for the same reason
 STEPS = 1000

@@ -1,7 +1,11 @@
-"""torch.optim, each way, with torch's own helpers around it; and R7's rule by hand on torch._foreach."""
+"""torch.optim, each way, with torch's own helpers around it; and rules by hand on torch._foreach.
+
+By hand are R7's rule, which nobody ships, and Lion where GRADCHAIN_NATIVE=0 makes that the measure.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +15,14 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.candidate import Candidate, Unable
-from benchmarks.recipes import B1, B2, DECAY, EMA, EPS, MOMENTUM, Cell, factor, multipliers, rates
+from benchmarks.recipes import B1, B2, DECAY, EMA, EPS, LION_B2, MOMENTUM, Cell, factor, multipliers, rates
 from benchmarks.workloads import decays
 
 
-class OwnForeach(torch.optim.Optimizer):
-    """R7's rule as one writes it for speed today: in place, on lists, with two scratch lists."""
+class _ByHand(torch.optim.Optimizer):
+    """A rule as one writes it for speed today: in place, on lists."""
+
+    keys = ""
 
     def __init__(self, params: Any, lr: float, weight_decay: float) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
@@ -28,21 +34,48 @@ class OwnForeach(torch.optim.Optimizer):
             grads = [p.grad for p in params]
             for p in params:
                 if not self.state[p]:
-                    self.state[p] = {"m": torch.zeros_like(p), "s": torch.zeros_like(p)}
-            m, s = ([self.state[p][key] for p in params] for key in "ms")
-            torch._foreach_lerp_(m, grads, 1 - B1)
-            torch._foreach_mul_(s, B2)
-            scratch = torch._foreach_abs(grads)
-            torch._foreach_maximum_(s, scratch)
-            gate = torch._foreach_mul(m, grads)
-            torch._foreach_sign_(gate)
-            torch._foreach_mul_(gate, 0.25)
-            torch._foreach_add_(gate, 0.75)
-            torch._foreach_mul_(gate, m)
-            torch._foreach_copy_(scratch, s)
-            torch._foreach_add_(scratch, EPS)
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_addcdiv_(params, gate, scratch, -group["lr"])
+                    self.state[p] = {key: torch.zeros_like(p) for key in self.keys}
+            slots = [[self.state[p][key] for p in params] for key in self.keys]
+            self.rule(params, grads, *slots, lr=group["lr"], decay=group["weight_decay"])
+
+    def rule(self, params: Any, grads: Any, *slots: Any, lr: float, decay: float) -> None:
+        raise NotImplementedError
+
+
+class OwnForeach(_ByHand):
+    """R7's rule, with two scratch lists."""
+
+    keys = "ms"
+
+    def rule(self, params: Any, grads: Any, *slots: Any, lr: float, decay: float) -> None:
+        m, s = slots
+        torch._foreach_lerp_(m, grads, 1 - B1)
+        torch._foreach_mul_(s, B2)
+        scratch = torch._foreach_abs(grads)
+        torch._foreach_maximum_(s, scratch)
+        gate = torch._foreach_mul(m, grads)
+        torch._foreach_sign_(gate)
+        torch._foreach_mul_(gate, 0.25)
+        torch._foreach_add_(gate, 0.75)
+        torch._foreach_mul_(gate, m)
+        torch._foreach_copy_(scratch, s)
+        torch._foreach_add_(scratch, EPS)
+        torch._foreach_mul_(params, 1 - lr * decay)
+        torch._foreach_addcdiv_(params, gate, scratch, -lr)
+
+
+class LionForeach(_ByHand):
+    """Lion, with one scratch list."""
+
+    keys = "m"
+
+    def rule(self, params: Any, grads: Any, *slots: Any, lr: float, decay: float) -> None:
+        (m,) = slots
+        direction = torch._foreach_lerp(m, grads, 1 - B1)
+        torch._foreach_sign_(direction)
+        torch._foreach_mul_(params, 1 - lr * decay)
+        torch._foreach_add_(params, direction, alpha=-lr)
+        torch._foreach_lerp_(m, grads, 1 - LION_B2)
 
 
 class Stepper(Candidate):
@@ -138,9 +171,12 @@ class Handwritten(Stepper):
     name = "foreach by hand"
 
     def __init__(self, cell: Cell) -> None:
-        if cell.recipe.rule != "own":
-            raise Unable("it is the peer of R7 only")
-        super().__init__(cell, OwnForeach)
+        rules = {"own": OwnForeach}
+        if os.environ.get("GRADCHAIN_NATIVE") == "0":
+            rules["lion"] = LionForeach
+        if cell.recipe.rule not in rules:
+            raise Unable("it is the peer of rules that nobody ships, and of Lion where GRADCHAIN_NATIVE=0")
+        super().__init__(cell, rules[cell.recipe.rule])
 
 
 PEERS = (TorchFused, TorchForeach, TorchDefault, Handwritten)

@@ -40,15 +40,22 @@ from gradchain.schedules import constant as constant
 from gradchain.schedules import cosine as cosine
 from gradchain.schedules import join as join
 from gradchain.schedules import linear as linear
+from gradchain.selectors import PerParameter as PerParameter
 from gradchain.selectors import Selector as Selector
 from gradchain.selectors import bias as bias
+from gradchain.selectors import choose as choose
+from gradchain.selectors import depthwise as depthwise
 from gradchain.selectors import embedding as embedding
 from gradchain.selectors import everything as everything
+from gradchain.selectors import first as first
+from gradchain.selectors import layer_decay as layer_decay
 from gradchain.selectors import min_ndim as min_ndim
+from gradchain.selectors import multiply as multiply
 from gradchain.selectors import named as named
 from gradchain.selectors import ndim as ndim
 from gradchain.selectors import norm as norm
 from gradchain.selectors import owner as owner
+from gradchain.selectors import owner_named as owner_named
 from gradchain.transforms import add_decayed_weights as add_decayed_weights
 from gradchain.transforms import average_params as average_params
 from gradchain.transforms import clip_by_norm as clip_by_norm
@@ -76,6 +83,7 @@ __all__ = [
     "Group",
     "Hyper",
     "LoadReport",
+    "PerParameter",
     "Scalars",
     "Selector",
     "State",
@@ -95,28 +103,34 @@ __all__ = [
     "bias",
     "by",
     "chain",
+    "choose",
     "clip_by_norm",
     "clip_by_value",
     "constant",
     "cosine",
+    "depthwise",
     "embedding",
     "everything",
+    "first",
     "freeze",
     "from_config",
     "group",
     "join",
+    "layer_decay",
     "linear",
     "lion",
     "masked",
     "maximum",
     "min_ndim",
     "minimum",
+    "multiply",
     "nadamw",
     "named",
     "nan_to_num",
     "ndim",
     "norm",
     "owner",
+    "owner_named",
     "partition",
     "project",
     "rest",

@@ -42,6 +42,25 @@ def every_kind_of_value() -> list[gch.chain]:
     ]
 
 
+def numbers_per_parameter(model: nn.Module) -> gch.chain:
+    lr = gch.multiply(gch.cosine(0.1, 0.0, 10), (gch.bias, 2.0), {"head.bias": 0.5}, halved, (is_wide, 3))
+    assert_type(lr, gch.multiply)
+    deep = gch.layer_decay(0.65, gch.selectors.depth.vit(12, prefix="backbone."))
+    own = gch.layer_decay(0.9, lambda name, parameter, owner: parameter.ndim, total=5)
+    decay: gch.PerParameter = gch.choose((gch.norm, 0.0), (is_wide, halving), rest=gch.multiply(0.05, deep, own))
+    updater = gch.adamw(lr, b1=gch.multiply(0.9, gch.first((gch.bias, 0.5), (gch.norm, 0.1))), weight_decay=decay).bind(
+        model
+    )
+    updater.override("weight_decay", gch.multiply(0.1, (gch.bias, 0.0)))
+    assert_type(updater.settings().groups(), dict[str, dict[float, int]])
+    assert_type(updater.settings()["head.bias"]["scale_by_learning_rate.learning_rate"], float)
+    return updater.chain
+
+
+def halved(name: str, parameter: Tensor, owner: nn.Module | None) -> float:
+    return 0.5 if "head" in name else 1.0
+
+
 def is_wide(name: str, parameter: Tensor, owner: nn.Module | None) -> bool:
     return parameter.ndim == 2 and parameter.shape[0] > 100 and not isinstance(owner, nn.Embedding)
 

@@ -30,6 +30,14 @@ gch.adamw(lambda step: "fast")  # type: ignore[arg-type, return-value]  # pyrigh
 gch.linear(0.0, 1.0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 gch.linear("0", 1.0, 10)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
+# rules that are none
+gch.multiply("0.1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+gch.choose((gch.bias, None), rest=0.1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+gch.multiply(0.1, 2.0)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+gch.multiply(0.1, (gch.bias, "2"))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+gch.choose((gch.bias, 0.1))  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+gch.layer_decay("0.5", gch.selectors.depth.vit(12))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
 # frozen values
 gch.trace(0.9).nesterov = True  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
 gch.linear(0.0, 1.0, 10).end = 2.0  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]

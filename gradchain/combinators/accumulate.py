@@ -55,6 +55,7 @@ class accumulate(Transform):
 
     descends = False
     holds = "window"
+    uniform = frozenset({"every"})
 
     every: Annotated[Hyper, "integer [1, inf)"]
     reduce: str = "mean"

@@ -57,6 +57,7 @@ class amp_scale(Transform):
     role = "unscale"
     holds = "overflow"
     read_once = frozenset({"init_scale"})
+    uniform = frozenset({"init_scale", "growth_factor", "backoff_factor", "growth_interval"})
 
     init_scale: Hyper = Hyper(65536.0, "(0, inf)")
     growth_factor: Hyper = Hyper(2.0, "(1, inf)")

@@ -63,5 +63,4 @@ class freeze(Transform):
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         if self.until is not None and ctx.step >= self.until:
             return g, state
-        members = ctx.members(self.selector)
-        return g.select([name for name in g if name not in members]), state
+        return g.select(g.index.without(ctx.members(self.selector))), state

@@ -128,7 +128,7 @@ class partition(Transform):
             branch, states[name] = as_chain(link).update(mine, states[name], ctx.narrow(members).enter(name))
             if branch is None:
                 held = True
-                out = out.select([n for n in out if n not in members])
+                out = out.select(out.index.without(members))
             else:
                 out = out.overlay(only_updates("partition", branch))
         # an update in which every branch held is no update: the chain holds

@@ -41,6 +41,7 @@ class skip_nonfinite(Transform):
 
     descends = False
     holds = "nonfinite"
+    uniform = frozenset({"max_consecutive"})
 
     max_consecutive: Hyper = Hyper(5, "integer [0, inf]")
 

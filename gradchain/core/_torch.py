@@ -31,6 +31,21 @@ def is_dtensor(value: object) -> bool:
     return found is not None and isinstance(value, found.DTensor)
 
 
+def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
+    """What tells in one call whether other tensors are like these, one by one. None where torch has no such thing.
+
+    Like is: of the same type, dtype, device, layout, shape and strides, requiring a gradient or not, and no view read
+    negated or conjugated where these are none. Of different ones it is always right; of like ones it may say no.
+    """
+    try:
+        check: Callable[..., bool] = torch._C._dynamo.guards.TensorGuards(
+            *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+        ).check
+        return check if check(*tensors) else None
+    except (AttributeError, TypeError, RuntimeError):
+        return None
+
+
 def number_of_meshes(*columns: Any) -> int:
     """Over how many meshes the tensors of these lists are sharded, whole ones beside them counted as one; else 0."""
     lists = [column for column in columns if isinstance(column, list)]
@@ -99,6 +114,23 @@ def _alike(start: Any, end: Any) -> tuple[list[Tensor], list[Tensor]]:
     return [a.to(d) for a, d in zip(start, wide, strict=True)], [b.to(d) for b, d in zip(end, wide, strict=True)]
 
 
+def _where(condition: Any, a: Any, b: Any) -> Tensor:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    # a truth of the host, as what a count is compared with
+    chosen, like = a if condition else b, a if isinstance(a, Tensor) else b
+    whole = isinstance(chosen, Tensor) and chosen.shape == like.shape
+    return chosen if whole else torch.zeros_like(like) + chosen  # type: ignore[no-any-return]
+
+
+def _not(mask: Any) -> Any:
+    return torch.logical_not(mask) if isinstance(mask, Tensor) else not mask
+
+
+def _number(mask: Any, dtype: Any) -> Any:
+    return mask.to(dtype) if isinstance(mask, Tensor) else float(mask)
+
+
 # One row per elementwise operation: what one tensor does. An executor that lacks a row fails a test that names it.
 POINTWISE: dict[str, Callable[..., Tensor]] = {
     "add": operator.add,
@@ -113,7 +145,7 @@ POINTWISE: dict[str, Callable[..., Tensor]] = {
     "rsqrt": torch.rsqrt,
     "sign": torch.sign,
     "abs": torch.abs,
-    "where": torch.where,
+    "where": _where,
     "lt": operator.lt,
     "le": operator.le,
     "gt": operator.gt,
@@ -121,7 +153,8 @@ POINTWISE: dict[str, Callable[..., Tensor]] = {
     "eq": operator.eq,
     "and": operator.and_,
     "or": operator.or_,
-    "not": torch.logical_not,
+    "not": _not,
+    "number": _number,  # a mask as 0 and 1; its second operand is their dtype
     "isfinite": torch.isfinite,
     "isnan": torch.isnan,
 }

@@ -63,8 +63,8 @@ def _check_sign(path: list[tuple[str, Transform]], names: list[str]) -> None:
     which = f"{len(names)} parameters, first {names[0]!r}," if len(names) > 1 else f"parameter {names[0]!r}"
     if len(rates) > 1:
         raise ValueError(
-            f"chain: {which} would pass two learning rates, {rates[0]} and {rates[1]}. Keep one; a multiplier is "
-            "masked(scale(…), selector), and partition gives each group its own."
+            f"chain: {which} would pass two learning rates, {rates[0]} and {rates[1]}. Keep one; multiply and choose "
+            "make it differ from parameter to parameter."
         )
     if any(descends is None for _, descends in says):
         return  # a user's link that does not say is trusted to know

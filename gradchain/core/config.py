@@ -14,6 +14,7 @@ from torch import Tensor
 from gradchain import schedules, selectors
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform, registry
+from gradchain.selectors.written import Written
 
 
 def to_config(value: Any) -> Any:
@@ -101,12 +102,15 @@ def _write_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
     return {"dict": [[to_config(k), to_config(v)] for k, v in value.items()]}
 
 
+_KINDS: dict[str, type[Any]] = {"schedule": schedules.Schedule, "selector": selectors.Selector, "rule": Written}
+
 _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
     ((bool, int, str, type(None)), lambda value: value),
     (float, _write_number),
     (Transform, _write_link),
     (schedules.Schedule, _write_value("schedule")),
     (selectors.Selector, _write_value("selector")),
+    (Written, _write_value("rule")),
     (tuple, lambda value: {"tuple": [to_config(v) for v in value]}),
     (list, lambda value: [to_config(v) for v in value]),
     (Mapping, _write_mapping),
@@ -118,9 +122,11 @@ _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
 
 
 def _known(kind: str) -> dict[str, Any]:
-    """gradchain's own schedules or selectors, by class name: the public ones and what operators make of them."""
-    base: type[Any] = schedules.Schedule if kind == "schedule" else selectors.Selector
-    return {cls.__name__: cls for cls in base.__subclasses__() if cls.__module__.startswith("gradchain.")}
+    """gradchain's own schedules, selectors or rules, by class name: the public ones and what operators make of them."""
+    classes = _KINDS[kind].__subclasses__()
+    for cls in classes:  # grows meanwhile: rules are of several kinds
+        classes += cls.__subclasses__()
+    return {cls.__name__: cls for cls in classes if cls.__module__.startswith("gradchain.")}
 
 
 def _lookup(name: str, own: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
@@ -167,6 +173,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
     "link": _read_link,
     "schedule": _read_value("schedule"),
     "selector": _read_value("selector"),
+    "rule": _read_value("rule"),
     "function": lambda config, names: _lookup(config["function"], {}, names),
     "class": _read_class,
     "tuple": lambda config, names: tuple(from_config(v, names) for v in config["tuple"]),

@@ -37,6 +37,7 @@ class Run:
     flushing: bool = False
     weight: float | None = None
     over_ranks: Callable[[float], float] | None = None  # sum over ranks divided by their number
+    trace: Any = None  # the engine's, where it will run this step again from its numbers alone
     # what the links leave behind
     records: dict[str, Any] = field(default_factory=dict)
     used: dict[str, float] = field(default_factory=dict)
@@ -104,6 +105,20 @@ class Context:
             raise RuntimeError(f"{where}Context.{what} was not given. Pass it: gch.Context(params, {what}=…).")
         return value
 
+    def under(self, run: Run) -> Context:
+        """The same address in another run."""
+        return Context.__new__(Context)._set(run, self._path, self._index, self._outermost)
+
+    @property
+    def trace(self) -> Any:
+        """What notes how the numbers of this update follow from each other, or None."""
+        return self._run.trace
+
+    def _read(self, what: str) -> None:
+        """Note that a link has read what may be another at each update, and is no number of the chain's."""
+        if self._run.trace is not None:
+            self._run.trace.breaks(f"{self._path} reads {what}")
+
     @property
     def address(self) -> str:
         """The address of the link that is running."""
@@ -116,6 +131,11 @@ class Context:
         params: Tensors = given if isinstance(given, Tensors) else given()
         self._run.params = params
         return params if self._index is None else params.select(self._index)
+
+    @property
+    def index(self) -> Index:
+        """Which parameters are in sight: all, or inside a mask or branch its members."""
+        return self.params.index if self._index is None else self._index
 
     @property
     def clocks(self) -> Mapping[str, float]:
@@ -131,6 +151,7 @@ class Context:
     @property
     def loss(self) -> Any:
         """The loss, unscaled and detached, reduced over the window as the gradients are."""
+        self._read("the loss")
         return self._need("loss", self._run.loss)
 
     @property
@@ -141,12 +162,14 @@ class Context:
     @property
     def buffers(self) -> Mapping[str, Tensor]:
         """The model's buffers, by name."""
+        self._read("buffers")
         buffers: Mapping[str, Tensor] = self._need("buffers", self._run.buffers)()
         return buffers
 
     @property
     def observed(self) -> Mapping[str, float]:
         """Numbers put there with `updater.observe(name, number)`."""
+        self._read("what was observed")
         return self._run.observed
 
     @property
@@ -172,6 +195,7 @@ class Context:
     @property
     def has_loss(self) -> bool:
         """Whether the loss is known."""
+        self._read("the loss")
         return self._run.loss is not None
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,8 +22,8 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _complex(tensor: Tensor) -> Tensor:
-    """Pairs of reals as a complex tensor; as they are where torch has no complex dtype of theirs (bfloat16)."""
-    if tensor.dtype == torch.bfloat16:
+    """Pairs of reals as a complex tensor; as they are where torch has no complex dtype of theirs (bfloat16, bool)."""
+    if tensor.dtype in (torch.bfloat16, torch.bool):
         return tensor
     return torch.view_as_complex(tensor if tensor.stride(-1) == 1 else tensor.contiguous())
 
@@ -41,12 +42,16 @@ def _is_number(value: Any) -> bool:
 class EagerTensors(Tensors):
     """Tensors in memory. A scalar factor is carried and folded into the next sum; a product or root takes it first."""
 
-    __slots__ = ("_data", "_factor", "_index", "_product")
+    __slots__ = ("_compared", "_data", "_factor", "_index", "_product", "alike")
 
-    def __init__(self, index: Index, data: list[Tensor], factor: Any = 1.0) -> None:
+    def __init__(
+        self, index: Index, data: list[Tensor], factor: Any = 1.0, compared: list[torch.dtype] | None = None
+    ) -> None:
         self._index = index
         self._data = data
         self._factor = factor
+        self._compared = compared  # of a mask, entry by entry: the compute dtype of what was compared
+        self.alike: object = None  # the guard that found the tensors like those it was made of
         self._product: list[Tensor] | None = None  # of both, once something asked: reading changes no later result
 
     @classmethod
@@ -77,6 +82,25 @@ class EagerTensors(Tensors):
             self._product = _computed("mul", columns, len(self._data), [True, False])
         return self._product
 
+    def _is_mask(self) -> bool:
+        return not self._data or self._data[0].dtype is torch.bool  # without entries it is whatever is asked for
+
+    def _dtypes(self) -> list[torch.dtype]:
+        """The compute dtype of each entry; where a mask came without those of what was compared, its parameter's."""
+        if not self._is_mask():
+            return [v.dtype for v in _torch.widened(self._data)]
+        if self._compared is None:
+            self._compared = [_real(f.parameter.detach()).dtype for f in self._index.facts]
+            self._compared = [torch.promote_types(d, torch.float32) for d in self._compared]
+        return self._compared
+
+    def _numbers(self) -> EagerTensors:
+        """These entries, where they are a mask as 0 and 1."""
+        if not self._is_mask():
+            return self
+        columns: list[Any] = [self._data, self._dtypes()]
+        return EagerTensors(self._index, _torch.pointwise("number", columns, len(self._data)))
+
     def _is_scaled(self) -> bool:
         return isinstance(self._factor, Tensor) or self._factor != 1.0
 
@@ -96,6 +120,7 @@ class EagerTensors(Tensors):
         for arg in args:
             if isinstance(arg, Tensors) and not isinstance(arg, EagerTensors):
                 return arg._apply(op, args)  # it knows what to do with tensors in memory
+        args = _as_numbers(op, args)
         folded = self._fold(op, args)
         if folded is not None:
             return folded
@@ -105,8 +130,10 @@ class EagerTensors(Tensors):
             if isinstance(arg, EagerTensors):
                 columns.append(arg._column(index))
             else:
-                columns.append([arg[n] for n in index.names] if isinstance(arg, Scalars) else arg)
-        return EagerTensors(index, _computed(op, columns, len(index), [isinstance(a, Tensors) for a in args]))
+                columns.append(arg.listed(index.names) if isinstance(arg, Scalars) else arg)
+        data = _computed(op, columns, len(index), [isinstance(a, Tensors) for a in args])
+        mask = bool(data) and data[0].dtype is torch.bool
+        return EagerTensors(index, data, compared=_compared(index, args) if mask else None)
 
     def _fold(self, op: str, args: tuple[Any, ...]) -> Tensors | None:
         """The result where the carried factor can go on or into a weighted sum; None where it must be applied."""
@@ -133,7 +160,7 @@ class EagerTensors(Tensors):
     def _norm_list(self, p: float) -> list[Tensor]:
         """The norms without the carried factor; those of sharded tensors are not reduced over ranks yet."""
         out = []
-        for name, value in zip(self._index.names, self._data, strict=True):
+        for name, value in zip(self._index.names, self._numbers()._data, strict=True):
             whole = _complex(value) if name in self._index.complex and p != 2 else value
             out.append(_vector_norm(whole, p))
         return out
@@ -165,7 +192,7 @@ class EagerTensors(Tensors):
 
     def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
         index = _common((self, *(o for o in others if isinstance(o, (Tensors, Scalars)))))
-        out = []
+        out: list[Tensor] = []
         for name in index.names:
             row = [_at(operand, name) for operand in (self, *others)]
             result = fn(*row)
@@ -174,13 +201,16 @@ class EagerTensors(Tensors):
                 got = f"shape {tuple(shape)}" if shape is not None else type(result).__name__
                 raise ValueError(f"Tensors.map: fn must return a tensor of shape {tuple(row[0].shape)}, got {got}.")
             out.append(_real(result) if name in index.complex else result)
-        return EagerTensors(index, out)
+        mask = bool(out) and out[0].dtype is torch.bool
+        return EagerTensors(index, out, compared=_compared(index, (self,)) if mask else None)
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self._index.subset(members)
         if index is self._index:
             return self
-        return EagerTensors(index, [self._data[self._index.position[n]] for n in index.names], self._factor)
+        at = [self._index.position[n] for n in index.names]
+        compared = [self._dtypes()[i] for i in at] if self._is_mask() else None
+        return EagerTensors(index, [self._data[i] for i in at], self._factor, compared)
 
     def overlay(self, other: Tensors) -> Tensors:
         if other.index is self._index or not len(self):
@@ -188,32 +218,34 @@ class EagerTensors(Tensors):
         if not isinstance(other, EagerTensors):
             return other._lift(self).overlay(other)
         index = self._index.union(other._index)
-        theirs, mine = other._values(), self._values()
-        return EagerTensors(
-            index,
-            [
-                theirs[other._index.position[n]] if n in other._index else mine[self._index.position[n]]
-                for n in index.names
-            ],
-        )
+        masks = self._is_mask() and other._is_mask()
+        under, over = (self, other) if masks else (self._numbers(), other._numbers())
+
+        def laid(mine: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
+            of = other._index
+            return [theirs[of.position[n]] if n in of else mine[self._index.position[n]] for n in index.names]
+
+        compared = laid(self._dtypes(), other._dtypes()) if masks else None
+        return EagerTensors(index, laid(under._values(), over._values()), compared=compared)
 
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
-        return EagerTensors(self._index, [torch.zeros_like(v, dtype=_real_dtype(dtype)) for v in self._data])
+        data = self._numbers()._data
+        return EagerTensors(self._index, [torch.zeros_like(v, dtype=_real_dtype(dtype)) for v in data])
 
     def to(self, dtype: torch.dtype) -> Tensors:
         return EagerTensors(self._index, [v.to(dtype) for v in self._values()])
 
     def clone(self) -> Tensors:
-        return EagerTensors(self._index, [v.detach().clone() for v in self._values()])
+        return EagerTensors(self._index, [v.detach().clone() for v in self._values()], compared=self._compared)
 
     def add_to(self, weights: list[Tensor]) -> None:
         """`weights += self`, in place and rounded once, with the very bits of `params + self`."""
-        targets = [_real(w) for w in weights]
+        targets, data = [_real(w) for w in weights], _torch.widened(self._numbers()._data)
         wide = _torch.widened(targets)
         if wide is targets:
-            _torch.add_(targets, _torch.widened(self._data), self._factor)
+            _torch.add_(targets, data, self._factor)
         else:
-            _torch.copy_(targets, _torch.add_scaled(wide, _torch.widened(self._data), self._factor))
+            _torch.copy_(targets, _torch.add_scaled(wide, data, self._factor))
 
     def misfit(self, weights: list[Tensor]) -> str | None:
         """The first entry whose shape is not that of its weight."""
@@ -222,8 +254,8 @@ class EagerTensors(Tensors):
 
     def stored_as(self, old: Tensors) -> Tensors:
         assert isinstance(old, EagerTensors)
-        stray = [n for n in self._index.names if n not in old._index]
-        if stray:
+        if not self._index.within(old._index):
+            stray = [n for n in self._index.names if n not in old._index]
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         before, mine = old._values(), self._values()
         position = self._index.position
@@ -234,6 +266,34 @@ class EagerTensors(Tensors):
                 for n, b in zip(old._index.names, before, strict=True)
             ],
         )
+
+
+_OF_MASKS = frozenset({"and", "or", "not"})
+
+
+def _as_numbers(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The operands as an operation takes them: masks are numbers to all but the logic of masks."""
+    masks = [isinstance(a, EagerTensors) and a._is_mask() for a in args]
+    if op in _OF_MASKS or not any(masks):
+        return args
+    if op != "where":
+        return tuple(a._numbers() if mask else a for a, mask in zip(args, masks, strict=True))
+    condition, a, b = args
+    if masks[0] and not isinstance(a, Tensors) and not isinstance(b, Tensors):
+        a = 0.0 * condition._numbers() + a  # numbers alone say no dtype
+    elif not (masks[1] and masks[2]):
+        a, b = (v._numbers() if isinstance(v, EagerTensors) else v for v in (a, b))
+    return condition, a, b
+
+
+def _compared(index: Index, args: tuple[Any, ...]) -> list[torch.dtype]:
+    """The compute dtypes of what was compared, entry by entry of `index`, or of the masks that were joined."""
+    rows = []
+    for arg in args:
+        if isinstance(arg, EagerTensors):
+            dtypes, position = arg._dtypes(), arg._index.position
+            rows.append(dtypes if arg._index is index else [dtypes[position[n]] for n in index.names])
+    return [functools.reduce(torch.promote_types, row) for row in zip(*rows, strict=True)]
 
 
 def _computed(op: str, columns: list[Any], size: int, tensors: list[bool]) -> list[Tensor]:
@@ -283,16 +343,12 @@ def _common(args: Iterable[Any]) -> Index:
     scalars = []
     for arg in args:
         if isinstance(arg, Tensors):
-            if index is None:
-                index = arg.index
-            elif arg.index is not index:
-                index = index.subset(arg.index)
+            index = arg.index if index is None else index.subset(arg.index)
         elif isinstance(arg, Scalars):
             scalars.append(arg)
     assert index is not None
     for scalar in scalars:
-        if any(n not in scalar for n in index.names):
-            index = index.subset(scalar.keys())
+        index = scalar.within(index)
     return index
 
 

@@ -1,18 +1,26 @@
-"""Numeric hyperparameters: each takes a number or a schedule, knows its interval, and is a number inside `update`."""
+"""Numeric hyperparameters: each takes a number or a schedule, for all parameters or for each, and knows its interval.
+
+Inside `update` it is a number, or `Scalars` where it differs from parameter to parameter.
+"""
 
 from __future__ import annotations
 
 import functools
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, overload
 
 from torch import Tensor
 
+from gradchain.core.scalars import Scalars
+from gradchain.core.spread import Spread
+from gradchain.selectors import PerParameter
+
 if TYPE_CHECKING:
-    Value: TypeAlias = "float | Tensor | Callable[[float], float]"
+    from gradchain.core.context import Context
+    from gradchain.selectors.rules import Value as Value
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,9 @@ class Interval:
 class Hyper:
     """The type of a numeric hyperparameter: `b1: Hyper = Hyper(0.9, "[0, 1)")`.
 
-    It reads as a float, is constructed from a number or a schedule (`step -> value`), and is checked both when it is
-    constructed and when a schedule gives its value. One without a default is written
-    `max_norm: Annotated[Hyper, "(0, inf]"]`.
+    It reads as a float, is constructed from a number, a schedule (`step -> value`) or a per-parameter value
+    (`multiply`, `choose`), and is checked both when it is constructed and when it has its value. One without a default
+    is written `max_norm: Annotated[Hyper, "(0, inf]"]`.
     """
 
     def __init__(self, default: float | None = None, interval: str = "(-inf, inf)") -> None:
@@ -76,16 +84,25 @@ class Hyper:
         return value
 
     def __set__(self, link: object, value: Value) -> None:
-        if not callable(value) or isinstance(value, Tensor):
+        if not varies(value):
             value = self.checked(value, self.owner)
         link.__dict__[self.name] = value
 
-    def accepts(self, value: float) -> bool:
-        """Whether a host number may stand here, without the sentence that says why not."""
+    def accepts(self, value: float | Scalars) -> bool:
+        """Whether a host number may stand here, or a column of them, without the sentence that says why not."""
+        if type(value) is Scalars:
+            if value.column is None or not len(value) or self.interval.text.startswith("integer"):
+                return False
+            return all(map(self.interval.holds, value.extremes()))  # an interval has no holes
+        assert isinstance(value, (float, int))
         return value is not True and value is not False and self.interval.holds(value)
 
     def checked(self, value: Any, owner: str, cause: str = "") -> Any:
         """`value`, if it is a number inside the interval. `owner` begins the sentence, `cause` ends it."""
+        if type(value) is Scalars:
+            for name, number in value.items():
+                self.checked(number, owner, f" It is that of parameter {name!r}.{cause}")
+            return value
         if isinstance(value, Tensor):
             if value.ndim:
                 raise ValueError(
@@ -141,16 +158,27 @@ class Override:
     value: Any = None
     factor: float | None = None
 
-    def resolve(self, original: Callable[[], Any], clocks: Mapping[str, float]) -> Any:
+    def resolve(self, original: Callable[[], Any], ctx: Context) -> Any:
         """The number in force, given what would be without it."""
         if self.factor is not None:
             return original() * self.factor
-        return evaluated(self.value, clocks)
+        return evaluated(self.value, ctx)
 
 
-def evaluated(value: Any, clocks: Mapping[str, float]) -> Any:
-    """A number as it is; a schedule at these clocks (a plain function reads "step")."""
+def varies(value: Any) -> bool:
+    """Whether a hyperparameter given so must be evaluated: a schedule, or a per-parameter value."""
+    if type(value) is float:
+        return False
+    return isinstance(value, PerParameter) or (callable(value) and not isinstance(value, Tensor))
+
+
+def evaluated(value: Any, ctx: Context) -> Any:
+    """A number as it is, a schedule at the clocks (a plain function reads "step"), a per-parameter value as Scalars."""
+    if isinstance(value, PerParameter):
+        spread = Spread.of(value, ctx.index)
+        return spread.scalars([evaluated(start, ctx) for start in spread.starts])
     if isinstance(value, Tensor) or not callable(value):
         return value
+    step = ctx.step  # raises where there is none to read
     at = getattr(value, "at", None)
-    return at(clocks) if at is not None else value(clocks["step"])
+    return at(ctx.clocks) if at is not None else value(step)

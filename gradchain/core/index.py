@@ -33,7 +33,7 @@ class Index:
     same mask of the same parameters is the same object at every step.
     """
 
-    __slots__ = ("_members", "_subsets", "complex", "facts", "kept", "names", "position", "root")
+    __slots__ = ("_members", "_rest", "_shared", "_subsets", "complex", "facts", "kept", "names", "position", "root")
 
     def __init__(self, facts: Iterable[Fact], root: Index | None = None) -> None:
         self.root: Index = root or self  # all parameters, over which selectors are resolved
@@ -42,6 +42,8 @@ class Index:
         self.position: dict[str, int] = {name: i for i, name in enumerate(self.names)}
         self.complex: frozenset[str] = frozenset(f.name for f in self.facts if f.parameter.is_complex())
         self._subsets: dict[tuple[str, ...], Index] = {}
+        self._shared: dict[Index, Index] = {}  # what is in another Index too, and what is not: asked at every step
+        self._rest: dict[Index, Index] = {}
         self._members: dict[Predicate, Index] = {}
         self.kept: dict[object, object] = {}  # what links decided once about these parameters, by what decided it
         if len(self.position) != len(self.names):
@@ -67,7 +69,16 @@ class Index:
 
     def subset(self, names: Iterable[str]) -> Index:
         """The entries whose name is in `names`, in this order; the same object whenever asked for the same names."""
-        wanted = names if isinstance(names, (set, frozenset, dict, Index)) else frozenset(names)
+        if isinstance(names, Index):
+            if names is self:
+                return self
+            shared = self._shared.get(names)
+            if shared is None:
+                shared = self.subset(names.position)
+                if names.root is self.root:  # one of few; another's would be kept alive, with its tensors
+                    self._shared[names] = shared
+            return shared
+        wanted = names if isinstance(names, (set, frozenset, dict)) else frozenset(names)
         if 2 * len(wanted) < len(self.names):  # a few of many: as in backward, one parameter at a time
             kept = tuple(sorted((n for n in wanted if n in self.position), key=self.position.__getitem__))
         else:
@@ -78,6 +89,19 @@ class Index:
         if found is None:
             found = self._subsets[kept] = Index((self.facts[self.position[n]] for n in kept), self.root)
         return found
+
+    def without(self, other: Index) -> Index:
+        """The entries that `other` lacks."""
+        found = self._rest.get(other)
+        if found is None:
+            found = self.subset([n for n in self.names if n not in other])
+            if other.root is self.root:
+                self._rest[other] = found
+        return found
+
+    def within(self, other: Index) -> bool:
+        """Whether `other` has all of these entries."""
+        return self.subset(other) is self
 
     def members(self, selector: Predicate) -> Index:
         """The entries `selector` matches. Resolved once, over all parameters: a selector is static.

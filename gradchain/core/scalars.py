@@ -100,22 +100,43 @@ _HOST: dict[str, Callable[..., Any]] = {
 class Scalars(Operand[Any], Mapping[str, Any]):
     """One number per parameter, with the arithmetic of a number. Entries meet by name; absent stays absent."""
 
-    __slots__ = ("_values",)
+    # Numbers that a hyperparameter was given per parameter are one column over an Index: then a product costs no loop.
+    # They are then looked up by name only where somebody asks. A column never changes once it is here.
+    __slots__ = ("_column", "_index", "_values")
 
     def __init__(self, values: Mapping[str, Any]) -> None:
-        self._values: dict[str, Any] = dict(values)
+        self._values: dict[str, Any] | None = dict(values)
+        self._index: Index | None = None
+        self._column: Tensor | None = None
+
+    @classmethod
+    def over(cls, index: Index, column: Tensor) -> Scalars:
+        """The entries of an Index, from a float64 tensor in its order."""
+        made = cls.__new__(cls)
+        made._values, made._index, made._column = None, index, column
+        return made
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        if self._values is None:
+            assert self._index is not None and self._column is not None
+            self._values = dict(zip(self._index.names, self._column.tolist(), strict=True))
+        return self._values
 
     def __getitem__(self, name: str) -> Any:
-        return self._values[name]
+        return self._named[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
+        return iter(self._named)
 
     def __len__(self) -> int:
-        return len(self._values)
+        return len(self._named) if self._index is None else len(self._index)
 
     def __repr__(self) -> str:
-        return f"Scalars({self._values})"
+        return f"Scalars({self._named})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scalars, (self._named,)
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -126,35 +147,99 @@ class Scalars(Operand[Any], Mapping[str, Any]):
         return self._binary("eq", self, other)
 
     def __neg__(self) -> Scalars:
-        return Scalars({n: -v for n, v in self.items()})
+        return self.map(operator.neg) if self._column is None else Scalars.over(self._index, -self._column)  # type: ignore[arg-type]  # both or none
 
     def map(self, fn: Callable[..., Any], *others: Any) -> Scalars:
         """`fn` of each entry, and of the same entry of every other Scalars (a plain number serves all)."""
-        names: Iterable[str] = self
-        for other in others:
-            if isinstance(other, Scalars):
-                names = [n for n in names if n in other._values]
-        return Scalars(
-            {n: fn(self._values[n], *(o._values[n] if isinstance(o, Scalars) else o for o in others)) for n in names}
-        )
+        if self._column is not None and not any(isinstance(o, Scalars) for o in others):
+            mapped = self._mapped_column(fn, others)
+            if mapped is not None:
+                return mapped
+        mine, names = self._named, iter(self)
+        rows = [o._named if isinstance(o, Scalars) else None for o in others]
+        kept = [n for n in names if all(row is None or n in row for row in rows)]
+        pairs = list(zip(rows, others, strict=True))
+        return Scalars({n: fn(mine[n], *(o if row is None else row[n] for row, o in pairs)) for n in kept})
+
+    def _mapped_column(self, fn: Callable[..., Any], others: tuple[Any, ...]) -> Scalars | None:
+        """`fn` of each distinct number; None where it gives something else than floats."""
+        assert self._column is not None and self._index is not None
+        numbers = self._column.tolist()
+        made = {number: fn(number, *others) for number in dict.fromkeys(numbers)}
+        if any(type(result) is not float for result in made.values()):
+            return None
+        column = torch.tensor([made[number] for number in numbers], dtype=torch.float64, device="cpu")
+        return Scalars.over(self._index, column)
 
     def overlay(self, other: Mapping[str, Any]) -> Scalars:
         """These entries, replaced by those of `other` where it has them."""
-        return Scalars({**self._values, **other})
+        return Scalars({**self._named, **other})
 
     def select(self, names: Iterable[str]) -> Scalars:
         """The entries of these names."""
-        return Scalars({n: self._values[n] for n in names if n in self._values})
+        mine = self._named
+        return Scalars({n: mine[n] for n in names if n in mine})
+
+    def within(self, index: Index) -> Index:
+        """Those entries of `index` that are here."""
+        if index is self._index:
+            return index
+        mine = self._named
+        return index if all(n in mine for n in index.names) else index.subset(mine)
+
+    @property
+    def column(self) -> tuple[Index, Tensor] | None:
+        """The entries as a float64 tensor in the order of an Index, where they lie so."""
+        return None if self._index is None or self._column is None else (self._index, self._column)
+
+    def listed(self, names: Iterable[str]) -> list[Any]:
+        """The entries of these names, which must be here, in their order."""
+        return list(map(self._named.__getitem__, names))
+
+    def extremes(self) -> tuple[float, float]:
+        """The least and the largest entry of a column that has any; NaN where there is one."""
+        assert self._column is not None
+        low, high = torch.aminmax(self._column)
+        return low.item(), high.item()
 
     def _binary(self, op: str, a: Any, b: Any) -> Any:
         if isinstance(a, Count):
             a = a.value
         if isinstance(b, Count):
             b = b.value
+        of_columns = _COLUMNS.get(op)
+        if of_columns is not None:
+            x, y = _same_columns(a, b, self._index)
+            if x is not None:
+                assert self._index is not None
+                return Scalars.over(self._index, of_columns(x, y))
         rule = _HOST[op]
         if isinstance(a, Scalars):
-            return a.map(rule, b) if isinstance(b, (int, float, Tensor, Scalars)) else NotImplemented
+            recorded = hasattr(b, "_apply")  # it knows what to do
+            return a.map(rule, b) if isinstance(b, (int, float, Tensor, Scalars)) and not recorded else NotImplemented
         return b.map(lambda y, x: rule(x, y), a) if isinstance(a, (int, float, Tensor)) else NotImplemented
+
+
+# On float64 these give the bits that the host's arithmetic gives; a power does not.
+_COLUMNS: dict[str, Callable[..., Tensor]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "div": lambda a, b: torch.div(a if isinstance(a, Tensor) else torch.full_like(b, a), b),  # not by a reciprocal
+}
+
+
+def _same_columns(a: Any, b: Any, index: Index | None) -> tuple[Any, Any]:
+    """Each as a column over `index` or a host number; None for both where they are not."""
+    out: list[Any] = []
+    for value in (a, b):
+        if type(value) is Scalars and value._index is index and value._column is not None:
+            out.append(value._column)
+        elif type(value) is float or type(value) is int:
+            out.append(value)
+        else:
+            return None, None
+    return out[0], out[1]
 
 
 class Count(Operand[Any]):
@@ -169,7 +254,7 @@ class Count(Operand[Any]):
         self._names: tuple[str, ...] = names.names if isinstance(names, Index) else tuple(names)
         self._uniform: int | None = None
         self._counts: dict[str, int] | None = None
-        if isinstance(value, int):
+        if not isinstance(value, Mapping):
             self._uniform = value
             return
         counts = {n: value[n] for n in self._names}
@@ -183,6 +268,11 @@ class Count(Operand[Any]):
     def value(self) -> Scalar:
         """The int all parameters agree on, or Scalars of ints."""
         return self._uniform if self._counts is None else Scalars(self._counts)
+
+    @property
+    def uniform(self) -> int | None:
+        """The int all parameters agree on, or None."""
+        return self._uniform
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -241,19 +331,19 @@ class Count(Operand[Any]):
 _DUNDER = {"div": "truediv"}
 
 
-def _dispatch(op: str, host: Callable[..., Any], device: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _dispatch(op: str, device: Callable[..., Any], args: tuple[Any, ...]) -> Any:
     args = tuple(a.value if isinstance(a, Count) else a for a in args)
     for arg in args:
         if isinstance(arg, Operand) and hasattr(arg, "_apply"):
-            return arg._apply(op, args)  # Tensors, and numbers that an executor records
+            return arg._apply(op, args)  # Tensors, and numbers that are traced or recorded
     names: list[str] | None = None
     for arg in args:
         if isinstance(arg, Scalars):
             names = [n for n in (arg if names is None else names) if n in arg]
     if names is not None:
         rows = {n: tuple(a[n] if isinstance(a, Scalars) else a for a in args) for n in names}
-        return Scalars({n: _dispatch(op, host, device, row) for n, row in rows.items()})
-    return device(*args) if any(isinstance(a, Tensor) for a in args) else host(*args)
+        return Scalars({n: _dispatch(op, device, row) for n, row in rows.items()})
+    return device(*args) if any(isinstance(a, Tensor) for a in args) else HOST[op](*args)
 
 
 def _device_where(condition: Any, a: Any, b: Any) -> Any:
@@ -277,22 +367,27 @@ def _device_maximum(a: Any, b: Any) -> Tensor:
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("minimum", _host_minimum, _device_minimum, (a, b))
+    return _dispatch("minimum", _device_minimum, (a, b))
 
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("maximum", _host_maximum, _device_maximum, (a, b))
+    return _dispatch("maximum", _device_maximum, (a, b))
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
-    """`a` where `condition` holds, else `b`; any of the three may be a number, 0-d tensor, Scalars or Tensors."""
-    return _dispatch("where", lambda c, a, b: a if c else b, _device_where, (condition, a, b))
+    """`a` where `condition` holds, else `b`; any of the three may be a number, 0-d tensor, Scalars or Tensors.
+
+    Tensors are a condition where a comparison gave them.
+    """
+    if isinstance(condition, Operand) and not isinstance(condition, (Scalars, Count)) and not condition._is_mask():  # type: ignore[attr-defined]
+        raise TypeError("where: the condition must be a mask, got Tensors of numbers. Compare them with a number.")
+    return _dispatch("where", _device_where, (condition, a, b))
 
 
 def sqrt(a: Any) -> Any:
     """The square root of a number, 0-d tensor, Scalars or Tensors; of a negative number it is NaN."""
-    return _dispatch("sqrt", lambda a: math.nan if a < 0 else math.sqrt(a), torch.sqrt, (a,))
+    return _dispatch("sqrt", torch.sqrt, (a,))
 
 
 def _host_minimum(a: float, b: float) -> float:
@@ -301,3 +396,17 @@ def _host_minimum(a: float, b: float) -> float:
 
 def _host_maximum(a: float, b: float) -> float:
     return a if a != a or a > b else b
+
+
+def _host_sqrt(a: float) -> float:
+    return math.nan if a < 0 else math.sqrt(a)
+
+
+HOST: dict[str, Callable[..., Any]] = {
+    **_HOST,
+    "minimum": _host_minimum,
+    "maximum": _host_maximum,
+    "sqrt": _host_sqrt,
+    "where": lambda condition, a, b: a if condition else b,
+}
+"""What each operation is for host numbers."""

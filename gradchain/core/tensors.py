@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradchain.core.index import Fact, Index
-from gradchain.core.scalars import Count, Operand, Scalar, Scalars
+from gradchain.core.scalars import Operand, Scalar, Scalars, where
 
 
 class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
@@ -22,6 +22,9 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     Entries meet by name, and an entry absent from one side is absent from the result: that is how a parameter
     without a gradient is left alone by every rule. Arithmetic is done in float32 or wider; what a State keeps is
     rounded once to the dtype it is stored in. Scalars may be numbers, 0-d tensors, `Scalars` or a `Count`.
+
+    A comparison gives a mask: Tensors of truth values, which `&`, `|`, `~` and `where` take, and only these. To any
+    other operation it is 0 and 1, in the compute dtype of what was compared.
 
     >>> import torch, gradchain as gch
     >>> g = gch.Tensors.of({"w": torch.tensor([3.0, 4.0]), "b": torch.tensor(0.0)})
@@ -44,6 +47,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     @abstractmethod
     def _apply(self, op: str, args: tuple[Any, ...]) -> Tensors:
         """One elementwise operation over Tensors, Scalars and numbers."""
+
+    @abstractmethod
+    def _is_mask(self) -> bool:
+        """Whether the elements are truth values."""
 
     @abstractmethod
     def _norms(self, p: float) -> Scalars:
@@ -108,7 +115,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
 
     def _binary(self, op: str, a: Any, b: Any) -> Any:
         other = b if a is self else a
-        if not isinstance(other, (int, float, Tensor, Scalars, Count, Tensors)):
+        if not isinstance(other, (int, float, Tensor, Operand)):
             return NotImplemented
         if isinstance(other, Tensor) and other.ndim:
             raise TypeError(
@@ -121,13 +128,22 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         return self._apply("mul", (self, -1.0))
 
     def __invert__(self) -> Tensors:
-        return self._apply("not", (self,))
+        return self._logical("not", "~", self)
 
     def __and__(self, other: Tensors) -> Tensors:
-        return self._apply("and", (self, other))
+        return self._logical("and", "&", self, other)
 
     def __or__(self, other: Tensors) -> Tensors:
-        return self._apply("or", (self, other))
+        return self._logical("or", "|", self, other)
+
+    def _logical(self, op: str, sign: str, *args: Any) -> Tensors:
+        for arg in args:
+            if not isinstance(arg, Tensors) or not arg._is_mask():
+                got = type(arg).__name__ + (" of numbers" if isinstance(arg, Tensors) else "")
+                raise TypeError(
+                    f"Tensors: {sign} takes masks, what comparisons give, got {got}. Compare with a number."
+                )
+        return self._apply(op, args)
 
     def __eq__(self, other: object) -> Any:
         return self._apply("eq", (self, other)) if isinstance(other, (int, float, Tensor, Operand)) else NotImplemented
@@ -171,7 +187,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
 
     def where(self, condition: Tensors, other: Any) -> Tensors:
         """Each element where `condition` holds, else `other`."""
-        return self._apply("where", (condition, self, other))
+        return where(condition, self, other)  # type: ignore[no-any-return]
 
     def isfinite(self) -> Tensors:
         """True for each element that is neither inf nor NaN."""

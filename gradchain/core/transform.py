@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
-from torch import Tensor
 from typing_extensions import dataclass_transform
 
 from gradchain.core.context import Context
-from gradchain.core.hyper import Hyper, evaluated
+from gradchain.core.hyper import Hyper, evaluated, varies
 from gradchain.core.index import Index
+from gradchain.core.scalars import Scalars
 from gradchain.core.state import Empty, Links, State, settled
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
+from gradchain.selectors import PerParameter
 from gradchain.selectors.source import code
 
 if TYPE_CHECKING:
@@ -34,9 +35,9 @@ class Transform:
     """A link: `init(params) -> state` and `update(updates, state, ctx) -> (updates or None, state)`, both pure.
 
     Subclassing makes a frozen dataclass: typed fields are hyperparameters, numeric ones are typed `Hyper`. Inside
-    `update` they are numbers, whatever schedule or override they were given. `update` may return None for the
-    updates to hold the chain, or `Weights` where the link owns the weights. Concrete links are final: to tweak one,
-    wrap it.
+    `update` they are numbers, or numbers per parameter, whatever schedule or override they were given. `update` may
+    return None for the updates to hold the chain, or `Weights` where the link owns the weights. Concrete links are
+    final: to tweak one, wrap it.
 
     What a link says of itself, for the checks at bind:
         descends: True if it turns a gradient into a descent step (flips the sign), False if it does not; None (a
@@ -48,6 +49,8 @@ class Transform:
             so themselves): `bind(in_backward=True)` needs that of every link.
         holds: the reason it holds the chain for, where it may.
         read_once: hyperparameters that only `init` reads, which an override would not reach.
+        calls_back: whether `update` calls a function of the user's, which must then be called at every step.
+        uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
     """
 
     descends: ClassVar[bool | None] = None
@@ -56,6 +59,8 @@ class Transform:
     per_parameter: ClassVar[bool] = False
     holds: ClassVar[str] = ""
     read_once: ClassVar[frozenset[str]] = frozenset()
+    calls_back: ClassVar[bool] = False
+    uniform: ClassVar[frozenset[str]] = frozenset()
     hypers: ClassVar[dict[str, Hyper]] = {}
 
     def __init_subclass__(cls) -> None:
@@ -117,11 +122,12 @@ class Transform:
             given = self.__dict__[name]
             if isinstance(given, str) and not overrides:
                 continue
-            scheduled = callable(given) and not isinstance(given, Tensor)
+            scheduled = varies(given)
             address = f"{ctx.address}.{name}" if overrides else ""
             if not scheduled and address not in overrides:
                 continue
-            changes[name] = self.value_of(hyper, ctx)
+            trace = ctx.trace
+            changes[name] = self.value_of(hyper, ctx) if trace is None else trace.hyper(self, hyper, ctx)
             ctx.use(name, changes[name])
         if not changes:
             return self
@@ -133,17 +139,15 @@ class Transform:
     def value_of(self, hyper: Hyper, ctx: Context) -> Any:
         """The number a hyperparameter has under the schedules and overrides of `ctx`, checked."""
         given = self.__dict__[hyper.name]
-        if callable(given) and not isinstance(given, Tensor):
-            ctx.step  # noqa: B018  # raises where there is no step for a schedule to read
         override = ctx.overridden().get(f"{ctx.address}.{hyper.name}")
         if override is None:
-            value, source = evaluated(given, ctx.clocks), given
+            value, source = evaluated(given, ctx), given
         else:
-            value = override.resolve(lambda: evaluated(given, ctx.clocks), ctx.clocks)
+            value = override.resolve(lambda: evaluated(given, ctx), ctx)
             source = override.value if override.factor is None else given
-        if isinstance(value, (int, float)) and hyper.accepts(value):
+        if isinstance(value, (int, float, Scalars)) and hyper.accepts(value):
             return value
-        cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if callable(source) else ""
+        cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if varies(source) else ""
         return hyper.checked(value, ctx.address or type(self).__name__, cause)
 
     def bind(
@@ -154,7 +158,17 @@ class Transform:
 
         return Updater(self, target, autocast=autocast, in_backward=in_backward, **options)
 
+    def check_uniform(self, name: str, given: Any) -> None:
+        """TypeError for a per-parameter value where there is one number for all parameters."""
+        if name in self.uniform and isinstance(given, PerParameter):
+            raise TypeError(
+                f"{type(self).__name__}: {name} must be one number for all parameters, got {given!r}. partition gives "
+                "groups of parameters links of their own."
+            )
+
     def __post_init__(self) -> None:
+        for name in self.hypers:
+            self.check_uniform(name, self.__dict__[name])
         self.check()
 
     def __repr__(self) -> str:

@@ -93,7 +93,10 @@ class BlocksRunner:
         """Every instruction, over one bucket; its results are `held["value"]`."""
         values = held["value"] = []
         for op, operands in self._program.instructions:
-            values.append(_torch.pointwise(op, [_pick(o, held) for o in operands], size))
+            given = [_pick(o, held) for o in operands] + ([self._wide] if op == "number" else [])
+            if op == "where" and not any(isinstance(c, list) and isinstance(c[0], Tensor) for c in given[1:]):
+                given[1] = _as_list(given[1], [torch.empty((), dtype=self._wide)] * size)  # numbers say no dtype
+            values.append(_torch.pointwise(op, given, size))
 
     def _zeros(self, bucket: list[tuple[int, int, int]]) -> list[Tensor]:
         """Zeros like the bucket's pieces, for a program that asks for them."""

@@ -10,7 +10,8 @@ remove what is old, and the name is then anybody's. A temporary folder may lie i
 as soon as its kernel is loaded, which is sooner than the process's exit and leaves nothing behind a killed one.
 
 What a file is called. `<key>-<sum>.so`: the key is the hash of all that the file depends on, the sum that of the file
-itself, so that one rename publishes both and a file cut short by a full disk or a crash is known by its name.
+itself, so that one rename publishes both and a file cut short by a full disk or a crash is known by its name. Of more
+than MOST_FILES or MOST_BYTES those go that were not loaded for longest; who has loaded one keeps it.
 """
 
 from __future__ import annotations
@@ -36,8 +37,11 @@ from pathlib import Path
 FORMAT = 2
 TIME_LIMIT = 60.0  # seconds for one compilation, or for one check
 ROOM = 1 << 20  # free bytes below which nothing is built: a compiler on a full disk fails in a hundred ways
+MOST_FILES = 256
+MOST_BYTES = 64 << 20
 CPUINFO = "/proc/cpuinfo"
 
+_NAME = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}\.so")
 _SILENCE = "or set GRADCHAIN_NATIVE=0 to silence this"
 _FLAGS = (
     "-O3",
@@ -103,6 +107,7 @@ class _Process:
         self.compilers: dict[str, tuple[str, str] | NoKernel] = {}
         self.machine = ""
         self.warned = False
+        self.without_cache = ""  # what it means and why, where no cache folder was fit
 
 
 _process = _Process()
@@ -129,10 +134,18 @@ def load(source: str) -> ctypes.CDLL:
         raise NoKernel("GRADCHAIN_NATIVE=0 turns native kernels off")
     try:
         with _process.lock:
-            return _known(source)
+            told, found = _process.without_cache, _known(source)
     except NoKernel as reason:
         _warn(reason)
         raise
+    if _process.without_cache != told:
+        warnings.warn(f"gradchain: {_process.without_cache}", stacklevel=2)
+    return found
+
+
+def without_cache() -> str:
+    """That kernels are built anew in every process, and why; "" where they are kept."""
+    return _process.without_cache
 
 
 def _warn(reason: NoKernel) -> None:
@@ -229,7 +242,12 @@ def _library(command: list[str], source: str, key: str) -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(prefix="gradchain-", ignore_cleanup_errors=True) as made:
             folder = Path(os.path.realpath(made))  # /tmp is a link on macOS: what is judged is where it leads
             _private(folder, sticky=True)
-            return _built(command, source, folder)
+            found = _built(command, source, folder)
+            _process.without_cache = _process.without_cache or (
+                f"native kernels are compiled anew in every process, for the cache is refused ({unfit}); point "
+                "XDG_CACHE_HOME at a folder of yours alone"
+            )
+            return found
     except OSError as error:
         raise NoKernel(
             f"no folder is fit to build native kernels in: the cache ({unfit}), a temporary one ({error}); point "
@@ -302,7 +320,10 @@ def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
     for path in sorted(folder.glob(f"{key}-*.so")):
         if _is_sound(path):
             with contextlib.suppress(OSError):
-                return ctypes.CDLL(str(path))
+                found = ctypes.CDLL(str(path))
+                with contextlib.suppress(OSError):
+                    os.utime(path)  # it is used: the oldest go first
+                return found
         with contextlib.suppress(OSError):
             path.unlink()
     return None
@@ -343,7 +364,24 @@ def _built(command: list[str], source: str, folder: Path, keep: Path | None = No
             final = keep.with_name(f"{keep.name}-{_sum(built.read_bytes())}.so")
             os.replace(built, final)
             built = final
+            _trim(folder, final)
         return ctypes.CDLL(str(built))
+
+
+def _trim(folder: Path, newest: Path) -> None:
+    """Remove what was not used for longest, where there is too much. Of our own files only; what goes wrong may."""
+    ours = []
+    for path in folder.glob("*-*.so"):
+        with contextlib.suppress(OSError):  # another process was faster
+            own = os.lstat(path)
+            if _NAME.fullmatch(path.name) and stat.S_ISREG(own.st_mode) and own.st_uid == os.geteuid():
+                ours.append((path == newest, own.st_mtime_ns, own.st_size, path))
+    room = MOST_BYTES
+    for i, (_, _, size, path) in enumerate(sorted(ours, reverse=True)):
+        room -= size
+        if path != newest and (i >= MOST_FILES or room < 0):
+            with contextlib.suppress(OSError):
+                path.unlink()
 
 
 def _room(folder: Path | str) -> None:

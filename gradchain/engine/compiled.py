@@ -118,14 +118,14 @@ def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     numbers = [f"{k}{i}" for k, n in (("s", program.scalars), ("e", program.entries)) for i in range(len(n))]
     lines = [f"def run({', '.join([*(f'p{i}' for i in range(len(dtypes))), *numbers])}):"]
     for i, (op, operands) in enumerate(program.numbers):
-        lines.append(f"    n{i} = {_call(op, operands)}")
+        lines.append(f"    n{i} = {_call(op, operands, wide)}")
     # numbers are rounded once, as every executor does
     lines += [f"    {name} = {name}.to({wide})" for name in (*numbers, *(f"n{i}" for i in range(len(program.numbers))))]
     lines += [f"    x{i} = p{i}.to({wide})" for i in sorted(program.loads())]
     if program.has_zeros():
         lines.append(f"    zero = torch.zeros_like(p0, dtype={wide})")
     for i, (op, operands) in enumerate(program.instructions):
-        lines.append(f"    v{i} = {_call(op, operands)}")
+        lines.append(f"    v{i} = {_call(op, operands, wide)}")
     if program.reduce:
         kind, operand = program.reduce
         lines += [f"    wide = {name_of(operand)}.to(torch.float64).expand_as(p0)", f"    return {REDUCTIONS[kind]}"]
@@ -136,8 +136,10 @@ def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     return "\n".join([*lines, ""])
 
 
-def _call(op: str, operands: Sequence[Value]) -> str:
+def _call(op: str, operands: Sequence[Value], wide: str) -> str:
     given = [name_of(o) for o in operands]
     if op == "where":
         given[0] = f"{given[0]}.to(torch.bool)"
+    if op == "number":
+        given.append(wide)
     return f"do[{op!r}]({', '.join(given)})"

@@ -59,9 +59,14 @@ def chosen(device: torch.device) -> tuple[Executor, ...]:
 
 
 def adapted(executors: tuple[Executor, ...], device: torch.device) -> tuple[Executor, ...]:
-    """The executors for weights on this device: those in use where someone set them, else the chosen ones."""
-    ours = any(executors is choice for choice in _chosen.values())
-    executors = chosen(device) if ours else executors
+    """The executors for weights on this device: those in use where someone set them, else the chosen ones.
+
+    Unrecorded where there is none.
+    """
+    if not executors:  # as someone set it: that none is the default on a device is never kept
+        raise Unrecorded("no executor may run it")
+    if any(executors is choice for choice in _chosen.values()):
+        executors = chosen(device)
     if not executors:
         hint = f" {VARIABLE}=triton runs printed kernels." if device.type == "cuda" else ""
         raise Unrecorded(f"on {device.type} torch._foreach is the default.{hint}")

@@ -3,72 +3,37 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec
 
 import torch
+from torch import Tensor
 
 from gradchain.core.chain import chain
 from gradchain.core.context import Context, Run
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
-from gradchain.core.scalars import Scalars
-from gradchain.core.state import Links, State
+from gradchain.core.state import Links
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.engine.captured import Captured
 from gradchain.engine.devices import adapted, chosen, numbers_on
-from gradchain.engine.executor import Column, Executor, NoKernel, Runner
+from gradchain.engine.executor import Column, Executor, NoKernel
 from gradchain.engine.layout import Layout
+from gradchain.engine.leaves import dtypes, mapped, restored, roots_of
 from gradchain.engine.lower import Lowering, Program
-from gradchain.engine.numbers import Each, Number, met
+from gradchain.engine.numbers import DeviceReduced, met
+from gradchain.engine.plan import Part, Plan, arithmetic, difference, extra_dtypes, structure
 from gradchain.engine.record import Lazy, Reduced, Tape, Unrecorded
+from gradchain.engine.replay import Call, Given, Recorded, Reduction, Replays, can_trace, gathered, kept, ours, traced
+from gradchain.engine.trace import Trace
+from gradchain.engine.windows import Windows
 
 MOST_PLANS = 64
 
 P = ParamSpec("P")
-
-
-@dataclasses.dataclass
-class Part:
-    """The program of one class of parameters.
-
-    Attributes:
-        names: the class.
-        program: what it computes, over the nodes and slots of a tape of this structure.
-        runner: the program made ready by an executor.
-        executor: that executor's name.
-        refused: why executors that come before it could not.
-        dtypes: of the program's columns.
-    """
-
-    names: tuple[str, ...]
-    program: Program
-    runner: Runner
-    executor: str
-    refused: dict[str, str]
-    dtypes: tuple[torch.dtype, ...]
-
-    @property
-    def bytes_read(self) -> int:
-        """Per element."""
-        return sum(self.dtypes[i].itemsize for i in self.program.loads())
-
-    @property
-    def bytes_written(self) -> int:
-        """Per element."""
-        return sum(self.dtypes[column].itemsize for column, _ in self.program.stores)
-
-
-@dataclasses.dataclass
-class Plan:
-    """The programs for one structure of a step. Holds the indices its key refers to by identity."""
-
-    parts: list[Part]
-    indices: tuple[Index, ...]
 
 
 def _none_where_it_cannot(
@@ -100,7 +65,11 @@ class Engine:
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
         self._state_dtypes: tuple[Any, ...] = ()
         self._state: Links | None = None
+        self._windows = Windows()
         self._lent = False
+        self._own: tuple[chain, bool] | None = None  # the chain, and whether its steps may be run without its links
+        self._replays = Replays()
+        self.num_replayed = 0  # steps that were run again from their numbers
         self.last: list[Part] = []  # what the last step ran, in order
         self._warned = False
         self.reason = ""  # why the last step ran by the reference; "" if it did not
@@ -134,13 +103,84 @@ class Engine:
         layout = self._laid_out(params)
         if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
+            self._replays.forget()
+            self._windows.clear()
             taken = set(layout.pointers)  # memory that something else writes, or that is written for another field
-            state = _mapped(state, lambda tensors: layout.state(tensors, taken))
-            self._state_dtypes = tuple(_dtypes(state))
-        tape = Tape(self._reduce, self._compute, layout.state, numbers_on(self.executors))
+            state = mapped(state, lambda tensors: layout.state(tensors, taken))
+            self._state_dtypes = tuple(dtypes(state))
+        grads = layout.gradients(received)
+        again = self._again(tx, grads, state, params._data, run, context)
+        if again is not None:
+            return True, again
+        recorded = self._recorded(tx, grads, state, params, run, context)
+        applied, new = self._executed(recorded, received, state, params)
+        for name in ("records", "used", "held", "detail", "loss", "scaled"):
+            setattr(run, name, getattr(recorded.run, name))
+        self.reason, self._state = "", new
+        return applied, new
+
+    def _again(
+        self,
+        tx: chain,
+        grads: EagerTensors,
+        state: Links,
+        weights: list[Tensor],
+        run: Run,
+        context: Callable[[Run], Context],
+    ) -> Links | None:
+        """The new state, if the step is like one that was traced before: then the links need not run."""
+        if not self._replays.any:
+            return None
+        context(run)
+        found = self._replays.again(tx, grads, state, weights, run, self._lent)
+        if found is None:
+            return None
+        self.last, self._state = found
+        self.reason = ""
+        self.num_replayed += 1
+        return self._state
+
+    def _recorded(
+        self,
+        tx: chain,
+        grads: EagerTensors,
+        state: Links,
+        params: EagerTensors,
+        run: Run,
+        context: Callable[[Run], Context],
+    ) -> Recorded:
+        """The step on a tape; in a trace, if it may be one that will be run again."""
+        if self._may_trace(tx):
+            context(run)
+            if can_trace(run):
+                try:
+                    return self._record(tx, grads, state, params, run, context, Trace(run.clocks))
+                except Exception:  # whatever it is, it shows again without the trace
+                    self._replays.keep(None)
+        return self._record(tx, grads, state, params, run, context, None)
+
+    def _may_trace(self, tx: chain) -> bool:
+        """Whether to trace the coming step: that is for links that are gradchain's own, and numbers of the host."""
+        if self.captured is not None or numbers_on(self.executors) is not None:
+            return False
+        if self._own is None or self._own[0] is not tx:
+            self._own = (tx, ours(tx))
+        return self._own[1] and self._replays.wanted()
+
+    def _record(
+        self,
+        tx: chain,
+        grads: EagerTensors,
+        state: Links,
+        params: EagerTensors,
+        run: Run,
+        context: Callable[[Run], Context],
+        trace: Trace | None,
+    ) -> Recorded:
+        assert self._layout is not None
+        tape = Tape(self._reduce, self._compute, self._layout.state, trace, numbers_on(self.executors))
         if tape.numbers is not None:
             tape.numbers.closed = self.captured is not None
-        grads = layout.gradients(received)
         weights = tape.leaf("param", params)
         trial = copy.copy(run)
         trial.records, trial.used = {}, {}
@@ -149,31 +189,67 @@ class Engine:
         trial.params = weights
         if self.captured is not None:
             trial.buffers = _no_buffers
-        lazy = _mapped(state, lambda tensors: tape.leaf("state", tensors))
+        lazy, given = mapped(state, lambda tensors: tape.leaf("state", tensors)), Given()
+        if trace is not None:
+            trial.trace = trace
+            clocks: dict[str, Any] = {name: trace.number(value) for name, value in trial.clocks.items()}
+            trial.clocks = clocks
+            lazy = traced(lazy, trace, given)
         out, new = tx.update(tape.leaf("grad", grads), lazy, ctx)
-        roots = _roots(tape, lazy, new)
+        roots = roots_of(tape, lazy, new)
+        written: Index | None = None
         if out is not None:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
-        settled = _restored(state, new, tape, received, out is None)
-        key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *_numbers(tape))
+            written = target.index
+        return Recorded(tx, tape, trial, lazy, given, new, roots, written)
+
+    def _executed(
+        self, recorded: Recorded, received: EagerTensors, state: Links, params: EagerTensors
+    ) -> tuple[bool, Links]:
+        """Run the kernels of a recorded step. Whether weights were written, and the new state."""
+        tape, roots, written = recorded.tape, recorded.roots, recorded.written
+        self._windows.begin()
+        settled = restored(
+            state,
+            recorded.new,
+            lambda value, before: self._whole(value, before, received, roots, written is None),
+        )
+        key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *arithmetic(tape))
         parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
         for part in parts:  # from here on nothing may fail: it writes
             self._run(part, tape)
         if self.captured is not None:
             self.captured.complete()
-        if out is not None:
-            written, position = target.index, params.index.position
-            whole = written is params.index
-            torch.autograd.graph.increment_version(
-                params._data if whole else [params._data[position[n]] for n in written]
-            )
-        for name in ("records", "used", "held", "detail", "loss", "scaled"):
-            setattr(run, name, getattr(trial, name))
+        self._windows.settle()
+        where: list[int] | None = None
+        if written is not None:
+            data, position = params._data, params.index.position
+            where = None if written is params.index else [position[n] for n in written]
+            torch.autograd.graph.increment_version(data if where is None else [data[i] for i in where])
         if tape.numbers is not None:
             tape.numbers.closed = False  # what was recorded may be read from here on
-        self.reason, self._state = "", settled
-        return out is not None, settled
+        if tape.trace is not None:
+            settled = self._kept(recorded, parts, where, settled)
+        return written is not None, settled
+
+    def _kept(self, recorded: Recorded, parts: list[Part], written: list[int] | None, settled: Links) -> Links:
+        """The new state in plain numbers. Keeps a traced step for those to come, if its numbers are all there is."""
+        settled, replay = kept(
+            recorded, written, settled, self._lent, lambda: [self._call(p, recorded.tape) for p in parts]
+        )
+        if replay is not None:
+            replay.parts = list(self.last)
+        self._replays.keep(replay)
+        return settled
+
+    def _call(self, part: Part, tape: Tape) -> Call:
+        """A part as it can be run again."""
+        columns = [
+            None if tape.ops[leaf][1] == "grad" else self._column(tape, leaf, part.names)
+            for leaf in part.program.columns
+        ]
+        return Call.of(part, tape, columns)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Engine, ()  # plans hold addresses: a copy makes its own
@@ -186,13 +262,16 @@ class Engine:
     # storage
 
     def _laid_out(self, params: EagerTensors) -> Layout:
-        if params._data:
-            self.executors = adapted(self.executors, params._data[0].device)
+        executors = adapted(self.executors, params._data[0].device if params._data else torch.device("cpu"))
+        if executors is not self.executors:
+            self.executors, self._layout = executors, None  # what is planned is for the others
         if self._layout is None or not self._layout.still(params):
             self._layout = Layout(params)
             self._plans.clear()
             self._columns.clear()
+            self._windows.clear()
             self._state = None  # it has to follow the weights' new strides
+            self._replays.forget()
         return self._layout
 
     def _column(self, tape: Tape, leaf: int, names: tuple[str, ...]) -> Column:
@@ -212,7 +291,7 @@ class Engine:
 
     def _planned(self, tape: Tape, key: tuple[Any, ...], make: Callable[[], list[Part]]) -> list[Part]:
         """The programs under a key, made if it is new."""
-        key = (*key, self._state_dtypes, *_extra_dtypes(tape))
+        key = (*key, self._state_dtypes, *extra_dtypes(tape))
         found = self._plans.get(key)
         if found is None:
             if len(self._plans) >= MOST_PLANS:
@@ -282,34 +361,29 @@ class Engine:
         self.last.append(part)
         columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
         scalars = [tape.scalars[slot] for slot in program.scalars]
-        entries: list[Any] = []
-        if program.entries:
-            entries = [tape.entries[slot][n] for n in part.names for slot in program.entries]
+        entries = part.rows([tape.entries[slot] for slot in program.entries]) if program.entries else ()
         if self.captured is not None:
             return self.captured.run(part.runner, part.executor, columns, scalars, entries)
         if tape.numbers is not None:
             return part.runner.launch(columns, scalars, entries)  # type: ignore[attr-defined]  # see numbers_on
         return part.runner.run(columns, scalars, entries)
 
-    def _reduce(self, tape: Tape, node: int, kind: str) -> Any:
-        """Reduce a node now, over every entry it has: Reduced, or DeviceReduced where numbers stay on the device."""
-        index, reach = tape.indices[node], _reachable(tape, node)
+    def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced | DeviceReduced:
+        """Reduce a node now, over every entry it has."""
+        index, reach = tape.indices[node], tape.reach(node)
         parts = self._planned(
-            tape,
-            (kind, node, *_structure(tape, reach), *_numbers(tape)),
-            lambda: self._reductions(tape, node, kind, reach),
+            tape, (kind, node, *structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach)
         )
         if tape.numbers is not None:
-            rows = [(part.names, self._run(part, tape)) for part in parts]
-            reduced = met(rows, kind, tape.numbers.device)
+            reduced = met([(part.names, self._run(part, tape)) for part in parts], kind, tape.numbers.device)
             return reduced if self.captured is None else self.captured.reduced(reduced)
-        if len(parts) == 1 and parts[0].names == index.names:
-            return Reduced(index.names, self._run(parts[0], tape))
-        numbers = [0.0] * len(index)
-        for part in parts:
-            for name, value in zip(part.names, self._run(part, tape), strict=True):
-                numbers[index.position[name]] = value
-        return Reduced(index.names, numbers)
+        places = [None if part.names == index.names else [index.position[n] for n in part.names] for part in parts]
+        rows = gathered([self._run(part, tape) for part in parts], places, len(index))
+        trace = tape.trace
+        if trace is None:
+            return Reduced(index.names, rows)
+        reduction = Reduction([self._call(part, tape) for part in parts], places, len(index), self._lent)
+        return Reduced.traced(index.names, rows, reduction.noted(trace, rows))
 
     def _reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:
         parts = []
@@ -323,35 +397,32 @@ class Engine:
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
         assert self._layout is not None
-        layout, reach = self._layout, _reachable(tape, node)
-        leaves = [tape.leaves[i] for i in reach if i in tape.leaves]
-        made = []
-        for name in tape.indices[node].names:
-            weight = layout.tensors[layout.index.position[name]]
-            read = [t._data[t.index.position[name]].dtype for t in leaves if name in t.index] or [weight.dtype]
-            made.append(torch.empty_like(weight, dtype=torch.float64 if torch.float64 in read else torch.float32))
-        out = EagerTensors(tape.indices[node], made)
+        index, position, reach = tape.indices[node], self._layout.index.position, tape.reach(node)
+        weights = [self._layout.tensors[position[name]] for name in index.names]
+        dtypes = tape.dtypes(node)
+        out = EagerTensors(index, [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)])
         target = tape.leaf("extra", out).node
-        key = ("compute", node, target, *_structure(tape, reach), *_numbers(tape))
+        key = ("compute", node, target, *structure(tape, reach))
         for part in self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target])):
             self._run(part, tape)
         return out
 
-
-def difference(before: list[tuple[Any, ...]], key: tuple[Any, ...]) -> str:
-    """What is another thing in this key than in the one before."""
-    if not before:
-        return "This one is the first of its kind."
-    old, new = before[0], key
-    old_ops, new_ops = (
-        k[0] if isinstance(k[0], tuple) else tuple(n[1] for n in k[2:] if isinstance(n, tuple)) for k in (old, new)
-    )
-    for i, (a, b) in enumerate(zip(old_ops, new_ops, strict=False)):
-        if a != b:
-            return f"The last two differ in operation {i}: {a[0]!r} before, {b[0]!r} now."
-    if len(old_ops) != len(new_ops):
-        return f"The last two have {len(old_ops)} and {len(new_ops)} operations."
-    return "The last two have the same operations over other parameters: see which have a gradient or pass a mask."
+    def _whole(
+        self, value: Lazy, before: Any, received: EagerTensors, roots: list[tuple[int, int]], held: bool
+    ) -> EagerTensors:
+        """The tensors of a field that is replaced as a whole."""
+        tape, kind = value.tape, value.tape.ops[value.node]
+        if not len(value) or kind == ("leaf", "grad"):
+            kept = received.select(value.index)
+            # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
+            return kept if held or not len(value) else kept.clone()  # type: ignore[return-value]
+        if kind[0] == "leaf":
+            return value.computed()
+        assert self._layout is not None
+        dtypes = tape.dtypes(value.node)
+        place = self._windows.place(self._layout, value.index, dtypes, before)
+        roots.append((tape.leaf("extra", place).node, value.node))
+        return place
 
 
 def _no_buffers() -> Any:
@@ -366,87 +437,3 @@ def _evaluating(tape: Tape, evaluate: Callable[[Tensors, str], tuple[Any, Tensor
         return loss, tape.leaf("extra", grads)
 
     return on_tape
-
-
-def _structure(tape: Tape, nodes: Iterable[int]) -> tuple[Any, ...]:
-    """What some nodes of a tape are, apart from the numbers in it."""
-    return tuple((i, tape.ops[i], id(tape.indices[i])) for i in nodes)
-
-
-def _numbers(tape: Tape) -> tuple[Any, ...]:
-    """What was done to numbers on the device, as part of a key."""
-    return () if tape.numbers is None else (("numbers", *tape.numbers.ops),)
-
-
-def _dtypes(state: State) -> Iterator[torch.dtype]:
-    """The dtypes of everything in a state that is per parameter."""
-    for name, value in state.items():
-        if isinstance(value, EagerTensors) and name not in state.whole:
-            yield from (t.dtype for t in value._data)
-    for inner in getattr(state, "links", {}).values():
-        yield from _dtypes(inner)
-
-
-def _extra_dtypes(tape: Tape) -> Iterator[torch.dtype]:
-    """The dtypes of tensors that links brought onto the tape."""
-    for leaf, tensors in tape.leaves.items():
-        if tape.ops[leaf][1] == "extra":
-            yield from (t.dtype for t in tensors._data)
-
-
-def _reachable(tape: Tape, node: int) -> list[int]:
-    seen, todo = set(), [node]
-    while todo:
-        now = todo.pop()
-        if now not in seen:
-            seen.add(now)
-            todo += [o for o in tape.ops[now][1:] if isinstance(o, int)]
-    return sorted(seen)
-
-
-def _mapped(state: State, change: Callable[[Tensors], Tensors]) -> Any:
-    """`state` with every Tensors of parameters changed; those that come and go are left as they are."""
-    changes: dict[str, Any] = {
-        name: change(value) for name, value in state.items() if isinstance(value, Tensors) and name not in state.whole
-    }
-    links = getattr(state, "links", None)
-    if links is not None:
-        changes["links"] = {name: _mapped(inner, change) for name, inner in links.items()}
-    return state.replace(**changes) if changes else state
-
-
-def _roots(tape: Tape, old: Any, new: Any) -> list[tuple[int, int]]:
-    """(leaf, node): what is written over which field of the state."""
-    roots = []
-    for name, before in old.items():
-        after = getattr(new, name)
-        if not isinstance(before, Lazy) or after is before:
-            continue
-        after = tape.leaf("extra", after)
-        if after.node != before.node:
-            roots.append((before.node, after.node))
-    for name, inner in getattr(old, "links", {}).items():
-        roots += _roots(tape, inner, new.links[name])
-    return roots
-
-
-def _restored(state: Any, new: Any, tape: Tape, received: EagerTensors, held: bool) -> Any:
-    """`new` with the tensors of `state`, which now hold the new values, in place of nodes."""
-    changes: dict[str, Any] = {}
-    for name, value in new.items():
-        if isinstance(value, Lazy):
-            if name in new.whole:
-                of_gradients = not len(value) or tape.ops[value.node] == ("leaf", "grad")
-                kept = received.select(value.index) if of_gradients else value.computed()
-                # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
-                changes[name] = kept if held or not of_gradients or not len(value) else kept.clone()
-            else:
-                changes[name] = getattr(state, name)
-        elif isinstance(value, Number):
-            changes[name] = value.tensor()
-        elif isinstance(value, Each):
-            changes[name] = Scalars(dict(value))
-    links = getattr(new, "links", None)
-    if links is not None:
-        changes["links"] = {n: _restored(state.links[n], inner, tape, received, held) for n, inner in links.items()}
-    return new.replace(**changes) if changes else new

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
+import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -26,11 +26,31 @@ class Column:
     _addresses: Any = field(default=None, repr=False)
 
     @property
-    def addresses(self) -> ctypes.Array[ctypes.c_int64]:
+    def addresses(self) -> array.array[int]:
         """Where the tensors lie, as a kernel takes it."""
         if self._addresses is None:
-            self._addresses = (ctypes.c_int64 * len(self.tensors))(*[t.data_ptr() for t in self.tensors])
+            self._addresses = array.array("q", list(map(Tensor.data_ptr, self.tensors)))
         return self._addresses  # type: ignore[no-any-return]
+
+
+class Rows(Sequence[float]):
+    """Numbers per row that lie in memory already: a kernel takes their address, and anyone else the numbers."""
+
+    def __init__(self, column: Tensor) -> None:
+        self.column = column
+        self._numbers: list[float] | None = None
+
+    def __len__(self) -> int:
+        return self.column.numel()
+
+    @overload
+    def __getitem__(self, at: int) -> float: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[float]: ...
+    def __getitem__(self, at: int | slice) -> float | list[float]:
+        if self._numbers is None:
+            self._numbers = self.column.tolist()
+        return self._numbers[at]
 
 
 class Runner(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.tensors import Tensors
@@ -12,7 +13,6 @@ from gradchain.engine.print_c import TYPES
 from gradchain.engine.record import Unrecorded
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
-_TENSOR = {torch.Tensor}
 _DEVICES = ("cpu", "cuda")
 
 
@@ -28,55 +28,46 @@ class Layout:
         self.pointers = [t.data_ptr() for t in self.tensors]
         self.dtypes = [t.dtype for t in self.tensors]
         self.strides = [t.stride() for t in self.tensors]
-        self.contiguous = all(t.is_contiguous() for t in self.tensors)
+        self._metadata = list(zip(self.strides, self.dtypes, (t.shape for t in self.tensors), strict=True))
         self.sizes = [t.numel() for t in self.tensors]
         for name, tensor in zip(self.index.names, self.tensors, strict=True):
             if not _dense(tensor):
                 raise Unrecorded(f"the weight {name!r} overlaps itself or has gaps")
+        self._alike = _torch.guard(self.tensors)
+        self._plain_gradients: object = None  # the guard of gradients that were found to lie as their weights
 
     def still(self, params: EagerTensors) -> bool:
         """Whether these are the same weights where they were."""
         return (
             params.index is self.index
-            and [t.data_ptr() for t in params._data] == self.pointers
+            and list(map(Tensor.data_ptr, params._data)) == self.pointers
             and (
-                self._plain(params._data)
-                if self.contiguous
-                else [(t.stride(), t.dtype) for t in params._data] == list(zip(self.strides, self.dtypes, strict=True))
-                and list(map(Tensor.numel, params._data)) == self.sizes
+                (self._alike is not None and self._alike(*params._data))
+                or [(t.stride(), t.dtype, t.shape) for t in params._data] == self._metadata
             )
-        )
-
-    def _plain(self, tensors: list[Tensor]) -> bool:
-        """Whether tensors have the weights' dtypes and sizes and are contiguous, as the weights are."""
-        return (
-            self.contiguous
-            and [t.dtype for t in tensors] == self.dtypes
-            and all(map(Tensor.is_contiguous, tensors))
-            and list(map(Tensor.numel, tensors)) == self.sizes  # `p.data = …` may leave a gradient of another size
         )
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
         """The gradients, each laid out as its weight: a copy of one that is not."""
+        if grads.alike is not None and grads.alike is self._plain_gradients:
+            return grads
         data, position = grads._values(), self.index.position
         whole = grads.index is self.index
-        if self.device.type != "cpu":  # a kernel there would read an address of the host's
-            for name, grad in zip(grads.index.names, data, strict=True):
-                _check(name, grad, self.device)
-        if whole and self._plain(data) and set(map(type, data)) <= _TENSOR and not any(map(Tensor.is_neg, data)):
-            return _plainly(grads, data, None)
         changed: list[Tensor] | None = None
         for i, (name, grad) in enumerate(zip(grads.index.names, data, strict=True)):
             at = i if whole else position[name]
             if grad.shape != self.tensors[at].shape:
                 raise Unrecorded(f"the gradient of {name!r} has another shape than the weight")
             plain = type(grad) is Tensor and grad.dtype is self.dtypes[at] and not grad.is_neg()
-            if not plain or grad.stride() != self.strides[at]:
+            there = grad.device == self.device  # elsewhere a kernel would read an address of another memory
+            if not plain or not there or grad.stride() != self.strides[at]:
                 _check(name, grad, self.device)
                 if grad.dtype is not self.dtypes[at]:
                     raise Unrecorded(f"the gradient of {name!r} is {grad.dtype}, its weight {self.dtypes[at]}")
                 changed = list(data) if changed is None else changed
                 changed[i] = torch.empty_like(self.tensors[at]).copy_(grad)
+        if changed is None:
+            self._plain_gradients = grads.alike
         return _plainly(grads, data, changed)
 
     def state(self, tensors: Tensors, taken: set[int] | None = None) -> EagerTensors:

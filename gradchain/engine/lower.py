@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradchain.engine.record import Tape, Unrecorded
+from gradchain.engine.record import BOOLEAN, Tape, Unrecorded
 
 # What an operand of an instruction is: a load, a constant, a scalar slot, an entry slot, or an earlier instruction.
 Value = tuple[Any, ...]
@@ -19,11 +19,13 @@ class Program:
         columns: the leaves it touches, by node, in the order of the kernel's pointers.
         scalars: the slots of the numbers it reads.
         entries: the slots of the numbers per parameter it reads.
-        instructions: (operation, operands); an operand is ("load", column), ("scalar", i), ("entry", i), ("number", i),
-            ("zero",) or ("value", i), the result of instruction i.
+        instructions: (operation, operands). Masks are numbers to none: "number" makes 0 and 1 of one. An operand is
+            ("load", column), ("scalar", i), ("entry", i), ("device", i), ("zero",) or ("value", i), the result of
+            instruction i.
         stores: (column, operand): what is written where.
         reduce: (kind, operand) for a program that reduces instead of storing.
         numbers: (operation, operands) on numbers alone, done in float64, once per row: those that lie on the device.
+            Operand ("device", i) is the result of number i.
     """
 
     columns: list[int] = field(default_factory=list)
@@ -54,20 +56,20 @@ class Lowering:
         self._tape = tape
         self._name = name
         self._done: dict[int, Value] = {}
-        self._numbers: dict[int, Value] = {}
+        self._computed: dict[int, Value] = {}
         self._shared: dict[tuple[str, tuple[Value, ...]], Value] = {}
         self.program = Program()
 
     def store(self, leaf: int, node: int) -> None:
         """Write the value of `node` over the leaf, if it is another value."""
-        value = self.value(node)
+        value = self._number(self.value(node))
         column = ("load", _slot(self.program.columns, leaf))
         if value != column:
             self.program.stores.append((column[1], value))
 
     def reduce(self, kind: str, node: int) -> None:
         """Reduce the value of `node`."""
-        self.program.reduce = (kind, self.value(node))
+        self.program.reduce = (kind, self._number(self.value(node)))
 
     def value(self, node: int) -> Value:
         """The operand that holds what `node` is for this class."""
@@ -88,7 +90,29 @@ class Lowering:
             return self.value(operands[1] if self._name in self._tape.indices[operands[1]] else operands[0])
         if op == "store":
             return self.value(operands[0] if self._name in self._tape.indices[operands[0]] else operands[1])
-        instruction = (op, tuple(self._operand(o) for o in operands))
+        given = [self._operand(o) for o in operands]
+        if op == "where":
+            return self._choice(self._tape.is_mask(node), *given)
+        return self._instruction(op, *(given if op in ("and", "or", "not") else map(self._number, given)))
+
+    def _choice(self, of_masks: bool, condition: Value, a: Value, b: Value) -> Value:
+        if not self._is_mask(condition):  # a truth of the host, which came as a number
+            condition, a, b = self._instruction("not", condition), b, a
+        if not of_masks:
+            return self._instruction("where", condition, self._number(a), self._number(b))
+        kept = self._instruction("and", condition, a)
+        return self._instruction("or", kept, self._instruction("and", self._instruction("not", condition), b))
+
+    def _is_mask(self, value: Value) -> bool:
+        return value[0] == "value" and self.program.instructions[value[1]][0] in BOOLEAN
+
+    def _number(self, value: Value) -> Value:
+        """A mask as 0 and 1; what is a number already as it is."""
+        return self._instruction("number", value) if self._is_mask(value) else value
+
+    def _instruction(self, op: str, *operands: Value) -> Value:
+        """The result of an instruction, which is there once."""
+        instruction = (op, operands)
         shared = self._shared.get(instruction)
         if shared is None:
             self.program.instructions.append(instruction)
@@ -104,17 +128,17 @@ class Lowering:
         if kind in ("e", "r"):
             return ("entry", _slot(self.program.entries, slot))
         if kind == "n":
-            return self._number(slot)
+            return self._on_device(slot)
         raise Unrecorded(f"an operand of kind {kind}")
 
-    def _number(self, at: int) -> Value:
+    def _on_device(self, at: int) -> Value:
         """A number made of others, of the device."""
-        found = self._numbers.get(at)
+        found = self._computed.get(at)
         if found is None:
             assert self._tape.numbers is not None
             op, *operands = self._tape.numbers.ops[at]
             self.program.numbers.append((op, tuple(self._operand(o) for o in operands)))
-            found = self._numbers[at] = ("number", len(self.program.numbers) - 1)
+            found = self._computed[at] = ("device", len(self.program.numbers) - 1)
         return found
 
 

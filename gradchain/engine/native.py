@@ -6,11 +6,12 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 
 from gradchain.engine import build
-from gradchain.engine.executor import CHUNK, Column, folded
+from gradchain.engine.executor import CHUNK, Column, Rows, folded
 from gradchain.engine.lower import Program
 from gradchain.engine.print_c import TYPES, source
 
@@ -85,12 +86,12 @@ class NativeRunner:
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all items; see Runner."""
         items = self._items
-        held = [column.addresses for column in columns]
-        table = (ctypes.c_void_p * len(columns))(*map(ctypes.addressof, held))
+        table = (ctypes.c_void_p * len(columns))(*[column.addresses.buffer_info()[0] for column in columns])
         numbers = (_Double * len(scalars))(*scalars)
-        per_row = (_Double * len(entries))(*entries)
+        per_row: Any = entries.column if type(entries) is Rows else (_Double * len(entries))(*entries)
+        per_row_at = per_row.data_ptr() if type(entries) is Rows else ctypes.addressof(per_row)
         out = (_Double * items.count)() if self._reduces else None
-        rest = (ctypes.addressof(table), ctypes.addressof(numbers), ctypes.addressof(per_row))
+        rest = (ctypes.addressof(table), ctypes.addressof(numbers), per_row_at)
         base = 0 if out is None else ctypes.addressof(out)
 
         def stretch(first: int, last: int) -> None:
@@ -99,7 +100,7 @@ class NativeRunner:
                 last - first, items.row_at + at, items.begin_at + at, items.end_at + at, *rest, base + at if base else 0
             )
 
-        threads = torch.get_num_threads() if items.elements >= PARALLEL else 1
+        threads = torch.get_num_threads() if items.elements >= PARALLEL and not _forked else 1
         if threads == 1:
             stretch(0, items.count)
         else:
@@ -107,15 +108,24 @@ class NativeRunner:
             list(_pool(threads).map(lambda part: stretch(*part), items.split(threads)))
         if out is None:
             return None
-        partial = list(out)
+        partial = out[:]
         return partial if items.whole else folded(self._reduces, items.row_of, partial, items.rows)
 
 
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+_pools: dict[int, ThreadPoolExecutor] = {}
+_forked: list[int] = []  # the process, where it is a forked child
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:
-    key = (os.getpid(), threads)  # the threads of a pool do not live on in a forked child
-    if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="gradchain")
-    return _pools[key]
+    if threads not in _pools:
+        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="gradchain")
+    return _pools[threads]
+
+
+def _after_fork() -> None:
+    # the threads of a pool do not live on in a child, which may hold locks that nobody will let go: it starts none
+    _forked[:] = [os.getpid()]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

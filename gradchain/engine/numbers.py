@@ -8,12 +8,13 @@ begin. Where torch itself needs the value (a state's field, `float(norm)`, a fun
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Operand, Scalars, maximum, minimum, sqrt, where
 from gradchain.core.tensors import Tensors
 
@@ -59,10 +60,10 @@ class Ledger:
         if isinstance(value, Number):  # of another step
             value = value.tensor()
         elif isinstance(value, Each):
-            value = Rows(value.names, value.tensor())
-        elif isinstance(value, Scalars) and any(isinstance(v, Number) for v in value.values()):
-            value = Rows(tuple(value), torch.stack([self._wide(v) for v in value.values()]))
-        if isinstance(value, (Scalars, Rows)):
+            value = DeviceRows(value.names, value.tensor())
+        elif isinstance(value, Scalars) and value.column is None and any(isinstance(v, Number) for v in value.values()):
+            value = DeviceRows(tuple(value), torch.stack([self._wide(v) for v in value.values()]))
+        if isinstance(value, (Scalars, DeviceRows)):
             self.entries.append(value)
             return ("e" if isinstance(value, Scalars) else "r", len(self.entries) - 1)
         self.scalars.append(value)
@@ -74,7 +75,7 @@ class Ledger:
 
     def each(self, names: tuple[str, ...], values: Tensor) -> Each:
         """A tensor of one number per parameter."""
-        return Each(self, self.operand(Rows(names, values)), names)
+        return Each(self, self.operand(DeviceRows(names, values)), names)
 
     def apply(self, op: str, args: Sequence[Any]) -> Any:
         """One operation on numbers, at least one of them on the device."""
@@ -140,7 +141,7 @@ def _picked(values: Tensor, held: tuple[str, ...], names: tuple[str, ...] | None
     return torch.stack([values[position[n]] for n in names])  # an index would have to be sent, and waited for
 
 
-class Rows:
+class DeviceRows:
     """One float64 per parameter, in one tensor."""
 
     __slots__ = ("_each", "names", "values")
@@ -154,8 +155,13 @@ class Rows:
             self._each = dict(zip(self.names, self.values.unbind(), strict=True))
         return self._each[name]
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.names
+    @property
+    def column(self) -> None:
+        """They lie in no memory of the host's."""
+
+    def listed(self, names: Iterable[str]) -> list[Tensor]:
+        """The numbers of these names, in their order."""
+        return [self[name] for name in names]
 
 
 class Number(Operand[Any]):
@@ -173,6 +179,9 @@ class Number(Operand[Any]):
 
     def _apply(self, op: str, args: tuple[Any, ...]) -> Any:
         return self.ledger.apply(op, args)
+
+    def _is_mask(self) -> bool:
+        return True  # one number is a condition for all
 
     def __eq__(self, other: object) -> Any:
         return self._binary("eq", self, other)
@@ -216,10 +225,17 @@ class Each(Scalars):
 
     def __init__(self, ledger: Ledger, operand: tuple[str, int], names: tuple[str, ...]) -> None:
         self.ledger, self.operand, self.names = ledger, operand, names
+        self._values, self._index, self._column = None, None, None
 
     @property
-    def _values(self) -> dict[str, Any]:  # type: ignore[override]  # read by everything that is not recorded
-        return dict(zip(self.names, self.tensor().unbind(), strict=True))
+    def _named(self) -> dict[str, Any]:  # read by everything that is not recorded
+        if self._values is None:
+            self._values = dict(zip(self.names, self.tensor().unbind(), strict=True))
+        return self._values
+
+    def within(self, index: Index) -> Index:
+        mine = frozenset(self.names)  # no value is needed to know that
+        return index if mine.issuperset(index.names) else index.subset(mine)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)

@@ -57,6 +57,7 @@ EXPRESSIONS = {
     "and": "({0} & {1})",
     "or": "({0} | {1})",
     "not": "(!{0})",
+    "number": "((C){0})",
     "isfinite": "(({0} - {0}) == 0)",
     "isnan": "({0} != {0})",
 }
@@ -111,12 +112,8 @@ def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 def _element(program: Program, dtypes: Sequence[torch.dtype], at: str) -> list[str]:
     """The lines that compute every instruction for one element."""
     lines = [f"const C x{i} = from_{TYPES[dtypes[i]]}(p{i}[{at}]);" for i in sorted(program.loads())]
-    truths: set[Value] = set()  # what gives truth values, an int in C
     for i, (op, operands) in enumerate(program.instructions):
-        truth = op in _BOOLEAN or (op == "where" and truths.issuperset(operands[1:]))
-        if truth:
-            truths.add(("value", i))
-        kind = "int" if truth else "C"
+        kind = "int" if op in _BOOLEAN else "C"
         lines.append(f"const {kind} v{i} = {EXPRESSIONS[op].format(*map(_name, operands))};")
     return lines
 

@@ -47,13 +47,12 @@ EXPRESSIONS = {
     "and": "({0} & {1})",
     "or": "({0} | {1})",
     "not": "({0} == 0)",
+    "number": "{0}.to({C})",
     "isfinite": "(({0} - {0}) == 0.0)",
     "isnan": "({0} != {0})",
 }
 # In float64 the plain operations are exact, and the others are not there.
 _WIDE = {"div": "({0} / {1})", "sqrt": "tl.sqrt({0})", "rsqrt": "(1.0 / tl.sqrt({0}))"}
-
-_OF_BOOLEANS = {"and", "or", "not"}  # what takes a truth value as it is; to all else it is 0 or 1
 
 # What a reduction takes from each element, in float64, and how an item's elements meet. The second term of a maximum
 # is NaN where any element is, else 0.
@@ -115,10 +114,6 @@ class _Printer:
         self._on_device = on_device
         self._wide = torch.float64 in dtypes or not dtypes  # constants alone: in float64, which is right for all
         self._compute = "tl.float64" if self._wide else "tl.float32"
-        self._boolean: list[bool] = []  # by instruction, whether it gives truth values
-        for op, operands in program.instructions:
-            choice = op == "where" and all(self._is_boolean(o) for o in operands[1:])
-            self._boolean.append(op in BOOLEAN or choice)
 
     def text(self) -> str:
         """The kernel: where this item is, its numbers, then the same body for a full block and for a ragged end."""
@@ -182,31 +177,17 @@ class _Printer:
         lines = [self._load(i, ragged) for i in sorted(program.loads())]
         for i, (op, operands) in enumerate(program.instructions):
             form = (_WIDE if self._wide and op in _WIDE else EXPRESSIONS)[op]
-            lines.append(f"v{i} = {form.format(*self._operands(i, op, operands), C=self._compute)}")
+            lines.append(f"v{i} = {form.format(*map(name_of, operands), C=self._compute)}")
         if program.reduce is None:
             for column, value in program.stores:
-                lines += self._store(column, self._number(value), ragged)
+                lines += self._store(column, name_of(value), ragged)
             return lines
         kind, value = program.reduce
         take, meet = REDUCTIONS[kind]
-        lines += [f"wide = {self._number(value)}.to(tl.float64)", f"taken = {take}"]
+        lines += [f"wide = {name_of(value)}.to(tl.float64)", f"taken = {take}"]
         if ragged:
             lines.append("taken = tl.where(inside, taken, 0.0)")
         return [*lines, f"met = {meet}"]
-
-    def _operands(self, at: int, op: str, operands: Sequence[Value]) -> list[str]:
-        """The operands' texts, truth values as numbers where the operation computes with them."""
-        if op in _OF_BOOLEANS or (op == "where" and self._boolean[at]):
-            return [name_of(o) for o in operands]
-        if op == "where":
-            return [name_of(operands[0]), *(self._number(o) for o in operands[1:])]
-        return [self._number(o) for o in operands]
-
-    def _is_boolean(self, value: Value) -> bool:
-        return value[0] == "value" and self._boolean[value[1]]
-
-    def _number(self, value: Value) -> str:
-        return f"{name_of(value)}.to({self._compute})" if self._is_boolean(value) else name_of(value)
 
     def _load(self, column: int, ragged: bool) -> str:
         zero = "0" if self._dtypes[column] is torch.bfloat16 else "0.0"
@@ -232,7 +213,7 @@ class _Printer:
         return [*lines, f"tl.store(p{column} + lane, {rounded}" + (", mask=inside)" if ragged else ")")]
 
 
-_LETTERS = {"load": "x", "scalar": "s", "entry": "e", "number": "n", "value": "v"}
+_LETTERS = {"load": "x", "scalar": "s", "entry": "e", "device": "n", "value": "v"}
 
 
 def name_of(value: Value) -> str:

@@ -17,8 +17,9 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
-from gradchain.engine.numbers import DeviceReduced, Ledger, Rows
+from gradchain.engine.numbers import DeviceReduced, DeviceRows, Ledger
 from gradchain.engine.numbers import Unrecorded as Unrecorded
+from gradchain.engine.trace import Trace, Traced
 
 _NUMBERS = (float, int)
 
@@ -29,14 +30,51 @@ BOOLEAN = frozenset({"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite
 class Reduced:
     """What a reduction gave: one number per entry, in the order of `names`."""
 
-    __slots__ = ("names", "rows")
+    __slots__ = ("_rows", "_total", "names", "trace")
 
     def __init__(self, names: tuple[str, ...], rows: list[float]) -> None:
-        self.names, self.rows = names, rows
+        self.names, self._rows = names, rows
+        self._total: Any = None
+        self.trace: Trace | None = None
+
+    @classmethod
+    def traced(cls, names: tuple[str, ...], rows: list[float], total: Traced) -> Reduced:
+        """The same in a trace, which knows how to come by the total, and only by that."""
+        reduced = cls(names, rows)
+        reduced._total, reduced.trace = total, total.trace
+        return reduced
+
+    @property
+    def rows(self) -> list[float]:
+        """The numbers."""
+        if self.trace is not None:
+            self.trace.breaks("numbers per parameter were read")
+        return self._rows
+
+    @property
+    def total(self) -> Any:
+        """Their sum, rounded once; infinite or NaN as a plain sum would be."""
+        if self._total is None:
+            self._total = total(self._rows)
+        return self._total
+
+    def is_finite(self) -> bool:
+        """Whether all of them are finite numbers."""
+        if self.trace is None:
+            return math.isfinite(self.total) or all(map(math.isfinite, self._rows))
+        return bool(self.trace.applied(math.isfinite, self.total)) or all(map(math.isfinite, self.rows))
 
     def scalars(self, of: Callable[[float], float]) -> Scalars:
         """A function of each number, by name."""
         return Scalars(dict(zip(self.names, map(of, self.rows), strict=True)))
+
+
+def total(rows: list[float]) -> float:
+    """A sum that is rounded once; infinite or NaN as a plain sum would be."""
+    try:
+        return math.fsum(rows)
+    except (OverflowError, ValueError):
+        return sum(rows)
 
 
 class Tape:
@@ -52,6 +90,8 @@ class Tape:
         indices: which entries each node has.
         leaves: node → the tensors it stands for.
         columns: addresses that hold for this step only.
+        trace: where the numbers come from, for a step that shall be run again; or None.
+        sources: slot of a scalar → its slot in the trace.
     """
 
     def __init__(
@@ -59,12 +99,15 @@ class Tape:
         reduce: Callable[[Tape, int, str], Any],
         compute: Callable[[Tape, int], EagerTensors],
         fit: Callable[[EagerTensors], EagerTensors],
+        trace: Trace | None = None,
         device: torch.device | None = None,
     ) -> None:
+        self.trace = trace
+        self.sources: dict[int, int] = {}
         self.ops: list[tuple[Any, ...]] = []
         self.indices: list[Index] = []
         self.scalars: list[Any] = []
-        self.entries: list[Scalars | Rows] = []
+        self.entries: list[Scalars | DeviceRows] = []
         self.numbers = None if device is None else Ledger(self.scalars, self.entries, device)
         self.leaves: dict[int, EagerTensors] = {}
         self.columns: dict[Any, Any] = {}
@@ -107,13 +150,16 @@ class Tape:
             return ("e", len(self.entries) - 1)
         if isinstance(value, Tensor) and (value.requires_grad or value.device.type != "cpu"):
             raise Unrecorded("a scalar lives on another device, or requires a gradient")
+        if kind is Traced:
+            self.sources[len(self.scalars)] = value.slot
+            value = value.value
         self.scalars.append(float(value))
         return ("s", len(self.scalars) - 1)
 
     @staticmethod
     def _on_device(value: Any, numbers: Ledger) -> tuple[str, int]:
         """How an operation refers to what may be a number on the device."""
-        held = value.values() if type(value) is Scalars else [value]
+        held = [value] if type(value) is not Scalars else () if value.column else value.values()
         for number in held:
             if isinstance(number, Tensor) and (number.requires_grad or number.device != numbers.device):
                 raise Unrecorded("a scalar lives on another device, or requires a gradient")
@@ -133,7 +179,7 @@ class Tape:
         found = self.leaves.get(node, self._computed.get(node))
         if found is None:
             op, *operands = self.ops[node]
-            if op in BOOLEAN:
+            if self.is_mask(node):
                 raise Unrecorded("the elements of a comparison are asked for")
             if op == "select":  # in the dtype it has, as by the reference
                 found = self.computed(operands[0]).select(self.indices[node])  # type: ignore[assignment]
@@ -145,19 +191,53 @@ class Tape:
             self._computed[node] = found  # type: ignore[assignment]
         return found  # type: ignore[return-value]
 
-    def peeled(self, node: int) -> tuple[int, float]:
+    def number(self, slot: int) -> Any:
+        """The scalar in a slot: a float, or in a trace what it follows from."""
+        if slot in self.sources:
+            assert self.trace is not None
+            return Traced(self.trace, self.sources[slot])
+        return self.scalars[slot]
+
+    def reach(self, node: int) -> list[int]:
+        """A node and all that it is computed from, in order."""
+        seen, todo = set(), [node]
+        while todo:
+            now = todo.pop()
+            if now not in seen:
+                seen.add(now)
+                todo += [o for o in self.ops[now][1:] if isinstance(o, int)]
+        return sorted(seen)
+
+    def dtypes(self, node: int) -> list[torch.dtype]:
+        """The dtype that each entry of a node is computed in: float32, or float64 where it reads any."""
+        leaves = [self.leaves[i] for i in self.reach(node) if i in self.leaves]
+        found = []
+        for fact in self.indices[node].facts:
+            read = [t._data[t.index.position[fact.name]].dtype for t in leaves if fact.name in t.index]
+            wide = torch.float64 in read or (not read and torch.finfo(fact.parameter.dtype).bits > 32)
+            found.append(torch.float64 if wide else torch.float32)
+        return found
+
+    def is_mask(self, node: int) -> bool:
+        """Whether a node's elements are true or false."""
+        op, *operands = self.ops[node]
+        if op in ("select", "overlay", "where"):
+            return all(isinstance(o, int) and self.is_mask(o) for o in operands[op == "where" :])
+        return op in BOOLEAN
+
+    def peeled(self, node: int) -> tuple[int, Any]:
         """A node without the scalar factors in front of it, and their product."""
-        factor = 1.0
+        factor: Any = 1.0
         while self.ops[node][0] in ("mul", "div"):
             op, a, b = self.ops[node]
             if isinstance(a, int) and isinstance(b, tuple) and b[0] == "s":
-                number = self.scalars[b[1]]
+                number = self.number(b[1])
                 if op == "div" and number == 0.0:
                     break
                 factor = factor * number if op == "mul" else factor / number
                 node = a
             elif op == "mul" and isinstance(b, int) and isinstance(a, tuple) and a[0] == "s":
-                factor *= self.scalars[a[1]]
+                factor = factor * self.number(a[1])
                 node = b
             else:
                 break
@@ -197,6 +277,9 @@ class Lazy(Tensors):
         tape.indices.append(index)
         return Lazy(tape, len(tape.ops) - 1, index)
 
+    def _is_mask(self) -> bool:
+        return self.tape.is_mask(self.node)
+
     def computed(self) -> EagerTensors:
         """These tensors in memory, for what no tape can hold."""
         return self.tape.computed(self.node)
@@ -221,8 +304,8 @@ class Lazy(Tensors):
             values.append(arg)
         assert index is not None
         for value in values:
-            if isinstance(value, Scalars) and any(n not in value for n in index.names):
-                index = index.subset(value.keys())
+            if isinstance(value, Scalars):
+                index = value.within(index)
         return tape.node((op, *(tape.operand(v, index) for v in values)), index)
 
     # reductions are computed at once: what comes after may depend on them
@@ -239,7 +322,7 @@ class Lazy(Tensors):
         each = reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
         return each
 
-    def _powers(self, p: float) -> tuple[Any, float] | None:
+    def _powers(self, p: float) -> tuple[Any, Any] | None:
         """The sums behind a norm and the factor in front of it; None for a norm that no kernel computes."""
         kind = {1.0: "sum1", 2.0: "sum2", float("inf"): "max"}.get(float(p))
         if kind is None or (self._index.complex and p != 2):
@@ -261,8 +344,7 @@ class Lazy(Tensors):
             return reduced.norm(self.tape.numbers, p, scale)
         if p == float("inf"):
             return scale * (math.nan if any(v != v for v in reduced.rows) else max(reduced.rows, default=0.0))
-        total = math.fsum(reduced.rows) if all(v - v == 0.0 for v in reduced.rows) else sum(reduced.rows)
-        return scale * (total**0.5 if p == 2 else total)
+        return scale * (reduced.total**0.5 if p == 2 else reduced.total)
 
     def _sums(self) -> Scalars:
         node, factor = self.tape.peeled(self.node)
@@ -286,7 +368,7 @@ class Lazy(Tensors):
             return False
         if self.tape.numbers is not None:
             return self.tape.numbers.finite(lambda kind: self.tape.reduced(node, kind))
-        if all(v - v == 0.0 for v in self.tape.reduced(node, "sum2").rows):
+        if self.tape.reduced(node, "sum2").is_finite():
             return True
         return not any(self.tape.reduced(node, "bad").rows)
 
@@ -304,7 +386,7 @@ class Lazy(Tensors):
         if other.index is self._index or not len(self):
             return other
         lifted = self.tape.leaf("extra", other)
-        if any(n not in self._index for n in lifted._index.names):
+        if not lifted._index.within(self._index):
             return self.tape.leaf("extra", self.computed().overlay(lifted.computed()))
         return self.tape.node(("overlay", self.node, lifted.node), self._index)
 
@@ -312,7 +394,10 @@ class Lazy(Tensors):
         return self.tape.node(("zero",), self._index)
 
     def to(self, dtype: torch.dtype) -> Tensors:
-        return self.tape.leaf("extra", self.computed().to(dtype))
+        if self.tape.is_mask(self.node) or set(self.tape.dtypes(self.node)) != {dtype}:
+            return self.tape.leaf("extra", self.computed().to(dtype))
+        leaf = self.tape.leaves.get(self.node)
+        return self if leaf is None or all(t.dtype is dtype for t in leaf._data) else self * 1.0  # widened: no rounding
 
     def clone(self) -> Tensors:
         return self
@@ -320,7 +405,7 @@ class Lazy(Tensors):
     def stored_as(self, old: Tensors) -> Tensors:
         if not isinstance(old, Lazy):
             raise Unrecorded("a link makes state where there was none")
-        stray = [] if self._index is old._index else [n for n in self._index.names if n not in old._index]
-        if stray:
+        if not self._index.within(old._index):
+            stray = [n for n in self._index.names if n not in old._index]
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         return self.tape.node(("store", self.node, old.node), old.index)

@@ -7,6 +7,7 @@ foreach stays the path until this is measured to win.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import importlib.util
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain.engine.executor import Column, NoKernel
+from gradchain.engine.executor import Column, NoKernel, Rows
 from gradchain.engine.lower import Program
 from gradchain.engine.print_triton import EXPRESSIONS, FOLD, TYPES, source
 
@@ -192,6 +193,9 @@ def _numbers(
     scalars: Sequence[float | Tensor], entries: Sequence[float | Tensor], width: int, device: torch.device
 ) -> tuple[frozenset[tuple[str, int]], bytes, list[Tensor]]:
     """Which numbers are on the device, the cells of all, and the tensors that some of them lie in."""
+    column = b""
+    if isinstance(entries, Rows):  # the cells as they lie in the host's memory
+        column, entries = ctypes.string_at(entries.column.data_ptr(), 8 * len(entries)), ()
     on_device = {("scalar", i) for i, value in enumerate(scalars) if isinstance(value, Tensor)}
     on_device |= {("entry", i % width) for i, value in enumerate(entries) if isinstance(value, Tensor)}
     keys = [("scalar", i) for i in range(len(scalars))] + [("entry", i % width) for i in range(len(entries))]
@@ -209,7 +213,7 @@ def _numbers(
             packed.append(struct.pack("=q", cell.data_ptr()))
         else:
             packed.append(struct.pack("=d", value))
-    return frozenset(on_device), b"".join(packed), held
+    return frozenset(on_device), b"".join([*packed, column]), held
 
 
 def _on(device: torch.device) -> Any:

@@ -8,27 +8,38 @@ The ones here are frozen values, combined by `&`, `|` and `~`, also with plain f
     >>> gch.min_ndim(2) & ~(gch.embedding | gch.named("head.*"))
     min_ndim(2) & ~(embedding | named("head.*"))
 
-They are resolved once over all parameters, at bind or init, by `resolve`. This room imports nothing else of gradchain.
+They are resolved once over all parameters, at bind or init, by `resolve`. Rules give a hyperparameter a number per
+parameter: `multiply`, `choose`, `first`, `layer_decay` with the depths in `depth`. This room imports nothing else of
+gradchain.
 """
 
+from gradchain.selectors import depth as depth
 from gradchain.selectors.base import ParameterFacts, Predicate, Selector
 from gradchain.selectors.names import named
-from gradchain.selectors.owners import owner
-from gradchain.selectors.ready import bias, embedding, everything, norm
+from gradchain.selectors.owners import owner, owner_named
+from gradchain.selectors.ready import bias, depthwise, embedding, everything, norm
 from gradchain.selectors.resolving import resolve
+from gradchain.selectors.rules import PerParameter, choose, first, layer_decay, multiply
 from gradchain.selectors.shapes import min_ndim, ndim
 
 __all__ = [
     "ParameterFacts",
+    "PerParameter",
     "Predicate",
     "Selector",
     "bias",
+    "choose",
+    "depthwise",
     "embedding",
     "everything",
+    "first",
+    "layer_decay",
     "min_ndim",
+    "multiply",
     "named",
     "ndim",
     "norm",
     "owner",
+    "owner_named",
     "resolve",
 ]

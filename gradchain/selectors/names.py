@@ -56,9 +56,13 @@ class named(Selector):
             raise TypeError(f"named: missing_ok must be True or False, got {code(missing_ok)}.")
         object.__setattr__(self, "patterns", patterns)
         object.__setattr__(self, "missing_ok", missing_ok)
+        # a list of a thousand full names is looked up, not gone through for each of a thousand parameters
+        whole = frozenset(p for p in patterns if isinstance(p, str) and not set(p) & set("*?["))
+        object.__setattr__(self, "_whole", whole)
+        object.__setattr__(self, "_rest", tuple(p for p in patterns if p not in whole))
 
     def __call__(self, name: str, parameter: torch.Tensor, owner: torch.nn.Module | None) -> bool:
-        return any(_matches(pattern, name) for pattern in self.patterns)
+        return name in self.__dict__["_whole"] or any(_matches(pattern, name) for pattern in self.__dict__["_rest"])
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.patterns, {"missing_ok": True} if self.missing_ok else {}
@@ -67,7 +71,9 @@ class named(Selector):
         names = [name for name, _, _ in parameters]
         if self.missing_ok:
             return []
-        missing = [pattern for pattern in self.patterns if not any(_matches(pattern, name) for name in names)]
+        there = self.__dict__["_whole"].intersection(names)
+        idle = {pattern for pattern in self.__dict__["_rest"] if not any(_matches(pattern, name) for name in names)}
+        missing = [p for p in self.patterns if p in idle or (p in self.__dict__["_whole"] and p not in there)]
         return [
             f"named: the pattern {code(pattern)} matches none of the {len(names)} parameters. {_cure(pattern, names)}"
             for pattern in missing

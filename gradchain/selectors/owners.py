@@ -1,5 +1,6 @@
-"""By the module that holds the parameter: `owner`."""
+"""By the module that holds the parameter: `owner`, and `owner_named` where its class is not at hand."""
 
+from fnmatch import fnmatchcase
 from typing import Any, final
 
 import torch
@@ -45,6 +46,46 @@ class owner(Selector):
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.module_types, {}
+
+
+@final
+class owner_named(Selector):
+    """Selects the parameters that a module holds directly whose class, or a parent class of it, has such a name.
+
+    For classes of libraries that need not be installed; where the class is at hand, `owner(…)` sees misspellings.
+
+    Args:
+        patterns: globs over the bare name of the class, such as "*DeformConv2d", at least one.
+
+    Raises:
+        TypeError: a pattern is no string.
+        ValueError: no pattern, or an empty one; or, when asked, no owner is known.
+
+    >>> import gradchain as gch
+    >>> import torch
+    >>> layer_norm = torch.nn.LayerNorm(2)
+    >>> gch.owner_named("Layer*")("1.weight", layer_norm.weight, layer_norm)
+    True
+    """
+
+    patterns: tuple[str, ...]
+
+    def __init__(self, *patterns: str) -> None:
+        if not patterns:
+            raise ValueError('owner_named: needs at least one pattern, got none. Write owner_named("*Norm").')
+        for pattern in patterns:
+            if not isinstance(pattern, str):
+                raise TypeError(f"owner_named: a pattern must be a string, got {code(pattern)}. A class goes to owner.")
+            if not pattern:
+                raise ValueError("owner_named: a pattern must not be empty.")
+        object.__setattr__(self, "patterns", patterns)
+
+    def __call__(self, name: str, parameter: torch.Tensor, owner: torch.nn.Module | None) -> bool:
+        classes = [cls.__name__ for cls in type(known(owner, self)).__mro__]
+        return any(fnmatchcase(cls, pattern) for cls in classes for pattern in self.patterns)
+
+    def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return self.patterns, {}
 
 
 def known(owner: torch.nn.Module | None, selector: Selector) -> torch.nn.Module:

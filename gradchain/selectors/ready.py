@@ -1,4 +1,4 @@
-"""Selectors that take no arguments: `bias`, `norm`, `embedding`, `everything`. They are values, not calls.
+"""Selectors that take no arguments: `bias`, `norm`, `embedding`, `depthwise`, `everything`. They are values, not calls.
 
 >>> import gradchain as gch
 >>> import torch
@@ -8,6 +8,9 @@
 >>> gch.norm("norm.weight", layer_norm.weight, layer_norm), gch.norm("head.weight", linear.weight, linear)
 (True, False)
 >>> gch.embedding("words.weight", words.weight, words), gch.embedding("head.weight", linear.weight, linear)
+(True, False)
+>>> conv = torch.nn.Conv2d(3, 6, 3, groups=3)
+>>> gch.depthwise("conv.weight", conv.weight, conv), gch.depthwise("head.weight", linear.weight, linear)
 (True, False)
 >>> gch.everything("any.weight", torch.ones(3), None)
 True
@@ -27,6 +30,7 @@ from gradchain.selectors.source import code
 # read along the parents: torch's own norms, their lazy and fused subclasses, and those of other libraries
 _NORM_NAME = re.compile(r"(?<!Weight)(?<!Spectral)Norm(\d+d)?$")
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @final
@@ -34,7 +38,7 @@ class ready_made(Selector):
     """A selector without arguments, printed as its label.
 
     Args:
-        label: one of `bias`, `norm`, `embedding`, `everything`.
+        label: one of `bias`, `norm`, `embedding`, `depthwise`, `everything`.
 
     Raises:
         ValueError: another label.
@@ -68,6 +72,11 @@ def _is_embedding(selector: Selector, name: str, owner: nn.Module | None) -> boo
     return isinstance(known(owner, selector), _EMBEDDINGS)
 
 
+def _is_depthwise(selector: Selector, name: str, owner: nn.Module | None) -> bool:
+    conv = known(owner, selector)
+    return isinstance(conv, _CONVOLUTIONS) and conv.in_channels == conv.groups
+
+
 def _is_anything(selector: Selector, name: str, owner: nn.Module | None) -> bool:
     return True
 
@@ -76,6 +85,7 @@ _RULES: dict[str, Callable[[Selector, str, nn.Module | None], bool]] = {
     "bias": _is_bias,
     "norm": _is_norm,
     "embedding": _is_embedding,
+    "depthwise": _is_depthwise,
     "everything": _is_anything,
 }
 
@@ -100,6 +110,13 @@ embedding = ready_made("embedding")
 
 A weight shared with an output layer belongs to the module that comes first. A position embedding that is a plain
 Parameter is not one: select it by name. Needs a module: raises ValueError where only tensors are known.
+"""
+
+depthwise = ready_made("depthwise")
+"""Selects the weights and biases of convolutions with as many groups as input channels.
+
+A convolution of a single channel is one too, as MMEngine counts; its `dwconv` rules are about
+`depthwise & owner(torch.nn.Conv2d)`. Needs a module: raises ValueError where only tensors are known.
 """
 
 everything = ready_made("everything")

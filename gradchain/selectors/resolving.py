@@ -1,6 +1,7 @@
 """From a selector and all parameters to names: `resolve`."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from gradchain.selectors.base import ParameterFacts, Predicate, Selector, check_predicate, truth
 from gradchain.selectors.names import some
@@ -34,7 +35,7 @@ def resolve(selector: Predicate, parameters: Iterable[ParameterFacts], *, allow_
     check_predicate(selector, "resolve")
     facts = list(parameters)
     _check_names(facts)
-    chosen = tuple(entry[0] for entry in facts if _ask(selector, entry))
+    chosen = tuple(entry[0] for entry in facts if asked(selector, entry, "Selector", truth))
     if allow_empty:
         return chosen
     sentences = selector.unmatched(facts) if facts and isinstance(selector, Selector) else []
@@ -45,11 +46,25 @@ def resolve(selector: Predicate, parameters: Iterable[ParameterFacts], *, allow_
     return chosen
 
 
-def _ask(selector: Predicate, entry: ParameterFacts) -> bool:
+def asked(
+    function: Callable[..., Any], entry: ParameterFacts, what: str = "Function", check: Callable[..., Any] | None = None
+) -> Any:
+    """Returns what a function answers of a parameter.
+
+    Args:
+        function: takes `(name, parameter, owner)`.
+        entry: these three.
+        what: what the function is, for the error.
+        check: makes of the answer and the function what is returned, or raises.
+
+    Raises:
+        Exception: what the function or the check raised, with the parameter's name added.
+    """
     try:
-        return truth(selector(*entry), selector)
+        answer = function(*entry)
+        return answer if check is None else check(answer, function)
     except Exception as error:
-        _raise_with_name(error, f"(Selector {code(selector)}, parameter {code(entry[0])}.)")
+        _raise_with_name(error, f"({what} {code(function)}, parameter {code(entry[0])}.)")
         raise
 
 

@@ -73,6 +73,11 @@ class average_params(Transform):
     buffers: str = "keep"
     dtype: torch.dtype | None = None
 
+    @property
+    def uniform(self) -> frozenset[str]:  # type: ignore[override]  # the argument decides
+        """Averaged buffers are averaged as the parameters are, so these then have one decay."""
+        return frozenset({"decay"}) if self.buffers == "average" else frozenset()
+
     def check(self) -> None:
         for name, least in (("start", 0), ("every", 1)):
             value = getattr(self, name)

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, cast
 
+from torch import Tensor
+
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
-from gradchain.core.scalars import Scalar, Scalars, maximum
+from gradchain.core.scalars import Scalar, Scalars, maximum, where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -29,7 +31,8 @@ class clip_by_norm(Transform):
     only measures.
 
     Args:
-        max_norm: the bound, above 0; inf measures and returns the updates unchanged.
+        max_norm: the bound, above 0; inf measures and returns the updates unchanged. It may differ per parameter with
+            per="tensor" only.
         p: which norm, at least 1; inf is the largest magnitude.
         per: "all", one norm over all parameters; "tensor", one per parameter; or a list of selectors, one norm for
             each group. Parameters in no group then pass unclipped. Recorded are the largest norm as "norm" and,
@@ -64,6 +67,11 @@ class clip_by_norm(Transform):
         """Each parameter is clipped by its own norm, unless told otherwise."""
         return self.per == "tensor"
 
+    @property
+    def uniform(self) -> frozenset[str]:  # type: ignore[override]  # the argument decides
+        """A norm over several parameters has one bound."""
+        return frozenset() if self.per == "tensor" else frozenset({"max_norm", "eps"})
+
     def check(self) -> None:
         if isinstance(self.p, bool) or not isinstance(self.p, (int, float)):
             raise TypeError(f"clip_by_norm: p must be a number of at least 1, or inf, got {self.p!r}.")
@@ -92,10 +100,12 @@ class clip_by_norm(Transform):
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         norm = self._norm(g, ctx)
         limit: Scalar = self.max_norm
-        if isinstance(limit, (int, float)) and math.isinf(limit):
+        if not isinstance(limit, (Tensor, Scalars)) and limit == math.inf:
             return g, state
         # the same as min(1, limit / (norm + eps)), and no 0 / 0: not in the value, nor in its derivative
         factor = limit / maximum(norm + self.eps, limit)
+        if isinstance(limit, Scalars):
+            factor = where(limit == math.inf, 1.0, factor)
         return g.overlay(factor * g), state
 
     def _norm(self, g: Tensors, ctx: Context) -> Scalar:

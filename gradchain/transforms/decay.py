@@ -18,7 +18,8 @@ class add_decayed_weights(Transform):
 
     Its place is its meaning: after the rule and before the learning rate it is the decoupled decay of AdamW; before
     the rule it is an L2 penalty, as torch.optim.SGD's and Adam's `weight_decay`. Biases and norms are usually left
-    out: `masked(add_decayed_weights(0.05), min_ndim(2))`. A parameter without a gradient does not decay.
+    out: `masked(add_decayed_weights(0.05), min_ndim(2))`; or given less, `multiply(0.05, (norm | bias, 0.1))`. A
+    parameter without a gradient does not decay.
 
     Args:
         weight_decay: at least 0; a number or a schedule. It is multiplied by the learning rate that follows.

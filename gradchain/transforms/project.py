@@ -49,6 +49,7 @@ class project(Transform):
     descends = False
     role = "weights"
     per_parameter = True
+    calls_back = True
 
     fn: Callable[[Tensor], Tensor] | Callable[[Tensor, Tensor], Tensor]
     selector: Predicate = everything

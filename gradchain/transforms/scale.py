@@ -16,7 +16,7 @@ class scale(Transform):
 
         u = step_size g
 
-    After a decay and inside `masked`, this is a parameter group's learning-rate multiplier.
+    A parameter group's learning-rate multiplier is written `multiply` in the learning rate itself.
 
     Args:
         step_size: any finite number or schedule. A negative number flips the sign; a schedule is taken not to.
@@ -83,8 +83,8 @@ class scale_by_learning_rate(Transform):
         u = -learning_rate g
 
     Args:
-        learning_rate: at least 0; a number or a schedule, which reads the applied updates from 0. Use
-            `masked(scale(0.1), …)` before it for a multiplier, `partition` for one learning rate per group.
+        learning_rate: at least 0; a number or a schedule, which reads the applied updates from 0. Write
+            `multiply(rate, (selector, 0.1))` for groups with a multiplier, `choose` for groups with their own rates.
         flip_sign: False multiplies by plus the learning rate: the chain then climbs.
 
     Shapes: elementwise, any.

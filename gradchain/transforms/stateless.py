@@ -39,6 +39,8 @@ class stateless(Transform):
     tensor([-1.,  1.])
     """
 
+    calls_back = True
+
     fn: Callable[[Tensors, Tensors], Tensors] | Callable[[Tensors, Tensors, Context], Tensors]
 
     @cached_property

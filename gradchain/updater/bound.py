@@ -19,7 +19,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
 from gradchain.engine.engine import Engine
 from gradchain.updater.gradients import Gradients, owned
-from gradchain.updater.hyperparameters import Hyperparameters
+from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.ranks import over_ranks
 from gradchain.updater.state_dict import rebuilt, states
@@ -64,6 +64,7 @@ class Bound:
 
     def attach(self, target: Target) -> None:
         """Look at this model from now on."""
+        self.hypers.attach(target.index)
         self.target = target
         self.gradients = Gradients(target)
         self.window = Window(self.chain, target)
@@ -135,7 +136,8 @@ class Bound:
         """
         active, before = self.activated(received)
         run.evaluate = evaluate
-        applied, state = self.computed(received, before, self.gradients.params(), run, self.engine, lent)
+        params = self.gradients.params(look=False)  # whoever made `received` has looked
+        applied, state = self.computed(received, before, params, run, self.engine, lent)
         info = self.info(run, applied)
         self.state, self.active = state, active
         self.records.update(run.records)
@@ -192,7 +194,7 @@ class Bound:
             int(clocks["step"]),
             self.micro.loss,
             run.records,
-            lambda: {**hypers.values_under(clocks, overrides), **used},
+            lambda: {**hypers.values_under(clocks, overrides), **{name: shown(v) for name, v in used.items()}},
             run.detail,
         )
 

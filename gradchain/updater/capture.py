@@ -34,6 +34,7 @@ class CapturedUpdate:
         run = copy(captured.run_of_it)
         run.records, run.used = {}, {}
         assert captured.received is not None
+        bound.target.parameters()  # the model may hold others by now, which `run` does not look for
         waiting, bound.micro = bound.micro, MicroBatch(loss=captured.run_of_it.loss)
         bound.engine.captured = captured
         try:
@@ -70,7 +71,8 @@ class Capturing:
 
         Needs `GRADCHAIN_EXECUTORS=triton`. Not supported: links that may hold the chain (`accumulate`, `amp_scale`,
         `skip_nonfinite`), that ask for whole tensors (`map`), keep a number of the device in their state or take a
-        closure; several ranks; in_backward. Loading a state, or moving the model, needs a new capture.
+        closure; `clip_by_norm` with per="tensor" or with groups; several ranks; in_backward. Loading a state, or
+        moving the model, needs a new capture.
 
         Raises:
             ValueError, RuntimeError: for what cannot be captured.

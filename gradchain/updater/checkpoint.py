@@ -114,10 +114,10 @@ class Checkpoint:
                 raise ValueError(f"load_state_dict: {key} must be a dict of numbers, got {dict(saved[key])!r}.")
 
     def _check_window(self, state: Links, report: LoadReport) -> None:
-        """A window that lies in `.grad` must have the parameters' dtypes."""
+        """A window that lies in `.grad` must have the parameters' dtypes; one that the link sums itself need not."""
         window, places = self._bound.window, self._bound.parameters()
         held = window.state(state)
-        for name, found in () if held is None else held.window.items():
+        for name, found in held.window.items() if held is not None and held.scaled else ():
             if found.dtype != places[name].dtype:
                 expected, got = (str(t.dtype).removeprefix("torch.") for t in (places[name], found))
                 report.mismatched.append(f"{window.name}.window: expected {expected} for {name!r}, found {got}")

@@ -11,6 +11,7 @@ from gradchain.core.chain import chain
 from gradchain.core.hyper import is_number
 from gradchain.updater.bound import Bound
 from gradchain.updater.info import Metrics
+from gradchain.updater.settings import Settings
 
 
 class Controls:
@@ -53,16 +54,20 @@ class Controls:
         """The last value of everything that links recorded, by address."""
         return Metrics(self._bound.records)
 
-    def hyperparams(self) -> dict[str, float]:
-        """Address → the number the coming update will use."""
+    def hyperparams(self) -> dict[str, Any]:
+        """Address → the number the coming update will use; a dict of numbers by parameter where they differ."""
         return self._bound.hypers.values(self._bound.clocks)
 
+    def settings(self) -> Settings:
+        """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
+        return self._bound.hypers.settings(self._bound.clocks)
+
     def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
-        """Set a hyperparameter from now on, in place of the code's: by number or schedule, or times `factor`.
+        """Set a hyperparameter from now on, in place of the code's: by a value, or times `factor`.
 
         Args:
             name: an address or a unique suffix of one, such as "learning_rate".
-            value: a number or schedule; None (and no factor) ends the override.
+            value: a number, schedule or per-parameter value; None (and no factor) ends the override.
             factor: multiplies what the hyperparameter would be.
 
         Raises:

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
-from gradchain.engine.engine import Part
+from gradchain.engine.build import without_cache
+from gradchain.engine.plan import Part
+from gradchain.selectors.rules import starts_of
 from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import states
 
@@ -33,8 +35,12 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
         yield "no step has run yet, so nothing is planned"
     else:
         yield f"{engine.num_plans} plans so far; the last step ran {len(engine.last)} kernels:"
+        if engine.num_replayed:
+            yield f"{engine.num_replayed} steps needed nothing but their numbers: the links' own code did not run"
         for part in engine.last:
             yield from _kernel(part, source)
+    if without_cache():
+        yield without_cache()
 
 
 def _kernel(part: Part, source: bool) -> Iterator[str]:
@@ -67,7 +73,8 @@ def _schedules(bound: Bound) -> Iterator[str]:
     every = bound.window.every(bound.state, bound.now())
     for address, link, _ in walk(bound.chain, None):
         for name in link.hypers:
-            length = getattr(link.__dict__[name], "length", None)
-            if length is not None:
-                micro = f", micro-batch {int(length * every):,}" if every > 1 else ""
-                yield f"{address}.{name} ends at update {length:,}{micro}: {link.__dict__[name]!r}"
+            for given in starts_of(link.__dict__[name]):
+                length = getattr(given, "length", None)
+                if length is not None:
+                    micro = f", micro-batch {int(length * every):,}" if every > 1 else ""
+                    yield f"{address}.{name} ends at update {length:,}{micro}: {given!r}"

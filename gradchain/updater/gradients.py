@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,19 +14,22 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.updater.target import Target
 
-_STRIDED = torch.strided
-
 
 class Gradients:
     """The `.grad` fields of the bound parameters."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
+        # which gradients were missing when last gathered, the entries that were not, and what those were like
+        self._missing: list[bool] = []
+        self._present = target.index
+        self._alike: Callable[..., bool] | None = None
 
-    def clear(self) -> None:
-        """Set every `.grad` to None."""
-        for parameter in self._target.parameters():
-            parameter.grad = None
+    def clear(self, look: bool = True) -> None:
+        """Set every `.grad` to None: of the parameters, or without a `look` of those that were last seen there."""
+        for parameter in self._target.parameters() if look else self._target.known:
+            if parameter.grad is not None:
+                parameter.grad = None
 
     def put_back(self, window: Tensors) -> None:
         """Make `.grad` the parked window and nothing else, so that autograd goes on summing where it lies."""
@@ -34,41 +37,50 @@ class Gradients:
             parameter.grad = window[name] if name in window else None
 
     def marks(self) -> list[tuple[Tensor, int]]:
-        """What tells later whether a backward has reached a parameter."""
+        """What tells later whether a backward has reached a parameter; nothing where no gradient is there."""
         grads = [p.grad for p in self._target.parameters()]
         return [(g, g._version) for g in grads if g is not None]
 
     def reached(self, marks: list[tuple[Tensor, int]]) -> bool:
         """Whether some gradient is another one, or was added to, since `marks`."""
         before = {id(grad): version for grad, version in marks}
-        now = [p.grad for p in self._target.parameters()]
+        now = (p.grad for p in self._target.known)
         return any(g is not None and before.get(id(g)) != g._version for g in now)
 
-    def gather(self, another_comes: bool = False) -> Tensors:
+    def gather(self, look: bool = True, another_comes: bool = False) -> Tensors:
         """The gradients that are there, as updates.
 
         Args:
+            look: whether the model may have other parameters than when last looked at.
             another_comes: another backward runs while they are in use. A gradient that is a view lies in a bucket of
                 DDP's, which that backward overwrites: it is then copied.
         """
         index = self._target.index
-        grads = [parameter.grad for parameter in self._target.parameters()]
-        plain = not index.complex and not another_comes
-        if plain and all(g is not None and g.layout is _STRIDED and not g.requires_grad for g in grads):
-            return EagerTensors(index, grads)  # type: ignore[arg-type]  # none is None
+        grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
+        missing = [grad is None for grad in grads]
+        if missing == self._missing and self._alike is not None and not another_comes:
+            there: list[Any] = grads if self._present is index else [g for g in grads if g is not None]
+            if self._alike(*there):
+                gathered = EagerTensors(self._present, there)
+                gathered.alike = self._alike
+                return gathered
         found = {}
         for name, grad in zip(index.names, grads, strict=True):
             if grad is not None:
                 grad = grad.detach() if grad.requires_grad else grad
                 found[name] = _dense(name, grad.clone() if another_comes and grad._base is not None else grad)
-        return EagerTensors.at(index, found)
+        gathered = EagerTensors.at(index, found)
+        if not index.complex:
+            self._missing, self._present = missing, gathered.index
+            self._alike = gathered.alike = _torch.guard(list(found.values()))
+        return gathered
 
     def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:
         """Gradients that a user passed by name, as updates."""
         if not isinstance(grads, Mapping):
             cure = "A closure goes to update(closure)." if callable(grads) else "See updater.names."
             raise TypeError(f"step: grads must map names to gradients, got {type(grads).__name__}. {cure}")
-        parameters = {f.name: f.parameter for f in self._target.index.facts}
+        parameters = dict(zip(self._target.index.names, self._target.parameters(), strict=True))
         found = {}
         for name, grad in grads.items():
             if name not in parameters:
@@ -78,9 +90,9 @@ class Gradients:
                 found[name] = _dense(name, grad.detach())
         return EagerTensors.at(self._target.index, {n: found[n] for n in self._target.index.names if n in found})
 
-    def params(self) -> EagerTensors:
-        """The weights, as Tensors over the memory of the model."""
-        index, parameters = self._target.index, self._target.parameters()
+    def params(self, look: bool = True) -> EagerTensors:
+        """The weights, as Tensors over the memory of the model; without a `look`, those that were last seen there."""
+        index, parameters = self._target.index, self._target.parameters() if look else self._target.known
         if not index.complex:
             return EagerTensors(index, parameters)
         return EagerTensors.at(index, dict(zip(index.names, parameters, strict=True)))
@@ -100,7 +112,7 @@ class Gradients:
 
     def _weights_of(self, tensors: EagerTensors) -> list[Tensor]:
         """The weights that these are for. ValueError where one does not fit: before any is written."""
-        position, current = self._target.index.position, self._target.parameters()
+        position, current = self._target.index.position, self._target.known
         stray = next((name for name in tensors if name not in position), None)
         if stray is not None:
             raise ValueError(f"update: the chain returned an update for {stray!r}, which is no parameter.")

@@ -47,7 +47,7 @@ class Group(Mapping[str, Updater]):
     def __repr__(self) -> str:
         return f"group({', '.join(f'{n}={u!r}' for n, u in self.items())})"
 
-    def hyperparams(self) -> dict[str, float]:
+    def hyperparams(self) -> dict[str, Any]:
         """`name/address` → the number the coming update of that updater will use."""
         return {f"{n}/{a}": v for n, u in self.items() for a, v in u.hyperparams().items()}
 

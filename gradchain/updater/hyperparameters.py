@@ -12,8 +12,14 @@ from gradchain import schedules
 from gradchain.core.address import find
 from gradchain.core.config import from_config, to_config
 from gradchain.core.context import Context, Run
-from gradchain.core.hyper import Hyper, Override, is_number
+from gradchain.core.hyper import Hyper, Override, is_number, varies
+from gradchain.core.index import Index
+from gradchain.core.scalars import Scalars
+from gradchain.core.spread import Spread
 from gradchain.core.transform import Transform, walk
+from gradchain.selectors import PerParameter
+from gradchain.selectors.rules import starts_of
+from gradchain.updater.settings import Settings
 
 
 class Hyperparameters:
@@ -27,15 +33,51 @@ class Hyperparameters:
             if not isinstance(link.__dict__[name], str)
         }
         self.overrides: dict[str, Override] = {}
+        self._chain = chain
+        self._seen: dict[str, Index] = {}
+        self._names: tuple[str, ...] = ()
 
-    def values(self, clocks: Mapping[str, float]) -> dict[str, float]:
-        """Address → the number at these clocks."""
+    def attach(self, index: Index) -> None:
+        """Look at these parameters from now on.
+
+        ValueError where a per-parameter value selects nothing, or a number in it is out of range.
+        """
+        seen = {address: part for address, _, part in walk(self._chain, index)}
+        for full, (address, link, hyper) in self._fields.items():
+            for given in (link.__dict__[hyper.name], self.overrides.get(full, Override()).value):
+                check_spread(given, hyper, address, seen[address])
+        self._seen, self._names = seen, index.names
+
+    def values(self, clocks: Mapping[str, float]) -> dict[str, Any]:
+        """Address → the number at these clocks, or a dict of numbers by parameter."""
         return self.values_under(clocks, self.overrides)
 
-    def values_under(self, clocks: Mapping[str, float], overrides: Mapping[str, Override]) -> dict[str, float]:
-        """Address → the number at these clocks, under these overrides."""
-        ctx = Context.of(Run(clocks=clocks, overrides=overrides))
-        return {full: link.value_of(hyper, ctx.enter(at)) for full, (at, link, hyper) in self._fields.items()}
+    def values_under(self, clocks: Mapping[str, float], overrides: Mapping[str, Override]) -> dict[str, Any]:
+        """Address → the number at these clocks, under these overrides, or a dict of numbers by parameter."""
+        return {
+            full: shown(link.value_of(hyper, self._sight(at, clocks, overrides)))
+            for full, (at, link, hyper) in self._fields.items()
+        }
+
+    def _sight(self, address: str, clocks: Mapping[str, float], overrides: Mapping[str, Override]) -> Context:
+        """What the link at an address looks at."""
+        ctx = Context.of(Run(clocks=clocks, overrides=overrides)).enter(address)
+        return ctx.narrow(self._seen[address])
+
+    def settings(self, clocks: Mapping[str, float]) -> Settings:
+        """The hyperparameters that differ per parameter, and why."""
+        found = {}
+        for full, (address, link, hyper) in self._fields.items():
+            ctx = self._sight(address, clocks, self.overrides)
+            override, given = self.overrides.get(full), link.__dict__[hyper.name]
+            source = given if override is None or override.factor is not None else override.value
+            if isinstance(source, PerParameter):
+                spread = Spread.of(source, ctx.index)
+                matched = {n: s.rules for n, s in zip(ctx.index.names, spread.settings, strict=True)}
+                if override is not None and override.factor is not None:
+                    matched = {n: (*rules, f"override x{override.factor:.6g}") for n, rules in matched.items()}
+                found[full] = (shown(link.value_of(hyper, ctx)), matched)
+        return Settings(found, self._names)
 
     def clocks(self) -> frozenset[str]:
         """The named clocks that some schedule reads."""
@@ -45,7 +87,7 @@ class Hyperparameters:
         """The named clocks that some schedule would read under these overrides."""
         given = [link.__dict__[hyper.name] for _, link, hyper in self._fields.values()]
         given += [override.value for override in overrides.values()]
-        return frozenset(name for value in given for name in clocks_of(value))
+        return frozenset(name for value in given for start in starts_of(value) for name in clocks_of(start))
 
     def override(self, name: str, value: Any, factor: float | None, clocks: Mapping[str, float]) -> None:
         """Put a number, a schedule or a factor in place of a hyperparameter; neither of them ends that."""
@@ -63,10 +105,12 @@ class Hyperparameters:
             if not is_number(factor) or not math.isfinite(factor):
                 kind = ValueError if is_number(factor) else TypeError
                 raise kind(f"override: factor must be a finite number, got {factor!r}.")
-            ctx = Context.of(Run(clocks=clocks, overrides={full: override}))
-            link.value_of(hyper, ctx.enter(address))  # raises where the product is out of range
-        elif not callable(value) or isinstance(value, Tensor):
+            link.value_of(hyper, self._sight(address, clocks, {full: override}))  # raises where it is out of range
+        elif not varies(value):
             hyper.checked(value, address)
+        else:
+            link.check_uniform(hyper.name, value)
+            check_spread(value, hyper, address, self._seen[address])
         self.overrides[full] = override
 
     def saved_overrides(self) -> dict[str, Any]:
@@ -80,10 +124,27 @@ class Hyperparameters:
             try:
                 if address not in self._fields:
                     raise KeyError(f"the chain has no {address}")
-                found[address] = Override(from_config(data["value"]), data["factor"])
+                override = Override(from_config(data["value"]), data["factor"])
+                at, _, hyper = self._fields[address]
+                check_spread(override.value, hyper, at, self._seen[at])
+                found[address] = override
             except (KeyError, TypeError, ValueError) as error:
                 lost.append(f"override of {address} was not restored: {str(error.args[0]).rstrip('.')}")
         return found, lost
+
+
+def check_spread(value: Any, hyper: Hyper, address: str, index: Index) -> None:
+    """ValueError where a per-parameter value selects nothing, or one of the numbers in it is out of range."""
+    if isinstance(value, PerParameter):
+        spread = Spread.of(value, index)
+        numbers = [math.nan if varies(start) else start for start in spread.starts]
+        known = spread.scalars(numbers)
+        hyper.checked(Scalars({n: v for n, v in known.items() if isinstance(v, Tensor) or not math.isnan(v)}), address)
+
+
+def shown(value: Any) -> Any:
+    """A number as it is, numbers per parameter as a dict."""
+    return dict(value) if isinstance(value, Scalars) else value
 
 
 def clocks_of(value: Any) -> frozenset[str]:

@@ -32,7 +32,7 @@ class UpdateInfo:
         step: int,
         loss: Any,
         records: Mapping[str, Any],
-        hyperparams: Callable[[], dict[str, float]],
+        hyperparams: Callable[[], dict[str, Any]],
         detail: str = "",
     ) -> None:
         self.reason = reason
@@ -51,8 +51,8 @@ class UpdateInfo:
         return self.applied
 
     @property
-    def hyperparams(self) -> dict[str, float]:
-        """Address → number, as this update used it."""
+    def hyperparams(self) -> dict[str, Any]:
+        """Address → number, or numbers by parameter, as this update used it."""
         return self._hyperparams()
 
     def __getitem__(self, name: str) -> float:

@@ -31,6 +31,9 @@ def unsynchronised(target: Target, withhold: bool) -> Iterator[None]:
 @contextmanager
 def withheld(target: Target, withhold: bool) -> Iterator[None]:
     """A backward under which FSDP2 reduces gradients over ranks, or withholds that."""
+    if not target.sharded:
+        yield
+        return
     _synchronise(target, not withhold)
     try:
         yield

@@ -48,11 +48,12 @@ class Target:
             raise ValueError("bind: found no parameter to update. Bind a module, a dict, or (name, tensor) pairs.")
         self.index = Index(facts)
         # where each parameter is looked up at every step: its module's own dict, or one made for a bare tensor
-        self._places = [
-            (site.owner._parameters if site.owner is not None else {"": fact.parameter}, site.attribute)
+        self._places: list[dict[str, Any]] = [
+            site.owner._parameters if site.owner is not None else {"": fact.parameter}
             for site, fact in zip(self.sites, facts, strict=True)
         ]
-        self._current = [fact.parameter for fact in facts]
+        self._attributes = [site.attribute for site in self.sites]
+        self.known = [fact.parameter for fact in facts]  # the parameters, as they were when last looked at
         modules = {id(m): m for _, root in self.roots for m in root.modules()}.values()
         self.replicated = [m for m in modules if isinstance(m, DistributedDataParallel)]
         self.sharded = [m for m in modules if _is_fsdp2(m)]
@@ -108,14 +109,14 @@ class Target:
 
     def parameters(self) -> list[Tensor]:
         """The parameters as they are now: a module's attribute may have been given another tensor since."""
-        now = [held.get(attribute) for held, attribute in self._places]
-        if all(map(operator.is_, now, self._current)):
-            return self._current
+        now = list(map(dict.get, self._places, self._attributes))
+        if all(map(operator.is_, now, self.known)):
+            return self.known
         for fact, parameter in zip(self.index.facts, now, strict=True):
             if parameter is not fact.parameter and not _stands_in(parameter, fact.parameter):
                 fact.parameter = _followed(fact.name, fact.parameter, parameter)
-        self._current = [fact.parameter for fact in self.index.facts]
-        return self._current
+        self.known = [fact.parameter for fact in self.index.facts]
+        return self.known
 
     def buffers(self) -> dict[str, Tensor]:
         """The buffers of every bound module, by name."""

@@ -110,7 +110,7 @@ class Updater(Controls, Capturing):
             loss = closure(last=last or None)
         self.backward(loss, weight=weight, last=last, **backward)
         try:
-            return self._step(None, keep_grads, closure)
+            return self._step(None, keep_grads, closure, look=False)
         except BaseException:
             self._drop_window("update failed")  # this micro-batch is in it already
             raise
@@ -139,10 +139,11 @@ class Updater(Controls, Capturing):
         # may raise, as a schedule may: nothing has happened yet, and the open window stays
         scaled = self._bound.chain.scale_loss(loss, self._bound.state, self._bound.context(Run(weight=weight)))
         micro.last = micro.last or last
+        parked = False
         if not micro.backwards:
             micro.weight = weight
-            self._open_micro_batch()
-        marks = self._bound.gradients.marks()
+            parked = self._open_micro_batch()
+        marks = self._bound.gradients.marks() if micro.backwards or parked else []
         if self._in_backward is not None:
             self._checkpoint.warn_of_other_weights()
             self._in_backward.open()
@@ -193,14 +194,18 @@ class Updater(Controls, Capturing):
             raise
 
     def _step(
-        self, grads: Mapping[str, Tensor | None] | None, keep_grads: bool, closure: Callable[[], Tensor] | None
+        self,
+        grads: Mapping[str, Tensor | None] | None,
+        keep_grads: bool,
+        closure: Callable[[], Tensor] | None,
+        look: bool = True,
     ) -> UpdateInfo:
         if self._in_backward is not None and grads is None:
             return self._in_backward.finish()
         micro, window = self._bound.micro, self._bound.window
         scaled = micro.backwards > 0 and grads is None
         gradients = self._bound.gradients
-        received = gradients.gather(another_comes=closure is not None) if grads is None else gradients.given(grads)
+        received = gradients.gather(look, closure is not None) if grads is None else gradients.given(grads)
         if not len(received) and not self._gradients_withheld():
             raise RuntimeError(
                 "step: no bound parameter has a gradient. Call updater.update(loss), or loss.backward() first."
@@ -214,7 +219,7 @@ class Updater(Controls, Capturing):
         parked = info.reason == "window"
         window.unsynchronised = parked and (window.unsynchronised or (micro.unsynchronised and window.name is not None))
         if parked or not keep_grads:
-            self._bound.gradients.clear()
+            gradients.clear(look=False)
         if parked:
             window.park()
         self._bound.micro = MicroBatch()
@@ -222,13 +227,15 @@ class Updater(Controls, Capturing):
 
     # windows
 
-    def _open_micro_batch(self) -> None:
-        """Before the first backward of a micro-batch: `.grad` becomes the parked window, or nothing."""
-        if self._bound.window.micro(self._bound.state):
+    def _open_micro_batch(self) -> bool:
+        """Before the first backward of a micro-batch: `.grad` becomes the parked window, or nothing. Which of them."""
+        parked = self._bound.window.micro(self._bound.state) > 0
+        if parked:
             self._bound.gradients.put_back(self._bound.window.state(self._bound.state).window)
         else:
             self._bound.gradients.clear()
         self._bound.window.put_back()
+        return parked
 
     def _gradients_withheld(self) -> bool:
         """Whether gradients may be None although the loss reaches parameters: FSDP2 keeps them until it reduces."""

@@ -271,10 +271,11 @@ def test_a_wrong_schedule_is_refused(old, new, sentence):
 
 
 def test_every_selector_is_named():
-    """The paragraph on selectors has every one of the front door."""
-    paragraph = next(p for p in README.split("\n\n") if "**selector**" in p)
+    """The paragraphs on selectors and on rules have every one of the front door."""
+    bases = {"Selector", "PerParameter"}
+    paragraphs = [p for p in README.split("\n\n") if "**selector**" in p or "A rule is a pair" in p]
     kinds = [*gradchain.selectors.__all__, "rest"]
-    missing = [n for n in kinds if n in gradchain.__all__ and n != "Selector" and f"`{n}" not in paragraph]
+    missing = [n for n in kinds if n in gradchain.__all__ and n not in bases and f"`{n}" not in "".join(paragraphs)]
     assert not missing
 
 

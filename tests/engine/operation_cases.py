@@ -22,7 +22,7 @@ from gradchain.engine.record import BOOLEAN
 BLOCK = 1024  # Triton's; the sizes below have full items and ragged ends
 SIZES = [5, 0, 1, BLOCK, 2 * BLOCK + 300]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-ONE = {"sqrt", "rsqrt", "sign", "abs", "not", "isfinite", "isnan"}
+ONE = {"sqrt", "rsqrt", "sign", "abs", "not", "number", "isfinite", "isnan"}
 THREE = {"lerp", "where"}
 SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 0.5, 2.0]
 ENTRIES = [0.5, -1.5, 0.0, 3.0, math.nan]
@@ -79,10 +79,10 @@ def equal(found: list[torch.Tensor], want: list[torch.Tensor], ulps: float = 0.0
 def program_of(op: str, operands: tuple[tuple, ...]) -> Program:
     """The operation alone; a truth value chooses between 1 and 0, masks are made of comparisons."""
     instructions: list = []
-    if op in ("and", "or", "where"):
+    if op in ("and", "or", "where", "not", "number"):
         instructions = [("gt", (A, B)), ("lt", (A, ("scalar", 0)))]
-        first = (("value", 0), ("value", 1))
-        operands = first if op != "where" else (("value", 0), *operands[1:])
+        masks = (("value", 0), ("value", 1))
+        operands = (masks[0], *operands[1:]) if op == "where" else masks[: len(operands)]
     instructions.append((op, tuple(operands)))
     last = ("value", len(instructions) - 1)
     if op in BOOLEAN:
@@ -109,7 +109,7 @@ def by_torch(program: Program, rows: list[list[torch.Tensor]], compute: torch.dt
         for op, operands in program.instructions:
             # the table's lerp has another formula for weights in tensors than for numbers
             rule = torch.lerp if op == "lerp" else POINTWISE[op]
-            values.append(rule(*map(read, operands)))
+            values.append(rule(*map(read, operands), *([compute] if op == "number" else [])))
         out.append(read(program.stores[0][1]).to(rows[OUT][r].dtype))
     return out
 
@@ -206,29 +206,28 @@ def test_a_norm_of_an_expression_equals_the_reference():
     assert [v**0.5 for v in found] == pytest.approx(want, rel=1e-12)
 
 
-def test_masks_are_numbers_in_arithmetic_and_reductions():
+def test_masks_made_numbers_go_into_arithmetic_and_reductions():
     rows = [drawn(torch.float32, 0), drawn(torch.float32, 1)]
     want = [float((a > b).sum()) for a, b in zip(*rows, strict=True)]
-    compare = ("gt", (A, B))
-    assert run(Program([0, 1], [], [], [compare], reduce=("sum", ("value", 0))), rows) == want
-    program = Program([0, 1], [], [], [compare, ("mul", (("value", 0), B))], [(1, ("value", 1))])
+    compare = [("gt", (A, B)), ("number", (("value", 0),))]
+    assert run(Program([0, 1], [], [], compare, reduce=("sum", ("value", 1))), rows) == want
+    program = Program([0, 1], [], [], [*compare, ("mul", (("value", 1), B))], [(1, ("value", 2))])
     want = [(a > b).to(b.dtype) * b for a, b in zip(*rows, strict=True)]
     run(program, rows)
     equal(rows[1], want)
 
 
-def test_a_choice_between_masks_is_a_mask():
+def test_masks_are_joined():
     rows = [drawn(torch.float32, 0), drawn(torch.float32, 1), [torch.zeros(n) for n in SIZES]]
-    choice = [
+    joined = [
         ("gt", (A, B)),
         ("lt", (A, ("scalar", 0))),
-        ("where", (("value", 0), ("value", 1), ("value", 0))),
-        ("not", (("value", 2),)),
+        ("not", (("value", 0),)),
         ("and", (("value", 2), ("value", 1))),
-        ("or", (("value", 3), ("value", 4))),
-        ("where", (("value", 5), A, B)),
+        ("or", (("value", 3), ("value", 0))),
+        ("where", (("value", 4), A, B)),
     ]
-    program = Program([0, 1, 2], [0], [], choice, [(OUT, ("value", 6))])
+    program = Program([0, 1, 2], [0], [], joined, [(OUT, ("value", 5))])
     want = by_torch(program, rows, torch.float32)
     run(program, rows, [SCALAR])
     equal(rows[OUT], want)

@@ -306,7 +306,10 @@ def _masked(grow: _Growing) -> None:
     if mask is not None and before is not None and grow.random.random() < 0.5:
         joined = grow.random.choice(["and", "or", "not"])
         mask = grow.step(joined, ("node", mask), *([] if joined == "not" else [before]))
-    if mask is not None:
+    if mask is not None and grow.random.random() < 0.2:  # a mask is 0 and 1 in arithmetic
+        joined = grow.random.choice(["mul", "sub", "div"])
+        grow.step(joined, ("node", mask), grow.factor() if joined == "div" else grow.some())
+    elif mask is not None:
         # `where` is what Tensors.where calls, with the condition first
         grow.step("where", ("node", mask), grow.some(), grow.some() if grow.random.random() < 0.6 else grow.factor())
 

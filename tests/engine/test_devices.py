@@ -76,6 +76,34 @@ def test_a_step_uses_what_the_variable_names(monkeypatch):
     assert {part.executor for part in updater._bound.engine.last} == {"blocks"}
 
 
+def test_the_variable_may_change_between_steps(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    model = nn.Linear(3, 2)
+    updater = gch.adamw(0.1).bind(model)
+    for wanted in ("native", "native", "native", "blocks", "blocks", "native"):
+        monkeypatch.setenv(VARIABLE, wanted)
+        updater.update(model(torch.ones(2, 3)).sum())
+        assert {part.executor for part in updater._bound.engine.last} == {wanted}
+
+
+def test_no_executors_are_no_default():
+    """None is what CUDA has by default, and what someone may set: those two are not confused."""
+    assert chosen(torch.device("mps")) == ()
+    model = nn.Linear(3, 2)
+    updater = gch.sgd(0.1).bind(model)
+    updater._bound.engine.executors = ()
+    updater.update(model(torch.ones(2, 3)).sum())
+    assert updater._bound.engine.reason == "no executor may run it"
+
+
+def test_a_gradient_on_another_device_is_not_read():
+    model = nn.Linear(3, 2)
+    updater = gch.sgd(0.1).bind(model)
+    updater.step({n: torch.ones_like(p) for n, p in model.named_parameters()})
+    updater.step({n: torch.ones_like(p, device="meta") for n, p in model.named_parameters()})
+    assert updater._bound.engine.reason == "'weight' is a torch.float32 on meta"
+
+
 def test_weights_on_no_device_run_by_the_reference():
     with torch.device("meta"):
         model = nn.Linear(3, 2)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import subprocess
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from twins import Shapes, by_executors, distance, drawn_like
 
 import gradchain as gch
+from gradchain.core.index import Index
 from gradchain.engine import build, engine
 
 SINGLE = (torch.float32,)
@@ -65,6 +68,39 @@ class Watch(TorchDispatchMode):
 
 
 # plans
+
+
+def test_the_names_of_others_are_not_kept():
+    params, made = gch.Tensors.of({"a": torch.ones(2), "b": torch.ones(2)}), []
+    for _ in range(5):
+        grads = gch.Tensors.of({"b": torch.ones(2)})
+        made.append(weakref.ref(grads["b"]))
+        assert list(params * grads) == ["b"]
+        assert params.index.without(grads.index).names == ("a",)
+        del grads
+    gc.collect()
+    assert [ref() for ref in made] == [None] * 5
+
+
+def test_a_known_step_goes_through_no_names(monkeypatch):
+    """Which parameters a mask, a branch and a freeze see is found by identity of what they were asked about."""
+    inner = gch.masked(gch.chain(gch.trace(0.9), gch.masked(gch.clip_by_norm(1.0), gch.min_ndim(1))), gch.min_ndim(2))
+    branches = gch.partition((gch.bias, gch.sgd(0.1)), (gch.rest, gch.sgd(0.1, weight_decay=0.1)))
+    model = Shapes(SINGLE)
+    updater = by_executors(gch.chain(gch.freeze(gch.named("*.cube")), inner, branches).bind(model), "native")
+    updater._bound.engine._may_trace = lambda tx: False  # a step that is run again asks for no subset at all
+    asked, subset = [], Index.subset
+
+    def watched(self, names):
+        asked.append(type(names))
+        return subset(self, names)
+
+    for t in range(3):
+        if t == 2:
+            monkeypatch.setattr(Index, "subset", watched)
+        updater.update(distance(model, t))
+        assert updater._bound.engine.reason == ""
+    assert set(asked) == {Index}
 
 
 def test_a_whole_schedule_needs_five_plans():
@@ -191,6 +227,17 @@ def test_the_watch_sees_the_reference():
         updater.step()
     assert len(watch.operations) > 20
     assert watch.bytes > 4 * sum(p.numel() for p in bound.parameters())
+
+
+def test_without_executors_even_a_step_that_writes_nothing_is_the_reference_s(monkeypatch):
+    bound = plain()
+    updater = by_executors(gch.chain(gch.accumulate(3), gch.adamw(0.01)).bind(bound))
+    monkeypatch.setattr(engine, "Tape", None)
+    for t in range(3):
+        updater.update(distance(bound, t))
+        assert updater._bound.engine.reason == "no executor may run it"
+        assert not updater._bound.engine.last
+    assert updater.num_updates == 1
 
 
 def test_a_window_that_is_first_lies_in_the_gradients():
@@ -368,4 +415,7 @@ def test_explain_says_that_and_why_the_reference_ran():
     model = plain()
     updater = gch.chain(device(), gch.sgd(0.1)).bind(model)
     updater.update(distance(model, 0))
-    assert "the last step ran by the reference: a scalar lives on a device, or requires a gradient" in updater.explain()
+    assert (
+        "the last step ran by the reference: a scalar lives on another device, or requires a gradient"
+        in updater.explain()
+    )

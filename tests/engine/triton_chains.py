@@ -87,6 +87,23 @@ def test_numbers_leave_the_kernels_where_a_rule_asks_for_them():
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
+def layers():
+    """A rate per parameter: one column of numbers of the host."""
+    return gch.multiply(gch.cosine(0.1, 0.01, 9), (gch.bias, 2.0), (gch.min_ndim(2), 0.3))
+
+
+@pytest.mark.parametrize("per", ["all", "tensor"])
+def test_numbers_per_parameter_meet_numbers_of_the_device(per):
+    bound = gch.multiply(gch.linear(0.5, 0.1, 8), (gch.bias, 2.0)) if per == "tensor" else 0.5
+    twins = twins_of(
+        gch.chain(gch.clip_by_norm(bound, per=per), gch.scale_by_adam(), gch.scale_by_learning_rate(layers()))
+    )
+    for t in range(4):
+        twins.gradients(t, absent=[next(iter(twins.start))] if t == 2 else [])
+    twins.compare()
+    assert twins.used == {"triton"}
+
+
 class Watched:
     """Counts what the host reads of tensors; a device would be waited for."""
 
@@ -100,14 +117,20 @@ class Watched:
                 return _real(tensor, *args, **kwargs)
 
             monkeypatch.setattr(torch.Tensor, name, seen)
-        run = triton_executor.Launch.__call__
+        self.spare(monkeypatch, triton_executor.Launch, "__call__")  # the interpreter reads what a device would
+        self.spare(monkeypatch, gch.Scalars, "extremes")  # of a column, which is the host's
 
-        def unwatched(launch):  # the interpreter reads what a device would
+    def spare(self, monkeypatch, owner: type, name: str) -> None:
+        """Leave out what this method reads."""
+        real = getattr(owner, name)
+
+        def spared(of):
             before = len(self.reads)
-            run(launch)
+            out = real(of)
             del self.reads[before:]
+            return out
 
-        monkeypatch.setattr(triton_executor.Launch, "__call__", unwatched)
+        monkeypatch.setattr(owner, name, spared)
 
 
 def rounds(tx, steps: int = 3):
@@ -125,6 +148,7 @@ PLAIN = {
     "clip groups": lambda: gch.chain(gch.clip_by_norm(1.0, per=[gch.named("0.*"), gch.named("1.*")]), gch.sgd(0.1)),
     "other norms": lambda: gch.chain(gch.clip_by_norm(1.0, p=1), gch.clip_by_norm(9.0, p=float("inf")), gch.sgd(0.1)),
     "lamb": lambda: gch.chain(gch.scale_by_adam(), test_equal.lamb(), gch.scale(-0.1)),
+    "per parameter": lambda: gch.chain(gch.clip_by_norm(1.0), gch.sgd(layers())),
 }
 
 
@@ -196,6 +220,7 @@ class Captured:
 
 
 RATE = gch.cosine(0.1, 0.01, 9)
+
 REPLAYED = {
     "schedules": lambda: gch.chain(
         gch.clip_by_norm(gch.linear(0.5, 0.1, 8)), gch.scale_by_adam(),
@@ -205,6 +230,7 @@ REPLAYED = {
     "no reduction": lambda: gch.adamw(RATE),
     "momentum": lambda: gch.chain(gch.clip_by_value(1.0), gch.sgd(RATE, momentum=gch.linear(0.0, 0.9, 6))),
     "lamb": lambda: gch.chain(gch.scale_by_adam(), test_equal.lamb(), gch.scale(-0.1)),
+    "per parameter": lambda: gch.chain(gch.clip_by_norm(0.5), gch.sgd(layers(), momentum=0.9)),
 }  # fmt: skip
 
 
@@ -278,6 +304,15 @@ def test_another_step_than_the_captured_one_is_refused_and_changes_nothing():
     pair.same()
 
 
+def test_a_parameter_that_was_swapped_is_refused():
+    pair = Captured(REPLAYED["no reduction"]())
+    captured = pair.capture()
+    pair.model[0].weight = nn.Parameter(pair.model[0].weight.detach().clone())
+    with pytest.raises(RuntimeError, match=r"this one has another kernel\. Capture it anew"):
+        captured.advance()
+    assert pair.updater.num_updates == 2
+
+
 def test_a_state_that_moved_is_refused():
     pair = Captured(REPLAYED["no reduction"]())
     captured = pair.capture()
@@ -293,6 +328,7 @@ def test_a_state_that_moved_is_refused():
         (asking(), "waits for the value of a number on the device"),
         (gch.skip_nonfinite(), None),
         (gch.clip_by_norm(1.0, per="tensor"), "waits for the value"),  # of the largest of the norms, to record it
+        (gch.clip_by_norm(1.0, per=[gch.min_ndim(2), gch.bias]), "waits for the value"),
         (whole(), "asks for whole tensors"),
     ],
 )

@@ -8,7 +8,7 @@ from gradchain.engine.numbers import RULES as NUMBER_RULES
 from gradchain.engine.record import BOOLEAN
 
 A, B = ("load", 0), ("load", 1)
-ONE = {"sqrt", "rsqrt", "sign", "abs", "not", "isfinite", "isnan"}
+ONE = {"sqrt", "rsqrt", "sign", "abs", "not", "number", "isfinite", "isnan"}
 
 
 def everything() -> Program:
@@ -23,7 +23,7 @@ def everything() -> Program:
         elif op in ("and", "or"):
             operands = (mask, ("value", 1))
         else:
-            operands = ((mask if op == "not" else value),) if op in ONE else (value, B)
+            operands = ((mask if op in ("not", "number") else value),) if op in ONE else (value, B)
         instructions.append((op, operands))
         last = ("value", len(instructions) - 1)
         mask, value = (last, value) if op in BOOLEAN else (mask, last)
@@ -36,8 +36,8 @@ def every_number() -> Program:
     a, b, each = ("scalar", 0), ("scalar", 1), ("entry", 0)
     numbers: list = [("gt", (a, b))]
     for op in NUMBER_RULES:
-        last = ("number", len(numbers) - 1)
-        given = {"where": (("number", 0), last, each), "abs": (last,), "sqrt": (last,)}
+        last = ("device", len(numbers) - 1)
+        given = {"where": (("device", 0), last, each), "abs": (last,), "sqrt": (last,)}
         numbers.append((op, given.get(op, (last, each if len(numbers) % 2 else b))))
-    out = ("mul", (A, ("number", len(numbers) - 1)))
+    out = ("mul", (A, ("device", len(numbers) - 1)))
     return Program([0], [0, 1], [0], [out], [(0, ("value", 0))], numbers=numbers)

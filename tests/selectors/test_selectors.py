@@ -364,7 +364,7 @@ NEEDS = "a selector must be a function (name, parameter, owner) -> bool, got"
         (
             lambda: selectors.ready.ready_made("bais"),
             ValueError,
-            'ready_made: label must be one of bias, norm, embedding, everything, got "bais".',
+            'ready_made: label must be one of bias, norm, embedding, depthwise, everything, got "bais".',
         ),
         (lambda: bias | "*.scale", TypeError, f'|: {NEEDS} "*.scale". Write named("*.scale").'),
         (lambda: "*.scale" & bias, TypeError, f'&: {NEEDS} "*.scale". Write named("*.scale").'),

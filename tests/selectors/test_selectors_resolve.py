@@ -1,6 +1,7 @@
 """resolve: from a selector and all parameters to names, and what it says when that cannot be."""
 
 import re
+from fnmatch import fnmatchcase
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 from gradchain.selectors import bias, embedding, everything, min_ndim, named, ndim, norm, owner, resolve
+from gradchain.selectors import names as by_names
 
 MODEL = nn.ModuleDict({"body": nn.Linear(2, 3), "ln": nn.LayerNorm(3), "head": nn.Linear(3, 2)})
 FACTS = [(name, p, MODEL.get_submodule(name.rpartition(".")[0])) for name, p in MODEL.named_parameters()]
@@ -105,6 +107,19 @@ def test_a_pattern_that_matches_nothing(pattern, cure, wrap):
     shown = f'"{pattern}"' if isinstance(pattern, str) else repr(pattern)
     with sentence(ValueError, f"named: the pattern {shown} matches none of the 6 parameters. {cure}"):
         resolve(wrap(named("ln.*", pattern)), FACTS)
+
+
+def test_full_names_are_looked_up_each_once(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        by_names, "fnmatchcase", lambda name, pattern: asked.append(pattern) or fnmatchcase(name, pattern)
+    )
+    facts = [(f"p{i}", torch.zeros(1), None) for i in range(100)]
+    chosen = resolve(named(*[name for name, _, _ in facts[:50]], "*9", "p[1]?"), facts)
+    assert chosen == tuple(n for n, _, _ in facts if n in {f"p{i}" for i in range(50)} or n.endswith("9"))
+    assert len(asked) <= 2 * 2 * len(facts)
+    with pytest.raises(ValueError, match='the pattern "p100" matches none'):
+        resolve(named("p1", "p100"), facts)
 
 
 def test_every_dead_pattern_is_named():

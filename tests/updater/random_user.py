@@ -110,15 +110,26 @@ def added(a: dict[str, Tensor], b: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class User:
-    """Does the same to an updater and its twin. `check` compares them; `log` says what was done."""
+    """Does the same to an updater and its twin. `check` compares them; `log` says what was done.
 
-    def __init__(self, k: int, amp: bool) -> None:
-        self.k, self.amp = k, amp
+    Every step is run by one executor, by name, or by the reference.
+    """
+
+    def __init__(self, k: int, amp: bool, executor: str = "native") -> None:
+        self.k, self.amp, self.executor = k, amp, executor
+        self.ran: set[str] = set()
         self.model = net()
-        self.updater = chain(k, amp).bind(self.model)
+        self.updater = self.bound()
         self.twin = Twin(k, amp)
         self.rows = data(1000)
         self.log: list[str] = []
+
+    def bound(self) -> gch.Updater:
+        """The chain bound to the model, left with its one executor."""
+        updater = chain(self.k, self.amp).bind(self.model)
+        engine = updater._bound.engine
+        engine.executors = tuple(e for e in engine.executors if e.name == self.executor)
+        return updater
 
     def losses(self, kind: str) -> tuple[Tensor, Tensor]:
         """The same loss of both models: whole, of the second layer alone, or of an overflow."""
@@ -244,7 +255,7 @@ class User:
         self.model = net(draw.randrange(100))
         for n, p in self.model.named_parameters():
             p.requires_grad_(flags[n])
-        self.updater = chain(self.k, self.amp).bind(self.model)
+        self.updater = self.bound()
         if draw.random() < 0.5:
             self.model.load_state_dict(saved["model"])
             self.updater.load_state_dict(saved["updater"])
@@ -301,7 +312,11 @@ class User:
         self.check()
 
     def check(self) -> None:
-        """Weights, counters, scale and the window's length are the twin's."""
+        """Weights, counters, scale and the window's length are the twin's; nothing else has run a step."""
+        engine = self.updater._bound.engine
+        alone = [e.name for e in engine.executors] == ([] if self.executor == "reference" else [self.executor])
+        assert alone and (engine.reason == "" or self.executor == "reference"), (engine.reason, self.log)
+        self.ran |= {part.executor for part in engine.last}
         mine = weights(self.model)
         for n, p in self.twin.w.items():
             torch.testing.assert_close(mine[n], p.detach(), rtol=0, atol=1e-10, msg=lambda m: f"{m}\n{self.log}")
@@ -314,9 +329,9 @@ class User:
             assert (state["amp_scale"].scale, state["amp_scale"].growth_tracker) == (self.twin.scale, self.twin.good)
 
 
-def driven(k: int, amp: bool, seed: int, steps: int) -> User:
+def driven(k: int, amp: bool, seed: int, steps: int, executor: str = "native") -> User:
     """A user who does `steps` random things."""
-    user, draw = User(k, amp), random.Random(seed)
+    user, draw = User(k, amp, executor), random.Random(seed)
     for _ in range(steps):
         if len(user.rows) < 20:
             user.rows = data(1000, seed=draw.randrange(10**6))

@@ -36,14 +36,14 @@ REFUSED = {
     "two learning rates": (
         [gch.adam(0.1), LR],
         "chain: 4 parameters, first '0.weight', would pass two learning rates, scale_by_learning_rate and "
-        "scale_by_learning_rate#2. Keep one; a multiplier is masked(scale(…), selector), and partition gives each "
-        "group its own.",
+        "scale_by_learning_rate#2. Keep one; multiply and choose make it differ from "
+        "parameter to parameter.",
     ),
     "two learning rates on some": (
         [gch.partition((EARLY, gch.adam(0.1)), (gch.rest, gch.scale_by_adam())), LR],
         "chain: 2 parameters, first '0.weight', would pass two learning rates, partition/branch/scale_by_learning_rate "
-        "and scale_by_learning_rate. Keep one; a multiplier is masked(scale(…), selector), and partition gives each "
-        "group its own.",
+        "and scale_by_learning_rate. Keep one; multiply and choose make it differ from "
+        "parameter to parameter.",
     ),
     "sign twice": (
         [gch.scale(-1.0), gch.scale_by_adam(), LR],

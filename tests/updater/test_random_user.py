@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from random_user import User, driven
 
+EXECUTORS = ["native", "blocks", "reference"]  # torch's fused kernels know no rule with an average of the weights
 KINDS = [(1, False), (3, False), (1, True), (3, True), (2, True)]
 
 
@@ -18,14 +19,23 @@ def test_a_random_user(k, amp, seed):
     """After each of 60 random actions weights, counters, scale and window equal the twin's."""
     user = driven(k, amp, seed, 60)
     assert user.twin.step > 2
+    assert user.ran == {"native"}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS[1:])
+@pytest.mark.parametrize(("k", "amp"), [(1, True), (3, False)])
+def test_a_random_user_of_another_executor(k, amp, executor):
+    user = driven(k, amp, 1, 60, executor)
+    assert user.twin.step > 2
+    assert user.ran == {executor} - {"reference"}
 
 
 class Session(RuleBasedStateMachine):
     """The same actions, chosen and shrunk by hypothesis."""
 
-    @initialize(kind=st.sampled_from(KINDS))
-    def start(self, kind):
-        self.user = User(*kind)
+    @initialize(kind=st.sampled_from(KINDS), executor=st.sampled_from(EXECUTORS))
+    def start(self, kind, executor):
+        self.user = User(*kind, executor)
 
     @rule(action=st.sampled_from(sorted(set(User.ACTIONS))), seed=st.integers(0, 10**6))
     def act(self, action, seed):
@@ -42,7 +52,7 @@ def test_a_session():
 def test_many_users():
     """The long run: as many seeds as GRADCHAIN_FUZZ says (5 by default), 200 actions each."""
     for seed in range(int(os.environ.get("GRADCHAIN_FUZZ", "5"))):
-        driven(*KINDS[seed % len(KINDS)], 1000 + seed, 200)
+        driven(*KINDS[seed % len(KINDS)], 1000 + seed, 200, EXECUTORS[seed % len(EXECUTORS)])
 
 
 BREAKS = {

@@ -1,0 +1,53 @@
+"""Memory of what a link keeps whole, as `accumulate` its window: made once, then written over step by step."""
+
+from __future__ import annotations
+
+import torch
+
+from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
+from gradchain.engine.layout import Layout
+
+
+class Windows:
+    """The buffers of one engine: those that hold something, and those that wait for the next window."""
+
+    def __init__(self) -> None:
+        self._held: list[EagerTensors] = []
+        self._waiting: list[EagerTensors] = []
+        self._now: list[EagerTensors] = []
+
+    def clear(self) -> None:
+        """Forget them all: the state came from elsewhere, or the weights are others."""
+        self._held, self._waiting, self._now = [], [], []
+
+    def begin(self) -> None:
+        """A step begins; what one that failed had chosen was not written."""
+        self._now = []
+
+    def place(self, layout: Layout, index: Index, dtypes: list[torch.dtype], before: object) -> EagerTensors:
+        """Memory for these entries, to be written once nothing can fail: where they lie now, if it is ours, or waits.
+
+        Args:
+            layout: of the weights, which the entries follow.
+            index: the entries.
+            dtypes: theirs.
+            before: what the link has kept so far.
+        """
+        for buffer in [b for b in self._held if b is before] + self._waiting:
+            fits = buffer.index is index and [t.dtype for t in buffer._data] == dtypes
+            if fits and not any(b is buffer for b in self._now):
+                break
+        else:
+            weights = (layout.tensors[layout.index.position[n]] for n in index.names)
+            made = [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)]
+            buffer = EagerTensors(index, made)
+        self._now.append(buffer)
+        return buffer
+
+    def settle(self) -> None:
+        """The step was done: what it no longer needs waits, one buffer for a parameter."""
+        free = [b for b in self._held if not any(b is now for now in self._now)]
+        old = [b for b in self._waiting if not any(b is now for now in self._now)]
+        self._waiting = free + [b for b in old if not any(len(b.index.subset(f.index)) for f in free)]
+        self._held = self._now

@@ -1,0 +1,122 @@
+"""What the benchmarks train: losses with a least value, gradients that do not die, and clips that clip."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+from benchmarks import measure, targets
+from benchmarks.candidate import BACKWARD, Took
+from benchmarks.ours import Ours
+from benchmarks.recipes import RECIPES, Cell
+from benchmarks.workloads import WORKLOADS
+
+ROUNDS = 21  # of the command
+TURNS = {"c": measure.WARM + ROUNDS + measure.HOST_TURNS + 1, "d": 11 * (ROUNDS + measure.HOST_TURNS)}  # in steps
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("workload", TURNS)
+def test_weights_stay_finite_and_every_step_clips(workload, recipe):
+    cell = Cell.of(WORKLOADS[workload], RECIPES[recipe])
+    candidate = Ours(cell)
+    start = {name: p.detach().clone() for name, p in candidate.model.named_parameters()}
+    with BACKWARD.clock():
+        for _ in range(TURNS[workload]):
+            candidate.round()
+            candidate.check_clip()
+    for name, p in candidate.model.named_parameters():
+        assert torch.isfinite(p).all(), name
+        assert p.abs().max() < 2, name
+        assert (p != start[name]).any(), f"{name} was not trained"
+
+
+@pytest.mark.parametrize("workload", ["c", "d"])
+def test_no_weights_bring_the_loss_below_0_and_gradients_are_there_at_the_best_ones(workload):
+    chosen = WORKLOADS[workload]
+    model = chosen.build()
+    parameters = list(model.parameters())
+    first = torch.stack([g.norm() for g in torch.autograd.grad(chosen.loss(model, 0), parameters)]).norm()
+    optimizer = torch.optim.Adam(parameters, lr=2e-2)
+    for _ in range(25):
+        optimizer.zero_grad()
+        sum(chosen.forward(model, number) for number in range(8)).backward()
+        optimizer.step()
+    losses = [chosen.forward(model, number) for number in range(8)]
+    assert min(float(loss.detach()) for loss in losses) > 0
+    grads = torch.autograd.grad(chosen.loss(model, 0), parameters)
+    assert torch.stack([g.norm() for g in grads]).norm() > 0.2 * first
+
+
+def test_a_step_is_timed_only_with_the_clock_in_backward():
+    real = torch.Tensor.backward
+    candidate = Ours(Cell.of(WORKLOADS["d"], RECIPES["R1"]))
+    with pytest.raises(AssertionError, match="clock in backward"):
+        candidate.round()
+    with BACKWARD.clock():
+        took = candidate.round()
+        host = candidate.host()
+    assert torch.Tensor.backward is real
+    assert 0 < took.part < took.whole
+    assert 0 < host
+    assert all(not hasattr(part.runner._kernel, "real") for part in candidate._engine.last)
+
+
+def test_a_turn_is_the_mean_of_the_timed_steps_after_those_that_settle(monkeypatch):
+    candidate = Ours(Cell.of(WORKLOADS["d"], RECIPES["R1"]))
+    numbers = iter(range(100))
+    monkeypatch.setattr(candidate, "round", lambda: Took(next(numbers), 1.0))
+    workload = WORKLOADS["d"]
+    assert candidate.turn().whole == workload.settle + (workload.steps - 1) / 2
+    assert next(numbers) == workload.settle + workload.steps
+
+
+def test_everyone_begins_once_and_has_two_neighbours():
+    candidates = list("abcd")
+    orders = [measure._order(candidates, number) for number in range(4)]
+    assert {order[0] for order in orders[::2]} | {order[-1] for order in orders[1::2]} == set(candidates)
+    assert orders[0] == list("abcd") and orders[1] == list("adcb")
+    assert all(sorted(order) == candidates for order in orders)
+
+
+def test_disturbed_rounds_are_told():
+    assert measure._disturbed([1.0, 1.1, 1.4, 0.9, 0.6]) == [2, 4]
+    assert measure._disturbed([]) == []
+
+
+def _result(threads: int, native: bool, ratio: list[float]) -> dict:
+    cell = {
+        "workload": "a",
+        "recipe": "R2",
+        "best_peer": "torch fused",
+        "candidates": {"torch fused": {"ours_over_it": ratio}},
+        "executors": {"native": 2},
+        "extra_bytes_per_parameter": {"gradchain": {"peak": 0.0}},
+    }
+    return {"threads": threads, "native": native, "cells": [cell]}
+
+
+def test_a_target_is_met_when_the_upper_quartile_meets_it():
+    results = [_result(1, True, [0.6, 0.7, 0.76]), _result(2, True, [0.6, 0.7, 0.75]), _result(1, False, [0.1] * 3)]
+    rows = {row["what"]: row for row in targets.judged(results)}
+    assert rows["R2 (a)"]["met"] is False
+    assert rows["R2 (a), 2 threads"]["met"] is True
+    assert rows["R2 (a), no compiler"]["met"] is True
+    assert rows["R1 (a)"]["met"] is None
+    assert rows["R3 (a), no compiler"]["met"] is None
+    text = "\n".join(targets.lines(list(rows.values())))
+    assert "MISSED" in text and "3 of 4 measured targets met" in text
+
+
+def test_each_target_is_measured_by_one_of_the_processes(monkeypatch):
+    calls = []
+    monkeypatch.setattr(targets.subprocess, "run", lambda command, env, check: calls.append((command, env)))
+    assert not list(targets.elsewhere("abcd", 15, quick=False))
+    cells = [(w, r, 1, True) for w, r in targets.here("abcd")]
+    for command, env in calls:
+        words = list(pairwise(command))
+        recipes = [value for key, value in words if key == "--recipe"]
+        threads = int(dict(words)["--threads"])
+        assert ("--rounds", "15") in words
+        cells += [("a", r, threads, env.get("GRADCHAIN_NATIVE") != "0") for r in recipes]
+    assert sorted(cells) == sorted({(t.workload, t.recipe, t.threads, t.native) for t in targets.TARGETS})

@@ -1,0 +1,254 @@
+"""A step that is run again from its numbers is the step that its links would have made, bit for bit."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from test_equal import GRADIENTS, LOSSES
+from torch import nn
+from twins import Shapes, distance, drawn_like, same_state
+
+import gradchain as gch
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:chain. scale_by_.* divides out the scale"),
+    pytest.mark.filterwarnings("ignore:bind. float16"),
+]
+HEAD = gch.named("head.*")
+CHAINS = {
+    **GRADIENTS,
+    **LOSSES,
+    "scheduled clip": lambda: gch.chain(gch.clip_by_norm(gch.linear(0.1, 3.0, 9)), gch.sgd(0.05, momentum=0.9)),
+    "clip that ends": lambda: gch.chain(gch.clip_by_norm(lambda t: 0.1 if t < 6 else math.inf), gch.sgd(0.05)),
+    "by epoch": lambda: gch.adamw(gch.by("epoch", gch.linear(0.1, 0.01, 3))),
+    "betas": lambda: gch.chain(gch.scale_by_adam(b1=gch.linear(0.5, 0.9, 9)), gch.scale_by_learning_rate(0.05)),
+    "frozen": lambda: gch.chain(gch.freeze(HEAD, until=6), gch.adam(0.05)),
+    "growing average": lambda: gch.chain(gch.adam(0.05), gch.average_params(lambda t: (1 + t) / (10 + t), start=4)),
+    "sparse average": lambda: gch.chain(gch.adam(0.05), gch.average_params("mean", every=5)),
+}
+# whose steps are recorded each time: code of a user's, whole tensors, windows, numbers per parameter, unequal counts
+NEVER = {
+    "clips", "partition", "buffers", "project", "stateless", "radam", "lamb", "centred", "muon", "per name", "branchy",
+    "zeroes", "anchored", "masks", "accumulate", "accumulate, amp", "amp, accumulate", "sam", "finite",
+    "freeze", "frozen",
+}  # fmt: skip
+STEPS = 14
+
+
+class Pair:
+    """A chain twice by the engine: one may run steps again from their numbers, the other records each."""
+
+    def __init__(self, tx: gch.Transform, model: nn.Module | None = None, **bind) -> None:
+        model = Shapes() if model is None else model
+        self.models = (copy.deepcopy(model), copy.deepcopy(model))
+        self.again, self.recorded = (tx.bind(m, **bind) for m in self.models)
+        self.recorded._bound.engine._may_trace = lambda tx: False
+
+    @property
+    def replayed(self) -> int:
+        assert self.recorded._bound.engine.num_replayed == 0
+        return self.again._bound.engine.num_replayed
+
+    def each(self, do):
+        """Do the same to both, with the same outcome: a value, or an exception's sentence."""
+        outcomes = []
+        for model, updater in zip(self.models, (self.again, self.recorded), strict=True):
+            try:
+                outcomes.append(do(model, updater))
+            except Exception as error:
+                outcomes.append((type(error), str(error)))
+        self.compare()
+        return outcomes
+
+    def step(self, t: int, *, absent=(), size: float = 1.0, loss: bool = False, closure: bool = False, **kwargs):
+        def do(model, updater):
+            if loss or closure:
+                value = distance(model, t, absent)
+                return updater.update((lambda: distance(model, t, absent)) if closure else size * value, **kwargs)
+            for i, (name, p) in enumerate(model.named_parameters()):
+                p.grad = None if name in absent else size * drawn_like(p, 100 * t + i)
+            return updater.step(**kwargs)
+
+        a, b = self.each(do)
+        if isinstance(b, tuple):
+            assert a == b
+            return b
+        assert (a.reason, a.step, dict(a._records)) == (b.reason, b.step, dict(b._records))
+        assert a.hyperparams == b.hyperparams
+        return a.reason
+
+    def compare(self) -> None:
+        for (name, p), (_, q) in zip(*(m.named_parameters() for m in self.models), strict=True):
+            assert torch.equal(p, q), name
+            assert p._version == q._version, name
+        a, b = self.again.state_dict(), self.recorded.state_dict()
+        assert a["clocks"] == b["clocks"]
+        same_state(a["links"], b["links"])
+        for x, y in zip(*(torch.utils._pytree.tree_leaves(d["links"]) for d in (a, b)), strict=True):
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else (x == y and type(x) is type(y))
+
+
+@pytest.mark.parametrize("name", list(CHAINS))
+def test_a_step_run_again_is_the_step(name):
+    pair = Pair(CHAINS[name]())
+    for t in range(STEPS):
+        pair.step(t, loss=name in LOSSES and name != "sam", closure=name == "sam")
+    if name in NEVER:
+        assert pair.replayed == 0
+    else:
+        assert pair.replayed >= 5, "the links ran at nearly every step"
+
+
+def test_every_link_of_ours_is_in_one_list_or_the_other():
+    assert set(CHAINS) > NEVER
+
+
+def test_the_steps_in_between_may_be_of_any_kind():
+    pair = Pair(gch.chain(gch.amp_scale(64.0, growth_interval=4, always=True), gch.clip_by_norm(1.0), gch.adamw(0.01)))
+    said = []
+    for t in range(40):
+        size = math.inf if t in (11, 12, 30) else 1.0
+        said.append(pair.step(t, size=size, loss=t not in (12,), absent=("head.long",) if t == 20 else ()))
+        if t == 15:
+            pair.each(lambda _, u: u.override("learning_rate", 0.02))
+        if t == 18:
+            pair.each(lambda _, u: u.override("learning_rate"))
+    assert said.count("overflow") >= 2
+    assert 10 <= pair.replayed < 36
+    assert pair.again._bound.state.links["amp_scale"].scale != 64.0
+
+
+def test_keep_grads_given_grads_and_last():
+    pair = Pair(gch.chain(gch.clip_by_norm(1.0), gch.adamw(0.01)))
+    for t in range(24):
+        kept = t % 8 >= 6
+        pair.step(t, keep_grads=kept)
+        if kept:
+            assert all(p.grad is not None for p in pair.models[0].parameters())
+    for t in range(6):
+        drawn = {n: drawn_like(p, t) for n, p in pair.models[0].named_parameters()}
+        before = {n: g.clone() for n, g in drawn.items()}
+        pair.each(lambda _, u, drawn=drawn: bool(u.step(drawn)))
+        assert all(torch.equal(g, before[n]) for n, g in drawn.items()), "gradients of the user's were written"
+    assert pair.replayed > 8
+
+
+@pytest.mark.parametrize("edit", ["load", "reset", "data", "assign", "tick", "frozen", "double", "rebind", "swap"])
+def test_what_changes_between_steps_is_seen(edit):
+    pair = Pair(gch.chain(gch.clip_by_norm(1.0), gch.adamw(gch.by("epoch", gch.linear(0.1, 0.01, 3)))))
+    saved = {}
+
+    def change(model, updater):
+        parameter = model.body.bias
+        if edit == "load":
+            updater.load_state_dict(saved[id(updater)])
+        elif edit == "reset":
+            updater.reset()
+        elif edit == "data":
+            parameter.data = parameter.data.clone() + 1.0
+        elif edit == "assign":
+            model.body.bias = nn.Parameter(parameter.detach() + 1.0)
+        elif edit == "tick":
+            updater.tick("epoch")
+        elif edit == "frozen":
+            parameter.requires_grad_(not parameter.requires_grad)
+        elif edit == "double":
+            model.float()
+        elif edit == "rebind":
+            updater.rebind(model)
+        elif edit == "swap":
+            parameter.data, model.body.scale.data = parameter.data * 2, model.body.scale.data * 3
+
+    for t in range(8):
+        pair.step(t)
+        if t == 2:
+            pair.each(lambda _, u: saved.update({id(u): u.state_dict()}))
+    before = pair.replayed
+    assert before >= 4
+    pair.each(change)
+    for t in range(8, 16):
+        pair.step(t)
+    assert pair.replayed >= before + 4
+
+
+def test_a_schedule_that_fails_fails_the_same_and_nothing_is_written():
+    def rate(step: float) -> float:
+        if 7 <= calls[-1] < 10:
+            raise ArithmeticError("no rate today")
+        return -1.0 if calls[-1] == 12 else 0.01
+
+    calls = [0]
+    pair = Pair(gch.chain(gch.clip_by_norm(1.0), gch.adamw(0.1), gch.scale_by_schedule(rate)))
+    pair = Pair(gch.chain(gch.clip_by_norm(rate), gch.adamw(0.1)))
+    failed = []
+    for t in range(18):
+        calls[-1] = t
+        outcome = pair.step(t)
+        failed += [t] if isinstance(outcome, tuple) else []
+    assert failed == [7, 8, 9, 12]
+    assert pair.replayed >= 7
+
+
+def test_a_schedule_may_come_to_give_a_tensor():
+    def rate(step: float):
+        return torch.tensor(0.01, dtype=torch.float64) if step >= 6 else 0.01
+
+    pair = Pair(gch.adamw(rate))
+    for t in range(12):
+        pair.step(t)
+    assert pair.replayed >= 2
+
+
+def test_code_of_a_users_runs_at_every_step():
+    seen = []
+
+    class noted(gch.Transform):
+        def update(self, g, state, ctx):
+            seen.append(ctx.step)
+            return 1.0 * g, state
+
+    share = {"of": 1.0}
+    scaled = gch.stateless(lambda g, w: share["of"] * g)
+    pair = Pair(gch.chain(noted(), scaled, gch.sgd(0.05)))
+    for t in range(9):
+        share["of"] = 1.0 / (1 + t)
+        pair.step(t)
+    assert seen == [t for t in range(9) for _ in range(2)]
+    assert all(type(step) is int for step in seen)
+    assert pair.replayed == 0
+
+
+def test_numbers_that_a_user_sees_are_plain():
+    updater = gch.chain(gch.clip_by_norm(1.0), gch.adamw(gch.cosine(0.1, 0.01, 9))).bind(model := Shapes())
+    for t in range(8):
+        for i, p in enumerate(model.parameters()):
+            p.grad = drawn_like(p, 100 * t + i)
+        info = updater.step()
+        assert type(info._records["clip_by_norm.norm"]) is float
+        assert all(type(v) in (int, float) for v in info.hyperparams.values())
+        state = updater._bound.state.links["scale_by_adam"]
+        assert type(state.count.value) is int
+        assert state.count.value == t + 1
+    assert updater._bound.engine.num_replayed >= 4
+    assert f"{updater._bound.engine.num_replayed} steps needed nothing but their numbers" in updater.explain()
+
+
+def test_gradients_are_not_kept():
+    """A traced step lets go of the gradients it saw."""
+    import gc
+    import weakref
+
+    updater = gch.chain(gch.clip_by_norm(1.0), gch.adamw(0.1)).bind(model := Shapes())
+    alive = []
+    for t in range(8):
+        for i, p in enumerate(model.parameters()):
+            p.grad = drawn_like(p, 100 * t + i)
+            alive.append(weakref.ref(p.grad))
+        updater.step()
+        p = None
+        gc.collect()
+        assert sum(ref() is not None for ref in alive) == 0
+    assert updater._bound.engine.num_replayed >= 4
