@@ -7,6 +7,7 @@ Import it as `import gradchain as gch`. Users meet two things: links, which are 
 from gradchain import schedules as schedules
 from gradchain import selectors as selectors
 from gradchain._version import __version__ as __version__
+from gradchain.adapters import from_torch as from_torch
 from gradchain.combinators import accumulate as accumulate
 from gradchain.combinators import amp_scale as amp_scale
 from gradchain.combinators import freeze as freeze
@@ -103,6 +104,7 @@ __all__ = [
     "everything",
     "freeze",
     "from_config",
+    "from_torch",
     "group",
     "join",
     "linear",

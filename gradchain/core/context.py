@@ -175,6 +175,11 @@ class Context:
         return self._run.loss is not None
 
     @property
+    def outermost(self) -> bool:
+        """Whether this is a link of the outermost chain: not in a mask, nor in a branch."""
+        return self._outermost
+
+    @property
     def loss_was_scaled(self) -> bool:
         """Whether the gradients come from a loss that the chain scaled; else they are true ones."""
         return self._run.scaled and self._outermost

@@ -1,0 +1,3 @@
+from gradchain.adapters.torch_optimizers import from_torch
+
+__all__ = ["from_torch"]
