@@ -8,6 +8,7 @@ from gradchain import schedules as schedules
 from gradchain import selectors as selectors
 from gradchain._version import __version__ as __version__
 from gradchain.adapters import from_torch as from_torch
+from gradchain.adapters import register as register
 from gradchain.combinators import accumulate as accumulate
 from gradchain.combinators import amp_scale as amp_scale
 from gradchain.combinators import freeze as freeze
@@ -121,6 +122,7 @@ __all__ = [
     "owner",
     "partition",
     "project",
+    "register",
     "rest",
     "sam",
     "scale",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import gradchain as gch
 from gradchain.core.context import Run
+from gradchain.core.slots import Slots
 
 DOUBLE = torch.float64
 STEPS = 20
@@ -227,9 +228,18 @@ def stored(state: Any) -> dict[str, Tensor]:
     for address, value in leaves(state):
         if isinstance(value, gch.Tensors):
             out.update({f"{address}[{n}]": value[n] for n in value})
+        elif isinstance(value, Slots):
+            out.update({a: x for a, x in slots(address, value) if isinstance(x, Tensor)})
         elif isinstance(value, Tensor):
             out[address] = value
     return out
+
+
+def slots(address: str, value: Slots) -> Iterable[tuple[str, Any]]:
+    """What an optimizer from elsewhere keeps of each parameter, by address."""
+    for name, slot in value.items():
+        for key, item in slot.items():
+            yield f"{address}.{key}[{name}]", item
 
 
 def numbers(state: Any) -> dict[str, Any]:
@@ -238,6 +248,8 @@ def numbers(state: Any) -> dict[str, Any]:
     for address, value in leaves(state):
         if isinstance(value, gch.Count):
             out[address] = {n: value.of(n) for n in value.names}
+        elif isinstance(value, Slots):
+            out.update({a: x for a, x in slots(address, value) if not isinstance(x, Tensor)})
         elif isinstance(value, gch.Scalars):
             out[address] = dict(value)
         elif not isinstance(value, (gch.Tensors, Tensor)):

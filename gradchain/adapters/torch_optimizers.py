@@ -93,26 +93,30 @@ class from_torch(Transform):
         set_["_given"] = {name: hyper.value for name, hyper in fields.hypers.items()}
         set_.update(set_["_given"])
 
+    @property
+    def cls(self) -> type[Optimizer]:
+        """The class."""
+        return class_of(self.optimizer)
+
     @cached_property
     def _wants_closure(self) -> bool:
         """Whether a step of the class asks for one."""
-        parameters = inspect.signature(class_of(self.optimizer).step).parameters
+        parameters = inspect.signature(self.cls.step).parameters
         return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
 
     def init(self, params: Tensors) -> OptimizerState:
         return OptimizerState(*self._stand_ins(dict(params), params.index, [list(params)]).first)
 
     def update(self, g: Tensors, state: OptimizerState, ctx: Context) -> tuple[Tensors | Weights, OptimizerState]:
-        if _torch.under_functorch():
-            raise RuntimeError("from_torch: its class works in place, which torch.func cannot follow. Use a link of ours.")
         params = ctx.params.select(state.state)
-        old, numbers = dict(params), self._numbers()
+        old, grads, numbers = dict(params), dict(g), self._numbers()
+        _refuse_derivatives(grads)
         groups = _grouped(old, numbers)
         fields = [self._fields.grouped(_at(numbers, names[0])) for names in groups if names]
         closure = self._closure(params.index, ctx) if self._wants_closure else None
         stand_ins = self._stand_ins(old, params.index, groups)
         try:
-            new, memory, group = stand_ins.step(old, dict(g), state.state, state.group, fields, closure)
+            new, memory, group = stand_ins.step(old, grads, state.state, state.group, fields, closure)
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {error}") from error
@@ -131,6 +135,10 @@ class from_torch(Transform):
         """The stand-ins for these parameters, made when first asked for."""
         places = frozenset((w.dtype, w.device) for w in weights.values())
         key = (self.__dict__["_made"], tuple(map(tuple, groups)) if len(groups) > 1 else None, places)
+        if _torch.under_functorch():
+            raise RuntimeError(
+                "from_torch: its class works in place, which torch.func cannot follow. Use a link of ours."
+            )
         if key not in index.kept:
             index.kept[key] = StandIns(self._fields.made, groups, weights)
         return cast("StandIns", index.kept[key])
@@ -139,6 +147,7 @@ class from_torch(Transform):
         """What an optimizer calls to know the loss: at the weights it was given, the one that is known."""
         known = [ctx.loss] if ctx.has_loss else []
 
+        @torch.no_grad()  # a class calls it with gradients on, for the closure of a user
         def evaluated(stand_ins: StandIns) -> Any:
             if known:
                 return known.pop()
@@ -162,6 +171,14 @@ class from_torch(Transform):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return from_torch, (self.optimizer, self.arguments)
+
+
+def _refuse_derivatives(grads: Mapping[str, Tensor]) -> None:
+    if torch.is_grad_enabled() and any(g.requires_grad for g in grads.values()):
+        raise RuntimeError(
+            "from_torch: its class works in place and has no derivative: the updates must not require a gradient. "
+            "Detach them, or use a link of ours."
+        )
 
 
 def _short(optimizer: str | type[Optimizer]) -> str:
