@@ -57,6 +57,7 @@ from gradchain.transforms import clip_by_norm as clip_by_norm
 from gradchain.transforms import clip_by_value as clip_by_value
 from gradchain.transforms import nan_to_num as nan_to_num
 from gradchain.transforms import project as project
+from gradchain.transforms import reduce_on_plateau as reduce_on_plateau
 from gradchain.transforms import sam as sam
 from gradchain.transforms import scale as scale
 from gradchain.transforms import scale_by_adam as scale_by_adam
@@ -122,6 +123,7 @@ __all__ = [
     "owner",
     "partition",
     "project",
+    "reduce_on_plateau",
     "register",
     "rest",
     "sam",

@@ -621,6 +621,26 @@ CASES: tuple[Case, ...] = (
         uses_params=True,
         low="the gradient of its problem depends on the weights, and is taken in their precision",
     ),
+    # what is observed
+    Case(
+        "reduce_on_plateau",
+        gch.reduce_on_plateau("val_loss", factor=0.5, patience=2, cooldown=1, min_value=0.2, eps=0.0),
+        (
+            of_torch(
+                "torch.optim.lr_scheduler.ReduceLROnPlateau",
+                sgd,
+                group=rules.plateaus(factor=0.5, patience=2, cooldown=1, min_lr=0.2 * 0.7, eps=0.0),
+            ),
+            Peer(
+                "optax.contrib.reduce_on_plateau",
+                rules.optax_plateau,
+                rtol=1e-6,
+                why="its scale is a float32 number",
+                absent=False,
+            ),
+        ),
+        own_time=False,
+    ),
     # rules from elsewhere
     Case(
         "from_torch",

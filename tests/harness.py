@@ -129,6 +129,11 @@ def problem(
     return Problem(params, grads, **rest)
 
 
+def observed(t: int) -> float:
+    """A validation loss that improves, stays, improves by too little, and stays again."""
+    return 0.5 if t < 3 else 0.3 if t < 9 else 0.3 - 1e-6 * t
+
+
 # the pure loop
 
 
@@ -140,6 +145,7 @@ def context(problem: Problem, params: gch.Tensors, t: int, step: int, **more: An
 
     clocks = {"step": step, "micro": t, "epoch": t // 4}
     run = {"params": params, "clocks": clocks, "loss": problem.loss(t, params), "evaluate": evaluate, "buffers": {}}
+    run["observed"] = {"val_loss": observed(t)}
     return gch.Context.of(Run(**{**run, **more}))
 
 
