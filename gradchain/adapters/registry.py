@@ -56,17 +56,18 @@ def register(name: Any = None) -> Any:
     if name is not None and not isinstance(name, str):
         return register()(name)  # @gch.register, without the parentheses
 
-    def registering(rule: T) -> T:
-        known = rule.__name__ if name is None else name
+    def registering(rule: Any) -> Any:
         is_class = isinstance(rule, type)
         is_optimizer = is_class and issubclass(rule, Optimizer)
         if not callable(rule) or (is_class and not is_optimizer and not issubclass(rule, Transform)):
             raise TypeError(f"register: takes a function, a Transform class or an Optimizer class, got {rule!r}.")
+        known = rule.__name__ if name is None else name
         held: Any = classes.get(known, registered.get(known, own.get(known)))
         if held is not None and held is not rule:
-            raise ValueError(f"register: {known!r} is taken by {held!r}. Give it another name: register({known + '2'!r}).")
+            cure = f"Give it another name: register({known + '2'!r})."
+            raise ValueError(f"register: {known!r} is taken by {held!r}. {cure}")
         if is_optimizer:
-            classes[known] = rule  # type: ignore[assignment]
+            classes[known] = rule
             registered[known] = partial(from_torch, known)
         else:
             registered[known] = rule

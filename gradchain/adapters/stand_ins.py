@@ -88,7 +88,7 @@ class StandIns:
                 parameter.data = weights[name].detach().clone()
                 self.put_grad(name, grads.get(name))
             before = self._restored(state, group, fields)
-            self._optimizer.step(*(() if closure is None else (lambda: closure(self),)))  # type: ignore[arg-type]
+            self._optimizer.step(*(() if closure is None else (lambda: closure(self),)))
             return self.weights(), self._remembered(), self._changed(before, group)
         finally:
             self._forget()
@@ -141,7 +141,7 @@ class StandIns:
         for names, was, (live, plain) in zip(self._groups, before, self._now(), strict=True):
             earlier = {k for n in names for k in group[n]}
             changed = {k: copied(live[k]) for k in plain if k in earlier or k not in was or not same(live[k], was[k])}
-            found.update(dict.fromkeys(names, {**changed, **beside}))
+            found.update(dict.fromkeys(names, changed | beside))
         return Slots(found)
 
 

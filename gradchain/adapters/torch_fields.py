@@ -1,4 +1,4 @@
-"""The numeric arguments of an optimizer class as hyperparameters: `lr`, `momentum`, `betas[0]`, …"""
+"""The numeric arguments of an optimizer class as hyperparameters: `lr`, `momentum`, `betas[0]`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ _REFUSED: dict[tuple[str, str], str] = {
 
 
 def class_of(optimizer: str | type[Optimizer]) -> type[Optimizer]:
-    """The class that a name stands for, or the class given; KeyError, TypeError or ValueError where it cannot be had."""
+    """The class given, or that of a name; KeyError, TypeError or ValueError where it cannot be had."""
     if isinstance(optimizer, str):
         optimizer = _found(optimizer)
     if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):

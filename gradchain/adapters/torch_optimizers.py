@@ -129,7 +129,7 @@ class from_torch(Transform):
     def _numbers(self) -> dict[str, Any]:
         """The numbers of this update that are not those the class was constructed with."""
         given, now = self.__dict__["_given"], self.__dict__
-        return {name: now[name] for name in self.hypers if now[name] is not given[name] or isinstance(now[name], Scalars)}
+        return {n: now[n] for n in self.hypers if now[n] is not given[n] or isinstance(now[n], Scalars)}
 
     def _stand_ins(self, weights: dict[str, Tensor], index: Index, groups: list[list[str]]) -> StandIns:
         """The stand-ins for these parameters, made when first asked for."""

@@ -15,7 +15,7 @@ Slot = dict[Any, Any]
 
 
 class Slots(Scalars):
-    """One dict of plain values per parameter: tensors of any shape, numbers, words, and dicts, lists and tuples of those.
+    """One dict of plain values per parameter: tensors of any shape, numbers, words, and dicts and lists of those.
 
     A State's fields have names that its link knows. An optimizer from elsewhere names its own, makes them when it first
     steps, and may keep tensors that look like no parameter: they lie here. An empty dict is a parameter that it has not

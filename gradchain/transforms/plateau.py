@@ -85,7 +85,7 @@ class reduce_on_plateau(Transform):
     def init(self, params: Tensors) -> PlateauState:
         for name in sorted(self.read_once):
             if callable(self.__dict__[name]):
-                raise TypeError(f"reduce_on_plateau: {name} must be a number: it is read once, before the first update.")
+                raise TypeError(f"reduce_on_plateau: {name} must be a number: it is read before the first update only.")
         return PlateauState(self.base, self.worst if self.mode == "min" else -self.worst)
 
     def update(self, g: Tensors, state: PlateauState, ctx: Context) -> tuple[Tensors, PlateauState]:

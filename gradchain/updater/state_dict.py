@@ -186,15 +186,14 @@ class _Reader:
         if set(slots) != set(current) or not all(isinstance(v, dict) and is_plain(v) for v in slots.values()):
             self._mismatch("a dict per parameter", repr(sorted(map(str, slots)))[:60])
             return current
-        places = {f.name: f.parameter.device for f in self.index.facts}
         for name, slot in slots.items():
             for key in slot.keys() & current[name].keys():
                 old, new = current[name][key], slot[key]
                 if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape != new.shape:
                     self._mismatch(f"{_kind(old)} for {name!r} {key!r}", _kind(new))
                     return current
-        # as torch.optim does it: a count stays where it is
-        return Slots({n: mapped(s, lambda t: t.to(places[n]) if t.ndim else t) for n, s in slots.items()}).copied()
+        devices = {f.name: f.parameter.device for f in self.index.facts}
+        return Slots({name: _on(devices[name], slot) for name, slot in slots.items()}).copied()
 
     def _number(self, current: Any, saved: Any) -> Any:
         if isinstance(saved, Tensor) and saved.ndim == 0:
@@ -204,6 +203,11 @@ class _Reader:
             return saved
         self._mismatch(f"a number like {current!r}", type(saved).__name__)
         return current
+
+
+def _on(device: torch.device, slot: Any) -> Any:
+    """A slot on a device; a count stays where it is, as under torch.optim."""
+    return mapped(slot, lambda tensor: tensor.to(device) if tensor.ndim else tensor)
 
 
 def _kind(tensor: Tensor) -> str:

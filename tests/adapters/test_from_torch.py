@@ -221,7 +221,8 @@ def test_a_parameter_without_a_gradient_is_left_alone(name):
         assert_same(model, twin)
         if t % 3 == 1:
             now = updater.state_dict()["links"]["from_torch"]["state"]["0.weight"]
-            assert list(now) == list(kept) and all(torch.equal(torch.as_tensor(now[k]), torch.as_tensor(kept[k])) for k in kept)
+            assert list(now) == list(kept)
+            assert all(torch.equal(torch.as_tensor(now[k]), torch.as_tensor(kept[k])) for k in kept)
 
 
 def test_overrides_reach_the_group_and_are_checked_by_the_class():
@@ -335,10 +336,10 @@ def test_loading_is_checked():
     saved = updater.state_dict()
     bad = copy.deepcopy(saved)
     bad["links"]["from_torch"]["state"]["0.weight"]["exp_avg"] = torch.zeros(7)
-    with pytest.raises(ValueError, match=r"from_torch.state: expected shape \(6, 5\) in float64 for '0.weight' 'exp_avg'"):
+    with pytest.raises(ValueError, match=r"state: expected shape \(6, 5\) in float64 for '0.weight' 'exp_avg'"):
         updater.load_state_dict(bad)
     bad["links"]["from_torch"]["state"] = {"0.weight": 3}
-    with pytest.raises(ValueError, match="from_torch.state: expected a dict per parameter"):
+    with pytest.raises(ValueError, match=r"from_torch\.state: expected a dict per parameter"):
         updater.load_state_dict(bad)
     assert torch.equal(
         updater.state_dict()["links"]["from_torch"]["state"]["0.weight"]["exp_avg"],
@@ -360,7 +361,7 @@ def test_a_step_that_fails_changes_nothing():
     updater.update(loss_of(model, batches()[0]))
     before = copy.deepcopy(model), updater.state_dict()
     huge = {n: torch.full_like(p, 1e12) for n, p in model.named_parameters()}
-    with pytest.raises(ValueError, match="^from_torch: Failing: enough"):
+    with pytest.raises(ValueError, match=r"^from_torch: Failing: enough"):
         updater.step(huge)
     assert_same(model, before[0])
     assert updater.state_dict()["links"] == before[1]["links"] and updater.num_updates == 1
@@ -379,7 +380,10 @@ def test_names_in_the_documented_order():
     assert repr(gch.from_torch("Yogi", lr=0.1, betas=[0.9, 0.99])) == 'from_torch("Yogi", lr=0.1, betas=(0.9, 0.99))'
 
 
-@pytest.mark.parametrize("link", [gch.from_torch("SGD", lr=gch.linear(0.1, 0.0, 9), momentum=0.9), gch.from_torch("Lamb")])
+LINKS = [gch.from_torch("SGD", lr=gch.linear(0.1, 0.0, 9), momentum=0.9), gch.from_torch("Lamb")]
+
+
+@pytest.mark.parametrize("link", LINKS, ids=["scheduled", "plain"])
 def test_a_config_makes_it_again(link):
     """Through JSON too."""
     import json
@@ -405,16 +409,16 @@ def test_a_class_of_the_users_needs_its_name_in_from_config():
     [
         (KeyError, "no optimizer 'AdamWW'.* Did you mean 'AdamW'", lambda: gch.from_torch("AdamWW")),
         (KeyError, "no optimizer 'lamb'.* Did you mean 'Lamb'", lambda: gch.from_torch("lamb")),
-        (TypeError, "unexpected keyword argument 'momentm'.*It takes: lr, momentum", lambda: gch.from_torch("SGD", momentm=1)),
+        (TypeError, "unexpected .* 'momentm'.*It takes: lr, momentum", lambda: gch.from_torch("SGD", momentm=1)),
         (ValueError, "from_torch: SGD: Invalid learning rate: -1", lambda: gch.from_torch("SGD", lr=-1)),
         (TypeError, "class or its name, got 3", lambda: gch.from_torch(3)),
         (TypeError, "Its arguments go to", lambda: gch.from_torch(torch.optim.SGD(net().parameters()))),
         (ValueError, "SparseAdam cannot be .* sparse gradients only", lambda: gch.from_torch("SparseAdam")),
         (ValueError, "Lookahead cannot be .* inner optimizer", lambda: gch.from_torch("Lookahead")),
         (ValueError, "Adahessian cannot be .* once more", lambda: gch.from_torch("Adahessian")),
-        (ValueError, "from_torch: Muon: .*2D", lambda: gch.chain(gch.from_torch("Muon")).bind(nn.Linear(2, 2))),
-        (ValueError, "sign is flipped 2 times", lambda: bound()[0].chain and gch.chain(gch.from_torch("SGD"), gch.sgd(0.1)).bind(net())),
-        (ValueError, "owns the weights, but scale comes after", lambda: gch.chain(gch.from_torch("SGD"), gch.scale(0.1)).bind(net())),
+        (ValueError, "from_torch: Muon: .*2D", lambda: gch.from_torch("Muon").bind(nn.Linear(2, 2))),
+        (ValueError, "sign is flipped 2 times", lambda: gch.chain(gch.sgd(0.1), gch.from_torch("SGD")).bind(net())),
+        (ValueError, "weights, but scale comes", lambda: gch.chain(gch.from_torch("SGD"), gch.scale(2)).bind(net())),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -428,7 +432,7 @@ def test_lbfgs_needs_a_closure():
     """A plain loss is refused where the class asks again; nothing has changed."""
     updater, model = bound("LBFGS")
     before = copy.deepcopy(model)
-    with pytest.raises(RuntimeError, match=r"from_torch: needs to evaluate the loss again. Call updater.update\(closure\)"):
+    with pytest.raises(RuntimeError, match=r"from_torch: needs to evaluate the loss again. Call updater.update\("):
         updater.update(loss_of(model, batches()[0]))
     assert_same(model, before)
 
@@ -448,7 +452,8 @@ def test_averages_and_projections_come_after_it():
 def test_half_precision_weights():
     """bfloat16 weights and memory, as the class has them."""
     model, twin = net().bfloat16(), net().bfloat16()
-    updater, optimizer = gch.chain(gch.from_torch("AdamW", lr=0.01)).bind(model), torch.optim.AdamW(twin.parameters(), lr=0.01)
+    updater = gch.chain(gch.from_torch("AdamW", lr=0.01)).bind(model)
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=0.01)
     for x, y in batches():
         batch = x.bfloat16(), y.bfloat16()
         updater.update(loss_of(model, batch))

@@ -58,7 +58,7 @@ KINDS = {
 @pytest.mark.parametrize("interval", [1, 4])
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_mmengine(kind, interval, begin, buffers):
-    """Weights and buffers after every iteration, at 1e-12: interval, begin, buffers averaged or as the model has them."""
+    """Weights and buffers after every iteration, at 1e-12: with an interval, a begin, and buffers averaged or not."""
     make, decay = KINDS[kind]
     model = net()
     if decay != "mean":

@@ -147,7 +147,10 @@ def test_saved_between_an_observation_and_its_update():
     ("given", "sentence"),
     [
         ({"mode": "less"}, "reduce_on_plateau: mode must be 'min' or 'max', got 'less'."),
-        ({"threshold_mode": "sum"}, "reduce_on_plateau: threshold_mode must be 'rel' or 'abs' or 'magnitude', got 'sum'."),
+        (
+            {"threshold_mode": "sum"},
+            "reduce_on_plateau: threshold_mode must be 'rel' or 'abs' or 'magnitude', got 'sum'.",
+        ),
         ({"factor": 1.0}, "reduce_on_plateau: factor must be in [0, 1), got 1.0."),
         ({"observed": 3}, "reduce_on_plateau: observed must be the name given to observe, got 3."),
     ],
