@@ -16,6 +16,7 @@ PACKAGES: dict[str, str] = {
     "dadaptation": "dadaptation",
     "prodigyopt": "prodigyopt",
     "Sophia": "Sophia",
+    "sophia": "sophia",
     "bitsandbytes": "bitsandbytes.optim",
     "transformers": "transformers",
 }
@@ -51,6 +52,11 @@ def class_of(optimizer: str | type[Optimizer]) -> type[Optimizer]:
     reason = _REFUSED.get((optimizer.__module__.partition(".")[0], optimizer.__name__))
     if reason is not None:
         raise ValueError(f"from_torch: {optimizer.__name__} cannot be the rule of a chain: {reason}")
+    if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
+        raise ValueError(
+            f"from_torch: {optimizer.__name__} cannot be the rule of a chain: it has two sets of weights and is "
+            "switched between them by its train() and eval(). Run it outside the chain."
+        )
     return optimizer
 
 

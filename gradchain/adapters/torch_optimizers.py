@@ -49,13 +49,15 @@ class from_torch(Transform):
     halves): what is then added gives the same bits, except that float64 weights may differ in the last one.
 
     It works on copies of weights, gradients and memory, so that a step that fails changes nothing, and needs room for
-    those while it runs. Where gradchain has the rule itself (`adamw`, `sgd`, …), that is several times faster. A
-    schedule's numbers are not checked by the class; numbers are. A class that asks for a closure (LBFGS) needs
-    `updater.update(closure)`; links before it see the first gradient only.
+    those while it runs. Where gradchain has the rule itself (`adamw`, `sgd`, …) use that: it runs in place. What a
+    schedule gives is not checked by the class; numbers are. A class that asks for a closure (LBFGS) needs
+    `updater.update(closure)`; links before it see the first gradient only. Of the class only `step` is called: what
+    else it wants (SophiaG's update_hessian) does not happen.
 
     Args:
         optimizer: the class, or its name: looked up in what `gch.register` was given, torch.optim, torch_optimizer,
-            and, where installed, lion_pytorch, dadaptation, prodigyopt, Sophia, bitsandbytes, transformers (Adafactor).
+            and, where installed, lion_pytorch, dadaptation, prodigyopt, Sophia or sophia, bitsandbytes, and
+            transformers (Adafactor).
             The first that has it wins; "torch_optimizer.RAdam" asks for one of them.
         arguments: pairs of a name and a value, for what `dataclasses.replace` writes.
         **given: what the class takes besides the parameters.
@@ -64,8 +66,8 @@ class from_torch(Transform):
     State: whatever the class keeps.
     Units: gradient → weights, or a descent step in a mask or branch.
     Raises: KeyError for an unknown name; TypeError or ValueError for arguments that the class refuses, for one that
-        cannot be the rule of a chain (SparseAdam; Adahessian and Lookahead of torch_optimizer), and for memory that no
-        checkpoint can hold.
+        cannot be the rule of a chain (SparseAdam; Adahessian and Lookahead of torch_optimizer; those with train() and
+        eval()), for memory that no checkpoint can hold, and for sharded parameters.
     Equals: the class itself.
 
     >>> import gradchain as gch
@@ -138,6 +140,11 @@ class from_torch(Transform):
         if _torch.under_functorch():
             raise RuntimeError(
                 "from_torch: its class works in place, which torch.func cannot follow. Use a link of ours."
+            )
+        sharded = next((name for name, weight in weights.items() if _torch.is_dtensor(weight)), None)
+        if sharded is not None:
+            raise TypeError(
+                f"from_torch: {sharded!r} is sharded, and no class is known to be right there. Use a link of ours."
             )
         if key not in index.kept:
             index.kept[key] = StandIns(self._fields.made, groups, weights)

@@ -248,6 +248,14 @@ def test_overrides_reach_the_group_and_are_checked_by_the_class():
     assert_same(model, twin)
 
 
+class TwoFaced(torch.optim.SGD):
+    def train(self):
+        pass
+
+    def eval(self):
+        pass
+
+
 class Restless(torch.optim.Optimizer):
     """Keeps numbers everywhere: in its group, on itself, in its state under no parameter; and writes to gradients."""
 
@@ -377,6 +385,7 @@ def test_names_in_the_documented_order():
     assert gch.from_torch(torch.optim.RAdam) == gch.from_torch("RAdam")
     assert gch.from_torch(torch_optimizer.RAdam).optimizer == "torch_optimizer.RAdam"
     assert gch.from_torch(torch_optimizer.Yogi, lr=0.1) == gch.from_torch("Yogi", lr=0.1) != gch.from_torch("Yogi")
+    assert gch.from_torch("torch.SGD") != gch.from_torch("SGD", lr=0.1)
     assert repr(gch.from_torch("Yogi", lr=0.1, betas=[0.9, 0.99])) == 'from_torch("Yogi", lr=0.1, betas=(0.9, 0.99))'
 
 
@@ -415,6 +424,7 @@ def test_a_class_of_the_users_needs_its_name_in_from_config():
         (TypeError, "Its arguments go to", lambda: gch.from_torch(torch.optim.SGD(net().parameters()))),
         (ValueError, "SparseAdam cannot be .* sparse gradients only", lambda: gch.from_torch("SparseAdam")),
         (ValueError, "Lookahead cannot be .* inner optimizer", lambda: gch.from_torch("Lookahead")),
+        (ValueError, r"two sets of weights .* train\(\) and eval\(\)", lambda: gch.from_torch(TwoFaced)),
         (ValueError, "Adahessian cannot be .* once more", lambda: gch.from_torch("Adahessian")),
         (ValueError, "from_torch: Muon: .*2D", lambda: gch.from_torch("Muon").bind(nn.Linear(2, 2))),
         (ValueError, "sign is flipped 2 times", lambda: gch.chain(gch.sgd(0.1), gch.from_torch("SGD")).bind(net())),
@@ -449,6 +459,13 @@ def test_averages_and_projections_come_after_it():
         assert torch.allclose(updater.averages()[name], (p + dict(model.named_parameters())[name]) / 2)
 
 
+def test_explain_counts_what_it_keeps():
+    """Two moments in float64 and a count in float32 for each of 48 elements in 2 parameters."""
+    updater, model = bound("AdamW", lr=0.1)
+    updater.update(loss_of(model, batches()[0]))
+    assert "state of from_torch: 776 bytes" in updater.explain()
+
+
 def test_half_precision_weights():
     """bfloat16 weights and memory, as the class has them."""
     model, twin = net().bfloat16(), net().bfloat16()
@@ -476,13 +493,27 @@ def test_transformers_adafactor_by_name():
     assert "from_torch.lr" not in updater.hyperparams()
 
 
-def test_lion_pytorch_by_name():
-    """Lion is in no package before it."""
-    lion = pytest.importorskip("lion_pytorch")
+ELSEWHERE = {
+    "dadaptation": ["DAdaptAdam", "DAdaptSGD", "DAdaptAdaGrad", "DAdaptLion", "DAdaptAdan"],
+    "prodigyopt": ["Prodigy"],
+    "sophia": ["SophiaG"],
+    "lion_pytorch": ["Lion"],
+}
+
+
+@pytest.mark.parametrize(("package", "name"), [(p, n) for p, names in ELSEWHERE.items() for n in names])
+def test_optimizers_of_other_packages(package, name):
+    """Those that keep numbers in their groups too, saved and loaded on the way: bit for bit, where installed."""
+    cls = getattr(pytest.importorskip(package), name)
+    given = {"lr": 1e-3, "weight_decay": 0.1} if package == "lion_pytorch" else {}
+    link = gch.from_torch(name, **given)
     model, twin = net(), net()
-    updater = gch.chain(gch.from_torch("Lion", lr=1e-3, weight_decay=0.1)).bind(model)
-    optimizer = lion.Lion(twin.parameters(), lr=1e-3, weight_decay=0.1)
-    for batch in batches():
+    updater, optimizer = gch.chain(link).bind(model), cls(twin.parameters(), **given)
+    for t, batch in enumerate(batches()):
+        if t == 9:
+            saved = updater.state_dict()
+            updater = gch.chain(link).bind(model)
+            updater.load_state_dict(saved)
         updater.update(loss_of(model, batch))
         raw_step(optimizer, twin, batch)
-    assert_same(model, twin)
+        assert_same(model, twin)
