@@ -16,7 +16,6 @@ PACKAGES: dict[str, str] = {
     "dadaptation": "dadaptation",
     "prodigyopt": "prodigyopt",
     "Sophia": "Sophia",
-    "sophia": "sophia",
     "bitsandbytes": "bitsandbytes.optim",
     "transformers": "transformers",
 }
@@ -80,7 +79,10 @@ def _classes(package: str) -> dict[str, type[Optimizer]]:
     """The optimizers of a package, by name; none if it is not installed."""
     if importlib.util.find_spec(package) is None:
         return {}
-    module = importlib.import_module(PACKAGES[package])
+    try:
+        module = importlib.import_module(PACKAGES[package])
+    except ImportError:  # it is there, and cannot be had: another may have the name
+        return {}
     if package == "transformers":  # it has one, and looking at all its names would import all of it
         return {"Adafactor": module.Adafactor}
     return {

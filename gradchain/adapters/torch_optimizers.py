@@ -56,8 +56,8 @@ class from_torch(Transform):
 
     Args:
         optimizer: the class, or its name: looked up in what `gch.register` was given, torch.optim, torch_optimizer,
-            and, where installed, lion_pytorch, dadaptation, prodigyopt, Sophia or sophia, bitsandbytes, and
-            transformers (Adafactor).
+            and, where installed, lion_pytorch, dadaptation, prodigyopt, Sophia, bitsandbytes, transformers
+            (Adafactor).
             The first that has it wins; "torch_optimizer.RAdam" asks for one of them.
         arguments: pairs of a name and a value, for what `dataclasses.replace` writes.
         **given: what the class takes besides the parameters.

@@ -496,7 +496,6 @@ def test_transformers_adafactor_by_name():
 ELSEWHERE = {
     "dadaptation": ["DAdaptAdam", "DAdaptSGD", "DAdaptAdaGrad", "DAdaptLion", "DAdaptAdan"],
     "prodigyopt": ["Prodigy"],
-    "sophia": ["SophiaG"],
     "lion_pytorch": ["Lion"],
 }
 

@@ -34,32 +34,11 @@ TWICE = "test_purity.py::test_update_changes_none_of_its_arguments"
 
 BREAKS: tuple[Break, ...] = (
     Break(
-        "what-an-optimizer-changed-in-its-group-is-forgotten",
-        "adapters/stand_ins.py",
-        "if k in earlier or k not in was or not same(live[k], was[k])}",
-        "if k in earlier}",
-        "adapters/test_from_torch.py::test_what_an_optimizer_keeps_elsewhere_is_kept_and_saved",
-    ),
-    Break(
         "memory-written-in-place",
         "adapters/stand_ins.py",
         "slots = state.copied()",
         "slots = state",
         "test_purity.py::test_update_changes_none_of_its_arguments[from_torch]",
-    ),
-    Break(
-        "an-observation-counts-at-every-update",
-        "core/context.py",
-        "latest[len(latest) - min(count - seen, len(latest)) :], count",
-        "list(latest) or [self._run.observed[n] for n in [name] if n in self._run.observed], count",
-        "transforms/test_plateau.py::test_each_observation_counts_once_and_none_is_lost",
-    ),
-    Break(
-        "averages-change-unnoticed",
-        "updater/bound.py",
-        "            self._tell_of_new_averages()\n",
-        "",
-        "updater/test_closures_and_averages.py::test_a_graph_that_holds_old_averages_is_stale",
     ),
     Break(
         "no-bias-correction",
