@@ -1,6 +1,7 @@
 """Schedules: functions step -> value, as frozen values that can be joined, multiplied, compared and printed."""
 
 from gradchain.schedules.arithmetic import clipped, combined
+from gradchain.schedules.averaging import ema_exponential, ema_warmup
 from gradchain.schedules.base import Schedule, ScheduleLike, clocks_of, evaluate
 from gradchain.schedules.clocks import by, per_epoch
 from gradchain.schedules.cosines import cosine, cosine_restarts, warmup_cosine
@@ -21,6 +22,8 @@ __all__ = [
     "constant",
     "cosine",
     "cosine_restarts",
+    "ema_exponential",
+    "ema_warmup",
     "evaluate",
     "exponential",
     "inverse_sqrt",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -202,6 +203,8 @@ OTHERS = [
     of_formula("absolute", gs.join((3, 6, gs.linear(1.0, 0.0, 20)), (8, 12, gs.linear(1.0, 0.0, 20)), absolute=True),
                lambda t: 1.0 - (3 if t < 3 else t if t < 6 else 6 if t < 8 else min(t, 12)) / 20, 30,
                continuous=False),
+    of_formula("ema-warmup", gs.ema_warmup(0.9, 7), lambda t: 1 - max(0.1, 7 / (7 + t)), 90),
+    of_formula("ema-exponential", gs.ema_exponential(0.9, 7), lambda t: 1 - (0.9 * math.exp(-(1 + t) / 7) + 0.1), 90),
     of_formula("by-step", gs.by("step", gs.linear(0.1, 1.0, 5)), lambda t: 0.1 + 0.9 * min(t, 5) / 5, 20),
     of_formula("take", gs.exponential(0.4, 0.9).take(6), lambda t: 0.4 * 0.9 ** min(t, 6), 20),
 ]  # fmt: skip

@@ -58,6 +58,8 @@ ERRORS: list[tuple[Callable[[], Any], type[Exception], str]] = [
     (lambda: gs.exponential(1.0, 2.0)(5000), OverflowError,
      "exponential: the value must stay in the range of floats, got 1.0 * 2.0**5000.0; stop it with end= or "
      ".take(steps)."),
+    (lambda: gs.ema_warmup(1.5), ValueError, "ema_warmup: decay must be a number in [0, 1], got 1.5."),
+    (lambda: gs.ema_exponential(0.9, 0), ValueError, "ema_exponential: gamma must be a positive number, got 0."),
     (lambda: gs.inverse_sqrt(0.0, 1.0, 0), ValueError,
      "inverse_sqrt: timescale must be given where warmup_steps is 0, got None; 10_000 is a common choice."),
     (lambda: gs.inverse_sqrt(0.0, 1.0, 5, -1), ValueError,
