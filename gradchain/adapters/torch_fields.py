@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradchain.core.context import Context, Run
 from gradchain.core.hyper import Hyper, evaluated, is_number
 from gradchain.core.scalars import Scalars
+from gradchain.selectors import PerParameter
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
@@ -106,11 +108,13 @@ def _number(value: Any, default: Any) -> Any:
     """What stands for a schedule or for one number per parameter: the class may refuse a warmup's first 0."""
     if isinstance(value, Scalars):
         return next(iter(value.values()))
+    if isinstance(value, PerParameter):
+        return _number(next(iter(value.starts())), default)
     if isinstance(value, Tensor):
         return value.item() if value.numel() == 1 else value
     if not callable(value) or isinstance(value, type):
         return value
     if is_number(default) and math.isfinite(default):
         return default
-    first = evaluated(value, defaultdict(float))
+    first = evaluated(value, Context.of(Run(clocks=defaultdict(float, step=0))))
     return first if is_number(first) and first != 0 else 1e-3
