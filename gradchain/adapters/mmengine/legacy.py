@@ -1,4 +1,4 @@
-"""The old format, lr_config and momentum_config of mmcv 1.x: absolute values of the progress, and a warm-up over them."""
+"""The old format, lr_config and momentum_config of mmcv 1.x: absolute values of the progress, and a warm-up."""
 
 from __future__ import annotations
 

@@ -28,6 +28,50 @@ def schedules(
     lr_config: Mapping[str, Any] | None = None,
     momentum_config: Mapping[str, Any] | None = None,
 ) -> Any:
+    """Read MMEngine's `param_scheduler`, or mmcv 1.x's `lr_config` and `momentum_config`, as schedules.
+
+    value at micro-batch i = what the Runner has put into the parameter group when it runs iteration i, from 0
+
+    MMEngine's schedulers change a number in place, each from the value it finds. Here each list becomes one function
+    of the step per field: a product of factors where its schedulers only multiply, `join` where they follow one
+    another, else `overlay`. Printed, it is the code that replaces the config. Iterations are micro-batches, so in a
+    chain that accumulates it is read as `gch.by("micro", f(base))`.
+
+    Args:
+        param_scheduler: a scheduler's dict, a list of them, None, or a dict of those by optimizer. All types of
+            MMEngine 0.10.7 that are functions of the step, and QuadraticWarmup (MMDetection), PolyLRRatio
+            (MMSegmentation), CosineAnnealingWeightDecay (MMPretrain) and LinearLrInterval (MMagic); a scope before a
+            type (`mmdet.`) is dropped.
+        max_epochs: epochs of the run, where its loop is one of epochs.
+        max_iters: micro-batches of the run, where its loop is one of iterations. One of the two is given.
+        epoch_length: micro-batches per epoch, `len(train_dataloader)`.
+        strict: True, what cannot be meant is an error; False, where MMEngine has an answer it is a warning.
+        lr_config: in place of param_scheduler, the old format; its policies fixed, step, exp, poly, inv, cyclic,
+            CosineAnnealing, FlatCosineAnnealing, CosineAnnealingCooldown, CosineRestart, OneCycle, LinearAnnealing,
+            with warm-up.
+        momentum_config: the same for the momentum.
+
+    Returns:
+        By field of a parameter group ("lr", "momentum", "weight_decay" and what a `param_name` says) a function from
+        the base value of a group to its schedule; "momentum" is b1 where the optimizer has betas. For a dict by
+        optimizer, a dict of those.
+
+    Raises: ValueError or TypeError with the entry's place and type: an unknown type or key, a value that MMEngine
+        refuses or fails on, a window that ends before it begins, a scheduler that reads a metric.
+        UserWarning: what is legal and most likely a slip, such as milestones that are never reached.
+
+    Equals: MMEngine 0.10.7 and mmcv 1.7.2 at rtol 1e-9; what differs on purpose is in the docstring of
+        `gradchain.adapters.mmengine`.
+
+    >>> from gradchain.adapters import mmengine
+    >>> warm_up = {"type": "LinearLR", "start_factor": 0.001, "by_epoch": False, "end": 500}
+    >>> stairs = {"type": "MultiStepLR", "milestones": [8, 11]}
+    >>> fields = mmengine.schedules([warm_up, stairs], max_epochs=12, epoch_length=1000)
+    >>> fields["lr"](0.02)
+    0.02 * linear(0.001, 1.0, 499) * per_epoch(multi_step(1.0, (8, 11)), 1000)
+    >>> fields["lr"](0.02)(499), fields["weight_decay"](1e-4)
+    (0.02, constant(0.0001))
+    """
     clock = _clock(max_epochs, max_iters, epoch_length)
     if lr_config is not None or momentum_config is not None:
         if param_scheduler is not None:

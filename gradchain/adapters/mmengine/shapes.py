@@ -1,4 +1,4 @@
-"""What a scheduler does in its window, as gradchain's schedules: from a value, and to a value that others change too."""
+"""What a scheduler does in its window, as schedules: from a value, and to a value that others change too."""
 
 from __future__ import annotations
 
