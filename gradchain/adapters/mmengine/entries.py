@@ -53,7 +53,7 @@ class Entry:
         for key in self.items:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1)
-                cure = f"did you mean {near[0]!r}?" if near else f"It takes {', '.join(known)}."
+                cure = f"did you mean {near[0]!r}?" if near else f"it takes {listed(known)}."
                 self.refuse(f"every key must be known, got {key!r}; {cure}", TypeError)
         for key in required:
             if key not in self.items:

@@ -78,7 +78,7 @@ def _kind(config: Mapping[str, Any], name: str, strict: bool) -> tuple[Entry, Ki
         )
     if plain not in TYPES:
         near = difflib.get_close_matches(plain, TYPES, 1)
-        cure = f"did you mean {near[0]!r}?" if near else f"The types are {listed((*TYPES, *METRIC))}."
+        cure = f"did you mean {near[0]!r}?" if near else f"the types are {listed((*TYPES, *METRIC))}."
         entry.refuse(f"type must be a known scheduler, got {written!r}; {cure}")
     kind = TYPES[plain]
     named = kind.field is None
