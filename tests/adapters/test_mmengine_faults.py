@@ -123,6 +123,13 @@ def test_what_is_dubious_is_said(config: Any, length: dict[str, Any], sentence: 
     assert told[0].filename == __file__
 
 
+def test_a_warning_is_from_the_line_that_called() -> None:
+    """Also where the schedulers are by optimizer."""
+    with pytest.warns(UserWarning) as told:
+        mmengine.schedules({"critic": STEP | {"milestones": [9]}}, max_epochs=5, epoch_length=4)
+    assert [warning.filename for warning in told] == [__file__]
+
+
 @pytest.mark.parametrize("config", [[STEP], [STEP, COSINE], COSINE, {"type": "LinearLR", "end": 3}, None])
 def test_what_is_right_is_silent(config: Any) -> None:
     """pytest makes an error of any warning; a second try says the same."""

@@ -85,8 +85,11 @@ def test_what_is_wrong_is_named(config: dict[str, Any], sentence: str) -> None:
 
 def test_what_is_dubious_is_said() -> None:
     """Steps out of reach, and epochs in a loop of iterations, which never come."""
-    with pytest.warns(UserWarning, match=r"lr_config \(Step\): steps \[8\] are never reached: the run has 5 epochs"):
+    with pytest.warns(
+        UserWarning, match=r"lr_config \(Step\): steps \[8\] are never reached: the run has 5 epochs"
+    ) as told:
         mmengine.schedules(lr_config={"policy": "step", "step": [3, 8]}, max_epochs=5, epoch_length=4)
+    assert [warning.filename for warning in told] == [__file__]
     with pytest.warns(UserWarning, match=r"lr_config \(Exp\): a loop of iterations counts no epochs"):
         fields = mmengine.schedules(
             lr_config={"policy": "exp", "gamma": 0.5, "by_epoch": True}, max_iters=9, epoch_length=4

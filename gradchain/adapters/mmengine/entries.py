@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -11,9 +12,6 @@ from numbers import Integral, Real
 from typing import Any, NoReturn
 
 __all__ = ["Clock", "Entry", "listed"]
-
-# frames between `warnings.warn` here and the user's call of `schedules`
-DEPTH = 6
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,11 @@ class Entry:
         self.remark(sentence)
 
     def remark(self, sentence: str) -> None:
-        """What is legal, and most likely a slip."""
-        warnings.warn(f"mmengine.schedules: {self.name}: {sentence}", UserWarning, stacklevel=DEPTH)
+        """What is legal, and most likely a slip: a warning from the user's line."""
+        frame, depth = sys._getframe(1), 2
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("gradchain."):
+            frame, depth = frame.f_back, depth + 1
+        warnings.warn(f"mmengine.schedules: {self.name}: {sentence}", UserWarning, stacklevel=depth)
 
     def only(self, known: Iterable[str], required: Iterable[str] = ()) -> None:
         """Every key is known, and no required one is missing."""
