@@ -1,4 +1,4 @@
-"""Adapters: other people's doors, one file each."""
+"""Adapters: other people's doors, read as gradchain's values."""
 
 from gradchain.adapters.registry import register
 from gradchain.adapters.torch_optimizers import from_torch
