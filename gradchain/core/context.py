@@ -178,6 +178,7 @@ class Context:
 
         Without an updater what the context was given is new.
         """
+        self._read("what was observed")
         if self._run.news is None:
             given = [self._run.observed[name]] if name in self._run.observed else []
             return given, seen + len(given)

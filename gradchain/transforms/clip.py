@@ -100,7 +100,7 @@ class clip_by_norm(Transform):
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         norm = self._norm(g, ctx)
         limit: Scalar = self.max_norm
-        if not isinstance(limit, Tensor) and limit == math.inf:
+        if not isinstance(limit, (Tensor, Scalars)) and limit == math.inf:
             return g, state
         # the same as min(1, limit / (norm + eps)), and no 0 / 0: not in the value, nor in its derivative
         factor = limit / maximum(norm + self.eps, limit)

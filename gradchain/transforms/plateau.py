@@ -61,6 +61,7 @@ class reduce_on_plateau(Transform):
 
     descends = False
     read_once = frozenset({"base", "worst"})
+    uniform = frozenset({"factor", "patience", "threshold", "cooldown", "min_value", "eps", "base", "worst"})
 
     observed: str
     factor: Hyper = Hyper(0.1, "[0, 1)")
