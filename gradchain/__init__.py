@@ -7,6 +7,8 @@ Import it as `import gradchain as gch`. Users meet two things: links, which are 
 from gradchain import schedules as schedules
 from gradchain import selectors as selectors
 from gradchain._version import __version__ as __version__
+from gradchain.adapters import from_torch as from_torch
+from gradchain.adapters import register as register
 from gradchain.combinators import accumulate as accumulate
 from gradchain.combinators import amp_scale as amp_scale
 from gradchain.combinators import freeze as freeze
@@ -62,6 +64,7 @@ from gradchain.transforms import clip_by_norm as clip_by_norm
 from gradchain.transforms import clip_by_value as clip_by_value
 from gradchain.transforms import nan_to_num as nan_to_num
 from gradchain.transforms import project as project
+from gradchain.transforms import reduce_on_plateau as reduce_on_plateau
 from gradchain.transforms import sam as sam
 from gradchain.transforms import scale as scale
 from gradchain.transforms import scale_by_adam as scale_by_adam
@@ -114,6 +117,7 @@ __all__ = [
     "first",
     "freeze",
     "from_config",
+    "from_torch",
     "group",
     "join",
     "layer_decay",
@@ -133,6 +137,8 @@ __all__ = [
     "owner_named",
     "partition",
     "project",
+    "reduce_on_plateau",
+    "register",
     "rest",
     "sam",
     "scale",

@@ -56,6 +56,7 @@ class Case:
         degree: k in f(c g) = c^k f(g), where there is such a k.
         uses_step, uses_params, needs_closure, may_hold: what it asks of the context, and what it may do.
         gate: why it runs neither under vmap nor without reading the device, where it does not.
+        in_place: why it neither runs under vmap nor has derivatives, where it works in place.
         own_time: whether a step in which a parameter is absent is no step to it.
         alone: whether it works on each parameter by itself: not if a selector in it would match nothing.
         zero: whether a gradient of zero gives finite updates.
@@ -79,6 +80,7 @@ class Case:
     needs_closure: bool = False
     may_hold: bool = False
     gate: str = ""
+    in_place: str = ""
     own_time: bool = True
     alone: bool = True
     zero: bool = True
@@ -618,6 +620,41 @@ CASES: tuple[Case, ...] = (
         needs_closure=True,
         uses_params=True,
         low="the gradient of its problem depends on the weights, and is taken in their precision",
+    ),
+    # what is observed
+    Case(
+        "reduce_on_plateau",
+        gch.reduce_on_plateau("val_loss", factor=0.5, patience=2, cooldown=1, min_value=0.2, eps=0.0),
+        (
+            of_torch(
+                "torch.optim.lr_scheduler.ReduceLROnPlateau",
+                sgd,
+                group=rules.plateaus(factor=0.5, patience=2, cooldown=1, min_lr=0.2 * 0.7, eps=0.0),
+            ),
+            Peer(
+                "optax.contrib.reduce_on_plateau",
+                rules.optax_plateau,
+                rtol=1e-6,
+                why="its scale is a float32 number",
+                absent=False,
+            ),
+        ),
+        own_time=False,
+    ),
+    # rules from elsewhere
+    Case(
+        "from_torch",
+        gch.from_torch("AdamW", lr=0.5, weight_decay=0.1),
+        (
+            of_torch(
+                "torch.optim.AdamW", lambda w, lr: torch.optim.AdamW(w.values(), lr=lr, weight_decay=0.1), rtol=0.0
+            ),
+            of_optax("optax.adamw", lambda ox, lr: ox.adamw(lr, weight_decay=0.1)),
+        ),
+        lr=None,
+        uses_params=True,
+        low="as in torch, it computes in the dtype of the weights",
+        in_place="it runs code of torch's",
     ),
     # aliases
     Case(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import gradchain as gch
 from gradchain.core.context import Run
+from gradchain.core.slots import Slots
 
 DOUBLE = torch.float64
 STEPS = 20
@@ -128,6 +129,11 @@ def problem(
     return Problem(params, grads, **rest)
 
 
+def observed(t: int) -> float:
+    """A validation loss that improves, stays, improves by too little, and stays again."""
+    return 0.5 if t < 3 else 0.3 if t < 9 else 0.3 - 1e-6 * t
+
+
 # the pure loop
 
 
@@ -139,6 +145,7 @@ def context(problem: Problem, params: gch.Tensors, t: int, step: int, **more: An
 
     clocks = {"step": step, "micro": t, "epoch": t // 4}
     run = {"params": params, "clocks": clocks, "loss": problem.loss(t, params), "evaluate": evaluate, "buffers": {}}
+    run["observed"] = {"val_loss": observed(t)}
     return gch.Context.of(Run(**{**run, **more}))
 
 
@@ -227,9 +234,18 @@ def stored(state: Any) -> dict[str, Tensor]:
     for address, value in leaves(state):
         if isinstance(value, gch.Tensors):
             out.update({f"{address}[{n}]": value[n] for n in value})
+        elif isinstance(value, Slots):
+            out.update({a: x for a, x in slots(address, value) if isinstance(x, Tensor)})
         elif isinstance(value, Tensor):
             out[address] = value
     return out
+
+
+def slots(address: str, value: Slots) -> Iterable[tuple[str, Any]]:
+    """What an optimizer from elsewhere keeps of each parameter, by address."""
+    for name, slot in value.items():
+        for key, item in slot.items():
+            yield f"{address}.{key}[{name}]", item
 
 
 def numbers(state: Any) -> dict[str, Any]:
@@ -238,6 +254,8 @@ def numbers(state: Any) -> dict[str, Any]:
     for address, value in leaves(state):
         if isinstance(value, gch.Count):
             out[address] = {n: value.of(n) for n in value.names}
+        elif isinstance(value, Slots):
+            out.update({a: x for a, x in slots(address, value) if not isinstance(x, Tensor)})
         elif isinstance(value, gch.Scalars):
             out[address] = dict(value)
         elif not isinstance(value, (gch.Tensors, Tensor)):

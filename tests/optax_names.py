@@ -132,7 +132,6 @@ OPTAX: dict[str, str] = {
     "hutchinson_estimator_diag_hessian": "comes with the second-order rules",
     "sophia": "comes with the second-order rules",
     "normalize": NORMS,
-    "reduce_on_plateau": "comes with the links that read what is observed",
     **_all("comes with the matrix rules", "muon scale_by_muon galore scale_by_galore"),
     **_all(
         FAMILY,

@@ -6,13 +6,45 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from harness import Problem
+from harness import Problem, observed
 from peers import Rule, Weights
 from torch import Tensor, nn
 
 import gradchain as gch
 
 # schedules: plain arithmetic, so that they are the same function to torch, to jax's tracers and to us
+
+
+def optax_plateau(problem: Problem) -> list[dict[str, Any]]:
+    """optax.contrib.reduce_on_plateau behind SGD, given what is observed at every update."""
+    import jax
+    import optax
+
+    with jax.enable_x64(True):
+        tx = optax.contrib.reduce_on_plateau(factor=0.5, patience=3, rtol=1e-4, cooldown=1, min_scale=0.2)
+        params = start = {n: jax.numpy.asarray(p.numpy()) for n, p in problem.params.items()}
+        state, out = tx.init(params), []
+        for t, grads in enumerate(problem.grads):
+            scaled, state = tx.update(
+                {n: jax.numpy.asarray(g.numpy()) for n, g in grads.items()}, state, value=observed(t)
+            )
+            params = {n: params[n] - problem.rate(t) * scaled[n] for n in params}
+            out.append({n: torch.tensor(jax.device_get(params[n] - start[n])) for n in params})
+        return out
+
+
+def plateaus(**given: Any) -> Any:
+    """Writes into a group what torch's ReduceLROnPlateau has made of the rate after each observation."""
+    kept: dict[str, Any] = {}
+
+    def write(group: dict[str, Any], t: int) -> None:
+        if t == 0:
+            optimizer = torch.optim.SGD([torch.zeros(1)], lr=group["lr"])
+            kept["scheduler"] = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **given)
+        kept["scheduler"].step(observed(t))
+        group["lr"] = kept["scheduler"].optimizer.param_groups[0]["lr"]
+
+    return write
 
 
 def falling(step: Any) -> Any:

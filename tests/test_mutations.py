@@ -19,9 +19,7 @@ pytestmark = pytest.mark.slow
 def copied(to: Path) -> Path:
     """The library and the tests in this folder, with what configures pytest."""
     shutil.copytree(ROOT / "gradchain", to / "gradchain", ignore=shutil.ignore_patterns("__pycache__"))
-    (to / "tests").mkdir()
-    for file in TESTS.glob("*.py"):
-        shutil.copy(file, to / "tests")
+    shutil.copytree(TESTS, to / "tests", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", to)
     return to
 

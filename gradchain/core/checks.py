@@ -93,7 +93,7 @@ def _check_order(path: list[tuple[str, Transform]]) -> None:
                 f"chain: {address} comes after {_first(path, 'learning_rate')}: the decay would be added to the step "
                 "with the wrong sign and not be multiplied by the learning rate. Put it before."
             )
-        if link.role in ("average", "weights"):
+        if link.role in ("average", "weights") or (link.role == "optimizer" and "/" not in address):
             late = [(a, x) for a, x in after if x.role != "average" and (link.role == "average" or x.role != "weights")]
             if late:
                 what = "averages weights that are not final" if link.role == "average" else "owns the weights"

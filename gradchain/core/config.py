@@ -16,6 +16,9 @@ from gradchain.core.chain import chain
 from gradchain.core.transform import Transform, registry
 from gradchain.selectors.written import Written
 
+registered: dict[str, Callable[..., Any]] = {}
+"""What users registered, by name: link classes, and functions that make a link."""
+
 
 def to_config(value: Any) -> Any:
     """A chain, link, schedule, selector or any hyperparameter's value as JSON-able data.
@@ -62,12 +65,12 @@ def _name_of(value: Any) -> str:
 
 
 def _write_link(link: Transform) -> dict[str, Any]:
-    known = registry.get(type(link).__name__) is type(link)
-    head = {"link": type(link).__name__ if known else _name_of(type(link))}
+    known = {made: name for name, made in (*registered.items(), *registry.items()) if isinstance(made, type)}
+    head = {"link": known.get(type(link)) or _name_of(type(link))}
     if isinstance(link, chain):
         entries = [[e[0], to_config(e[1])] if isinstance(e, tuple) else to_config(e) for e in link.links]
         return {**head, "links": entries}
-    return {**head, **_write_fields({f.name: link.__dict__[f.name] for f in fields(link)})}  # type: ignore[arg-type]
+    return {**head, **_write_fields(link.written())}
 
 
 def _write_fields(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def _lookup(name: str, own: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
 
 
 def _read_link(config: Mapping[str, Any], names: Mapping[str, Any]) -> Transform:
-    cls = _lookup(config["link"], registry, names)
+    cls = _lookup(config["link"], {**registered, **registry}, names)
     if cls is chain:
         return chain(
             *(
@@ -150,7 +153,9 @@ def _read_link(config: Mapping[str, Any], names: Mapping[str, Any]) -> Transform
                 for e in config["links"]
             )
         )
-    made: Transform = cls(**_read_fields(config, names, "link"))
+    made = cls(**_read_fields(config, names, "link"))
+    if not isinstance(made, Transform):
+        raise TypeError(f"from_config: {config['link']!r} must make a Transform, got {made!r}.")
     return made
 
 

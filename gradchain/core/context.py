@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ class Run:
     evaluate: Callable[[Tensors, str], tuple[Any, Tensors]] | None = None
     buffers: Callable[[], Mapping[str, Tensor]] | None = None
     observed: Mapping[str, float] = field(default_factory=dict)
+    news: Mapping[str, tuple[int, Sequence[float]]] | None = None  # how often each was observed, and the latest ones
     overrides: Mapping[str, Override] = field(default_factory=dict)
     autocast: torch.dtype | None = None
     # the micro-batch: was its loss scaled by the chain, does autograd already sum the window, must the window close
@@ -172,6 +173,18 @@ class Context:
         self._read("what was observed")
         return self._run.observed
 
+    def news(self, name: str, seen: int) -> tuple[Sequence[float], int]:
+        """What was observed under a name after the first `seen` times, oldest first, and how often in all.
+
+        Without an updater what the context was given is new.
+        """
+        self._read("what was observed")
+        if self._run.news is None:
+            given = [self._run.observed[name]] if name in self._run.observed else []
+            return given, seen + len(given)
+        count, latest = self._run.news.get(name, (seen, ()))
+        return latest[len(latest) - min(count - seen, len(latest)) :], count
+
     @property
     def autocast(self) -> torch.dtype | None:
         """The dtype the model computes in, where autocast is on."""
@@ -197,6 +210,11 @@ class Context:
         """Whether the loss is known."""
         self._read("the loss")
         return self._run.loss is not None
+
+    @property
+    def outermost(self) -> bool:
+        """Whether this is a link of the outermost chain: not in a mask, nor in a branch."""
+        return self._outermost
 
     @property
     def loss_was_scaled(self) -> bool:

@@ -127,7 +127,8 @@ def overlaid(state: State, parts: Sequence[State]) -> State:
             entries = {n: t for tensors in (value, *theirs) for n, t in tensors.items()}
             changes[name] = EagerTensors.at(value.index, {n: entries[n] for n in value})
         elif isinstance(value, Scalars):
-            changes[name] = Scalars({n: v for numbers in (value, *theirs) for n, v in numbers.items()})
+            for numbers in theirs:
+                changes[name] = changes.get(name, value).overlay(numbers)
         elif isinstance(value, Count):
             counts = {n: count.of(n) for count in (value, *theirs) for n in count.names}
             changes[name] = Count(value.names, counts)

@@ -43,7 +43,8 @@ class Transform:
         descends: True if it turns a gradient into a descent step (flips the sign), False if it does not; None (a
             user's link that says nothing) is trusted.
         role: what it is to its neighbours: "clip", "unscale", "scale", "normalise", "decay", "learning_rate",
-            "weights" (it owns them), "average", "freeze", or "" for none of these.
+            "weights" (it owns them), "optimizer" (it does so in the outermost chain), "average", "freeze", or "" for
+            none of these.
         sums_in_grad: whether, first in the outermost chain, its window may lie in `.grad`.
         per_parameter: what becomes of a parameter depends on nothing of the others (apart from held links, which say
             so themselves): `bind(in_backward=True)` needs that of every link.
@@ -111,6 +112,10 @@ class Transform:
 
     def check(self) -> None:
         """Check the hyperparameters against each other. Raises ValueError or TypeError in a full sentence."""
+
+    def written(self) -> dict[str, Any]:
+        """What a config has of it: arguments that make it again. By default its fields."""
+        return {f.name: self.__dict__[f.name] for f in fields(self)}  # type: ignore[arg-type]  # once subclassed
 
     # what every link has
 

@@ -191,7 +191,7 @@ class Engine:
             trial.buffers = _no_buffers
         lazy, given = mapped(state, lambda tensors: tape.leaf("state", tensors)), Given()
         if trace is not None:
-            trial.trace = trace
+            trial.trace, trace.run.params = trace, params
             clocks: dict[str, Any] = {name: trace.number(value) for name, value in trial.clocks.items()}
             trial.clocks = clocks
             lazy = traced(lazy, trace, given)

@@ -19,7 +19,7 @@ from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
 from gradchain.engine.numbers import DeviceReduced, DeviceRows, Ledger
 from gradchain.engine.numbers import Unrecorded as Unrecorded
-from gradchain.engine.trace import Trace, Traced
+from gradchain.engine.trace import Trace, Traced, plain
 
 _NUMBERS = (float, int)
 
@@ -91,7 +91,7 @@ class Tape:
         leaves: node → the tensors it stands for.
         columns: addresses that hold for this step only.
         trace: where the numbers come from, for a step that shall be run again; or None.
-        sources: slot of a scalar → its slot in the trace.
+        sources, entry_sources: slot of a scalar, or of numbers per parameter → its slot in the trace.
     """
 
     def __init__(
@@ -104,6 +104,7 @@ class Tape:
     ) -> None:
         self.trace = trace
         self.sources: dict[int, int] = {}
+        self.entry_sources: dict[int, int] = {}
         self.ops: list[tuple[Any, ...]] = []
         self.indices: list[Index] = []
         self.scalars: list[Any] = []
@@ -145,6 +146,9 @@ class Tape:
             return value.node
         if self.numbers is not None and kind not in _NUMBERS:
             return self._on_device(value, self.numbers)
+        if kind is Traced and type(value.value) is Scalars:
+            self.entry_sources[len(self.entries)] = value.slot
+            value, kind = value.value, Scalars
         if kind is Scalars:
             self.entries.append(value)
             return ("e", len(self.entries) - 1)
@@ -303,7 +307,7 @@ class Lazy(Tensors):
                 arg = arg.value
             values.append(arg)
         assert index is not None
-        for value in values:
+        for value in map(plain, values):
             if isinstance(value, Scalars):
                 index = value.within(index)
         return tape.node((op, *(tape.operand(v, index) for v in values)), index)

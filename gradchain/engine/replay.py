@@ -22,7 +22,7 @@ from gradchain.core.scalars import Count, Scalars
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, walk
-from gradchain.engine.executor import Column, Runner
+from gradchain.engine.executor import Column
 from gradchain.engine.plan import Part
 from gradchain.engine.record import Lazy, Tape, total
 from gradchain.engine.trace import Other, Trace, Traced, plain
@@ -33,16 +33,18 @@ class Call:
     """A part's program over the rows of a class, as it is run again.
 
     Attributes:
-        runner: the program made ready.
+        part: the program made ready.
         columns: its tensors; None for those of gradients, which are new each step.
         rows: where the class lies among the gradients; None if it is all of them.
         scalars: where its numbers are in the trace.
+        entries: where its numbers per parameter are.
     """
 
-    runner: Runner
+    part: Part
     columns: list[Column | None]
     rows: list[int] | None
     scalars: list[int]
+    entries: list[int]
 
     def run(self, values: list[Any], gradients: list[Tensor], lent: bool) -> Any:
         """Run it on these numbers and gradients."""
@@ -51,7 +53,8 @@ class Call:
             rows = gradients if self.rows is None else [gradients[i] for i in self.rows]
             fresh = Column(rows, lent)
             columns = [column or fresh for column in columns]
-        return self.runner.run(columns, [values[i] for i in self.scalars], ())
+        entries = self.part.rows([values[i] for i in self.entries]) if self.entries else ()
+        return self.part.runner.run(columns, [values[i] for i in self.scalars], entries)
 
     @classmethod
     def of(cls, part: Part, tape: Tape, columns: list[Column | None]) -> Call:
@@ -62,8 +65,11 @@ class Call:
             tensors = tape.leaves[leaf]
             if tape.ops[leaf][1] == "grad" and len(part.names) < len(tensors):
                 rows = [tensors.index.position[n] for n in part.names]
-        slots = [tape.sources[s] if s in tape.sources else trace.slot(tape.scalars[s]) for s in part.program.scalars]
-        return cls(part.runner, columns, rows, slots)
+        program = part.program
+        slots = [tape.sources[s] if s in tape.sources else trace.slot(tape.scalars[s]) for s in program.scalars]
+        if any(s not in tape.entry_sources for s in program.entries):
+            trace.breaks("it has numbers per parameter that a link made")
+        return cls(part, columns, rows, slots, [tape.entry_sources.get(s, 0) for s in program.entries])
 
 
 @dataclass
@@ -210,7 +216,7 @@ class Replay:
         if not self.given.take(state, values):
             trace.values = before
             return None
-        trace.run.clocks, trace.gradients = run.clocks, gradients
+        trace.run.clocks, trace.run.params, trace.gradients = run.clocks, run.params, gradients
         try:
             for fn, a, b, out in trace.ops:
                 values[out] = fn(values[a]) if b < 0 else fn(values[a], values[b])
@@ -378,18 +384,17 @@ def kept(
     records, used = list(_slots(run.records, trace)), list(_slots(run.used, trace))
     if recorded.written is None or run.held or run.detail or any(op == ("leaf", "extra") for op in tape.ops):
         trace.breaks("it does more than write weights and state")
-    if tape.entries:
-        trace.breaks("it has numbers per parameter")
     settled = untraced(settled)
     run.records = {name: plain(value) for name, value in run.records.items()}
     run.used = {name: plain(value) for name, value in run.used.items()}
+    made = [] if trace.broken else calls()
     if trace.broken:
         return settled, None
     index = next(tape.indices[i] for i, op in enumerate(tape.ops) if op == ("leaf", "grad"))
     numbered: Mapping[str, Any] = run.clocks
     clocks = {name: number.slot for name, number in numbered.items()}
     replay = Replay(
-        recorded.tx, known(run), index, lent, trace, clocks, recorded.given, numbers, calls(), written, records, used
+        recorded.tx, known(run), index, lent, trace, clocks, recorded.given, numbers, made, written, records, used
     )
     return settled, replay
 

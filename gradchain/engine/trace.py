@@ -65,11 +65,11 @@ class Trace:
         """A hyperparameter that is not a mere number, resolved now and whenever the step is run again."""
         plainly = ctx.under(self.run)
         value = link.value_of(hyper, plainly)
-        if not is_number(value):
+        if not is_number(value) and not (type(value) is Scalars and value.column):
             self.breaks(f"{ctx.address}.{hyper.name} is no host number")
             return value
         out = self.number(value)
-        self.ops.append((lambda _: _number(link.value_of(hyper, plainly)), out.slot, -1, out.slot))
+        self.ops.append((lambda _: _like(link.value_of(hyper, plainly), value), out.slot, -1, out.slot))
         return out
 
     def breaks(self, why: str) -> None:
@@ -81,10 +81,14 @@ class Other(Exception):  # noqa: N818  # not an error: this step takes another w
     """A condition on numbers came out otherwise than in the traced step."""
 
 
-def _number(value: Any) -> Any:
-    if not is_number(value):
-        raise Other
-    return value
+def _like(value: Any, first: Any) -> Any:
+    """A hyperparameter, as long as it is of the traced kind: a number, or a column over the same parameters."""
+    if is_number(value) and is_number(first):
+        return value
+    if type(value) is Scalars and type(first) is Scalars and value.column and first.column:
+        if value.column[0] is first.column[0]:
+            return value
+    raise Other
 
 
 def _still_true(value: Any) -> Any:

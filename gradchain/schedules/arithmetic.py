@@ -25,20 +25,25 @@ def _apply(operator: str, left: float, right: float) -> float:
         return left * right
     if operator == "+":
         return left + right
-    return left - right if operator == "-" else left / right
+    if operator == "-":
+        return left - right
+    if right == 0.0:
+        raise ZeroDivisionError(f"combined: a divisor must not be 0 at any step, got {left!r} / {right!r}.")
+    return left / right
 
 
 class combined(Schedule):
-    """Two parts under an operator; what `a * b`, `a + b`, `a - b` and `a / number` make.
+    """Two parts under an operator; what `a * b`, `a + b`, `a - b` and `a / b` make.
 
     value(t) = left(t) (operator) right(t), each part in the same time; a part that has ended holds its end value.
     Parts are schedules, numbers or any functions, and may read different clocks: read such a one by `.at(clocks)`.
 
     Args:
-        operator: "*", "+", "-" or "/"; the divisor must be a number other than 0.
+        operator: "*", "+", "-" or "/".
         left: a schedule, a function step -> value, or a number.
-        right: the same.
+        right: the same; a divisor other than 0.
 
+    Raises: ZeroDivisionError, when read, where a divisor is 0.
     At the end: the length is that of the longer part, None if one part (a number does not count) has none.
 
     Example:
@@ -64,9 +69,8 @@ class combined(Schedule):
             else:
                 rule = "a schedule, a function step -> value or a finite number"
                 object.__setattr__(self, name, float(one_number("combined", name, part, rule, lambda _: True)))
-        if self.operator == "/" and (callable(self.right) or self.right == 0.0):
-            cure = "multiply by a function that returns the inverse" if callable(self.right) else ""
-            bad("combined", "the divisor must be a number other than 0", self.right, cure)
+        if self.operator == "/" and self.right == 0.0:
+            bad("combined", "the divisor must be a number other than 0", self.right)
 
     @property
     def _parts(self) -> list[ScheduleLike]:

@@ -14,6 +14,7 @@ from gradchain.schedules._check import as_number, bad
 if TYPE_CHECKING:
     from gradchain.schedules.arithmetic import clipped, combined
     from gradchain.schedules.joins import chained, taken
+    from gradchain.schedules.repeats import repeated
 
 __all__ = ["Schedule", "ScheduleLike", "clocks_of", "evaluate"]
 
@@ -32,8 +33,8 @@ class Schedule:
     end; t is then never negative and never beyond that length, so every schedule is at its first value before time 0
     and holds its end value after its end. Time is counted in updates, from 0, and may be fractional.
 
-    Operators: `*`, `+` and `-` with a number, a schedule or any function; `/` by a number; unary `-`.
-    Methods: `.clip(low, high)`, `.then(next)`, `.take(steps)`, `.at(clocks)`.
+    Operators: `*`, `+`, `-` and `/` with a number, a schedule or any function; unary `-`.
+    Methods: `.clip(low, high)`, `.then(next)`, `.take(steps)`, `.repeat(times)`, `.at(clocks)`.
 
     Example:
         >>> import gradchain as gch
@@ -93,6 +94,12 @@ class Schedule:
 
         return taken(self, steps)
 
+    def repeat(self, times: int | None = None) -> repeated:
+        """The same values again and again, from step == length on at time 0; `times` times, None: without end."""
+        from gradchain.schedules.repeats import repeated
+
+        return repeated(self, times)
+
     def clip(self, low: float | None = None, high: float | None = None) -> clipped:
         """The same values, none below `low` and none above `high`."""
         from gradchain.schedules.arithmetic import clipped
@@ -117,8 +124,11 @@ class Schedule:
     def __rsub__(self, other: float | ScheduleLike) -> combined:
         return _combine("-", other, self)
 
-    def __truediv__(self, other: float) -> combined:
+    def __truediv__(self, other: float | ScheduleLike) -> combined:
         return _combine("/", self, other)
+
+    def __rtruediv__(self, other: float | ScheduleLike) -> combined:
+        return _combine("/", other, self)
 
     def __neg__(self) -> combined:
         return _combine("*", -1.0, self)

@@ -1,14 +1,14 @@
-"""Half a cosine: once, again and again, and after a warm-up."""
+"""Half a cosine: once, there and back, again and again, and after a warm-up."""
 
 from __future__ import annotations
 
 import math
 
 from gradchain.schedules._check import bad, finite, non_negative, one_number, positive
-from gradchain.schedules._curves import cosine_between, linear_between
+from gradchain.schedules._curves import cosine_between, linear_between, mix
 from gradchain.schedules.base import Schedule
 
-__all__ = ["cosine", "cosine_restarts", "warmup_cosine"]
+__all__ = ["cosine", "cosine_restarts", "cosine_wave", "warmup_cosine"]
 
 
 class cosine(Schedule):
@@ -55,6 +55,44 @@ class cosine(Schedule):
 
     def curve(self, t: float) -> float:
         return cosine_between(self.start, self.end, t, self.steps, self.exponent)
+
+
+class cosine_wave(Schedule):
+    """A cosine from `start` to `end` in `steps` updates, and back in as many, without end.
+
+    value(t) = end + (start - end) * (1 + cos(pi * t / steps)) / 2
+
+    It is what torch's and MMEngine's CosineAnnealing do beyond T_max, and it rounds as they do: close to an `end` of 0
+    the sum 1 + cos loses digits, which `cosine` keeps.
+
+    Args:
+        start: value at step 0 and after every even number of half waves; any finite number.
+        end: value at step `steps` and after every odd number; any finite number.
+        steps: updates of half a wave, above 0, whole or fractional.
+
+    At the end: there is none. `.take(n)` sets one.
+
+    Equals: torch CosineAnnealingLR(T_max, eta_min) at the rate lr is `cosine_wave(lr, eta_min, T_max)`.
+
+    Example:
+        >>> import gradchain as gch
+        >>> lr = gch.schedules.cosine_wave(0.5, 0.1, 10)
+        >>> lr(0), lr(10), lr(20), lr(30)
+        (0.5, 0.1, 0.5, 0.1)
+    """
+
+    start: float
+    end: float
+    steps: float
+
+    def __post_init__(self) -> None:
+        finite(self, "start", "end")
+        positive(self, "steps")
+
+    def curve(self, t: float) -> float:
+        # Within one wave: the cosine of a large angle would be less exact.
+        turn = math.cos(math.pi * (t % (2 * self.steps)) / self.steps) if t < math.inf else 1.0
+        return mix(self.start, self.end, (1.0 + turn) / 2.0, (1.0 - turn) / 2.0)
 
 
 class cosine_restarts(Schedule):

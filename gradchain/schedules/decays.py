@@ -1,4 +1,4 @@
-"""Decays without a natural end: exponential, and one over the square root."""
+"""Decays without a natural end: exponential, and one over a power of time."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gradchain.schedules._check import bad, finite, non_negative, one_number, po
 from gradchain.schedules._curves import linear_between
 from gradchain.schedules.base import Schedule
 
-__all__ = ["exponential", "inverse_sqrt"]
+__all__ = ["exponential", "inverse_sqrt", "inverse_time"]
 
 
 class exponential(Schedule):
@@ -127,3 +127,37 @@ class inverse_sqrt(Schedule):
             return linear_between(self.start, self.peak, t, self.warmup_steps)
         scale = self.warmup_steps if self.timescale is None else self.timescale
         return self.peak * math.sqrt(scale / (t - self.warmup_steps + scale))
+
+
+class inverse_time(Schedule):
+    """One over a power of time.
+
+    value(t) = start * (1 + gamma * t) ** -power
+
+    Args:
+        start: value at step 0; any finite number.
+        gamma: how fast, per update, at least 0; after 1 / gamma updates the value has fallen to start * 2**-power.
+        power: above 0.
+
+    At the end: there is none; the value tends to 0. `.take(n)` ends it.
+
+    Equals: Caffe's and mmcv's "inv" policy; `inverse_time(lr, 1 / s, power=0.5)` is `inverse_sqrt(lr, lr, 0, s)`.
+
+    Example:
+        >>> import gradchain as gch
+        >>> lr = gch.schedules.inverse_time(1.0, 0.25)
+        >>> lr(0), lr(4), lr(12)
+        (1.0, 0.5, 0.25)
+    """
+
+    start: float
+    gamma: float
+    power: float = 1.0
+
+    def __post_init__(self) -> None:
+        finite(self, "start")
+        non_negative(self, "gamma")
+        positive(self, "power")
+
+    def curve(self, t: float) -> float:
+        return self.start * math.pow(1.0 + self.gamma * t, -self.power)

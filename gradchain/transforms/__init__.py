@@ -6,6 +6,7 @@ from gradchain.transforms.clip import clip_by_norm, clip_by_value
 from gradchain.transforms.decay import add_decayed_weights
 from gradchain.transforms.lion import scale_by_lion
 from gradchain.transforms.nonfinite import nan_to_num
+from gradchain.transforms.plateau import reduce_on_plateau
 from gradchain.transforms.project import project
 from gradchain.transforms.sam import sam
 from gradchain.transforms.scale import scale, scale_by_learning_rate, scale_by_schedule
@@ -20,6 +21,7 @@ __all__ = [
     "clip_by_value",
     "nan_to_num",
     "project",
+    "reduce_on_plateau",
     "sam",
     "scale",
     "scale_by_adam",

@@ -42,7 +42,8 @@ class average_params(Transform):
 
     Args:
         decay: what stays of the average at each update, in [0, 1], a number or a schedule of the applied updates such
-            as `lambda t: (1 + t) / (10 + t)`; or "mean" for stochastic weight averaging.
+            as `lambda t: (1 + t) / (10 + t)`, `schedules.ema_warmup` or `schedules.ema_exponential`; or "mean" for
+            stochastic weight averaging.
         start: until so many updates are applied the average is the live weights, an integer of at least 0. With
             start=0 the average begins at the weights it was bound with.
         every: average every so many updates from `start` on, an integer of at least 1.
@@ -55,7 +56,12 @@ class average_params(Transform):
     Units: weights.
     Raises: ValueError or TypeError for an argument outside its range.
     Equals: torch.optim.swa_utils.AveragedModel with get_ema_multi_avg_fn(decay) for start=1, with its default mean
-        for "mean"; MMEngine's ExponentialMovingAverage with momentum = 1 - decay for start=1.
+        for "mean"; MMEngine's ExponentialMovingAverage with momentum = 1 - decay for start=1, its MomentumAnnealingEMA
+        and mmdet's ExpMomentumEMA with the two schedules. There an interval is counted from a first copy, which is a
+        decay of 0: `start=0, every=k` and `join((0, 1, constant(0.0)), (1, None, constant(decay)))`; "mean" has it so.
+        An EMAHook from iteration b on is `start=b` and a decay that begins there, `join((0, b, constant(0.0)),
+        (b, None, decay))`. MMEngine averages at every iteration, within a window of accumulation too, here once per
+        update; averaging buffers it leaves counters at the first copy, here they are those of the last averaging.
     Paper: Polyak and Juditsky, 1992, https://doi.org/10.1137/0330046; "mean": Izmailov et al., 2018,
         https://arxiv.org/abs/1803.05407
 

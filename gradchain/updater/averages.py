@@ -15,15 +15,15 @@ from gradchain.updater.state_dict import states
 from gradchain.updater.target import Target
 
 
-def average_state(chain: Transform, state: State, name: str | None) -> State:
-    """The state of the link that averages the weights. KeyError if there is none, or more than one and no name."""
+def average_state(chain: Transform, state: State, name: str | None) -> tuple[str, State]:
+    """The link that averages the weights: address and state. KeyError if there is none, or more and no name."""
     links = {address: link for address, link, _ in walk(chain, None) if link.role == "average"}
     if not links:
         raise KeyError("averaged: no link averages the weights. End the chain with average_params(0.999).")
     if name is None and len(links) > 1:
         raise KeyError(f"averaged: there are several averages, name one of: {', '.join(links)}.")
     address = next(iter(links)) if name is None else find(name, links, "averaged")
-    return dict(states(chain, state))[address]
+    return address, dict(states(chain, state))[address]
 
 
 def averages(target: Target, state: State) -> dict[str, Tensor]:

@@ -42,6 +42,7 @@ class Bound:
         clocks: named counters; "step" and "micro" are always among them.
         num_skipped: updates that a gate kept from being applied.
         observed: numbers that links may look at.
+        news: how often each was observed, and the numbers since the last applied update.
         records: the last value of everything that links recorded.
         autocast: the dtype the forward computes in.
     """
@@ -54,7 +55,9 @@ class Bound:
         self.follow_clocks()
         self.num_skipped = 0
         self.observed: dict[str, float] = {}
+        self.news: dict[str, tuple[int, list[float]]] = {}
         self.records: dict[str, Any] = {}
+        self.lent_averages: list[str] = []  # addresses of averages whose tensors a user holds
         self.engine = Engine()
         self._gates = [link for _, link, _ in walk(tx, None) if link.holds in ("overflow", "nonfinite")]
         self.attach(target)
@@ -89,7 +92,7 @@ class Bound:
         run.clocks = self.clocks
         run.loss = self.micro.loss
         run.buffers = self.target.buffers
-        run.observed = self.observed
+        run.observed, run.news = self.observed, self.news
         run.overrides = self.hypers.overrides
         run.autocast = self.autocast
         run.last = self.micro.last
@@ -142,10 +145,19 @@ class Bound:
         self.state, self.active = state, active
         self.records.update(run.records)
         if info.applied:
+            self._tell_of_new_averages()
             self.clocks["step"] += 1
+            self.news = {name: (count, []) for name, (count, _) in self.news.items()}
         elif info.reason != "window":
             self.num_skipped += 1
         return info
+
+    def _tell_of_new_averages(self) -> None:
+        """A kernel writes averages where they lie; autograd must know, for a graph of the user's may hold them."""
+        if self.lent_averages:
+            known = dict(states(self.chain, self.state))
+            for address in self.lent_averages:
+                torch.autograd.graph.increment_version([*known[address].average.values()])  # type: ignore[attr-defined]
 
     def computed(
         self, received: Tensors, state: Links, params: EagerTensors, run: Run, engine: Engine, lent: bool

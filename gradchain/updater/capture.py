@@ -87,13 +87,13 @@ class Capturing:
 def _capturing(bound: Bound) -> Iterator[CapturedUpdate]:
     _refuse(bound)
     captured = bound.engine.captured = Captured()
-    state, clocks, records = bound.state, dict(bound.clocks), dict(bound.records)
+    state, clocks, records, news = bound.state, dict(bound.clocks), dict(bound.records), bound.news
     try:
         yield CapturedUpdate(bound, captured)
     finally:
         # what was captured has not run
         bound.engine.captured, captured.recording = None, False
-        bound.state, bound.clocks, bound.records = state, clocks, records
+        bound.state, bound.clocks, bound.records, bound.news = state, clocks, records, news
     if captured.received is None:
         raise RuntimeError("capturing: no update ran inside. Call updater.update(loss) under torch.cuda.graph.")
 

@@ -14,6 +14,7 @@ from gradchain.core.checks import check_chain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
+from gradchain.core.slots import Slots, mapped
 from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.tensors import Tensors
 from gradchain.updater.bound import Bound
@@ -38,14 +39,19 @@ def rebound(bound: Bound, target: Target, remap: Mapping[str, Callable[[Tensor],
     with torch.no_grad():
         fresh = bound.chain.init(Gradients(target).params().select(active))
         check_chain(bound.chain, target.index, fresh, bound.autocast)
-        state, report = carried(bound.chain, bound.state, fresh, remap, target)
+        state, report = carried(bound.chain, bound.state, fresh, remap, bound.target.index, target)
     bound.attach(target)
     bound.state, bound.active = state, active
     return report
 
 
 def carried(
-    tx: chain, old: Links, fresh: Links, remap: Mapping[str, Callable[[Tensor], Tensor]], target: Target
+    tx: chain,
+    old: Links,
+    fresh: Links,
+    remap: Mapping[str, Callable[[Tensor], Tensor]],
+    was_of: Index,
+    target: Target,
 ) -> tuple[Links, CarryReport]:
     """The old state by name on the new parameters, and a report. Nothing changes on an error."""
     index, buffers = target.index, target.buffers()
@@ -66,7 +72,10 @@ def carried(
             elif isinstance(value, (Count, Scalars)):
                 names = value.names if isinstance(value, Count) else tuple(value)
                 had |= set(was.names if isinstance(was, Count) else was)
-                changes[name] = value.overlay(was.select(names))
+                kept = was.select(names)
+                if isinstance(kept, Slots):
+                    kept = _reshaped(f"{address}.{name}", kept, remap, was_of, index)
+                changes[name] = value.overlay(kept)
             else:
                 changes[name] = was
         new[address] = state.replace(**changes)
@@ -75,6 +84,25 @@ def carried(
         [n for n in names if n in had], [n for n in names if n not in had], sorted(n for n in had if n not in index)
     )
     return rebuilt(tx, fresh, new), report  # type: ignore[return-value]
+
+
+def _reshaped(
+    address: str, slots: Slots, remap: Mapping[str, Callable[[Tensor], Tensor]], old: Index, new: Index
+) -> Slots:
+    """What an optimizer from elsewhere kept, where a parameter has another shape now; its tensors may have any."""
+    out: dict[str, Any] = {}
+    for name, slot in slots.items():
+        before, now = (x.facts[x.position[name]].parameter.shape for x in (old, new))
+        if name in remap:
+            out[name] = mapped(slot, lambda t: remap[name](t) if t.shape == before else t)  # noqa: B023  # called here
+        elif before != now and slot:
+            raise ValueError(
+                f"rebind: {address}[{name!r}] is of a parameter of shape {tuple(before)}, which is now {tuple(now)}. "
+                f"Say how it changes: remap={{{name!r}: lambda slot: …}}, or reset it before."
+            )
+        else:
+            out[name] = slot
+    return Slots(out)
 
 
 def _slots(

@@ -17,11 +17,11 @@ from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, to_
 
 FORMAT = 1
 _KEYS = frozenset(
-    {"format", "chain", "clocks", "links", "overrides", "observed", "num_skipped", "inactive", "fingerprint"}
+    {"format", "chain", "clocks", "links", "overrides", "observed", "news", "num_skipped", "inactive", "fingerprint"}
 )
 _KINDS = {
-    "clocks": dict, "links": dict, "overrides": dict, "observed": dict, "fingerprint": dict, "inactive": list,
-    "num_skipped": int,
+    "clocks": dict, "links": dict, "overrides": dict, "observed": dict, "news": dict, "fingerprint": dict,
+    "inactive": list, "num_skipped": int,
 }  # fmt: skip
 
 
@@ -44,6 +44,7 @@ class Checkpoint:
             "links": to_dict(bound.chain, bound.state),
             "overrides": bound.hypers.saved_overrides(),
             "observed": dict(bound.observed),
+            "news": {name: [count, *latest] for name, (count, latest) in bound.news.items()},
             "num_skipped": bound.num_skipped,
             "inactive": [name for name in bound.target.index.names if name not in bound.active],
             "fingerprint": fingerprint(bound.parameters()),
@@ -92,6 +93,7 @@ class Checkpoint:
             bound.clocks = clocks
             bound.hypers.overrides = overrides
             bound.observed = dict(saved["observed"])
+            bound.news = {name: (count, latest) for name, (count, *latest) in saved["news"].items()}
             bound.num_skipped = saved["num_skipped"]
             self._loaded = dict(saved["fingerprint"])
             for line in lost:
@@ -112,6 +114,10 @@ class Checkpoint:
         for key in ("clocks", "observed", "fingerprint"):
             if not all(map(is_number, saved[key].values())):
                 raise ValueError(f"load_state_dict: {key} must be a dict of numbers, got {dict(saved[key])!r}.")
+
+        for name, numbers in saved["news"].items():
+            if not isinstance(numbers, list) or not numbers or not all(map(is_number, numbers)):
+                raise ValueError(f"load_state_dict: news must be lists of numbers, got {numbers!r} for {name!r}.")
 
     def _check_window(self, state: Links, report: LoadReport) -> None:
         """A window that lies in `.grad` must have the parameters' dtypes; one that the link sums itself need not."""

@@ -91,8 +91,13 @@ class Controls:
         self._bound.clocks[clock] += amount
 
     def observe(self, name: str, value: float | Tensor) -> None:
-        """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau."""
+        """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
+
+        Every call counts once, at the next update that is applied.
+        """
         number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if not isinstance(name, str) or not is_number(number):
             raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
+        count, latest = self._bound.news.get(name, (0, []))
         self._bound.observed[name] = float(number)
+        self._bound.news[name] = (count + 1, [*latest, float(number)])

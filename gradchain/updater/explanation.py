@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 
+from gradchain.core.slots import Slots
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
 from gradchain.engine.build import without_cache
@@ -59,14 +61,16 @@ def _kernel(part: Part, source: bool) -> Iterator[str]:
 
 def _state(bound: Bound) -> Iterator[str]:
     for address, state in states(bound.chain, bound.state):
-        sizes = [_bytes(v) for _, v in state.items() if isinstance(v, (Tensors, Tensor))]
+        sizes = [_bytes(v) for _, v in state.items() if isinstance(v, (Tensors, Tensor, Slots))]
         if sum(sizes):
             yield f"state of {address}: {sum(sizes):,} bytes"
 
 
-def _bytes(value: Tensors | Tensor) -> int:
-    tensors = list(value.values()) if isinstance(value, Tensors) else [value]
-    return sum(t.numel() * t.element_size() for t in tensors)
+def _bytes(value: Any) -> int:
+    """Of every tensor in a field of a state."""
+    if isinstance(value, (Mapping, list, tuple)):
+        return sum(map(_bytes, value.values() if isinstance(value, Mapping) else value))
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
 
 def _schedules(bound: Bound) -> Iterator[str]:

@@ -13,6 +13,7 @@ from gradchain.core._torch import is_dtensor
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
+from gradchain.core.slots import Slots, is_plain, mapped
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -75,6 +76,8 @@ def to_dict(link: Transform, state: State) -> dict[str, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Slots):
+        return dict(value.copied())
     if isinstance(value, (Tensors, Scalars)):
         return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in value.items()}
     if isinstance(value, Count):
@@ -123,6 +126,8 @@ class _Reader:
             return self._tensors(current, saved)
         if isinstance(current, Count):
             return self._count(current, saved)
+        if isinstance(current, Slots):
+            return self._slots(current, saved)
         if isinstance(current, Scalars):
             return self._scalars(current, saved)
         return self._number(current, saved)
@@ -175,6 +180,21 @@ class _Reader:
             return current
         return Scalars({name: self._number(value, saved[name]) for name, value in current.items()})
 
+    def _slots(self, current: Slots, saved: Any) -> Slots:
+        """What an optimizer from elsewhere kept: where it is known already, tensors must have its shapes."""
+        slots = saved if isinstance(saved, Mapping) else {}
+        if set(slots) != set(current) or not all(isinstance(v, dict) and is_plain(v) for v in slots.values()):
+            self._mismatch("a dict per parameter", repr(sorted(map(str, slots)))[:60])
+            return current
+        for name, slot in slots.items():
+            for key in slot.keys() & current[name].keys():
+                old, new = current[name][key], slot[key]
+                if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape != new.shape:
+                    self._mismatch(f"{_kind(old)} for {name!r} {key!r}", _kind(new))
+                    return current
+        devices = {f.name: f.parameter.device for f in self.index.facts}
+        return Slots({name: _on(devices[name], slot) for name, slot in slots.items()}).copied()
+
     def _number(self, current: Any, saved: Any) -> Any:
         if isinstance(saved, Tensor) and saved.ndim == 0:
             return saved.clone()
@@ -183,6 +203,11 @@ class _Reader:
             return saved
         self._mismatch(f"a number like {current!r}", type(saved).__name__)
         return current
+
+
+def _on(device: torch.device, slot: Any) -> Any:
+    """A slot on a device; a count stays where it is, as under torch.optim."""
+    return mapped(slot, lambda tensor: tensor.to(device) if tensor.ndim else tensor)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -342,7 +342,7 @@ class Updater(Controls, Capturing):
             name: which link's average, where the chain keeps several.
         """
         self._refuse_while_averaged("averaged")
-        return self._averaging(averages.average_state(self._bound.chain, self._bound.state, name))
+        return self._averaging(averages.average_state(self._bound.chain, self._bound.state, name)[1])
 
     @contextmanager
     def _averaging(self, state: Any) -> Iterator[None]:
@@ -355,9 +355,16 @@ class Updater(Controls, Capturing):
                 self._averaged = False
 
     def averages(self, name: str | None = None) -> dict[str, Tensor]:
-        """Name → average weight or buffer, without copies: for a teacher under `torch.func.functional_call`."""
+        """Name → average weight or buffer, without copies: for a teacher under `torch.func.functional_call`.
+
+        An update writes over them: a graph that holds them from before it then raises in backward, as it would for
+        weights.
+        """
         self._refuse_while_averaged("averages")
-        return averages.averages(self._bound.target, averages.average_state(self._bound.chain, self._bound.state, name))
+        address, state = averages.average_state(self._bound.chain, self._bound.state, name)
+        if address not in self._bound.lent_averages:
+            self._bound.lent_averages.append(address)
+        return averages.averages(self._bound.target, state)
 
     def copy_average_to(self, module: nn.Module, name: str | None = None) -> None:
         """Write the average weights and the buffers into another module of the same structure."""

@@ -244,7 +244,7 @@ def test_every_peer_in_the_tables_is_one_that_tests_compare_with():
 def check_schedules(markdown: str) -> None:
     """Every schedule one may write has its row, with arguments that it takes."""
     rows = tables(markdown)["schedule"]
-    made_by_methods = {"chained", "clipped", "combined", "taken"}
+    made_by_methods = {"chained", "clipped", "combined", "repeated", "taken"}
     kinds = {n for n in schedules.__all__ if inspect.isclass(getattr(schedules, n))} - {"Schedule"}
     found = [re.match(r"`(\w+)\((.*)\)`", row[0]) for row in rows]
     check_names("schedules", [m[1] if m else "?" for m in found], kinds - made_by_methods)

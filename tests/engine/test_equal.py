@@ -168,6 +168,11 @@ GRADIENTS = {
     "mean": lambda: gch.chain(gch.sgd(0.05), gch.average_params("mean", start=2, every=2, dtype=torch.float64)),
     "buffers": lambda: gch.chain(gch.adam(0.01), gch.average_params(0.9, buffers="average")),
     "project": lambda: gch.chain(gch.adam(0.05), gch.project(clamped, HEAD), gch.average_params(0.5)),
+    "plateau": lambda: gch.chain(gch.reduce_on_plateau("val_loss", base=0.5), gch.sgd(0.05)),
+    "from torch": lambda: gch.chain(gch.clip_by_norm(0.5), gch.from_torch("SGD", lr=0.05), gch.average_params(0.5)),
+    "from torch, in branches": lambda: gch.partition(
+        (HEAD, gch.from_torch("SGD", lr=RATE, momentum=0.9)), (gch.rest, gch.sgd(0.05))
+    ),
     "stateless": lambda: gch.chain(gch.stateless(wave), gch.masked(gch.stateless(wave), HEAD), gch.sgd(0.05)),
     "radam": lambda: gch.chain(radam(), gch.scale_by_learning_rate(0.02)),
     "lamb": lambda: gch.chain(gch.scale_by_adam(), gch.add_decayed_weights(0.1), lamb(), gch.scale(-0.01)),

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_equal import GRADIENTS, LOSSES
+from test_equal import GRADIENTS, LOSSES, RATE
 from torch import nn
 from twins import Shapes, distance, drawn_like, same_state
 
@@ -27,13 +27,17 @@ CHAINS = {
     "betas": lambda: gch.chain(gch.scale_by_adam(b1=gch.linear(0.5, 0.9, 9)), gch.scale_by_learning_rate(0.05)),
     "frozen": lambda: gch.chain(gch.freeze(HEAD, until=6), gch.adam(0.05)),
     "growing average": lambda: gch.chain(gch.adam(0.05), gch.average_params(lambda t: (1 + t) / (10 + t), start=4)),
+    "per parameter": lambda: gch.adamw(
+        gch.multiply(RATE, (HEAD, 0.5), (gch.min_ndim(2), 0.3)),
+        weight_decay=gch.choose((gch.min_ndim(2), 0.1), rest=0.0),
+    ),
     "sparse average": lambda: gch.chain(gch.adam(0.05), gch.average_params("mean", every=5)),
 }
 # whose steps are recorded each time: code of a user's, whole tensors, windows, numbers per parameter, unequal counts
 NEVER = {
     "clips", "partition", "buffers", "project", "stateless", "radam", "lamb", "centred", "muon", "per name", "branchy",
     "zeroes", "anchored", "masks", "accumulate", "accumulate, amp", "amp, accumulate", "sam", "finite",
-    "freeze", "frozen",
+    "freeze", "frozen", "plateau", "from torch", "from torch, in branches",
 }  # fmt: skip
 STEPS = 14
 

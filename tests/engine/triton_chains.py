@@ -260,6 +260,18 @@ def test_eager_steps_may_come_between():
     pair.same()
 
 
+def test_what_was_observed_before_the_capture_is_not_lost():
+    rate = gch.scale_by_learning_rate(0.1)
+    pair = Captured(gch.chain(gch.scale_by_adam(), rate, gch.reduce_on_plateau("val", factor=0.5, patience=0)))
+    for updater in (pair.updater, pair.eager):
+        updater.observe("val", 1.0)
+        updater.observe("val", 2.0)
+    captured = pair.capture()
+    pair.replay(captured, 2)
+    pair.eager.step(pair.gradients(2))
+    pair.same()
+
+
 def test_an_override_reaches_the_replay():
     pair = Captured(REPLAYED["no reduction"]())
     captured = pair.capture()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,6 +101,16 @@ TORCH = [
              lambda o: lr_scheduler.LinearLR(o, 1.0, 0.05, total_iters=13), 0.4, 20),
     # Up to T_max: torch then climbs back.
     of_torch("cosine", gs.cosine(0.4, 0.03, 37), lambda o: lr_scheduler.CosineAnnealingLR(o, 37, 0.03), 0.4, 38),
+    of_torch("cosine-wave", gs.cosine_wave(0.4, 0.03, 7),
+             lambda o: lr_scheduler.CosineAnnealingLR(o, 7, 0.03), 0.4, 60, rtol=1e-11),
+    of_torch("repeat", gs.linear(0.1, 0.4, 5).then(gs.linear(0.4, 0.1, 3)).repeat(),
+             lambda o: lr_scheduler.CyclicLR(o, 0.1, 0.4, step_size_up=5, step_size_down=3, cycle_momentum=False),
+             0.4, 60),
+    of_torch("overlay", gs.overlay(0.4, (0, None, gs.linear(0.25, 1.0, 9)),
+                                   (0, None, gs.cosine(1.0, 0.0, 40), gs.cosine(0.0, 0.03, 40))),
+             lambda o: lr_scheduler.ChainedScheduler(
+                 [lr_scheduler.LinearLR(o, 0.25, total_iters=9), lr_scheduler.CosineAnnealingLR(o, 40, 0.03)]),
+             0.4, 40, continuous=False),
     of_torch("cosine-restarts", gs.cosine_restarts(0.4, 0.03, 7),
              lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, 7, eta_min=0.03), 0.4, 60, continuous=False),
     of_torch("cosine-restarts-doubling", gs.cosine_restarts(0.4, 0.03, 5, 2),
@@ -187,6 +198,12 @@ OTHERS = [
     Case("hf-wsd-cosine", gs.warmup_stable_decay(0.04, 0.4, 7, 50, 13, end=0.04, shape="cosine"), wsd("cosine")),
     Case("hf-wsd-sqrt", gs.warmup_stable_decay(0.04, 0.4, 7, 50, 13, end=0.04, shape="sqrt"), wsd("1-sqrt")),
     of_formula("interp", gs.piecewise((0, 0.3), (7, 0.9), (20, 0.2), shape="linear"), interpolated, 30),
+    of_formula("inverse-time", gs.inverse_time(0.4, 0.1, 0.75), lambda t: 0.4 / (1 + 0.1 * t) ** 0.75, 60),
+    of_formula("inverse-time-sqrt", gs.inverse_time(0.4, 1 / 30, 0.5), gs.inverse_sqrt(0.4, 0.4, 0, 30), 60),
+    of_formula("quotient", gs.linear(0.1, 1.0, 7) / gs.linear(0.5, 2.0, 9),
+               lambda t: gs.linear(0.1, 1.0, 7)(t) / gs.linear(0.5, 2.0, 9)(t), 30),
+    of_formula("repeat-twice", gs.linear(0.1, 0.4, 5).repeat(2),
+               lambda t: 0.4 if t >= 10 else 0.1 + 0.3 * (t % 5) / 5, 30, continuous=False),
     of_formula("product", gs.linear(0.1, 1.0, 7) * gs.cosine(0.4, 0.1, 20),
                lambda t: gs.linear(0.1, 1.0, 7)(t) * gs.cosine(0.4, 0.1, 20)(t), 30),
     of_formula("difference", 1.0 - gs.linear(0.1, 0.7, 7) / 2.0,
@@ -202,6 +219,8 @@ OTHERS = [
     of_formula("absolute", gs.join((3, 6, gs.linear(1.0, 0.0, 20)), (8, 12, gs.linear(1.0, 0.0, 20)), absolute=True),
                lambda t: 1.0 - (3 if t < 3 else t if t < 6 else 6 if t < 8 else min(t, 12)) / 20, 30,
                continuous=False),
+    of_formula("ema-warmup", gs.ema_warmup(0.9, 7), lambda t: 1 - max(0.1, 7 / (7 + t)), 90),
+    of_formula("ema-exponential", gs.ema_exponential(0.9, 7), lambda t: 1 - (0.9 * math.exp(-(1 + t) / 7) + 0.1), 90),
     of_formula("by-step", gs.by("step", gs.linear(0.1, 1.0, 5)), lambda t: 0.1 + 0.9 * min(t, 5) / 5, 20),
     of_formula("take", gs.exponential(0.4, 0.9).take(6), lambda t: 0.4 * 0.9 ** min(t, 6), 20),
 ]  # fmt: skip

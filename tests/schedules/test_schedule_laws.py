@@ -39,6 +39,8 @@ endless = st.one_of(
     st.builds(gs.constant, values),
     st.builds(gs.step_decay, values, lengths, st.floats(0.0, 1.0)),
     st.builds(gs.exponential, values, st.floats(0.1, 1.0), lengths),
+    st.builds(gs.ema_warmup, st.floats(0.0, 1.0), lengths),
+    st.builds(gs.ema_exponential, st.floats(0.0, 1.0), lengths),
     st.builds(gs.multi_step, values, st.lists(st.integers(0, 60), max_size=4).map(sorted)),
 )
 simple = ended | endless

@@ -317,3 +317,18 @@ def test_several_averages_are_named():
         updater.averages("swift")
     with pytest.raises(KeyError, match=r"averaged: no link averages the weights. End the chain with average_params\(0"):
         gch.sgd(0.1).bind(net()).averaged()
+
+
+def test_a_graph_that_holds_old_averages_is_stale():
+    """A teacher's graph kept across an update raises in backward, as one over weights would; a held one does not."""
+    model = nn.Linear(3, 2).double()
+    rows = torch.ones(4, 3).double()
+    updater = gch.chain(gch.accumulate(2), gch.sgd(0.1), gch.average_params(0.5)).bind(model)
+    teacher = updater.averages()
+    inputs = rows.clone().requires_grad_()
+    updater.update(model(rows).square().mean())  # held: the averages are as they were
+    torch.func.functional_call(model, teacher, (inputs,)).square().sum().backward()
+    kept = torch.func.functional_call(model, teacher, (inputs,)).square().sum()
+    assert updater.update(model(rows).square().mean())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()

@@ -1,0 +1,120 @@
+"""One entry of a config, read with its faults named: what cannot be meant is refused, what is dubious is said."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any, NoReturn
+
+__all__ = ["Clock", "Entry", "listed"]
+
+
+@dataclass(frozen=True)
+class Clock:
+    """How long the run is: its epochs, None in a loop of iterations, its micro-batches, and those of one epoch."""
+
+    epochs: int | None
+    iters: int
+    epoch_length: int
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A dict of a config, with the name that errors and warnings give it."""
+
+    name: str
+    items: Mapping[str, Any]
+    strict: bool
+
+    def refuse(self, sentence: str, kind: type[Exception] = ValueError) -> NoReturn:
+        """What cannot be read at all, or what the original refuses as well."""
+        raise kind(f"mmengine.schedules: {self.name}: {sentence}")
+
+    def object_to(self, sentence: str) -> None:
+        """What cannot be meant, though the original takes it silently or fails on the way: strict refuses."""
+        if self.strict:
+            self.refuse(sentence)
+        self.remark(sentence)
+
+    def remark(self, sentence: str) -> None:
+        """What is legal, and most likely a slip: a warning from the user's line."""
+        frame, depth = sys._getframe(1), 2
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("gradchain."):
+            frame, depth = frame.f_back, depth + 1
+        warnings.warn(f"mmengine.schedules: {self.name}: {sentence}", UserWarning, stacklevel=depth)
+
+    def only(self, known: Iterable[str], required: Iterable[str] = ()) -> None:
+        """Every key is known, and no required one is missing."""
+        known = sorted({*known, *required})
+        for key in self.items:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, 1)
+                cure = f"did you mean {near[0]!r}?" if near else f"it takes {listed(known)}."
+                self.refuse(f"every key must be known, got {key!r}; {cure}", TypeError)
+        for key in required:
+            if key not in self.items:
+                self.refuse(f"{key} must be given.", TypeError)
+
+    def get(self, key: str, default: Any, rule: str, test: Callable[[Any], bool]) -> Any:
+        """A value that passes a test, or the sentence `key must be rule`."""
+        value = self.items.get(key, default)
+        if not test(value):
+            self.refuse(f"{key} must be {rule}, got {value!r}.", TypeError if isinstance(value, str) else ValueError)
+        return value
+
+    def number(
+        self,
+        key: str,
+        default: float | None,
+        rule: str = "a finite number",
+        test: Callable[[float], bool] | None = None,
+    ) -> float:
+        """A finite number."""
+        return self.get(key, default, rule, lambda x: is_number(x) and (test is None or test(x)))  # type: ignore[no-any-return]
+
+    def maybe(self, key: str) -> float | None:
+        """A finite number, or None where it is not given."""
+        return self.get(key, None, "a finite number or None", lambda x: x is None or is_number(x))  # type: ignore[no-any-return]
+
+    def flag(self, key: str, default: bool) -> bool:
+        """True or False."""
+        return self.get(key, default, "True or False", lambda x: isinstance(x, bool))  # type: ignore[no-any-return]
+
+    def numbers(self, key: str, default: object = None) -> list[float]:
+        """A list of finite numbers."""
+        rule = "a list of numbers"
+        return list(self.get(key, default, rule, lambda x: isinstance(x, (list, tuple)) and all(map(is_number, x))))
+
+    def one_floor(self, name: str, base: float, default: float | None = None) -> float:
+        """`name`, or `name`_ratio times the base value: one of the two."""
+        floor, ratio = self.maybe(name), self.maybe(f"{name}_ratio")
+        if floor is None and ratio is None and default is not None:
+            return default
+        if (floor is None) == (ratio is None):
+            self.refuse(f"{name} or {name}_ratio must be given, not both, got {floor!r} and {ratio!r}.")
+        return base * ratio if floor is None else floor  # type: ignore[operator]
+
+
+def is_number(value: object) -> bool:
+    """Whether this is a finite real number; a bool is a slip."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_whole(value: object) -> bool:
+    """Whether this is a number without a fraction."""
+    return isinstance(value, Integral) or (isinstance(value, Real) and float(value).is_integer())
+
+
+def whole(value: float) -> float:
+    """An int where the number has no fraction."""
+    return int(value) if is_whole(value) else value
+
+
+def listed(words: Iterable[str]) -> str:
+    """Words in a sentence."""
+    return ", ".join(sorted(words))

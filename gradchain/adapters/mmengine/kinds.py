@@ -1,0 +1,199 @@
+"""Every type of scheduler that MMEngine and the recipes have: its keys, and the shape it takes in its window."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from gradchain.adapters.mmengine import shapes
+from gradchain.adapters.mmengine.entries import Entry, is_whole, whole
+from gradchain.adapters.mmengine.shapes import Shape
+from gradchain.schedules import constant, exponential, linear, multi_step, one_cycle, polynomial, step_decay
+
+__all__ = ["FAMILIES", "TYPES", "Kind", "Span"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A window in its own steps, iterations or epochs.
+
+    n: end - begin, as written, which the formulas divide by; count: the steps that fall into it; run: those of them
+    that come before the end of the training; factor: what lengths are multiplied by, for a conversion to iterations.
+    """
+
+    n: float
+    count: int
+    run: int
+    factor: int = 1
+
+    def steps(self, length: float) -> float:
+        """A length of the config in steps of the window."""
+        return whole(length * self.factor)
+
+
+Build = Callable[[Entry, Span, float], "Shape | None"]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A type: the field it moves (None: the config says), its keys, and its shape from entry, window and base value.
+
+    whole_window: a conversion to iterations rounds the window down; divides: the key of a factor that MMEngine divides
+    by; sets_base: schedulers built after it take its first value for the base.
+    """
+
+    field: str | None
+    build: Build
+    keys: tuple[str, ...]
+    required: tuple[str, ...] = ()
+    whole_window: bool = True
+    divides: str | None = None
+    sets_base: bool = False
+
+
+def _unit(entry: Entry, key: str, default: float) -> float:
+    return entry.number(key, default, "a number of at least 0", lambda x: x >= 0)
+
+
+def _linear(entry: Entry, span: Span, base: float) -> Shape:
+    start, end = _in_unit(entry, "start_factor", 1 / 3), _in_unit(entry, "end_factor", 1.0)
+    if span.count == 1:
+        return shapes.factor(constant(start), 1)
+    return shapes.factor(linear(start, end, span.n - 1), span.count)
+
+
+def _in_unit(entry: Entry, key: str, default: float) -> float:
+    return entry.number(key, default, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+
+
+def _constant(entry: Entry, span: Span, base: float) -> Shape:
+    # MMPose's lets a factor be above 1.
+    scale = constant(_unit(entry, "factor", 1 / 3))
+    last = span.n - 1
+    if span.count == 1 or not is_whole(last):
+        return shapes.factor(scale, span.count)
+    return shapes.factor(scale.take(int(last)).then(constant(1.0)), span.count)
+
+
+def _multi_step(entry: Entry, span: Span, base: float) -> Shape | None:
+    milestones = sorted(span.steps(m) for m in entry.numbers("milestones"))
+    met = [m for m in milestones if is_whole(m) and 0 <= m < span.count]
+    return shapes.factor(multi_step(1.0, tuple(met), _unit(entry, "gamma", 0.1)), span.count) if met else None
+
+
+def _step(entry: Entry, span: Span, base: float) -> Shape | None:
+    size = span.steps(entry.number("step_size", None, "a positive number", lambda x: x > 0))
+    if not is_whole(size):
+        entry.refuse(f"step_size must be whole in steps of the scheduler, got {size!r}.")
+    scale = step_decay(1.0, size, _unit(entry, "gamma", 0.1))
+    return shapes.factor(scale, span.count) if size < span.count else None
+
+
+def _exponential(entry: Entry, span: Span, base: float) -> Shape:
+    gamma = _unit(entry, "gamma", 1.0)
+    return shapes.factor(exponential(1.0, gamma) if gamma else step_decay(1.0, 1, 0.0), span.count)
+
+
+def _poly(entry: Entry, span: Span, base: float) -> Shape | None:
+    # PolyLRRatio's ratio stands in for eta_min where both are given.
+    ratio = entry.maybe("eta_min_ratio")
+    floor = entry.number("eta_min", 0.0) if ratio is None else base * ratio
+    power = entry.number("power", 1.0, "a positive number", lambda x: x > 0)
+    if span.count == 1:
+        return None
+    return shapes.towards(lambda a, b: polynomial(a, b, span.n - 1, power), floor, span.count)
+
+
+def _cosine(entry: Entry, span: Span, base: float) -> Shape:
+    floor = entry.one_floor("eta_min", base, 0.0)
+    # As in MMEngine, 0 and None are the same as not given.
+    given = entry.maybe("T_max") or 0
+    if given < 0:
+        entry.refuse(f"T_max must be a positive number, got {given!r}.")
+    half = span.steps(given) if given else span.n
+    return shapes.climbing(half, floor, base, span.count)
+
+
+def _cosine_weight_decay(entry: Entry, span: Span, base: float) -> Shape:
+    # MMPretrain's leaves a weight decay of 0 at 0, where MMEngine's would lift it to the floor.
+    return _cosine(entry, span, base) if base else shapes.factor(constant(0.0), span.count)
+
+
+def _restart(entry: Entry, span: Span, base: float) -> Shape:
+    floor = entry.one_floor("eta_min", base)
+    periods = [span.steps(p) for p in entry.numbers("periods")]
+    weights = entry.numbers("restart_weights", (1,))
+    if len(periods) != len(weights) or not periods:
+        sentence = f"periods and restart_weights must be as many, got {len(periods)} and {len(weights)}."
+        entry.refuse(sentence)
+    if not all(is_whole(p) and p > 0 for p in periods):
+        entry.refuse(f"periods must be whole and positive in steps of the scheduler, got {periods!r}.")
+    return shapes.restarts([int(p) for p in periods], weights, floor, base, span.count)
+
+
+def _one_cycle(entry: Entry, span: Span, base: float) -> Shape:
+    peak = entry.number("eta_max", 0.0)
+    total = span.steps(entry.number("total_steps", span.n / span.factor, "a positive number", lambda x: x > 0))
+    if not is_whole(total):
+        entry.refuse(f"total_steps must be whole in steps of the scheduler, got {total!r}.")
+    if span.run > total:
+        entry.refuse(f"total_steps must be at least the {span.run} steps of its window, got {total!r}.")
+    three = entry.flag("three_phase", False)
+    limit = 0.5 if three else 1.0
+    rule = f"a number above 1 / total_steps = {1 / total!r} and below {limit}"
+    up = entry.number("pct_start", 0.3, rule, lambda x: x * total > 1 and x < limit)
+    strategy = entry.get("anneal_strategy", "cos", "'cos' or 'linear'", lambda x: x in ("cos", "linear"))
+    start = peak / entry.number("div_factor", 25.0, "a positive number", lambda x: x > 0)
+    end = start / entry.number("final_div_factor", 1e4, "a positive number", lambda x: x > 0)
+    cycle = one_cycle(
+        start,
+        peak,
+        up * total - 1,
+        total - 1,
+        end=end,
+        shape="cosine" if strategy == "cos" else "linear",
+        return_steps=2 * up * total - 2 if three else None,
+    )
+    return shapes.absolute(cycle, span.count)
+
+
+def _quadratic(entry: Entry, span: Span, base: float) -> Shape:
+    return shapes.quadratic(span.n, base, span.count)
+
+
+def _interval(entry: Entry, span: Span, base: float) -> Shape:
+    start, end = _in_unit(entry, "start_factor", 1 / 3), _in_unit(entry, "end_factor", 1.0)
+    # It is not converted with the window.
+    rule = f"a number above 0 and up to the {span.n!r} steps of its window"
+    every = entry.number("interval", 1, rule, lambda x: 0 < x <= span.n)
+    return shapes.interval(start, end, every, span.n // every, span.count)
+
+
+FLOOR = ("eta_min", "eta_min_ratio")
+FAMILIES: dict[str, Kind] = {
+    "Constant": Kind(None, _constant, ("factor",), divides="factor"),
+    "CosineAnnealing": Kind(None, _cosine, ("T_max", *FLOOR)),
+    "CosineRestart": Kind(None, _restart, ("restart_weights", *FLOOR), ("periods",)),
+    "Exponential": Kind(None, _exponential, (), ("gamma",)),
+    "Linear": Kind(None, _linear, ("start_factor", "end_factor"), divides="start_factor"),
+    "MultiStep": Kind(None, _multi_step, ("gamma",), ("milestones",)),
+    "Poly": Kind(None, _poly, ("eta_min", "power")),
+    "QuadraticWarmup": Kind(None, _quadratic, (), whole_window=False),
+    "Step": Kind(None, _step, ("gamma",), ("step_size",)),
+}
+SUFFIXES: dict[str, str | None] = {"LR": "lr", "Momentum": "momentum", "ParamScheduler": None}
+CYCLE_KEYS = (
+    "eta_max", "total_steps", "pct_start", "anneal_strategy", "div_factor", "final_div_factor", "three_phase",
+)  # fmt: skip
+TYPES: dict[str, Kind] = {
+    **{
+        f"{family}{suffix}": replace(kind, field=field)
+        for family, kind in FAMILIES.items()
+        for suffix, field in SUFFIXES.items()
+    },
+    "CosineAnnealingWeightDecay": Kind("weight_decay", _cosine_weight_decay, ("T_max", *FLOOR)),
+    "LinearLrInterval": Kind("lr", _interval, ("start_factor", "end_factor", "interval")),
+    "OneCycleLR": Kind("lr", _one_cycle, CYCLE_KEYS, sets_base=True),
+    "OneCycleParamScheduler": Kind(None, _one_cycle, CYCLE_KEYS, sets_base=True),
+    "PolyLRRatio": Kind("lr", _poly, ("power", *FLOOR)),
+}

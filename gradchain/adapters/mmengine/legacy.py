@@ -1,0 +1,241 @@
+"""The old format, lr_config and momentum_config of mmcv 1.x: absolute values of the progress, and a warm-up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, is_whole, listed
+from gradchain.schedules import (
+    Schedule,
+    chained,
+    constant,
+    cosine_wave,
+    exponential,
+    inverse_time,
+    linear,
+    multi_step,
+    one_cycle,
+    per_epoch,
+    polynomial,
+    step_decay,
+)
+
+__all__ = ["read_legacy"]
+
+COMMON = ("policy", "by_epoch", "warmup", "warmup_iters", "warmup_ratio")
+Policy = Callable[[Entry, str, int, float], Schedule]
+"""(the entry, the field's name, how far progress goes, the base value) -> the schedule of the progress."""
+
+
+def _fixed(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    return constant(base)
+
+
+def _step(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    gamma = entry.number("gamma", 0.1 if field == "lr" else 0.5, "a number of at least 0", lambda x: x >= 0)
+    steps = entry.get("step", None, "a positive whole number or a list of them in order", _are_steps)
+    schedule: Schedule = (
+        multi_step(base, tuple(steps), gamma) if isinstance(steps, (list, tuple)) else step_decay(base, steps, gamma)
+    )
+    low = entry.maybe(f"min_{field}")
+    return schedule if low is None else schedule.clip(low=low)
+
+
+def _are_steps(value: object) -> bool:
+    steps: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
+    return all(is_number(s) and is_whole(s) and s > 0 for s in steps) and steps == sorted(steps)
+
+
+def _exp(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    return exponential(base, entry.number("gamma", None, "a positive number", lambda x: x > 0))
+
+
+def _poly(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    power = entry.number("power", 1.0, "a positive number", lambda x: x > 0)
+    return polynomial(base, entry.number(f"min_{field}", 0.0), last, power)
+
+
+def _inv(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    gamma = entry.number("gamma", None, "a number of at least 0", lambda x: x >= 0)
+    return inverse_time(base, gamma, entry.number("power", 1.0, "a positive number", lambda x: x > 0))
+
+
+def _cosine(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    return cosine_wave(base, entry.one_floor(f"min_{field}", base), last).take(last)
+
+
+def _flat_cosine(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    floor = entry.one_floor(f"min_{field}", base)
+    flat = round(last * entry.number("start_percent", 0.75, "a number from 0 to 1", lambda x: 0 <= x <= 1))
+    if flat == last:
+        return constant(base)
+    curve = cosine_wave(base, floor, last - flat).take(last - flat)
+    return constant(base).take(flat).then(curve) if flat else curve
+
+
+def _cooldown(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    floor = entry.one_floor(f"min_{field}", base)
+    rule = f"a whole number from 0 and below the {last} of the run"
+    cool = int(entry.number("cool_down_time", 10, rule, lambda x: is_whole(x) and 0 <= x < last))
+    low = floor * entry.number("cool_down_ratio", 0.1)
+    return cosine_wave(base, floor, last - cool).take(last - cool + 1).then(constant(low))
+
+
+def _restart(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    floor = entry.one_floor(f"min_{field}", base)
+    periods, weights = entry.numbers("periods"), entry.numbers("restart_weights", (1,))
+    if len(periods) != len(weights):
+        entry.refuse(f"periods and restart_weights must be as many, got {len(periods)} and {len(weights)}.")
+    if not all(p > 0 for p in periods) or sum(periods) < last:
+        entry.refuse(f"periods must be positive and reach the end of the run at {last}, got {periods!r}.")
+    curves = [cosine_wave(floor + w * (base - floor), floor, p).take(p) for p, w in zip(periods, weights, strict=True)]
+    return curves[0] if len(curves) == 1 else chained(tuple(curves))
+
+
+def _linear(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    return linear(base, entry.one_floor(f"min_{field}", base), last)
+
+
+def _shape(entry: Entry) -> Any:
+    strategy = entry.get("anneal_strategy", "cos", "'cos' or 'linear'", lambda x: x in ("cos", "linear"))
+    return "cosine" if strategy == "cos" else "linear"
+
+
+def _cyclic(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    given = entry.items.get("target_ratio", (10, 1e-4) if field == "lr" else (0.85 / 0.95, 1.0))
+    ratios = [given] if is_number(given) else given
+    if not (isinstance(ratios, (list, tuple)) and 1 <= len(ratios) <= 2 and all(map(is_number, ratios))):
+        entry.refuse(f"target_ratio must be one number or two, got {given!r}.")
+    top, foot = base * ratios[0], base * (ratios[1] if len(ratios) == 2 else ratios[0] / 1e5)
+    rule = f"a whole number from 1 to the {last} iterations of the run"
+    period = last // int(entry.number("cyclic_times", 1, rule, lambda x: is_whole(x) and 1 <= x <= last))
+    up = int(period * entry.number("step_ratio_up", 0.4, "a number from 0 and below 1", lambda x: 0 <= x < 1))
+    gamma = entry.number("gamma", 1, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
+    shape = _shape(entry)
+    full = one_cycle(base, top, up, period, end=foot, shape=shape).repeat()
+    if gamma == 1:
+        return full
+    # Each cycle's peak is that much nearer to the base; where there is no way up, its foot.
+    flat = one_cycle(base, base if up else top, up, period, end=foot if up else base, shape=shape).repeat()
+    return flat + step_decay(1.0, period, gamma) * (full - flat)
+
+
+def _one_cycle(entry: Entry, field: str, last: int, base: float) -> Schedule:
+    three = entry.flag("three_phase", False)
+    limit = 0.5 if three else 1.0
+    if field == "lr":
+        rule = f"a whole number of at least the {last} iterations of the run"
+        total = int(entry.number("total_steps", last, rule, lambda x: is_whole(x) and x >= last))
+        top = entry.number("max_lr", None)
+        start = top / entry.number("div_factor", 25, "a positive number", lambda x: x > 0)
+        end = start / entry.number("final_div_factor", 1e4, "a positive number", lambda x: x > 0)
+    else:
+        total, top = last, entry.number("base_momentum", 0.85)
+        start = end = entry.number("max_momentum", 0.95)
+    rule = f"a number above 1 / {total} and below {limit}"
+    up = entry.number("pct_start", 0.3, rule, lambda x: x * total > 1 and x < limit)
+    back = 2 * up * total - 2 if three else None
+    return one_cycle(start, top, up * total - 1, total - 1, end=end, shape=_shape(entry), return_steps=back)
+
+
+STEP, FLOOR = ("step", "gamma", "min_{}"), ("min_{}", "min_{}_ratio")
+PHASES = ("pct_start", "anneal_strategy", "three_phase")
+CYCLE = ("target_ratio", "cyclic_times", "step_ratio_up", "anneal_strategy", "gamma")
+POLICIES: dict[str, dict[str, tuple[Policy, tuple[str, ...]]]] = {
+    "lr": {
+        "Fixed": (_fixed, ()),
+        "Step": (_step, STEP),
+        "Exp": (_exp, ("gamma",)),
+        "Poly": (_poly, ("power", "min_{}")),
+        "Inv": (_inv, ("gamma", "power")),
+        "CosineAnnealing": (_cosine, FLOOR),
+        "FlatCosineAnnealing": (_flat_cosine, ("start_percent", *FLOOR)),
+        "CosineAnnealingCooldown": (_cooldown, ("cool_down_ratio", "cool_down_time", *FLOOR)),
+        "CosineRestart": (_restart, ("periods", "restart_weights", *FLOOR)),
+        "Cyclic": (_cyclic, CYCLE),
+        "OneCycle": (_one_cycle, ("max_lr", "total_steps", "div_factor", "final_div_factor", *PHASES)),
+        "LinearAnnealing": (_linear, FLOOR),
+    },
+    "momentum": {
+        "Step": (_step, STEP),
+        "CosineAnnealing": (_cosine, FLOOR),
+        "LinearAnnealing": (_linear, FLOOR),
+        "Cyclic": (_cyclic, CYCLE),
+        "OneCycle": (_one_cycle, ("base_momentum", "max_momentum", *PHASES)),
+    },
+}
+ITERATIONS_ONLY = ("Cyclic", "OneCycle")
+
+
+def read_legacy(
+    lr_config: Mapping[str, Any] | None, momentum_config: Mapping[str, Any] | None, clock: Clock, strict: bool
+) -> dict[str, Callable[[float], Schedule]]:
+    """By field, a function of the base value."""
+    fields = {}
+    for field, config in (("lr", lr_config), ("momentum", momentum_config)):
+        if config is not None:
+            fields[field] = _field(field, config, clock, strict)
+            fields[field](1.0)
+    return fields
+
+
+def _field(field: str, config: object, clock: Clock, strict: bool) -> Callable[[float], Schedule]:
+    name = f"{field}_config"
+    if not isinstance(config, Mapping):
+        Entry(name, {}, strict).refuse(f"it must be a dict with a policy, got {config!r}.", TypeError)
+    given, policies = config.get("policy"), POLICIES[field]
+    # mmcv capitalises a policy that is written in lower case.
+    policy = given.title() if isinstance(given, str) and given == given.lower() else given
+    if policy not in policies:
+        Entry(name, config, strict).refuse(f"policy must be one of {listed(policies)}, got {given!r}.")
+    entry = Entry(f"{name} ({policy})", config, strict)
+    build, keys = policies[policy]
+    entry.only((*COMMON, *(key.format(field) for key in keys), *(("warmup_by_epoch",) if field == "lr" else ())))
+    by_epoch = entry.flag("by_epoch", clock.epochs is not None and policy not in ITERATIONS_ONLY)
+    if by_epoch and policy in ITERATIONS_ONLY:
+        entry.refuse("by_epoch must be False for this policy, got True.")
+    if by_epoch and clock.epochs is None:
+        entry.remark("a loop of iterations counts no epochs: it never acts; did you mean by_epoch=False?")
+        return constant
+    last = clock.epochs if by_epoch and clock.epochs else clock.iters
+    if late := [s for s in _listed_steps(config) if is_number(s) and s >= last]:
+        entry.remark(f"steps {late!r} are never reached: the run has {last} {'epochs' if by_epoch else 'iterations'}.")
+    return partial(_value, entry, field, partial(build, entry, field, last), by_epoch, clock)
+
+
+def _listed_steps(config: Mapping[str, Any]) -> list[Any]:
+    steps = config.get("step")
+    return list(steps) if isinstance(steps, (list, tuple)) else []
+
+
+def _value(
+    entry: Entry, field: str, build: Callable[[float], Schedule], by_epoch: bool, clock: Clock, base: float
+) -> Schedule:
+    main = build(base)
+    if by_epoch and not isinstance(main, constant):
+        main = per_epoch(main, clock.epoch_length)
+    factor = _warm_up(entry, clock, 0.1 if field == "lr" else 0.9)
+    if factor is None:
+        return main
+    # A momentum is warmed from above.
+    return main * factor if field == "lr" else main / factor
+
+
+def _warm_up(entry: Entry, clock: Clock, default: float) -> Schedule | None:
+    """The factor on the current value of the policy: from the ratio to 1 over the warm-up, and 1 after."""
+    kind = entry.get(
+        "warmup", None, "'constant', 'linear' or 'exp'", lambda x: x in (None, "constant", "linear", "exp")
+    )
+    if kind is None:
+        return None
+    steps = entry.number("warmup_iters", 0, "a positive number", lambda x: x > 0)
+    ratio = entry.number("warmup_ratio", default, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
+    if entry.flag("warmup_by_epoch", False):
+        if clock.epochs is None:
+            entry.refuse("warmup_by_epoch must be False in a loop of iterations, got True.")
+        steps *= clock.epoch_length
+    if kind == "constant":
+        return constant(ratio).take(steps).then(constant(1.0))
+    return linear(ratio, 1.0, steps) if kind == "linear" else exponential(ratio, 1.0 / ratio, steps, end=1.0)

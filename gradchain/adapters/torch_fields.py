@@ -1,0 +1,120 @@
+"""The numeric arguments of an optimizer class as hyperparameters: `lr`, `momentum`, `betas[0]`."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gradchain.core.context import Context, Run
+from gradchain.core.hyper import Hyper, evaluated, is_number
+from gradchain.core.scalars import Scalars
+from gradchain.selectors import PerParameter
+
+if TYPE_CHECKING:
+    from gradchain.core.hyper import Value
+
+
+class Field(Hyper):
+    """One number of a parameter group. What the class thinks of it is asked of its constructor."""
+
+    def __init__(self, name: str, value: Value, accepted: Callable[[Mapping[str, Any]], Any]) -> None:
+        super().__init__(None, "[-inf, inf]")
+        self.name, self.owner, self.value = name, "from_torch", value
+        self._accepted = accepted
+
+    def checked(self, value: Any, owner: str, cause: str = "") -> Any:
+        """A number that the class takes, or one for each parameter."""
+        if isinstance(value, Scalars):
+            return value
+        value = super().checked(value, owner, cause)
+        if is_number(value):
+            self._accepted({self.name: value})
+        return value
+
+
+class Fields:
+    """What an optimizer class is constructed with: the numbers that links may schedule, and the rest.
+
+    Attributes:
+        hypers: the numbers, by name; one of a pair or list is `betas[0]`.
+        constants: arguments of the class in which a number stands for every schedule.
+    """
+
+    def __init__(self, cls: type[Optimizer], given: Mapping[str, Any]) -> None:
+        self._cls, self._known = cls, inspect.signature(cls).parameters
+        self._given = dict(given)
+        self.constants = {name: self._constant(name, value) for name, value in given.items()}
+        group = self.made([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
+        self.hypers: dict[str, Field] = {}
+        for name, value in group.items():
+            if name in self._known or name in given:
+                self._add(name, given.get(name, value), value)
+
+    def _add(self, name: str, given: Any, value: Any) -> None:
+        if is_number(value):
+            self.hypers[name] = Field(name, given, self._accepted)
+        elif isinstance(value, (tuple, list)) and value and all(map(is_number, value)):
+            for i, part in enumerate(given):
+                self.hypers[f"{name}[{i}]"] = Field(f"{name}[{i}]", part, self._accepted)
+
+    def _constant(self, name: str, value: Any) -> Any:
+        """An argument as the constructor may have it: for a schedule the class's own default, else its first value."""
+        if isinstance(value, tuple):
+            whole = self._default(name)
+            defaults = whole if isinstance(whole, tuple) and len(whole) == len(value) else (None,) * len(value)
+            return tuple(_number(part, default) for part, default in zip(value, defaults, strict=True))
+        return _number(value, self._default(name))
+
+    def _default(self, name: str) -> Any:
+        return self._known[name].default if name in self._known else None
+
+    def made(self, params: Any, **changes: Any) -> Optimizer:
+        """An optimizer over these parameters. TypeError or ValueError, in a sentence, where the class refuses."""
+        try:
+            return self._cls(params, **{**self.constants, **changes})
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+            names = [n for n in self._known if n not in ("params", "self", "args", "kwargs")]
+            takes = f" It takes: {', '.join(names)}." if isinstance(error, TypeError) else ""
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"from_torch: {self._cls.__name__}: {str(error).rstrip('.')}.{takes}") from None
+
+    def _accepted(self, values: Mapping[str, Any]) -> None:
+        """Raises unless the class takes these numbers in place of its own."""
+        changes = self.grouped(values)
+        self.made([nn.Parameter(torch.zeros(2, 2))], **{n: v for n, v in changes.items() if n in self._known})
+
+    def grouped(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Numbers by the names of hyperparameters, as the fields of a parameter group."""
+        out: dict[str, Any] = {}
+        for name, value in values.items():
+            whole, _, part = name.partition("[")
+            if not part:
+                out[name] = value
+                continue
+            parts = out.get(whole, self.constants.get(whole, self._default(whole)))
+            i = int(part[:-1])
+            out[whole] = (*parts[:i], value, *parts[i + 1 :])
+        return out
+
+
+def _number(value: Any, default: Any) -> Any:
+    """What stands for a schedule or for one number per parameter: the class may refuse a warmup's first 0."""
+    if isinstance(value, Scalars):
+        return next(iter(value.values()))
+    if isinstance(value, PerParameter):
+        return _number(next(iter(value.starts())), default)
+    if isinstance(value, Tensor):
+        return value.item() if value.numel() == 1 else value
+    if not callable(value) or isinstance(value, type):
+        return value
+    if is_number(default) and math.isfinite(default):
+        return default
+    first = evaluated(value, Context.of(Run(clocks=defaultdict(float, step=0))))
+    return first if is_number(first) and first != 0 else 1e-3

@@ -1,0 +1,116 @@
+"""Optimizer classes by name: where a name is looked up, and which classes cannot be the rule of a chain."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import importlib.util
+from collections.abc import Iterator
+
+from torch.optim import Optimizer
+
+PACKAGES: dict[str, str] = {
+    "torch": "torch.optim",
+    "torch_optimizer": "torch_optimizer",
+    "lion_pytorch": "lion_pytorch",
+    "dadaptation": "dadaptation",
+    "prodigyopt": "prodigyopt",
+    "Sophia": "Sophia",
+    "bitsandbytes": "bitsandbytes.optim",
+    "transformers": "transformers",
+}
+"""Package → the module that has its classes, in the order in which a name is looked up; those not installed are not."""
+
+registered: dict[str, type[Optimizer]] = {}
+"""What `gch.register` was given: looked up first."""
+
+_REFUSED: dict[tuple[str, str], str] = {
+    ("torch", "SparseAdam"): (
+        "it takes sparse gradients only, and every link takes dense ones. Use nn.Embedding(sparse=False) and "
+        "scale_by_adam()."
+    ),
+    ("torch_optimizer", "Lookahead"): (
+        "it wraps an optimizer that already has its parameters, and mixes the weights at the first step of a period in "
+        "place of the last. Give from_torch the inner optimizer."
+    ),
+    ("torch_optimizer", "Adahessian"): (
+        "it differentiates the gradient once more, and a chain's gradients have no graph. Run it outside the chain."
+    ),
+}
+
+
+def class_of(optimizer: str | type[Optimizer]) -> type[Optimizer]:
+    """The class given, or that of a name; KeyError, TypeError or ValueError where it cannot be had."""
+    if isinstance(optimizer, str):
+        optimizer = _found(optimizer)
+    if not (isinstance(optimizer, type) and issubclass(optimizer, Optimizer)):
+        cure = " Its arguments go to from_torch too." if isinstance(optimizer, Optimizer) else ""
+        raise TypeError(
+            f"from_torch: optimizer must be a torch.optim.Optimizer class or its name, got {optimizer!r}.{cure}"
+        )
+    reason = _REFUSED.get((optimizer.__module__.partition(".")[0], optimizer.__name__))
+    if reason is not None:
+        raise ValueError(f"from_torch: {optimizer.__name__} cannot be the rule of a chain: {reason}")
+    if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
+        raise ValueError(
+            f"from_torch: {optimizer.__name__} cannot be the rule of a chain: it has two sets of weights and is "
+            "switched between them by its train() and eval(). Run it outside the chain."
+        )
+    return optimizer
+
+
+def name_of(cls: type[Optimizer]) -> str | type[Optimizer]:
+    """The shortest name that stands for this very class; the class where no name does."""
+    found = next((name for name, known in registered.items() if known is cls), None)
+    if found is not None:
+        return found
+    package = "transformers" if cls.__module__.startswith("transformers.") else cls.__module__.partition(".")[0]
+    package = "torch_optimizer" if package == "pytorch_ranger" else package
+    for name in (cls.__name__, f"{package}.{cls.__name__}"):
+        try:
+            if _found(name) is cls:
+                return name
+        except KeyError:
+            continue
+    return cls
+
+
+def _classes(package: str) -> dict[str, type[Optimizer]]:
+    """The optimizers of a package, by name; none if it is not installed."""
+    if importlib.util.find_spec(package) is None:
+        return {}
+    try:
+        module = importlib.import_module(PACKAGES[package])
+    except ImportError:  # it is there, and cannot be had: another may have the name
+        return {}
+    if package == "transformers":  # it has one, and looking at all its names would import all of it
+        return {"Adafactor": module.Adafactor}
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Optimizer) and value is not Optimizer and name[0] != "_"
+    }
+
+
+def _found(name: str) -> type[Optimizer]:
+    if name in registered:
+        return registered[name]
+    path, _, short = name.rpartition(".")
+    root = path.partition(".")[0]
+    for package in PACKAGES:
+        found = _classes(package).get(short) if root in ("", package) else None
+        if found is not None:
+            return found
+    raise KeyError(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name.rpartition(".")[2], [*registered, *_all_names()], n=3, cutoff=0.6)
+    same = [n for n in _all_names() if n.lower() == name.lower()]
+    hint = f" Did you mean {' or '.join(map(repr, same or near))}?" if same or near else ""
+    return f"from_torch: there is no optimizer {name!r} in {', '.join(PACKAGES)}, as far as installed.{hint}"
+
+
+def _all_names() -> Iterator[str]:
+    for package in PACKAGES:
+        yield from _classes(package)

@@ -1,0 +1,222 @@
+"""Any `torch.optim.Optimizer` class as the rule of a chain."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradchain.adapters.stand_ins import StandIns
+from gradchain.adapters.torch_fields import Fields
+from gradchain.adapters.torch_names import class_of, name_of
+from gradchain.core import _torch
+from gradchain.core.context import Context
+from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
+from gradchain.core.scalars import Scalars
+from gradchain.core.slots import Slots
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+from gradchain.core.weights import Weights
+from gradchain.selectors.source import code
+
+
+class OptimizerState(State):
+    """What from_torch remembers."""
+
+    state: Slots  # what the optimizer keeps of each parameter, by its own names
+    group: Slots  # what it changed by itself in the parameter's group, and what it keeps beside both
+
+
+class from_torch(Transform):
+    """Make any `torch.optim.Optimizer` class the rule of a chain.
+
+        w ← what one step of the class makes of w and the updates so far
+
+    Clips, accumulation, masks and averages go around it, schedules into it, and its memory into our checkpoints: named
+    tensors per parameter, which follow `load`, `rebind` and `reset`. Every number of the class is a hyperparameter,
+    `lr`, `momentum`, `weight_decay`, and `betas[0]` for one of several; each takes a number or a schedule. Parameters
+    of different numbers form groups of their own.
+
+    It owns the weights and comes last, before `project` and averages: they are written as the optimizer made them, bit
+    for bit. In a mask or a branch of `partition` it returns the difference instead, taken in float64 (float32 for
+    halves): what is then added gives the same bits, except that float64 weights may differ in the last one.
+
+    It works on copies of weights, gradients and memory, so that a step that fails changes nothing, and needs room for
+    those while it runs. Where gradchain has the rule itself (`adamw`, `sgd`, …) use that: it runs in place. What a
+    schedule gives is not checked by the class; numbers are. A class that asks for a closure (LBFGS) needs
+    `updater.update(closure)`; links before it see the first gradient only. Of the class only `step` is called: what
+    else it wants (SophiaG's update_hessian) does not happen.
+
+    Args:
+        optimizer: the class, or its name: looked up in what `gch.register` was given, torch.optim, torch_optimizer,
+            and, where installed, lion_pytorch, dadaptation, prodigyopt, Sophia, bitsandbytes, transformers
+            (Adafactor).
+            The first that has it wins; "torch_optimizer.RAdam" asks for one of them.
+        arguments: pairs of a name and a value, for what `dataclasses.replace` writes.
+        **given: what the class takes besides the parameters.
+
+    Shapes: as the class; one may want all parameters at once.
+    State: whatever the class keeps.
+    Units: gradient → weights, or a descent step in a mask or branch.
+    Raises: KeyError for an unknown name; TypeError or ValueError for arguments that the class refuses, for one that
+        cannot be the rule of a chain (SparseAdam; Adahessian and Lookahead of torch_optimizer; those with train() and
+        eval()), for memory that no checkpoint can hold, and for sharded parameters.
+    Equals: the class itself.
+
+    >>> import gradchain as gch
+    >>> lr = gch.linear(0.0, 1e-3, 100)
+    >>> gch.chain(gch.clip_by_norm(1.0), gch.from_torch("Lamb", lr=lr, weight_decay=0.01))
+    chain(clip_by_norm(1.0), from_torch("Lamb", lr=linear(0.0, 0.001, 100), weight_decay=0.01))
+    """
+
+    descends = True
+    role = "optimizer"
+
+    optimizer: str | type[Optimizer]
+    arguments: tuple[tuple[str, Any], ...]
+
+    def __init__(
+        self, optimizer: str | type[Optimizer], arguments: Iterable[tuple[str, Any]] = (), **given: Any
+    ) -> None:
+        cls = class_of(optimizer)
+        given = {name: _frozen(value) for name, value in {**dict(arguments), **given}.items()}
+        set_ = self.__dict__
+        set_["optimizer"], set_["arguments"] = name_of(cls), tuple(given.items())
+        set_["_of_class"] = fields = Fields(cls, given)
+        set_["_made"] = object()  # what stand-ins are kept under: copies of this link with other numbers share them
+        set_["hypers"] = fields.hypers
+        set_["_given"] = {name: hyper.value for name, hyper in fields.hypers.items()}
+        set_.update(set_["_given"])
+
+    @property
+    def cls(self) -> type[Optimizer]:
+        """The class."""
+        return class_of(self.optimizer)
+
+    @cached_property
+    def _wants_closure(self) -> bool:
+        """Whether a step of the class asks for one."""
+        parameters = inspect.signature(self.cls.step).parameters
+        return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
+
+    def init(self, params: Tensors) -> OptimizerState:
+        return OptimizerState(*self._stand_ins(dict(params), params.index, [list(params)]).first)
+
+    def update(self, g: Tensors, state: OptimizerState, ctx: Context) -> tuple[Tensors | Weights, OptimizerState]:
+        params = ctx.params.select(state.state)
+        old, grads, numbers = dict(params), dict(g), self._numbers()
+        _refuse_derivatives(grads)
+        groups = _grouped(old, numbers)
+        fields = [self._fields.grouped(_at(numbers, names[0])) for names in groups if names]
+        closure = self._closure(params.index, ctx) if self._wants_closure else None
+        stand_ins = self._stand_ins(old, params.index, groups)
+        try:
+            new, memory, group = stand_ins.step(old, grads, state.state, state.group, fields, closure)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {error}") from error
+        if ctx.outermost:
+            out = Weights(EagerTensors.at(params.index, {n: new[n] for n in g}))
+            return out, OptimizerState(memory, group)
+        differences = {n: _difference(new[n], old[n]) for n in g}
+        return EagerTensors.at(params.index, differences), OptimizerState(memory, group)
+
+    def _numbers(self) -> dict[str, Any]:
+        """The numbers of this update that are not those the class was constructed with."""
+        given, now = self.__dict__["_given"], self.__dict__
+        return {n: now[n] for n in self.hypers if now[n] is not given[n] or isinstance(now[n], Scalars)}
+
+    def _stand_ins(self, weights: dict[str, Tensor], index: Index, groups: list[list[str]]) -> StandIns:
+        """The stand-ins for these parameters, made when first asked for."""
+        places = frozenset((w.dtype, w.device) for w in weights.values())
+        key = (self.__dict__["_made"], tuple(map(tuple, groups)) if len(groups) > 1 else None, places)
+        if _torch.under_functorch():
+            raise RuntimeError(
+                "from_torch: its class works in place, which torch.func cannot follow. Use a link of ours."
+            )
+        sharded = next((name for name, weight in weights.items() if _torch.is_dtensor(weight)), None)
+        if sharded is not None:
+            raise TypeError(
+                f"from_torch: {sharded!r} is sharded, and no class is known to be right there. Use a link of ours."
+            )
+        if key not in index.kept:
+            index.kept[key] = StandIns(self._fields.made, groups, weights)
+        return cast("StandIns", index.kept[key])
+
+    def _closure(self, index: Index, ctx: Context) -> Callable[[StandIns], Any]:
+        """What an optimizer calls to know the loss: at the weights it was given, the one that is known."""
+        known = [ctx.loss] if ctx.has_loss else []
+
+        @torch.no_grad()  # a class calls it with gradients on, for the closure of a user
+        def evaluated(stand_ins: StandIns) -> Any:
+            if known:
+                return known.pop()
+            loss, grads = ctx.evaluate(EagerTensors.at(index, stand_ins.weights()))
+            for name in index.names:
+                stand_ins.put_grad(name, grads[name] if name in grads else None)
+            return loss
+
+        return evaluated
+
+    @property
+    def _fields(self) -> Fields:
+        return cast("Fields", self.__dict__["_of_class"])
+
+    def written(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer, **dict(self.arguments)}
+
+    def __repr__(self) -> str:
+        given = "".join(f", {name}={code(value)}" for name, value in self.arguments)
+        return f"from_torch({code(self.optimizer)}{given})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return from_torch, (self.optimizer, self.arguments)
+
+
+def _refuse_derivatives(grads: Mapping[str, Tensor]) -> None:
+    if torch.is_grad_enabled() and any(g.requires_grad for g in grads.values()):
+        raise RuntimeError(
+            "from_torch: its class works in place and has no derivative: the updates must not require a gradient. "
+            "Detach them, or use a link of ours."
+        )
+
+
+def _short(optimizer: str | type[Optimizer]) -> str:
+    return optimizer if isinstance(optimizer, str) else optimizer.__name__
+
+
+def _frozen(value: Any) -> Any:
+    """An argument as a value that does not change: lists as tuples, a 0-d tensor as its number."""
+    if isinstance(value, list):
+        return tuple(map(_frozen, value))
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+
+
+def _grouped(names: Iterable[str], numbers: Mapping[str, Any]) -> list[list[str]]:
+    """The parameters by the numbers they have, in the order in which each set of numbers first comes."""
+    groups: dict[tuple[Any, ...], list[str]] = {}
+    each = [value for value in numbers.values() if isinstance(value, Scalars)]
+    for name in names:
+        groups.setdefault(tuple(value[name] for value in each), []).append(name)
+    return list(groups.values())
+
+
+def _at(numbers: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The numbers that one parameter has."""
+    return {n: value[name] if isinstance(value, Scalars) else value for n, value in numbers.items()}
+
+
+def _difference(new: Tensor, old: Tensor) -> Tensor:
+    """What has to be added to `old` for `new`, in a dtype in which nothing is lost, where there is one."""
+    if new.device.type == "mps":
+        return new - old
+    wide = torch.float32 if new.dtype in (torch.float16, torch.bfloat16) else torch.float64
+    wide = torch.complex128 if new.is_complex() else wide
+    return new.to(wide) - old.to(wide)
