@@ -6,10 +6,11 @@ import pytest
 import test_equal
 import torch
 from against_reference import Model
+from operation_cases import ONE, THREE, program_of
 from twins import Shapes, Twins
-from whole_program import everything
 
 import gradchain as gch
+from gradchain.core._torch import POINTWISE
 from gradchain.engine import compiled
 from gradchain.engine.blocks import Blocks
 from gradchain.engine.compiled import Compiled
@@ -59,20 +60,35 @@ def test_nothing_is_written_where_compiling_fails(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-def test_the_text_computes_every_operation(dtype):
+@pytest.mark.parametrize("op", POINTWISE)
+def test_the_text_computes_every_operation(op, dtype):
     """The printed torch, run as it is: by blocks it is the same."""
-    program = everything()
-    generator = torch.Generator().manual_seed(0)
-    rows = [torch.randn(40, generator=generator, dtype=torch.float64).to(dtype) for _ in range(2)]
-    mine, theirs = ([r.clone() for r in rows] for _ in range(2))
+    numbers = (A, ("load", 1), ("scalar", 0), ("entry", 0))
+    program = program_of(op, numbers[: 1 if op in ONE else 3 if op in THREE else 2])
+    if op == "mul":  # with numbers of both kinds
+        program = Program([0, 1, 2], [0], [0], [(op, (A, ("scalar", 0))), (op, (("value", 0), ("entry", 0)))])
+        program.stores = [(2, ("value", 1))]
+    mine = [torch.linspace(0.2, 3.0, 40, dtype=torch.float64).add(k / 7).to(dtype) for k in range(3)]
+    theirs = [r.clone() for r in mine]
     space = {"torch": torch, "do": compiled._torch.POINTWISE}
-    exec(compiled.source(program, [dtype, dtype]), space)
-    space["run"](*mine, *(torch.tensor(v, dtype=torch.float64) for v in (0.3, 0.7, 0.2)))
-    columns = [Column([row]) for row in theirs]
-    Blocks().ready(program, [dtype, dtype], [40]).run(columns, [0.3, 0.7], [0.2])
-    assert torch.equal(mine[0], theirs[0])
-    torch.testing.assert_close(mine[1], theirs[1], equal_nan=True)
-    assert not torch.equal(mine[1], rows[1])
+    exec(compiled.source(program, [dtype] * 3), space)
+    scalars, entries = [1 / 3][: len(program.scalars)], [0.7][: len(program.entries)]
+    space["run"](*mine, *(torch.tensor(v, dtype=torch.float64) for v in (*scalars, *entries)))
+    Blocks().ready(program, [dtype] * 3, [40]).run([Column([row]) for row in theirs], scalars, entries)
+    ulp = torch.finfo(dtype).eps if op == "lerp" else 0.0  # of a weight in a tensor, and of a number
+    torch.testing.assert_close(mine, theirs, rtol=ulp, atol=0.0)
+    assert mine[2].isfinite().all()
+
+
+def test_a_mask_made_a_number_has_the_compute_dtype():
+    program = Program([0, 1], [0], [], [("gt", (A, ("load", 1))), ("number", (("value", 0),))])
+    program.instructions.append(("div", (("value", 1), ("scalar", 0))))
+    program.stores = [(0, ("value", 2))]
+    a, b = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([0.5, 3.0], dtype=torch.float64)
+    space = {"torch": torch, "do": compiled._torch.POINTWISE}
+    exec(compiled.source(program, [torch.float64] * 2), space)
+    space["run"](a, b, torch.tensor(3.0, dtype=torch.float64))
+    assert a.tolist() == [1 / 3, 0.0]
 
 
 def test_two_columns_may_change_places():

@@ -63,7 +63,8 @@ def test_numbers_per_parameter_meet_by_name():
     met = gch.sqrt(a) * b
     assert type(met) is Each and dict(met) == {"x": 8.0, "z": 6.0}
     assert dict(met / gch.Scalars({"x": 2.0, "y": 0.0})) == {"x": 4.0}
-    assert dict(gch.Scalars({"z": 1.0}) - met) == {"z": -5.0}
+    less = gch.Scalars({"z": 1.0}) - met
+    assert type(less) is Each and dict(less) == {"z": -5.0}
     assert dict(gch.where(a > 3.0, a, -a)) == {"x": -1.0, "y": 4.0, "z": 9.0}
     assert len(met) == 2 and "y" not in met and list(met) == ["x", "z"]
     assert dict(met * number(2.0, held)) == {"x": 16.0, "z": 12.0}

@@ -158,7 +158,7 @@ def test_a_chain_without_a_gate_waits_for_nothing(name, monkeypatch):
     next(steps)
     watched = Watched(monkeypatch)
     for updater in steps:
-        assert updater._bound.engine.reason == ""
+        assert updater._bound.engine.reason == "" and not updater._bound.engine._replays.any
     assert watched.reads == []
 
 
@@ -175,6 +175,21 @@ def test_a_norm_is_a_number_of_the_kernel():
     assert type(updater._bound.records["clip_by_norm.norm"]) is Number
     part = updater._bound.engine.last[-1]
     assert [op for op, _ in part.program.numbers] == ["sqrt", "mul", "add", "maximum", "div"]
+
+
+class alternating(gch.Transform):
+    descends = False
+
+    def update(self, u, state, ctx):
+        norm = u.norm()
+        return u * (norm + 0.5 if ctx.step % 2 else norm * 0.5), state
+
+
+def test_what_is_done_to_numbers_tells_plans_apart():
+    twins = twins_of(gch.chain(alternating(), gch.sgd(0.05)))
+    for t in range(4):
+        twins.gradients(t)
+    twins.compare()
 
 
 # a step that a graph replays
