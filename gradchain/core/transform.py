@@ -123,13 +123,10 @@ class Transform:
         """This link with every schedule and override replaced by the number for this update."""
         changes: dict[str, Any] = {}
         overrides = ctx.overridden()
+        if not overrides and not self._varying:
+            return self
         for name, hyper in self.hypers.items():
-            given = self.__dict__[name]
-            if isinstance(given, str) and not overrides:
-                continue
-            scheduled = varies(given)
-            address = f"{ctx.address}.{name}" if overrides else ""
-            if not scheduled and address not in overrides:
+            if name not in self._varying and f"{ctx.address}.{name}" not in overrides:
                 continue
             trace = ctx.trace
             changes[name] = self.value_of(hyper, ctx) if trace is None else trace.hyper(self, hyper, ctx)
@@ -140,6 +137,11 @@ class Transform:
         resolved.__dict__.update(self.__dict__)
         resolved.__dict__.update(changes)
         return resolved
+
+    @functools.cached_property
+    def _varying(self) -> frozenset[str]:
+        """The hyperparameters that are not mere numbers."""
+        return frozenset(name for name in self.hypers if varies(self.__dict__[name]))
 
     def value_of(self, hyper: Hyper, ctx: Context) -> Any:
         """The number a hyperparameter has under the schedules and overrides of `ctx`, checked."""

@@ -382,7 +382,7 @@ class Engine:
         trace = tape.trace
         if trace is None:
             return Reduced(index.names, rows)
-        reduction = Reduction([self._call(part, tape) for part in parts], places, len(index), self._lent)
+        reduction = Reduction([self._call(part, tape) for part in parts], places, len(index))
         return Reduced.traced(index.names, rows, reduction.noted(trace, rows))
 
     def _reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:

@@ -24,6 +24,7 @@ class Column:
     lent: bool = False  # gradients that stay the user's
     stays: bool = False  # the same tensors at the next step: weights and state
     _addresses: Any = field(default=None, repr=False)
+    _table: int = field(default=0, repr=False)
 
     @property
     def addresses(self) -> array.array[int]:
@@ -31,6 +32,13 @@ class Column:
         if self._addresses is None:
             self._addresses = array.array("q", list(map(Tensor.data_ptr, self.tensors)))
         return self._addresses  # type: ignore[no-any-return]
+
+    @property
+    def table(self) -> int:
+        """Where these addresses lie themselves."""
+        if not self._table:
+            self._table = self.addresses.buffer_info()[0]
+        return self._table
 
 
 class Rows(Sequence[float]):

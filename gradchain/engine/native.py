@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -85,31 +86,36 @@ class NativeRunner:
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all items; see Runner."""
-        items = self._items
-        table = (ctypes.c_void_p * len(columns))(*[column.addresses.buffer_info()[0] for column in columns])
-        numbers = (_Double * len(scalars))(*scalars)
-        per_row: Any = entries.column if type(entries) is Rows else (_Double * len(entries))(*entries)
-        per_row_at = per_row.data_ptr() if type(entries) is Rows else ctypes.addressof(per_row)
-        out = (_Double * items.count)() if self._reduces else None
-        rest = (ctypes.addressof(table), ctypes.addressof(numbers), per_row_at)
-        base = 0 if out is None else ctypes.addressof(out)
-
-        def stretch(first: int, last: int) -> None:
-            at = 8 * first
-            self._kernel(
-                last - first, items.row_at + at, items.begin_at + at, items.end_at + at, *rest, base + at if base else 0
-            )
-
+        items, kernel = self._items, self._kernel
+        table = array("q", [column.table for column in columns])
+        numbers = array("d", scalars)
+        per_row: Any = entries.column if type(entries) is Rows else array("d", entries)
+        out = array("d", bytes(8 * items.count)) if self._reduces else None
+        rest = (_address(table), _address(numbers), _address(per_row))
+        base = 0 if out is None else _address(out)
         threads = torch.get_num_threads() if items.elements >= PARALLEL and not _forked else 1
         if threads == 1:
-            stretch(0, items.count)
+            kernel(items.count, items.row_at, items.begin_at, items.end_at, *rest, base)
         else:
+
+            def stretch(part: tuple[int, int]) -> None:
+                first, last = part
+                at = 8 * first
+                cut = (items.row_at + at, items.begin_at + at, items.end_at + at)
+                kernel(last - first, *cut, *rest, base + at if base else 0)
+
             # ctypes lets go of the interpreter: plain threads run side by side, with no second OpenMP in the process
-            list(_pool(threads).map(lambda part: stretch(*part), items.split(threads)))
+            list(_pool(threads).map(stretch, items.split(threads)))
         if out is None:
             return None
-        partial = out[:]
+        partial = out.tolist()
         return partial if items.whole else folded(self._reduces, items.row_of, partial, items.rows)
+
+
+def _address(numbers: Any) -> int:
+    """Where an array, or a tensor, lies."""
+    address: int = numbers.buffer_info()[0] if type(numbers) is array else numbers.data_ptr()
+    return address
 
 
 _pools: dict[int, ThreadPoolExecutor] = {}

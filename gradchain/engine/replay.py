@@ -46,12 +46,11 @@ class Call:
     scalars: list[int]
     entries: list[int]
 
-    def run(self, values: list[Any], gradients: list[Tensor], lent: bool) -> Any:
-        """Run it on these numbers and gradients."""
+    def run(self, values: list[Any], whole: Column) -> Any:
+        """Run it on these numbers, and on the rows of a column of all gradients."""
         columns: list[Any] = self.columns
         if None in columns:
-            rows = gradients if self.rows is None else [gradients[i] for i in self.rows]
-            fresh = Column(rows, lent)
+            fresh = whole if self.rows is None else Column([whole.tensors[i] for i in self.rows], whole.lent)
             columns = [column or fresh for column in columns]
         entries = self.part.rows([values[i] for i in self.entries]) if self.entries else ()
         return self.part.runner.run(columns, [values[i] for i in self.scalars], entries)
@@ -80,13 +79,11 @@ class Reduction:
         calls: one per class.
         places: where the numbers of each class belong; None for all in order.
         size: how many numbers there are.
-        lent: whether gradients stay the user's.
     """
 
     calls: list[Call]
     places: list[list[int] | None]
     size: int
-    lent: bool
 
     def noted(self, trace: Trace, rows: list[float]) -> Traced:
         """The total of these numbers, which the trace is to compute anew each time."""
@@ -95,7 +92,8 @@ class Reduction:
         return out
 
     def _total(self, trace: Trace) -> float:
-        parts = [call.run(trace.values, trace.gradients, self.lent) for call in self.calls]
+        assert trace.gradients is not None
+        parts = [call.run(trace.values, trace.gradients) for call in self.calls]
         return total(gathered(parts, self.places, self.size))
 
 
@@ -216,7 +214,8 @@ class Replay:
         if not self.given.take(state, values):
             trace.values = before
             return None
-        trace.run.clocks, trace.run.params, trace.gradients = run.clocks, run.params, gradients
+        whole = trace.gradients = Column(gradients, self.lent)
+        trace.run.clocks, trace.run.params = run.clocks, run.params
         try:
             for fn, a, b, out in trace.ops:
                 values[out] = fn(values[a]) if b < 0 else fn(values[a], values[b])
@@ -226,9 +225,9 @@ class Replay:
                 return None
             raise
         finally:
-            trace.gradients = []
+            trace.gradients = None
         for call in self.calls:  # from here on nothing may fail: it writes
-            call.run(values, gradients, self.lent)
+            call.run(values, whole)
         torch.autograd.graph.increment_version(weights if self.written is None else [weights[i] for i in self.written])
         run.records = {name: values[slot] for name, slot in self.records}
         run.used = {name: values[slot] for name, slot in self.used}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ from gradchain.core.context import Context, Run
 from gradchain.core.hyper import Hyper, is_number
 from gradchain.core.scalars import HOST, Count, Operand, Scalars
 from gradchain.core.transform import Transform
+
+if TYPE_CHECKING:
+    from gradchain.engine.executor import Column
 
 Op = tuple[Callable[..., Any], int, int, int]
 """(function, first operand, second operand or -1, result), all as slots."""
@@ -34,7 +37,7 @@ class Trace:
 
     def __init__(self, clocks: Mapping[str, float]) -> None:
         self.run = Run(clocks=clocks)  # what schedules are asked under, now and later
-        self.gradients: list[Tensor] = []
+        self.gradients: Column | None = None
         self.values: list[Any] = []
         self.ops: list[Op] = []
         self.broken = ""

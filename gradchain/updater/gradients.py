@@ -57,13 +57,10 @@ class Gradients:
         """
         index = self._target.index
         grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
+        known = None if another_comes else self._as_before(grads)
+        if known is not None:
+            return known
         missing = [grad is None for grad in grads]
-        if missing == self._missing and self._alike is not None and not another_comes:
-            there: list[Any] = grads if self._present is index else [g for g in grads if g is not None]
-            if self._alike(*there):
-                gathered = EagerTensors(self._present, there)
-                gathered.alike = self._alike
-                return gathered
         found = {}
         for name, grad in zip(index.names, grads, strict=True):
             if grad is not None:
@@ -73,6 +70,20 @@ class Gradients:
         if not index.complex:
             self._missing, self._present = missing, gathered.index
             self._alike = gathered.alike = _torch.guard(list(found.values()))
+        return gathered
+
+    def _as_before(self, grads: list[Any]) -> EagerTensors | None:
+        """The gradients, if they are there for the same parameters as last time, and like those."""
+        if self._alike is None:
+            return None
+        if self._present is not self._target.index:
+            if [grad is None for grad in grads] != self._missing:
+                return None
+            grads = [grad for grad in grads if grad is not None]
+        if not self._alike(*grads):  # which None is not, either
+            return None
+        gathered = EagerTensors(self._present, grads)
+        gathered.alike = self._alike
         return gathered
 
     def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:

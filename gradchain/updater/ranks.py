@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -28,12 +28,16 @@ def unsynchronised(target: Target, withhold: bool) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def withheld(target: Target, withhold: bool) -> Iterator[None]:
+def withheld(target: Target, withhold: bool) -> AbstractContextManager[None]:
     """A backward under which FSDP2 reduces gradients over ranks, or withholds that."""
-    if not target.sharded:
-        yield
-        return
+    return _withheld(target, withhold) if target.sharded else _PLAINLY
+
+
+_PLAINLY = nullcontext()
+
+
+@contextmanager
+def _withheld(target: Target, withhold: bool) -> Iterator[None]:
     _synchronise(target, not withhold)
     try:
         yield
