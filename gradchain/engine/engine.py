@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, Concatenate, ParamSpec
 
 import torch
-from torch import Tensor
 
 from gradchain.core.chain import chain
 from gradchain.core.context import Context, Run
@@ -109,7 +108,7 @@ class Engine:
             state = mapped(state, lambda tensors: layout.state(tensors, taken))
             self._state_dtypes = tuple(dtypes(state))
         grads = layout.gradients(received)
-        again = self._again(tx, grads, state, params._data, run, context)
+        again = self._again(tx, grads, state, params, run, context)
         if again is not None:
             return True, again
         recorded = self._recorded(tx, grads, state, params, run, context)
@@ -124,7 +123,7 @@ class Engine:
         tx: chain,
         grads: EagerTensors,
         state: Links,
-        weights: list[Tensor],
+        params: EagerTensors,
         run: Run,
         context: Callable[[Run], Context],
     ) -> Links | None:
@@ -132,7 +131,7 @@ class Engine:
         if not self._replays.any:
             return None
         context(run)
-        found = self._replays.again(tx, grads, state, weights, run, self._lent)
+        found = self._replays.again(tx, grads, state, params, run, self._lent)
         if found is None:
             return None
         self.last, self._state = found

@@ -204,7 +204,7 @@ class Replay:
             tx is self.tx and index is self.index and lent == self.lent and can_trace(run) and known(run) == self.known
         )
 
-    def again(self, gradients: list[Tensor], state: Links, weights: list[Tensor], run: Run) -> Links | None:
+    def again(self, gradients: list[Tensor], state: Links, params: EagerTensors, run: Run) -> Links | None:
         """The new state, weights written; None, and nothing written, where this step goes another way."""
         trace = self.trace
         before = trace.values
@@ -215,7 +215,7 @@ class Replay:
             trace.values = before
             return None
         whole = trace.gradients = Column(gradients, self.lent)
-        trace.run.clocks, trace.run.params = run.clocks, run.params
+        trace.run.clocks, trace.run.params = run.clocks, params
         try:
             for fn, a, b, out in trace.ops:
                 values[out] = fn(values[a]) if b < 0 else fn(values[a], values[b])
@@ -228,6 +228,7 @@ class Replay:
             trace.gradients = None
         for call in self.calls:  # from here on nothing may fail: it writes
             call.run(values, whole)
+        weights = params._data
         torch.autograd.graph.increment_version(weights if self.written is None else [weights[i] for i in self.written])
         run.records = {name: values[slot] for name, slot in self.records}
         run.used = {name: values[slot] for name, slot in self.used}
@@ -261,12 +262,12 @@ class Replays:
         self._known.clear()
 
     def again(
-        self, tx: Transform, grads: EagerTensors, state: Links, weights: list[Tensor], run: Run, lent: bool
+        self, tx: Transform, grads: EagerTensors, state: Links, params: EagerTensors, run: Run, lent: bool
     ) -> tuple[list[Part], Links] | None:
         """What ran, and the new state; None, and nothing written, where no step that is known goes this way."""
         for i, replay in enumerate(self._known):
             if replay.fits(tx, grads.index, run, lent):
-                new = replay.again(grads._data, state, weights, run)
+                new = replay.again(grads._data, state, params, run)
                 if new is not None:
                     self._failures, replay.ran = 0, True
                     if i:
