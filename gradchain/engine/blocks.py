@@ -52,6 +52,10 @@ class BlocksRunner:
         self._row_of = [row for row, _, _ in pieces]
         self._buckets = _bucketed(pieces)
         self._views: dict[int, tuple[Column, list[list[Tensor]]]] = {}
+        # a copy of what is narrower than the compute dtype, every result, and a temporary beside it
+        held = sum(d != self._wide for d in dtypes) + len(program.instructions) + len(program.stores) + 2
+        largest = max((sum(size for _, _, size in bucket) for bucket in self._buckets), default=0)
+        self.scratch = held * largest * self._wide.itemsize
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all buckets; see Runner."""

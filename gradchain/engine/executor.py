@@ -62,7 +62,11 @@ class Rows(Sequence[float]):
 
 
 class Runner(Protocol):
-    """A program made ready for rows of fixed sizes."""
+    """A program made ready for rows of fixed sizes.
+
+    Attributes:
+        scratch: bytes of tensors that a run makes and lets go of, at most at once. A runner need not tell.
+    """
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run it over all rows, in place.

@@ -83,6 +83,7 @@ class NativeRunner:
         self.source = text
         self._reduces = program.reduce[0] if program.reduce else ""
         self._items = items
+        self.scratch = 0
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all items; see Runner."""

@@ -81,6 +81,7 @@ class PatternRunner:
     def __init__(self, match: _Match, otherwise: Runner) -> None:
         self._match = match
         self._otherwise = otherwise
+        self.scratch = 0  # but for numbers that the kernel cannot take
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> None:
         """Run the kernel over all rows; see Runner."""

@@ -48,9 +48,11 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
 def _kernel(part: Part, source: bool) -> Iterator[str]:
     program = part.program
     what = f"reduction {program.reduce[0]}" if program.reduce else f"update of {len(program.stores)} columns"
+    told = getattr(part.runner, "scratch", None)
+    scratch = "" if told is None else f", {told:,} bytes of scratch at most"
     names = part.names[0] if len(part.names) == 1 else f"{part.names[0]} and {len(part.names) - 1} more"
     yield f"  {part.executor}: {what} over {names}: {len(program.instructions)} operations, " + (
-        f"{part.bytes_read} bytes read and {part.bytes_written} written per element"
+        f"{part.bytes_read} bytes read and {part.bytes_written} written per element{scratch}"
     )
     for executor, reason in part.refused.items():
         yield f"    not {executor}: {reason}"

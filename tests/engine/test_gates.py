@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from twins import Shapes, by_executors, distance, drawn_like
 
 import gradchain as gch
+from benchmarks.memory import LiveBytes
 from gradchain.core.index import Index
 from gradchain.engine import build, engine
 
@@ -384,11 +385,12 @@ def test_explain_names_executors_reasons_bytes_and_ends():
     assert lines[1] == f"4 parameters of {elements:,} elements; 0 never had a gradient"
     assert lines[2] == "3 plans so far; the last step ran 2 kernels:"
     assert lines[3] == (
-        "  native: reduction sum2 over 0.weight and 3 more: 0 operations, 4 bytes read and 0 written per element"
+        "  native: reduction sum2 over 0.weight and 3 more: 0 operations, 4 bytes read and 0 written per element, "
+        "0 bytes of scratch at most"
     )
     assert re.fullmatch(
         r"  native: update of 3 columns over 0.weight and 3 more: \d+ operations, "
-        r"16 bytes read and 12 written per element",
+        r"16 bytes read and 12 written per element, 0 bytes of scratch at most",
         lines[4],
     )
     assert f"state of scale_by_adam: {8 * elements:,} bytes" in lines
@@ -419,3 +421,20 @@ def test_explain_says_that_and_why_the_reference_ran():
         "the last step ran by the reference: a scalar lives on another device, or requires a gradient"
         in updater.explain()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("executor", ["native", "blocks"])
+def test_scratch_is_what_explain_says(executor, dtype):
+    """What a run makes and lets go of: nothing natively, in blocks no more than is told, however large the model."""
+    model = nn.Linear(900, 900, dtype=dtype)
+    updater = by_executors(gch.chain(gch.clip_by_norm(1.0), gch.adamw(0.1)).bind(model), executor)
+    grads = {n: torch.ones_like(p) for n, p in model.named_parameters()}
+    updater.step(grads)
+    with LiveBytes() as live:
+        updater.step(grads)
+    told = max(part.runner.scratch for part in updater._bound.engine.last)
+    assert f"{told:,} bytes of scratch at most" in updater.explain()
+    small = 16_384  # what is made for a look at the state, not by a kernel
+    assert live.peak <= told + small
+    assert told == 0 if executor == "native" else live.peak > told / 3
