@@ -48,3 +48,16 @@ def distance(found, expected, start):
     moved = (flat[1] - flat[2]).norm()
     assert moved > 1e-3, "the reference did not move"
     return float((flat[0] - flat[1]).norm() / moved)
+
+
+def alone(chain, micros=8):
+    """The weights after the same micro-batches in one process."""
+    model = net()
+    return train(chain.bind(model), model, range(micros))
+
+
+def close(results, expected, start):
+    """Assert that every rank has the expected weights, and all the same bits."""
+    for result in results:
+        assert distance(result["weights"], expected, start) < 1e-10
+    assert all(torch.equal(a, b) for a, b in zip(results[0]["weights"], results[1]["weights"], strict=True))

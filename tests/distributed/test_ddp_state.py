@@ -6,7 +6,7 @@ import ddp_state as on_ranks
 import pytest
 import torch
 from ddp_windows import full_chain, plain_chain
-from little_task import distance, loss_of, net, share, train, weights
+from little_task import alone, distance, loss_of, net, share, train, weights
 from test_ddp_windows import by_rows, close
 from two_ranks import run
 
@@ -23,11 +23,6 @@ CURES = (
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     return run(on_ranks.scenario, tmp_path_factory.mktemp("ddp_state"))
-
-
-def alone(chain, micros):
-    model = net()
-    return train(chain.bind(model), model, range(micros))
 
 
 def test_state_in_a_window(ran):

@@ -3,7 +3,7 @@
 import ddp_windows as on_ranks
 import pytest
 import torch
-from little_task import distance, loss_of, net, rows, share, train, weights
+from little_task import alone, close, distance, loss_of, net, rows, share, train, weights
 from torch import nn
 from two_ranks import run
 
@@ -15,17 +15,6 @@ pytestmark = pytest.mark.distributed
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     return run(on_ranks.scenario, tmp_path_factory.mktemp("ddp_windows"))
-
-
-def close(results, expected, start):
-    for result in results:
-        assert distance(result["weights"], expected, start) < 1e-10
-    assert all(torch.equal(a, b) for a, b in zip(results[0]["weights"], results[1]["weights"], strict=True))
-
-
-def alone(chain, micros=8):
-    model = net()
-    return train(chain.bind(model), model, range(micros))
 
 
 KINDS = ["plain", "bucket_view", "static_graph", "static_graph_and_bucket_view", "unused_allowed"]

@@ -6,9 +6,9 @@ import fsdp2_scenarios as on_ranks
 import pytest
 import torch
 from ddp_windows import full_chain, gan_chains, gan_nets, plain_chain, train_gan
-from little_task import distance, loss_of, net, share, train, weights
+from little_task import alone, close, distance, loss_of, net, share, train, weights
 from test_ddp_state import CURES, closures_alone
-from test_ddp_windows import by_rows, close
+from test_ddp_windows import by_rows
 from two_ranks import run
 
 import gradchain as gch
@@ -28,11 +28,6 @@ WHOLE = (
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
     return run(on_ranks.scenario, tmp_path_factory.mktemp("fsdp2"))
-
-
-def alone(chain, micros=8):
-    model = net()
-    return train(chain.bind(model), model, range(micros))
 
 
 FULL = ["full", "norms_on_the_device", "only_the_whole", "whole_weights_stay_after_forward", "without_context"]
