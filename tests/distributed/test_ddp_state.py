@@ -6,8 +6,8 @@ import ddp_state as on_ranks
 import pytest
 import torch
 from ddp_windows import full_chain, plain_chain
-from little_task import alone, distance, loss_of, net, share, train, weights
-from test_ddp_windows import by_rows, close
+from little_task import alone, close, distance, loss_of, net, share, train, weights
+from test_ddp_windows import by_rows
 from two_ranks import run
 
 import gradchain as gch
