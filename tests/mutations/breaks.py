@@ -30,6 +30,7 @@ class Break:
 
 PARITY = "test_parity.py::test_row_moves_the_weights_as_its_peer_does"
 ABSENT = "test_counts.py::test_absent_parameters_are_to_us_what_grad_none_is_to_torch"
+PARAMS = "adapters/test_mmengine_params.py::test_random_configs_against_mmengine"
 LISTS = "adapters/test_mmengine_schedules.py::test_random_lists_against_mmengine"
 TWICE = "test_purity.py::test_update_changes_none_of_its_arguments"
 
@@ -229,6 +230,34 @@ BREAKS: tuple[Break, ...] = (
         "    if (a0, b0) == (a1, b1):\n",
         "    if (a0, b0) == (a1, b1) and a0:\n",
         "schedules/test_schedule_overlays.py::test_a_window_that_stands_leaves_the_value_alone",
+    ),
+    Break(
+        "the-shortest-key-wins",
+        "adapters/mmengine/paramwise.py",
+        "key=len, reverse=True)",
+        "key=len)",
+        f"{PARAMS}[0]",
+    ),
+    Break(
+        "a-bias-before-a-norm",
+        "adapters/mmengine/constructors.py",
+        'kinds = {"norm": visit.norm, "bias": bias and free, ',
+        'kinds = {"bias": bias and free, "norm": visit.norm, ',
+        f"{PARAMS}[14]",
+    ),
+    Break(
+        "a-fault-that-is-forgotten",
+        "adapters/mmengine/params.py",
+        "        known.check_used()\n",
+        "        pass\n",
+        "adapters/test_mmengine_constructors.py::test_what_cannot_act_is_named[config9-sentence9]",
+    ),
+    Break(
+        "pairs-joined-across-another",
+        "adapters/mmengine/written.py",
+        "            if atom.names & out[i][0].names & wanted.keys():\n",
+        "            if False:\n",
+        f"{PARAMS}[83]",
     ),
     Break(
         "a-warm-up-of-the-base-value",

@@ -1,7 +1,7 @@
 """MMEngine's recipes, read without MMEngine.
 
-`schedules` reads its parameter schedulers, and the `lr_config` and `momentum_config` of mmcv 1.x, number for number.
-What differs, on purpose:
+`schedules` reads its parameter schedulers, and the `lr_config` and `momentum_config` of mmcv 1.x, number for number;
+`param_settings` its parameter groups. What differs, on purpose:
 
 =============================================  =======================================================================
 MMEngine, mmcv                                 here
@@ -24,11 +24,18 @@ act or outlast the run, epochs in a loop of
 iterations: silent
 an absolute eta_min is the floor of every      the same: `f(base)` has the group's own base; `eta_min_ratio` follows it
 group, whatever its lr_mult
+keys of paramwise_cfg that nobody reads, and   one error that names them all; with strict=False a warning each
+custom_keys that take no parameter: silent
+trained parameters that a constructor leaves   the same
+out, or has twice in one group: silent
+MMDetection's layer-wise constructor takes     BEiT and MAE too, as MMSegmentation's of the same name
+ConvNeXt only
 =============================================  =======================================================================
 
 Schedulers that read a metric (ReduceOnPlateau) are refused here: they are no function of the step.
 """
 
+from gradchain.adapters.mmengine.params import param_settings
 from gradchain.adapters.mmengine.schedules import schedules
 
-__all__ = ["schedules"]
+__all__ = ["param_settings", "schedules"]
