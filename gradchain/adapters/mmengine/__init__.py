@@ -29,7 +29,8 @@ group, whatever its lr_mult
 Schedulers that read a metric (ReduceOnPlateau) are refused here: they are no function of the step.
 """
 
+from gradchain.adapters.mmengine.params import param_settings
 from gradchain.adapters.mmengine.recipe import from_config
 from gradchain.adapters.mmengine.schedules import schedules
 
-__all__ = ["from_config", "schedules"]
+__all__ = ["from_config", "param_settings", "schedules"]

@@ -25,7 +25,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Entry:
-    """A dict of a config, with the name that errors and warnings give it, after that of the function that reads it."""
+    """A dict of a config, with the name that errors and warnings give it, after that of who reads it."""
 
     name: str
     items: Mapping[str, Any]
