@@ -20,11 +20,15 @@ LAYERED = {
 def stand_in(wrapper: Mapping[str, Any], build: Callable[[str], nn.Module]) -> nn.Module:
     """A model for one `optim_wrapper` of recipes.jsonl.gz; `build` makes a module of the shared folder by its name."""
     layered = LAYERED.get(str(wrapper.get("constructor")))
-    model = nn.Module() if layered is None else build(layered)
+    kind = (wrapper.get("optimizer") or {}).get("model_type", "vit")
+    model = nn.Module() if layered is None else build(layered if kind == "vit" else "swin")
     if layered is None:
         model.backbone, model.head = block(), block()
-    else:
-        model.backbone.depths = [2, 2]  # Swin's and MixMIM's
+    elif kind != "vit":
+        model.backbone.depths = [2, 2]
+        if kind == "mixmim":
+            model.backbone.layers = model.backbone.stages
+            del model.backbone.stages
     each = {key: one for key, one in wrapper.items() if isinstance(one, Mapping) and "optimizer" in one}
     for key, one in {**each, "": wrapper}.items():
         target = model
