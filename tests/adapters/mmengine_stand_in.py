@@ -63,4 +63,6 @@ def inside(model: nn.Module, path: str) -> None:
             setattr(model, name, nn.Module())
         model = getattr(model, name)
     if not hasattr(model, last):
-        setattr(model, last, nn.Linear(2, 2) if last not in ("weight", "bias") else nn.Parameter(nn.Linear(2, 2).weight))
+        setattr(
+            model, last, nn.Linear(2, 2) if last not in ("weight", "bias") else nn.Parameter(nn.Linear(2, 2).weight)
+        )

@@ -214,4 +214,3 @@ def _settled(
         known.faults.append(f"every trained parameter must be in a group, got none for {', '.join(map(repr, left))}.")
     known.report()
     return settings
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["from_config"]
 
+# what constructors leave in a group for the log
+LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
 MULTI = "MultiOptimWrapperConstructor"
 ELSEWHERE = {
     "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
@@ -41,15 +44,15 @@ ELSEWHERE = {
 class Part:
     """One optimizer of a recipe, and the modules that it is over.
 
-    key: its name among several, None for the only one; name: what errors call it; settings: what each parameter begins
-    with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
-    part-filled.
+    key: its name among several, None for the only one; name: what errors call it; target: what the chain is bound to,
+    a module or a dict of those; settings: what each parameter begins with, None for one that is not optimised;
+    schedulers: those of it; flushes: whether the run's last window is applied part-filled.
     """
 
     key: str | None
     name: str
     config: Mapping[str, Any]
-    target: nn.Module | dict[str, nn.Module]
+    target: Any
     settings: Mapping[str, Mapping[str, Any] | None]
     schedulers: Any
     flushes: bool = True
@@ -121,24 +124,17 @@ def from_config(
     chain(clip_by_norm(35), trace(0.9), scale_by_learning_rate(0.1 * per_epoch(multi_step(1.0, (8, 11)), 100)))
     """
     clock = clock_of(max_epochs, max_iters, epoch_length, OWNER)
-    lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length, "strict": strict}
+    read = partial(schedules, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length, strict=strict)
     entry = Entry("optim_wrapper", {}, strict, OWNER)
     if not isinstance(optim_wrapper, Mapping):
         entry.refuse(f"it must be a dict, got {type(optim_wrapper).__name__}.", TypeError)
     given: Mapping[str, Any] = optim_wrapper
-    curves = {}
     if old_format.is_old(optim_wrapper):
         if param_scheduler is not None:
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
-        curves = {key: given.get(key) for key in old_format.SCHEDULES}
+        read = partial(read, **{key: given.get(key) for key in old_format.SCHEDULES})
         given = old_format.as_wrapper(optim_wrapper, strict)
-    recipe = Recipe(
-        clock,
-        lambda entries: schedules(entries, **lengths, **curves),
-        _ratio(auto_scale_lr, strict),
-        custom_hooks,
-        strict,
-    )
+    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), custom_hooks, strict)
     parts = _parts(model, given, param_scheduler, strict)
     # every chain is read before the first is bound
     chains = [(part, *_chain(part, recipe)) for part in parts]
@@ -221,11 +217,11 @@ def _several(model: nn.Module, entry: Entry, by_key: Any, schedulers: Any) -> li
     return parts
 
 
-def _modules(model: nn.Module, given: Any, entry: Entry) -> nn.Module | dict[str, nn.Module]:
+def _modules(model: nn.Module, given: Any, entry: Entry) -> Any:
     """The submodule of this name, or all whose names match in full, by name."""
     model = getattr(model, "module", model)
     if isinstance(given, str) and given in model._modules:
-        return getattr(model, given)  # type: ignore[no-any-return]
+        return getattr(model, given)
     found: dict[str, nn.Module] = {}
     for pattern in [given] if isinstance(given, str) else given:
         if pattern in model._modules:
@@ -289,7 +285,14 @@ class Numbers:
 
     def all(self) -> dict[str, Value]:
         """By field what a link is given: those that the config names, and those that move or differ."""
-        own = [n for s in self.part.settings.values() for n in s or () if n in self.optimizer.parameters()]
+        known = self.optimizer.parameters()
+        items = dict.fromkeys(n for s in self.part.settings.values() for n in s or ())
+        own = [n for n in items if n in known]
+        for odd in (n for n in items if n not in known and n not in (*self.fields, *LABELS)):
+            self.optimizer.entry.object_to(
+                f"{odd!r} of a parameter group must be an argument of the optimizer; put the parameters that have it "
+                "in a branch of partition."
+            )
         out = {}
         for field in dict.fromkeys((*self.fields, *own)):
             value = self.value(field)
@@ -306,8 +309,9 @@ class Numbers:
         """The number that the optimizer itself begins with."""
         base = self.optimizer.base(field)
         if not is_number(base):
-            self.optimizer.entry.refuse(f"{field} must be given as a number, got {base!r}.")
-        return base * self.recipe.ratio if field == "lr" else base  # type: ignore[operator]  # a number
+            self.optimizer.entry.refuse(f"{field} must be a number, got {base!r}.")
+        number: float = base * self.recipe.ratio if field == "lr" else base
+        return number
 
     def value(self, field: str) -> Value | None:
         """The value of one field; None where the optimizer has no such number."""
@@ -325,7 +329,7 @@ class Numbers:
 
         if len(given) == 1:
             return curve(next(iter(given)))
-        return values(  # type: ignore[no-any-return]
+        return values(
             self.part.target,
             self.part.config,
             self.part.settings,
