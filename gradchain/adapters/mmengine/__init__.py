@@ -1,9 +1,7 @@
 """MMEngine's recipes, read without MMEngine.
 
-`from_config` reads a whole recipe, `schedules` and `param_settings` two of its parts.
-
-`schedules` reads its parameter schedulers, and the `lr_config` and `momentum_config` of mmcv 1.x, number for number.
-What differs, on purpose:
+`from_config` reads a whole recipe, number for number; `schedules` its parameter schedulers, and the `lr_config` and
+`momentum_config` of mmcv 1.x; `param_settings` its parameter groups. What differs of these two, on purpose:
 
 =============================================  =======================================================================
 MMEngine, mmcv                                 here
@@ -26,6 +24,12 @@ act or outlast the run, epochs in a loop of
 iterations: silent
 an absolute eta_min is the floor of every      the same: `f(base)` has the group's own base; `eta_min_ratio` follows it
 group, whatever its lr_mult
+keys of paramwise_cfg that nobody reads, and   one error that names them all; with strict=False a warning each
+custom_keys that take no parameter: silent
+trained parameters that a constructor leaves   the same
+out, or has twice in one group: silent
+MMDetection's layer-wise constructor takes     BEiT and MAE too, as MMSegmentation's of the same name
+ConvNeXt only
 =============================================  =======================================================================
 
 Schedulers that read a metric (ReduceOnPlateau) are refused here: they are no function of the step. `from_config` makes
