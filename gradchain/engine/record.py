@@ -387,9 +387,9 @@ class Lazy(Tensors):
         return self if index is self._index else self.tape.node(("select", self.node), index)
 
     def overlay(self, other: Tensors) -> Tensors:
-        if other.index is self._index or not len(self):
-            return self.tape.leaf("extra", other)
         lifted = self.tape.leaf("extra", other)
+        if other.index is self._index or not len(self):
+            return lifted
         if not lifted._index.within(self._index):
             return self.tape.leaf("extra", self.computed().overlay(lifted.computed()))
         return self.tape.node(("overlay", self.node, lifted.node), self._index)

@@ -156,6 +156,16 @@ def test_several_optimizers_are_a_group() -> None:
     assert list(old) == ["g", "d"] and all("multi_step" in repr(u.chain) for u in old.values())
 
 
+def test_a_hook_is_named_once_and_each_part_is_averaged() -> None:
+    """Of several optimizers each has an average of its own module."""
+    wrapper = {"constructor": MULTI, "g": {"optimizer": SGD}, "d": {"optimizer": SGD, "accumulative_counts": 2}}
+    with pytest.warns(UserWarning) as caught:
+        both = read(wrapper, custom_hooks=[{"type": "EMAHook"}, {"type": "SyncNormHook"}])
+    assert len(caught) == 1 and "SyncNormHook" in str(caught[0].message)
+    assert repr(both["g"].chain).endswith("average_params(0.9998, start=1))")
+    assert repr(both["d"].chain).endswith(f"average_params({0.9998**2!r}, start=1))")
+
+
 @pytest.mark.usefixtures("forgotten")
 def test_a_registered_optimizer() -> None:
     """A class or an alias of one's own, by its name in the config; its numbers are what rules and schedulers drive."""

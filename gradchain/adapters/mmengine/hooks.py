@@ -12,7 +12,7 @@ from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_war
 from gradchain.transforms.average import average_params
 from gradchain.transforms.plateau import reduce_on_plateau
 
-__all__ = ["average", "plateaus", "read_plateau"]
+__all__ = ["average", "plateaus", "read_hooks", "read_plateau"]
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ExponentialMovingAverage": ("momentum",),
@@ -29,27 +29,27 @@ PLATEAU = (
 PURE = ("Linear", "Constant", "MultiStep", "Step", "Exponential")
 
 
-def average(custom_hooks: Any, clock: Clock, counts: int, strict: bool) -> list[Transform]:
-    """The average that an EMAHook keeps, one link or none. Every other hook is named in a warning."""
+def read_hooks(custom_hooks: Any, strict: bool) -> Entry | None:
+    """The EMAHook of the list, or None. Every other hook is named in a warning."""
+    entry = Entry("custom_hooks", {}, strict, OWNER)
     if custom_hooks is not None and not isinstance(custom_hooks, (list, tuple)):
-        Entry("custom_hooks", {}, strict, OWNER).refuse(f"it must be a list of dicts, got {custom_hooks!r}.", TypeError)
-    found: list[Transform] = []
-    others = []
+        entry.refuse(f"it must be a list of dicts, got {custom_hooks!r}.", TypeError)
+    found, others = [], []
     for i, hook in enumerate(custom_hooks or ()):
         kind = type_name(hook.get("type")) if isinstance(hook, Mapping) else type(hook).__name__
         if kind == "EMAHook" and isinstance(hook, Mapping):
-            found.append(_average(Entry(f"custom_hooks[{i}] (EMAHook)", hook, strict, OWNER), clock, counts))
+            found.append(Entry(f"custom_hooks[{i}] (EMAHook)", hook, strict, OWNER))
         else:
             others.append(str(kind))
-    entry = Entry("custom_hooks", {}, strict, OWNER)
     if len(found) > 1:
         entry.refuse(f"there must be at most one EMAHook, got {len(found)}.")
     if others:
         entry.remark(f"{', '.join(others)} are not read; what they do to the update is yours to add.")
-    return found
+    return found[0] if found else None
 
 
-def _average(entry: Entry, clock: Clock, counts: int) -> Transform:
+def average(entry: Entry, clock: Clock, counts: int) -> Transform:
+    """The average that an EMAHook keeps, in a chain whose windows have so many micro-batches."""
     kind = type_name(entry.items.get("ema_type", "ExponentialMovingAverage"))
     if kind not in KINDS:
         entry.refuse(f"ema_type must be one of {listed(KINDS)}, got {entry.items.get('ema_type')!r}.")

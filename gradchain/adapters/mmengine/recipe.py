@@ -13,7 +13,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine import old_format
 from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, listed
-from gradchain.adapters.mmengine.hooks import average, plateaus, read_plateau
+from gradchain.adapters.mmengine.hooks import average, plateaus, read_hooks, read_plateau
 from gradchain.adapters.mmengine.optimizers import Optimizer
 from gradchain.adapters.mmengine.params import param_settings, values
 from gradchain.adapters.mmengine.schedules import Fields, clock_of, schedules
@@ -65,7 +65,7 @@ class Recipe:
     clock: Clock
     schedules: Callable[[Any], Fields]
     ratio: float
-    hooks: Any
+    averaging: Entry | None
     strict: bool
 
 
@@ -100,7 +100,8 @@ def from_config(
         epoch_length: micro-batches per epoch, `len(train_dataloader)`.
         auto_scale_lr: MMEngine's dict, with one key more where it is enabled: `batch_size`, over all ranks, which the
             learning rate is scaled by.
-        custom_hooks: the list; an EMAHook becomes `average_params`, others are named in a warning.
+        custom_hooks: the list; an EMAHook becomes `average_params`, others are named in a warning. What a hook among
+            the default ones does to the optimizer, as YOLOv5ParamSchedulerHook, is not seen here.
         strict: True, what cannot be meant is an error; False, a warning where there is a meaning without it.
 
     Returns:
@@ -134,7 +135,7 @@ def from_config(
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
         read = partial(read, **{key: given.get(key) for key in old_format.SCHEDULES})
         given = old_format.as_wrapper(optim_wrapper, strict)
-    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), custom_hooks, strict)
+    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), read_hooks(custom_hooks, strict), strict)
     parts = _parts(model, given, param_scheduler, strict)
     # every chain is read before the first is bound
     chains = [(part, *_chain(part, recipe)) for part in parts]
@@ -261,7 +262,7 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
         around.clip,
         *rule,
         *reducing,
-        *average(recipe.hooks, recipe.clock, around.counts, recipe.strict),
+        None if recipe.averaging is None else average(recipe.averaging, recipe.clock, around.counts),
     ]
     return chain(*(link for link in links if link is not None)), around.autocast
 
