@@ -29,6 +29,7 @@ group, whatever its lr_mult
 Schedulers that read a metric (ReduceOnPlateau) are refused here: they are no function of the step.
 """
 
+from gradchain.adapters.mmengine.files import read_config
 from gradchain.adapters.mmengine.schedules import schedules
 
-__all__ = ["schedules"]
+__all__ = ["read_config", "schedules"]
