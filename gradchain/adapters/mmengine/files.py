@@ -55,18 +55,18 @@ def read_config(path: str | os.PathLike[str], only: Collection[str] | None = Non
     {'optimizer': {'type': 'SGD', 'lr': 0.08, 'momentum': 0.9}, 'gpus': 8}
     """
     try:
-        found = _File(Path(os.path.abspath(os.path.expanduser(path))), ()).read()
+        found = _File(Path(os.path.abspath(os.path.expanduser(path))), (), only is None).read()
         return _chosen(path, found, only)
     except RecursionError:
         raise ValueError(f"mmengine.read_config: {path}: it is too deeply nested.") from None
 
 
 def _chosen(path: object, found: Mapping[str, Any], only: Collection[str] | None) -> dict[str, Any]:
-    """What can be read, where that is all that matters."""
+    """What is read, if all that matters is."""
     if reserved := [key for key in found if key in RESERVED]:
         raise ValueError(f"mmengine.read_config: {path}: {reserved[0]!r} is reserved by MMEngine. Rename it.")
     for name, value in found.items():
-        if isinstance(value, Unread) and (only is None or name in only):
+        if isinstance(value, Unread) and name in (only or ()):
             raise UnreadableError(value.why)
     return {name: _plain(value) for name, value in found.items() if not isinstance(value, Unread)}
 
@@ -74,18 +74,18 @@ def _chosen(path: object, found: Mapping[str, Any], only: Collection[str] | None
 class _File:
     """One file, and those that it inherits from."""
 
-    def __init__(self, path: Path, heirs: tuple[Path, ...]) -> None:
-        self.path, self.heirs = path, (*heirs, path)
+    def __init__(self, path: Path, heirs: tuple[Path, ...], strict: bool) -> None:
+        self.path, self.heirs, self.strict = path, (*heirs, path), strict
         if path in heirs:
             self.refuse("it inherits from itself.")
-        if path.suffix not in (".py", ".json"):
-            self.refuse("it must be a .py or .json file.")
         try:
             self.text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             needed = f", which {heirs[-1]} inherits from" if heirs else ""
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"mmengine.read_config: {path}{needed}: it cannot be read: {error}.") from error
+        if path.suffix not in (".py", ".json"):
+            self.refuse("it must be a .py or .json file.")
         self.imported: set[str] = set()
 
     def refuse(self, sentence: str) -> NoReturn:
@@ -146,7 +146,7 @@ class _File:
     def _resolved(self, value: Any, base: Mapping[str, Any], name: str) -> Any:
         try:
             return self._dereferenced(value, base, name)
-        except UnreadableError as error:
+        except UnreadableError as error:  # it refers to something that is not read, so this is not strict
             return Unread(str(error))
 
     def _dereferenced(self, value: Any, base: Mapping[str, Any], name: str) -> Any:
@@ -187,7 +187,7 @@ class _File:
         for one in given if isinstance(given, list) else [given]:
             if not isinstance(one, str):
                 self.refuse(f"{BASE} must be a path or a list of them, got {one!r}.")
-            base = _File(self._located(one), self.heirs).read()
+            base = _File(self._located(one), self.heirs, self.strict).read()
             if twice := sorted(out.keys() & base.keys()):
                 self.refuse(f"its bases must have no name in common, got {', '.join(twice)}.")
             out.update({name: hooked(value) for name, value in base.items()})
@@ -232,9 +232,9 @@ class _File:
                 else:
                     self._execute(node, literals)
             except UnreadableError as error:
+                if self.strict:
+                    raise
                 _spoil(node, literals.names, str(error))
-            except RecursionError:
-                _spoil(node, literals.names, f"mmengine.read_config: {self.path}: too deeply nested.")
         hidden |= self.imported
         return {n: v for n, v in literals.names.items() if n not in hidden and not n.startswith("__")}
 
@@ -281,7 +281,7 @@ class _File:
         for inner in node.body:
             if not isinstance(inner, ast.ImportFrom) or inner.module is None:
                 self.refuse(f"line {inner.lineno}: `with read_base():` must hold `from .file import …` only.")
-            base = _File(self._module(inner), self.heirs)
+            base = _File(self._module(inner), self.heirs, self.strict)
             found = base.read()
             for one in inner.names:
                 if one.name != "*" and one.name not in found:
@@ -358,7 +358,7 @@ def _plain(value: Any) -> Any:
 
 
 def _spoil(node: ast.stmt, names: dict[str, Any], why: str) -> None:
-    """Mark what a statement that is not read may have changed: what it binds, and dicts and lists within reach."""
+    """Mark what a statement that is not read may have changed: what it binds, and dicts and lists within its reach."""
     inside = list(ast.walk(node))
     bound = {n.id for n in inside if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
     bound |= {n.name for n in inside if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
@@ -368,10 +368,29 @@ def _spoil(node: ast.stmt, names: dict[str, Any], why: str) -> None:
             bound |= before.touches  # a function of the file: what its body names
     if named & REACH_EVERYTHING:
         bound |= names.keys()
-    reached = set(_containers([names[name] for name in (named | bound) & names.keys()]))
-    shared = {name for name, value in names.items() if not reached.isdisjoint(_containers(value))}
-    for name in bound | shared:
-        names[name] = Unread(why, frozenset((named | bound) - vars(builtins).keys()))
+    base = names.get(BASE, {})
+    from_base = base.keys() if BASE in bound else _of_base(inside, base.keys())
+    near = [names[name] for name in (named | bound) & names.keys() - {BASE}] + [base[name] for name in from_base]
+    reached = _containers(near)
+    marked = frozenset((named | bound) - vars(builtins).keys())
+    for within, surely in ((base, from_base), (names, bound - {BASE})):
+        shared = {n for n, one in within.items() if n != BASE and not reached.isdisjoint(_containers(one))}
+        within |= dict.fromkeys(shared | surely, Unread(why, marked))
+
+
+def _of_base(inside: list[ast.AST], known: Collection[str]) -> set[str]:
+    """The names of the bases that these nodes use: `_base_.x` and `_base_["x"]` one, a bare `_base_` all."""
+    used: set[str] = set()
+    single = 0
+    for node in inside:
+        match node:
+            case ast.Attribute(value=ast.Name(id="_base_"), attr=name):
+                used, single = used | {name}, single + 1
+            case ast.Subscript(value=ast.Name(id="_base_"), slice=ast.Constant(value=str() as name)):
+                used, single = used | {name}, single + 1
+            case ast.Name(id="_base_"):
+                single -= 1
+    return (used if not single else set(known)) & set(known)
 
 
 def _containers(value: Any) -> set[int]:
