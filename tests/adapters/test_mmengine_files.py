@@ -689,8 +689,8 @@ def random_dict(draw, depth):
         if kind < 0.5 and depth:
             out[key] = random_dict(draw, depth - 1)
         elif kind >= 0.5:
-            items = [random_dict(draw, 0), (1, 2)]
-            out[key] = draw.choice([draw.randint(0, 99), None, "text", 0.5, items])
+            nested = [random_dict(draw, depth - 1)] if depth else []
+            out[key] = draw.choice([draw.randint(0, 99), None, "text", 0.5, [*nested, (1, 2)]])
     if draw.random() < 0.15:
         out["_delete_"] = draw.random() < 0.9
     return out
