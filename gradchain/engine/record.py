@@ -356,7 +356,7 @@ class Lazy(Tensors):
 
     def overlay(self, other: Tensors) -> Tensors:
         if other.index is self._index or not len(self):
-            return other
+            return self.tape.leaf("extra", other)
         lifted = self.tape.leaf("extra", other)
         if not lifted._index.within(self._index):
             return self.tape.leaf("extra", self.computed().overlay(lifted.computed()))

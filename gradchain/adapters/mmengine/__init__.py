@@ -30,6 +30,8 @@ Schedulers that read a metric (ReduceOnPlateau) are refused here: they are no fu
 """
 
 from gradchain.adapters.mmengine.files import read_config
+from gradchain.adapters.mmengine.params import param_settings
+from gradchain.adapters.mmengine.recipe import from_config
 from gradchain.adapters.mmengine.schedules import schedules
 
-__all__ = ["read_config", "schedules"]
+__all__ = ["from_config", "param_settings", "read_config", "schedules"]

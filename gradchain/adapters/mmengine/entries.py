@@ -25,15 +25,16 @@ class Clock:
 
 @dataclass(frozen=True)
 class Entry:
-    """A dict of a config, with the name that errors and warnings give it."""
+    """A dict of a config, with the name that errors and warnings give it, after that of who reads it."""
 
     name: str
     items: Mapping[str, Any]
     strict: bool
+    owner: str = "mmengine.schedules"
 
     def refuse(self, sentence: str, kind: type[Exception] = ValueError) -> NoReturn:
         """What cannot be read at all, or what the original refuses as well."""
-        raise kind(f"mmengine.schedules: {self.name}: {sentence}")
+        raise kind(f"{self.owner}: {self.name}: {sentence}")
 
     def object_to(self, sentence: str) -> None:
         """What cannot be meant, though the original takes it silently or fails on the way: strict refuses."""
@@ -46,7 +47,7 @@ class Entry:
         frame, depth = sys._getframe(1), 2
         while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("gradchain."):
             frame, depth = frame.f_back, depth + 1
-        warnings.warn(f"mmengine.schedules: {self.name}: {sentence}", UserWarning, stacklevel=depth)
+        warnings.warn(f"{self.owner}: {self.name}: {sentence}", UserWarning, stacklevel=depth)
 
     def only(self, known: Iterable[str], required: Iterable[str] = ()) -> None:
         """Every key is known, and no required one is missing."""

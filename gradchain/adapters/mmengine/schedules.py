@@ -12,7 +12,7 @@ from gradchain.adapters.mmengine.legacy import read_legacy
 from gradchain.adapters.mmengine.windows import Act, read
 from gradchain.schedules import Schedule, constant
 
-__all__ = ["Fields", "schedules"]
+__all__ = ["Fields", "clock_of", "schedules"]
 
 Fields: TypeAlias = "dict[str, Callable[[float], Schedule]]"
 """By field of a parameter group: a function of its base value that gives the schedule."""
@@ -72,7 +72,7 @@ def schedules(
     >>> fields["lr"](0.02)(499), fields["weight_decay"](1e-4)
     (0.02, constant(0.0001))
     """
-    clock = _clock(max_epochs, max_iters, epoch_length)
+    clock = clock_of(max_epochs, max_iters, epoch_length, "mmengine.schedules")
     if lr_config is not None or momentum_config is not None:
         if param_scheduler is not None:
             Entry("lr_config", {}, strict).refuse("it must come without param_scheduler: one format at a time.")
@@ -84,15 +84,16 @@ def schedules(
     return _of_list(param_scheduler, "param_scheduler", clock, strict)
 
 
-def _clock(max_epochs: int | None, max_iters: int | None, epoch_length: int) -> Clock:
+def clock_of(max_epochs: int | None, max_iters: int | None, epoch_length: int, owner: str) -> Clock:
+    """How long the run is. `owner` begins the sentence of an error."""
     if (max_epochs is None) == (max_iters is None):
         raise ValueError(
-            f"mmengine.schedules: max_epochs or max_iters must be given, one of the two, got {max_epochs!r} and "
+            f"{owner}: max_epochs or max_iters must be given, one of the two, got {max_epochs!r} and "
             f"{max_iters!r}."
         )
     for name, value in (("max_epochs", max_epochs), ("max_iters", max_iters), ("epoch_length", epoch_length)):
         if value is not None and (isinstance(value, bool) or not is_whole(value) or value < 1):
-            raise ValueError(f"mmengine.schedules: {name} must be a whole number of at least 1, got {value!r}.")
+            raise ValueError(f"{owner}: {name} must be a whole number of at least 1, got {value!r}.")
     iters = max_iters if max_epochs is None else max_epochs * epoch_length
     assert iters is not None
     return Clock(max_epochs, iters, epoch_length)

@@ -1,0 +1,128 @@
+"""Constructors that look at each parameter for itself: MMEngine's own and those that follow it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from gradchain.adapters.mmengine.paramwise import Group, Paramwise, Visit, visits
+
+__all__ = ["by_depth", "default", "force_default", "swin"]
+
+
+def default(known: Paramwise, model: nn.Module) -> list[Group]:
+    """DefaultOptimWrapperConstructor: the longest custom key that is part of the name, else the rules by kind."""
+    return _default(known, model, frozen=False, forced=False)
+
+
+def force_default(known: Paramwise, model: nn.Module) -> list[Group]:
+    """ForceDefaultOptimWrapperConstructor of MMPose and MMSegmentation: the rules also on top of a custom key."""
+    return _default(known, model, frozen=True, forced=bool(known.given.get("force_default_settings", False)))
+
+
+def _default(known: Paramwise, model: nn.Module, *, frozen: bool, forced: bool) -> list[Group]:
+    groups: list[Group] = []
+    taken: set[int] = set()
+    for visit in visits(model):
+        if known.given.get("bypass_duplicate", False) and id(visit.parameter) in taken:
+            continue
+        if not (frozen or visit.parameter.requires_grad):
+            continue
+        items: dict[str, Any] = {}
+        if visit.parameter.requires_grad:
+            found = known.winner(visit.tested)
+            if found is not None:
+                items = _by_key(known, *found)
+            if found is None or forced:
+                items |= _by_kind(known, visit)
+        taken.add(id(visit.parameter))
+        groups.append(([visit.parameter], items))
+    return groups
+
+
+def _by_key(known: Paramwise, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    place = f"custom_keys[{key!r}]"
+    items = {"lr": known.base("lr") * known.factor(f"{place}['lr_mult']", entry.get("lr_mult", 1.0))}
+    if known.decays:
+        factor = known.factor(f"{place}['decay_mult']", entry.get("decay_mult", 1.0))
+        items["weight_decay"] = known.base("weight_decay") * factor
+    return {**items, **entry}  # whatever it has becomes an item of the group, `lr` and `weight_decay` too
+
+
+def _by_kind(known: Paramwise, visit: Visit) -> dict[str, Any]:
+    items: dict[str, Any] = {}
+    bias, free = visit.name == "bias", not visit.deformable
+    if bias and free and not visit.norm and known.rule("bias_lr_mult") is not None:
+        items["lr"] = known.base("lr") * known.rule("bias_lr_mult")
+    offset = not free and "conv_offset" in visit.prefix and isinstance(visit.module, nn.Conv2d)
+    if offset and known.rule("dcn_offset_lr_mult") is not None:
+        items["lr"] = known.base("lr") * known.rule("dcn_offset_lr_mult")
+    if known.decays:
+        flat = visit.parameter.ndim == 1
+        kinds = {"norm": visit.norm, "bias": bias and free, "dwconv": visit.depthwise, "flat": flat and free}
+        _decay(known, [kind for kind, there in kinds.items() if there], items)
+    return items
+
+
+def _decay(known: Paramwise, kinds: list[str], items: dict[str, Any]) -> None:
+    """The first kind that has a multiplier; a rule that is not set leaves the parameter to the next."""
+    factor = next((f for f in (known.rule(f"{kind}_decay_mult") for kind in kinds) if f is not None), None)
+    if factor is not None:
+        items["weight_decay"] = known.base("weight_decay") * factor
+
+
+def by_depth(known: Paramwise, model: nn.Module) -> list[Group]:
+    """LearningRateDecayOptimWrapperConstructor of MMPretrain: the model says how deep, rules say what decays."""
+    ask = getattr(model, "get_layer_depth", None)
+    if ask is None:
+        known.refuse(
+            f"the model must have a method get_layer_depth, {type(model).__name__} has none.", NotImplementedError
+        )
+    if not known.decays:
+        known.refuse("optimizer must have weight_decay.")
+    rate = known.number("layer_decay_rate", 1.0)
+    groups: list[Group] = []
+    for visit in visits(model):
+        if not visit.parameter.requires_grad:
+            continue
+        found = known.winner(visit.full)
+        items: dict[str, Any] = {"weight_decay": known.base("weight_decay")}
+        if found is not None:
+            place = f"custom_keys[{found[0]!r}]['decay_mult']"
+            items["weight_decay"] *= known.factor(place, found[1].get("decay_mult", 1.0))
+            items |= {key: value for key, value in found[1].items() if key != "decay_mult"}
+        else:
+            kinds = {"norm": visit.norm, "bias": visit.name == "bias", "flat": visit.parameter.ndim == 1}
+            _decay(known, [kind for kind, there in kinds.items() if there], items)
+        depth, total = ask(visit.full)
+        scale = rate ** (total - depth - 1)
+        groups.append(
+            ([visit.parameter], items | {"lr": known.base("lr") * scale, "lr_scale": scale, "layer_id": depth})
+        )
+    return groups
+
+
+def swin(known: Paramwise, model: nn.Module) -> list[Group]:
+    """SwinOptimWrapperConstructor of MMAction2: every custom key that is part of the name multiplies.
+
+    Its first form had the keys at the top of paramwise_cfg, and looked for them in names that begin with `base.`
+    """
+    entries = known.given.get("custom_keys", {})
+    groups: list[Group] = []
+    for visit in visits(model, known.root):
+        items: dict[str, Any] = {}
+        if visit.parameter.requires_grad:
+            keys = [key for key in entries if key in visit.tested]
+            known.used.update(keys)
+            items["lr"] = known.base("lr") * _product(known, entries, keys, "lr_mult")
+            if known.decays:
+                items["weight_decay"] = known.base("weight_decay") * _product(known, entries, keys, "decay_mult")
+        groups.append(([visit.parameter], items))
+    return groups
+
+
+def _product(known: Paramwise, entries: Mapping[str, Any], keys: list[str], name: str) -> Any:
+    return math.prod(known.factor(f"{key}[{name!r}]", entries[key].get(name, 1.0)) for key in keys)

@@ -1,0 +1,77 @@
+"""The format of mmcv 1.x, `optimizer` and `optimizer_config`, written as an `optim_wrapper`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gradchain.adapters.mmengine.entries import Entry, listed
+from gradchain.adapters.mmengine.wrappers import OWNER, type_name
+
+__all__ = ["SCHEDULES", "as_wrapper", "is_old"]
+
+SCHEDULES = ("lr_config", "momentum_config")
+KEYS = ("optimizer", "optimizer_config", "fp16", *SCHEDULES)
+HOOKS: dict[str, tuple[str, ...]] = {
+    "OptimizerHook": (),
+    "GradientCumulativeOptimizerHook": ("cumulative_iters",),
+    "Fp16OptimizerHook": ("loss_scale",),
+    "GradientCumulativeFp16OptimizerHook": ("cumulative_iters", "loss_scale"),
+}
+# what says how the gradients travel, not what becomes of them
+ASIDE = ("type", "coalesce", "bucket_size_mb", "distributed", "detect_anomalous_params")
+
+
+def is_old(config: Mapping[str, Any]) -> bool:
+    """Whether this is the format of mmcv 1.x."""
+    return any(key in config for key in KEYS[1:])
+
+
+def as_wrapper(config: Mapping[str, Any], strict: bool) -> dict[str, Any]:
+    """The same as MMEngine's `optim_wrapper`, without the schedules."""
+    entry = Entry("config", config, strict, OWNER)
+    entry.only(KEYS, ("optimizer",))
+    optimizer = config["optimizer"]
+    if not isinstance(optimizer, Mapping):
+        entry.refuse(f"optimizer must be a dict with a type, got {optimizer!r}.", TypeError)
+    around = _around(config.get("optimizer_config"), config.get("fp16"), strict)
+    if "type" not in optimizer:
+        each = {name: {**_split(one, entry), **around} for name, one in optimizer.items()}
+        return {"constructor": "MultiOptimWrapperConstructor", **each}
+    return {**_split(optimizer, entry), **around}
+
+
+def _split(optimizer: Any, entry: Entry) -> dict[str, Any]:
+    """paramwise_cfg and constructor stand in the optimizer's dict there, and beside it here."""
+    if not isinstance(optimizer, Mapping):
+        entry.refuse(f"optimizer must be a dict with a type, or a dict of those, got {optimizer!r}.", TypeError)
+    beside = {"paramwise_cfg": "paramwise_cfg", "constructor": "constructor"}
+    out = {new: optimizer[old] for old, new in beside.items() if optimizer.get(old) is not None}
+    if out.get("constructor") == "DefaultOptimizerConstructor":
+        del out["constructor"]
+    return {"optimizer": {k: v for k, v in optimizer.items() if k not in beside}, **out}
+
+
+def _around(config: Any, fp16: Any, strict: bool) -> dict[str, Any]:
+    """The optimizer's hook as keys of a wrapper."""
+    if config is not None and not isinstance(config, Mapping):
+        Entry("optimizer_config", {}, strict, OWNER).refuse(f"it must be a dict, got {config!r}.", TypeError)
+    given: dict[str, Any] = dict(config or {})
+    kind = type_name(given.get("type", "OptimizerHook" if fp16 is None else "Fp16OptimizerHook"))
+    entry = Entry("optimizer_config" if kind is None else f"optimizer_config ({kind})", given, strict, OWNER)
+    if kind not in HOOKS:
+        entry.refuse(f"type must be one of {listed(HOOKS)}, got {given.get('type')!r}.")
+    if fp16 is not None:
+        if not isinstance(fp16, Mapping):
+            entry.refuse(f"fp16 must be a dict such as dict(loss_scale=512.0), got {fp16!r}.", TypeError)
+        given = {**given, **fp16}
+        entry = Entry(entry.name, given, strict, OWNER)
+    entry.only((*ASIDE, "grad_clip", *HOOKS[kind]))
+    out: dict[str, Any] = {}
+    if given.get("grad_clip"):
+        out["clip_grad"] = dict(given["grad_clip"])
+    if "cumulative_iters" in HOOKS[kind]:
+        out["accumulative_counts"] = given.get("cumulative_iters", 1)
+    if "loss_scale" in HOOKS[kind]:
+        out |= {"type": "AmpOptimWrapper", "loss_scale": given.get("loss_scale", 512.0)}
+    return out

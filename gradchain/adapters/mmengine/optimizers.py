@@ -1,0 +1,159 @@
+"""The optimizer of a config as the rule of a chain: gradchain's own links where they are equal, else its class."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from gradchain.adapters import registry
+from gradchain.adapters.mmengine.entries import Entry
+from gradchain.adapters.mmengine.wrappers import OWNER
+from gradchain.adapters.torch_names import class_of
+from gradchain.adapters.torch_names import registered as classes
+from gradchain.core.config import registered
+from gradchain.core.hyper import varies
+from gradchain.core.transform import Transform
+from gradchain.optimizers import adam, adamw, lion, sgd
+from gradchain.transforms.decay import add_decayed_weights
+
+if TYPE_CHECKING:
+    from gradchain.core.hyper import Value
+
+__all__ = ["Optimizer"]
+
+# how torch computes, not what
+IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+# what constructors read from the optimizer's dict
+CONSTRUCTOR = ("batch_size_per_gpu", "base_total_batch_size", "layer_decay_rate", "model_type")
+# MMEngine's registry has these under other names than `from_torch`
+RENAMED = {"Adafactor": "transformers.Adafactor", "TorchAdafactor": "torch.Adafactor"}
+# OpenMMLab's own, which have other formulas than the classes of that name elsewhere
+OWN_ELSEWHERE = {"LARS": "MMPretrain's and MMSelfSup's", "Lamb": "MMPretrain's", "LAMB": "MMPretrain's"}
+
+
+class Optimizer:
+    """The optimizer's dict of a config.
+
+    Attributes:
+        entry: the dict.
+        args: its arguments, without what says how torch computes or what constructors read.
+    """
+
+    def __init__(self, config: object, name: str, strict: bool) -> None:
+        if not isinstance(config, Mapping):
+            Entry(name, {}, strict, OWNER).refuse(f"it must be a dict with a type, got {config!r}.", TypeError)
+        self.entry = Entry(name, config, strict, OWNER)
+        given = config.get("type")
+        if not isinstance(given, (str, type)):
+            self.entry.refuse(f"type must be the name of an optimizer, got {given!r}.", TypeError)
+        left_out = ("type", "_scope_", "_delete_", *IMPLEMENTATION, *CONSTRUCTOR)
+        self.args = {key: value for key, value in config.items() if key not in left_out}
+        if "_delete_" in config:
+            self.entry.object_to("'_delete_' must not be left in a config: it is an order to the reader of the file.")
+        self._type = self._known(given)
+
+    def _known(self, given: Any) -> Any:
+        """What `registry.builder` is asked for."""
+        if isinstance(given, type):
+            return given
+        short = given.rpartition(".")[2]
+        mine = next((name for name in (given, short) if name in registered or name in classes), None)
+        if mine is not None:
+            return mine
+        if short in OWN_ELSEWHERE:
+            self.entry.object_to(
+                f"{short} is {OWN_ELSEWHERE[short]} own, and its formula is not that of the class of this name "
+                f"elsewhere. Register it: gch.register({short!r})(its class)."
+            )
+        return RENAMED.get(short, short.removeprefix("bnb_"))
+
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """What may be given to the rule, by name."""
+        if self._type in registered and self._type not in classes:
+            return inspect.signature(registered[self._type]).parameters
+        try:
+            return inspect.signature(class_of(self._type)).parameters
+        except KeyError as error:
+            self.entry.refuse(str(error.args[0]).removeprefix("from_torch: "), KeyError)
+
+    def base(self, field: str) -> float | None:
+        """The number that a field of a parameter group has by itself; None if there is no such field."""
+        known = self.parameters()
+        for name in (field, "learning_rate") if field == "lr" else (field, "b1") if field == "momentum" else (field,):
+            if name in self.args or name in known:
+                return self.args.get(name, getattr(known.get(name), "default", None))  # type: ignore[no-any-return]
+        if field == "momentum" and "betas" in known:
+            return self.args.get("betas", known["betas"].default)[0]  # type: ignore[no-any-return]
+        return None
+
+    def links(self, values: Mapping[str, Value]) -> list[Transform]:
+        """The links of the rule, with these values in place of the numbers of a field."""
+        own = None if self._type in registered or isinstance(self._type, type) else OWN.get(self._type)
+        made = own(dict(self.args), values) if own is not None else None
+        if made is not None:
+            return made
+        given = {key: tuple(v) if isinstance(v, list) else v for key, v in self.args.items()}
+        try:
+            return [registry.builder(self._type)(**{**given, **values})]
+        except (TypeError, ValueError, KeyError) as error:
+            self.entry.refuse(str(error.args[0]).removeprefix("from_torch: "), type(error))
+
+
+Own = Callable[["dict[str, Any]", "Mapping[str, Value]"], "list[Transform] | None"]
+
+
+def _only(args: Mapping[str, Any], off: Mapping[str, Any], *known: str) -> bool:
+    """Whether every argument is known, or is one that is switched off."""
+    return all(key in known or (key in off and args[key] == off[key]) for key in args)
+
+
+def _sgd(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
+    momentum, nesterov = values.get("momentum", args.get("momentum", 0.0)), args.get("nesterov", False)
+    known = _only(args, {"dampening": 0, "maximize": False}, "lr", "momentum", "weight_decay", "nesterov")
+    # torch's buffer begins at the first update with a momentum, and it refuses nesterov without one
+    late = not args.get("momentum") and (varies(momentum) or nesterov)
+    if not known or late or not _covered(values):
+        return None
+    decay = values.get("weight_decay", args.get("weight_decay", 0.0))
+    return [sgd(values.get("lr", args.get("lr", 1e-3)), momentum, nesterov, decay)]
+
+
+OFF = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
+ADAM = ("lr", "betas", "eps", "weight_decay")
+
+
+def _adam(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
+    if not _only(args, OFF, *ADAM) or not _covered(values):
+        return None
+    decay = values.get("weight_decay", args.get("weight_decay", 0.0))
+    rule = adam(values.get("lr", args.get("lr", 1e-3)), *_betas(args, values, 0.999), args.get("eps", 1e-8))
+    return [add_decayed_weights(decay), rule] if varies(decay) or decay else [rule]
+
+
+def _adamw(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
+    if not _only(args, OFF, *ADAM) or not _covered(values):
+        return None
+    decay = values.get("weight_decay", args.get("weight_decay", 1e-2))
+    b1, b2 = _betas(args, values, 0.999)
+    return [adamw(values.get("lr", args.get("lr", 1e-3)), b1, b2, args.get("eps", 1e-8), decay)]
+
+
+def _lion(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
+    if not _only(args, {}, "lr", "betas", "weight_decay") or not _covered(values):
+        return None
+    decay = values.get("weight_decay", args.get("weight_decay", 0.0))
+    return [lion(values.get("lr", args.get("lr", 1e-4)), *_betas(args, values, 0.99), decay)]
+
+
+def _betas(args: Mapping[str, Any], values: Mapping[str, Value], b2: float) -> tuple[Any, Any]:
+    b1, b2 = args.get("betas", (0.9, b2))
+    return values.get("momentum", b1), b2
+
+
+def _covered(values: Mapping[str, Value]) -> bool:
+    """Whether only numbers move that our links take from a schedule under these names."""
+    return set(values) <= {"lr", "momentum", "weight_decay"}
+
+
+OWN: dict[str, Own] = {"SGD": _sgd, "Adam": _adam, "AdamW": _adamw, "Lion": _lion}

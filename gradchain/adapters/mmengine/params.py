@@ -1,0 +1,215 @@
+"""MMEngine's parameter groups: what each parameter's learning rate, weight decay and other settings are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from gradchain.adapters.mmengine import constructors, layers
+from gradchain.adapters.mmengine.paramwise import RULES, Group, Paramwise, check_places
+from gradchain.selectors import ParameterFacts
+from gradchain.updater.target import Target
+
+__all__ = ["param_settings"]
+
+DEFAULT = "DefaultOptimWrapperConstructor"
+BY_DEPTH = "LearningRateDecayOptimWrapperConstructor"
+BY_LAYER = "LearningRateDecayOptimizerConstructor"
+SEVERAL = "MultiOptimWrapperConstructor"
+
+Settings = dict[str, "dict[str, Any] | None"]
+
+
+@dataclass(frozen=True)
+class Constructor:
+    """What reads paramwise_cfg.
+
+    reads, in_entries: the keys there, and in an entry of custom_keys; items: whether other keys of an entry become
+    items of the group; always: it does not take an empty paramwise_cfg for none; inherits: MMEngine's own checks run.
+    """
+
+    build: Callable[[Paramwise, nn.Module], list[Group]]
+    reads: tuple[str, ...]
+    in_entries: tuple[str, ...] = ("lr_mult", "decay_mult")
+    items: bool = False
+    always: bool = False
+    inherits: bool = True
+
+
+_DECAYS = ("custom_keys", "layer_decay_rate", "norm_decay_mult", "bias_decay_mult", "flat_decay_mult")
+_LAYERS = ("num_layers", "decay_rate", "decay_type")
+_DEFAULT = (*RULES, "custom_keys", "bypass_duplicate")
+CONSTRUCTORS: dict[str, Constructor] = {
+    DEFAULT: Constructor(constructors.default, _DEFAULT, items=True),
+    "ForceDefaultOptimWrapperConstructor": Constructor(
+        constructors.force_default, (*_DEFAULT, "force_default_settings"), items=True
+    ),
+    BY_DEPTH: Constructor(constructors.by_depth, _DECAYS, ("decay_mult",), items=True),
+    f"mmselfsup.{BY_DEPTH}": Constructor(layers.mmselfsup, ("custom_keys",), ("decay_mult",), always=True),
+    BY_LAYER: Constructor(layers.mmseg, _LAYERS),
+    f"mmaction.{BY_LAYER}": Constructor(layers.mmaction, _LAYERS),
+    "LayerDecayOptimizerConstructor": Constructor(layers.mmseg, ("num_layers", "layer_decay_rate")),
+    "LayerDecayOptimWrapperConstructor": Constructor(layers.mmpose, ("num_layers", "layer_decay_rate")),
+    "SwinOptimWrapperConstructor": Constructor(constructors.swin, ("custom_keys",)),
+    "TSMOptimWrapperConstructor": Constructor(layers.tsm, ("fc_lr5",)),
+    "YOLOv5OptimizerConstructor": Constructor(layers.yolov5, ("base_total_batch_size",), always=True, inherits=False),
+    "YOLOv7OptimWrapperConstructor": Constructor(
+        layers.yolov7, ("base_total_batch_size",), always=True, inherits=False
+    ),
+}
+
+
+def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: bool = True) -> Any:
+    """Read what MMEngine's optimizer wrapper constructors make of `paramwise_cfg`, parameter by parameter.
+
+        lr_i = lr · lr_mult,  weight_decay_i = weight_decay · decay_mult,  of the one rule that takes parameter i
+
+    MMEngine's default constructor looks for the longest custom key that is part of a name, and where there is none for
+    norm > bias > depthwise > one-dimensional. All rules are skipped where a custom key takes a parameter: a key that
+    sets only lr_mult gives norms and biases their decay back.
+
+    Args:
+        model: the module; what wraps it as `.module` is looked through, as MMEngine does.
+        optim_wrapper: the dict with `optimizer`, `paramwise_cfg` and `constructor`; nothing of it is changed.
+            Constructors: Default, ForceDefault; LearningRateDecay and LayerDecay of MMPretrain, MMSegmentation,
+            MMDetection, MMPose, MMAction2, MMSelfSup; Swin and TSM of MMAction2; YOLOv5 and YOLOv7 of MMYOLO; Multi of
+            MMagic. Where two projects have one name, a scope before it (`mmselfsup.`) or the model tells.
+        strict: True, what cannot act is an error that names all of it; False, a warning each.
+
+    Returns:
+        By the name that bind gives a parameter, None where it is not optimised, else its lr and weight_decay (absent
+        where neither the config nor the optimizer's class has them) and what else its group has, unless the optimizer
+        has that anyway. Where several optimizers share the model, a dict of those by optimizer.
+
+    Raises: ValueError or TypeError, as MMEngine: multipliers of what the optimizer has not, a parameter that comes up
+        twice without bypass_duplicate. ValueError where strict: keys that nobody reads or that take no parameter,
+        weight decay outside the optimizer, lr_mult at the top. NotImplementedError: a model whose layers the
+        constructor does not know.
+
+    Equals: MMEngine 0.10.7, number for number.
+
+    >>> import torch
+    >>> from gradchain.adapters import mmengine
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
+    >>> adamw = {"type": "AdamW", "lr": 0.1, "weight_decay": 0.05}
+    >>> wrapper = {"optimizer": adamw, "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_lr_mult": 2.0}}
+    >>> settings = mmengine.param_settings(model, wrapper)
+    >>> settings["0.bias"], settings["1.bias"]
+    ({'lr': 0.2, 'weight_decay': 0.05}, {'lr': 0.1, 'weight_decay': 0.0})
+    """
+    facts = Target(model).index.known
+    wrapped = getattr(model, "module", None)
+    inner = wrapped if isinstance(wrapped, nn.Module) else model
+    if not isinstance(optim_wrapper, Mapping):
+        raise TypeError(f"mmengine.param_settings: optim_wrapper must be a dict, got {optim_wrapper!r}.")
+    if not str(optim_wrapper.get("constructor")).endswith(SEVERAL):
+        return _of_one(inner, optim_wrapper, strict, facts)
+    known = Paramwise(SEVERAL, {}, {}, strict)
+    if "modules" in optim_wrapper:
+        return _of_modules(inner, optim_wrapper, optim_wrapper["modules"], strict, facts)
+    settings = {}
+    for name, config in optim_wrapper.items():
+        if name in ("constructor", "type"):
+            continue
+        if not isinstance(config, Mapping):
+            known.refuse(f"{name} must be the dict of an optimizer wrapper, got {config!r}.", TypeError)
+        modules = config.get("modules", name)
+        if isinstance(modules, str) and modules in inner._modules:
+            settings[name] = _of_one(getattr(inner, modules), {**config, "constructor": DEFAULT}, strict, facts)
+        else:
+            settings[name] = _of_modules(inner, config, modules, strict, facts)
+    return settings
+
+
+def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Sequence[ParameterFacts]) -> Settings:
+    known, how = read(model, config, strict)
+    groups: list[Group] = how.build(known, model) if how is not None else [(list(model.parameters()), {})]
+    if how is not None and "custom_keys" in how.reads:
+        known.check_used()
+    return _settled(known, groups, facts, {id(p) for p in model.parameters() if p.requires_grad})
+
+
+def _of_modules(
+    model: nn.Module, config: Mapping[str, Any], modules: Any, strict: bool, facts: Sequence[ParameterFacts]
+) -> Settings:
+    """One optimizer for modules by name, direct children first, else whatever a regex matches the whole name of."""
+    known, _ = read(model, {**config, "constructor": DEFAULT}, strict)
+    if known.given:
+        known.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
+    patterns = modules if isinstance(modules, list) else [modules]
+    every = dict(model.named_modules())
+    found = [
+        every[name]
+        for pattern in patterns
+        for name in ([pattern] if pattern in model._modules else every)
+        if name == pattern or re.fullmatch(pattern, name)
+    ]
+    return _settled(known, [([p for module in found for p in module.parameters()], {})], facts, set())
+
+
+def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Paramwise, Constructor | None]:
+    """The config with its faults noted, and its constructor; None where all parameters are one group."""
+    optimizer, given = config.get("optimizer"), config.get("paramwise_cfg")
+    name = str(config.get("constructor") or DEFAULT).replace(":", ".").rpartition(".")
+    known = Paramwise(name[2], optimizer if isinstance(optimizer, Mapping) else {}, given or {}, strict)
+    if not isinstance(optimizer, Mapping):
+        known.refuse(f"optim_wrapper must have optimizer, a dict, got {optimizer!r}.", TypeError)
+    if given is not None and not isinstance(given, Mapping):
+        known.refuse(f"paramwise_cfg must be a dict or None, got {given!r}.", TypeError)
+    check_places(config, known)
+    how = CONSTRUCTORS.get(_with_scope(name[0], name[2], model, optimizer))
+    if how is None:
+        known.refuse(f"constructor must be one of {', '.join(sorted(CONSTRUCTORS))}, {SEVERAL}, got {name[2]!r}.")
+    if given is None and name[2].startswith("LayerDecay"):
+        known.refuse("paramwise_cfg must be given.", TypeError)
+    nested = [entry for entry in known.given.values() if isinstance(entry, Mapping)]
+    if how.build is constructors.swin and nested and "custom_keys" not in known.given:
+        known.given, known.root = {"custom_keys": known.given}, "base"
+    if how.inherits:
+        known.check_decays()
+    if not (known.given or how.always):
+        return known, None
+    known.check_keys(how.reads, how.in_entries, items=how.items)
+    return known, how
+
+
+def _with_scope(scope: str, name: str, model: nn.Module, optimizer: Mapping[str, Any]) -> str:
+    """Two names are used by two projects each: their scope tells which, or what they are about."""
+    if name == BY_DEPTH and (scope == "mmselfsup" or (not scope and "model_type" in optimizer)):
+        return f"mmselfsup.{name}"
+    video = any(kind in type(getattr(model, "backbone", None)).__name__ for kind in ("MViT", "VisionTransformer"))
+    return f"mmaction.{name}" if name == BY_LAYER and (scope == "mmaction" or (not scope and video)) else name
+
+
+def _settled(
+    known: Paramwise, groups: Iterable[Group], facts: Sequence[ParameterFacts], wanted: Collection[int]
+) -> Settings:
+    """By name, what the optimizer makes of groups: each is completed by its defaults, and a parameter is in one."""
+    names = {id(parameter): name for name, parameter, _ in facts}
+    defaults = {key: known.default(key) for key in ("lr", "weight_decay")}
+    defaults = {key: value for key, value in defaults.items() if value is not None}
+    place: dict[str, int] = {}
+    settings: Settings = dict.fromkeys(names.values())
+    for number, (parameters, items) in enumerate(groups):
+        for parameter in parameters:
+            name = names[id(parameter)]
+            if place.get(name, number) != number:
+                known.refuse(
+                    f"a parameter must be in one group, {name!r} is in two, by a shared module or a tied weight. Where "
+                    "the constructor reads it, bypass_duplicate=True takes it once."
+                )
+            if name in place:
+                known.faults.append(f"{name!r} is twice in one group, and would move twice at each step.")
+            place[name] = number
+            settings[name] = defaults | {key: value for key, value in items.items() if not known.usual(key, value)}
+    if not place:
+        known.refuse("the optimizer must get a parameter, and gets none.")
+    left = [name for number, name in names.items() if number in wanted and name not in place]
+    if left:
+        known.faults.append(f"every trained parameter must be in a group, got none for {', '.join(map(repr, left))}.")
+    known.report()
+    return settings

@@ -1,0 +1,241 @@
+"""The config of one optimizer and its `paramwise_cfg`, looked through: base values, multipliers, keys, faults."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NoReturn
+
+from torch import Tensor, nn
+
+from gradchain.adapters.mmengine.entries import Entry, is_number, listed
+from gradchain.adapters.torch_names import class_of
+
+__all__ = ["RULES", "Group", "Paramwise", "Visit", "check_places", "visits"]
+
+Group = tuple[list[Tensor], dict[str, Any]]
+"""What a constructor hands to the optimizer: parameters, and what is not as in the optimizer's own arguments."""
+
+DECAYS = ("norm_decay_mult", "bias_decay_mult", "dwconv_decay_mult", "flat_decay_mult")
+RULES = (*DECAYS, "bias_lr_mult", "dcn_offset_lr_mult")
+"""Multipliers at the top of `paramwise_cfg`."""
+
+OUTSIDE = ("lr", "weight_decay", "momentum", "betas")
+INSIDE = (*RULES, "custom_keys", "bypass_duplicate", "layer_decay_rate", "decay_rate", "num_layers")
+
+
+@dataclass
+class Paramwise:
+    """One optimizer's config.
+
+    constructor: what reads it, for the sentences; optimizer, given: the optimizer's own dict, and `paramwise_cfg`;
+    root: what names begin with when keys are looked for in them; used: the keys of `custom_keys` that took a parameter;
+    faults: what cannot act, in sentences.
+    """
+
+    constructor: str
+    optimizer: Mapping[str, Any]
+    given: Mapping[str, Any]
+    strict: bool
+    root: str = ""
+    used: set[str] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def entry(self) -> Entry:
+        """Who speaks in errors."""
+        return Entry(self.constructor, {}, self.strict, "mmengine.param_settings")
+
+    def refuse(self, sentence: str, kind: type[Exception] = ValueError) -> NoReturn:
+        """What MMEngine refuses or fails on as well."""
+        self.entry.refuse(sentence, kind)
+
+    def report(self) -> None:
+        """All that cannot act, in one error; where not strict, a warning each."""
+        if self.strict and self.faults:
+            self.refuse(" ".join(self.faults))
+        for sentence in self.faults:
+            self.entry.remark(sentence)
+
+    @cached_property
+    def arguments(self) -> Mapping[str, inspect.Parameter]:
+        """The arguments of the optimizer's class; none where nobody here knows it."""
+        kind = self.optimizer.get("type")
+        short = kind.rpartition(".")[2] if isinstance(kind, str) else kind
+        try:
+            return inspect.signature(class_of(short)).parameters  # type: ignore[arg-type]
+        except (KeyError, TypeError, ValueError):
+            return {}
+
+    def default(self, name: str) -> Any:
+        """What the optimizer gives a group that says nothing: as configured, else as its class has it, else None."""
+        known = self.arguments.get(name)
+        fallback = None if known is None or known.default is inspect.Parameter.empty else known.default
+        return self.optimizer.get(name, fallback)
+
+    def usual(self, name: str, value: Any) -> bool:
+        """Whether an item of a group says what the optimizer would do without it."""
+        return name not in ("lr", "weight_decay") and name in self.arguments and bool(self.default(name) == value)
+
+    @property
+    def decays(self) -> bool:
+        """Whether the optimizer's dict has a weight decay, which every multiplier of it needs."""
+        return self.optimizer.get("weight_decay") is not None
+
+    def base(self, name: str) -> Any:
+        """The optimizer's lr or weight_decay, which a constructor multiplies."""
+        value = self.optimizer.get(name)
+        if not is_number(value):
+            self.refuse(f"optimizer must have {name}, a number, where it is multiplied, got {value!r}.", TypeError)
+        return value
+
+    def factor(self, place: str, value: Any) -> Any:
+        """A multiplier."""
+        if not is_number(value):
+            self.refuse(f"{place} must be a number, got {value!r}.", TypeError)
+        return value
+
+    def rule(self, name: str) -> Any:
+        """A multiplier at the top of paramwise_cfg; None where it is not set."""
+        value = self.given.get(name)
+        return None if value is None else self.factor(name, value)
+
+    @cached_property
+    def custom(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """The custom keys, the longest first, equally long ones by the alphabet."""
+        keys = self.given.get("custom_keys", {})
+        if not isinstance(keys, Mapping):
+            self.refuse(f"custom_keys must be a dict, got {keys!r}.", TypeError)
+        for key, entry in keys.items():
+            if not isinstance(entry, Mapping):
+                self.refuse(f"custom_keys[{key!r}] must be a dict, got {entry!r}.", TypeError)
+        return [(key, keys[key]) for key in sorted(sorted(keys), key=len, reverse=True)]
+
+    def winner(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
+        """The custom key that takes a parameter of this name."""
+        found = next(((key, entry) for key, entry in self.custom if key in name), None)
+        if found is not None:
+            self.used.add(found[0])
+        return found
+
+    def number(self, key: str, default: Any = None) -> Any:
+        """A number of paramwise_cfg that the constructor computes with."""
+        return self.factor(key, self.given.get(key, default))
+
+    def check_decays(self) -> None:
+        """Multipliers of a weight decay that the optimizer has not: MMEngine refuses these."""
+        if self.decays:
+            return
+        named = [key for key in DECAYS[:3] if key in self.given]
+        named += [f"custom_keys[{key!r}]['decay_mult']" for key, entry in self.custom if "decay_mult" in entry]
+        if named:
+            self.refuse(f"optimizer must have weight_decay where {named[0]} multiplies it.")
+        if "flat_decay_mult" in self.given:
+            self.faults.append("optimizer must have weight_decay where flat_decay_mult multiplies it.")
+
+    def check_keys(self, known: Iterable[str], in_entries: Iterable[str], *, items: bool) -> None:
+        """Keys that nobody reads. items: whether other keys of an entry become items of the parameter group."""
+        readable = {*known, "_delete_"}  # left of a config's inheritance
+        for key in self.given:
+            if key in ("lr_mult", "decay_mult"):
+                self.faults.append(f"paramwise_cfg: {key} must be in an entry of custom_keys; here nothing reads it.")
+            elif key not in readable:
+                self.faults.append(_unread("paramwise_cfg", key, self.constructor, readable))
+        if "custom_keys" not in readable:
+            return
+        options = {*in_entries, *(self._items() if items else ())}
+        for key, entry in self.custom:
+            for name in entry:
+                if name not in options and (not items or self.arguments or _like_a_multiplier(name)):
+                    self.faults.append(_unread(f"custom_keys[{key!r}]", name, self.constructor, options))
+
+    def _items(self) -> set[str]:
+        """What an optimizer reads of a parameter group."""
+        kind = str(self.optimizer.get("type")).lower()
+        known = {"lr", "weight_decay", "fix_lr", *self.arguments}  # MMSelfSup's hook for SimSiam reads fix_lr
+        return known - {"params"} | ({"lars_exclude"} if "lars" in kind else set())
+
+    def check_used(self) -> None:
+        """Keys that took no parameter."""
+        idle = [key for key, _ in self.custom if key not in self.used]
+        if idle:
+            names = ", ".join(map(repr, idle))
+            self.faults.append(
+                f"custom_keys: every key must be a part of a trained parameter's name that no longer key is in, got "
+                f"{names}, which take{'s' if len(idle) == 1 else ''} none."
+            )
+
+
+def check_places(config: Mapping[str, Any], known: Paramwise) -> None:
+    """What stands beside `optimizer` and `paramwise_cfg`, and should be inside."""
+    for key in config:
+        if key in OUTSIDE:
+            known.faults.append(f"{key} must be inside optimizer; beside it nothing reads it.")
+        elif key in INSIDE:
+            known.faults.append(f"{key} must be inside paramwise_cfg; beside it nothing reads it.")
+    for key in ("paramwise_cfg", *INSIDE):
+        if key in known.optimizer and not (key == "layer_decay_rate" and "model_type" in known.optimizer):
+            known.faults.append(f"{key} must be beside optimizer, not inside it.")
+
+
+def _like_a_multiplier(name: str) -> bool:
+    return "mult" in name or bool(difflib.get_close_matches(name, ("lr_mult", "decay_mult"), cutoff=0.8))
+
+
+def _unread(place: str, key: str, constructor: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(key), sorted(known), 1)
+    cure = f"did you mean {near[0]!r}?" if near else f"it reads {listed(set(known) - {'_delete_'})}."
+    return f"{place}: every key must be one that {constructor} reads, got {key!r}; {cure}"
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A parameter as MMEngine comes upon it: through its module, which may be reached twice."""
+
+    parent: nn.Module | None
+    module: nn.Module
+    prefix: str
+    name: str
+    parameter: Tensor
+
+    @property
+    def tested(self) -> str:
+        """The name that MMEngine looks for custom keys in: one on the root itself has a dot before it."""
+        return f"{self.prefix}.{self.name}"
+
+    @property
+    def full(self) -> str:
+        """The name without that dot."""
+        return self.tested if self.prefix else self.name
+
+    @property
+    def norm(self) -> bool:
+        """Whether MMEngine takes its module for a normalisation: RMSNorm it does not."""
+        return isinstance(self.module, (_BATCH_NORM, _INSTANCE_NORM, nn.GroupNorm, nn.LayerNorm))
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether its module is a depthwise convolution to MMEngine."""
+        return isinstance(self.module, nn.Conv2d) and self.module.in_channels == self.module.groups
+
+    @property
+    def deformable(self) -> bool:
+        """Whether it lies right under one of mmcv's deformable convolutions, known here by name."""
+        classes = type(self.parent).__mro__ if self.parent is not None else ()
+        return any(cls.__module__.startswith("mmcv.") and cls.__name__ in _DEFORMABLE for cls in classes)
+
+
+_BATCH_NORM = nn.modules.batchnorm._BatchNorm
+_INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
+_DEFORMABLE = ("DeformConv2d", "ModulatedDeformConv2d")
+
+
+def visits(module: nn.Module, prefix: str = "", parent: nn.Module | None = None) -> Iterator[Visit]:
+    """Each module's own parameters, and then its children's; what is shared, once for each way to it."""
+    for name, parameter in module.named_parameters(recurse=False):
+        yield Visit(parent, module, prefix, name, parameter)
+    for name, child in module.named_children():
+        yield from visits(child, f"{prefix}.{name}" if prefix else name, module)

@@ -1,0 +1,352 @@
+"""A whole recipe of MMEngine's as a chain, bound to its model."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from gradchain.adapters.mmengine import old_format
+from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, listed
+from gradchain.adapters.mmengine.hooks import average, plateaus, read_plateau
+from gradchain.adapters.mmengine.optimizers import Optimizer
+from gradchain.adapters.mmengine.params import param_settings, values
+from gradchain.adapters.mmengine.schedules import Fields, clock_of, schedules
+from gradchain.adapters.mmengine.wrappers import OWNER, Around, check_keys, read_wrapper, type_name, window
+from gradchain.combinators.freeze import freeze
+from gradchain.core.chain import chain
+from gradchain.core.transform import Transform
+from gradchain.schedules import Schedule, by, constant
+from gradchain.selectors import named
+from gradchain.updater import Group, Updater
+
+if TYPE_CHECKING:
+    from gradchain.core.hyper import Value
+
+__all__ = ["from_config"]
+
+Settings = Mapping[str, "Mapping[str, Any] | None"]
+
+MULTI = "MultiOptimWrapperConstructor"
+ELSEWHERE = {
+    "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
+    "SinGANOptimWrapperConstructor": "it makes one optimizer for each stage, and the model changes between them",
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """One optimizer of a recipe, and the modules that it is over.
+
+    key: its name among several, None for the only one; name: what errors call it; schedulers: those of it; flushes:
+    whether the run's last window is applied part-filled.
+    """
+
+    key: str | None
+    name: str
+    config: Mapping[str, Any]
+    target: nn.Module | dict[str, nn.Module]
+    schedulers: Any
+    flushes: bool = True
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all optimizers of a recipe share."""
+
+    clock: Clock
+    schedules: Callable[[Any], Fields]
+    ratio: float
+    hooks: Any
+    strict: bool
+
+
+def from_config(
+    model: nn.Module,
+    optim_wrapper: Mapping[str, Any],
+    param_scheduler: Any = None,
+    *,
+    max_epochs: int | None = None,
+    max_iters: int | None = None,
+    epoch_length: int,
+    auto_scale_lr: Mapping[str, Any] | None = None,
+    custom_hooks: Any = None,
+    strict: bool = True,
+) -> Any:
+    """Read the optimization part of an MMEngine config as a chain, and bind it to the model.
+
+        one update here = one OptimWrapper.update_params there, its schedulers and EMAHook included
+
+    `print(updater.chain)` is the code that replaces the config. Where iterations are not updates, in a window of
+    accumulation or under a loss scale, schedules read the "micro" clock. What differs on purpose is in the docstring
+    of `gradchain.adapters.mmengine`.
+
+    Args:
+        model: the model, wrapped or not.
+        optim_wrapper: OptimWrapper, AmpOptimWrapper or ApexOptimWrapper (O0, O1), with paramwise_cfg and constructor;
+            or one of those for each submodule (MultiOptimWrapperConstructor). Or the old format: a dict of
+            `optimizer`, `optimizer_config`, `fp16`, `lr_config`, `momentum_config`.
+        param_scheduler: as in `schedules`, and ReduceOnPlateauLR, which reads `updater.observe(monitor, value)`.
+        max_epochs: epochs of the run, where its loop is one of epochs.
+        max_iters: micro-batches of the run, where its loop is one of iterations. One of the two is given.
+        epoch_length: micro-batches per epoch, `len(train_dataloader)`.
+        auto_scale_lr: MMEngine's dict, with one key more where it is enabled: `batch_size`, over all ranks, which the
+            learning rate is scaled by.
+        custom_hooks: the list; an EMAHook becomes `average_params`, others are named in a warning.
+        strict: True, what cannot be meant is an error; False, a warning where there is a meaning without it.
+
+    Returns:
+        An Updater; for several optimizers a group of them by name, each of which steps by itself.
+
+    Raises: ValueError, TypeError or KeyError, with the place in the config; the model is left as it was.
+        UserWarning: what is legal and most likely a slip.
+
+    Equals: MMEngine 0.10.7, weight by weight in float64 at 1e-12.
+
+    >>> import torch
+    >>> from gradchain.adapters import mmengine
+    >>> updater = mmengine.from_config(
+    ...     torch.nn.Linear(2, 1),
+    ...     dict(optimizer=dict(type="SGD", lr=0.1, momentum=0.9), clip_grad=dict(max_norm=35)),
+    ...     dict(type="MultiStepLR", milestones=[8, 11]),
+    ...     max_epochs=12,
+    ...     epoch_length=100,
+    ... )
+    >>> updater.chain
+    chain(clip_by_norm(35), trace(0.9), scale_by_learning_rate(0.1 * per_epoch(multi_step(1.0, (8, 11)), 100)))
+    """
+    clock = clock_of(max_epochs, max_iters, epoch_length, OWNER)
+    lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length, "strict": strict}
+    entry = Entry("optim_wrapper", {}, strict, OWNER)
+    if not isinstance(optim_wrapper, Mapping):
+        entry.refuse(f"it must be a dict, got {type(optim_wrapper).__name__}.", TypeError)
+    given: Mapping[str, Any] = optim_wrapper
+    curves = {}
+    if old_format.is_old(optim_wrapper):
+        if param_scheduler is not None:
+            entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
+        curves = {key: given.get(key) for key in old_format.SCHEDULES}
+        given = old_format.as_wrapper(optim_wrapper, strict)
+    recipe = Recipe(
+        clock,
+        lambda entries: schedules(entries, **lengths, **curves),
+        _ratio(auto_scale_lr, strict),
+        custom_hooks,
+        strict,
+    )
+    parts = _parts(model, given, param_scheduler, strict)
+    # every chain is read before the first is bound
+    chains = [(part, *_chain(part, recipe)) for part in parts]
+    bound = {str(part.key): tx.bind(part.target, autocast=autocast) for part, tx, autocast in chains}
+    return Group(bound) if parts[0].key is not None else bound["None"]
+
+
+def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
+    """What every learning rate is multiplied by before the schedules see it."""
+    if auto_scale_lr is None:
+        return 1.0
+    entry = Entry("auto_scale_lr", auto_scale_lr, strict, OWNER)
+    check_keys(entry, ("enable", "base_batch_size", "batch_size"), {})
+    if not entry.flag("enable", False):
+        return 1.0
+    for key, what in (("base_batch_size", "that the learning rate is for"), ("batch_size", "of this run, all ranks")):
+        if key not in auto_scale_lr:
+            entry.refuse(f"{key} must be given where it is enabled: the batch size {what}.")
+    positive = ("a positive number", lambda x: x > 0)
+    return entry.number("batch_size", None, *positive) / entry.number("base_batch_size", None, *positive)
+
+
+# the optimizers of a recipe
+
+
+def _parts(model: nn.Module, config: Mapping[str, Any], schedulers: Any, strict: bool) -> list[Part]:
+    """The optimizers of a recipe: one, or one for each entry of a MultiOptimWrapperConstructor."""
+    entry = Entry("optim_wrapper", config, strict, OWNER)
+    constructor = type_name(config.get("constructor"))
+    if constructor in ELSEWHERE:
+        entry.refuse(
+            f"constructor {constructor!r} is not read: {ELSEWHERE[constructor]}. Make a chain for each, and carry its "
+            "state with updater.rebind."
+        )
+    by_key = isinstance(schedulers, Mapping) and "type" not in schedulers
+    if constructor == MULTI and "modules" not in config:
+        return _several(model, entry, schedulers if by_key else None, schedulers)
+    if "optimizer" not in config:
+        each = [key for key, value in config.items() if isinstance(value, Mapping) and "optimizer" in value]
+        cure = f" For one optimizer each of {listed(each)} set constructor={MULTI!r}." if each else ""
+        entry.refuse(f"optimizer must be given.{cure}")
+    if by_key:
+        entry.refuse(f"param_scheduler must be a list for one optimizer, got a dict of {listed(schedulers)}.")
+    if constructor != MULTI:
+        return [Part(None, "optim_wrapper", config, model, schedulers)]
+    inner = {key: value for key, value in config.items() if key not in ("modules", "constructor")}
+    return [Part(None, "optim_wrapper", inner, _modules(model, config["modules"], entry), schedulers)]
+
+
+def _several(model: nn.Module, entry: Entry, by_key: Any, schedulers: Any) -> list[Part]:
+    """One optimizer for each key that names a submodule, or matches some."""
+    given = {key: value for key, value in entry.items.items() if key not in ("constructor", "_scope_")}
+    if given.pop("paramwise_cfg", None):
+        entry.refuse("paramwise_cfg must stand in each optimizer's dict where there are several.")
+    if not given:
+        entry.refuse(f"{MULTI} needs at least one optimizer: the name of a submodule and its dict, got none.")
+    parts = []
+    for key, config in given.items():
+        name = f"optim_wrapper[{key!r}]"
+        if not isinstance(config, Mapping) or "optimizer" not in config:
+            cure = "" if isinstance(config, Mapping) else f" as a submodule's name, got {config!r}"
+            entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
+            continue
+        target = _modules(model, config.get("modules", key), entry)
+        inner = {k: v for k, v in config.items() if k != "modules"}
+        mine = schedulers if by_key is None else by_key.get(key)
+        parts.append(Part(key, name, inner, target, mine, flushes=False))
+    if by_key is not None and (unknown := [key for key in by_key if key not in given]):
+        entry.refuse(f"param_scheduler must be by the optimizers {listed(given)}, got {listed(unknown)}.")
+    if not parts:
+        entry.refuse(f"{MULTI} needs at least one optimizer, got none.")
+    return parts
+
+
+def _modules(model: nn.Module, given: Any, entry: Entry) -> nn.Module | dict[str, nn.Module]:
+    """The submodule of this name, or all whose names match in full, by name."""
+    model = getattr(model, "module", model)
+    if isinstance(given, str) and given in model._modules:
+        return getattr(model, given)  # type: ignore[no-any-return]
+    found: dict[str, nn.Module] = {}
+    for pattern in [given] if isinstance(given, str) else given:
+        if pattern in model._modules:
+            found[pattern] = getattr(model, pattern)
+            continue
+        matched = {name: m for name, m in model.named_modules() if re.fullmatch(pattern, name)}
+        if not any(True for m in matched.values() for _ in m.parameters()):
+            children = listed(name for name, _ in model.named_children())
+            entry.refuse(f"{pattern!r} must name or match a module with parameters; the model has {children}.")
+        found |= matched
+    # one inside another is there already
+    return {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
+
+
+# one chain
+
+
+def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
+    """The chain of one optimizer, and the dtype of its forward."""
+    around = read_wrapper(part.config, part.name, recipe.strict)
+    optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
+    others, reading = plateaus(part.schedulers)
+    fields = recipe.schedules(others)
+    settings = _settings(part, recipe.strict)
+    numbers = Numbers(part, optimizer, settings, fields, around, recipe)
+    moving = numbers.all()
+    learning_rate = numbers.base("lr") if reading else 0.0
+    reducing = read_plateau(reading, others, learning_rate, len(numbers.given("lr")) > 1, recipe.strict)
+    rule = optimizer.links(moving)
+    if reducing and not isinstance(rule[-1], chain):
+        optimizer.entry.refuse("a rule that is no link of gradchain's writes its weights itself: no plateau scales it.")
+    links: Iterable[Transform | None] = [
+        window(around.counts, recipe.clock.iters if part.flushes else None),
+        around.amp,
+        *_left_out(part, settings),
+        around.clip,
+        *rule,
+        *reducing,
+        *average(recipe.hooks, recipe.clock, around.counts, recipe.strict),
+    ]
+    return chain(*(link for link in links if link is not None)), around.autocast
+
+
+def _settings(part: Part, strict: bool) -> Settings:
+    """What each parameter begins with; of several modules together every one begins with the same."""
+    if isinstance(part.target, nn.Module):
+        return param_settings(part.target, part.config, strict)  # type: ignore[no-any-return]
+    if part.config.get("paramwise_cfg"):
+        Entry(part.name, part.config, strict, OWNER).refuse(
+            "paramwise_cfg must not be given for several modules together."
+        )
+    return {}
+
+
+def _left_out(part: Part, settings: Settings) -> list[Transform]:
+    """What is never optimised though it has gradients."""
+    if not isinstance(part.target, nn.Module):
+        return []
+    trained = [name for name, p in part.target.named_parameters() if p.requires_grad]
+    out = [name for name in trained if settings.get(name, {}) is None]
+    return [freeze(named(*out))] if out else []
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of the parameter groups, as values of hyperparameters."""
+
+    part: Part
+    optimizer: Optimizer
+    settings: Settings
+    fields: Fields
+    around: Around
+    recipe: Recipe
+
+    def all(self) -> dict[str, Value]:
+        """By field what a link is given: those that the config names, and those that move or differ."""
+        own = [n for s in self.settings.values() for n in s or () if n in self.optimizer.parameters()]
+        out = {}
+        for field in dict.fromkeys((*self.fields, *own)):
+            value = self.value(field)
+            if value is not None and (field in self.optimizer.args or value != self.optimizer.base(field)):
+                out[field] = value
+        return out
+
+    def given(self, field: str) -> set[Any]:
+        """The different numbers that parameters begin with."""
+        base = self.optimizer.base(field)
+        return {s.get(field, base) for s in self.settings.values() if s is not None} or {base}
+
+    def base(self, field: str) -> float:
+        """The number that the optimizer itself begins with."""
+        base = self.optimizer.base(field)
+        if not is_number(base):
+            self.optimizer.entry.refuse(f"{field} must be given as a number, got {base!r}.")
+        return base * self.recipe.ratio if field == "lr" else base  # type: ignore[operator]  # a number
+
+    def value(self, field: str) -> Value | None:
+        """The value of one field; None where the optimizer has no such number."""
+        given = self.given(field)
+        make = self.fields.get(field, constant)
+        if given == {None}:
+            if not isinstance(make(1.0), constant):
+                self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")
+            return None
+        if odd := [v for v in given if not is_number(v)]:
+            self.optimizer.entry.refuse(f"{field} must be a number, got {odd[0]!r}.")
+
+        def curve(base: float) -> Value:
+            return self._read(make(base * self.recipe.ratio if field == "lr" else base))
+
+        if len(given) == 1:
+            return curve(next(iter(given)))
+        return values(  # type: ignore[no-any-return]
+            self.part.target,
+            self.part.config,
+            self.settings,
+            field,
+            curve,
+            proportional=_proportional(make, self.recipe.clock.iters),
+        )
+
+    def _read(self, schedule: Schedule) -> Value:
+        """A number where nothing moves, else the schedule, in micro-batches where those are not updates."""
+        if isinstance(schedule, constant):
+            return schedule.value
+        return by("micro", schedule) if self.around.counts_micro else schedule
+
+
+def _proportional(make: Callable[[float], Schedule], iters: int) -> bool:
+    """Whether the curve of twice the base is twice the curve, wherever one looks."""
+    one, two = make(1.0), make(2.0)
+    steps = {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))
+    return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in steps)
