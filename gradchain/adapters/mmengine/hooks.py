@@ -66,9 +66,7 @@ def _average(entry: Entry, clock: Clock, counts: int) -> Transform:
         first = begin + 1
         return average_params(join((0, first, constant(0.0)), (first, None, constant(decay))), begin, every, buffers)
     gamma = entry.number("gamma", 2000 if kind == "ExpMomentumEMA" else 100, "a positive number", lambda x: x > 0)
-    growing: Schedule = (
-        ema_exponential(decay, gamma) if kind == "ExpMomentumEMA" else ema_warmup(decay, gamma)
-    )
+    growing: Schedule = ema_exponential(decay, gamma) if kind == "ExpMomentumEMA" else ema_warmup(decay, gamma)
     if kind == "ExpMomentumEMA" and every > 1:  # the first of all copies
         growing = join((0, 1, constant(0.0)), (1, None, constant(1.0))) * growing
     if counts > 1:

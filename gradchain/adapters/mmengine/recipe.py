@@ -22,14 +22,13 @@ from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant
 from gradchain.selectors import named
-from gradchain.updater import Group, Updater
+from gradchain.updater import Group
+from gradchain.updater.target import Target
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
 
 __all__ = ["from_config"]
-
-Settings = Mapping[str, "Mapping[str, Any] | None"]
 
 MULTI = "MultiOptimWrapperConstructor"
 ELSEWHERE = {
@@ -42,14 +41,16 @@ ELSEWHERE = {
 class Part:
     """One optimizer of a recipe, and the modules that it is over.
 
-    key: its name among several, None for the only one; name: what errors call it; schedulers: those of it; flushes:
-    whether the run's last window is applied part-filled.
+    key: its name among several, None for the only one; name: what errors call it; settings: what each parameter begins
+    with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
+    part-filled.
     """
 
     key: str | None
     name: str
     config: Mapping[str, Any]
     target: nn.Module | dict[str, nn.Module]
+    settings: Mapping[str, Mapping[str, Any] | None]
     schedulers: Any
     flushes: bool = True
 
@@ -182,9 +183,10 @@ def _parts(model: nn.Module, config: Mapping[str, Any], schedulers: Any, strict:
     if by_key:
         entry.refuse(f"param_scheduler must be a list for one optimizer, got a dict of {listed(schedulers)}.")
     if constructor != MULTI:
-        return [Part(None, "optim_wrapper", config, model, schedulers)]
+        return [Part(None, "optim_wrapper", config, model, param_settings(model, config, strict), schedulers)]
+    target = _modules(model, config["modules"], entry)
     inner = {key: value for key, value in config.items() if key not in ("modules", "constructor")}
-    return [Part(None, "optim_wrapper", inner, _modules(model, config["modules"], entry), schedulers)]
+    return [Part(None, "optim_wrapper", inner, target, param_settings(model, config, strict), schedulers)]
 
 
 def _several(model: nn.Module, entry: Entry, by_key: Any, schedulers: Any) -> list[Part]:
@@ -201,10 +203,17 @@ def _several(model: nn.Module, entry: Entry, by_key: Any, schedulers: Any) -> li
             cure = "" if isinstance(config, Mapping) else f" as a submodule's name, got {config!r}"
             entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
             continue
-        target = _modules(model, config.get("modules", key), entry)
+        of = config.get("modules", key)
+        target = _modules(model, of, entry)
         inner = {k: v for k, v in config.items() if k != "modules"}
+        child = isinstance(target, nn.Module) and target is not model
+        settings = (
+            param_settings(target, inner, entry.strict)
+            if child
+            else param_settings(model, {**inner, "modules": of, "constructor": MULTI}, entry.strict)
+        )
         mine = schedulers if by_key is None else by_key.get(key)
-        parts.append(Part(key, name, inner, target, mine, flushes=False))
+        parts.append(Part(key, name, inner, target, settings, mine, flushes=False))
     if by_key is not None and (unknown := [key for key in by_key if key not in given]):
         entry.refuse(f"param_scheduler must be by the optimizers {listed(given)}, got {listed(unknown)}.")
     if not parts:
@@ -227,6 +236,8 @@ def _modules(model: nn.Module, given: Any, entry: Entry) -> nn.Module | dict[str
             children = listed(name for name, _ in model.named_children())
             entry.refuse(f"{pattern!r} must name or match a module with parameters; the model has {children}.")
         found |= matched
+    if "" in found:
+        return model
     # one inside another is there already
     return {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
 
@@ -240,8 +251,7 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
     optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
     others, reading = plateaus(part.schedulers)
     fields = recipe.schedules(others)
-    settings = _settings(part, recipe.strict)
-    numbers = Numbers(part, optimizer, settings, fields, around, recipe)
+    numbers = Numbers(part, optimizer, fields, around, recipe)
     moving = numbers.all()
     learning_rate = numbers.base("lr") if reading else 0.0
     reducing = read_plateau(reading, others, learning_rate, len(numbers.given("lr")) > 1, recipe.strict)
@@ -251,7 +261,7 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
     links: Iterable[Transform | None] = [
         window(around.counts, recipe.clock.iters if part.flushes else None),
         around.amp,
-        *_left_out(part, settings),
+        *_left_out(part),
         around.clip,
         *rule,
         *reducing,
@@ -260,23 +270,10 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
     return chain(*(link for link in links if link is not None)), around.autocast
 
 
-def _settings(part: Part, strict: bool) -> Settings:
-    """What each parameter begins with; of several modules together every one begins with the same."""
-    if isinstance(part.target, nn.Module):
-        return param_settings(part.target, part.config, strict)  # type: ignore[no-any-return]
-    if part.config.get("paramwise_cfg"):
-        Entry(part.name, part.config, strict, OWNER).refuse(
-            "paramwise_cfg must not be given for several modules together."
-        )
-    return {}
-
-
-def _left_out(part: Part, settings: Settings) -> list[Transform]:
+def _left_out(part: Part) -> list[Transform]:
     """What is never optimised though it has gradients."""
-    if not isinstance(part.target, nn.Module):
-        return []
-    trained = [name for name, p in part.target.named_parameters() if p.requires_grad]
-    out = [name for name in trained if settings.get(name, {}) is None]
+    facts = Target(part.target).index.facts
+    out = [fact.name for fact in facts if fact.parameter.requires_grad and part.settings.get(fact.name) is None]
     return [freeze(named(*out))] if out else []
 
 
@@ -286,14 +283,13 @@ class Numbers:
 
     part: Part
     optimizer: Optimizer
-    settings: Settings
     fields: Fields
     around: Around
     recipe: Recipe
 
     def all(self) -> dict[str, Value]:
         """By field what a link is given: those that the config names, and those that move or differ."""
-        own = [n for s in self.settings.values() for n in s or () if n in self.optimizer.parameters()]
+        own = [n for s in self.part.settings.values() for n in s or () if n in self.optimizer.parameters()]
         out = {}
         for field in dict.fromkeys((*self.fields, *own)):
             value = self.value(field)
@@ -304,7 +300,7 @@ class Numbers:
     def given(self, field: str) -> set[Any]:
         """The different numbers that parameters begin with."""
         base = self.optimizer.base(field)
-        return {s.get(field, base) for s in self.settings.values() if s is not None} or {base}
+        return {s.get(field, base) for s in self.part.settings.values() if s is not None} or {base}
 
     def base(self, field: str) -> float:
         """The number that the optimizer itself begins with."""
@@ -332,7 +328,7 @@ class Numbers:
         return values(  # type: ignore[no-any-return]
             self.part.target,
             self.part.config,
-            self.settings,
+            self.part.settings,
             field,
             curve,
             proportional=_proportional(make, self.recipe.clock.iters),

@@ -88,8 +88,7 @@ def clock_of(max_epochs: int | None, max_iters: int | None, epoch_length: int, o
     """How long the run is. `owner` begins the sentence of an error."""
     if (max_epochs is None) == (max_iters is None):
         raise ValueError(
-            f"{owner}: max_epochs or max_iters must be given, one of the two, got {max_epochs!r} and "
-            f"{max_iters!r}."
+            f"{owner}: max_epochs or max_iters must be given, one of the two, got {max_epochs!r} and {max_iters!r}."
         )
     for name, value in (("max_epochs", max_epochs), ("max_iters", max_iters), ("epoch_length", epoch_length)):
         if value is not None and (isinstance(value, bool) or not is_whole(value) or value < 1):

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gradchain.adapters.mmengine.entries import Entry, is_number, is_whole, listed
+from gradchain.adapters.mmengine.paramwise import INSIDE, OUTSIDE
 from gradchain.combinators.accumulate import accumulate
 from gradchain.combinators.amp_scale import amp_scale
 from gradchain.core.transform import Transform
@@ -34,10 +35,6 @@ ELSEWHERE = {
 }
 BELONGS = {
     "grad_clip": "did you mean 'clip_grad'?",
-    "weight_decay": "it belongs into the optimizer: optimizer=dict(weight_decay=...).",
-    "lr": "it belongs into the optimizer: optimizer=dict(lr=...).",
-    "momentum": "it belongs into the optimizer: optimizer=dict(momentum=...).",
-    "betas": "it belongs into the optimizer: optimizer=dict(betas=...).",
     "cumulative_iters": "did you mean 'accumulative_counts'?",
 }
 
@@ -83,7 +80,7 @@ def read_wrapper(config: Mapping[str, Any], name: str, strict: bool) -> Around:
         entry.refuse(f"type {kind!r} is not read: {ELSEWHERE[kind]}. Use type='OptimWrapper'.")
     if kind not in KEYS:
         entry.refuse(f"type must be one of {listed(KEYS)}, got {config.get('type')!r}.")
-    check_keys(entry, KEYS[kind], BELONGS)
+    check_keys(entry, (*KEYS[kind], *INSIDE, *OUTSIDE), BELONGS)  # `param_settings` says where those belong
     counts = entry.get(
         "accumulative_counts", 1, "a whole number of at least 1", lambda x: is_number(x) and is_whole(x) and x >= 1
     )
