@@ -11,10 +11,11 @@ from torch import nn
 
 from gradchain.adapters.mmengine import constructors, layers
 from gradchain.adapters.mmengine.paramwise import RULES, Group, Paramwise, check_places
+from gradchain.adapters.mmengine.written import values
 from gradchain.selectors import ParameterFacts
 from gradchain.updater.target import Target
 
-__all__ = ["param_settings"]
+__all__ = ["param_settings", "values"]
 
 DEFAULT = "DefaultOptimWrapperConstructor"
 BY_DEPTH = "LearningRateDecayOptimWrapperConstructor"
