@@ -1,5 +1,8 @@
 """MMEngine's recipes, read without MMEngine.
 
+`from_config` reads a whole recipe for a model, `unbound` one without, `read_config` a config file; what a config file
+becomes is printed by `python -m gradchain convert`. `param_settings` has the numbers of each parameter.
+
 `schedules` reads its parameter schedulers, and the `lr_config` and `momentum_config` of mmcv 1.x, number for number.
 What differs, on purpose:
 
@@ -31,7 +34,7 @@ Schedulers that read a metric (ReduceOnPlateau) are refused here: they are no fu
 
 from gradchain.adapters.mmengine.files import read_config
 from gradchain.adapters.mmengine.params import param_settings
-from gradchain.adapters.mmengine.recipe import from_config
+from gradchain.adapters.mmengine.recipe import from_config, unbound
 from gradchain.adapters.mmengine.schedules import schedules
 
-__all__ = ["from_config", "param_settings", "read_config", "schedules"]
+__all__ = ["from_config", "param_settings", "read_config", "schedules", "unbound"]

@@ -214,14 +214,3 @@ def _settled(
         known.faults.append(f"every trained parameter must be in a group, got none for {', '.join(map(repr, left))}.")
     known.report()
     return settings
-
-
-def values(model, optim_wrapper, settings, field, curve, proportional=True):  # STUB
-    from gradchain.selectors import choose, named
-
-    groups = {}
-    for n, s in settings.items():
-        if s is not None:
-            groups.setdefault(s[field], []).append(n)
-    parts = [(named(*names), curve(v)) for v, names in groups.items()]
-    return choose(*parts[1:], rest=parts[0][1])

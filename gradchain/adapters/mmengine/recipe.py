@@ -16,6 +16,7 @@ from gradchain.adapters.mmengine.hooks import average, plateaus, read_plateau
 from gradchain.adapters.mmengine.optimizers import Optimizer
 from gradchain.adapters.mmengine.params import param_settings, values
 from gradchain.adapters.mmengine.schedules import Fields, clock_of, schedules
+from gradchain.adapters.mmengine.symbolic import Symbolic
 from gradchain.adapters.mmengine.wrappers import OWNER, Around, check_keys, read_wrapper, type_name, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
@@ -43,16 +44,17 @@ class Part:
 
     key: its name among several, None for the only one; name: what errors call it; settings: what each parameter begins
     with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
-    part-filled.
+    part-filled; rules: in place of the settings where no model is at hand, and target is then what names its modules.
     """
 
     key: str | None
     name: str
     config: Mapping[str, Any]
-    target: nn.Module | dict[str, nn.Module]
+    target: Any
     settings: Mapping[str, Mapping[str, Any] | None]
     schedulers: Any
     flushes: bool = True
+    rules: Symbolic | None = None
 
 
 @dataclass(frozen=True)
@@ -120,13 +122,59 @@ def from_config(
     >>> updater.chain
     chain(clip_by_norm(35), trace(0.9), scale_by_learning_rate(0.1 * per_epoch(multi_step(1.0, (8, 11)), 100)))
     """
-    clock = clock_of(max_epochs, max_iters, epoch_length, OWNER)
-    lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length, "strict": strict}
+    lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
+    parts = _read(model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)
+    bound = {str(part.key): part.chain.bind(part.of, autocast=part.autocast) for part in parts}
+    return Group(bound) if parts[0].key is not None else bound["None"]
+
+
+@dataclass(frozen=True)
+class Unbound:
+    """One optimizer of a recipe as a chain. of: its modules, or without a model what names them."""
+
+    key: str | None
+    of: Any
+    chain: chain
+    autocast: torch.dtype | None
+
+
+def unbound(
+    optim_wrapper: Mapping[str, Any],
+    param_scheduler: Any = None,
+    *,
+    max_epochs: int | None = None,
+    max_iters: int | None = None,
+    epoch_length: int,
+    auto_scale_lr: Mapping[str, Any] | None = None,
+    custom_hooks: Any = None,
+    strict: bool = True,
+) -> list[Unbound]:
+    """Read a recipe as `from_config` does, for a model that is not at hand.
+
+    Rules per parameter become selectors for any model: of MMEngine's own constructor, and of ForceDefault.
+
+    Raises: as `from_config`; NotImplementedError: the constructor's rules depend on the model.
+    """
+    lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
+    return _read(None, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)
+
+
+def _read(
+    model: nn.Module | None,
+    optim_wrapper: Mapping[str, Any],
+    param_scheduler: Any,
+    lengths: dict[str, Any],
+    auto_scale_lr: Mapping[str, Any] | None,
+    custom_hooks: Any,
+    strict: bool,
+) -> list[Unbound]:
+    """The chains of a recipe, none of them bound yet."""
+    clock = clock_of(**lengths, owner=OWNER)
     entry = Entry("optim_wrapper", {}, strict, OWNER)
     if not isinstance(optim_wrapper, Mapping):
         entry.refuse(f"it must be a dict, got {type(optim_wrapper).__name__}.", TypeError)
     given: Mapping[str, Any] = optim_wrapper
-    curves = {}
+    curves: dict[str, Any] = {}
     if old_format.is_old(optim_wrapper):
         if param_scheduler is not None:
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
@@ -134,16 +182,21 @@ def from_config(
         given = old_format.as_wrapper(optim_wrapper, strict)
     recipe = Recipe(
         clock,
-        lambda entries: schedules(entries, **lengths, **curves),
+        lambda entries: schedules(entries, strict=strict, **lengths, **curves),
         _ratio(auto_scale_lr, strict),
         custom_hooks,
         strict,
     )
-    parts = _parts(model, given, param_scheduler, strict)
     # every chain is read before the first is bound
-    chains = [(part, *_chain(part, recipe)) for part in parts]
-    bound = {str(part.key): tx.bind(part.target, autocast=autocast) for part, tx, autocast in chains}
-    return Group(bound) if parts[0].key is not None else bound["None"]
+    return [
+        Unbound(part.key, part.target, *_chain(part, recipe)) for part in _parts(model, given, param_scheduler, strict)
+    ]
+
+
+NEEDS_MODEL = (
+    "which modules an optimizer is over depends on the model. mmengine.from_config(model, …) reads it, where the model "
+    "is at hand."
+)
 
 
 def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
@@ -164,7 +217,7 @@ def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
 # the optimizers of a recipe
 
 
-def _parts(model: nn.Module, config: Mapping[str, Any], schedulers: Any, strict: bool) -> list[Part]:
+def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, strict: bool) -> list[Part]:
     """The optimizers of a recipe: one, or one for each entry of a MultiOptimWrapperConstructor."""
     entry = Entry("optim_wrapper", config, strict, OWNER)
     constructor = type_name(config.get("constructor"))
@@ -183,13 +236,17 @@ def _parts(model: nn.Module, config: Mapping[str, Any], schedulers: Any, strict:
     if by_key:
         entry.refuse(f"param_scheduler must be a list for one optimizer, got a dict of {listed(schedulers)}.")
     if constructor != MULTI:
+        if model is None:
+            return [Part(None, "optim_wrapper", config, None, {}, schedulers, rules=Symbolic(config, strict))]
         return [Part(None, "optim_wrapper", config, model, param_settings(model, config, strict), schedulers)]
+    if model is None:
+        entry.refuse(NEEDS_MODEL, NotImplementedError)
     target = _modules(model, config["modules"], entry)
     inner = {key: value for key, value in config.items() if key not in ("modules", "constructor")}
     return [Part(None, "optim_wrapper", inner, target, param_settings(model, config, strict), schedulers)]
 
 
-def _several(model: nn.Module, entry: Entry, by_key: Any, schedulers: Any) -> list[Part]:
+def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any) -> list[Part]:
     """One optimizer for each key that names a submodule, or matches some."""
     given = {key: value for key, value in entry.items.items() if key not in ("constructor", "_scope_")}
     if given.pop("paramwise_cfg", None):
@@ -204,15 +261,20 @@ def _several(model: nn.Module, entry: Entry, by_key: Any, schedulers: Any) -> li
             entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
             continue
         of = config.get("modules", key)
-        target = _modules(model, of, entry)
+        mine = schedulers if by_key is None else by_key.get(key)
         inner = {k: v for k, v in config.items() if k != "modules"}
+        if model is None:
+            if not isinstance(of, str) or not of.isidentifier():
+                entry.refuse(NEEDS_MODEL, NotImplementedError)
+            parts.append(Part(key, name, inner, of, {}, mine, flushes=False, rules=Symbolic(inner, entry.strict)))
+            continue
+        target = _modules(model, of, entry)
         child = isinstance(target, nn.Module) and target is not model
         settings = (
             param_settings(target, inner, entry.strict)
             if child
             else param_settings(model, {**inner, "modules": of, "constructor": MULTI}, entry.strict)
         )
-        mine = schedulers if by_key is None else by_key.get(key)
         parts.append(Part(key, name, inner, target, settings, mine, flushes=False))
     if by_key is not None and (unknown := [key for key in by_key if key not in given]):
         entry.refuse(f"param_scheduler must be by the optimizers {listed(given)}, got {listed(unknown)}.")
@@ -272,6 +334,8 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
 
 def _left_out(part: Part) -> list[Transform]:
     """What is never optimised though it has gradients."""
+    if part.rules is not None:
+        return []
     facts = Target(part.target).index.facts
     out = [fact.name for fact in facts if fact.parameter.requires_grad and part.settings.get(fact.name) is None]
     return [freeze(named(*out))] if out else []
@@ -289,7 +353,8 @@ class Numbers:
 
     def all(self) -> dict[str, Value]:
         """By field what a link is given: those that the config names, and those that move or differ."""
-        own = [n for s in self.part.settings.values() for n in s or () if n in self.optimizer.parameters()]
+        own = [] if self.part.rules is None else self.part.rules.fields()
+        own = [n for s in (own, *self.part.settings.values()) for n in s or () if n in self.optimizer.parameters()]
         out = {}
         for field in dict.fromkeys((*self.fields, *own)):
             value = self.value(field)
@@ -323,6 +388,9 @@ class Numbers:
         def curve(base: float) -> Value:
             return self._read(make(base * self.recipe.ratio if field == "lr" else base))
 
+        if self.part.rules is not None:
+            even = _proportional(make, self.recipe.clock.iters)
+            return self.part.rules.value(field, next(iter(given)), curve, proportional=even)
         if len(given) == 1:
             return curve(next(iter(given)))
         return values(  # type: ignore[no-any-return]
