@@ -11,7 +11,7 @@ from gradchain.selectors.source import code
 
 __all__ = ["program"]
 
-WIDTH = 100
+WIDTH = 110
 
 
 def program(value: object, shared: dict[str, object] | None = None) -> str:
@@ -44,7 +44,7 @@ class _Named(ast.NodeTransformer):
         places = {"gch": gch, "gch.schedules": gch.schedules, "gch.selectors": selectors}
         place = next((place for place, room in places.items() if hasattr(room, node.id)), None)
         if node.id in ("inf", "nan"):
-            return ast.Call(ast.Name("float"), [ast.Constant(node.id)], [])
+            return ast.Name(f'float("{node.id}")')
         return ast.Name(node.id if place is None else f"{place}.{node.id}")
 
 

@@ -34,6 +34,7 @@ class Symbolic:
 
     def __init__(self, config: Mapping[str, Any], strict: bool) -> None:
         self.known, how = read(nn.Module(), config, strict)
+        self._missing_ok = not strict
         self.known.report()
         self._forced = False
         self._there = how is not None
@@ -64,7 +65,9 @@ class Symbolic:
         """
         if not self._there:
             return curve(base)
-        custom = [(_contains(key), self._of_entry(entry, field, base)) for key, entry in self.known.custom]
+        custom = [
+            (_contains(key, self._missing_ok), self._of_entry(entry, field, base)) for key, entry in self.known.custom
+        ]
         kinds = [(selector, base * factor) for selector, factor in self._kinds(field)]
         pairs = _shortened([*kinds, *custom] if self._forced else [*custom, *kinds], base)
         if not pairs:
@@ -111,11 +114,11 @@ class Symbolic:
         return [(selector, factor) for selector, factor in found if factor is not None]
 
 
-def _contains(key: str) -> Selector:
+def _contains(key: str, missing_ok: bool) -> Selector:
     """A custom key as MMEngine looks for it: in "module.name", which on the root module is ".name"."""
     inside = f"*{escape(key)}*"
     if not key.startswith(".") or "." in key[1:]:
-        return named(inside, missing_ok=True)
+        return named(inside, missing_ok=missing_ok)
     return named(inside, re.compile(f"{re.escape(key[1:])}[^.]*"), missing_ok=True)
 
 
@@ -132,6 +135,7 @@ def _any(selectors: Iterable[Selector]) -> Selector:
     """All that one of these selects; names stand together."""
     found = list(selectors)
     names = [s for s in found if isinstance(s, named)]
-    together = [named(*(p for s in names for p in s.patterns), missing_ok=True)] if names else []
+    missing_ok = any(s.missing_ok for s in names)
+    together = [named(*(p for s in names for p in s.patterns), missing_ok=missing_ok)] if names else []
     rest = [s for s in found if not isinstance(s, named)]
     return reduce(lambda one, other: one | other, [*together, *rest])
