@@ -127,7 +127,7 @@ class _Builder:
 def _length(config: Mapping[str, Any]) -> tuple[str, int]:
     """How long the run is, by epochs or by iterations."""
     for place, names in LENGTHS.items():
-        held = config.get(place)
+        held: Any = config.get(place)
         if not names and held is not None:
             return place.replace("total", "max"), held
         for name in names if isinstance(held, Mapping) else ():

@@ -9,7 +9,7 @@ import warnings
 from typing import Any
 
 import torch
-from mmengine.optim import OptimWrapper
+from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
 logging.disable(logging.CRITICAL)  # MMEngine logs every registration that it does not find in a scope
@@ -168,3 +168,17 @@ class Run:
             return {"periods": periods, "restart_weights": [draw.uniform(0.1, 1.0) for _ in periods], **floor}
         half = draw.choice([None, n, n, draw.randint(1, n + 2), *([n + 0.5, n / 2] if converted else [])])
         return floor if half is None else {**floor, "T_max": half}
+
+
+def constructed(model: torch.nn.Module, wrapper: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
+    """What its own constructor makes of a paramwise_cfg: by name, the settings of the group."""
+    config = copy.deepcopy(wrapper)
+    groups = DefaultOptimWrapperConstructor(config, config.pop("paramwise_cfg"))(model).optimizer.param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    settings: dict[str, Any] = dict.fromkeys(names.values())
+    for group in groups:
+        for parameter in group["params"]:
+            if id(parameter) in names:  # not the group that stands for the base values
+                keys = ("lr", "weight_decay", "lr_mult", "decay_mult", "decay_multi")
+                settings[names[id(parameter)]] = {key: group[key] for key in keys if key in group}
+    return settings

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import mmengine_live  # noqa: F401  # silences MMEngine's log
+import mmengine_live  # noqa: F401  # it silences MMEngine's log
 import torch
 from mmengine.hooks import EMAHook
 from mmengine.model.averaged_model import ExponentialMovingAverage
@@ -35,7 +35,7 @@ class ExpMomentumEMA(ExponentialMovingAverage):  # type: ignore[misc]  # mmengin
 
 
 class Small(nn.Module):
-    """Two parts that can be trained apart, without a gradient that is 0 but for rounding; norms, a depthwise convolution, biases, a bare parameter."""
+    """Two parts that can be trained apart, of several kinds of layers; no gradient is 0 but for rounding."""
 
     def __init__(self) -> None:
         super().__init__()

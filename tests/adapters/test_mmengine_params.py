@@ -6,15 +6,24 @@ import copy
 import gzip
 import importlib.util
 import json
+import math
+import random
 import warnings
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from mmengine_live import constructed
 from torch import nn
 
+import gradchain as gch
 from gradchain.adapters import mmengine
+from gradchain.adapters.mmengine import params
+from gradchain.adapters.mmengine.paramwise import RULES
+from gradchain.selectors.rules import settings_of
 
 FOLDER = Path(__file__).parents[3] / "shared" / "openmmlab"
 recorded = pytest.mark.skipif(not FOLDER.is_dir(), reason=f"needs the recorded values in {FOLDER}")
@@ -68,3 +77,119 @@ def test_every_recorded_setting() -> None:
             settled += 1
         assert wrapper == before
     assert settled > 200
+
+
+class Block(nn.Module):
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__()
+        self.norm = rng.choice([nn.LayerNorm, nn.BatchNorm1d, nn.RMSNorm, lambda n: nn.GroupNorm(1, n)])(4)
+        self.dw = nn.Conv2d(4, 4, 3, groups=rng.choice([1, 4]), bias=rng.random() < 0.7)
+        self.attn = nn.MultiheadAttention(4, 2) if rng.random() < 0.3 else nn.Linear(4, 4)
+        if rng.random() < 0.5:
+            self.gamma = nn.Parameter(torch.ones(4))
+            self.bias = nn.Parameter(torch.zeros(rng.choice([(4,), (2, 2)])))
+
+
+class Model(nn.Module):
+    """Some of everything: norms, depthwise convolutions, what is bare on the root, shared, tied or frozen."""
+
+    def __init__(self, rng: random.Random) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, 4))
+        if rng.random() < 0.5:
+            self.bias = nn.Parameter(torch.zeros(4))
+        self.backbone = nn.Sequential(*[Block(rng) for _ in range(3)])
+        self.neck = nn.ModuleDict({"conv_offset": nn.Conv2d(4, 4, 1), "norm": nn.LayerNorm(4)})
+        self.head = nn.Linear(4, 4)
+        if rng.random() < 0.2:
+            self.again = rng.choice([self.backbone[1], self.head, self.neck["norm"]])
+        if rng.random() < 0.2:
+            self.neck["conv_offset"].weight = nn.Parameter(self.neck["conv_offset"].weight.detach())
+            self.head.weight = self.backbone[0].dw.weight
+        for parameter in self.parameters():
+            parameter.requires_grad_(rng.random() < 0.9)
+
+
+KEYS = (
+    "backbone", "backbone.0", "backbone.1.norm", "norm", "bias", ".bias", ".cls_token", "cls", "conv_offset", "head",
+    "attn", "gamma", "neck.", "weight", "no_such_name", "dw.weight",
+)  # fmt: skip
+
+
+def random_wrapper(rng: random.Random) -> dict[str, Any]:
+    optimizer: dict[str, Any] = {"type": rng.choice(["SGD", "AdamW"]), "lr": rng.choice([0.1, 1e-3, 3e-4])}
+    if rng.random() < 0.9:
+        optimizer["weight_decay"] = rng.choice([0.05, 1e-4, 0.0, 0])
+    mults = (0.0, 0.1, 0.3, 1.0, 2.5, 3)
+    given: dict[str, Any] = {name: rng.choice(mults) for name in RULES if rng.random() < 0.4}
+    if rng.random() < 0.6:
+        entries: dict[str, Any] = {}
+        for key in rng.sample(KEYS, rng.randint(1, 5)):
+            entry = {name: rng.choice(mults) for name in ("lr_mult", "decay_mult") if rng.random() < 0.6}
+            entry |= {"lr": 0.02} if rng.random() < 0.1 else {}
+            entry |= {"weight_decay": 0.3} if rng.random() < 0.1 else {}
+            entry |= {"decay_multi": 0.0} if rng.random() < 0.1 else {}
+            entries[key] = entry
+        given["custom_keys"] = entries
+    if rng.random() < 0.7:
+        given["bypass_duplicate"] = rng.random() < 0.8
+    return {"optimizer": optimizer, "paramwise_cfg": given}
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_random_configs_against_mmengine(seed: int) -> None:
+    """What MMEngine's own constructor gives, to the bit, or its refusal; and written as values, the same again."""
+    rng = random.Random(seed)
+    model, wrapper = Model(rng), random_wrapper(rng)
+    try:
+        wanted = constructed(model, wrapper)
+    except (TypeError, ValueError) as error:
+        with pytest.raises(type(error)):
+            loosely(model, wrapper)
+        return
+    settings, _ = loosely(model, wrapper)
+    assert settings == wanted
+    for field in ("lr", "weight_decay"):
+        for proportional in (True, False):
+            check_values(model, wrapper, settings, field, proportional)
+
+
+def check_values(model: nn.Module, wrapper: Any, settings: Any, field: str, proportional: bool) -> Any:
+    """The value, resolved over the model, is the settings; where curves do not scale, each has its own."""
+    value = params.values(model, wrapper, settings, field, Curve, proportional)
+    facts = [(n, p, model.get_submodule(n.rpartition(".")[0])) for n, p in model.named_parameters()]
+    for (name, _, _), setting in zip(facts, settings_of(value, facts), strict=True):
+        if settings[name] is not None:
+            got = math.prod(setting.factors, start=setting.value.base)
+            assert math.isclose(got, settings[name].get(field, got), rel_tol=1e-15), f"{name}: {value!r}"
+            assert proportional or not setting.factors
+    return value
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A schedule that says what it was made of."""
+
+    base: float
+
+    def __call__(self, step: float) -> float:
+        return self.base / (1 + step)
+
+
+@recorded
+def test_every_recorded_setting_as_a_value() -> None:
+    """lr and weight decay of every recorded config, with curves that scale and with curves that do not."""
+    kinds = Counter()
+    for row in rows():
+        if "error" not in row:
+            model, wrapper = build(row["module"]), wrapper_of(row)
+            settings, _ = loosely(model, wrapper)
+            for field in ("lr", "weight_decay"):
+                for proportional in (True, False):
+                    value = check_values(model, wrapper, settings, field, proportional)
+                    kinds[proportional, type(value).__name__] += 1
+                    written = repr(params.values(model, wrapper, settings, field, float, proportional))
+                    again = eval(written, {**vars(gch), "torch": torch, "depth": gch.selectors.depth})
+                    assert repr(again) == written
+                    assert len(written) < 700, written
+    assert not kinds[True, "choose"] and not kinds[False, "multiply"] and kinds[True, "multiply"] > 300

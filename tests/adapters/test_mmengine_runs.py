@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+import gzip
+import importlib
+import json
+import logging
+import math
+import re
+import warnings
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from mmengine_stand_in import stand_in
+from mmengine_training import Small, Training, batches, model
+from torch import Tensor
+from torch.utils.data import DataLoader
 
-pytest.importorskip("mmengine")
+import gradchain as gch
+from gradchain.adapters import mmengine
 
-from mmengine_training import Small, Training  # noqa: E402
-
-import gradchain as gch  # noqa: E402
-
+FOLDER = Path(__file__).parents[3] / "shared" / "openmmlab"
 SGD = {"type": "SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 1e-2}
 ADAM = {"type": "Adam", "lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 1e-2}
 ADAMW = {"type": "AdamW", "lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-7, "weight_decay": 0.1}
@@ -84,7 +101,8 @@ RUNS = {
     ),
     "average of mmdet, buffers": Training(
         {"optimizer": ADAMW}, [COSINE],
-        hooks=[{"type": "EMAHook", "ema_type": "ExpMomentumEMA", "momentum": 0.01, "gamma": 50, "update_buffers": True}],
+        hooks=[{"type": "EMAHook", "ema_type": "ExpMomentumEMA", "momentum": 0.01, "gamma": 50,
+                "update_buffers": True}],
     ),
     "average of mmdet, later, at intervals": Training(
         {"optimizer": ADAMW},
@@ -129,21 +147,135 @@ RUNS = {
 }  # fmt: skip
 
 
+def check(name: str, got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Equal at 1e-12, counters too."""
+    for key, value in expected.items():
+        message = f"{name}: {key}: {got[key]} is not {value}"
+        torch.testing.assert_close(got[key], value, rtol=1e-12, atol=1e-13, msg=message)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_the_same_weights_after_200_iterations(name: str) -> None:
-    """Every weight, buffer and average, in float64 at 1e-12; the weights have moved."""
+    """Every weight, buffer and average, in float64 at 1e-12; the weights have moved, and the chain is a config."""
     training = RUNS[name]
     expected, averages = training.theirs()
     got, updater = training.ours()
-    for key, value in expected.state_dict().items():
-        torch.testing.assert_close(got.state_dict()[key], value, rtol=1e-12, atol=1e-13, msg=lambda m: f"{name}: {key}: {m}")
-    fresh = Training({}).steps and type(got)().double()
-    assert not torch.equal(fresh.head[1].weight, got.head[1].weight)
+    check(name, got.state_dict(), expected.state_dict())
+    assert (got.head[1].weight - model().head[1].weight).abs().max() > 1e-3
     if averages is not None:
         ours = updater.averages()
-        for key, value in averages.items():
-            # counters are of MMEngine's first copy, and here of the last averaging
-            if key in ours and value.is_floating_point():
-                torch.testing.assert_close(ours[key], value, rtol=1e-12, atol=1e-13, msg=lambda m: f"{name}: {key}: {m}")
+        # counters are of MMEngine's first copy, and here of the last averaging
+        check(name, ours, {k: v for k, v in averages.items() if k in ours and v.is_floating_point()})
     for one in updater.values() if isinstance(updater, gch.Group) else [updater]:
         assert gch.from_config(gch.to_config(one.chain)) == one.chain
+
+
+class Toy(BaseModel):  # type: ignore[misc]  # mmengine has no types
+    """The small model as a Runner wants it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = model()
+
+    def forward(self, x: Tensor, y: Tensor, mode: str) -> dict[str, Tensor]:
+        return {"loss": (self.net(x) - y).square().mean()}
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of")  # accumulation steps schedulers first
+def test_the_runner_itself(tmp_path: Path) -> None:
+    """With everything at once: accumulation with a ragged end, clip, rules, three schedulers, an average."""
+    training = Training(
+        {"optimizer": ADAMW, "paramwise_cfg": RULES, "accumulative_counts": 3, "clip_grad": {"max_norm": 0.2}},
+        [WARM_UP, COSINE, {"type": "LinearMomentum", "start_factor": 0.5, "end": 2}],
+        max_epochs=5,
+        hooks=[{"type": "EMAHook", "momentum": 0.02, "begin_iter": 3}],
+    )
+    logging.disable(logging.CRITICAL)
+    runner = Runner(
+        Toy(), str(tmp_path),
+        train_dataloader=DataLoader(list(batches(training.epoch_length)), collate_fn=lambda rows: rows[0]),
+        train_cfg={"by_epoch": True, "max_epochs": training.max_epochs},
+        optim_wrapper=copy.deepcopy(dict(training.optim_wrapper)),
+        param_scheduler=copy.deepcopy(training.param_scheduler),
+        custom_hooks=copy.deepcopy(training.hooks),
+        default_hooks={"checkpoint": None, "logger": None},
+        experiment_name="gradchain",
+    )  # fmt: skip
+    runner.train()
+    net = Toy()
+    updater = training.updater(net)
+    for _ in range(training.max_epochs or 0):
+        for x, y in batches(training.epoch_length):
+            updater.update(net(x, y, "loss")["loss"])
+    check("Runner", net.state_dict(), runner.model.state_dict())
+    assert updater.num_updates == 34 and not updater.flush()
+
+
+# every recipe that was found
+
+
+# a part of the sentence: how many recipes it refuses, strictly and not
+REFUSALS = {
+    "elsewhere. Register it: gch.register('LARS')": (23, 0),
+    "elsewhere. Register it: gch.register('Lamb')": (7, 0),
+    "LearningRateDecayOptimWrapperConstructor: paramwise_cfg: every key must be one that": (5, 0),
+    "LayerDecayOptimWrapperConstructor: paramwise_cfg: every key must be one that": (4, 0),
+    "it makes one optimizer for each resolution": (4, 4),
+    "weight_decay must be inside optimizer": (3, 0),
+    "it makes one optimizer for each stage": (2, 2),
+    "DeepSpeed's engine makes the update": (2, 2),
+    "(ReduceLR): a scheduler that reads a metric": (2, 2),
+    "'fix_lr' of a parameter group must be an argument": (2, 0),
+    "got '_delete'; did you mean '_delete_'?": (1, 0),
+    "'_delete_' must not be left in a config": (1, 0),
+    "optimizer must have weight_decay where bias_decay_mult multiplies it": (1, 1),
+    "optim_wrapper: optimizer must be given.": (1, 1),
+    "needs at least one optimizer: the name of a submodule": (1, 1),
+    "max_epochs or max_iters must be given, one of the two, got None and None": (1, 1),
+}
+
+
+def updaters(recipe: Mapping[str, Any], build: Any, strict: bool) -> list[gch.Updater] | str:
+    """One for each optimizer of a row, or why there is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            read = mmengine.from_config(
+                stand_in(recipe["optim_wrapper"], build),
+                recipe["optim_wrapper"],
+                recipe["param_scheduler"],
+                max_epochs=recipe.get("epochs"),
+                max_iters=recipe.get("iters"),
+                epoch_length=97,
+                custom_hooks=recipe.get("hooks"),
+                strict=strict,
+            )
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return list(read.values()) if isinstance(read, gch.Group) else [read]
+
+
+@pytest.mark.skipif(not FOLDER.is_dir(), reason=f"needs the recipes in {FOLDER}")
+@pytest.mark.parametrize("strict", [True, False])
+def test_every_recipe_is_read_or_refused(strict: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """490 of them, on small models with the names they speak of: each prints as code that makes it, or says why not."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    build = importlib.import_module("modules").build
+    code = {**vars(gch.schedules), **vars(gch.selectors), **vars(gch), "re": re, "torch": torch}
+    refused, read = Counter[str](), 0
+    with gzip.open(FOLDER / "recipes.jsonl.gz", "rt") as file:
+        for recipe in map(json.loads, file):
+            found = updaters(recipe, build, strict)
+            if isinstance(found, str):
+                refused[next((part for part in REFUSALS if part in found), found)] += 1
+                continue
+            read += 1
+            for one in found:
+                assert eval(repr(one.chain), code) == one.chain == gch.from_config(gch.to_config(one.chain))
+                assert all(math.isfinite(x) and x >= 0 for x in numbers_of(one.hyperparams()))
+    assert refused == {part: many[not strict] for part, many in REFUSALS.items() if many[not strict]}
+    assert read == 490 - refused.total()
+
+
+def numbers_of(hyperparams: Mapping[str, Any]) -> list[float]:
+    return [x for value in hyperparams.values() for x in (value.values() if isinstance(value, dict) else [value])]

@@ -10,7 +10,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine.paramwise import Group, Paramwise, Visit, visits
 
-__all__ = ["by_depth", "default", "force_default", "swin"]
+__all__ = ["by_depth", "default", "force_default", "old_default", "swin"]
 
 
 def default(known: Paramwise, model: nn.Module) -> list[Group]:
@@ -35,7 +35,8 @@ def _default(known: Paramwise, model: nn.Module, *, frozen: bool, forced: bool) 
         if visit.parameter.requires_grad:
             found = known.winner(visit.tested)
             if found is not None:
-                items = _by_key(known, *found)
+                # whatever the entry has becomes an item of the group, `lr` and `weight_decay` too
+                items = {**_by_key(known, *found), **found[1]}
             if found is None or forced:
                 items |= _by_kind(known, visit)
         taken.add(id(visit.parameter))
@@ -49,19 +50,24 @@ def _by_key(known: Paramwise, key: str, entry: Mapping[str, Any]) -> dict[str, A
     if known.decays:
         factor = known.factor(f"{place}['decay_mult']", entry.get("decay_mult", 1.0))
         items["weight_decay"] = known.base("weight_decay") * factor
-    return {**items, **entry}  # whatever it has becomes an item of the group, `lr` and `weight_decay` too
+    return items
 
 
-def _by_kind(known: Paramwise, visit: Visit) -> dict[str, Any]:
+def _by_kind_of_lr(known: Paramwise, visit: Visit) -> dict[str, Any]:
     items: dict[str, Any] = {}
-    bias, free = visit.name == "bias", not visit.deformable
-    if bias and free and not visit.norm and known.rule("bias_lr_mult") is not None:
+    free = not visit.deformable
+    if visit.name == "bias" and free and not visit.norm and known.rule("bias_lr_mult") is not None:
         items["lr"] = known.base("lr") * known.rule("bias_lr_mult")
     offset = not free and "conv_offset" in visit.prefix and isinstance(visit.module, nn.Conv2d)
     if offset and known.rule("dcn_offset_lr_mult") is not None:
         items["lr"] = known.base("lr") * known.rule("dcn_offset_lr_mult")
+    return items
+
+
+def _by_kind(known: Paramwise, visit: Visit) -> dict[str, Any]:
+    items = _by_kind_of_lr(known, visit)
     if known.decays:
-        flat = visit.parameter.ndim == 1
+        bias, free, flat = visit.name == "bias", not visit.deformable, visit.parameter.ndim == 1
         kinds = {"norm": visit.norm, "bias": bias and free, "dwconv": visit.depthwise, "flat": flat and free}
         _decay(known, [kind for kind, there in kinds.items() if there], items)
     return items
@@ -72,6 +78,32 @@ def _decay(known: Paramwise, kinds: list[str], items: dict[str, Any]) -> None:
     factor = next((f for f in (known.rule(f"{kind}_decay_mult") for kind in kinds) if f is not None), None)
     if factor is not None:
         items["weight_decay"] = known.base("weight_decay") * factor
+
+
+def old_default(known: Paramwise, model: nn.Module) -> list[Group]:
+    """DefaultOptimizerConstructor of mmcv 1.x: norm > depthwise > bias, and a rule that is not set takes its own too.
+
+    Frozen parameters are kept, and nothing but the multipliers of a custom key is read.
+    """
+    groups: list[Group] = []
+    taken: set[int] = set()
+    for visit in visits(model):
+        items: dict[str, Any] = {}
+        if visit.parameter.requires_grad:
+            if known.given.get("bypass_duplicate", False) and id(visit.parameter) in taken:
+                continue
+            found = known.winner(visit.tested)
+            kinds = {
+                "norm": visit.norm,
+                "dwconv": visit.depthwise,
+                "bias": visit.name == "bias" and not visit.deformable,
+            }
+            items = _by_kind_of_lr(known, visit) if found is None else _by_key(known, *found)
+            if found is None and known.decays:
+                _decay(known, [kind for kind, there in kinds.items() if there][:1], items)
+        taken.add(id(visit.parameter))
+        groups.append(([visit.parameter], items))
+    return groups
 
 
 def by_depth(known: Paramwise, model: nn.Module) -> list[Group]:

@@ -33,7 +33,7 @@ def decays(model: nn.Module, config: Mapping[str, Any], facts: Sequence[Paramete
 
 def _totals(model: nn.Module, given: Mapping[str, Any], prefix: str, names: Sequence[str]) -> list[int]:
     """How many depths there may be: as the config, the model or the list of blocks says."""
-    ask: Any = getattr(model, "get_layer_depth", None)
+    ask: Any = getattr(getattr(model, "module", model), "get_layer_depth", None)
     totals = [given["num_layers"] + 2] if type(given.get("num_layers")) is int else []
     totals += [ask(names[0])[1]] if ask is not None else []
     totals += [len(_counts(rf"{re.escape(prefix)}{blocks}\.(\d+)\.", names)) + 2 for blocks in ("layers", "blocks")]

@@ -132,7 +132,7 @@ def read_plateau(
         entry.refuse("begin and end must not be given: it reads every observation.")
     for other in others or ():
         kind = str(type_name(other.get("type")))
-        if kind.endswith("LR") and not kind.removesuffix("LR") in PURE:
+        if kind.endswith("LR") and kind.removesuffix("LR") not in PURE:
             entry.refuse(
                 f"the other schedulers of the learning rate must only multiply, got {kind}, which acts on what a "
                 "reduction leaves."

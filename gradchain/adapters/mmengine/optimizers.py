@@ -77,14 +77,14 @@ class Optimizer:
         except KeyError as error:
             self.entry.refuse(str(error.args[0]).removeprefix("from_torch: "), KeyError)
 
-    def base(self, field: str) -> float | None:
+    def base(self, field: str) -> Any:
         """The number that a field of a parameter group has by itself; None if there is no such field."""
-        known = self.parameters()
-        for name in (field, "learning_rate") if field == "lr" else (field, "b1") if field == "momentum" else (field,):
+        known, also = self.parameters(), {"lr": "learning_rate", "momentum": "b1"}
+        for name in (field, also.get(field, field)):
             if name in self.args or name in known:
-                return self.args.get(name, getattr(known.get(name), "default", None))  # type: ignore[no-any-return]
+                return self.args.get(name, known[name].default if name in known else None)
         if field == "momentum" and "betas" in known:
-            return self.args.get("betas", known["betas"].default)[0]  # type: ignore[no-any-return]
+            return self.args.get("betas", known["betas"].default)[0]
         return None
 
     def links(self, values: Mapping[str, Value]) -> list[Transform]:

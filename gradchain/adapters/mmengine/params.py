@@ -49,6 +49,9 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "ForceDefaultOptimWrapperConstructor": Constructor(
         constructors.force_default, (*_DEFAULT, "force_default_settings"), items=True
     ),
+    "DefaultOptimizerConstructor": Constructor(
+        constructors.old_default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")
+    ),
     BY_DEPTH: Constructor(constructors.by_depth, _DECAYS, ("decay_mult",), items=True),
     f"mmselfsup.{BY_DEPTH}": Constructor(layers.mmselfsup, ("custom_keys",), ("decay_mult",), always=True),
     BY_LAYER: Constructor(layers.mmseg, _LAYERS),
@@ -76,9 +79,9 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
     Args:
         model: the module; what wraps it as `.module` is looked through, as MMEngine does.
         optim_wrapper: the dict with `optimizer`, `paramwise_cfg` and `constructor`; nothing of it is changed.
-            Constructors: Default, ForceDefault; LearningRateDecay and LayerDecay of MMPretrain, MMSegmentation,
-            MMDetection, MMPose, MMAction2, MMSelfSup; Swin and TSM of MMAction2; YOLOv5 and YOLOv7 of MMYOLO; Multi of
-            MMagic. Where two projects have one name, a scope before it (`mmselfsup.`) or the model tells.
+            Constructors: Default, that of mmcv 1.x too; ForceDefault; LearningRateDecay and LayerDecay of MMPretrain,
+            MMSegmentation, MMDetection, MMPose, MMAction2, MMSelfSup; Swin and TSM of MMAction2; YOLOv5 and YOLOv7 of
+            MMYOLO; Multi of MMagic. Where two projects have one name, a scope (`mmselfsup.`) or the model tells.
         strict: True, what cannot act is an error that names all of it; False, a warning each.
 
     Returns:

@@ -143,14 +143,17 @@ class Paramwise:
             if key in ("lr_mult", "decay_mult"):
                 self.faults.append(f"paramwise_cfg: {key} must be in an entry of custom_keys; here nothing reads it.")
             elif key not in readable:
-                self.faults.append(_unread("paramwise_cfg", key, self.constructor, readable))
+                cure = f"it reads {listed(known)}."
+                self.faults.append(_unread("paramwise_cfg", key, self.constructor, readable, cure))
         if "custom_keys" not in readable:
             return
         options = {*in_entries, *(self._items() if items else ())}
         for key, entry in self.custom:
             for name in entry:
                 if name not in options and (not items or self.arguments or _like_a_multiplier(name)):
-                    self.faults.append(_unread(f"custom_keys[{key!r}]", name, self.constructor, options))
+                    more = ", and the optimizer's own arguments" if items else ""
+                    cure = f"it reads {listed(in_entries)}{more}."
+                    self.faults.append(_unread(f"custom_keys[{key!r}]", name, self.constructor, options, cure))
 
     def _items(self) -> set[str]:
         """What an optimizer reads of a parameter group."""
@@ -185,9 +188,9 @@ def _like_a_multiplier(name: str) -> bool:
     return "mult" in name or bool(difflib.get_close_matches(name, ("lr_mult", "decay_mult"), cutoff=0.8))
 
 
-def _unread(place: str, key: str, constructor: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(key), sorted(known), 1)
-    cure = f"did you mean {near[0]!r}?" if near else f"it reads {listed(set(known) - {'_delete_'})}."
+def _unread(place: str, key: object, constructor: str, known: Iterable[str], otherwise: str) -> str:
+    near = difflib.get_close_matches(str(key).replace("wd", "decay"), sorted(known), 1)
+    cure = f"did you mean {near[0]!r}?" if near else otherwise
     return f"{place}: every key must be one that {constructor} reads, got {key!r}; {cure}"
 
 

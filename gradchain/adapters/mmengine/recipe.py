@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,15 +23,17 @@ from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant
-from gradchain.selectors import named
+from gradchain.selectors import PerParameter, named
 from gradchain.updater import Group
 from gradchain.updater.target import Target
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
 
-__all__ = ["from_config"]
+__all__ = ["Unbound", "from_config", "unbound"]
 
+# what constructors leave in a group for the log
+LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
 MULTI = "MultiOptimWrapperConstructor"
 ELSEWHERE = {
     "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
@@ -42,9 +45,10 @@ ELSEWHERE = {
 class Part:
     """One optimizer of a recipe, and the modules that it is over.
 
-    key: its name among several, None for the only one; name: what errors call it; settings: what each parameter begins
+    key: its name among several, None for the only one; name: what errors call it; target: what the chain is bound to,
+    a module or a dict of those, or where no model is at hand what names them; settings: what each parameter begins
     with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
-    part-filled; rules: in place of the settings where no model is at hand, and target is then what names its modules.
+    part-filled; rules: in place of the settings, where no model is at hand.
     """
 
     key: str | None
@@ -130,7 +134,11 @@ def from_config(
 
 @dataclass(frozen=True)
 class Unbound:
-    """One optimizer of a recipe as a chain. of: its modules, or without a model what names them."""
+    """One optimizer of a recipe as a chain.
+
+    key: its name among several, None for the only one; of: its modules, or without a model the name of the submodule,
+    None for the model itself; autocast: the dtype of the forward.
+    """
 
     key: str | None
     of: Any
@@ -151,9 +159,26 @@ def unbound(
 ) -> list[Unbound]:
     """Read a recipe as `from_config` does, for a model that is not at hand.
 
-    Rules per parameter become selectors for any model: of MMEngine's own constructor, and of ForceDefault.
+    Rules per parameter become selectors for any model. Where the chain is bound, one that selects nothing is an error,
+    as every selector is; MMEngine is silent there.
 
-    Raises: as `from_config`; NotImplementedError: the constructor's rules depend on the model.
+    Args: as `from_config`; strict=False lets custom keys match nothing.
+
+    Returns:
+        The chain of each optimizer.
+
+    Raises: as `from_config`; NotImplementedError: rules that depend on the model, which are those of all constructors
+        but MMEngine's own, ForceDefault, and Multi for submodules by name.
+
+    >>> from gradchain.adapters import mmengine
+    >>> wrapper = dict(
+    ...     optimizer=dict(type="SGD", lr=0.1, weight_decay=1e-4),
+    ...     paramwise_cfg=dict(bias_decay_mult=0.0, custom_keys={"head": dict(lr_mult=10)}),
+    ... )
+    >>> [part] = mmengine.unbound(wrapper, max_iters=100, epoch_length=10)
+    >>> part.chain
+    chain(add_decayed_weights(multiply(0.0001, first((named("*head*"), 1.0), (bias, 0.0)))), \
+scale_by_learning_rate(multiply(0.1, (named("*head*"), 10.0))))
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
     return _read(None, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)
@@ -170,27 +195,19 @@ def _read(
 ) -> list[Unbound]:
     """The chains of a recipe, none of them bound yet."""
     clock = clock_of(**lengths, owner=OWNER)
+    read = partial(schedules, strict=strict, **lengths)
     entry = Entry("optim_wrapper", {}, strict, OWNER)
     if not isinstance(optim_wrapper, Mapping):
         entry.refuse(f"it must be a dict, got {type(optim_wrapper).__name__}.", TypeError)
     given: Mapping[str, Any] = optim_wrapper
-    curves: dict[str, Any] = {}
     if old_format.is_old(optim_wrapper):
         if param_scheduler is not None:
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
-        curves = {key: given.get(key) for key in old_format.SCHEDULES}
+        read = partial(read, **{key: given.get(key) for key in old_format.SCHEDULES})
         given = old_format.as_wrapper(optim_wrapper, strict)
-    recipe = Recipe(
-        clock,
-        lambda entries: schedules(entries, strict=strict, **lengths, **curves),
-        _ratio(auto_scale_lr, strict),
-        custom_hooks,
-        strict,
-    )
-    # every chain is read before the first is bound
-    return [
-        Unbound(part.key, part.target, *_chain(part, recipe)) for part in _parts(model, given, param_scheduler, strict)
-    ]
+    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), custom_hooks, strict)
+    parts = _parts(model, given, param_scheduler, strict)
+    return [Unbound(part.key, part.target, *_chain(part, recipe)) for part in parts]
 
 
 NEEDS_MODEL = (
@@ -261,8 +278,8 @@ def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any
             entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
             continue
         of = config.get("modules", key)
-        mine = schedulers if by_key is None else by_key.get(key)
         inner = {k: v for k, v in config.items() if k != "modules"}
+        mine = schedulers if by_key is None else by_key.get(key)
         if model is None:
             if not isinstance(of, str) or not of.isidentifier():
                 entry.refuse(NEEDS_MODEL, NotImplementedError)
@@ -283,11 +300,11 @@ def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any
     return parts
 
 
-def _modules(model: nn.Module, given: Any, entry: Entry) -> nn.Module | dict[str, nn.Module]:
+def _modules(model: nn.Module, given: Any, entry: Entry) -> Any:
     """The submodule of this name, or all whose names match in full, by name."""
     model = getattr(model, "module", model)
     if isinstance(given, str) and given in model._modules:
-        return getattr(model, given)  # type: ignore[no-any-return]
+        return getattr(model, given)
     found: dict[str, nn.Module] = {}
     for pattern in [given] if isinstance(given, str) else given:
         if pattern in model._modules:
@@ -316,7 +333,7 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
     numbers = Numbers(part, optimizer, fields, around, recipe)
     moving = numbers.all()
     learning_rate = numbers.base("lr") if reading else 0.0
-    reducing = read_plateau(reading, others, learning_rate, len(numbers.given("lr")) > 1, recipe.strict)
+    reducing = read_plateau(reading, others, learning_rate, isinstance(moving.get("lr"), PerParameter), recipe.strict)
     rule = optimizer.links(moving)
     if reducing and not isinstance(rule[-1], chain):
         optimizer.entry.refuse("a rule that is no link of gradchain's writes its weights itself: no plateau scales it.")
@@ -353,8 +370,15 @@ class Numbers:
 
     def all(self) -> dict[str, Value]:
         """By field what a link is given: those that the config names, and those that move or differ."""
-        own = [] if self.part.rules is None else self.part.rules.fields()
-        own = [n for s in (own, *self.part.settings.values()) for n in s or () if n in self.optimizer.parameters()]
+        known = self.optimizer.parameters()
+        groups = self.part.settings.values() if self.part.rules is None else [self.part.rules.fields()]
+        items = dict.fromkeys(n for s in groups for n in s or ())
+        own = [n for n in items if n in known]
+        for odd in (n for n in items if n not in known and n not in (*self.fields, *LABELS)):
+            self.optimizer.entry.object_to(
+                f"{odd!r} of a parameter group must be an argument of the optimizer; put the parameters that have it "
+                "in a branch of partition."
+            )
         out = {}
         for field in dict.fromkeys((*self.fields, *own)):
             value = self.value(field)
@@ -371,8 +395,9 @@ class Numbers:
         """The number that the optimizer itself begins with."""
         base = self.optimizer.base(field)
         if not is_number(base):
-            self.optimizer.entry.refuse(f"{field} must be given as a number, got {base!r}.")
-        return base * self.recipe.ratio if field == "lr" else base  # type: ignore[operator]  # a number
+            self.optimizer.entry.refuse(f"{field} must be a number, got {base!r}.")
+        number: float = base * self.recipe.ratio if field == "lr" else base
+        return number
 
     def value(self, field: str) -> Value | None:
         """The value of one field; None where the optimizer has no such number."""
@@ -388,19 +413,12 @@ class Numbers:
         def curve(base: float) -> Value:
             return self._read(make(base * self.recipe.ratio if field == "lr" else base))
 
-        if self.part.rules is not None:
-            even = _proportional(make, self.recipe.clock.iters)
-            return self.part.rules.value(field, next(iter(given)), curve, proportional=even)
-        if len(given) == 1:
+        if self.part.rules is None and len(given) == 1:
             return curve(next(iter(given)))
-        return values(  # type: ignore[no-any-return]
-            self.part.target,
-            self.part.config,
-            self.part.settings,
-            field,
-            curve,
-            proportional=_proportional(make, self.recipe.clock.iters),
-        )
+        proportional = _proportional(make, self.recipe.clock.iters)
+        if self.part.rules is not None:
+            return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
+        return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
 
     def _read(self, schedule: Schedule) -> Value:
         """A number where nothing moves, else the schedule, in micro-batches where those are not updates."""

@@ -11,6 +11,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine.atoms import Atom, by_config, by_kind, by_name, joined
 from gradchain.adapters.mmengine.depths import decays
+from gradchain.adapters.mmengine.entries import is_number
 from gradchain.adapters.mmengine.paramwise import Paramwise
 from gradchain.selectors import ParameterFacts, choose, first, multiply
 from gradchain.selectors.base import conjunction
@@ -64,12 +65,10 @@ def values(
     base = _of_group({key: optimizer.default(key) for key in (field, "betas")}, field)
     wanted = {name: _of_group(items, field, base) for name, items in settings.items() if items is not None}
     if not wanted or None in wanted.values():
-        raise ValueError(f"mmengine.values: {field} must be set for some parameter and known for each, got {wanted!r}.")
-    counts = Counter(wanted.values())
-    usual = [value for value, _ in counts.most_common()]
-    start = base if base in counts else next(filter(None, usual), usual[0])
-    if len(counts) == 1:
-        return curve(start)  # type: ignore[no-any-return]
+        raise ValueError(f"mmengine.params.values: {field} must be known for every trained parameter, got {wanted!r}.")
+    if len(set(wanted.values())) == 1:
+        return curve(next(iter(wanted.values())))  # type: ignore[no-any-return]
+    start = _start(base, optim_wrapper, wanted)
     for make in _forms(model, optim_wrapper, facts, wanted, start, proportional):
         if _gives(make(lambda value: value), facts, wanted):
             return make(curve)
@@ -81,6 +80,15 @@ def _of_group(items: Mapping[str, Any], field: str, otherwise: Any = None) -> An
     if field == "momentum" and items.get("betas") is not None:
         return items["betas"][0]
     return items.get(field, otherwise)
+
+
+def _start(base: Any, config: Mapping[str, Any], wanted: Mapping[str, float]) -> float:
+    """What the others are multiples of: the base value where the config says so, else what most have that is not 0."""
+    counts = Counter(wanted.values())
+    if base in counts or (base and {base * factor for factor in _numbers(config)} >= counts.keys()):
+        return base  # type: ignore[no-any-return]
+    usual = [value for value, _ in counts.most_common()]
+    return next(filter(None, usual), usual[0])
 
 
 def _gives(value: Value, facts: Sequence[ParameterFacts], wanted: Mapping[str, float]) -> bool:
@@ -162,10 +170,10 @@ def _factors(
     pairs: Sequence[Pair], config: Mapping[str, Any], wanted: Mapping[str, float], start: float
 ) -> Sequence[Any]:
     """The rules of `multiply`: one after the other where no parameter is in two, else the first that matches."""
-    known = [1.0, 0.0, *_numbers(config.get("paramwise_cfg") or {})]
+    known = list(_numbers(config))
     rules = []
     for atom, value in pairs:
-        exact = (float(factor) for factor in known if start * factor == value)
+        exact = (factor for factor in known if start * factor == value)
         short = round(value / start, 9)
         near = short if math.isclose(start * short, value, rel_tol=1e-15) else value / start
         rules.append((atom.selector, next(exact, near)))
@@ -174,9 +182,11 @@ def _factors(
 
 
 def _numbers(config: Any) -> Iterator[float]:
-    """All the numbers that a config has somewhere."""
-    if isinstance(config, Mapping):
-        for value in config.values():
-            yield from _numbers(value)
-    elif isinstance(config, (int, float)) and not isinstance(config, bool):
-        yield config
+    """Factors that a config may mean: 1, 0 and all the numbers that its paramwise_cfg has somewhere."""
+    yield from (1.0, 0.0)
+    inside = [config.get("paramwise_cfg")]
+    for value in inside:
+        if isinstance(value, Mapping):
+            inside += value.values()
+        elif is_number(value):
+            yield float(value)
