@@ -651,6 +651,8 @@ SPOILED = {
     "n = max(n, 2)": {"n"},
     "def f(): x['a'] = 2\nf()": {"f", "x", "y"},
     "def f():\n    global n\n    n = 2\nf()": {"f", "n"},
+    "def f():\n    global n\n    n = 2\nn = 1\nf()": {"f", "n"},
+    "def f(): x['a'] = 2\nx = dict(a=1)\nf()": {"f", "x", "y"},
     "exec('n = 2')": {"n", "x", "y", "z", "k"},
     "import os\nfor w in os.walk('.'): z.append(w)": {"w", "z"},
 }
