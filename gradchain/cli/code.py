@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ast
-from typing import Any
+from typing import Any, TypeGuard
 
 import gradchain as gch
 from gradchain import selectors
@@ -53,10 +53,9 @@ def _lines(node: ast.expr, indent: int, ending: str) -> list[str]:
     space, whole = " " * indent, ast.unparse(node) + ending
     if indent + len(whole) <= WIDTH and not _is_chain(node):
         return [space + whole]
-    if isinstance(node, ast.BinOp):
+    if _is_product(node):
         left, right = _lines(node.left, indent, ""), _lines(node.right, indent, ending)
-        sign = ast.unparse(ast.BinOp(ast.Name("a"), node.op, ast.Name("b")))[1:-1]
-        return [*left[:-1], left[-1] + sign + right[0].lstrip(), *right[1:]]
+        return [*left, f"{space}* {right[0].lstrip()}", *right[1:]]
     if isinstance(node, ast.Tuple):
         opened, parts, closed = "(", [(one, "") for one in node.elts], ")"
     elif isinstance(node, ast.Call):
@@ -69,6 +68,13 @@ def _lines(node: ast.expr, indent: int, ending: str) -> list[str]:
         lines = _lines(one, indent + 4, ",")
         inner += [" " * (indent + 4) + name + lines[0].lstrip(), *lines[1:]]
     return [space + opened, *inner, space + closed + ending]
+
+
+def _is_product(node: ast.expr) -> TypeGuard[ast.BinOp]:
+    """Whether it is a product whose factors need no parentheses, to be opened inside those of a call."""
+    if not isinstance(node, ast.BinOp) or not isinstance(node.op, ast.Mult) or isinstance(node.right, ast.BinOp):
+        return False
+    return not isinstance(node.left, ast.BinOp) or _is_product(node.left)
 
 
 def _is_chain(node: ast.expr) -> bool:

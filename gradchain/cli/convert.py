@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import os
 import re
@@ -160,7 +161,7 @@ def _code(parts: list[Any], name: str) -> str:
             text = "\n".join("    " + line for line in f"{part.key}={text},".splitlines())
         lines.append(text)
     body = "\n".join(["updater = gch.group(", *lines, ")"]) if several else f"updater = {lines[0]}"
-    if any(re.search(r"""(?<![\w."'])norm\b(?!=)""", line) for line in lines):
+    if any(isinstance(node, ast.Name) and node.id == "norm" for node in ast.walk(ast.parse(body))):
         body = f"# what MMEngine takes for a norm: not RMSNorm, as gch.norm does\nnorm = {program(NORM)}\n\n{body}"
     imports = [f"import {module}\n" for module in ("re", "torch") if re.search(rf"(?<!\w){module}\.", body)]
     top = "\n".join([*imports, "import gradchain as gch\n"])

@@ -1,6 +1,5 @@
 """`python -m gradchain convert`: what it prints runs, and is the recipe."""
 
-import ast
 import gzip
 import importlib.util
 import json
@@ -441,4 +440,16 @@ def test_code_is_opened_where_it_is_long():
     assert max(map(len, text.splitlines())) <= WIDTH
     assert eval(text, {"gch": gch}) == gch.chain(link, gch.scale_by_sign())
     assert program(gch.clip_by_value(math.inf)) == 'gch.clip_by_value(float("inf"))'
-    assert ast.parse(text)
+    long = [gch.schedules.per_epoch(gch.schedules.multi_step(1.0, (10_000 + i, 20_000)), 1000) for i in range(3)]
+    for product in (0.1 * long[0] * long[1], 0.1 * (long[0] + long[1]), (long[0] + long[1]) * long[2]):
+        text = program(gch.chain(gch.scale_by_learning_rate(product)))
+        assert eval(text, {"gch": gch}) == gch.chain(gch.scale_by_learning_rate(product))
+    assert "\n        * gch.schedules" in program(gch.chain(gch.scale_by_learning_rate(0.1 * long[0] * long[1])))
+
+
+def test_a_norm_is_written_only_where_a_rule_is_about_norms(tmp_path):
+    rules = {"custom_keys": {"norm": {"decay_mult": 0.0}}}
+    wrapper = {"optimizer": SGD, "paramwise_cfg": rules}
+    code = convert(write(tmp_path, CLIPPED | {"optim_wrapper": wrapper}), epoch_length=1).code
+    assert 'gch.named("*norm*")' in code
+    assert "norm = " not in code
