@@ -459,6 +459,18 @@ def test_averages_and_projections_come_after_it():
         assert torch.allclose(updater.averages()[name], (p + dict(model.named_parameters())[name]) / 2)
 
 
+def test_an_average_that_starts_later():
+    """Until then it is the very weights that the class wrote, and shares no memory with them."""
+    model = net()
+    updater = gch.chain(gch.from_torch("SGD", lr=0.1), gch.average_params(0.5, start=1)).bind(model)
+    updater.update(loss_of(model, batches()[0]))
+    first = {name: p.detach().clone() for name, p in model.named_parameters()}
+    assert all(torch.equal(updater.averages()[name], p) for name, p in first.items())
+    updater.update(loss_of(model, batches()[1]))
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(updater.averages()[name], (first[name] + p) / 2)
+
+
 def test_explain_counts_what_it_keeps():
     """Two moments in float64 and a count in float32 for each of 48 elements in 2 parameters."""
     updater, model = bound("AdamW", lr=0.1)

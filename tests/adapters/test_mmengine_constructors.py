@@ -107,26 +107,21 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
      "paramwise_cfg must be given."),
     (wrapper(constructor="mmselfsup.LearningRateDecayOptimWrapperConstructor"), AssertionError,
      "optimizer must have a model_type, 'vit', 'swin' or 'mixmim', got None."),
+    (wrapper(SGD | {"model_type": "swin"}, "LearningRateDecayOptimWrapperConstructor"), AttributeError,
+     "a Sequential must have depths, and has none."),
+    ({"constructor": "PGGANOptimWrapperConstructor"}, ValueError, "got 'PGGANOptimWrapperConstructor'."),
     (wrapper(constructor="YOLOv5OptimizerConstructor", total=64), AssertionError,
      "paramwise_cfg must have base_total_batch_size."),
     (wrapper(constructor="TSMOptimWrapperConstructor", fc_lr=True), KeyError, "paramwise_cfg must have fc_lr5."),
 ]  # fmt: skip
 
 
-class TinyModel(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = small()["backbone"]
-        self.head = nn.Linear(2, 2)
-
-
 @pytest.mark.parametrize("strict", [True, False], ids=["strict", "lenient"])
 @pytest.mark.parametrize(("config", "kind", "sentence"), REFUSED)
 def test_what_mmengine_fails_on_is_refused(config: Any, kind: type[Exception], sentence: str, strict: bool) -> None:
     """In both modes, and in a sentence."""
-    model = TinyModel() if LAYERED in str(config) else small()
     with pytest.raises(kind) as caught:
-        mmengine.param_settings(model, config, strict)
+        mmengine.param_settings(small(), config, strict)
     assert str(caught.value.args[0]).startswith("mmengine.param_settings: ")
     assert sentence in caught.value.args[0]
 
@@ -200,26 +195,21 @@ def test_yolov7_has_implicit_knowledge_without_decay() -> None:
         mmengine.param_settings(model, config)
 
 
-def stages(name: str, inner: str) -> nn.Module:
-    """A backbone with two stages of two blocks, a downsampling after each, and a head."""
-    backbone = nn.Module()
-    backbone.patch_embed = nn.Linear(2, 2)
-    made = []
-    for _ in range(2):
-        stage = nn.Module()
-        stage.blocks = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(2)])
-        stage.downsample = nn.Module()
-        stage.downsample.reduction = nn.Linear(2, 2, bias=False)
-        made.append(stage)
-    setattr(backbone, name, nn.ModuleList(made))
-    backbone.depths = [2, 2]
-    return nn.ModuleDict({"backbone": backbone, "head": nn.Linear(2, 2, bias=False)})
-
-
 class Staged(nn.Module):
-    def __init__(self, stages_name: str) -> None:
+    """A backbone with two stages of two blocks, a downsampling after each, and a head."""
+
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.backbone, self.head = stages(stages_name, "").values()
+        self.backbone, self.head = nn.Module(), nn.Linear(2, 2, bias=False)
+        self.backbone.patch_embed, self.backbone.depths = nn.Linear(2, 2), [2, 2]
+        stages = []
+        for _ in range(2):
+            stage = nn.Module()
+            stage.blocks = nn.ModuleList([nn.Linear(2, 2, bias=False) for _ in range(2)])
+            stage.downsample = nn.Module()
+            stage.downsample.reduction = nn.Linear(2, 2, bias=False)
+            stages.append(stage)
+        setattr(self.backbone, name, nn.ModuleList(stages))
 
 
 @pytest.mark.parametrize(
@@ -234,13 +224,13 @@ def test_mmselfsup_knows_stages(kind: str, name: str, powers: tuple[int, ...]) -
                      custom_keys={"blocks": {"decay_mult": 0.5}, ".1": {"decay_mult": 0.0}})  # fmt: skip
     found = settled(model, config)
     assert [lr for lr, _ in found.values()] == [0.5**power * 0.1 for power in powers]
-    stages = [decay for key, (_, decay) in found.items() if "blocks" in key]
-    assert stages == [0.005, 0.0, 0.0, 0.0]
+    decays = [decay for key, (_, decay) in found.items() if "blocks" in key]
+    assert decays == [0.005, 0.0, 0.0, 0.0]
 
 
 def test_layers_of_what_no_recording_has() -> None:
     """MMPose's ViT; MMAction2's has no batch norms; TSM wants layers it knows."""
-    model = TinyModel()
+    model = small()
     config = wrapper(constructor="LayerDecayOptimWrapperConstructor", num_layers=2, layer_decay_rate=0.5)
     assert set(settled(model, config).values()) == {(0.1, 0.01), (0.1, 0.0)}
     model.backbone.layers = nn.ModuleList([nn.Linear(2, 2)])

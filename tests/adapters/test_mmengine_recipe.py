@@ -60,6 +60,11 @@ WRITTEN: list[tuple[dict[str, Any], Any, str]] = [
      'chain(from_torch("SGD", lr=0.1, momentum=0.9, dampening=0.5))'),
     ({"optimizer": {"type": "Adam", "lr": 1e-3, "amsgrad": True}}, [STAIRS],
      'chain(from_torch("Adam", lr=0.001 * per_epoch(multi_step(1.0, (3,)), 4), amsgrad=True))'),
+    # MMEngine's Adafactor is that of transformers
+    ({"optimizer": {"type": "Adafactor", "lr": 0.1, "relative_step": False}}, None,
+     'chain(from_torch("transformers.Adafactor", lr=0.1, relative_step=False))'),
+    ({"optimizer": {"type": "TorchAdafactor", "lr": 0.1}}, None, 'chain(from_torch("Adafactor", lr=0.1))'),
+    ({"optimizer": {**SGD, "type": torch.optim.SGD}}, None, "chain(trace(0.9), scale_by_learning_rate(0.1))"),
     ({"optimizer": {"type": "mmagic.Yogi", "lr": 0.1}}, None, 'chain(from_torch("Yogi", lr=0.1))'),
     ({"optimizer": SGD, "accumulative_counts": 3}, [STAIRS],
      "chain(accumulate(by('micro', join((0, 18, constant(3.0)), (18, None, constant(2.0))))), trace(0.9), "
@@ -151,6 +156,7 @@ def test_several_optimizers_are_a_group() -> None:
     assert list(old) == ["g", "d"] and all("multi_step" in repr(u.chain) for u in old.values())
 
 
+@pytest.mark.usefixtures("forgotten")
 def test_a_registered_optimizer() -> None:
     """A class or an alias of one's own, by its name in the config; its numbers are what rules and schedulers drive."""
 
@@ -168,3 +174,16 @@ def test_a_registered_optimizer() -> None:
     falling = {"type": "LinearMomentum", "start_factor": 0.5, "by_epoch": False}
     second = read({"optimizer": {"type": "mmdet.gentle", "lr": 0.1}}, falling).chain
     assert repr(second) == "chain(scale_by_adam(b1=0.5 * linear(0.5, 1.0, 19)), scale_by_learning_rate(0.1))"
+
+
+def test_what_no_group_takes_is_frozen() -> None:
+    """A constructor may leave out parameters that have gradients: strict refuses, and else they stay as they are."""
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    wrapper = {"constructor": "YOLOv5OptimizerConstructor", "optimizer": {**SGD, "weight_decay": 0.1}}
+    with pytest.raises(ValueError, match="every trained parameter must be in a group, got none for 'scale'"):
+        read(wrapper, model=model)
+    updater = quiet(wrapper, model=model, strict=False)
+    assert repr(updater.chain).startswith('chain(freeze(named("scale")), ')
+    updater.update((model(torch.ones(1, 2)) * model.scale).sum())
+    assert model.scale == 1.0 and updater.num_updates == 1

@@ -8,17 +8,9 @@ import torch
 from torch import nn
 
 import gradchain as gch
-from gradchain.adapters import registry, torch_names
-from gradchain.core import config
+from gradchain.adapters import registry
 
-
-@pytest.fixture(autouse=True)
-def forgotten(monkeypatch):
-    """What a test registers is gone after it."""
-    monkeypatch.setattr(registry, "registered", dict(config.registered))
-    monkeypatch.setattr(config, "registered", registry.registered)
-    monkeypatch.setattr(registry, "classes", dict(torch_names.registered))
-    monkeypatch.setattr(torch_names, "registered", registry.classes)
+pytestmark = pytest.mark.usefixtures("forgotten")
 
 
 class Plain(torch.optim.Optimizer):

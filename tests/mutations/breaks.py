@@ -30,7 +30,9 @@ class Break:
 
 PARITY = "test_parity.py::test_row_moves_the_weights_as_its_peer_does"
 ABSENT = "test_counts.py::test_absent_parameters_are_to_us_what_grad_none_is_to_torch"
+PARAMS = "adapters/test_mmengine_params.py::test_random_configs_against_mmengine"
 LISTS = "adapters/test_mmengine_schedules.py::test_random_lists_against_mmengine"
+RUNS = "adapters/test_mmengine_runs.py::test_the_same_weights_after_200_iterations"
 TWICE = "test_purity.py::test_update_changes_none_of_its_arguments"
 
 BREAKS: tuple[Break, ...] = (
@@ -229,6 +231,76 @@ BREAKS: tuple[Break, ...] = (
         "    if (a0, b0) == (a1, b1):\n",
         "    if (a0, b0) == (a1, b1) and a0:\n",
         "schedules/test_schedule_overlays.py::test_a_window_that_stands_leaves_the_value_alone",
+    ),
+    Break(
+        "the-shortest-key-wins",
+        "adapters/mmengine/paramwise.py",
+        "key=len, reverse=True)",
+        "key=len)",
+        f"{PARAMS}[0]",
+    ),
+    Break(
+        "a-bias-before-a-norm",
+        "adapters/mmengine/constructors.py",
+        'kinds = {"norm": visit.norm, "bias": bias and free, ',
+        'kinds = {"bias": bias and free, "norm": visit.norm, ',
+        f"{PARAMS}[14]",
+    ),
+    Break(
+        "a-fault-that-is-forgotten",
+        "adapters/mmengine/params.py",
+        "        known.check_used()\n",
+        "        pass\n",
+        "adapters/test_mmengine_constructors.py::test_what_cannot_act_is_named[config9-sentence9]",
+    ),
+    Break(
+        "pairs-joined-across-another",
+        "adapters/mmengine/written.py",
+        "            if atom.names & out[i][0].names & wanted.keys():\n",
+        "            if False:\n",
+        f"{PARAMS}[83]",
+    ),
+    Break(
+        "a-ragged-end-averaged-as-a-whole-window",
+        "adapters/mmengine/wrappers.py",
+        "    ragged = 0 if iters is None else iters % counts\n",
+        "    ragged = 0\n",
+        f"{RUNS}[accumulation, a ragged end]",
+    ),
+    Break(
+        "schedules-of-updates-in-a-window",
+        "adapters/mmengine/recipe.py",
+        'return by("micro", schedule) if self.around.counts_micro else schedule',
+        "return schedule",
+        f"{RUNS}[accumulation over epochs]",
+    ),
+    Break(
+        "a-floor-that-is-multiplied",
+        "adapters/mmengine/recipe.py",
+        "proportional=_proportional(make, self.recipe.clock.iters)",
+        "proportional=True",
+        f"{RUNS}[rules, an absolute floor]",
+    ),
+    Break(
+        "a-momentum-buffer-that-begins-too-early",
+        "adapters/mmengine/optimizers.py",
+        '    late = not args.get("momentum") and',
+        "    late = False and",
+        f"{RUNS}[a momentum from 0]",
+    ),
+    Break(
+        "an-average-that-forgets-the-window",
+        "adapters/mmengine/hooks.py",
+        "decay = (1.0 - momentum) ** power",
+        "decay = 1.0 - momentum",
+        f"{RUNS}[an average over windows]",
+    ),
+    Break(
+        "an-eager-average-in-a-record",
+        "engine/record.py",
+        '            return self.tape.leaf("extra", other)\n        lifted',
+        "            return other\n        lifted",
+        "adapters/test_from_torch.py::test_an_average_that_starts_later",
     ),
     Break(
         "a-warm-up-of-the-base-value",

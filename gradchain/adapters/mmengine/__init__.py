@@ -1,10 +1,8 @@
 """MMEngine's recipes, read without MMEngine.
 
-`from_config` reads a whole recipe for a model, `unbound` one without, `read_config` a config file; what a config file
-becomes is printed by `python -m gradchain convert`. `param_settings` has the numbers of each parameter.
-
-`schedules` reads its parameter schedulers, and the `lr_config` and `momentum_config` of mmcv 1.x, number for number.
-What differs, on purpose:
+`from_config` reads a whole recipe, number for number, for its model, `unbound` one without; `read_config` a config file,
+and what that becomes is printed by `python -m gradchain convert`. `schedules` reads parameter schedulers, and the
+`lr_config` and `momentum_config` of mmcv 1.x; `param_settings` parameter groups. What differs of these two, on purpose:
 
 =============================================  =======================================================================
 MMEngine, mmcv                                 here
@@ -27,9 +25,47 @@ act or outlast the run, epochs in a loop of
 iterations: silent
 an absolute eta_min is the floor of every      the same: `f(base)` has the group's own base; `eta_min_ratio` follows it
 group, whatever its lr_mult
+keys of paramwise_cfg that nobody reads, and   one error that names them all; with strict=False a warning each
+custom_keys that take no parameter: silent
+trained parameters that a constructor leaves   the same
+out, or has twice in one group: silent
+MMDetection's layer-wise constructor takes     BEiT and MAE too, as MMSegmentation's of the same name
+ConvNeXt only
 =============================================  =======================================================================
 
-Schedulers that read a metric (ReduceOnPlateau) are refused here: they are no function of the step.
+Schedulers that read a metric (ReduceOnPlateau) are refused here: they are no function of the step. `from_config` makes
+ReduceOnPlateauLR a link.
+
+`from_config` trains as MMEngine's Runner, weight by weight. What differs, on purpose:
+
+=============================================  =======================================================================
+MMEngine                                       here
+=============================================  =======================================================================
+the gradients and the count of an open window  are in the checkpoint
+are lost when a run is resumed
+several optimizers: the part-filled last       stays open: `updater.flush()` applies it
+window is lost
+several optimizers: schedulers move with the   each reads the micro-batches of its own updater
+Runner's iterations, whichever steps
+a loss leaves gradients in the parameters of   an update uses the gradients of its own loss and window only
+another optimizer, which it then uses
+EMAHook averages at each iteration, in a       once per applied update, with the decay of as many iterations
+window and after a skipped update too
+averaged buffers: counters are those of the    of the last averaging
+first copy
+AmpOptimWrapper scales the loss of bfloat16    only that of float16
+AmpOptimWrapper needs an accelerator           runs anywhere
+loss_scale=512, an int: TypeError              read as a float, with a warning
+a loss that is not finite makes NaN of the     on the CPU an error, and the weights stay
+weights, where a norm is clipped
+a parameter that is frozen when the optimizer  is trained from its first gradient on
+is built is never in it (with paramwise_cfg)
+auto_scale_lr takes the batch size from the    takes it as `batch_size`, over all ranks
+dataloader
+LARS and Lamb, OpenMMLab's own classes         refused until registered; with strict=False torch_optimizer's, with a
+                                               warning: other formulas
+apex: opt_level O1 patches functions           autocast and `amp_scale`; O2 and O3 are refused
+=============================================  =======================================================================
 """
 
 from gradchain.adapters.mmengine.files import read_config

@@ -93,10 +93,14 @@ def _flat_free(known: Paramwise, more: Callable[[str], bool]) -> Callable[[str, 
     return lambda name, p: 0.0 if p.ndim == 1 or name.endswith(".bias") or more(name) else base
 
 
-def _backbone(known: Paramwise, model: nn.Module) -> Any:
-    if not hasattr(model, "backbone"):
-        known.refuse(f"the model must have a backbone, {type(model).__name__} has none.", AttributeError)
-    return model.backbone
+def _backbone(known: Paramwise, model: nn.Module, attribute: str = "") -> Any:
+    """The model's backbone, or what it has by that name."""
+    found: Any = model
+    for name in filter(None, ("backbone", attribute)):
+        if not hasattr(found, name):
+            known.refuse(f"a {type(found).__name__} must have {name}, and has none.", AttributeError)
+        found = getattr(found, name)
+    return found
 
 
 def mmseg(known: Paramwise, model: nn.Module) -> list[Group]:
@@ -143,12 +147,11 @@ def mmselfsup(known: Paramwise, model: nn.Module) -> list[Group]:
     rate = known.factor("layer_decay_rate", known.optimizer.get("layer_decay_rate", 1.0))
     if kind not in ("vit", "swin", "mixmim"):
         known.refuse(f"optimizer must have a model_type, 'vit', 'swin' or 'mixmim', got {kind!r}.", AssertionError)
-    backbone = _backbone(known, model)
     if kind == "vit":
-        total = len(backbone.layers) + 2
+        total = len(_backbone(known, model, "layers")) + 2
         depth = _vit("layers", total - 1)
     else:
-        depths = list(backbone.depths)
+        depths = list(_backbone(known, model, "depths"))
         total = sum(depths) + (2 if kind == "swin" else 1)
         depth = (_swin if kind == "swin" else _mixmim)(depths, total - 1)
 

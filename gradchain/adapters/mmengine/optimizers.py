@@ -6,12 +6,10 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from gradchain.adapters import registry
+from gradchain.adapters import registry, torch_names
 from gradchain.adapters.mmengine.entries import Entry
 from gradchain.adapters.mmengine.wrappers import OWNER
-from gradchain.adapters.torch_names import class_of
-from gradchain.adapters.torch_names import registered as classes
-from gradchain.core.config import registered
+from gradchain.core import config
 from gradchain.core.hyper import varies
 from gradchain.core.transform import Transform
 from gradchain.optimizers import adam, adamw, lion, sgd
@@ -40,25 +38,26 @@ class Optimizer:
         args: its arguments, without what says how torch computes or what constructors read.
     """
 
-    def __init__(self, config: object, name: str, strict: bool) -> None:
-        if not isinstance(config, Mapping):
-            Entry(name, {}, strict, OWNER).refuse(f"it must be a dict with a type, got {config!r}.", TypeError)
-        self.entry = Entry(name, config, strict, OWNER)
-        given = config.get("type")
+    def __init__(self, items: object, name: str, strict: bool) -> None:
+        if not isinstance(items, Mapping):
+            Entry(name, {}, strict, OWNER).refuse(f"it must be a dict with a type, got {items!r}.", TypeError)
+        self.entry = Entry(name, items, strict, OWNER)
+        given = items.get("type")
         if not isinstance(given, (str, type)):
             self.entry.refuse(f"type must be the name of an optimizer, got {given!r}.", TypeError)
         left_out = ("type", "_scope_", "_delete_", *IMPLEMENTATION, *CONSTRUCTOR)
-        self.args = {key: value for key, value in config.items() if key not in left_out}
-        if "_delete_" in config:
+        self.args = {key: value for key, value in items.items() if key not in left_out}
+        if "_delete_" in items:
             self.entry.object_to("'_delete_' must not be left in a config: it is an order to the reader of the file.")
         self._type = self._known(given)
 
     def _known(self, given: Any) -> Any:
         """What `registry.builder` is asked for."""
-        if isinstance(given, type):
+        if isinstance(given, type) and not given.__module__.startswith("torch.optim."):
             return given
+        given = given.__name__ if isinstance(given, type) else given
         short = given.rpartition(".")[2]
-        mine = next((name for name in (given, short) if name in registered or name in classes), None)
+        mine = next((name for name in (given, short) if name in config.registered), None)
         if mine is not None:
             return mine
         if short in OWN_ELSEWHERE:
@@ -70,10 +69,10 @@ class Optimizer:
 
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """What may be given to the rule, by name."""
-        if self._type in registered and self._type not in classes:
-            return inspect.signature(registered[self._type]).parameters
+        if self._type in config.registered and self._type not in torch_names.registered:
+            return inspect.signature(config.registered[self._type]).parameters
         try:
-            return inspect.signature(class_of(self._type)).parameters
+            return inspect.signature(torch_names.class_of(self._type)).parameters
         except KeyError as error:
             self.entry.refuse(str(error.args[0]).removeprefix("from_torch: "), KeyError)
 
@@ -89,7 +88,7 @@ class Optimizer:
 
     def links(self, values: Mapping[str, Value]) -> list[Transform]:
         """The links of the rule, with these values in place of the numbers of a field."""
-        own = None if self._type in registered or isinstance(self._type, type) else OWN.get(self._type)
+        own = None if self._type in config.registered else OWN.get(self._type)
         made = own(dict(self.args), values) if own is not None else None
         if made is not None:
             return made

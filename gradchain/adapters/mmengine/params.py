@@ -160,14 +160,14 @@ def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Par
     optimizer, given = config.get("optimizer"), config.get("paramwise_cfg")
     name = str(config.get("constructor") or DEFAULT).replace(":", ".").rpartition(".")
     known = Paramwise(name[2], optimizer if isinstance(optimizer, Mapping) else {}, given or {}, strict)
+    how = CONSTRUCTORS.get(_with_scope(name[0], name[2], model, known.optimizer))
+    if how is None:
+        known.refuse(f"constructor must be one of {', '.join(sorted(CONSTRUCTORS))}, {SEVERAL}, got {name[2]!r}.")
     if not isinstance(optimizer, Mapping):
         known.refuse(f"optim_wrapper must have optimizer, a dict, got {optimizer!r}.", TypeError)
     if given is not None and not isinstance(given, Mapping):
         known.refuse(f"paramwise_cfg must be a dict or None, got {given!r}.", TypeError)
     check_places(config, known)
-    how = CONSTRUCTORS.get(_with_scope(name[0], name[2], model, optimizer))
-    if how is None:
-        known.refuse(f"constructor must be one of {', '.join(sorted(CONSTRUCTORS))}, {SEVERAL}, got {name[2]!r}.")
     if given is None and name[2].startswith("LayerDecay"):
         known.refuse("paramwise_cfg must be given.", TypeError)
     nested = [entry for entry in known.given.values() if isinstance(entry, Mapping)]
