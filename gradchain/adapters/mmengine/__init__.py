@@ -1,7 +1,7 @@
 """MMEngine's recipes, read without MMEngine.
 
-`from_config` reads a whole recipe, number for number, for its model, `unbound` one without; `read_config` a config file,
-and what that becomes is printed by `python -m gradchain convert`. `schedules` reads parameter schedulers, and the
+`from_config` reads a whole recipe, number for number, for its model, `unbound` one without; `read_config` a config
+file, and what that becomes is printed by `python -m gradchain convert`. `schedules` reads parameter schedulers, and the
 `lr_config` and `momentum_config` of mmcv 1.x; `param_settings` parameter groups. What differs of these two, on purpose:
 
 =============================================  =======================================================================
