@@ -9,10 +9,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
-from typing import NoReturn
 
 import torch
 
+from gradchain.cli.options import Parser, whole
 from gradchain.demo.compare import compare, table
 from gradchain.demo.folders import CHECKPOINT, PICTURE, folder_for
 from gradchain.demo.picture import draw
@@ -34,27 +34,6 @@ examples:
   python -m gradchain.demo                       a new run, in gradchain-demo/run-1
   python -m gradchain.demo --resume              go on with the newest run
   python -m gradchain.demo --compare             the same recipe by hand, beside it"""
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers a bad option with one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print it and leave with exit code 2."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def whole(least: int, most: int = 2**31 - 1) -> type[int]:
-    """What reads an option that is a whole number within bounds."""
-
-    def read(text: str) -> int:
-        number = int(text) if text.strip().lstrip("-").isdecimal() else None
-        if number is None or not least <= number <= most:
-            bounds = f"from {least} to {most}" if most < 2**31 - 1 else f"of at least {least}"
-            raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {text!r}.")
-        return number
-
-    return read  # type: ignore[return-value]  # argparse takes any function
 
 
 def parser() -> Parser:

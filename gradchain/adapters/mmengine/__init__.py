@@ -1,7 +1,8 @@
 """MMEngine's recipes, read without MMEngine.
 
-`from_config` reads a whole recipe, number for number; `schedules` its parameter schedulers, and the `lr_config` and
-`momentum_config` of mmcv 1.x; `param_settings` its parameter groups. What differs of these two, on purpose:
+`from_config` reads a whole recipe, number for number, for its model, `unbound` one without; `read_config` a config
+file, and what that becomes is printed by `python -m gradchain convert`. `schedules` reads parameter schedulers, and the
+`lr_config` and `momentum_config` of mmcv 1.x; `param_settings` parameter groups. What differs of these two, on purpose:
 
 =============================================  =======================================================================
 MMEngine, mmcv                                 here
@@ -67,8 +68,9 @@ apex: opt_level O1 patches functions           autocast and `amp_scale`; O2 and 
 =============================================  =======================================================================
 """
 
+from gradchain.adapters.mmengine.files import read_config
 from gradchain.adapters.mmengine.params import param_settings
-from gradchain.adapters.mmengine.recipe import from_config
+from gradchain.adapters.mmengine.recipe import from_config, unbound
 from gradchain.adapters.mmengine.schedules import schedules
 
-__all__ = ["from_config", "param_settings", "schedules"]
+__all__ = ["from_config", "param_settings", "read_config", "schedules", "unbound"]

@@ -17,19 +17,20 @@ from gradchain.adapters.mmengine.hooks import average, plateaus, read_hooks, rea
 from gradchain.adapters.mmengine.optimizers import Optimizer
 from gradchain.adapters.mmengine.params import param_settings, values
 from gradchain.adapters.mmengine.schedules import Fields, clock_of, schedules
+from gradchain.adapters.mmengine.symbolic import Symbolic
 from gradchain.adapters.mmengine.wrappers import OWNER, Around, check_keys, read_wrapper, type_name, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant
-from gradchain.selectors import named
+from gradchain.selectors import PerParameter, named
 from gradchain.updater import Group
 from gradchain.updater.target import Target
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
 
-__all__ = ["from_config"]
+__all__ = ["Unbound", "from_config", "unbound"]
 
 # what constructors leave in a group for the log
 LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
@@ -45,8 +46,9 @@ class Part:
     """One optimizer of a recipe, and the modules that it is over.
 
     key: its name among several, None for the only one; name: what errors call it; target: what the chain is bound to,
-    a module or a dict of those; settings: what each parameter begins with, None for one that is not optimised;
-    schedulers: those of it; flushes: whether the run's last window is applied part-filled.
+    a module or a dict of those, or where no model is at hand what names them; settings: what each parameter begins
+    with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
+    part-filled; rules: in place of the settings, where no model is at hand.
     """
 
     key: str | None
@@ -56,6 +58,7 @@ class Part:
     settings: Mapping[str, Mapping[str, Any] | None]
     schedulers: Any
     flushes: bool = True
+    rules: Symbolic | None = None
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,76 @@ def from_config(
     >>> updater.chain
     chain(clip_by_norm(35), trace(0.9), scale_by_learning_rate(0.1 * per_epoch(multi_step(1.0, (8, 11)), 100)))
     """
-    clock = clock_of(max_epochs, max_iters, epoch_length, OWNER)
-    read = partial(schedules, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length, strict=strict)
+    lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
+    parts = _read(model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)
+    bound = {str(part.key): part.chain.bind(part.of, autocast=part.autocast) for part in parts}
+    return Group(bound) if parts[0].key is not None else bound["None"]
+
+
+@dataclass(frozen=True)
+class Unbound:
+    """One optimizer of a recipe as a chain.
+
+    key: its name among several, None for the only one; of: its modules, or without a model the name of the submodule,
+    None for the model itself; autocast: the dtype of the forward.
+    """
+
+    key: str | None
+    of: Any
+    chain: chain
+    autocast: torch.dtype | None
+
+
+def unbound(
+    optim_wrapper: Mapping[str, Any],
+    param_scheduler: Any = None,
+    *,
+    max_epochs: int | None = None,
+    max_iters: int | None = None,
+    epoch_length: int,
+    auto_scale_lr: Mapping[str, Any] | None = None,
+    custom_hooks: Any = None,
+    strict: bool = True,
+) -> list[Unbound]:
+    """Read a recipe as `from_config` does, for a model that is not at hand.
+
+    Rules per parameter become selectors for any model. Where the chain is bound, one that selects nothing is an error,
+    as every selector is; MMEngine is silent there.
+
+    Args: as `from_config`; strict=False lets custom keys match nothing.
+
+    Returns:
+        The chain of each optimizer.
+
+    Raises: as `from_config`; NotImplementedError: rules that depend on the model, which are those of all constructors
+        but MMEngine's own, ForceDefault, and Multi for submodules by name.
+
+    >>> from gradchain.adapters import mmengine
+    >>> wrapper = dict(
+    ...     optimizer=dict(type="SGD", lr=0.1, weight_decay=1e-4),
+    ...     paramwise_cfg=dict(bias_decay_mult=0.0, custom_keys={"head": dict(lr_mult=10)}),
+    ... )
+    >>> [part] = mmengine.unbound(wrapper, max_iters=100, epoch_length=10)
+    >>> part.chain
+    chain(add_decayed_weights(multiply(0.0001, first((named("*head*"), 1.0), (bias, 0.0)))), \
+scale_by_learning_rate(multiply(0.1, (named("*head*"), 10.0))))
+    """
+    lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
+    return _read(None, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)
+
+
+def _read(
+    model: nn.Module | None,
+    optim_wrapper: Mapping[str, Any],
+    param_scheduler: Any,
+    lengths: dict[str, Any],
+    auto_scale_lr: Mapping[str, Any] | None,
+    custom_hooks: Any,
+    strict: bool,
+) -> list[Unbound]:
+    """The chains of a recipe, none of them bound yet."""
+    clock = clock_of(**lengths, owner=OWNER)
+    read = partial(schedules, strict=strict, **lengths)
     entry = Entry("optim_wrapper", {}, strict, OWNER)
     if not isinstance(optim_wrapper, Mapping):
         entry.refuse(f"it must be a dict, got {type(optim_wrapper).__name__}.", TypeError)
@@ -137,10 +208,13 @@ def from_config(
         given = old_format.as_wrapper(optim_wrapper, strict)
     recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), read_hooks(custom_hooks, strict), strict)
     parts = _parts(model, given, param_scheduler, strict)
-    # every chain is read before the first is bound
-    chains = [(part, *_chain(part, recipe)) for part in parts]
-    bound = {str(part.key): tx.bind(part.target, autocast=autocast) for part, tx, autocast in chains}
-    return Group(bound) if parts[0].key is not None else bound["None"]
+    return [Unbound(part.key, part.target, *_chain(part, recipe)) for part in parts]
+
+
+NEEDS_MODEL = (
+    "which modules an optimizer is over depends on the model. mmengine.from_config(model, …) reads it, where the model "
+    "is at hand."
+)
 
 
 def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
@@ -161,7 +235,7 @@ def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
 # the optimizers of a recipe
 
 
-def _parts(model: nn.Module, config: Mapping[str, Any], schedulers: Any, strict: bool) -> list[Part]:
+def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, strict: bool) -> list[Part]:
     """The optimizers of a recipe: one, or one for each entry of a MultiOptimWrapperConstructor."""
     entry = Entry("optim_wrapper", config, strict, OWNER)
     constructor = type_name(config.get("constructor"))
@@ -180,13 +254,17 @@ def _parts(model: nn.Module, config: Mapping[str, Any], schedulers: Any, strict:
     if by_key:
         entry.refuse(f"param_scheduler must be a list for one optimizer, got a dict of {listed(schedulers)}.")
     if constructor != MULTI:
+        if model is None:
+            return [Part(None, "optim_wrapper", config, None, {}, schedulers, rules=Symbolic(config, strict))]
         return [Part(None, "optim_wrapper", config, model, param_settings(model, config, strict), schedulers)]
+    if model is None:
+        entry.refuse(NEEDS_MODEL, NotImplementedError)
     target = _modules(model, config["modules"], entry)
     inner = {key: value for key, value in config.items() if key not in ("modules", "constructor")}
     return [Part(None, "optim_wrapper", inner, target, param_settings(model, config, strict), schedulers)]
 
 
-def _several(model: nn.Module, entry: Entry, by_key: Any, schedulers: Any) -> list[Part]:
+def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any) -> list[Part]:
     """One optimizer for each key that names a submodule, or matches some."""
     given = {key: value for key, value in entry.items.items() if key not in ("constructor", "_scope_")}
     if given.pop("paramwise_cfg", None):
@@ -201,15 +279,20 @@ def _several(model: nn.Module, entry: Entry, by_key: Any, schedulers: Any) -> li
             entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
             continue
         of = config.get("modules", key)
-        target = _modules(model, of, entry)
         inner = {k: v for k, v in config.items() if k != "modules"}
+        mine = schedulers if by_key is None else by_key.get(key)
+        if model is None:
+            if not isinstance(of, str) or not of.isidentifier():
+                entry.refuse(NEEDS_MODEL, NotImplementedError)
+            parts.append(Part(key, name, inner, of, {}, mine, flushes=False, rules=Symbolic(inner, entry.strict)))
+            continue
+        target = _modules(model, of, entry)
         child = isinstance(target, nn.Module) and target is not model
         settings = (
             param_settings(target, inner, entry.strict)
             if child
             else param_settings(model, {**inner, "modules": of, "constructor": MULTI}, entry.strict)
         )
-        mine = schedulers if by_key is None else by_key.get(key)
         parts.append(Part(key, name, inner, target, settings, mine, flushes=False))
     if by_key is not None and (unknown := [key for key in by_key if key not in given]):
         entry.refuse(f"param_scheduler must be by the optimizers {listed(given)}, got {listed(unknown)}.")
@@ -251,7 +334,7 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
     numbers = Numbers(part, optimizer, fields, around, recipe)
     moving = numbers.all()
     learning_rate = numbers.base("lr") if reading else 0.0
-    reducing = read_plateau(reading, others, learning_rate, len(numbers.given("lr")) > 1, recipe.strict)
+    reducing = read_plateau(reading, others, learning_rate, isinstance(moving.get("lr"), PerParameter), recipe.strict)
     rule = optimizer.links(moving)
     if reducing and not isinstance(rule[-1], chain):
         optimizer.entry.refuse("a rule that is no link of gradchain's writes its weights itself: no plateau scales it.")
@@ -269,6 +352,8 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
 
 def _left_out(part: Part) -> list[Transform]:
     """What is never optimised though it has gradients."""
+    if part.rules is not None:
+        return []
     facts = Target(part.target).index.facts
     out = [fact.name for fact in facts if fact.parameter.requires_grad and part.settings.get(fact.name) is None]
     return [freeze(named(*out))] if out else []
@@ -287,7 +372,8 @@ class Numbers:
     def all(self) -> dict[str, Value]:
         """By field what a link is given: those that the config names, and those that move or differ."""
         known = self.optimizer.parameters()
-        items = dict.fromkeys(n for s in self.part.settings.values() for n in s or ())
+        groups = self.part.settings.values() if self.part.rules is None else [self.part.rules.fields()]
+        items = dict.fromkeys(n for s in groups for n in s or ())
         own = [n for n in items if n in known]
         for odd in (n for n in items if n not in known and n not in (*self.fields, *LABELS)):
             self.optimizer.entry.object_to(
@@ -328,16 +414,12 @@ class Numbers:
         def curve(base: float) -> Value:
             return self._read(make(base * self.recipe.ratio if field == "lr" else base))
 
-        if len(given) == 1:
+        if self.part.rules is None and len(given) == 1:
             return curve(next(iter(given)))
-        return values(
-            self.part.target,
-            self.part.config,
-            self.part.settings,
-            field,
-            curve,
-            proportional=_proportional(make, self.recipe.clock.iters),
-        )
+        proportional = _proportional(make, self.recipe.clock.iters)
+        if self.part.rules is not None:
+            return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
+        return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
 
     def _read(self, schedule: Schedule) -> Value:
         """A number where nothing moves, else the schedule, in micro-batches where those are not updates."""

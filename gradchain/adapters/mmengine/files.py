@@ -1,0 +1,405 @@
+"""Config files of OpenMMLab, read without running them: inheritance, references and statements."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from gradchain.adapters.mmengine.literals import Imported, Inherited, Literals, Unread, UnreadableError, hooked
+
+__all__ = ["read_config"]
+
+BASE, DELETE = "_base_", "_delete_"
+RESERVED = ("filename", "text", "pretty_text", "env_variables")
+MARK = "\ue000"  # of Unicode's private use: around what a `{{_base_.x}}` becomes
+REACH_EVERYTHING = {"globals", "locals", "vars", "exec", "eval", "setattr", "__import__"}
+
+
+def read_config(path: str | os.PathLike[str], only: Collection[str] | None = None) -> dict[str, Any]:
+    r"""Read a config file of OpenMMLab, `.py` or `.json`, as a dict, and run nothing of it.
+
+    Read are literals, `dict()`, `list()` and `tuple()`, names given before, arithmetic of numbers, lists and text,
+    f-strings, what is set or deleted in a dict or list, and its update, pop, append and the like; `_base_` with
+    `_delete_`, `{{_base_.x}}`, `_base_.x`, `{{fileDirname}}` and its kin, `{{$VARIABLE:default}}`, bases of installed
+    packages (`mmdet::…`, found and not imported); `with read_base():` with imports of config files. Other imports bring
+    names: `type=AdamW` is "AdamW".
+
+    Args:
+        path: the file.
+        only: the names that matter. The others may say what they like: what is not read is left out, and so is what
+            it may have changed. By default everything must be read.
+
+    Raises:
+        ValueError: a construct that is not read, with file, line and text; bases with a key in common; a dict over
+            something else without `_delete_`; a file that inherits from itself.
+        FileNotFoundError: no such file, or base.
+
+    Equals: `mmengine.Config.fromfile(path).to_dict()` of 0.10.7, where a class is its name without the module and
+        `_scope_` is left out.
+
+    >>> from pathlib import Path
+    >>> from tempfile import TemporaryDirectory
+    >>> from gradchain.adapters import mmengine
+    >>> with TemporaryDirectory() as folder:
+    ...     base, child = Path(folder, "base.py"), Path(folder, "child.py")
+    ...     _ = base.write_text("optimizer = dict(type='SGD', lr=0.01, momentum=0.9)")
+    ...     _ = child.write_text("_base_ = './base.py'\ngpus = 8\noptimizer = dict(lr=0.01 * gpus)")
+    ...     mmengine.read_config(child)
+    {'optimizer': {'type': 'SGD', 'lr': 0.08, 'momentum': 0.9}, 'gpus': 8}
+    """
+    try:
+        found = _File(Path(os.path.abspath(os.path.expanduser(path))), (), only is None).read()
+        return _chosen(path, found, only)
+    except RecursionError:
+        raise ValueError(f"mmengine.read_config: {path}: it is too deeply nested.") from None
+
+
+def _chosen(path: object, found: Mapping[str, Any], only: Collection[str] | None) -> dict[str, Any]:
+    """What is read, if all that matters is."""
+    if reserved := [key for key in found if key in RESERVED]:
+        raise ValueError(f"mmengine.read_config: {path}: {reserved[0]!r} is reserved by MMEngine. Rename it.")
+    for name, value in found.items():
+        if isinstance(value, Unread) and name in (only or ()):
+            raise UnreadableError(value.why)
+    return {name: _plain(value) for name, value in found.items() if not isinstance(value, Unread)}
+
+
+class _File:
+    """One file, and those that it inherits from."""
+
+    def __init__(self, path: Path, heirs: tuple[Path, ...], strict: bool) -> None:
+        self.path, self.heirs, self.strict = path, (*heirs, path), strict
+        if path in heirs:
+            self.refuse("it inherits from itself.")
+        try:
+            self.text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            needed = f", which {heirs[-1]} inherits from" if heirs else ""
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"mmengine.read_config: {path}{needed}: it cannot be read: {error}.") from error
+        if path.suffix not in (".py", ".json"):
+            self.refuse("it must be a .py or .json file.")
+        self.imported: set[str] = set()
+
+    def refuse(self, sentence: str) -> NoReturn:
+        raise ValueError(f"mmengine.read_config: {self.path}: {sentence}")
+
+    def read(self) -> dict[str, Any]:
+        """Its names and their values, with what it inherits."""
+        if self.path.suffix == ".json":
+            try:
+                own = json.loads(self._substituted())
+            except ValueError as error:
+                self.refuse(f"it is no JSON: {error}.")
+            if not isinstance(own, dict):
+                self.refuse("it must hold one object.")
+            base = self._bases(own.pop(BASE, []))
+        else:
+            tree = self._tree(self.text)
+            if any(_is_read_base(node) for node in tree.body):
+                if any(_assigns_base(node) for node in tree.body):
+                    self.refuse("it must inherit by `_base_` or by `with read_base():`, not by both.")
+                return self._run(tree, {})
+            tree = self._tree(self._substituted())
+            given = [node for node in tree.body if _assigns_base(node)]
+            tree.body = [node for node in tree.body if node not in given]
+            base = self._bases(self._paths(given[0])) if given else Inherited()
+            own = self._run(tree, {BASE: base})
+        own.pop("_deprecation_", None)
+        own = {name: self._resolved(value, base, name) for name, value in own.items()}
+        return {k: v for k, v in self._merged(own, base).items() if not k.startswith("__")}
+
+    def _tree(self, text: str) -> ast.Module:
+        try:
+            return ast.parse(text, str(self.path))
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            self.refuse(f"it is no Python: {error}.")
+
+    # --- text ---------------------------------------------------------------------------------------------------
+
+    def _substituted(self) -> str:
+        """The text with what stands in `{{ }}` put in: parts of its path, variables of the environment, references."""
+        path = self.path
+        parts = {
+            "fileDirname": str(path.parent),
+            "fileBasename": path.name,
+            "fileBasenameNoExtension": path.stem,
+            "fileExtname": path.suffix,
+        }
+        text = self.text
+        for name, part in parts.items():
+            text = re.sub(r"\{\{\s*" + name + r"\s*\}\}", part.replace("\\", "/").replace("\\", r"\\"), text)
+        text = re.sub(r"""\{\{['"]?\s*\$(\w+)\s*:\s*(\S*?)\s*['"]?\}\}""", self._variable, text)
+        return re.sub(r"\{\{\s*" + BASE + r"\.([\w.]+)\s*\}\}", rf'"{MARK}\1{MARK}"', text)
+
+    def _variable(self, found: re.Match[str]) -> str:
+        value = os.environ.get(found[1], found[2])
+        return value or self.refuse(f"{found[0]}: the variable is not set, and has no default.")
+
+    def _resolved(self, value: Any, base: Mapping[str, Any], name: str) -> Any:
+        try:
+            return self._dereferenced(value, base, name)
+        except UnreadableError as error:  # it refers to something that is not read, so this is not strict
+            return Unread(str(error))
+
+    def _dereferenced(self, value: Any, base: Mapping[str, Any], name: str) -> Any:
+        """A value with its `{{_base_.x}}` replaced by what they refer to."""
+        if isinstance(value, str) and MARK in value:
+            return self._referred(value, base, name)
+        if isinstance(value, dict):
+            items = {key: self._dereferenced(one, base, name) for key, one in value.items()}
+            return Inherited(items) if isinstance(value, Inherited) else items
+        return type(value)(self._dereferenced(o, base, name) for o in value) if type(value) in (list, tuple) else value
+
+    def _referred(self, value: str, base: Mapping[str, Any], name: str) -> Any:
+        inner = value[1:-1]
+        if value != f"{MARK}{inner}{MARK}" or MARK in inner:
+            self.refuse(f"{name}: a reference `{{{{_base_.x}}}}` must stand alone. Write `_base_.x`, outside of text.")
+        found: Any = base
+        for key in inner.split("."):
+            if not isinstance(found, dict) or key not in found:
+                self.refuse(f"{name}: the bases have no {inner!r}.")
+            found = found[key]
+        if isinstance(found, Unread):
+            raise UnreadableError(found.why)
+        return hooked(found)
+
+    # --- inheritance --------------------------------------------------------------------------------------------
+
+    def _paths(self, node: ast.stmt) -> Any:
+        """What `_base_ = …` says, which must be read whatever else may stay unread."""
+        assert isinstance(node, ast.Assign)
+        try:
+            return Literals(str(self.path), {}).value(node.value)
+        except UnreadableError as error:
+            raise ValueError(str(error)) from None
+
+    def _bases(self, given: Any) -> Inherited:
+        """What the bases say together; none of them may say the same name."""
+        out = Inherited()
+        for one in given if isinstance(given, list) else [given]:
+            if not isinstance(one, str):
+                self.refuse(f"{BASE} must be a path or a list of them, got {one!r}.")
+            base = _File(self._located(one), self.heirs, self.strict).read()
+            if twice := sorted(out.keys() & base.keys()):
+                self.refuse(f"its bases must have no name in common, got {', '.join(twice)}.")
+            out.update({name: hooked(value) for name, value in base.items()})
+        return out
+
+    def _located(self, name: str) -> Path:
+        package, marked, rest = name.partition("::")
+        if not marked:
+            return Path(os.path.normpath(self.path.parent / name))
+        return self._package(package) / ".mim" / "configs" / rest
+
+    def _package(self, name: str) -> Path:
+        spec = find_spec(name) if name.isidentifier() else None
+        if spec is None or not spec.submodule_search_locations:
+            self.refuse(f"it inherits from the package {name!r}, which is not installed. Give the file by its path.")
+        return Path(next(iter(spec.submodule_search_locations)))
+
+    def _merged(self, own: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+        """What is inherited with one's own over it: dict over dict goes into it, `_delete_` begins anew."""
+        out = dict(base)
+        for name, value in own.items():
+            below = out.get(name)
+            if not isinstance(value, dict) or name not in out or value.get(DELETE):
+                kept = value if name not in out or not isinstance(value, dict) else _without(value, DELETE)
+                out[name] = hooked(kept)
+            elif isinstance(below, dict):
+                out[name] = Inherited(self._merged(_without(value, DELETE), below))
+            elif not isinstance(below, Unread):
+                self.refuse(f"{name}: a dict over {below!r} must have `_delete_=True`.")
+        return out
+
+    # --- statements ---------------------------------------------------------------------------------------------
+
+    def _run(self, tree: ast.Module, names: dict[str, Any]) -> dict[str, Any]:
+        """The names that its statements give, without those that are imported."""
+        literals = Literals(str(self.path), names)
+        hidden = {*names}
+        for node in tree.body:
+            try:
+                if _is_read_base(node):
+                    self._import_bases(node, literals)
+                else:
+                    self._execute(node, literals)
+            except UnreadableError as error:
+                if self.strict:
+                    raise
+                _spoil(node, literals.names, str(error))
+        hidden |= self.imported
+        return {n: v for n, v in literals.names.items() if n not in hidden and not n.startswith("__")}
+
+    def _execute(self, node: ast.stmt, literals: Literals) -> None:
+        match node:
+            case ast.Pass() | ast.Expr(value=ast.Constant()):
+                pass
+            case ast.Import() | ast.ImportFrom():
+                self._import(node, literals)
+            case ast.Assign(targets=targets, value=value):
+                found = literals.value(value)
+                for target in targets:
+                    self._assign(target, found, literals)
+            case ast.AnnAssign(target=target, value=ast.expr() as value):
+                self._assign(target, literals.value(value), literals)
+            case ast.AugAssign(target=target, op=op, value=value):
+                # `x += y` on a list changes the list itself, for all who have it.
+                before = literals.value(target)
+                after = literals.value(ast.copy_location(ast.BinOp(target, op, value), node))
+                if isinstance(before, list):
+                    before[:] = after
+                    after = before
+                self._assign(target, after, literals)
+            case ast.Expr(value=ast.Call(func=ast.Attribute()) as call):
+                literals.value(call)
+            case ast.Delete(targets=targets):
+                for target in targets:
+                    self._delete(target, literals)
+            case _:
+                literals.refuse(node)
+
+    def _import(self, node: ast.Import | ast.ImportFrom, literals: Literals) -> None:
+        for one in node.names:
+            if one.name == "*":
+                self.refuse(f"line {node.lineno}: `{ast.unparse(node)}`: what it brings is not known. Name it.")
+            module = isinstance(node, ast.Import)
+            name = one.asname or (one.name.partition(".")[0] if module else one.name)
+            literals.names[name] = Imported(one.name.rpartition(".")[2])
+            self.imported.add(name)
+
+    def _import_bases(self, node: ast.stmt, literals: Literals) -> None:
+        """`with read_base(): from .file import names`."""
+        assert isinstance(node, ast.With)
+        for inner in node.body:
+            if not isinstance(inner, ast.ImportFrom) or inner.module is None:
+                self.refuse(f"line {inner.lineno}: `with read_base():` must hold `from .file import …` only.")
+            base = _File(self._module(inner), self.heirs, self.strict)
+            found = base.read()
+            for one in inner.names:
+                if one.name != "*" and one.name not in found:
+                    self.refuse(f"line {inner.lineno}: {base.path} has no {one.name!r}.")
+                brought = found if one.name == "*" else {one.asname or one.name: found[one.name]}
+                literals.names |= {name: hooked(value) for name, value in brought.items()}
+                self.imported -= brought.keys()
+
+    def _module(self, node: ast.ImportFrom) -> Path:
+        assert node.module is not None
+        parts = node.module.split(".")
+        if node.level:
+            folder = self.path.parent.joinpath(*[".."] * (node.level - 1))
+        else:
+            folder, parts = self._package(parts[0]), parts[1:]
+        return Path(os.path.normpath(folder.joinpath(*parts))).with_suffix(".py")
+
+    def _assign(self, target: ast.expr, value: Any, literals: Literals) -> None:
+        match target:
+            case ast.Name(id=name):
+                literals.names[name] = value
+                self.imported.discard(name)
+            case ast.Tuple(elts=parts) | ast.List(elts=parts):
+                if not isinstance(value, (list, tuple)) or len(parts) != len(value):
+                    literals.refuse(target, f"there must be {len(parts)} values, got {value!r}.")
+                for part, one in zip(parts, value, strict=True):
+                    self._assign(part, one, literals)
+            case _:
+                self._change(target, literals, lambda owner, key: owner.__setitem__(key, _kept(owner, value)))
+
+    def _delete(self, target: ast.expr, literals: Literals) -> None:
+        if not isinstance(target, ast.Name):
+            self._change(target, literals, lambda owner, key: owner.__delitem__(key))
+        elif literals.names.pop(target.id, None) is None:
+            literals.refuse(target, "the name has no value here.")
+
+    def _change(self, target: ast.expr, literals: Literals, how: Callable[[Any, Any], None]) -> None:
+        """Set or delete what `owner.key` or `owner[key]` means."""
+        if not isinstance(target, (ast.Attribute, ast.Subscript)):
+            literals.refuse(target)
+        owner = literals.value(target.value)
+        if not isinstance(owner, (Inherited if isinstance(target, ast.Attribute) else (dict, list))):
+            literals.refuse(target, "there is nothing that can be changed so.")
+        try:
+            how(owner, target.attr if isinstance(target, ast.Attribute) else literals.index(target.slice))
+        except (LookupError, TypeError, ValueError) as error:
+            literals.refuse(target, str(error) if isinstance(error, UnreadableError) else f"fails with {error!r}.")
+
+
+def _kept(owner: Any, value: Any) -> Any:
+    """What a dict or list keeps of a value that is put into it."""
+    return hooked(value) if isinstance(owner, Inherited) else value
+
+
+def _assigns_base(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == BASE
+
+
+def _is_read_base(node: ast.stmt) -> bool:
+    return isinstance(node, ast.With) and [ast.unparse(item) for item in node.items] == ["read_base()"]
+
+
+def _without(items: Mapping[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in items.items() if name != key}
+
+
+def _plain(value: Any) -> Any:
+    """A value without our own kinds."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_plain, value))
+    return value.name if isinstance(value, Imported) else value
+
+
+def _spoil(node: ast.stmt, names: dict[str, Any], why: str) -> None:
+    """Mark what a statement that is not read may have changed: what it binds, and dicts and lists within its reach."""
+    inside = list(ast.walk(node))
+    bound = {n.id for n in inside if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
+    bound |= {n.name for n in inside if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
+    named = bound | {n.id for n in inside if isinstance(n, ast.Name)}
+    for name in named & names.keys():
+        if isinstance(before := names[name], Unread):
+            bound |= before.touches  # a function of the file: what its body names
+    if named & REACH_EVERYTHING:
+        bound |= names.keys()
+    base = names.get(BASE, {})
+    from_base = base.keys() if BASE in bound else _of_base(inside, base.keys())
+    near = [names[name] for name in (named | bound) & names.keys() - {BASE}] + [base[name] for name in from_base]
+    reached = _containers(near)
+    marked = frozenset((named | bound) - vars(builtins).keys())
+    for within, surely in ((base, from_base), (names, bound - {BASE})):
+        shared = {n for n, one in within.items() if n != BASE and not reached.isdisjoint(_containers(one))}
+        within |= dict.fromkeys(shared | surely, Unread(why, marked))
+
+
+def _of_base(inside: list[ast.AST], known: Collection[str]) -> set[str]:
+    """The names of the bases that these nodes use: `_base_.x` and `_base_["x"]` one, a bare `_base_` all."""
+    used: set[str] = set()
+    single = 0
+    for node in inside:
+        match node:
+            case ast.Attribute(value=ast.Name(id="_base_"), attr=name):
+                used, single = used | {name}, single + 1
+            case ast.Subscript(value=ast.Name(id="_base_"), slice=ast.Constant(value=str() as name)):
+                used, single = used | {name}, single + 1
+            case ast.Name(id="_base_"):
+                single -= 1
+    return (used if not single else set(known)) & set(known)
+
+
+def _containers(value: Any) -> set[int]:
+    """The identities of the dicts and lists in a value."""
+    seen: set[int] = set()
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, (dict, list, tuple)) and id(one) not in seen:
+            seen.add(id(one))
+            waiting.extend(one.values() if isinstance(one, dict) else one)
+    return seen

@@ -1,0 +1,141 @@
+"""`paramwise_cfg` without a model: its rules as selectors, which any model resolves when the chain is bound."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from glob import escape
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from gradchain.adapters.mmengine import constructors
+from gradchain.adapters.mmengine.params import read
+from gradchain.selectors import Selector, bias, choose, depthwise, first, multiply, named, ndim, owner, owner_named
+
+if TYPE_CHECKING:
+    from gradchain.core.hyper import Value
+
+__all__ = ["NORM", "Symbolic"]
+
+NORM = owner(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+"""What MMEngine takes for a norm: not RMSNorm, nor whatever else has the name."""
+
+_OFFSET = named("*conv_offset*", missing_ok=True) & owner(nn.Conv2d) & owner_named("*DeformConv2d*")
+_MULTIPLIERS = {"lr": "lr_mult", "weight_decay": "decay_mult"}
+
+Pairs = list[tuple[Selector, float]]
+
+
+class Symbolic:
+    """The rules of one optimizer's config: a value per field, for a model that is not there yet."""
+
+    def __init__(self, config: Mapping[str, Any], strict: bool) -> None:
+        self.known, how = read(nn.Module(), config, strict)
+        self._missing_ok = not strict
+        self.known.report()
+        self._forced = False
+        self._there = how is not None
+        if how is not None and how.build not in (constructors.default, constructors.force_default):
+            self.known.refuse(
+                "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where "
+                "the model is at hand.",
+                NotImplementedError,
+            )
+        if how is not None and how.build is constructors.force_default:
+            self._forced = bool(self.known.given.get("force_default_settings", False))
+
+    def fields(self) -> list[str]:
+        """What entries of custom_keys set that is no multiplier."""
+        if not self._there:
+            return []
+        names = [name for _, entry in self.known.custom for name in entry]
+        return list(dict.fromkeys(name for name in names if name not in _MULTIPLIERS.values()))
+
+    def value(self, field: str, base: float, curve: Callable[[float], Value], *, proportional: bool) -> Value:
+        """The value of a field: `curve(base)` itself, or with a factor or a curve for each kind of parameter.
+
+        Args:
+            field: "lr", "weight_decay" or another item of a parameter group.
+            base: the optimizer's own number.
+            curve: what a number becomes over the run.
+            proportional: whether twice the number has twice the curve.
+        """
+        if not self._there:
+            return curve(base)
+        custom = [
+            (_contains(key, self._missing_ok), self._of_entry(entry, field, base)) for key, entry in self.known.custom
+        ]
+        kinds = [(selector, base * factor) for selector, factor in self._kinds(field)]
+        pairs = _shortened([*kinds, *custom] if self._forced else [*custom, *kinds], base)
+        if not pairs:
+            return curve(base)
+        factors = self._factors(field, base, pairs) if proportional else None
+        if factors is None:
+            return choose(*((selector, curve(value)) for selector, value in pairs), rest=curve(base))
+        return multiply(curve(base), factors[0] if len(factors) == 1 else first(*factors))
+
+    def _of_entry(self, entry: Mapping[str, Any], field: str, base: float) -> float:
+        """What a custom key makes of a field."""
+        if field in entry:
+            return self.known.factor(field, entry[field])  # type: ignore[no-any-return]
+        name = _MULTIPLIERS.get(field)
+        if name is None or (field == "weight_decay" and not self.known.decays):
+            return base
+        return base * self.known.factor(name, entry.get(name, 1.0))  # type: ignore[no-any-return]
+
+    def _factors(self, field: str, base: float, pairs: Pairs) -> Pairs | None:
+        """The pairs with factors in place of values, as the config has them; None where a value is none of those."""
+        entries = [entry for _, entry in self.known.custom]
+        if any(field in entry for entry in entries):
+            return None
+        name = _MULTIPLIERS.get(field, "")
+        written = [1.0, *(entry.get(name, 1.0) for entry in entries), *(factor for _, factor in self._kinds(field))]
+        known = {base * factor: float(factor) for factor in reversed(written)}
+        return [(selector, known[value]) for selector, value in pairs]
+
+    def _kinds(self, field: str) -> Pairs:
+        """The rules by kind of parameter, the first that matches counts."""
+        known, apart = self.known, "dcn_offset_lr_mult" in self.known.given
+        free = bias & ~_OFFSET if apart else bias
+        given: dict[str, Selector] = {}
+        if field == "lr":
+            given = {"dcn_offset_lr_mult": _OFFSET, "bias_lr_mult": free & ~NORM}
+        elif field == "weight_decay" and known.decays:
+            given = {
+                "norm_decay_mult": NORM,
+                "bias_decay_mult": free,
+                "dwconv_decay_mult": depthwise & owner(nn.Conv2d),
+                "flat_decay_mult": ndim(1) & ~_OFFSET if apart else ndim(1),
+            }
+        found = [(selector, known.rule(name)) for name, selector in given.items()]
+        return [(selector, factor) for selector, factor in found if factor is not None]
+
+
+def _contains(key: str, missing_ok: bool) -> Selector:
+    """A custom key as MMEngine looks for it: in "module.name", which on the root module is ".name"."""
+    inside = f"*{escape(key)}*"
+    if not key.startswith(".") or "." in key[1:]:
+        return named(inside, missing_ok=missing_ok)
+    return named(inside, re.compile(f"{re.escape(key[1:])}[^.]*"), missing_ok=True)
+
+
+def _shortened(pairs: Sequence[tuple[Selector, float]], base: float) -> Pairs:
+    """Without what changes nothing at the end, and with neighbours of one value together."""
+    kept = list(pairs)
+    while kept and kept[-1][1] == base:
+        kept.pop()
+    groups = groupby(kept, key=lambda pair: pair[1])
+    return [(_any(selector for selector, _ in group), value) for value, group in groups]
+
+
+def _any(selectors: Iterable[Selector]) -> Selector:
+    """All that one of these selects; names stand together."""
+    found = list(selectors)
+    names = [s for s in found if isinstance(s, named)]
+    missing_ok = any(s.missing_ok for s in names)
+    together = [named(*(p for s in names for p in s.patterns), missing_ok=missing_ok)] if names else []
+    rest = [s for s in found if not isinstance(s, named)]
+    return reduce(lambda one, other: one | other, [*together, *rest])

@@ -1,0 +1,268 @@
+"""`python -m gradchain convert`: an OpenMMLab config file as the code that replaces its optimization part."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gradchain.adapters.mmengine import read_config, unbound
+from gradchain.adapters.mmengine.symbolic import NORM
+from gradchain.cli.code import program
+
+__all__ = ["Conversion", "convert"]
+
+NEW = ("optim_wrapper", "param_scheduler", "auto_scale_lr", "custom_hooks")
+OLD = ("optimizer", "optimizer_config", "fp16", "lr_config", "momentum_config", "custom_hooks")
+LENGTHS = {
+    "train_cfg": ("max_epochs", "max_iters"),
+    "runner": ("max_epochs", "max_iters"),
+    "total_epochs": (),
+    "total_iters": (),
+}
+READ = (*NEW, *OLD, *LENGTHS)
+WIDTH = 44
+
+Path = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a config became.
+
+    code: the program; table: rows of a key, its value and what it became; unread: names of the file that have no part
+    in it; remarks: warnings.
+    """
+
+    code: str
+    table: list[tuple[str, str, str]]
+    unread: list[str]
+    remarks: list[str]
+
+    def __str__(self) -> str:
+        """The program, and all else as comments under it."""
+        widths = [max(len(row[i]) for row in self.table) for i in (0, 1)]
+        rows = [f"{key:{widths[0]}}  {value:{widths[1]}}  {became}" for key, value, became in self.table]
+        notes = ["What each key became:", *(f"  {row}" for row in rows)]
+        notes += ["", f"Not read: {', '.join(self.unread)}."] if self.unread else []
+        notes += ["", "Remarks:", *(f"  {remark}" for remark in self.remarks)] if self.remarks else []
+        return "\n".join([self.code, "", *(f"# {note}".rstrip() for note in notes)])
+
+
+def convert(
+    path: str | os.PathLike[str],
+    *,
+    epoch_length: int | None = None,
+    batch_size: int | None = None,
+    strict: bool = True,
+) -> Conversion:
+    """Read a config file and write the chain that replaces its optimization part; no model is needed.
+
+    Args:
+        path: the config file, read by `mmengine.read_config`.
+        epoch_length: micro-batches per epoch, where the recipe counts epochs.
+        batch_size: over all ranks, where auto_scale_lr is enabled.
+        strict: as for `mmengine.from_config`.
+
+    Raises: what `read_config` and `from_config` raise; ValueError where the recipe is not in the file, or a number that
+        it needs was not given. NotImplementedError: rules per parameter that depend on the model.
+    """
+    config = read_config(path, only=READ)
+    builder = _Builder(config, epoch_length, batch_size, strict)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parts = builder.parts(config)
+    remarks = list(dict.fromkeys(str(warning.message) for warning in caught))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = [_row(path, config, builder, parts) for path in _leaves({k: config[k] for k in READ if k in config})]
+    unread = [name for name in config if name not in READ]
+    return Conversion(_code(parts, os.path.basename(path)), table, unread, remarks)
+
+
+class _Builder:
+    """From the dict of a file to the arguments of `unbound`."""
+
+    def __init__(
+        self, config: Mapping[str, Any], epoch_length: int | None, batch_size: int | None, strict: bool
+    ) -> None:
+        self.given = NEW if "optim_wrapper" in config else OLD
+        if "optim_wrapper" not in config and "optimizer" not in config:
+            raise ValueError("convert: the config must have optim_wrapper, or optimizer of the old format.")
+        self.length = _length(config)
+        self.batch_size, self.strict = batch_size, strict
+        if epoch_length is None and (self.length[0] == "max_epochs" or _counts_epochs(config.get("param_scheduler"))):
+            raise ValueError(
+                "convert: --epoch-length must be given, the micro-batches of an epoch: len(train_dataloader)."
+            )
+        self.epoch_length = 1 if epoch_length is None else epoch_length
+
+    def parts(self, config: Mapping[str, Any]) -> list[Any]:
+        """The optimizers of a config: each with its chain."""
+        given: dict[str, Any] = {key: copy.deepcopy(config[key]) for key in self.given if key in config}
+        hooks = given.pop("custom_hooks", None)
+        scaling: Any = given.pop("auto_scale_lr", None)
+        if isinstance(scaling, dict) and scaling.get("enable"):
+            if self.batch_size is None:
+                raise ValueError(
+                    "convert: --batch-size must be given where auto_scale_lr is enabled: that of all ranks."
+                )
+            scaling["batch_size"] = self.batch_size
+        schedulers = given.pop("param_scheduler", None)
+        return unbound(
+            given["optim_wrapper"] if self.given is NEW else given,
+            schedulers,
+            **{self.length[0]: self.length[1]},
+            epoch_length=self.epoch_length,
+            auto_scale_lr=scaling,
+            custom_hooks=hooks,
+            strict=self.strict,
+        )
+
+
+def _length(config: Mapping[str, Any]) -> tuple[str, int]:
+    """How long the run is, by epochs or by iterations."""
+    for place, names in LENGTHS.items():
+        held: Any = config.get(place)
+        if not names and held is not None:
+            return place.replace("total", "max"), held
+        for name in names if isinstance(held, Mapping) else ():
+            if held.get(name) is not None:
+                return name, held[name]
+    raise ValueError("convert: the config must say how long the run is: train_cfg=dict(max_epochs=...) or max_iters.")
+
+
+def _counts_epochs(schedulers: Any) -> bool:
+    """Whether a scheduler in a loop of iterations turns epochs into them."""
+    if isinstance(schedulers, Mapping):
+        return bool(schedulers.get("convert_to_iter_based")) or any(map(_counts_epochs, schedulers.values()))
+    return isinstance(schedulers, (list, tuple)) and any(map(_counts_epochs, schedulers))
+
+
+# the code
+
+
+def _code(parts: list[Any], name: str) -> str:
+    """The program: its imports, and the updater or the group of them."""
+    several = parts[0].key is not None
+    lines = []
+    for part in parts:
+        target = f"model.{part.of}" if isinstance(part.of, str) else "model"
+        if isinstance(part.of, (list, tuple)):
+            target = "{" + ", ".join(f'"{name}": model.{name}' for name in part.of) + "}"
+        autocast = f", autocast={part.autocast}" if part.autocast is not None else ""
+        text = f"{program(part.chain, {'norm': NORM})}.bind({target}{autocast})"
+        if several:
+            text = "\n".join("    " + line for line in f"{part.key}={text},".splitlines())
+        lines.append(text)
+    body = "\n".join(["updater = gch.group(", *lines, ")"]) if several else f"updater = {lines[0]}"
+    if any(isinstance(node, ast.Name) and node.id == "norm" for node in ast.walk(ast.parse(body))):
+        body = f"# what MMEngine takes for a norm: not RMSNorm, as gch.norm does\nnorm = {program(NORM)}\n\n{body}"
+    imports = [f"import {module}\n" for module in ("re", "torch") if re.search(rf"(?<!\w){module}\.", body)]
+    top = "\n".join([*imports, "import gradchain as gch\n"])
+    return f"# The optimization part of {name}; model is yours.\n{top}\n{body}"
+
+
+# the table
+
+
+def _leaves(value: Any, path: Path = ()) -> Iterator[Path]:
+    """The places of all values that are no dicts, nor lists of dicts."""
+    if isinstance(value, Mapping) and value:
+        for key, one in value.items():
+            yield from _leaves(one, (*path, key))
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(one, Mapping) for one in value):
+        for i, one in enumerate(value):
+            yield from _leaves(one, (*path, i))
+    else:
+        yield path
+
+
+def _row(path: Path, config: Mapping[str, Any], builder: _Builder, parts: list[Any]) -> tuple[str, str, str]:
+    value = _at(config, path)
+    key = "".join(f"[{step!r}]" if not isinstance(step, str) else f".{step}" for step in path)[1:]
+    shown = repr(value)
+    shown = shown if len(shown) <= WIDTH else shown[: WIDTH - 3] + "..."
+    if path[0] in LENGTHS:
+        return (
+            key,
+            shown,
+            "the length of the run"
+            if path[-1] in (builder.length[0], f"total_{builder.length[0][4:]}")
+            else "not read",
+        )
+    if path[0] not in builder.given:
+        return key, shown, "not read: the other format is there"
+    return key, shown, _became(path, config, builder, parts)
+
+
+def _became(path: Path, config: Mapping[str, Any], builder: _Builder, parts: list[Any]) -> str:
+    """The links that are others with another value, or without the key; where that cannot be, without what it is in."""
+    if path[-2:] == ("optimizer", "type"):
+        return "the rule"
+    here, tried = _links(parts), False
+    others = [_with(config, path, other) for other in _others(_at(config, path))]
+    for other in [*others, *(_without(config, path[:depth]) for depth in range(len(path), 0, -1))]:
+        try:
+            there = _links(builder.parts(other))
+        except Exception:  # of whatever type: that cannot be
+            continue
+        tried = True
+        changed = [name for name in here if here[name] != there.get(name)]
+        if changed:
+            return ", ".join(changed)
+        if other not in others:
+            break
+    return "nothing: the chain is the same without it" if tried else "all of it"
+
+
+def _others(value: Any) -> list[Any]:
+    """Other values of the same kind."""
+    if isinstance(value, bool):
+        return [not value]
+    return [value / 2, value + 1] if isinstance(value, (int, float)) else []
+
+
+def _links(parts: list[Any]) -> dict[str, str]:
+    """By address what a link is, and the dtype of the forward."""
+    out: dict[str, str] = {}
+    for part in parts:
+        before = "" if part.key is None else f"{part.key}/"
+        out |= {before + name: repr(link) for name, link in part.chain.named}
+        if part.autocast is not None:
+            out[f"{before}autocast"] = repr(part.autocast)
+    return out
+
+
+def _at(value: Any, path: Path) -> Any:
+    for step in path:
+        value = value[step]
+    return value
+
+
+def _without(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    out, holder = _copied(config, path)
+    del holder[path[-1]]
+    return out
+
+
+def _with(config: Mapping[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    out, holder = _copied(config, path)
+    holder[path[-1]] = value
+    return out
+
+
+def _copied(config: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], Any]:
+    """A copy, and what in it holds the value at a path."""
+    out = copy.deepcopy(dict(config))
+    holder: Any = out
+    for step in path[:-1]:
+        if isinstance(holder[step], tuple):
+            holder[step] = list(holder[step])
+        holder = holder[step]
+    return out, holder

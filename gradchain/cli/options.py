@@ -1,0 +1,29 @@
+"""How commands read their options: one sentence for a bad one, and numbers with bounds."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+__all__ = ["Parser", "whole"]
+
+
+class Parser(argparse.ArgumentParser):
+    """Answers a bad option with one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print it and leave with exit code 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def whole(least: int, most: int = 2**31 - 1) -> type[int]:
+    """What reads an option that is a whole number within bounds."""
+
+    def read(text: str) -> int:
+        number = int(text) if text.strip().lstrip("-").isdecimal() else None
+        if number is None or not least <= number <= most:
+            bounds = f"from {least} to {most}" if most < 2**31 - 1 else f"of at least {least}"
+            raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {text!r}.")
+        return number
+
+    return read  # type: ignore[return-value]  # argparse takes any function
