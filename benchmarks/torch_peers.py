@@ -1,10 +1,12 @@
 """torch.optim, each way, with torch's own helpers around it; and rules by hand on torch._foreach.
 
-By hand are R7's rule, which nobody ships, and Lion where GRADCHAIN_NATIVE=0 makes that the measure.
+By hand are R7's rule, which nobody ships, and Lion where GRADCHAIN_NATIVE=0 makes that the measure, or where
+lion_pytorch is not installed.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable
 from typing import Any
@@ -172,10 +174,10 @@ class Handwritten(Stepper):
 
     def __init__(self, cell: Cell) -> None:
         rules = {"own": OwnForeach}
-        if os.environ.get("GRADCHAIN_NATIVE") == "0":
+        if os.environ.get("GRADCHAIN_NATIVE") == "0" or importlib.util.find_spec("lion_pytorch") is None:
             rules["lion"] = LionForeach
         if cell.recipe.rule not in rules:
-            raise Unable("it is the peer of rules that nobody ships, and of Lion where GRADCHAIN_NATIVE=0")
+            raise Unable("it is the peer of rules that nobody ships, and of Lion without lion_pytorch or a compiler")
         super().__init__(cell, rules[cell.recipe.rule])
 
 

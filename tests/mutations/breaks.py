@@ -88,8 +88,8 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "schedule-read-one-late",
         "core/hyper.py",
-        'return at(clocks) if at is not None else value(clocks["step"])',
-        'return at(clocks) if at is not None else value(clocks["step"] + 1)',
+        "return at(ctx.clocks) if at is not None else value(step)",
+        "return at(ctx.clocks) if at is not None else value(step + 1)",
         f"{PARITY}[scale-torch.optim.SGD]",
     ),
     Break(
@@ -277,8 +277,8 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-floor-that-is-multiplied",
         "adapters/mmengine/recipe.py",
-        "proportional=_proportional(make, self.recipe.clock.iters)",
-        "proportional=True",
+        "proportional = _proportional(make, self.recipe.clock.iters)",
+        "proportional = True",
         f"{RUNS}[rules, an absolute floor]",
     ),
     Break(

@@ -74,6 +74,8 @@ class Optimizer:
         try:
             return inspect.signature(torch_names.class_of(self._type)).parameters
         except KeyError as error:
+            if self._type == "Lion":  # ours stands for a package that need not be installed
+                return inspect.signature(_lion_arguments).parameters
             self.entry.refuse(str(error.args[0]).removeprefix("from_torch: "), KeyError)
 
     def base(self, field: str) -> Any:
@@ -153,6 +155,12 @@ def _betas(args: Mapping[str, Any], values: Mapping[str, Value], b2: float) -> t
 def _covered(values: Mapping[str, Value]) -> bool:
     """Whether only numbers move that our links take from a schedule under these names."""
     return set(values) <= {"lr", "momentum", "weight_decay"}
+
+
+def _lion_arguments(
+    lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0, **of_the_class: Any
+) -> None:
+    """What lion_pytorch's class takes, with its defaults."""
 
 
 OWN: dict[str, Own] = {"SGD": _sgd, "Adam": _adam, "AdamW": _adamw, "Lion": _lion}
