@@ -78,6 +78,7 @@ class from_torch(Transform):
 
     descends = True
     role = "optimizer"
+    calls_back = True  # the class may be a user's
 
     optimizer: str | type[Optimizer]
     arguments: tuple[tuple[str, Any], ...]

@@ -26,7 +26,19 @@ from gradchain.engine.lower import Lowering, Program
 from gradchain.engine.numbers import DeviceReduced, met
 from gradchain.engine.plan import Part, Plan, arithmetic, difference, extra_dtypes, structure
 from gradchain.engine.record import Lazy, Reduced, Tape, Unrecorded
-from gradchain.engine.replay import Call, Given, Recorded, Reduction, Replays, can_trace, gathered, kept, ours, traced
+from gradchain.engine.replay import (
+    Asked,
+    Call,
+    Given,
+    Recorded,
+    Reduction,
+    Replays,
+    can_trace,
+    gathered,
+    kept,
+    ours,
+    traced,
+)
 from gradchain.engine.trace import Trace
 from gradchain.engine.windows import Windows
 
@@ -107,31 +119,23 @@ class Engine:
             taken = set(layout.pointers)  # memory that something else writes, or that is written for another field
             state = mapped(state, lambda tensors: layout.state(tensors, taken))
             self._state_dtypes = tuple(dtypes(state))
-        grads = layout.gradients(received)
-        again = self._again(tx, grads, state, params, run, context)
+        asked = Asked(tx, layout.gradients(received), state, params, run, context, lent)
+        again = self._again(asked)
         if again is not None:
             return True, again
-        recorded = self._recorded(tx, grads, state, params, run, context)
+        recorded = self._recorded(asked)
         applied, new = self._executed(recorded, received, state, params)
         for name in ("records", "used", "held", "detail", "loss", "scaled"):
             setattr(run, name, getattr(recorded.run, name))
         self.reason, self._state = "", new
         return applied, new
 
-    def _again(
-        self,
-        tx: chain,
-        grads: EagerTensors,
-        state: Links,
-        params: EagerTensors,
-        run: Run,
-        context: Callable[[Run], Context],
-    ) -> Links | None:
+    def _again(self, asked: Asked) -> Links | None:
         """The new state, if the step is like one that was traced before: then the links need not run."""
         if not self._replays.any:
             return None
-        context(run)
-        found = self._replays.again(tx, grads, state, params, run, self._lent)
+        asked.context(asked.run)
+        found = self._replays.again(asked)
         if found is None:
             return None
         self.last, self._state = found
@@ -139,24 +143,16 @@ class Engine:
         self.num_replayed += 1
         return self._state
 
-    def _recorded(
-        self,
-        tx: chain,
-        grads: EagerTensors,
-        state: Links,
-        params: EagerTensors,
-        run: Run,
-        context: Callable[[Run], Context],
-    ) -> Recorded:
+    def _recorded(self, asked: Asked) -> Recorded:
         """The step on a tape; in a trace, if it may be one that will be run again."""
-        if self._may_trace(tx):
-            context(run)
-            if can_trace(run):
+        if self._may_trace(asked.tx):
+            asked.context(asked.run)
+            if can_trace(asked.run):
                 try:
-                    return self._record(tx, grads, state, params, run, context, Trace(run.clocks))
+                    return self._record(asked, Trace(asked.run.clocks))
                 except Exception:  # whatever it is, it shows again without the trace
                     self._replays.keep(None)
-        return self._record(tx, grads, state, params, run, context, None)
+        return self._record(asked, None)
 
     def _may_trace(self, tx: chain) -> bool:
         """Whether to trace the coming step: that is for links that are gradchain's own, and numbers of the host."""
@@ -166,17 +162,10 @@ class Engine:
             self._own = (tx, ours(tx))
         return self._own[1] and self._replays.wanted()
 
-    def _record(
-        self,
-        tx: chain,
-        grads: EagerTensors,
-        state: Links,
-        params: EagerTensors,
-        run: Run,
-        context: Callable[[Run], Context],
-        trace: Trace | None,
-    ) -> Recorded:
+    def _record(self, asked: Asked, trace: Trace | None) -> Recorded:
         assert self._layout is not None
+        params, run = asked.params, asked.run
+        self.last = []  # a trace that failed may have reduced
         tape = Tape(self._reduce, self._compute, self._layout.state, trace, numbers_on(self.executors))
         if tape.numbers is not None:
             tape.numbers.closed = self.captured is not None
@@ -184,24 +173,24 @@ class Engine:
         trial = copy.copy(run)
         trial.records, trial.used = {}, {}
         trial.evaluate = None if run.evaluate is None else _evaluating(tape, run.evaluate)
-        ctx = context(trial)
+        ctx = asked.context(trial)
         trial.params = weights
         if self.captured is not None:
             trial.buffers = _no_buffers
-        lazy, given = mapped(state, lambda tensors: tape.leaf("state", tensors)), Given()
+        lazy, given = mapped(asked.state, lambda tensors: tape.leaf("state", tensors)), Given()
         if trace is not None:
             trial.trace, trace.run.params = trace, params
             clocks: dict[str, Any] = {name: trace.number(value) for name, value in trial.clocks.items()}
             trial.clocks = clocks
             lazy = traced(lazy, trace, given)
-        out, new = tx.update(tape.leaf("grad", grads), lazy, ctx)
+        out, new = asked.tx.update(tape.leaf("grad", asked.grads), lazy, ctx)
         roots = roots_of(tape, lazy, new)
         written: Index | None = None
         if out is not None:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
             written = target.index
-        return Recorded(tx, tape, trial, lazy, given, new, roots, written)
+        return Recorded(asked.tx, tape, trial, lazy, given, new, roots, written)
 
     def _executed(
         self, recorded: Recorded, received: EagerTensors, state: Links, params: EagerTensors

@@ -1,7 +1,8 @@
 """A step run again from its numbers: the same kernels over the same memory, and none of the links' Python.
 
-Where a step took the same way as the one before it, the next is traced; from then on only the numbers are computed, and
-the kernels run. Where a condition on numbers comes out otherwise, or anything else is not as it was, links run again.
+A step that has to be recorded is traced, if no link of it runs code of the user's; from then on only the numbers are
+computed, and the kernels run. Where a condition on numbers comes out otherwise, or anything else is not as it was,
+links run again.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradchain.core.chain import chain
-from gradchain.core.context import Run
+from gradchain.core.context import Context, Run
 from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
 from gradchain.core.index import Index
@@ -151,6 +152,19 @@ class Given:
 
 
 @dataclass
+class Asked:
+    """A step that is asked for: the chain, what it is given, and what makes the context of a run."""
+
+    tx: chain
+    grads: EagerTensors
+    state: Links
+    params: EagerTensors
+    run: Run
+    context: Callable[[Run], Context]
+    lent: bool
+
+
+@dataclass
 class Recorded:
     """A step on its tape: the chain's state before and after it, what is written over what, and which weights."""
 
@@ -198,23 +212,22 @@ class Replay:
     parts: list[Part] = field(default_factory=list)  # what it runs, as the engine tells it
     ran: bool = False  # since it was traced
 
-    def fits(self, tx: Transform, index: Index, run: Run, lent: bool) -> bool:
+    def fits(self, asked: Asked) -> bool:
         """Whether an update that is known to have the same state, weights and plans is the traced one's like."""
-        return (
-            tx is self.tx and index is self.index and lent == self.lent and can_trace(run) and known(run) == self.known
-        )
+        same = asked.tx is self.tx and asked.grads.index is self.index and asked.lent == self.lent
+        return same and can_trace(asked.run) and known(asked.run) == self.known
 
-    def again(self, gradients: list[Tensor], state: Links, params: EagerTensors, run: Run) -> Links | None:
+    def again(self, asked: Asked) -> Links | None:
         """The new state, weights written; None, and nothing written, where this step goes another way."""
-        trace = self.trace
+        trace, run, params = self.trace, asked.run, asked.params
         before = trace.values
         values = trace.values = before.copy()
         for name, slot in self.clocks.items():
             values[slot] = run.clocks[name]
-        if not self.given.take(state, values):
+        if not self.given.take(asked.state, values):
             trace.values = before
             return None
-        whole = trace.gradients = Column(gradients, self.lent)
+        whole = trace.gradients = Column(asked.grads._data, self.lent)
         trace.run.clocks, trace.run.params = run.clocks, params
         try:
             for fn, a, b, out in trace.ops:
@@ -232,7 +245,7 @@ class Replay:
         torch.autograd.graph.increment_version(weights if self.written is None else [weights[i] for i in self.written])
         run.records = {name: values[slot] for name, slot in self.records}
         run.used = {name: values[slot] for name, slot in self.used}
-        new: Links = self.numbers.put(state, values)
+        new: Links = self.numbers.put(asked.state, values)
         trace.values = before
         return new
 
@@ -261,13 +274,11 @@ class Replays:
         """State or weights are not where they were."""
         self._known.clear()
 
-    def again(
-        self, tx: Transform, grads: EagerTensors, state: Links, params: EagerTensors, run: Run, lent: bool
-    ) -> tuple[list[Part], Links] | None:
+    def again(self, asked: Asked) -> tuple[list[Part], Links] | None:
         """What ran, and the new state; None, and nothing written, where no step that is known goes this way."""
         for i, replay in enumerate(self._known):
-            if replay.fits(tx, grads.index, run, lent):
-                new = replay.again(grads._data, state, params, run)
+            if replay.fits(asked):
+                new = replay.again(asked)
                 if new is not None:
                     self._failures, replay.ran = 0, True
                     if i:

@@ -74,9 +74,7 @@ class vit(Depth):
         return self.layers + 2
 
     def inside(self, parts: list[str]) -> int | None:
-        if parts[0] in self.stem:
-            return 0
-        return int(parts[1]) + 1 if parts[0] == self.blocks else None
+        return _in_a_row(parts, self.stem, self.blocks)
 
 
 class swin(Depth):
@@ -181,9 +179,7 @@ class convnext_stages(Depth):
         return self.layers + 2
 
     def inside(self, parts: list[str]) -> int | None:
-        if parts[0] in self.stem:
-            return 0
-        return int(parts[1]) + 1 if parts[0] == "stages" else None
+        return _in_a_row(parts, self.stem, "stages")
 
 
 class resnet(Depth):
@@ -241,6 +237,13 @@ class resnet(Depth):
             return None
         stage = int(parts[0][5:]) - 1
         return self._before(stage) + int(parts[1]) // self._shared[stage] + 1
+
+
+def _in_a_row(parts: list[str], stem: tuple[str, ...], row: str) -> int | None:
+    """The stem is 0, what is numbered in a row comes after it one by one, and all else is the head's."""
+    if parts[0] in stem:
+        return 0
+    return int(parts[1]) + 1 if parts[0] == row else None
 
 
 def _check_counts(owner: str, name: str, values: tuple[int, ...]) -> None:
