@@ -21,25 +21,25 @@ def rate_at(step: int) -> float:
     return 0.05 / (1 + 0.1 * step)
 
 
-def chain(k: int, amp: bool) -> gch.Transform:
-    """The chain that the twin writes out by hand."""
+def chain(k: int, amp: bool, fused: bool = False) -> gch.Transform:
+    """The chain that the twin writes out by hand; for torch's fused kernels, without what none of them computes."""
     links: list[gch.Transform] = [gch.accumulate(k)] if k > 1 else []
     links += [gch.amp_scale(256.0, growth_interval=2, always=True)] if amp else []
     return gch.chain(
         *links,
-        gch.clip_by_norm(CLIP, eps=0),
+        *([] if fused else [gch.clip_by_norm(CLIP, eps=0)]),
         gch.scale_by_adam(B1, B2, EPS),
         gch.masked(gch.add_decayed_weights(DECAY), gch.min_ndim(2)),
         gch.scale_by_learning_rate(rate_at),
-        gch.average_params(AVERAGE),
+        *([] if fused else [gch.average_params(AVERAGE)]),
     )
 
 
 class Twin:
     """The same in loops over dicts: gradients by torch.autograd.grad, nothing in `.grad`."""
 
-    def __init__(self, k: int, amp: bool) -> None:
-        self.k, self.amp = k, amp
+    def __init__(self, k: int, amp: bool, fused: bool = False) -> None:
+        self.k, self.amp, self.fused = k, amp, fused
         self.model = net()
         self.w: dict[str, Tensor] = dict(self.model.named_parameters())
         self.mu = {n: torch.zeros_like(p) for n, p in self.w.items()}
@@ -90,7 +90,7 @@ class Twin:
         rate = (rate_at(self.step) if self.rate is None else self.rate) * self.factor
         with torch.no_grad():
             for n, t in g.items():
-                t = t * min(1.0, CLIP / norm.item()) if norm > 0 else t
+                t = t * min(1.0, CLIP / norm.item()) if norm > 0 and not self.fused else t
                 self.count[n] += 1
                 self.mu[n] = B1 * self.mu[n] + (1 - B1) * t
                 self.nu[n] = B2 * self.nu[n] + (1 - B2) * t * t
@@ -117,18 +117,20 @@ class User:
 
     def __init__(self, k: int, amp: bool, executor: str = "native") -> None:
         self.k, self.amp, self.executor = k, amp, executor
+        self.executors = {"reference": [], "patterns": ["patterns", "blocks"]}.get(executor, [executor])
+        self.fused = executor == "patterns"
         self.ran: set[str] = set()
         self.model = net()
         self.updater = self.bound()
-        self.twin = Twin(k, amp)
+        self.twin = Twin(k, amp, self.fused)
         self.rows = data(1000)
         self.log: list[str] = []
 
     def bound(self) -> gch.Updater:
         """The chain bound to the model, left with its one executor."""
-        updater = chain(self.k, self.amp).bind(self.model)
+        updater = chain(self.k, self.amp, self.fused).bind(self.model)
         engine = updater._bound.engine
-        engine.executors = tuple(e for e in engine.executors if e.name == self.executor)
+        engine.executors = tuple(e for e in engine.executors if e.name in self.executors)
         return updater
 
     def losses(self, kind: str) -> tuple[Tensor, Tensor]:
@@ -291,6 +293,8 @@ class User:
 
     def evaluate_average(self, draw: random.Random) -> None:
         """averaged() shows the twin's average, and is gone afterwards, also after an exception."""
+        if self.fused:
+            return
         try:
             with self.updater.averaged():
                 for n, p in self.model.named_parameters():
@@ -314,7 +318,7 @@ class User:
     def check(self) -> None:
         """Weights, counters, scale and the window's length are the twin's; nothing else has run a step."""
         engine = self.updater._bound.engine
-        alone = [e.name for e in engine.executors] == ([] if self.executor == "reference" else [self.executor])
+        alone = [e.name for e in engine.executors] == self.executors
         assert alone and (engine.reason == "" or self.executor == "reference"), (engine.reason, self.log)
         self.ran |= {part.executor for part in engine.last}
         mine = weights(self.model)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from random_user import User, driven
 
-EXECUTORS = ["native", "blocks", "reference"]  # torch's fused kernels know no rule with an average of the weights
+EXECUTORS = ["native", "blocks", "reference"]
 KINDS = [(1, False), (3, False), (1, True), (3, True), (2, True)]
 
 
@@ -30,10 +30,18 @@ def test_a_random_user_of_another_executor(k, amp, executor):
     assert user.ran == {executor} - {"reference"}
 
 
+@pytest.mark.parametrize("seed", [2, 3])
+def test_a_random_user_of_torchs_fused_kernels(seed):
+    """Without clip, scale and average; blocks take over where counts are unequal."""
+    user = driven(1, False, seed, 80, "patterns")
+    assert user.twin.step > 2
+    assert user.ran == {"patterns", "blocks"}
+
+
 class Session(RuleBasedStateMachine):
     """The same actions, chosen and shrunk by hypothesis."""
 
-    @initialize(kind=st.sampled_from(KINDS), executor=st.sampled_from(EXECUTORS))
+    @initialize(kind=st.sampled_from(KINDS), executor=st.sampled_from([*EXECUTORS, "patterns"]))
     def start(self, kind, executor):
         self.user = User(*kind, executor)
 
@@ -67,11 +75,11 @@ def test_a_twin_that_is_off_is_told_apart(name, monkeypatch):
 
     constants = {n: getattr(random_user, n) for n in BREAKS}
 
-    def made(k, amp):
+    def made(k, amp, fused):
         with pytest.MonkeyPatch.context() as patch:
             for n, value in constants.items():
                 patch.setattr(random_user, n, value)
-            return chain(k, amp)
+            return chain(k, amp, fused)
 
     monkeypatch.setattr(random_user, "chain", made)
     monkeypatch.setattr(random_user, name, BREAKS[name])
