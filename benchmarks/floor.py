@@ -1,10 +1,11 @@
 """The live floor: the bytes that a recipe must move, with no arithmetic, in the same rounds as everyone.
 
-A few lines of C, compiled by gradchain.engine.build, over tables of pointers. One pass reads the gradients where the
-recipe needs their norm; one pass reads gradients and columns of the parameters' size (weights, moments, average) and
-writes the columns. The only operations are an exclusive or and moves. Weights are not the model's: the model would be
-ruined. What remains above it is arithmetic and, where there are many tensors, Python. With several threads each takes a
-stretch of tensors. It is compiled also where GRADCHAIN_NATIVE=0 keeps gradchain from compiling.
+A few lines of C, compiled by gradchain.engine.executors.build, over tables of pointers. One pass reads the gradients
+where the recipe needs their norm; one pass reads gradients and columns of the parameters' size (weights, moments,
+average) and writes the columns. The only operations are an exclusive or and moves. Weights are not the model's: the
+model would be ruined. What remains above it is arithmetic and, where there are many tensors, Python. With several
+threads each takes a stretch of tensors. It is compiled also where GRADCHAIN_NATIVE=0 keeps gradchain
+from compiling.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch
 
 from benchmarks.candidate import Candidate, Unable
 from benchmarks.recipes import Cell
-from gradchain.engine import build
+from gradchain.engine.executors import build
 
 SOURCE = """\
 #include <stdint.h>

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import gradchain as gch
-from gradchain.core.context import Run
 from gradchain.core.slots import Slots
+from gradchain.core.step import Step
 
 DOUBLE = torch.float64
 STEPS = 20
@@ -146,7 +146,7 @@ def context(problem: Problem, params: gch.Tensors, t: int, step: int, **more: An
     clocks = {"step": step, "micro": t, "epoch": t // 4}
     run = {"params": params, "clocks": clocks, "loss": problem.loss(t, params), "evaluate": evaluate, "buffers": {}}
     run["observed"] = {"val_loss": observed(t)}
-    return gch.Context.of(Run(**{**run, **more}))
+    return gch.Context.of(Step(**{**run, **more}))
 
 
 def trajectory(

@@ -8,7 +8,6 @@ from cases import CASES, Case
 from harness import context, gap, leaves, trajectory
 
 import gradchain as gch
-from gradchain.core.context import Run
 
 
 @lru_cache
@@ -85,8 +84,8 @@ def lacking(case: Case, **without) -> bool:
     """Whether the link's first update raises where the context lacks something."""
     problem = case.problem()
     params = gch.Tensors.of(problem.params)
-    run = context(problem, params, 0, 0)._run
-    ctx = gch.Context.of(Run(**{**vars(run), "records": {}, "used": {}, **without}))
+    step = context(problem, params, 0, 0)._step
+    ctx = gch.Context.of(step._replace(**without))
     try:
         case.link.update(gch.Tensors.of(problem.gradient(0, params)), case.link.init(params), ctx)
     except RuntimeError:

@@ -160,7 +160,7 @@ def test_equals_param_groups_in_one_kernel(peer, groups):
 @pytest.mark.parametrize("native", [True, False], ids=["native", "blocks"])
 def test_engine_equals_reference(native):
     """Numbers per parameter of every kind at once, in a mask, with a parameter that sits out."""
-    from gradchain.engine.blocks import Blocks
+    from gradchain.engine.executors.blocks import Blocks
 
     per = gch.choose((gch.bias, 0.5), rest=gch.multiply(gch.linear(0.9, 0.6, 5), (gch.named("layers.2*"), 0.9)))
     tx = gch.chain(

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradchain.core.context import Context, Run
+from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, evaluated, is_number
 from gradchain.core.scalars import Scalars
+from gradchain.core.step import Step
 from gradchain.selectors import PerParameter
 
 if TYPE_CHECKING:
@@ -116,5 +117,5 @@ def _number(value: Any, default: Any) -> Any:
         return value
     if is_number(default) and math.isfinite(default):
         return default
-    first = evaluated(value, Context.of(Run(clocks=defaultdict(float, step=0))))
+    first = evaluated(value, Context.of(Step(clocks=defaultdict(float, step=0))))
     return first if is_number(first) and first != 0 else 1e-3

@@ -79,7 +79,7 @@ class accumulate(Transform):
         return AccumulateState(state.window.select(()))
 
     def scale_loss(self, loss: Any, state: AccumulateState, ctx: Context) -> Any:
-        self._check_alike(state, ctx.weight is not None, True)
+        self._check_alike(state, ctx.micro.weight is not None, True)
         return loss * self._factor(state, ctx)
 
     def _size(self, state: AccumulateState) -> int:
@@ -87,21 +87,21 @@ class accumulate(Transform):
 
     def _factor(self, state: AccumulateState, ctx: Context) -> float:
         """What a micro-batch's gradient is multiplied by as it enters the window."""
-        if ctx.weight is not None:
-            return ctx.weight
+        if ctx.micro.weight is not None:
+            return ctx.micro.weight
         return 1.0 if self.reduce == "sum" else 1.0 / self._size(state)
 
     def update(self, g: Tensors, state: AccumulateState, ctx: Context) -> tuple[Tensors | None, AccumulateState]:
-        if not ctx.flushing:
+        if not ctx.micro.flushing:
             state = self._added(g, state, ctx)
-        if not state.micro or (state.micro < state.size and not ctx.last):
+        if not state.micro or (state.micro < state.size and not ctx.micro.last):
             return None, state
         whole = self.reduce == "sum"
-        if ctx.has_loss or ctx.flushing:
-            ctx.close_window(state.loss if whole else state.loss / state.weight, state.scaled)
+        if ctx.has_loss or ctx.micro.flushing:
+            ctx.micro.close(state.loss if whole else state.loss / state.weight, state.scaled)
         mean = state.window
         if state.weighted and not whole:
-            mean = mean / ctx.over_ranks(state.weight)
+            mean = mean / ctx.micro.over_ranks(state.weight)
         elif state.micro != state.size and not whole:
             mean = mean * (state.size / state.micro)
         return mean, self.drop_window(state)
@@ -121,8 +121,8 @@ class accumulate(Transform):
 
     def _added(self, g: Tensors, state: AccumulateState, ctx: Context) -> AccumulateState:
         """The window with one more micro-batch in it."""
-        weighted, scaled, weight = ctx.weight is not None, ctx.loss_was_scaled, ctx.weight or 1.0
-        if weighted and not scaled and ctx.averaged_over_ranks:
+        weighted, scaled, weight = ctx.micro.weight is not None, ctx.micro.scaled, ctx.micro.weight or 1.0
+        if weighted and not scaled and ctx.micro.averaged_over_ranks:
             raise ValueError(
                 "accumulate: weight= under DDP or FSDP2 needs accumulate in the outermost chain: in a branch the "
                 "gradients are averaged over ranks before the weight is known. Move it there, or multiply the loss "
@@ -130,7 +130,7 @@ class accumulate(Transform):
             )
         self._check_alike(state, weighted, scaled)
         window = g
-        if not ctx.window_is_summed:  # else autograd added this micro-batch to the window where it lies, in .grad
+        if not ctx.micro.summed:  # else autograd added this micro-batch to the window where it lies, in .grad
             if not scaled:
                 g = g * self._factor(state, ctx)
             if self.dtype is not None:

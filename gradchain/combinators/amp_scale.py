@@ -83,11 +83,11 @@ class amp_scale(Transform):
         return loss * state.scale if self.active(ctx) else loss
 
     def update(self, g: Tensors, state: AmpState, ctx: Context) -> tuple[Tensors | None, AmpState]:
-        if not self.active(ctx) or (ctx.flushing and not len(g)):
+        if not self.active(ctx) or (ctx.micro.flushing and not len(g)):
             return g, state
         finite = g.all_finite()
         ctx.record("scale", state.scale)
-        if not ctx.loss_was_scaled:
+        if not ctx.micro.scaled:
             return (g if finite else None), state
         return (g / state.scale if finite else None), self._adjusted(state, finite)
 

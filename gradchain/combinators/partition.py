@@ -123,7 +123,7 @@ class partition(Transform):
         states, out, held = dict(state.links), g, False
         for name, link, members in self.members(ctx.params.index):
             mine = g.select(members)
-            if not len(mine) and not ctx.flushing:
+            if not len(mine) and not ctx.micro.flushing:
                 continue
             branch, states[name] = as_chain(link).update(mine, states[name], ctx.narrow(members).enter(name))
             if branch is None:

@@ -49,7 +49,7 @@ class skip_nonfinite(Transform):
         return SkipState()
 
     def update(self, g: Tensors, state: SkipState, ctx: Context) -> tuple[Tensors | None, SkipState]:
-        if ctx.flushing and not len(g):
+        if ctx.micro.flushing and not len(g):
             return g, state
         if g.all_finite():
             return g, SkipState()

@@ -277,6 +277,11 @@ def fused_sgd_(
     )
 
 
+def increment_version(tensors: list[Tensor]) -> None:
+    """Tell autograd that these were written by what it knows nothing of."""
+    torch.autograd.graph.increment_version(tensors)
+
+
 def register_pytree(cls: type, flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[..., Any]) -> None:
     """Let `torch.func` transforms take and return values of `cls`."""
     _pytree.register_pytree_node(cls, flatten, unflatten)

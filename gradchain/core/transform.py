@@ -128,8 +128,8 @@ class Transform:
         for name, hyper in self.hypers.items():
             if name not in self._varying and f"{ctx.address}.{name}" not in overrides:
                 continue
-            trace = ctx.trace
-            changes[name] = self.value_of(hyper, ctx) if trace is None else trace.hyper(self, hyper, ctx)
+            recorder = ctx.recorder
+            changes[name] = self.value_of(hyper, ctx) if recorder is None else recorder.hyper(self, hyper, ctx)
             ctx.use(name, changes[name])
         if not changes:
             return self

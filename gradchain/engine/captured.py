@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from gradchain.core.context import Run
+from gradchain.core.step import Step
 from gradchain.core.tensors import Tensors
-from gradchain.engine.executor import Column
-from gradchain.engine.numbers import DeviceReduced
-from gradchain.engine.record import Unrecorded
-from gradchain.engine.triton_executor import Launch, TritonRunner
+from gradchain.engine.executors.triton import Launch, TritonRunner
+from gradchain.engine.operations import Unrecorded
+from gradchain.engine.planning.rows import Column
+from gradchain.engine.recording.numbers import DeviceReduced
 
 
 class Captured:
@@ -25,7 +25,7 @@ class Captured:
     Attributes:
         recording: whether the graph is being captured.
         received: the gradients that the step was captured with.
-        run_of_it: what was known of that update.
+        step: the facts of that update.
         lent: whether those gradients stay the user's.
         queued: what runs in the graph, in order. It keeps alive the memory that the graph runs in.
     """
@@ -33,7 +33,7 @@ class Captured:
     def __init__(self) -> None:
         self.recording = True
         self.received: Tensors | None = None
-        self.run_of_it = Run()
+        self.step = Step()
         self.lent = False
         self.queued: list[Callable[[], object]] = []
         self._launches: list[tuple[TritonRunner, Launch]] = []
@@ -86,19 +86,20 @@ class Captured:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             launch()
 
-    def begin(self, received: Tensors, run: Run, lent: bool) -> None:
+    def begin(self, received: Tensors, step: Step, lent: bool) -> None:
         """A step begins: the one that is captured, or a replay of it."""
         self._next = self._next_reduced = 0
         if self.recording:
             if self.received is not None:
                 raise self.refusal("a second update came before the first was captured")
-            self.received, self.run_of_it, self.lent = received, run, lent
+            self.received, self.step, self.lent = received, step, lent
 
-    def complete(self) -> None:
-        """A step came to its end. Where it is a replay, all launches were met: send their numbers."""
-        if self.recording:
-            return
-        if self._next != len(self._launches):
+    def complete(self) -> Callable[[], None]:
+        """A step came to its end. Where it is a replay, all launches were met: what sends their numbers."""
+        if not self.recording and self._next != len(self._launches):
             raise self.refusal("this one has fewer kernels")
-        for _, launch in self._launches:
+        return self._send
+
+    def _send(self) -> None:
+        for _, launch in () if self.recording else self._launches:
             launch.send()

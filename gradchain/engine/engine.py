@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import warnings
-from collections.abc import Callable, Iterable
-from typing import Any, Concatenate, ParamSpec
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import torch
 
+from gradchain.core import _torch
 from gradchain.core.chain import chain
-from gradchain.core.context import Context, Run
+from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.state import Links
+from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.engine.captured import Captured
-from gradchain.engine.devices import adapted, chosen, numbers_on
-from gradchain.engine.executor import Column, Executor, NoKernel
-from gradchain.engine.layout import Layout
-from gradchain.engine.leaves import dtypes, mapped, restored, roots_of
-from gradchain.engine.lower import Lowering, Program
-from gradchain.engine.numbers import DeviceReduced, met
-from gradchain.engine.plan import Part, Plan, arithmetic, difference, extra_dtypes, structure
-from gradchain.engine.record import Lazy, Reduced, Tape, Unrecorded
+from gradchain.engine.commit import Commit
+from gradchain.engine.executors.base import Executor
+from gradchain.engine.executors.devices import adapted, chosen, numbers_on
+from gradchain.engine.operations import NoKernel, Unrecorded
+from gradchain.engine.planning.buffers import Windows
+from gradchain.engine.planning.layout import Layout
+from gradchain.engine.planning.lower import Lowering, Program
+from gradchain.engine.planning.plan import Part, Plan, arithmetic, difference, extra_dtypes, structure
+from gradchain.engine.planning.rows import Column
+from gradchain.engine.recording.leaves import dtypes, mapped, restored, roots_of
+from gradchain.engine.recording.numbers import DeviceReduced, met
+from gradchain.engine.recording.tape import Lazy, Reduced, Tape
+from gradchain.engine.recording.trace import Trace
 from gradchain.engine.replay import (
     Asked,
     Call,
@@ -39,21 +46,28 @@ from gradchain.engine.replay import (
     ours,
     traced,
 )
-from gradchain.engine.trace import Trace
-from gradchain.engine.windows import Windows
 
 MOST_PLANS = 64
 
 P = ParamSpec("P")
 
 
+class Outcome(NamedTuple):
+    """What a step comes to: whether weights are written, the new state, what links left, and what is to be written."""
+
+    applied: bool
+    state: Links
+    notes: Notes
+    commit: Commit
+
+
 def _none_where_it_cannot(
-    step: Callable[Concatenate[Engine, P], tuple[bool, Links]],
-) -> Callable[Concatenate[Engine, P], tuple[bool, Links] | None]:
+    step: Callable[Concatenate[Engine, P], Outcome],
+) -> Callable[Concatenate[Engine, P], Outcome | None]:
     """The step, which gives None and keeps the reason where a chain cannot be recorded or no executor can run it."""
 
     @functools.wraps(step)
-    def tried(self: Engine, /, *args: P.args, **kwargs: P.kwargs) -> tuple[bool, Links] | None:
+    def tried(self: Engine, /, *args: P.args, **kwargs: P.kwargs) -> Outcome | None:
         try:
             return step(self, *args, **kwargs)
         except (Unrecorded, NoKernel) as reason:
@@ -87,30 +101,22 @@ class Engine:
 
     @_none_where_it_cannot
     def step(
-        self,
-        tx: chain,
-        received: Tensors,
-        state: Links,
-        params: EagerTensors,
-        run: Run,
-        context: Callable[[Run], Context],
-        lent: bool,
-    ) -> tuple[bool, Links]:
-        """Run the chain and write what it says. Returns whether it was applied and the new state; None if it cannot.
+        self, tx: chain, step: Step, received: Tensors, state: Links, params: EagerTensors, lent: bool
+    ) -> Outcome:
+        """What the chain makes of an update. Nothing is written before its commit fires; None if it cannot run here.
 
         Args:
             tx: the chain.
+            step: the facts of the update.
             received: the gradients.
             state: the chain's state; its tensors are written.
             params: the weights; they are written.
-            run: what is known of this update; what links leave behind is put into it.
-            context: makes the context of a run.
             lent: whether the gradients stay the user's.
         """
         assert isinstance(received, EagerTensors)
         self._lent, self.last = lent, []
         if self.captured is not None:
-            self.captured.begin(received, run, lent)
+            self.captured.begin(received, step, lent)
         layout = self._laid_out(params)
         if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
@@ -119,39 +125,37 @@ class Engine:
             taken = set(layout.pointers)  # memory that something else writes, or that is written for another field
             state = mapped(state, lambda tensors: layout.state(tensors, taken))
             self._state_dtypes = tuple(dtypes(state))
-        asked = Asked(tx, layout.gradients(received), state, params, run, context, lent)
+        asked = Asked(tx, step, layout.gradients(received), state, params, lent)
         again = self._again(asked)
         if again is not None:
-            return True, again
+            return again
         recorded = self._recorded(asked)
-        applied, new = self._executed(recorded, received, state, params)
-        for name in ("records", "used", "held", "detail", "loss", "scaled"):
-            setattr(run, name, getattr(recorded.run, name))
-        self.reason, self._state = "", new
-        return applied, new
+        return self._prepared(recorded, received, state, params)
 
-    def _again(self, asked: Asked) -> Links | None:
-        """The new state, if the step is like one that was traced before: then the links need not run."""
+    def _again(self, asked: Asked) -> Outcome | None:
+        """What the step comes to, if it is like one that was traced before: then the links need not run."""
         if not self._replays.any:
             return None
-        asked.context(asked.run)
-        found = self._replays.again(asked)
+        commit = Commit()
+        found = self._replays.again(asked, commit)
         if found is None:
             return None
-        self.last, self._state = found
-        self.reason = ""
-        self.num_replayed += 1
-        return self._state
+        self.last, state, notes = found
+        commit.after(partial(self._settle, state, again=True))
+        return Outcome(True, state, notes, commit)
+
+    def _settle(self, state: Links, again: bool = False) -> None:
+        """The step was written: its state is where the next one begins."""
+        self.reason, self._state = "", state
+        self.num_replayed += again
 
     def _recorded(self, asked: Asked) -> Recorded:
         """The step on a tape; in a trace, if it may be one that will be run again."""
-        if self._may_trace(asked.tx):
-            asked.context(asked.run)
-            if can_trace(asked.run):
-                try:
-                    return self._record(asked, Trace(asked.run.clocks))
-                except Exception:  # whatever it is, it shows again without the trace
-                    self._replays.keep(None)
+        if self._may_trace(asked.tx) and can_trace(asked.step):
+            try:
+                return self._record(asked, Trace(asked.step.clocks))
+            except Exception:  # whatever it is, it shows again without the trace
+                self._replays.keep(None)
         return self._record(asked, None)
 
     def _may_trace(self, tx: chain) -> bool:
@@ -164,39 +168,36 @@ class Engine:
 
     def _record(self, asked: Asked, trace: Trace | None) -> Recorded:
         assert self._layout is not None
-        params, run = asked.params, asked.run
+        params, step = asked.params, asked.step
         self.last = []  # a trace that failed may have reduced
         tape = Tape(self._reduce, self._compute, self._layout.state, trace, numbers_on(self.executors))
         if tape.numbers is not None:
             tape.numbers.closed = self.captured is not None
         weights = tape.leaf("param", params)
-        trial = copy.copy(run)
-        trial.records, trial.used = {}, {}
-        trial.evaluate = None if run.evaluate is None else _evaluating(tape, run.evaluate)
-        ctx = asked.context(trial)
-        trial.params = weights
+        step = step._replace(params=weights)
+        if step.evaluate is not None:
+            step = step._replace(evaluate=_evaluating(tape, step.evaluate))
         if self.captured is not None:
-            trial.buffers = _no_buffers
+            step = step._replace(buffers=_no_buffers)
         lazy, given = mapped(asked.state, lambda tensors: tape.leaf("state", tensors)), Given()
         if trace is not None:
-            trial.trace, trace.run.params = trace, params
-            clocks: dict[str, Any] = {name: trace.number(value) for name, value in trial.clocks.items()}
-            trial.clocks = clocks
+            trace.step = trace.step._replace(params=params)
+            clocks: dict[str, Any] = {name: trace.number(value) for name, value in step.clocks.items()}
+            step = step._replace(recorder=trace, clocks=clocks)
             lazy = traced(lazy, trace, given)
-        out, new = asked.tx.update(tape.leaf("grad", asked.grads), lazy, ctx)
+        notes = Notes(step)
+        out, new = asked.tx.update(tape.leaf("grad", asked.grads), lazy, Context.of(step, notes))
         roots = roots_of(tape, lazy, new)
         written: Index | None = None
         if out is not None:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
             written = target.index
-        return Recorded(asked.tx, tape, trial, lazy, given, new, roots, written)
+        return Recorded(asked.tx, tape, step, notes, lazy, given, new, roots, written)
 
-    def _executed(
-        self, recorded: Recorded, received: EagerTensors, state: Links, params: EagerTensors
-    ) -> tuple[bool, Links]:
-        """Run the kernels of a recorded step. Whether weights were written, and the new state."""
-        tape, roots, written = recorded.tape, recorded.roots, recorded.written
+    def _prepared(self, recorded: Recorded, received: EagerTensors, state: Links, params: EagerTensors) -> Outcome:
+        """The kernels of a recorded step, ready to run: what it comes to."""
+        tape, roots, written, commit = recorded.tape, recorded.roots, recorded.written, Commit()
         self._windows.begin()
         settled = restored(
             state,
@@ -205,21 +206,22 @@ class Engine:
         )
         key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *arithmetic(tape))
         parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
-        for part in parts:  # from here on nothing may fail: it writes
-            self._run(part, tape)
+        for part in parts:
+            self._write(part, tape, commit)
         if self.captured is not None:
-            self.captured.complete()
-        self._windows.settle()
+            commit.add(self.captured.complete())
+        commit.after(self._windows.settle)
         where: list[int] | None = None
         if written is not None:
             data, position = params._data, params.index.position
             where = None if written is params.index else [position[n] for n in written]
-            torch.autograd.graph.increment_version(data if where is None else [data[i] for i in where])
+            commit.add(partial(_torch.increment_version, data if where is None else [data[i] for i in where]))
         if tape.numbers is not None:
-            tape.numbers.closed = False  # what was recorded may be read from here on
+            commit.after(tape.numbers.open)  # what was recorded may be read from here on
         if tape.trace is not None:
             settled = self._kept(recorded, parts, where, settled)
-        return written is not None, settled
+        commit.after(partial(self._settle, settled))
+        return Outcome(written is not None, settled, recorded.notes, commit)
 
     def _kept(self, recorded: Recorded, parts: list[Part], written: list[int] | None, settled: Links) -> Links:
         """The new state in plain numbers. Keeps a traced step for those to come, if its numbers are all there is."""
@@ -344,17 +346,31 @@ class Engine:
             refused[executor.name] = reason
         raise NoKernel("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
 
-    def _run(self, part: Part, tape: Tape) -> Any:
+    def _arguments(self, part: Part, tape: Tape) -> tuple[list[Column], list[Any], Sequence[Any]]:
+        """What a part runs on: columns, numbers, and numbers per row."""
         program = part.program
         self.last.append(part)
         columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
         scalars = [tape.scalars[slot] for slot in program.scalars]
-        entries = part.rows([tape.entries[slot] for slot in program.entries]) if program.entries else ()
+        return columns, scalars, part.rows([tape.entries[slot] for slot in program.entries]) if program.entries else ()
+
+    def _run(self, part: Part, tape: Tape) -> Any:
+        """Run a part now: it reduces, or writes memory that nobody has seen."""
+        arguments = self._arguments(part, tape)
         if self.captured is not None:
-            return self.captured.run(part.runner, part.executor, columns, scalars, entries)
+            return self.captured.run(part.runner, part.executor, *arguments)
         if tape.numbers is not None:
-            return part.runner.launch(columns, scalars, entries)  # type: ignore[attr-defined]  # see numbers_on
-        return part.runner.run(columns, scalars, entries)
+            return part.runner.launch(*arguments)  # type: ignore[attr-defined]  # see numbers_on
+        return part.runner.run(*arguments)
+
+    def _write(self, part: Part, tape: Tape, commit: Commit) -> None:
+        """Have a part run when the step is written."""
+        if self.captured is not None:
+            self._run(part, tape)  # into the graph, or checked against it
+        elif tape.numbers is not None:
+            commit.add(partial(part.runner.launch, *self._arguments(part, tape)))  # type: ignore[attr-defined]
+        else:
+            commit.add(partial(part.runner.run, *self._arguments(part, tape)))
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced | DeviceReduced:
         """Reduce a node now, over every entry it has."""

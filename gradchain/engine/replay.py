@@ -7,26 +7,28 @@ links run again.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from gradchain.core import _torch
 from gradchain.core.chain import chain
-from gradchain.core.context import Context, Run
 from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.state import Links, State
+from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, walk
-from gradchain.engine.executor import Column
-from gradchain.engine.plan import Part
-from gradchain.engine.record import Lazy, Tape, total
-from gradchain.engine.trace import Other, Trace, Traced, plain
+from gradchain.engine.commit import Commit
+from gradchain.engine.planning.plan import Part
+from gradchain.engine.planning.rows import Column
+from gradchain.engine.recording.tape import Lazy, Tape, total
+from gradchain.engine.recording.trace import Other, Trace, Traced, plain
 
 
 @dataclass
@@ -49,12 +51,16 @@ class Call:
 
     def run(self, values: list[Any], whole: Column) -> Any:
         """Run it on these numbers, and on the rows of a column of all gradients."""
+        return self.part.runner.run(*self.arguments(values, whole))
+
+    def arguments(self, values: list[Any], whole: Column) -> tuple[list[Column], list[Any], Sequence[Any]]:
+        """What it runs on: columns, numbers, and numbers per row."""
         columns: list[Any] = self.columns
         if None in columns:
             fresh = whole if self.rows is None else Column([whole.tensors[i] for i in self.rows], whole.lent)
             columns = [column or fresh for column in columns]
         entries = self.part.rows([values[i] for i in self.entries]) if self.entries else ()
-        return self.part.runner.run(columns, [values[i] for i in self.scalars], entries)
+        return columns, [values[i] for i in self.scalars], entries
 
     @classmethod
     def of(cls, part: Part, tape: Tape, columns: list[Column | None]) -> Call:
@@ -153,14 +159,13 @@ class Given:
 
 @dataclass
 class Asked:
-    """A step that is asked for: the chain, what it is given, and what makes the context of a run."""
+    """A step that is asked for: the chain, the facts of the update, and what it is given."""
 
     tx: chain
+    step: Step
     grads: EagerTensors
     state: Links
     params: EagerTensors
-    run: Run
-    context: Callable[[Run], Context]
     lent: bool
 
 
@@ -170,7 +175,8 @@ class Recorded:
 
     tx: chain
     tape: Tape
-    run: Run
+    step: Step
+    notes: Notes
     lazy: Links
     given: Given
     new: Links
@@ -215,39 +221,36 @@ class Replay:
     def fits(self, asked: Asked) -> bool:
         """Whether an update that is known to have the same state, weights and plans is the traced one's like."""
         same = asked.tx is self.tx and asked.grads.index is self.index and asked.lent == self.lent
-        return same and can_trace(asked.run) and known(asked.run) == self.known
+        return same and can_trace(asked.step) and known(asked.step) == self.known
 
-    def again(self, asked: Asked) -> Links | None:
-        """The new state, weights written; None, and nothing written, where this step goes another way."""
-        trace, run, params = self.trace, asked.run, asked.params
+    def again(self, asked: Asked, commit: Commit) -> tuple[Links, Notes] | None:
+        """The new state and what links would leave; None where this step goes another way."""
+        trace, step, params = self.trace, asked.step, asked.params
         before = trace.values
         values = trace.values = before.copy()
         for name, slot in self.clocks.items():
-            values[slot] = run.clocks[name]
+            values[slot] = step.clocks[name]
         if not self.given.take(asked.state, values):
             trace.values = before
             return None
         whole = trace.gradients = Column(asked.grads._data, self.lent)
-        trace.run.clocks, trace.run.params = run.clocks, params
+        trace.step = Step(params, step.clocks)
         try:
             for fn, a, b, out in trace.ops:
                 values[out] = fn(values[a]) if b < 0 else fn(values[a], values[b])
-        except BaseException as error:
-            trace.values = before
-            if isinstance(error, Other):
-                return None
-            raise
+        except Other:
+            return None
         finally:
-            trace.gradients = None
-        for call in self.calls:  # from here on nothing may fail: it writes
-            call.run(values, whole)
+            trace.values, trace.gradients = before, None
+        for call in self.calls:
+            commit.add(partial(call.part.runner.run, *call.arguments(values, whole)))
         weights = params._data
-        torch.autograd.graph.increment_version(weights if self.written is None else [weights[i] for i in self.written])
-        run.records = {name: values[slot] for name, slot in self.records}
-        run.used = {name: values[slot] for name, slot in self.used}
-        new: Links = self.numbers.put(asked.state, values)
-        trace.values = before
-        return new
+        written = weights if self.written is None else [weights[i] for i in self.written]
+        commit.add(partial(_torch.increment_version, written))
+        notes = Notes(step)
+        notes.records = {name: values[slot] for name, slot in self.records}
+        notes.used = {name: values[slot] for name, slot in self.used}
+        return self.numbers.put(asked.state, values), notes
 
 
 MOST_WAYS = 4  # that are known of one chain
@@ -274,16 +277,16 @@ class Replays:
         """State or weights are not where they were."""
         self._known.clear()
 
-    def again(self, asked: Asked) -> tuple[list[Part], Links] | None:
-        """What ran, and the new state; None, and nothing written, where no step that is known goes this way."""
+    def again(self, asked: Asked, commit: Commit) -> tuple[list[Part], Links, Notes] | None:
+        """What will run, the new state and the notes; None where no step that is known goes this way."""
         for i, replay in enumerate(self._known):
             if replay.fits(asked):
-                new = replay.again(asked)
-                if new is not None:
+                found = replay.again(asked, commit)
+                if found is not None:
                     self._failures, replay.ran = 0, True
                     if i:
                         self._known.insert(0, self._known.pop(i))
-                    return replay.parts, new
+                    return replay.parts, *found
         return None
 
     def wanted(self) -> bool:
@@ -303,15 +306,15 @@ class Replays:
             self._wait = min(2**self._failures, MOST_PATIENCE)
 
 
-def known(run: Run) -> tuple[Any, ...]:
+def known(step: Step) -> tuple[Any, ...]:
     """What links may have asked of an update that can be traced."""
-    return run.scaled, run.summed, run.autocast
+    return step.scaled, step.summed, step.autocast
 
 
-def can_trace(run: Run) -> bool:
+def can_trace(step: Step) -> bool:
     """Whether an update is a plain one: no closure, no window that closes early, no override, one process."""
-    early = run.last or run.flushing or run.weight is not None
-    return not (early or run.overrides or run.evaluate is not None or run.over_ranks is not None)
+    early = step.last or step.flushing or step.weight is not None
+    return not (early or step.overrides or step.evaluate is not None or step.over_ranks is not None)
 
 
 def ours(tx: Transform) -> bool:
@@ -388,24 +391,35 @@ def kept(
     recorded: Recorded, written: list[int] | None, settled: Links, lent: bool, calls: Callable[[], list[Call]]
 ) -> tuple[Links, Replay | None]:
     """The new state of a traced step in plain numbers; and how to run it again, if its numbers are all there is."""
-    tape, run = recorded.tape, recorded.run
+    tape, notes = recorded.tape, recorded.notes
     trace = tape.trace
     assert trace is not None
     numbers = _numbers_of(recorded.lazy, recorded.new, trace)
-    records, used = list(_slots(run.records, trace)), list(_slots(run.used, trace))
-    if recorded.written is None or run.held or run.detail or any(op == ("leaf", "extra") for op in tape.ops):
+    records, used = list(_slots(notes.records, trace)), list(_slots(notes.used, trace))
+    if recorded.written is None or notes.held or notes.detail or any(op == ("leaf", "extra") for op in tape.ops):
         trace.breaks("it does more than write weights and state")
     settled = untraced(settled)
-    run.records = {name: plain(value) for name, value in run.records.items()}
-    run.used = {name: plain(value) for name, value in run.used.items()}
+    notes.records = {name: plain(value) for name, value in notes.records.items()}
+    notes.used = {name: plain(value) for name, value in notes.used.items()}
     made = [] if trace.broken else calls()
     if trace.broken:
         return settled, None
     index = next(tape.indices[i] for i, op in enumerate(tape.ops) if op == ("leaf", "grad"))
-    numbered: Mapping[str, Any] = run.clocks
+    numbered: Mapping[str, Any] = recorded.step.clocks
     clocks = {name: number.slot for name, number in numbered.items()}
     replay = Replay(
-        recorded.tx, known(run), index, lent, trace, clocks, recorded.given, numbers, made, written, records, used
+        recorded.tx,
+        known(recorded.step),
+        index,
+        lent,
+        trace,
+        clocks,
+        recorded.given,
+        numbers,
+        made,
+        written,
+        records,
+        used,
     )
     return settled, replay
 

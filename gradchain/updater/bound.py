@@ -11,13 +11,15 @@ from torch import Tensor
 
 from gradchain.core.chain import chain
 from gradchain.core.checks import check_chain
-from gradchain.core.context import Context, Run
+from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.state import Links, merged
+from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
-from gradchain.engine.engine import Engine
+from gradchain.engine.commit import Commit
+from gradchain.engine.engine import Engine, Outcome
 from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
@@ -86,23 +88,38 @@ class Bound:
         read = [*dict.fromkeys(("step", "micro", *sorted(self.hypers.clocks())))]
         self.clocks = {name: self.clocks.get(name, 0) for name in read}
 
-    def context(self, run: Run) -> Context:
-        """The context of a run: what is known here, put into it."""
-        run.params = self.gradients.params
-        run.clocks = self.clocks
-        run.loss = self.micro.loss
-        run.buffers = self.target.buffers
-        run.observed, run.news = self.observed, self.news
-        run.overrides = self.hypers.overrides
-        run.autocast = self.autocast
-        run.last = self.micro.last
-        if self.target.distributed:
-            run.over_ranks = partial(over_ranks, self.target)
-        return Context.of(run)
+    def facts(
+        self,
+        params: EagerTensors | None = None,
+        *,
+        scaled: bool = False,
+        summed: bool = False,
+        flushing: bool = False,
+        weight: float | None = None,
+        evaluate: Callable[[Tensors, str], tuple[Any, Tensors]] | None = None,
+    ) -> Step:
+        """The facts of the coming update: what is known here, and what only its caller knows."""
+        return Step(
+            self.gradients.params if params is None else params,
+            self.clocks,
+            self.micro.loss,
+            evaluate,
+            self.target.buffers,
+            self.observed,
+            self.news,
+            self.hypers.overrides,
+            self.autocast,
+            scaled,
+            summed,
+            self.micro.last,
+            flushing,
+            weight,
+            partial(over_ranks, self.target) if self.target.distributed else None,
+        )
 
     def now(self) -> Context:
         """The context of a look at the chain, without a micro-batch."""
-        return self.context(Run())
+        return Context.of(self.facts())
 
     def gated(self) -> bool:
         """Whether a link will stop a non-finite gradient."""
@@ -126,24 +143,21 @@ class Bound:
 
     # one run of the chain
 
-    def run(
-        self, received: Tensors, run: Run, lent: bool, evaluate: Callable[[Tensors, str], tuple[Any, Tensors]] | None
-    ) -> UpdateInfo:
+    def run(self, received: Tensors, step: Step, lent: bool) -> UpdateInfo:
         """The links, left to right, and what they decided: applied or held. All or nothing.
 
         Args:
             received: the gradients.
-            run: what is known of them.
-            lent: whether they stay the user's.
-            evaluate: the loss and gradients at other weights, where there is a closure.
+            step: the facts of this update.
+            lent: whether the gradients stay the user's.
         """
         active, before = self.activated(received)
-        run.evaluate = evaluate
         params = self.gradients.params(look=False)  # whoever made `received` has looked
-        applied, state = self.computed(received, before, params, run, self.engine, lent)
-        info = self.info(run, applied)
-        self.state, self.active = state, active
-        self.records.update(run.records)
+        outcome = self.computed(received, before, params, step._replace(params=params), self.engine, lent)
+        outcome.commit.fire()
+        info = self.info(outcome)
+        self.state, self.active = outcome.state, active
+        self.records.update(outcome.notes.records)
         if info.applied:
             self._tell_of_new_averages()
             self.clocks["step"] += 1
@@ -160,21 +174,21 @@ class Bound:
                 torch.autograd.graph.increment_version([*known[address].average.values()])  # type: ignore[attr-defined]
 
     def computed(
-        self, received: Tensors, state: Links, params: EagerTensors, run: Run, engine: Engine, lent: bool
-    ) -> tuple[bool, Links]:
-        """Whether new weights were written, and the new state: by the engine, or by the reference where it cannot."""
+        self, received: Tensors, state: Links, params: EagerTensors, step: Step, engine: Engine, lent: bool
+    ) -> Outcome:
+        """What the update comes to, nothing of it written yet: by the engine, or by the reference where it cannot."""
         with torch.no_grad():
-            done = engine.step(self.chain, received, state, params, run, self.context, lent)
+            done = engine.step(self.chain, step, received, state, params, lent)
             if done is not None:
                 # under DDP a gradient may lie in a bucket, which the next reduction overwrites
                 shared = lent or self.target.replicated
-                return (done[0], self._owning(done[1], received, lent)) if shared else done
-            out, new = self.chain.update(received, state, self.context(run))
+                return done._replace(state=self._owning(done.state, received, lent)) if shared else done
+            notes, commit = Notes(step), Commit()
+            out, new = self.chain.update(received, state, Context.of(step, notes))
             assert isinstance(new, Links)
-            new = self._owning(new, received, lent)
             if out is not None:
-                self.gradients.apply(out)
-            return out is not None, new
+                commit.add(partial(self.gradients.apply, out))
+            return Outcome(out is not None, self._owning(new, received, lent), notes, commit)
 
     def activated(self, received: Tensors) -> tuple[Index, Links]:
         """The active parameters and the state, with state for those whose first gradient this is."""
@@ -198,16 +212,18 @@ class Bound:
                 changes[address] = inner.replace(**kept)
         return rebuilt(self.chain, state, changes) if changes else state  # type: ignore[return-value]
 
-    def info(self, run: Run, applied: bool) -> UpdateInfo:
-        reason = "applied" if applied else (run.held[1] if run.held else "held")
-        clocks, overrides, hypers, used = dict(self.clocks), dict(self.hypers.overrides), self.hypers, run.used
+    def info(self, outcome: Outcome) -> UpdateInfo:
+        """What the user is told of an update."""
+        notes = outcome.notes
+        reason = "applied" if outcome.applied else (notes.held[1] if notes.held else "held")
+        clocks, overrides, hypers, used = dict(self.clocks), dict(self.hypers.overrides), self.hypers, notes.used
         return UpdateInfo(
             reason,
             int(clocks["step"]),
             self.micro.loss,
-            run.records,
+            notes.records,
             lambda: {**hypers.values_under(clocks, overrides), **{name: shown(v) for name, v in used.items()}},
-            run.detail,
+            notes.detail,
         )
 
     def parameters(self) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain.core.context import Run
+from gradchain.core.context import Context
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.updater.bound import Bound
@@ -46,7 +46,7 @@ class Evaluation:
     def _scaled(self, loss: Tensor, before: str | None) -> Any:
         """The loss through the scaling of all links, or of those in front of the one named."""
         bound = self._bound
-        ctx = bound.context(Run(weight=bound.micro.weight))
+        ctx = Context.of(bound.facts(weight=bound.micro.weight))
         for name, link in bound.chain.named:
             if name == before:
                 break

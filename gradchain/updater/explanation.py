@@ -10,8 +10,8 @@ from torch import Tensor
 from gradchain.core.slots import Slots
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
-from gradchain.engine.build import without_cache
-from gradchain.engine.plan import Part
+from gradchain.engine.executors.build import without_cache
+from gradchain.engine.planning.plan import Part
 from gradchain.selectors.rules import starts_of
 from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import states

@@ -110,6 +110,10 @@ class Gradients:
 
     def apply(self, updates: Tensors | Weights) -> None:
         """Add the updates to the weights, or write the weights a link returned: one rounding, in place."""
+        with torch.no_grad():
+            self._apply(updates)
+
+    def _apply(self, updates: Tensors | Weights) -> None:
         tensors = updates.tensors if isinstance(updates, Weights) else updates
         assert isinstance(tensors, EagerTensors)
         weights = self._weights_of(tensors)

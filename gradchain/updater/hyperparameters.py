@@ -11,11 +11,12 @@ from torch import Tensor
 from gradchain import schedules
 from gradchain.core.address import find
 from gradchain.core.config import from_config, to_config
-from gradchain.core.context import Context, Run
+from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, Override, is_number, varies
 from gradchain.core.index import Index
 from gradchain.core.scalars import Scalars
 from gradchain.core.spread import Spread
+from gradchain.core.step import Step
 from gradchain.core.transform import Transform, walk
 from gradchain.selectors import PerParameter
 from gradchain.selectors.rules import starts_of
@@ -61,7 +62,7 @@ class Hyperparameters:
 
     def _sight(self, address: str, clocks: Mapping[str, float], overrides: Mapping[str, Override]) -> Context:
         """What the link at an address looks at."""
-        ctx = Context.of(Run(clocks=clocks, overrides=overrides)).enter(address)
+        ctx = Context.of(Step(clocks=clocks, overrides=overrides)).enter(address)
         return ctx.narrow(self._seen[address])
 
     def settings(self, clocks: Mapping[str, float]) -> Settings:

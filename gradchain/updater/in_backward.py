@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 
-from gradchain.core.context import Run
 from gradchain.core.eager import EagerTensors
 from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.transform import walk
@@ -51,10 +50,11 @@ class InBackward:
         engine = self._engines.setdefault(name, Engine())
         params = EagerTensors.at(received.index, {name: parameter})
         state: Any = narrowed(bound.state, received.index)
-        run = Run(scaled=True)
-        applied, self._states[name] = bound.computed(received, state, params, run, engine, False)
-        bound.records.update(run.records)
-        self._info = bound.info(run, applied)
+        outcome = bound.computed(received, state, params, bound.facts(params, scaled=True), engine, False)
+        outcome.commit.fire()
+        self._states[name] = outcome.state
+        bound.records.update(outcome.notes.records)
+        self._info = bound.info(outcome)
 
     def check_micro_batch(self, backwards: int) -> None:
         """RuntimeError for a second backward before a step: each is an update."""

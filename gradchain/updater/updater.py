@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -13,28 +13,25 @@ import torch
 from torch import Tensor, nn
 
 from gradchain.core.chain import chain
-from gradchain.core.context import Run
+from gradchain.core.hyper import is_number
 from gradchain.core.transform import Transform
 from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
-from gradchain.updater.capture import Capturing
+from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, restarted
-from gradchain.updater.checkpoint import Checkpoint
-from gradchain.updater.controls import Controls
-from gradchain.updater.evaluation import Evaluation
 from gradchain.updater.explanation import explanation
 from gradchain.updater.in_backward import InBackward
-from gradchain.updater.info import UpdateInfo
-from gradchain.updater.ranks import LATE, unsynchronised, withheld
-from gradchain.updater.state_dict import LoadReport, states
+from gradchain.updater.info import Metrics, UpdateInfo
+from gradchain.updater.settings import Settings
+from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
-from gradchain.updater.window import MicroBatch
+from gradchain.updater.walk import Walk
 
 if TYPE_CHECKING:
     from gradchain.selectors import Predicate
 
 
-class Updater(Controls, Capturing):
+class Updater:
     """A chain bound to a model: the one stateful object of a training loop.
 
     `update(loss)` is `backward(loss)` and `step()`: the loss through the chain's scaling, backward, the gradients
@@ -73,9 +70,8 @@ class Updater(Controls, Capturing):
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise TypeError(f"bind: autocast must be a torch.dtype or None, got {autocast!r}.")
         self._bound = Bound(tx if isinstance(tx, chain) else chain(tx), Target(target), autocast)
-        self._checkpoint = Checkpoint(self._bound)
+        self._walk = Walk(self._bound, in_backward)
         self._averaged = False
-        self._in_backward = InBackward(self._bound) if in_backward else None
 
     # the walk of the data
 
@@ -101,19 +97,8 @@ class Updater(Controls, Capturing):
             ValueError, TypeError, RuntimeError, FloatingPointError: in a sentence; weights, state and clocks are then
                 untouched.
         """
-        closure = None
         self._refuse_while_averaged("update")
-        if keep_grads and self._in_backward is not None:
-            raise ValueError("update: keep_grads=True: an updater bound with in_backward=True frees each gradient.")
-        if not isinstance(loss, Tensor) and callable(loss):
-            closure = partial(self._forward, loss)
-            loss = closure(last=last or None)
-        self.backward(loss, weight=weight, last=last, **backward)
-        try:
-            return self._step(None, keep_grads, closure, look=False)
-        except BaseException:
-            self._drop_window("update failed")  # this micro-batch is in it already
-            raise
+        return self._walk.update(loss, weight, last, keep_grads, **backward)
 
     def backward(
         self,
@@ -131,44 +116,9 @@ class Updater(Controls, Capturing):
         window. See `update` for the arguments.
         """
         self._refuse_while_averaged("backward")
-        micro = self._bound.micro
-        micro.check(loss, weight, self._bound.gated())
-        if self._in_backward is not None:
-            self._in_backward.check_micro_batch(micro.backwards)
-        self._refuse_late_closing("update", last)
-        # may raise, as a schedule may: nothing has happened yet, and the open window stays
-        scaled = self._bound.chain.scale_loss(loss, self._bound.state, self._bound.context(Run(weight=weight)))
-        micro.last = micro.last or last
-        parked = False
-        if not micro.backwards:
-            micro.weight = weight
-            parked = self._open_micro_batch()
-        marks = self._bound.gradients.marks() if micro.backwards or parked else []
-        if self._in_backward is not None:
-            self._checkpoint.warn_of_other_weights()
-            self._in_backward.open()
-        try:
-            with withheld(self._bound.target, self._bound.withholds()):
-                micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
-                scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
-            reached = self._bound.gradients.reached(marks) if self._in_backward is None else self._in_backward.close()
-            if not reached and not self._gradients_withheld():
-                raise RuntimeError(
-                    "update: the loss reaches none of the bound parameters. Was it computed from another model, or "
-                    "under torch.no_grad()?"
-                )
-        except BaseException:
-            if self._in_backward is not None:
-                self._in_backward.close()  # parameters that had their turn keep weight, slots and count together
-            self._drop_window("backward failed")
-            raise
-        micro.add(loss)
-        self._bound.window.begun = True
-
-    def _forward(self, closure: Callable[[], Tensor], last: bool | None = None) -> Tensor:
-        """The loss of a closure, under the context that a forward without one would run in."""
-        with self.context(last=last):
-            return closure()
+        self._walk.backward(
+            loss, weight=weight, last=last, retain_graph=retain_graph, create_graph=create_graph, inputs=inputs
+        )
 
     def step(
         self, grads: Mapping[str, Tensor | None] | None = None, *, last: bool = False, keep_grads: bool = False
@@ -184,82 +134,7 @@ class Updater(Controls, Capturing):
             keep_grads: leave in `.grad` what the chain received, in place of None.
         """
         self._refuse_while_averaged("step")
-        self._refuse_late_closing("step", last)
-        micro = self._bound.micro
-        was_last, micro.last = micro.last, micro.last or last
-        try:
-            return self._step(grads, keep_grads, None)
-        except BaseException:
-            micro.last = was_last
-            raise
-
-    def _step(
-        self,
-        grads: Mapping[str, Tensor | None] | None,
-        keep_grads: bool,
-        closure: Callable[[], Tensor] | None,
-        look: bool = True,
-    ) -> UpdateInfo:
-        if self._in_backward is not None and grads is None:
-            return self._in_backward.finish()
-        micro, window = self._bound.micro, self._bound.window
-        scaled = micro.backwards > 0 and grads is None
-        gradients = self._bound.gradients
-        received = gradients.gather(look, closure is not None) if grads is None else gradients.given(grads)
-        if not len(received) and not self._gradients_withheld():
-            raise RuntimeError(
-                "step: no bound parameter has a gradient. Call updater.update(loss), or loss.backward() first."
-            )
-        self._check_raw_window(scaled)
-        run = Run(weight=micro.weight, scaled=scaled, summed=scaled and window.name is not None)
-        self._checkpoint.warn_of_other_weights()
-        evaluate = None if closure is None else Evaluation(self._bound, closure).at
-        info = self._bound.run(received, run, keep_grads or grads is not None, evaluate)
-        self._bound.clocks["micro"] += 1
-        parked = info.reason == "window"
-        window.unsynchronised = parked and (window.unsynchronised or (micro.unsynchronised and window.name is not None))
-        if parked or not keep_grads:
-            gradients.clear(look=False)
-        if parked:
-            window.park()
-        self._bound.micro = MicroBatch()
-        return info
-
-    # windows
-
-    def _open_micro_batch(self) -> bool:
-        """Before the first backward of a micro-batch: `.grad` becomes the parked window, or nothing. Which of them."""
-        parked = self._bound.window.micro(self._bound.state) > 0
-        if parked:
-            self._bound.gradients.put_back(self._bound.window.state(self._bound.state).window)
-        else:
-            self._bound.gradients.clear()
-        self._bound.window.put_back()
-        return parked
-
-    def _gradients_withheld(self) -> bool:
-        """Whether gradients may be None although the loss reaches parameters: FSDP2 keeps them until it reduces."""
-        return bool(self._bound.target.sharded) and self._bound.withholds()
-
-    def _refuse_late_closing(self, owner: str, last: bool) -> None:
-        if self._bound.micro.unsynchronised and (last or not self._bound.withholds()):
-            raise RuntimeError(f"{owner}: {LATE}")
-
-    def _check_raw_window(self, scaled: bool) -> None:
-        if scaled or not self._bound.target.replicated or self._bound.window.name is None:
-            return
-        if self._bound.window.micro(self._bound.state) or self._bound.withholds():
-            raise RuntimeError(
-                "step: under DDP a window of several micro-batches needs updater.backward(loss) or update(loss) in "
-                "place of loss.backward(): the ranks must reduce the whole window."
-            )
-
-    def _drop_window(self, why: str) -> None:
-        micro = self._bound.window.micro(self._bound.state)
-        if micro:
-            many = "one micro-batch" if micro == 1 else f"{micro} micro-batches"
-            warnings.warn(f"{why}: the open window of {many} was dropped.", stacklevel=4)
-        self.zero_grad()
+        return self._walk.step(grads, last, keep_grads)
 
     def zero_grad(self) -> None:
         """Drop the gradients and the open window. Weights, state and clocks stay."""
@@ -271,23 +146,11 @@ class Updater(Controls, Capturing):
         On several ranks all call it; it reduces what they have over ranks.
         """
         self._refuse_while_averaged("flush")
-        if self._bound.micro.backwards:
-            raise RuntimeError("flush: a backward is waiting for its step(). Call updater.step(last=True).")
-        self._bound.state = self._bound.window.reduced(self._bound.state, "flush")
-        if not any(getattr(inner, "micro", 0) for _, inner in states(self._bound.chain, self._bound.state)):
-            return UpdateInfo("window", self.num_updates, None, {}, dict, "no window is open")
-        self._checkpoint.warn_of_other_weights()
-        coming, self._bound.micro = self._bound.micro, MicroBatch(last=True)
-        try:
-            nothing = self._bound.gradients.params().select(())
-            info = self._bound.run(nothing, Run(flushing=True, scaled=True), False, None)
-        finally:
-            self._bound.micro = coming  # its forward may have run
-        self._bound.gradients.clear()
-        return info
+        return self._walk.flush()
 
-    @contextmanager
-    def context(self, *, last: bool | None = None, autocast: torch.dtype | bool | None = None) -> Iterator[None]:
+    def context(
+        self, *, last: bool | None = None, autocast: torch.dtype | bool | None = None
+    ) -> AbstractContextManager[None]:
         """Where the forward of a micro-batch runs: under autocast, and without reducing over ranks inside a window.
 
         It reads the window and changes nothing: nesting it, leaving it by an exception and evaluating in it are
@@ -297,33 +160,122 @@ class Updater(Controls, Capturing):
             last: the coming micro-batch closes the window, full or not.
             autocast: a dtype, or False for none, in place of what `bind` was given; for this forward.
         """
-        micro = self._bound.micro
-        autocasting = self._autocasting(autocast)
-        was_last, micro.last = micro.last, micro.last or bool(last)
-        withhold = self._bound.withholds() and not self._must_synchronise()
-        decided = micro.backwards > 0 and micro.unsynchronised
-        micro.unsynchronised = decided or (withhold and not self._bound.target.sharded)  # FSDP2 decides in backward
-        try:
-            with unsynchronised(self._bound.target, withhold), autocasting:
-                yield
-        except BaseException:
-            micro.last = was_last  # this forward came to nothing
-            raise
+        return self._walk.context(last, autocast)
 
-    def _must_synchronise(self) -> bool:
-        """DDP with static_graph records the graph in the first backward of the run, and must reduce then."""
-        modules = self._bound.target.replicated
-        return not self._bound.window.begun and any(getattr(m, "static_graph", False) for m in modules)
+    def capturing(self) -> AbstractContextManager[CapturedUpdate]:
+        """One update inside, to be captured in a CUDA graph; it does not count, for a capture runs nothing.
 
-    def _autocasting(self, autocast: torch.dtype | bool | None) -> AbstractContextManager[Any]:
-        """Autocast as `bind` or this forward wants it; where neither says anything, as it is outside."""
-        dtype = self._bound.autocast if autocast is None or autocast is True else autocast
-        if dtype is None:
-            return nullcontext()
-        if dtype is not False and not isinstance(dtype, torch.dtype):
-            raise TypeError(f"context: autocast must be a torch.dtype, False or None, got {autocast!r}.")
-        device = self._bound.target.parameters()[0].device.type
-        return torch.autocast(device, dtype=dtype or None, enabled=dtype is not False)
+        What a graph holds is fixed, but a learning rate moves: `advance()` sends the numbers of the coming update to
+        where the graph's kernels read them, and counts it. Each replay needs one.
+
+            for _ in range(3):                                   # eagerly, to compile and to make the state
+                updater.update(loss_of(model(inputs)))
+            graph = torch.cuda.CUDAGraph()
+            with updater.capturing() as captured, torch.cuda.graph(graph):
+                loss = loss_of(model(inputs))                    # of tensors that stay where they are
+                updater.update(loss)
+            for batch in loader:
+                inputs.copy_(batch)
+                info = captured.advance()
+                graph.replay()
+
+        Needs `GRADCHAIN_EXECUTORS=triton`. Not supported: links that may hold the chain (`accumulate`, `amp_scale`,
+        `skip_nonfinite`), that ask for whole tensors (`map`), keep a number of the device in their state or take a
+        closure; `clip_by_norm` with per="tensor" or with groups; several ranks; in_backward. Loading a state, or
+        moving the model, needs a new capture.
+
+        Raises:
+            ValueError, RuntimeError: for what cannot be captured.
+        """
+        self._refuse_while_averaged("capturing")
+        if self._walk.in_backward is not None:
+            raise ValueError("capturing: an updater bound with in_backward=True updates in backward hooks: bind anew.")
+        return capturing(self._bound)
+
+    # what there is to read, and to set beside the code
+
+    @property
+    def chain(self) -> chain:
+        """The chain, as it was bound."""
+        return self._bound.chain
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the parameters, in order."""
+        return self._bound.target.index.names
+
+    @property
+    def num_updates(self) -> int:
+        """How many updates were applied: the clock "step"."""
+        return int(self._bound.clocks["step"])
+
+    @property
+    def num_micro(self) -> int:
+        """How many micro-batches were stepped, held ones too: the clock "micro"."""
+        return int(self._bound.clocks["micro"])
+
+    @property
+    def num_skipped(self) -> int:
+        """How many updates were skipped for an overflow or a non-finite gradient."""
+        return self._bound.num_skipped
+
+    @property
+    def clocks(self) -> dict[str, float]:
+        """Every clock, by name."""
+        return dict(self._bound.clocks)
+
+    @property
+    def metrics(self) -> Metrics:
+        """The last value of everything that links recorded, by address."""
+        return Metrics(self._bound.records)
+
+    def hyperparams(self) -> dict[str, Any]:
+        """Address → the number the coming update will use; a dict of numbers by parameter where they differ."""
+        return self._bound.hypers.values(self._bound.clocks)
+
+    def settings(self) -> Settings:
+        """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
+        return self._bound.hypers.settings(self._bound.clocks)
+
+    def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
+        """Set a hyperparameter from now on, in place of the code's: by a value, or times `factor`.
+
+        Args:
+            name: an address or a unique suffix of one, such as "learning_rate".
+            value: a number, schedule or per-parameter value; None (and no factor) ends the override.
+            factor: multiplies what the hyperparameter would be.
+
+        Raises:
+            KeyError: no hyperparameter, or more than one, is called so.
+            ValueError, TypeError: the value is out of range.
+        """
+        self._bound.hypers.override(name, value, factor, self._bound.clocks)
+        self._bound.follow_clocks()
+
+    def tick(self, clock: str, amount: float = 1) -> None:
+        """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
+        if clock in ("step", "micro"):
+            raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
+        if clock not in self._bound.clocks:
+            known = sorted(set(self._bound.clocks) - {"step", "micro"})
+            raise KeyError(
+                f"tick: nothing reads the clock {clock!r}. Clocks that are read: {', '.join(known) or 'none'}."
+            )
+        if not is_number(amount) or not 0 <= amount < math.inf:
+            raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
+        self._bound.clocks[clock] += amount
+
+    def observe(self, name: str, value: float | Tensor) -> None:
+        """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
+
+        Every call counts once, at the next update that is applied.
+        """
+        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+        if not isinstance(name, str) or not is_number(number):
+            raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
+        count, latest = self._bound.news.get(name, (0, []))
+        self._bound.observed[name] = float(number)
+        self._bound.news[name] = (count + 1, [*latest, float(number)])
 
     def explain(self, *, source: bool = False) -> str:
         """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
@@ -398,7 +350,7 @@ class Updater(Controls, Capturing):
             )
         if sync:
             self._bound.state = self._bound.window.reduced(self._bound.state, "state_dict")
-        return self._checkpoint.write()
+        return self._walk.checkpoint.write()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
         """Take up a state. Everything is checked before anything changes.
@@ -415,18 +367,18 @@ class Updater(Controls, Capturing):
     def stage(self, state_dict: Mapping[str, Any], strict: bool = True) -> Callable[[], LoadReport]:
         """Check a state, and return what makes it this updater's."""
         self._refuse_while_averaged("load_state_dict")
-        return self._checkpoint.stage(state_dict, strict)
+        return self._walk.checkpoint.stage(state_dict, strict)
 
     def contents(self) -> dict[str, Any]:
         """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
         self._refuse_while_averaged("save")
-        self._checkpoint.refuse_sharded("save")
-        return self._checkpoint.contents(self.state_dict(sync=True))
+        self._walk.checkpoint.refuse_sharded("save")
+        return self._walk.checkpoint.contents(self.state_dict(sync=True))
 
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""
         self._refuse_while_averaged("load")
-        return self._checkpoint.stage_contents(contents)
+        return self._walk.checkpoint.stage_contents(contents)
 
     def save(self, path: str | PathLike[str], **extra: Any) -> None:
         """Write weights, buffers, state and `extra` into one file, atomically. All ranks call it, one writes.
@@ -465,9 +417,9 @@ class Updater(Controls, Capturing):
         """
         self._refuse_while_averaged("rebind")
         report = rebound(self._bound, Target(target), remap or {})
-        if self._in_backward is not None:
-            self._in_backward.remove()
-            self._in_backward = InBackward(self._bound)
+        if self._walk.in_backward is not None:
+            self._walk.in_backward.remove()
+            self._walk.in_backward = InBackward(self._bound)
         return report
 
     def reset(self, selector: Predicate | None = None) -> None:

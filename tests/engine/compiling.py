@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import gradchain as gch
-from gradchain.engine import build
+from gradchain.engine.executors import build
 
 ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 NOBODY = 65534

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from compiling import forget
 
-from gradchain.engine import build
+from gradchain.engine.executors import build
 
 
 @pytest.fixture

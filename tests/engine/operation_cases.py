@@ -15,9 +15,10 @@ import torch
 from gradchain.core._torch import POINTWISE
 from gradchain.core.eager import EagerTensors
 from gradchain.core.tensors import Tensors
-from gradchain.engine.executor import Column, Executor
-from gradchain.engine.lower import Program
-from gradchain.engine.record import BOOLEAN
+from gradchain.engine.executors.base import Executor
+from gradchain.engine.operations import BOOLEAN
+from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.rows import Column
 
 BLOCK = 1024  # Triton's; the sizes below have full items and ragged ends
 SIZES = [5, 0, 1, BLOCK, 2 * BLOCK + 300]

@@ -20,7 +20,7 @@ import gradchain as gch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Scalars, maximum, minimum, where
 from gradchain.core.tensors import Tensors
-from gradchain.engine.record import BOOLEAN
+from gradchain.engine.operations import BOOLEAN
 
 INPUTS = ("g", "p", "a", "b")
 NOISE = 1e-12  # how far the samples are moved, relatively, to see what a step does to rounding errors

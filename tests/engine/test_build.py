@@ -31,8 +31,9 @@ from compiling import (
 )
 
 import gradchain as gch
-from gradchain.engine import build, print_c
-from gradchain.engine.lower import Program
+from gradchain.engine.executors import build, print_c
+from gradchain.engine.operations import BOOLEAN
+from gradchain.engine.planning.lower import Program
 
 pytestmark = scenarios
 
@@ -66,7 +67,7 @@ def random_program(seed):
         if op in ("and", "or"):
             operands[1] = rng.choice(truths)
         program.instructions.append((op, tuple(operands)))
-        if op in print_c._BOOLEAN:
+        if op in BOOLEAN:
             truths.append(("value", i))
     if rng.random() < 0.5:
         program.reduce = (rng.choice(list(print_c._REDUCTIONS)), operand())

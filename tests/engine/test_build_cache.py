@@ -29,7 +29,7 @@ from compiling import (
 )
 
 import gradchain as gch
-from gradchain.engine import build
+from gradchain.engine.executors import build
 
 pytestmark = scenarios
 

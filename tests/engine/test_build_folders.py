@@ -33,7 +33,7 @@ from compiling import (
     scenarios,
 )
 
-from gradchain.engine import build
+from gradchain.engine.executors import build
 
 pytestmark = scenarios
 

@@ -11,11 +11,12 @@ from twins import Shapes, Twins
 
 import gradchain as gch
 from gradchain.core._torch import POINTWISE
-from gradchain.engine import compiled
-from gradchain.engine.blocks import Blocks
-from gradchain.engine.compiled import Compiled
-from gradchain.engine.executor import Column, NoKernel
-from gradchain.engine.lower import Program
+from gradchain.engine.executors import compiled
+from gradchain.engine.executors.blocks import Blocks
+from gradchain.engine.executors.compiled import Compiled
+from gradchain.engine.operations import NoKernel
+from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.rows import Column
 
 A = ("load", 0)
 

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import gradchain as gch
-from gradchain.engine.devices import VARIABLE, adapted, chosen, numbers_on
-from gradchain.engine.record import Unrecorded
-from gradchain.engine.triton_executor import Triton
+from gradchain.engine.executors.devices import VARIABLE, adapted, chosen, numbers_on
+from gradchain.engine.executors.triton import Triton
+from gradchain.engine.operations import Unrecorded
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 

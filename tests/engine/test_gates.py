@@ -18,7 +18,8 @@ from twins import Shapes, by_executors, distance, drawn_like
 import gradchain as gch
 from benchmarks.memory import LiveBytes
 from gradchain.core.index import Index
-from gradchain.engine import build, engine
+from gradchain.engine import engine
+from gradchain.engine.executors import build
 
 SINGLE = (torch.float32,)
 

@@ -6,7 +6,7 @@ import operation_cases
 import pytest
 from operation_cases import *  # noqa: F403  # its tests
 
-from gradchain.engine.native import Native
+from gradchain.engine.executors.native import Native
 
 
 @pytest.fixture(autouse=True)

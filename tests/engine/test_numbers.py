@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import gradchain as gch
-from gradchain.engine.numbers import RULES, Each, Ledger, Number, Unrecorded, met
-from gradchain.engine.print_triton import EXPRESSIONS
+from gradchain.engine.executors.print_triton import EXPRESSIONS
+from gradchain.engine.operations import Unrecorded
+from gradchain.engine.recording.numbers import RULES, Each, Ledger, Number, met
 
 CPU = torch.device("cpu")
 

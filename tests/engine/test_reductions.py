@@ -187,7 +187,7 @@ def test_a_norm_per_group_reads_each_member_once(executors):
 
 def test_a_wrong_reduction_is_seen(monkeypatch):
     """The bound is tight enough: sums in float32 do not pass."""
-    from gradchain.engine import blocks
+    from gradchain.engine.executors import blocks
 
     monkeypatch.setitem(blocks._REDUCTIONS, "sum2", lambda v: v.float().square().sum())
     grad = HARD["long"]

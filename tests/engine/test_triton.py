@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from gradchain.core._torch import POINTWISE
-from gradchain.engine import print_c, print_triton
+from gradchain.engine.executors import print_c, print_triton
 
 PRINTERS = {"C": print_c, "Triton": print_triton}
 REDUCTIONS = {"sum", "sum1", "sum2", "max", "bad"}

@@ -13,10 +13,10 @@ from operation_cases import *  # noqa: F403  # its tests
 from operation_cases import SIZES, A, drawn, equal, run
 from whole_program import every_number
 
-from gradchain.engine.executor import Column
-from gradchain.engine.lower import Program
-from gradchain.engine.numbers import RULES
-from gradchain.engine.triton_executor import Triton
+from gradchain.engine.executors.triton import Triton
+from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.rows import Column
+from gradchain.engine.recording.numbers import RULES
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from torch import nn
 from twins import Shapes, Twins, same_state
 
 import gradchain as gch
-from gradchain.engine import triton_executor
-from gradchain.engine.numbers import Each, Number
-from gradchain.engine.triton_executor import Triton
+from gradchain.engine.executors import triton as triton_executor
+from gradchain.engine.executors.triton import Triton
+from gradchain.engine.recording.numbers import Each, Number
 
 
 @pytest.fixture(autouse=True)

@@ -12,9 +12,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from whole_program import every_number, everything
 
-from gradchain.engine.lower import Program
-from gradchain.engine.print_triton import FOLD, source
-from gradchain.engine.triton_executor import BLOCK, OPTIONS, compiled
+from gradchain.engine.executors.print_triton import FOLD, source
+from gradchain.engine.executors.triton import BLOCK, OPTIONS, compiled
+from gradchain.engine.planning.lower import Program
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gradchain.core._torch import POINTWISE
-from gradchain.engine.lower import Program
-from gradchain.engine.numbers import RULES as NUMBER_RULES
-from gradchain.engine.record import BOOLEAN
+from gradchain.engine.operations import BOOLEAN
+from gradchain.engine.planning.lower import Program
+from gradchain.engine.recording.numbers import RULES as NUMBER_RULES
 
 A, B = ("load", 0), ("load", 1)
 ONE = {"sqrt", "rsqrt", "sign", "abs", "not", "number", "isfinite", "isnan"}

@@ -19,10 +19,10 @@ import test_equal
 from twins import Shapes, Twins, same_state
 
 import gradchain as gch
-from gradchain.engine.compiled import Compiled
-from gradchain.engine.devices import VARIABLE
-from gradchain.engine.numbers import Number
-from gradchain.engine.triton_executor import Triton
+from gradchain.engine.executors.compiled import Compiled
+from gradchain.engine.executors.devices import VARIABLE
+from gradchain.engine.executors.triton import Triton
+from gradchain.engine.recording.numbers import Number
 
 pytestmark = [
     pytest.mark.gpu,

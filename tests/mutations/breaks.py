@@ -185,7 +185,7 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "numbers-per-parameter-in-another-order",
-        "engine/plan.py",
+        "engine/planning/plan.py",
         "return column if places is None else column[places]",
         "return column",
         "test_per_parameter.py::test_engine_equals_reference[native]",
@@ -297,7 +297,7 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "an-eager-average-in-a-record",
-        "engine/record.py",
+        "engine/recording/tape.py",
         "            return lifted\n",
         "            return other\n",
         "adapters/test_from_torch.py::test_an_average_that_starts_later",

@@ -3,7 +3,7 @@
 import torch
 
 import gradchain as gch
-from gradchain.core.context import Run
+from gradchain.core.step import Notes, Step
 
 DOUBLE = torch.float64
 SHAPES = {"body.weight": (3, 4), "body.bias": (3,), "head.weight": (2, 3), "scale": ()}
@@ -21,9 +21,10 @@ def tensors(**entries):
 def once(link, updates, **context):
     """One update from a fresh state: what comes out, and what was recorded."""
     params = context.pop("params", updates)
-    run = Run(params=params, clocks={"step": context.pop("step", 0)}, **context)
-    out, _ = link.update(updates, link.init(params), gch.Context.of(run))
-    return out, run
+    step = Step(params=params, clocks={"step": context.pop("step", 0)}, **context)
+    notes = Notes(step)
+    out, _ = link.update(updates, link.init(params), gch.Context.of(step, notes))
+    return out, notes
 
 
 def same(a, b):

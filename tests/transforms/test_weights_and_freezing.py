@@ -9,7 +9,7 @@ from one_link import draw, once, same, tensors
 import gradchain as gch
 from gradchain import optimizers
 from gradchain.combinators import freeze, skip_nonfinite
-from gradchain.core.context import Run
+from gradchain.core.step import Notes, Step
 from gradchain.transforms import (
     add_decayed_weights,
     project,
@@ -201,11 +201,12 @@ def test_skip_nonfinite_counts_in_a_row_and_forgets():
     link = skip_nonfinite(2)
     state, counts = link.init(GOOD), []
     for g in (BAD, BAD, GOOD, BAD, GOOD):
-        run = Run(params=GOOD)
-        out, state = link.update(g, state, gch.Context.of(run).enter("skip_nonfinite"))
+        step = Step(params=GOOD)
+        notes = Notes(step)
+        out, state = link.update(g, state, gch.Context.of(step, notes).enter("skip_nonfinite"))
         assert (out is None) == (g is BAD)
-        assert run.held == (("skip_nonfinite", "nonfinite") if g is BAD else None)
-        assert ("'b'" in run.detail) == (g is BAD)
+        assert notes.held == (("skip_nonfinite", "nonfinite") if g is BAD else None)
+        assert ("'b'" in notes.detail) == (g is BAD)
         counts.append(state.consecutive)
     assert counts == [1, 2, 0, 1, 0]
 
@@ -241,8 +242,8 @@ def test_skip_nonfinite_raises_at_the_first_or_never():
 
 def test_skip_nonfinite_lets_a_flush_pass():
     empty = GOOD.select(())
-    run = Run(params=GOOD, flushing=True)
-    out, state = skip_nonfinite().update(empty, skip_nonfinite().init(GOOD).replace(consecutive=2), gch.Context.of(run))
+    ctx = gch.Context.of(Step(params=GOOD, flushing=True))
+    out, state = skip_nonfinite().update(empty, skip_nonfinite().init(GOOD).replace(consecutive=2), ctx)
     assert out is empty
     assert state.consecutive == 2
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
-from gradchain.engine.executor import Column, NoKernel
-from gradchain.engine.lower import Program, Value
-from gradchain.engine.print_triton import name_of
+from gradchain.engine.executors.print_triton import name_of
+from gradchain.engine.operations import NoKernel
+from gradchain.engine.planning.lower import Program, Value
+from gradchain.engine.planning.rows import Column
 
 # What a reduction makes of a row in float64.
 REDUCTIONS = {

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain.engine.executor import Column, NoKernel, Rows
-from gradchain.engine.lower import Program
-from gradchain.engine.print_triton import EXPRESSIONS, FOLD, TYPES, source
+from gradchain.engine.executors.print_triton import EXPRESSIONS, FOLD, TYPES, source
+from gradchain.engine.operations import NoKernel
+from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.rows import Column, Rows
 
 BLOCK = 1024  # elements to an item
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # every operation rounds, as in the reference

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
-from gradchain.engine.lower import Program, Value
-from gradchain.engine.record import BOOLEAN as _BOOLEAN
+from gradchain.engine.operations import BOOLEAN, TYPES
+from gradchain.engine.planning.lower import Program, Value
 
 LANES = 16
-
-TYPES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", torch.float16: "f16"}
 
 _PRELUDE = """\
 #include <stdint.h>
@@ -113,7 +111,7 @@ def _element(program: Program, dtypes: Sequence[torch.dtype], at: str) -> list[s
     """The lines that compute every instruction for one element."""
     lines = [f"const C x{i} = from_{TYPES[dtypes[i]]}(p{i}[{at}]);" for i in sorted(program.loads())]
     for i, (op, operands) in enumerate(program.instructions):
-        kind = "int" if op in _BOOLEAN else "C"
+        kind = "int" if op in BOOLEAN else "C"
         lines.append(f"const {kind} v{i} = {EXPRESSIONS[op].format(*map(_name, operands))};")
     return lines
 

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from gradchain.engine import build
-from gradchain.engine.executor import CHUNK, Column, Rows, folded
-from gradchain.engine.lower import Program
-from gradchain.engine.print_c import TYPES, source
+from gradchain.engine.executors import build
+from gradchain.engine.executors.base import CHUNK, folded
+from gradchain.engine.executors.print_c import source
+from gradchain.engine.operations import TYPES
+from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.rows import Column, Rows
 
 PARALLEL = 1 << 18  # elements below which a second thread costs more than it brings
 

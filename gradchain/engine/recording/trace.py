@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from gradchain.core.context import Context, Run
+from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, is_number
 from gradchain.core.scalars import HOST, Count, Operand, Scalars
+from gradchain.core.step import Step
 from gradchain.core.transform import Transform
 
 if TYPE_CHECKING:
-    from gradchain.engine.executor import Column
+    from gradchain.engine.planning.rows import Column
 
 Op = tuple[Callable[..., Any], int, int, int]
 """(function, first operand, second operand or -1, result), all as slots."""
@@ -31,12 +32,12 @@ class Trace:
         gradients: those of a step that is run again, for its reductions.
         values: the number in each slot: constants, inputs, and what this step computed.
         ops: what is computed, in order. A guard is an op whose function raises `Other` where a truth is another one.
-        run: the clocks that schedules read.
+        step: what schedules are asked under: the clocks, and the parameters.
         broken: why the step cannot be run again from its numbers; "" if it can.
     """
 
     def __init__(self, clocks: Mapping[str, float]) -> None:
-        self.run = Run(clocks=clocks)  # what schedules are asked under, now and later
+        self.step = Step(clocks=clocks)
         self.gradients: Column | None = None
         self.values: list[Any] = []
         self.ops: list[Op] = []
@@ -66,14 +67,17 @@ class Trace:
 
     def hyper(self, link: Transform, hyper: Hyper, ctx: Context) -> Any:
         """A hyperparameter that is not a mere number, resolved now and whenever the step is run again."""
-        plainly = ctx.under(self.run)
-        value = link.value_of(hyper, plainly)
+        value = link.value_of(hyper, ctx.under(self.step))
         if not is_number(value) and not (type(value) is Scalars and value.column):
             self.breaks(f"{ctx.address}.{hyper.name} is no host number")
             return value
         out = self.number(value)
-        self.ops.append((lambda _: _like(link.value_of(hyper, plainly), value), out.slot, -1, out.slot))
+        self.ops.append((lambda _: _like(link.value_of(hyper, ctx.under(self.step)), value), out.slot, -1, out.slot))
         return out
+
+    def reads(self, owner: str, what: str) -> None:
+        """A link reads what the program does not hold."""
+        self.breaks(f"{owner} reads {what}")
 
     def breaks(self, why: str) -> None:
         """Something was done that the program does not hold."""

@@ -9,8 +9,7 @@ from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.tensors import Tensors
-from gradchain.engine.print_c import TYPES
-from gradchain.engine.record import Unrecorded
+from gradchain.engine.operations import TYPES, Unrecorded
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 _DEVICES = ("cpu", "cuda")

@@ -11,8 +11,8 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Scalars
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.engine.numbers import Each, Number
-from gradchain.engine.record import Lazy, Tape
+from gradchain.engine.recording.numbers import Each, Number
+from gradchain.engine.recording.tape import Lazy, Tape
 
 
 def dtypes(state: State) -> Iterator[torch.dtype]:

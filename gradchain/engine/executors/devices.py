@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from gradchain.engine.blocks import Blocks
-from gradchain.engine.compiled import Compiled
-from gradchain.engine.executor import Executor
-from gradchain.engine.native import Native
-from gradchain.engine.patterns import Patterns
-from gradchain.engine.record import Unrecorded
-from gradchain.engine.triton_executor import Triton
+from gradchain.engine.executors.base import Executor
+from gradchain.engine.executors.blocks import Blocks
+from gradchain.engine.executors.compiled import Compiled
+from gradchain.engine.executors.native import Native
+from gradchain.engine.executors.patterns import Patterns
+from gradchain.engine.executors.triton import Triton
+from gradchain.engine.operations import Unrecorded
 
 VARIABLE = "GRADCHAIN_EXECUTORS"
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
-from gradchain.engine.blocks import Blocks
-from gradchain.engine.executor import Column, NoKernel, Runner
-from gradchain.engine.lower import Program, Value
+from gradchain.engine.executors.blocks import Blocks
+from gradchain.engine.operations import NoKernel
+from gradchain.engine.planning.lower import Program, Value
+from gradchain.engine.planning.rows import Column, Runner
 
 # A pattern is a term: ("op", term, …), a column "p", "m", …, a scalar "$name", or "g", the gradient, which may be
 # multiplied and divided by any number of scalars. A name that stands twice stands for the same thing.

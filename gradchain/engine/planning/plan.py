@@ -10,10 +10,10 @@ import torch
 
 from gradchain.core.index import Index
 from gradchain.core.scalars import Scalars
-from gradchain.engine.executor import Rows, Runner
-from gradchain.engine.lower import Program
-from gradchain.engine.numbers import DeviceRows
-from gradchain.engine.record import Tape
+from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.rows import Rows, Runner
+from gradchain.engine.recording.numbers import DeviceRows
+from gradchain.engine.recording.tape import Tape
 
 
 @dataclasses.dataclass

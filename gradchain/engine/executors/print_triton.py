@@ -11,8 +11,8 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from gradchain.engine.lower import Program, Value
-from gradchain.engine.record import BOOLEAN
+from gradchain.engine.operations import BOOLEAN
+from gradchain.engine.planning.lower import Program, Value
 
 # What a column is to Triton. bfloat16 is read and rounded by its bits: the same on every device, and in the
 # interpreter, whose own rounding drops carries.

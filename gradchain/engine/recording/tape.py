@@ -17,14 +17,11 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
-from gradchain.engine.numbers import DeviceReduced, DeviceRows, Ledger
-from gradchain.engine.numbers import Unrecorded as Unrecorded
-from gradchain.engine.trace import Trace, Traced, plain
+from gradchain.engine.operations import BOOLEAN, Unrecorded
+from gradchain.engine.recording.numbers import DeviceReduced, DeviceRows, Ledger
+from gradchain.engine.recording.trace import Trace, Traced, plain
 
 _NUMBERS = (float, int)
-
-BOOLEAN = frozenset({"lt", "le", "gt", "ge", "eq", "and", "or", "not", "isfinite", "isnan"})
-"""Operations whose elements are true or false."""
 
 
 class Reduced:

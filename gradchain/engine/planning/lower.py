@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from gradchain.engine.record import BOOLEAN, Tape, Unrecorded
+from gradchain.engine.operations import BOOLEAN, Unrecorded
+from gradchain.engine.recording.tape import Tape
 
 # What an operand of an instruction is: a load, a constant, a scalar slot, an entry slot, or an earlier instruction.
 Value = tuple[Any, ...]

@@ -6,7 +6,7 @@ import torch
 
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
-from gradchain.engine.layout import Layout
+from gradchain.engine.planning.layout import Layout
 
 
 class Windows:

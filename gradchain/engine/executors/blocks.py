@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
-from gradchain.engine.executor import CHUNK, Column, folded
-from gradchain.engine.lower import Program, Value
+from gradchain.engine.executors.base import CHUNK, folded
+from gradchain.engine.planning.lower import Program, Value
+from gradchain.engine.planning.rows import Column
 
 SERIAL = 1 << 14  # elements that torch reduces in one thread: the order of a sum is then the same for any number
 BUCKET = 1 << 17  # elements that are worked on at once: a few of them fit into the cache

@@ -17,6 +17,7 @@ from torch import Tensor
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Operand, Scalars, maximum, minimum, sqrt, where
 from gradchain.core.tensors import Tensors
+from gradchain.engine.operations import Unrecorded
 
 # What numbers know: every one of them is an elementwise operation too, which the printers have.
 RULES: dict[str, Callable[..., Any]] = {
@@ -28,10 +29,6 @@ RULES: dict[str, Callable[..., Any]] = {
     "sqrt": sqrt,
     "where": where,
 }
-
-
-class Unrecorded(Exception):  # noqa: N818  # not an error: it says that this step runs by the reference
-    """A link did what no tape can hold; the sentence says what."""
 
 
 class Ledger:
@@ -111,6 +108,10 @@ class Ledger:
         self._refuse_if_closed()
         # where the sum of squares is finite all elements are; a clip that follows reads the same sum
         return bool(torch.isfinite(reduced("sum2").total())) or not reduced("bad").total().item()
+
+    def open(self) -> None:
+        """What was recorded may be read from here on."""
+        self.closed = False
 
     def _refuse_if_closed(self) -> None:
         if self.closed:

@@ -1,0 +1,88 @@
+"""What one update is: its facts, filled in once by whoever runs the chain, and the notes its links leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from gradchain.core.context import Context
+    from gradchain.core.hyper import Hyper, Override
+    from gradchain.core.tensors import Tensors
+    from gradchain.core.transform import Transform
+
+
+class Recorder(Protocol):
+    """What is told how the numbers of an update come about, so that they can be computed again without the links."""
+
+    def hyper(self, link: Transform, hyper: Hyper, ctx: Context) -> Any:
+        """The value of a hyperparameter that is not a mere number: a number of the recorder's."""
+
+    def reads(self, owner: str, what: str) -> None:
+        """A link reads what may be another thing at each update, and is no number of the chain's."""
+
+
+class Step(NamedTuple):
+    """The facts of one update. Nothing changes them while it runs.
+
+    Attributes:
+        params: the weights before it, or a function that gives them when a link first asks.
+        clocks: every named clock.
+        loss: the loss of the micro-batch, unscaled and detached; None where it is not known.
+        evaluate: (weights, address) → the loss there and its gradients as the link at the address receives them.
+        buffers: gives the model's buffers.
+        observed: the numbers that `updater.observe` put there.
+        news: how often each was observed, and the latest ones; None where nobody counts.
+        overrides: those in force, by full address.
+        autocast: the dtype the model computes in, where autocast is on.
+        scaled: whether the gradients come from a loss that the chain scaled.
+        summed: whether they already are the sum over the open window.
+        last: whether an open window must close with this micro-batch.
+        flushing: whether this is no micro-batch, but the closing of a part-filled window.
+        weight: what the micro-batch counts in the mean over its window, or None.
+        over_ranks: gives the mean over ranks of a host number, where gradients are averaged over ranks.
+        recorder: where the numbers of this update are noted, to be computed again.
+    """
+
+    params: Tensors | Callable[[], Tensors] | None = None
+    clocks: Mapping[str, float] = {}  # never written to
+    loss: Any = None
+    evaluate: Callable[[Tensors, str], tuple[Any, Tensors]] | None = None
+    buffers: Callable[[], Mapping[str, Tensor]] | None = None
+    observed: Mapping[str, float] = {}  # never written to
+    news: Mapping[str, tuple[int, Sequence[float]]] | None = None
+    overrides: Mapping[str, Override] = {}  # never written to
+    autocast: torch.dtype | None = None
+    scaled: bool = False
+    summed: bool = False
+    last: bool = False
+    flushing: bool = False
+    weight: float | None = None
+    over_ranks: Callable[[float], float] | None = None
+    recorder: Recorder | None = None
+
+
+class Notes:
+    """What the links of one update leave behind.
+
+    Attributes:
+        records: address.name → what `ctx.record` was given.
+        used: address.name → the value of a hyperparameter that is not a mere number.
+        held: the link that held the chain, and the reason.
+        detail: why it did, in words.
+        loss: the loss of the whole window, from where that closed on; else that of the step.
+        scaled: whether the chain scaled it.
+    """
+
+    __slots__ = ("detail", "held", "loss", "params", "records", "scaled", "used")
+
+    def __init__(self, step: Step) -> None:
+        self.records: dict[str, Any] = {}
+        self.used: dict[str, Any] = {}
+        self.held: tuple[str, str] | None = None
+        self.detail = ""
+        self.loss, self.scaled = step.loss, step.scaled
+        self.params: Tensors | None = None  # once a link asked for them

@@ -1,0 +1,36 @@
+"""What an executor is: something that can run a program over rows of tensors, and says when it may."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+
+from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.rows import Runner
+
+CHUNK = 1 << 16  # elements to an item: partial sums do not depend on the number of threads
+
+
+class Executor(Protocol):
+    """A way to run programs."""
+
+    name: str
+
+    def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
+        """Why this executor cannot run the program over columns of these dtypes, or None."""
+
+    def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> Runner:
+        """The program made ready for rows of these sizes. NoKernel where that fails."""
+
+
+def folded(kind: str, row_of: Sequence[int], partial: Sequence[float], rows: int) -> list[float]:
+    """Partial results of items met, in order, row by row: the same bits whatever the number of threads."""
+    out = [0.0] * rows
+    for row, value in zip(row_of, partial, strict=True):
+        if kind == "max":
+            out[row] = value if value > out[row] or value != value else out[row]
+        else:
+            out[row] += value
+    return out

@@ -1,0 +1,1 @@
+"""Planning: from a tape to programs, one per class of parameters, and where their memory lies."""
