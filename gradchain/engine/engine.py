@@ -21,9 +21,9 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.engine.captured import Captured
 from gradchain.engine.commit import Commit
-from gradchain.engine.executors.base import Executor
+from gradchain.engine.executors.base import Executor, NoKernel
 from gradchain.engine.executors.devices import adapted, chosen, numbers_on
-from gradchain.engine.operations import NoKernel, Unrecorded
+from gradchain.engine.operations import Unrecorded
 from gradchain.engine.planning.buffers import Windows
 from gradchain.engine.planning.layout import Layout
 from gradchain.engine.planning.lower import Lowering, Program
@@ -100,9 +100,7 @@ class Engine:
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     @_none_where_it_cannot
-    def step(
-        self, tx: chain, step: Step, received: Tensors, state: Links, params: EagerTensors, lent: bool
-    ) -> Outcome:
+    def step(self, tx: chain, step: Step, received: Tensors, state: Links, params: EagerTensors, lent: bool) -> Outcome:
         """What the chain makes of an update. Nothing is written before its commit fires; None if it cannot run here.
 
         Args:

@@ -13,7 +13,3 @@ TYPES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16", tor
 
 class Unrecorded(Exception):  # noqa: N818  # not an error: it says that this step runs by the reference
     """A link did what no tape can hold; the sentence says what."""
-
-
-class NoKernel(Exception):  # noqa: N818  # not an error: the reference does the work
-    """Why a kernel could not be made; warned of once, and in `explain()`."""

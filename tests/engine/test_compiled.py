@@ -12,9 +12,9 @@ from twins import Shapes, Twins
 import gradchain as gch
 from gradchain.core._torch import POINTWISE
 from gradchain.engine.executors import compiled
+from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.blocks import Blocks
 from gradchain.engine.executors.compiled import Compiled
-from gradchain.engine.operations import NoKernel
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column
 

@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from gradchain.engine.executors.build import NoKernel as NoKernel
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Runner
 

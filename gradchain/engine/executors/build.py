@@ -34,8 +34,6 @@ import threading
 import warnings
 from pathlib import Path
 
-from gradchain.engine.operations import NoKernel
-
 FORMAT = 2
 TIME_LIMIT = 60.0  # seconds for one compilation, or for one check
 ROOM = 1 << 20  # free bytes below which nothing is built: a compiler on a full disk fails in a hundred ways
@@ -85,6 +83,10 @@ run.restype = None
 for items in (0, 1):
     run(ctypes.c_int64(items), *pointers)
 """
+
+
+class NoKernel(Exception):  # noqa: N818  # not an error: the reference does the work
+    """Why a kernel could not be made; warned of once, and in `explain()`."""
 
 
 class _Stuck(NoKernel):

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
+from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.blocks import Blocks
-from gradchain.engine.operations import NoKernel
 from gradchain.engine.planning.lower import Program, Value
 from gradchain.engine.planning.rows import Column, Runner
 

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.print_triton import EXPRESSIONS, FOLD, TYPES, source
-from gradchain.engine.operations import NoKernel
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column, Rows
 
