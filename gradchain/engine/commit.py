@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
+
 
 class Commit:
     """The writes of one step, in order. Nothing is written before `fire`; what follows from them comes after."""
@@ -22,5 +24,6 @@ class Commit:
 
     def fire(self) -> None:
         """Write it all."""
-        for act in (*self._writes, *self._after):
-            act()
+        with torch.no_grad():
+            for act in (*self._writes, *self._after):
+                act()
