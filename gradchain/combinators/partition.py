@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 from gradchain.combinators.masked import as_chain, check_link, check_selector, only_updates
 from gradchain.core.context import Context
@@ -94,14 +94,14 @@ class partition(Transform):
 
     def members(self, index: Index) -> list[tuple[str, Transform, Index]]:
         """Which parameters go down which branch. ValueError if one goes nowhere, or a branch takes none."""
-        if self.branches not in index.kept:
-            index.kept[self.branches] = self._resolved(index)
-        return cast("list[tuple[str, Transform, Index]]", index.kept[self.branches])
+        parts = index.parts(self.branches, lambda: self._resolved(index))
+        return [(name, link, members) for (name, link), members in parts]
 
-    def _resolved(self, index: Index) -> list[tuple[str, Transform, Index]]:
-        left, out = dict.fromkeys(index.root.names), []
+    def _resolved(self, index: Index) -> list[tuple[tuple[str, Transform], Index]]:
+        root = index.root
+        left, out = dict.fromkeys(root.names), []
         for name, selector, link in self.named_branches:
-            matched = resolve(selector, index.root.known, allow_empty=selector is rest)
+            matched = resolve(selector, root.known, allow_empty=selector is rest)
             mine = [n for n in matched if n in left]
             if matched and not mine and selector is not rest:
                 raise ValueError(
@@ -110,7 +110,7 @@ class partition(Transform):
                 )
             for n in mine:
                 del left[n]
-            out.append((name, link, index.subset(mine)))
+            out.append(((name, link), index.subset(mine)))
         missed = [name for name in left if name in index]
         if missed:
             raise ValueError(

@@ -54,6 +54,9 @@ class EagerTensors(Tensors):
         self.alike: object = None  # the guard that found the tensors like those it was made of
         self._product: list[Tensor] | None = None  # of both, once something asked: reading changes no later result
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EagerTensors, (self._index, self._data, self._factor, self._compared)  # guards are of this process
+
     @classmethod
     def about(cls, facts: Sequence[Fact]) -> EagerTensors:
         """The tensors the facts are about."""

@@ -176,7 +176,7 @@ def evaluated(value: Any, ctx: Context) -> Any:
     """A number as it is, a schedule at the clocks (a plain function reads "step"), a per-parameter value as Scalars."""
     if isinstance(value, PerParameter):
         spread = Spread.of(value, ctx.index)
-        return spread.scalars([evaluated(start, ctx) for start in spread.starts])
+        return spread.scalars(ctx.index, [evaluated(start, ctx) for start in spread.starts])
     if isinstance(value, Tensor) or not callable(value):
         return value
     step = ctx.step  # raises where there is none to read

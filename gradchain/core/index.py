@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -12,6 +14,10 @@ from gradchain.selectors import resolve
 
 if TYPE_CHECKING:
     from gradchain.selectors import Predicate
+
+T = TypeVar("T")
+
+_serials = itertools.count()
 
 
 @dataclass(eq=False)
@@ -31,24 +37,57 @@ class Index:
 
     Identity is the fast path: Tensors made from one another share their Index, and subsets are kept, so that the
     same mask of the same parameters is the same object at every step.
+
+    An Index holds subsets that are smaller than it, never itself nor anything above: what it knows of those goes by
+    their serial number. So a model that nothing else holds is freed at once, and needs no collector of cycles.
     """
 
-    __slots__ = ("_members", "_rest", "_shared", "_subsets", "complex", "facts", "kept", "names", "position", "root")
+    __slots__ = (
+        "__weakref__", "_all", "_members", "_parts", "_rest", "_root", "_serial", "_shared", "_subsets",
+        "complex", "facts", "kept", "names", "position",
+    )  # fmt: skip
 
     def __init__(self, facts: Iterable[Fact], root: Index | None = None) -> None:
-        self.root: Index = root or self  # all parameters, over which selectors are resolved
-        self.facts: tuple[Fact, ...] = tuple(facts)
+        mine = tuple(facts)
+        self._set(mine, mine if root is None else root.facts, root, {})
+
+    def _set(
+        self, facts: tuple[Fact, ...], every: tuple[Fact, ...], root: Index | None, subsets: dict[Any, Index]
+    ) -> None:
+        self.facts = facts
+        self._all = every  # over which selectors are resolved
+        self._root: Any = None if root is None else weakref.ref(root)
+        self._serial = next(_serials)
         self.names: tuple[str, ...] = tuple(f.name for f in self.facts)
         self.position: dict[str, int] = {name: i for i, name in enumerate(self.names)}
         self.complex: frozenset[str] = frozenset(f.name for f in self.facts if f.parameter.is_complex())
-        self._subsets: dict[tuple[str, ...], Index] = {}
-        self._shared: dict[Index, Index] = {}  # what is in another Index too, and what is not: asked at every step
-        self._rest: dict[Index, Index] = {}
-        self._members: dict[Predicate, Index] = {}
-        self.kept: dict[object, object] = {}  # what links decided once about these parameters, by what decided it
+        self._subsets: dict[tuple[str, ...], Index] = subsets
+        # what is in another Index too, and what is not: asked at every step; None is all of it
+        self._shared: dict[int, Index | None] = {}
+        self._rest: dict[int, Index | None] = {}
+        self._members: dict[Predicate, Index | None] = {}
+        self._parts: dict[object, list[tuple[Any, Index | None]]] = {}
+        self.kept: dict[object, object] = {}  # what else was decided once about these parameters: it holds no Index
         if len(self.position) != len(self.names):
             twice = next(n for i, n in enumerate(self.names) if self.position[n] != i)
             raise ValueError(f"Tensors: names must be unique, got {twice!r} twice.")
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return self.facts, self._all, None if self._root is None else self.root, self._subsets
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self._set(*state)
+
+    @property
+    def root(self) -> Index:
+        """All parameters, of which these are some."""
+        if self._root is None:
+            return self
+        root: Index | None = self._root()
+        if root is None:  # nothing but this was left of it
+            root = Index(self._all)
+            self._root = weakref.ref(root)
+        return root
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> Index:
@@ -72,12 +111,12 @@ class Index:
         if isinstance(names, Index):
             if names is self:
                 return self
-            shared = self._shared.get(names)
-            if shared is None:
-                shared = self.subset(names.position)
-                if names.root is self.root:  # one of few; another's would be kept alive, with its tensors
-                    self._shared[names] = shared
-            return shared
+            shared = self._shared.get(names._serial, _UNKNOWN)
+            if shared is _UNKNOWN:
+                shared = self._noted(self.subset(names.position))
+                if names._all is self._all:  # one of few; others come and go
+                    self._shared[names._serial] = shared
+            return self if shared is None else shared
         wanted = names if isinstance(names, (set, frozenset, dict)) else frozenset(names)
         if 2 * len(wanted) < len(self.names):  # a few of many: as in backward, one parameter at a time
             kept = tuple(sorted((n for n in wanted if n in self.position), key=self.position.__getitem__))
@@ -90,14 +129,18 @@ class Index:
             found = self._subsets[kept] = Index((self.facts[self.position[n]] for n in kept), self.root)
         return found
 
+    def _noted(self, part: Index) -> Index | None:
+        """A part of this as this may hold it: itself it must not."""
+        return None if part is self else part
+
     def without(self, other: Index) -> Index:
         """The entries that `other` lacks."""
-        found = self._rest.get(other)
-        if found is None:
-            found = self.subset([n for n in self.names if n not in other])
-            if other.root is self.root:
-                self._rest[other] = found
-        return found
+        rest = self._rest.get(other._serial, _UNKNOWN)
+        if rest is _UNKNOWN:
+            rest = self._noted(self.subset([n for n in self.names if n not in other]))
+            if other._all is self._all:
+                self._rest[other._serial] = rest
+        return self if rest is None else rest
 
     def within(self, other: Index) -> bool:
         """Whether `other` has all of these entries."""
@@ -108,12 +151,19 @@ class Index:
 
         ValueError if it matches none of them at all; that it matches none of these is no error.
         """
-        found = self._members.get(selector)
-        if found is None:
-            whole = self if self.root is self else self.root.members(selector)
-            matched = resolve(selector, self.known) if whole is self else whole
-            found = self._members[selector] = self.subset(matched)
-        return found
+        found = self._members.get(selector, _UNKNOWN)
+        if found is _UNKNOWN:
+            root = self.root
+            matched = resolve(selector, self.known) if root is self else root.members(selector)
+            found = self._members[selector] = self._noted(self.subset(matched))
+        return self if found is None else found
+
+    def parts(self, key: object, decide: Callable[[], Iterable[tuple[T, Index]]]) -> list[tuple[T, Index]]:
+        """Labelled parts of these parameters, which a link decides once; by what it decides them."""
+        known = self._parts.get(key)
+        if known is None:
+            known = self._parts[key] = [(label, self._noted(part)) for label, part in decide()]
+        return [(label, self if part is None else part) for label, part in known]
 
     @property
     def known(self) -> list[tuple[str, Tensor, nn.Module | None]]:
@@ -124,3 +174,6 @@ class Index:
         """The entries of both, this order first."""
         extra = [f for f in other.facts if f.name not in self.position]
         return self if not extra else Index((*self.facts, *extra))
+
+
+_UNKNOWN: Any = object()

@@ -26,7 +26,7 @@ class Spread:
     """
 
     def __init__(self, index: Index, settings: Sequence[Setting]) -> None:
-        self._index = index
+        self._names = index.names
         self.settings = tuple(settings)
         places: dict[Any, int] = {}
         self.starts: list[Any] = []
@@ -40,7 +40,7 @@ class Spread:
         depth = max((len(s.factors) for s in settings), default=0)
         # a parameter with fewer factors than another is multiplied by 1, which changes no bit
         self._factors = [_column([s.factors[k] if k < len(s.factors) else 1.0 for s in settings]) for k in range(depth)]
-        self._last: tuple[list[Any], Scalars] | None = None
+        self._last: tuple[list[Any], Tensor] | None = None
 
     @classmethod
     def of(cls, value: PerParameter, index: Index) -> Spread:
@@ -50,25 +50,26 @@ class Spread:
         """
         found = index.kept.get(value)
         if found is None:
-            if index.root is index:
+            root = index.root
+            if root is index:
                 found = cls(index, value.settings(index.known))
             else:
-                whole, position = cls.of(value, index.root), index.root.position
+                whole, position = cls.of(value, root), root.position
                 found = cls(index, [whole.settings[position[name]] for name in index.names])
             index.kept[value] = found
         return cast(Spread, found)
 
-    def scalars(self, numbers: list[Any]) -> Scalars:
-        """A number for each entry, given one for each of `starts`."""
+    def scalars(self, index: Index, numbers: list[Any]) -> Scalars:
+        """A number for each entry of the Index, given one for each of `starts`."""
         if not all(type(number) is float or type(number) is int for number in numbers):
             return self._one_by_one(numbers)
         if self._last is None or self._last[0] != numbers:
-            self._last = (numbers, Scalars.over(self._index, self._multiplied(numbers)))
-        return self._last[1]
+            self._last = (numbers, self._multiplied(numbers))
+        return Scalars.over(index, self._last[1])
 
     def _multiplied(self, numbers: list[float]) -> Tensor:
         if self._start_of is None:
-            column = torch.full((len(self._index),), float(numbers[0]) if numbers else 0.0, **_FLOAT64)
+            column = torch.full((len(self._names),), float(numbers[0]) if numbers else 0.0, **_FLOAT64)
         else:
             column = _column(numbers)[self._start_of]
         for factors in self._factors:
@@ -78,9 +79,9 @@ class Spread:
     def _one_by_one(self, numbers: list[Any]) -> Scalars:
         # a start may be a 0-d tensor, on a device or under autograd, which no column can hold; what is no number at all
         # is left for the hyperparameter to refuse
-        of = [0] * len(self._index) if self._start_of is None else self._start_of.tolist()
+        of = [0] * len(self._names) if self._start_of is None else self._start_of.tolist()
         out = {}
-        for name, setting, start in zip(self._index.names, self.settings, of, strict=True):
+        for name, setting, start in zip(self._names, self.settings, of, strict=True):
             number = numbers[start]
             for factor in setting.factors if isinstance(number, (float, int, Tensor)) else ():
                 number = number * factor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Literal, cast
+from typing import Annotated, Literal
 
 from torch import Tensor
 
@@ -128,10 +128,7 @@ class clip_by_norm(Transform):
 
     def _groups(self, index: Index) -> list[tuple[str, Index]]:
         """The groups with their labels. ValueError if one is empty, or two overlap."""
-        key = (clip_by_norm, self.per)
-        if key not in index.kept:
-            index.kept[key] = self._resolved(index)
-        return cast("list[tuple[str, Index]]", index.kept[key])
+        return index.parts((clip_by_norm, self.per), lambda: self._resolved(index))
 
     def _resolved(self, index: Index) -> list[tuple[str, Index]]:
         assert not isinstance(self.per, str)

@@ -25,6 +25,9 @@ class Gradients:
         self._present = target.index
         self._alike: Callable[..., bool] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_alike": None}  # a copy's gradients are others, and are looked at anew
+
     def clear(self, look: bool = True) -> None:
         """Set every `.grad` to None: of the parameters, or without a `look` of those that were last seen there."""
         for parameter in self._target.parameters() if look else self._target.known:

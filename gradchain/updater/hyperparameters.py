@@ -139,7 +139,7 @@ def check_spread(value: Any, hyper: Hyper, address: str, index: Index) -> None:
     if isinstance(value, PerParameter):
         spread = Spread.of(value, index)
         numbers = [math.nan if varies(start) else start for start in spread.starts]
-        known = spread.scalars(numbers)
+        known = spread.scalars(index, numbers)
         hyper.checked(Scalars({n: v for n, v in known.items() if isinstance(v, Tensor) or not math.isnan(v)}), address)
 
 

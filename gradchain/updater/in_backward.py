@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -29,17 +31,28 @@ class InBackward:
         self._engines: dict[str, Engine] = {}
         self._states: dict[str, Links] | None = None  # the new states of this backward; None outside one
         self._info: UpdateInfo | None = None
-        self._handles = [
-            parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
-            for name, parameter in bound.parameters().items()
+        self._listen()
+
+    def _listen(self) -> None:
+        """Put hooks on the parameters, which go with this: the model holds nothing of it, and is left nothing."""
+        handles = [
+            parameter.register_post_accumulate_grad_hook(_hook(name, weakref.ref(self)))  # type: ignore[no-untyped-call]
+            for name, parameter in self._bound.parameters().items()
         ]
+        self._release = weakref.finalize(self, _remove, handles)
+        self._release.atexit = False
 
-    def _hook(self, name: str) -> Any:
-        def hook(parameter: Tensor) -> None:
-            if self._states is not None and parameter.grad is not None:
-                self._update(name, parameter)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_release"}
 
-        return hook
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._listen()  # a copied parameter has no hooks
+
+    def arrived(self, name: str, parameter: Tensor) -> None:
+        """Backward has the gradient of a parameter: update it, if this backward is the updater's."""
+        if self._states is not None and parameter.grad is not None:
+            self._update(name, parameter)
 
     def _update(self, name: str, parameter: Tensor) -> None:
         bound = self._bound
@@ -91,8 +104,21 @@ class InBackward:
 
     def remove(self) -> None:
         """Take the hooks off the parameters."""
-        for handle in self._handles:
-            handle.remove()
+        self._release()
+
+
+def _hook(name: str, listening: weakref.ref[InBackward]) -> Any:
+    def hook(parameter: Tensor) -> None:
+        listener = listening()
+        if listener is not None:
+            listener.arrived(name, parameter)
+
+    return hook
+
+
+def _remove(handles: Iterable[Any]) -> None:
+    for handle in handles:
+        handle.remove()
 
 
 def check(bound: Bound) -> None:
