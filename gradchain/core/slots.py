@@ -24,6 +24,9 @@ class Slots(Scalars):
 
     __slots__ = ()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Slots, (dict(self),)
+
     def select(self, names: Iterable[str]) -> Slots:
         """The entries of these names."""
         return Slots({n: self[n] for n in names if n in self})

@@ -27,16 +27,18 @@ class Hyperparameters:
     """Every numeric hyperparameter of a chain, by address."""
 
     def __init__(self, chain: Transform) -> None:
-        self._fields: dict[str, tuple[str, Transform, Hyper]] = {
-            f"{address}.{name}": (address, link, hyper)
-            for address, link, _ in walk(chain, None)
-            for name, hyper in link.hypers.items()
-            if not isinstance(link.__dict__[name], str)
-        }
+        self._fields = _fields_of(chain)
         self.overrides: dict[str, Override] = {}
         self._chain = chain
         self._seen: dict[str, Index] = {}
         self._names: tuple[str, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_fields": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._fields = _fields_of(self._chain)  # a copied chain may have made its links anew
 
     def attach(self, index: Index) -> None:
         """Look at these parameters from now on.
@@ -132,6 +134,16 @@ class Hyperparameters:
             except (KeyError, TypeError, ValueError) as error:
                 lost.append(f"override of {address} was not restored: {str(error.args[0]).rstrip('.')}")
         return found, lost
+
+
+def _fields_of(chain: Transform) -> dict[str, tuple[str, Transform, Hyper]]:
+    """Full address → address of the link, the link, and its hyperparameter."""
+    return {
+        f"{address}.{name}": (address, link, hyper)
+        for address, link, _ in walk(chain, None)
+        for name, hyper in link.hypers.items()
+        if not isinstance(link.__dict__[name], str)
+    }
 
 
 def check_spread(value: Any, hyper: Hyper, address: str, index: Index) -> None:

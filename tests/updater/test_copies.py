@@ -154,7 +154,7 @@ STATES: dict[str, tuple[str, Callable[[Life, nn.Module, gch.Updater], None]]] = 
     "averages lent": ("average", _lent),
     "unequal counts": ("adamw", _unequal),
     "unequal counts in backward": ("in backward", _unequal),
-    "gradients given into a window": ("buffered window", _given),
+    "gradients given": ("adamw", _given),
     "a skipped update": ("gates", _skipped),
     "loaded": ("recipe", _loaded),
     "reset": ("recipe", _reset),
@@ -211,7 +211,7 @@ def test_hooks_of_a_copy_move_its_own_model_once(how: str) -> None:
 @pytest.mark.parametrize("how", COPIES)
 def test_an_updater_alone_is_copied_with_its_model(how: str) -> None:
     """As torch's optimizers are: it updates what it holds, and leaves the original's model alone."""
-    life = LIVES["recipe"]
+    life = LIVES["adamw"]
     model, updater = life.begin("native")
     for rows in data(3):
         life.update(model, updater, rows)
