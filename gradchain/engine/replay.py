@@ -7,6 +7,7 @@ links run again.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -95,7 +96,8 @@ class Reduction:
     def noted(self, trace: Trace, rows: list[float]) -> Traced:
         """The total of these numbers, which the trace is to compute anew each time."""
         out = trace.number(total(rows))
-        trace.ops.append((lambda _: self._total(trace), out.slot, -1, out.slot))
+        here = weakref.proxy(trace)  # a trace that held itself would keep the weights till it is collected
+        trace.ops.append((lambda _: self._total(here), out.slot, -1, out.slot))
         return out
 
     def _total(self, trace: Trace) -> float:

@@ -7,6 +7,7 @@ numbers, which are not: they follow from clocks, schedules, counts and norms. A 
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -72,7 +73,9 @@ class Trace:
             self.breaks(f"{ctx.address}.{hyper.name} is no host number")
             return value
         out = self.number(value)
-        self.ops.append((lambda _: _like(link.value_of(hyper, ctx.under(self.step)), value), out.slot, -1, out.slot))
+        # what is kept with the trace keeps neither it nor this step's context alive, else only a collector frees them
+        bare, trace = ctx.under(Step()), weakref.proxy(self)
+        self.ops.append((lambda _: _like(link.value_of(hyper, bare.under(trace.step)), value), out.slot, -1, out.slot))
         return out
 
     def reads(self, owner: str, what: str) -> None:
