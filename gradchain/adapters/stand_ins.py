@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradchain.core import _torch
 from gradchain.core.slots import Slots, copied, is_plain, mapped, same
 
 _OWN = "self."  # in front of what an optimizer keeps on itself, beside what it keeps in a parameter group
@@ -88,7 +89,8 @@ class StandIns:
                 parameter.data = weights[name].detach().clone()
                 self.put_grad(name, grads.get(name))
             before = self._restored(state, group, fields)
-            self._optimizer.step(*(() if closure is None else (lambda: closure(self),)))
+            with _torch.on_host():
+                self._optimizer.step(*(() if closure is None else (lambda: closure(self),)))
             return self.weights(), self._remembered(), self._changed(before, group)
         finally:
             self._forget()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradchain.core import _torch
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, evaluated, is_number
 from gradchain.core.scalars import Scalars
@@ -52,7 +53,7 @@ class Fields:
         self._cls, self._known = cls, inspect.signature(cls).parameters
         self._given = dict(given)
         self.constants = {name: self._constant(name, value) for name, value in given.items()}
-        group = self.made([nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
+        group = self.made([nn.Parameter(torch.zeros(2, 2, device="cpu"))]).param_groups[0]
         self.hypers: dict[str, Field] = {}
         for name, value in group.items():
             if name in self._known or name in given:
@@ -79,7 +80,8 @@ class Fields:
     def made(self, params: Any, **changes: Any) -> Optimizer:
         """An optimizer over these parameters. TypeError or ValueError, in a sentence, where the class refuses."""
         try:
-            return self._cls(params, **{**self.constants, **changes})
+            with _torch.on_host():
+                return self._cls(params, **{**self.constants, **changes})
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             names = [n for n in self._known if n not in ("params", "self", "args", "kwargs")]
             takes = f" It takes: {', '.join(names)}." if isinstance(error, TypeError) else ""
@@ -89,7 +91,7 @@ class Fields:
     def _accepted(self, values: Mapping[str, Any]) -> None:
         """Raises unless the class takes these numbers in place of its own."""
         changes = self.grouped(values)
-        self.made([nn.Parameter(torch.zeros(2, 2))], **{n: v for n, v in changes.items() if n in self._known})
+        self.made([nn.Parameter(torch.zeros(2, 2, device="cpu"))], **{n: v for n, v in changes.items() if n in self._known})
 
     def grouped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Numbers by the names of hyperparameters, as the fields of a parameter group."""

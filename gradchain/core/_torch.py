@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +24,34 @@ _LOW = frozenset({torch.float16, torch.bfloat16})
 def under_functorch() -> bool:
     """Whether a `torch.func` transform is running: foreach kernels have no batching rule, so it decides the path."""
     return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def casting() -> list[tuple[str, torch.dtype]]:
+    """The kinds of device that autocast is on for, and its dtypes."""
+    if not torch._C._is_any_autocast_enabled():
+        return []
+    kinds = torch._C._autocast_supported_devices()
+    return [(kind, torch.get_autocast_dtype(kind)) for kind in kinds if torch.is_autocast_enabled(kind)]
+
+
+@contextmanager
+def recast(kinds: list[tuple[str, torch.dtype]], enabled: bool) -> Iterator[None]:
+    """Autocast on or off for these kinds of device."""
+    with ExitStack() as stack:
+        for kind, dtype in kinds:
+            stack.enter_context(torch.autocast(kind, dtype=dtype, enabled=enabled))
+        yield
+
+
+def forget_casts() -> None:
+    """Weights were written: what autocast, where it is on, has kept of them in another dtype is of the old ones."""
+    if torch._C._is_any_autocast_enabled():
+        torch.clear_autocast_cache()
+
+
+def on_host() -> AbstractContextManager[Any]:
+    """Where tensors that are made without a device lie on the host, whatever the user's default device is."""
+    return torch.device("cpu") if torch._C._len_torch_function_stack() else nullcontext()
 
 
 def is_dtensor(value: object) -> bool:

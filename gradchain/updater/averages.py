@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from gradchain.core import _torch
 from gradchain.core.address import find
 from gradchain.core.state import State
 from gradchain.core.transform import Transform, walk
@@ -68,3 +69,4 @@ def _write(places: dict[str, Tensor], values: dict[str, Tensor]) -> None:
         for name, place in places.items():
             if name in values and values[name] is not place:
                 place.copy_(values[name])
+    _torch.forget_casts()

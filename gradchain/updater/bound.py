@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradchain.core import _torch
 from gradchain.core.chain import chain
 from gradchain.core.checks import check_chain
 from gradchain.core.context import Context
@@ -176,7 +177,23 @@ class Bound:
     def computed(
         self, received: Tensors, state: Links, params: EagerTensors, step: Step, engine: Engine, lent: bool
     ) -> Outcome:
-        """What the update comes to, nothing of it written yet: by the engine, or by the reference where it cannot."""
+        """What the update comes to, nothing of it written yet: by the engine, or by the reference where it cannot.
+
+        Autocast is for the forward. It is off for the arithmetic of links, and as it was where one evaluates the loss.
+        """
+        casting = _torch.casting()
+        if not casting:
+            return self._computed(received, state, params, step, engine, lent)
+        if step.evaluate is not None:
+            step = step._replace(evaluate=_torch.recast(casting, True)(step.evaluate))
+        with _torch.recast(casting, False):
+            outcome = self._computed(received, state, params, step, engine, lent)
+        outcome.commit.after(_torch.forget_casts)
+        return outcome
+
+    def _computed(
+        self, received: Tensors, state: Links, params: EagerTensors, step: Step, engine: Engine, lent: bool
+    ) -> Outcome:
         with torch.no_grad():
             done = engine.step(self.chain, step, received, state, params, lent)
             if done is not None:

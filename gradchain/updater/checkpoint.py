@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradchain.core import _torch
 from gradchain.core.config import differences, to_config
 from gradchain.core.hyper import is_number
 from gradchain.core.state import Links, merged, narrowed
@@ -165,6 +166,7 @@ class Checkpoint:
                 for places, saved in ((weights, contents["weights"]), (buffers, contents["buffers"])):
                     for name, place in places.items():
                         place.copy_(saved[name])
+            _torch.forget_casts()
             return commit_state()
 
         return commit

@@ -67,7 +67,7 @@ class Gradients:
         found = {}
         for name, grad in zip(index.names, grads, strict=True):
             if grad is not None:
-                grad = grad.detach() if grad.requires_grad else grad
+                grad = _kept(grad)
                 found[name] = _dense(name, grad.clone() if another_comes and grad._base is not None else grad)
         gathered = EagerTensors.at(index, found)
         if not index.complex:
@@ -101,7 +101,7 @@ class Gradients:
                 raise KeyError(f"step: there is no parameter {name!r} to give a gradient to. See updater.names.")
             if grad is not None:
                 _check_given(name, grad, parameters[name])
-                found[name] = _dense(name, grad.detach())
+                found[name] = _dense(name, _kept(grad.detach()))
         return EagerTensors.at(self._target.index, {n: found[n] for n in self._target.index.names if n in found})
 
     def params(self, look: bool = True) -> EagerTensors:
@@ -127,6 +127,7 @@ class Gradients:
         else:
             tensors.add_to(weights)
         self._target.reshard()
+        _torch.forget_casts()
 
     def _weights_of(self, tensors: EagerTensors) -> list[Tensor]:
         """The weights that these are for. ValueError where one does not fit: before any is written."""
@@ -153,6 +154,13 @@ def _check_given(name: str, grad: Any, parameter: Tensor) -> None:
     if not (grad.is_floating_point() or grad.is_complex()) or grad.is_complex() != parameter.is_complex():
         kind = "complex" if parameter.is_complex() else "floating point"
         raise TypeError(f"step: the gradient of {name!r} must be {kind}, as the parameter is, got {grad.dtype}.")
+
+
+def _kept(grad: Tensor) -> Tensor:
+    """A gradient as it may be kept: without a graph, and none of inference mode, which nothing may write to."""
+    if grad.is_inference():
+        return grad.clone()
+    return grad.detach() if grad.requires_grad else grad
 
 
 def _dense(name: str, grad: Tensor) -> Tensor:

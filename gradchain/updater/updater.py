@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.explanation import explanation
 from gradchain.updater.in_backward import InBackward
 from gradchain.updater.info import Metrics, UpdateInfo
+from gradchain.updater.modes import refuse_transforms, whatever_mode
 from gradchain.updater.settings import Settings
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
@@ -57,6 +58,7 @@ class Updater:
     ('applied', 1)
     """
 
+    @whatever_mode
     def __init__(
         self,
         tx: Transform,
@@ -67,6 +69,7 @@ class Updater:
         **options: Any,
     ) -> None:
         foreign.refuse_options(options)
+        refuse_transforms("bind")
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise TypeError(f"bind: autocast must be a torch.dtype or None, got {autocast!r}.")
         self._bound = Bound(tx if isinstance(tx, chain) else chain(tx), Target(target), autocast)
@@ -97,7 +100,7 @@ class Updater:
             ValueError, TypeError, RuntimeError, FloatingPointError: in a sentence; weights, state and clocks are then
                 untouched.
         """
-        self._refuse_while_averaged("update")
+        self._check("update")
         return self._walk.update(loss, weight, last, keep_grads, **backward)
 
     def backward(
@@ -115,11 +118,12 @@ class Updater:
         The first call of a window clears the `.grad` of the bound parameters. An exception in backward drops the open
         window. See `update` for the arguments.
         """
-        self._refuse_while_averaged("backward")
+        self._check("backward")
         self._walk.backward(
             loss, weight=weight, last=last, retain_graph=retain_graph, create_graph=create_graph, inputs=inputs
         )
 
+    @whatever_mode
     def step(
         self, grads: Mapping[str, Tensor | None] | None = None, *, last: bool = False, keep_grads: bool = False
     ) -> UpdateInfo:
@@ -133,19 +137,20 @@ class Updater:
             last: close the window with this micro-batch, full or not.
             keep_grads: leave in `.grad` what the chain received, in place of None.
         """
-        self._refuse_while_averaged("step")
+        self._check("step")
         return self._walk.step(grads, last, keep_grads)
 
     def zero_grad(self) -> None:
         """Drop the gradients and the open window. Weights, state and clocks stay."""
         self._bound.drop_window()
 
+    @whatever_mode
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full, by the mean over what it has. Falsy if none is open.
 
         On several ranks all call it; it reduces what they have over ranks.
         """
-        self._refuse_while_averaged("flush")
+        self._check("flush")
         return self._walk.flush()
 
     def context(
@@ -187,7 +192,7 @@ class Updater:
         Raises:
             ValueError, RuntimeError: for what cannot be captured.
         """
-        self._refuse_while_averaged("capturing")
+        self._check("capturing")
         if self._walk.in_backward is not None:
             raise ValueError("capturing: an updater bound with in_backward=True updates in backward hooks: bind anew.")
         return capturing(self._bound)
@@ -229,14 +234,17 @@ class Updater:
         """The last value of everything that links recorded, by address."""
         return Metrics(self._bound.records)
 
+    @whatever_mode
     def hyperparams(self) -> dict[str, Any]:
         """Address → the number the coming update will use; a dict of numbers by parameter where they differ."""
         return self._bound.hypers.values(self._bound.clocks)
 
+    @whatever_mode
     def settings(self) -> Settings:
         """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
         return self._bound.hypers.settings(self._bound.clocks)
 
+    @whatever_mode
     def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
         """Set a hyperparameter from now on, in place of the code's: by a value, or times `factor`.
 
@@ -277,6 +285,7 @@ class Updater:
         self._bound.observed[name] = float(number)
         self._bound.news[name] = (count + 1, [*latest, float(number)])
 
+    @whatever_mode
     def explain(self, *, source: bool = False) -> str:
         """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
 
@@ -293,12 +302,12 @@ class Updater:
         Args:
             name: which link's average, where the chain keeps several.
         """
-        self._refuse_while_averaged("averaged")
+        self._check("averaged")
         return self._averaging(averages.average_state(self._bound.chain, self._bound.state, name)[1])
 
     @contextmanager
     def _averaging(self, state: Any) -> Iterator[None]:
-        self._refuse_while_averaged("averaged")
+        self._check("averaged")
         with averages.swapped(self._bound.target, state):
             self._averaged = True
             try:
@@ -306,13 +315,14 @@ class Updater:
             finally:
                 self._averaged = False
 
+    @whatever_mode
     def averages(self, name: str | None = None) -> dict[str, Tensor]:
         """Name → average weight or buffer, without copies: for a teacher under `torch.func.functional_call`.
 
         An update writes over them: a graph that holds them from before it then raises in backward, as it would for
         weights.
         """
-        self._refuse_while_averaged("averages")
+        self._check("averages")
         address, state = averages.average_state(self._bound.chain, self._bound.state, name)
         if address not in self._bound.lent_averages:
             self._bound.lent_averages.append(address)
@@ -322,12 +332,15 @@ class Updater:
         """Write the average weights and the buffers into another module of the same structure."""
         averages.copy_to(module, self.averages(name))
 
-    def _refuse_while_averaged(self, what: str) -> None:
+    def _check(self, owner: str) -> None:
+        """RuntimeError where `owner` must not be called."""
+        refuse_transforms(owner)
         if self._averaged:
-            raise RuntimeError(f"{what}: not inside `with updater.averaged()`: the model has its average weights.")
+            raise RuntimeError(f"{owner}: not inside `with updater.averaged()`: the model has its average weights.")
 
     # state
 
+    @whatever_mode
     def state_dict(self, *, sync: bool = False) -> dict[str, Any]:
         """Everything but the weights as plain data that shares no memory with the live state.
 
@@ -337,7 +350,7 @@ class Updater:
         Raises:
             RuntimeError: inside such a window without `sync`.
         """
-        self._refuse_while_averaged("state_dict")
+        self._check("state_dict")
         if self._bound.micro.backwards:
             raise RuntimeError(
                 "state_dict: a backward is waiting for its step(), and its gradient would be lost. Call updater.step() "
@@ -364,20 +377,23 @@ class Updater:
         """
         return self.stage(state_dict, strict)()
 
+    @whatever_mode
     def stage(self, state_dict: Mapping[str, Any], strict: bool = True) -> Callable[[], LoadReport]:
         """Check a state, and return what makes it this updater's."""
-        self._refuse_while_averaged("load_state_dict")
+        self._check("load_state_dict")
         return self._walk.checkpoint.stage(state_dict, strict)
 
+    @whatever_mode
     def contents(self) -> dict[str, Any]:
         """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
-        self._refuse_while_averaged("save")
+        self._check("save")
         self._walk.checkpoint.refuse_sharded("save")
         return self._walk.checkpoint.contents(self.state_dict(sync=True))
 
+    @whatever_mode
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""
-        self._refuse_while_averaged("load")
+        self._check("load")
         return self._walk.checkpoint.stage_contents(contents)
 
     def save(self, path: str | PathLike[str], **extra: Any) -> None:
@@ -405,6 +421,7 @@ class Updater:
             warnings.warn(f"load: {'; '.join(report.differences)}. The code's is used.", stacklevel=2)
         return extra
 
+    @whatever_mode
     def rebind(self, target: Any, remap: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> CarryReport:
         """Bind to a changed model: state goes along by name, new names start afresh, vanished ones leave.
 
@@ -415,19 +432,37 @@ class Updater:
         Raises:
             ValueError: a parameter has another shape than its state, and no `remap`.
         """
-        self._refuse_while_averaged("rebind")
+        self._check("rebind")
         report = rebound(self._bound, Target(target), remap or {})
         if self._walk.in_backward is not None:
             self._walk.in_backward.remove()
             self._walk.in_backward = InBackward(self._bound)
         return report
 
+    @whatever_mode
     def reset(self, selector: Predicate | None = None) -> None:
         """Start the state afresh, of all parameters or those a selector matches. Clocks and weights stay."""
-        self._refuse_while_averaged("reset")
+        self._check("reset")
         bound = self._bound
         members = None if selector is None else bound.active.members(selector)
         bound.state = restarted(bound.state, bound.fresh_state(), members)
+
+    # copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        self._check("copy")
+        if self._bound.micro.backwards:
+            raise RuntimeError(
+                "copy: a backward is waiting for its step(), and torch copies no gradient of a parameter. Call "
+                "updater.step() first, or updater.zero_grad() to drop it."
+            )
+        return self.__dict__
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(
+            "copy.copy: two updaters must not share one state: each would count half of the steps. Copy the model too: "
+            "copy.deepcopy((model, updater))."
+        )
 
     def __repr__(self) -> str:
         return f"{self._bound.chain!r}.bind(<{len(self.names)} parameters>)"

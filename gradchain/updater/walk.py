@@ -17,6 +17,7 @@ from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
 from gradchain.updater.in_backward import InBackward
 from gradchain.updater.info import UpdateInfo
+from gradchain.updater.modes import refuse_inference
 from gradchain.updater.ranks import LATE, unsynchronised, withheld
 from gradchain.updater.state_dict import states
 from gradchain.updater.window import MicroBatch
@@ -40,6 +41,7 @@ class Walk:
         self, loss: Tensor | Callable[[], Tensor], weight: float | None, last: bool, keep_grads: bool, **backward: Any
     ) -> UpdateInfo:
         """Backward, the chain, the new weights."""
+        refuse_inference("update")
         closure = None
         if keep_grads and self.in_backward is not None:
             raise ValueError("update: keep_grads=True: an updater bound with in_backward=True frees each gradient.")
@@ -64,6 +66,7 @@ class Walk:
         inputs: Any = None,
     ) -> None:
         """Backward of a loss through the chain's scaling."""
+        refuse_inference("backward")
         micro = self.bound.micro
         micro.check(loss, weight, self.bound.gated())
         if self.in_backward is not None:
@@ -100,7 +103,7 @@ class Walk:
 
     def _forward(self, closure: Callable[[], Tensor], last: bool | None = None) -> Tensor:
         """The loss of a closure, under the context that a forward without one would run in."""
-        with self.context(last=last):
+        with torch.enable_grad(), self.context(last=last):
             return closure()
 
     def step(self, grads: Mapping[str, Tensor | None] | None, last: bool, keep_grads: bool) -> UpdateInfo:

@@ -186,8 +186,8 @@ DOINGS = {
 
 def _possible(doing: str, mode: str, name: str) -> bool:
     life = LIVES[name]
-    if doing == "update":
-        return "inference" not in mode and not life.closure
+    if doing in ("update", "copy"):  # no backward there; and torch's own copy of a model would be of inference tensors
+        return "inference" not in mode and not (doing == "update" and life.closure)
     return not (doing == "step" and (life.closure or "in_backward" in life.options))
 
 

@@ -103,7 +103,7 @@ class PatternRunner:
             if held["g"].lent or factor == 0.0:  # the kernel overwrites gradients it unscales, and divides by the scale
                 grads, factor = _torch.pointwise("mul", (grads, factor), len(grads)), 1.0
             else:
-                scale = torch.tensor(1.0 / factor, dtype=torch.float32)
+                scale = torch.tensor(1.0 / factor, dtype=torch.float32, device="cpu")
         match.kernel({name: column.tensors for name, column in held.items()}, grads, scale, numbers)
 
 
@@ -125,7 +125,7 @@ def _fused_sgd(nesterov: bool) -> Callable[..., None]:
 
 
 # bias corrections 1 - b^t are 1 at this step
-_LONG_AGO = torch.tensor(1e9)
+_LONG_AGO = torch.tensor(1e9, dtype=torch.float32, device="cpu")
 
 _PATTERNS: list[tuple[dict[str, Term], Callable[..., None]]] = [
     (_adam(True), _fused_adamw),

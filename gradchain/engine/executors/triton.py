@@ -47,11 +47,11 @@ class Items:
     """
 
     def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
-        size = torch.tensor(sizes, dtype=torch.int64)
+        size = torch.tensor(sizes, dtype=torch.int64, device="cpu")
         counts = (size + BLOCK - 1) // BLOCK
-        first = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)])
-        row = torch.repeat_interleave(torch.arange(len(sizes)), counts)
-        begin = (torch.arange(len(row)) - first[row]) * BLOCK
+        first = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), counts.cumsum(0)])
+        row = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
+        begin = (torch.arange(len(row), device="cpu") - first[row]) * BLOCK
         end = torch.minimum(begin + BLOCK, size[row])
         self.count = len(row)
         self.rows = len(sizes)
