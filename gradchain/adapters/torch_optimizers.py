@@ -123,6 +123,9 @@ class from_torch(Transform):
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {error}") from error
+        if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):
+            # where it evaluates what is not finite it may know what to do; where its step is not, it did not
+            ctx.refuse(f"the weights that {_short(self.optimizer)} made of what it evaluated have inf or NaN")
         if ctx.outermost:
             out = Weights(EagerTensors.at(params.index, {n: new[n] for n in g}))
             return out, OptimizerState(memory, group)
@@ -159,7 +162,7 @@ class from_torch(Transform):
         def evaluated(stand_ins: StandIns) -> Any:
             if known:
                 return known.pop()
-            loss, grads = ctx.evaluate(EagerTensors.at(index, stand_ins.weights()))
+            loss, grads = ctx.evaluate(EagerTensors.at(index, stand_ins.weights()), gated=False)
             for name in index.names:
                 stand_ins.put_grad(name, grads[name] if name in grads else None)
             return loss

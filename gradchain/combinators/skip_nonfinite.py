@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
+from gradchain.core.refusal import first_offender
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -53,15 +54,21 @@ class skip_nonfinite(Transform):
             return g, state
         if g.all_finite():
             return g, SkipState()
+        why = f"the updates have inf or NaN, the first offending parameter is {first_offender(g)!r}"
+        return None, self.refused(why, state, ctx)
+
+    def active(self, ctx: Context) -> bool:
+        """Whether it looks at the updates: always."""
+        return True
+
+    def refused(self, why: str, state: SkipState, ctx: Context) -> SkipState:
+        """The state after one more skip, for the updates or for what a link evaluated."""
         consecutive = state.consecutive + 1
-        first = next(name for name in g if not g.select([name]).all_finite())
         if consecutive > self.max_consecutive:
             raise FloatingPointError(
                 f"skip_nonfinite: at most {self.max_consecutive} updates in a row may have inf or NaN, got "
-                f"{consecutive}; the first offending parameter is {first!r}. Look at the loss and the data of this "
-                "step, lower the learning rate, or raise max_consecutive."
+                f"{consecutive}; {why}. Look at the loss and the data of this step, lower the learning rate, or raise "
+                "max_consecutive."
             )
-        ctx.explain(
-            f"the updates have inf or NaN, the first offending parameter is {first!r}; skipped in a row: {consecutive}"
-        )
-        return None, SkipState(consecutive)
+        ctx.explain(f"{why}; skipped in a row: {consecutive}")
+        return SkipState(consecutive)

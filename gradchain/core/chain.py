@@ -7,7 +7,8 @@ from typing import Any
 
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.state import Links
+from gradchain.core.refusal import REASONS, Refusal
+from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, named_parts
 from gradchain.core.weights import Weights
@@ -83,15 +84,53 @@ class chain(Transform):
 
     def update(self, updates: Tensors | Weights, state: Links, ctx: Context) -> tuple[Tensors | Weights | None, Links]:
         states = dict(state.links)
+        gate = self._gate(ctx) if ctx.evaluates else None
+        if gate is None:
+            return self._walked(updates, states, ctx), Links(states)
+        try:
+            return self._walked(updates, states, ctx.under_gate()), Links(states)
+        except Refusal as refusal:
+            return None, Links(self._held(gate, refusal.why, state, states, ctx))
+
+    def _walked(self, updates: Tensors | Weights, states: dict[str, State], ctx: Context) -> Tensors | Weights | None:
+        """The links, left to right; their new states are put into `states`."""
         out: Tensors | Weights | None = updates
         for name, link in self.named:
             out, states[name] = link.update(out, states[name], ctx.enter(name))
             if out is None:
                 break
-        return out, Links(states)
+        return out
 
-    def scale_loss(self, loss: Any, state: Links, ctx: Context) -> Any:
+    def _gate(self, ctx: Context) -> str | None:
+        """The link that will hold for what is not finite: the first of the active gates."""
         for name, link in self.named:
+            gate: Any = link if link.holds in REASONS and hasattr(link, "refused") else None
+            if gate is not None and gate.active(ctx.enter(name)):
+                return name
+        return None
+
+    def _held(
+        self, gate: str, why: str, before: Links, states: dict[str, State], ctx: Context
+    ) -> dict[str, State]:
+        """The states where an evaluation was refused: as where the gate holds for the updates.
+
+        Links in front of it keep what they made, as those of a window that closed; it and all behind are as before,
+        but for what it makes of the refusal.
+        """
+        names = [name for name, _ in self.named]
+        at, link = ctx.enter(gate), dict(self.named)[gate]
+        at.explain(why)
+        at.held(link.holds)
+        kept = {name: before.links[name] for name in names[names.index(gate) :]}
+        resolved: Any = link.at(at)
+        kept[gate] = resolved.refused(why, before.links[gate], at)
+        return {**states, **kept}
+
+    def scale_loss(self, loss: Any, state: Links, ctx: Context, until: str | None = None) -> Any:
+        """The loss as backward should see it; with `until`, as only the links in front of that one scale it."""
+        for name, link in self.named:
+            if name == until:
+                break
             if type(link).scale_loss is Transform.scale_loss:
                 continue
             inner = ctx.enter(name)

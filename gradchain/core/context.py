@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from gradchain.core import _torch
 from gradchain.core.hyper import Override
 from gradchain.core.index import Fact, Index
 from gradchain.core.micro import Micro
+from gradchain.core.refusal import Refusal, first_offender, is_finite
 from gradchain.core.step import Notes, Recorder, Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
@@ -33,7 +35,7 @@ class Context:
         observed: numbers put there with `updater.observe`.
     """
 
-    __slots__ = ("_index", "_notes", "_outermost", "_path", "_step")
+    __slots__ = ("_gated", "_index", "_notes", "_outermost", "_path", "_step")
 
     def __init__(
         self,
@@ -60,16 +62,29 @@ class Context:
 
     def _set(self, step: Step, notes: Notes, path: str, index: Index | None, outermost: bool) -> Context:
         self._step, self._notes, self._path, self._index, self._outermost = step, notes, path, index, outermost
+        self._gated = False
         return self
+
+    def _of(self, path: str, index: Index | None, outermost: bool) -> Context:
+        """Another place in the same update, under the same gates."""
+        inner = Context.__new__(Context)._set(self._step, self._notes, path, index, outermost)
+        inner._gated = self._gated
+        return inner
 
     def enter(self, name: str) -> Context:
         """The context of a held link: its address is one name longer."""
         path = f"{self._path}/{name}" if self._path else name
-        return Context.__new__(Context)._set(self._step, self._notes, path, self._index, self._outermost)
+        return self._of(path, self._index, self._outermost)
 
     def narrow(self, index: Index) -> Context:
         """The same address, seen by a mask or branch: only these parameters, and not part of the outermost chain."""
-        return Context.__new__(Context)._set(self._step, self._notes, self._path, index, False)
+        return self._of(self._path, index, False)
+
+    def under_gate(self) -> Context:
+        """The same place, where a gate of the chain will hold for an evaluation that is not finite."""
+        inner = self._of(self._path, self._index, self._outermost)
+        inner._gated = True
+        return inner
 
     def under(self, step: Step) -> Context:
         """The same address in another update."""
@@ -190,8 +205,22 @@ class Context:
             return params.overlay(updates.tensors)
         return params.overlay(params + updates)
 
-    def evaluate(self, params: Tensors) -> tuple[Any, Tensors]:
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is a closure to evaluate the loss by."""
+        return self._step.evaluate is not None
+
+    def evaluate(self, params: Tensors, *, gated: bool = True) -> tuple[Any, Tensors]:
         """The loss and its gradients at other weights, by calling the closure again.
+
+        A loss or gradient that is not finite passes the gates of the chain as the first gradient does, on whichever
+        side of the link they stand: `skip_nonfinite` and `amp_scale` skip the update. Without a gate a loss that is
+        not finite raises on the CPU, and on an accelerator it is not looked at.
+
+        Args:
+            params: where to evaluate.
+            gated: False gives the link what there is, finite or not: for one that makes use of it, as a line search
+                does of an infinite loss. `refuse` is then how it gives up.
 
         Raises:
             RuntimeError: where there is no closure: call `updater.update(closure)`.
@@ -201,7 +230,38 @@ class Context:
                 f"{self._path}: needs to evaluate the loss again. Call updater.update(closure) with a function that "
                 "returns the loss and does not call backward."
             )
-        return self._step.evaluate(params, self._path)
+        loss, grads = self._step.evaluate(params, self._path)
+        if gated:
+            self._look(loss, grads)
+        return loss, grads
+
+    def _look(self, loss: Any, grads: Tensors) -> None:
+        """Refuse an evaluation that is not finite, where somebody is to look."""
+        if not self._gated and (_torch.under_functorch() or getattr(loss, "is_cpu", True) is False):
+            return
+        finite = loss is None or is_finite(loss)  # one who evaluates without an updater may know gradients only
+        if self._gated and self._step.over_ranks is not None:
+            finite = self._step.over_ranks(float(not finite)) == 0  # all ranks go the same way
+        if not finite:
+            self.refuse(f"the loss that {self._path} evaluated is {float(loss)}")
+        if self._gated and not grads.all_finite():
+            self.refuse(
+                f"the gradient that {self._path} evaluated has inf or NaN, the first offending parameter is "
+                f"{first_offender(grads)!r}"
+            )
+
+    @property
+    def gated(self) -> bool:
+        """Whether a gate of the chain holds for what `evaluate` refuses here."""
+        return self._gated
+
+    def refuse(self, why: str) -> NoReturn:
+        """End this update without applying it, as where the gradient is not finite; `why` is a clause that says it.
+
+        The innermost chain around the link that has an active gate holds, and its gate counts a skip or backs off; all
+        that comes after that gate is as before. Without a gate it is a FloatingPointError.
+        """
+        raise Refusal(why, self._path)
 
     def record(self, name: str, value: Any) -> None:
         """Put a number where `info["<address>.<name>"]` and `updater.metrics` show it. It is read lazily."""

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain.core.context import Context
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.updater.bound import Bound
@@ -32,24 +31,14 @@ class Evaluation:
             gradients.clear()
             with torch.enable_grad():
                 loss = self._closure()
-                self._scaled(loss, None).backward()
+                self._bound.scaled(loss, self._bound.micro.weight).backward()
             found = gradients.gather(another_comes=True)
         finally:
             gradients.apply(Weights(own))
             gradients.put_back(kept)
         # links before this one have undone their part of the scale; those after it have still to undo theirs
-        factor = float(self._scaled(torch.ones(()), address.partition("/")[0]))
+        one = torch.ones((), dtype=torch.float64, device="cpu")
+        factor = float(self._bound.scaled(one, self._bound.micro.weight, address.partition("/")[0]))
         if self._bound.target.distributed and self._bound.micro.weight is not None:
             factor = over_ranks(self._bound.target, factor)  # ranks weigh their losses differently
         return loss.detach(), found / factor
-
-    def _scaled(self, loss: Tensor, before: str | None) -> Any:
-        """The loss through the scaling of all links, or of those in front of the one named."""
-        bound = self._bound
-        ctx = Context.of(bound.facts(weight=bound.micro.weight))
-        for name, link in bound.chain.named:
-            if name == before:
-                break
-            inner = ctx.enter(name)
-            loss = link.at(inner).scale_loss(loss, bound.state.links[name], inner)
-        return loss

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain.core.context import Context
 from gradchain.updater.bound import Bound
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
@@ -73,7 +72,7 @@ class Walk:
             self.in_backward.check_micro_batch(micro.backwards)
         self._refuse_late_closing("update", last)
         # may raise, as a schedule may: nothing has happened yet, and the open window stays
-        scaled = self.bound.chain.scale_loss(loss, self.bound.state, Context.of(self.bound.facts(weight=weight)))
+        scaled = self.bound.scaled(loss, weight)
         micro.last = micro.last or last
         parked = False
         if not micro.backwards:

@@ -155,8 +155,9 @@ def _look(life: Life, pair: Any, mode: Any) -> Any:
 
 
 def _override(life: Life, pair: Any, mode: Any) -> Any:
+    name = next(n for n in pair[1].hyperparams() if n.endswith(("learning_rate", ".lr")))
     with mode():
-        pair[1].override("learning_rate" if life is not LIVES["from torch"] else "lr", 0.02)
+        pair[1].override(name, 0.02)
     return pair
 
 
@@ -184,11 +185,9 @@ DOINGS = {
 }
 
 
-def _possible(doing: str, mode: str, name: str) -> bool:
-    life = LIVES[name]
-    if doing in ("update", "copy"):  # no backward there; and torch's own copy of a model would be of inference tensors
-        return "inference" not in mode and not (doing == "update" and life.closure)
-    return not (doing == "step" and (life.closure or "in_backward" in life.options))
+def _possible(doing: str, mode: str) -> bool:
+    # there is no backward in inference mode, and torch's own copy of a model would be of inference tensors
+    return doing not in ("update", "copy") or "inference" not in mode
 
 
 def _lived(life: Life, executor: str, doing: str, mode: Any) -> tuple[nn.Module, gch.Updater]:
@@ -207,8 +206,10 @@ def _lived(life: Life, executor: str, doing: str, mode: Any) -> tuple[nn.Module,
 
 
 @pytest.mark.parametrize("executor", ["native", "blocks", "reference"])
-@pytest.mark.parametrize("name", LIVES)
-@pytest.mark.parametrize("doing", DOINGS)
+@pytest.mark.parametrize(
+    ("doing", "name"),
+    [(d, n) for d in DOINGS for n in LIVES if not (d in ("step", "update") and LIVES[n].closure)],
+)
 def test_the_mode_that_a_call_runs_in_changes_nothing(
     doing: str, name: str, executor: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,7 +218,7 @@ def test_the_mode_that_a_call_runs_in_changes_nothing(
     life = LIVES[name]
     model, updater = _lived(life, executor, doing, contextlib.nullcontext)
     for mode, enter in MODES.items():
-        if not _possible(doing, mode, name):
+        if not _possible(doing, mode):
             continue
         other, moded = _lived(life, executor, doing, enter)
         assert same(weights(model), weights(other)), mode
@@ -239,7 +240,8 @@ def test_every_update_in_a_mode(executor: str, monkeypatch: pytest.MonkeyPatch) 
                         life.update(*pair, rows)
                 pairs.append(pair)
             assert same(weights(pairs[0][0]), weights(pairs[1][0])), (name, mode)
-            assert same(pairs[0][1].state_dict(), pairs[1][1].state_dict()), (name, mode)
+            if (name, mode) != ("from torch", "default float64"):  # its class counts in the default dtype
+                assert same(pairs[0][1].state_dict(), pairs[1][1].state_dict()), (name, mode)
 
 
 def _calls(life: Life) -> dict[str, Callable[[nn.Module, gch.Updater, Any], Any]]:
@@ -311,12 +313,12 @@ def test_a_sentence_under_torch_func(transform: str, call: str) -> None:
     life = LIVES["average"]
     model, updater = life.begin("native")
     life.update(model, updater, data(1)[0])
-    saved = copy.deepcopy(updater.state_dict())
+    saved, rows = copy.deepcopy(updater.state_dict()), data(1)[0]
 
     def inside(x: Tensor) -> Tensor:
         calls: dict[str, Callable[[], Any]] = {
-            "update": lambda: updater.update(model(data(1)[0]).sum() * x.sum()),
-            "backward": lambda: updater.backward(model(data(1)[0]).sum() * x.sum()),
+            "update": lambda: updater.update(model(rows).sum() * x.sum()),
+            "backward": lambda: updater.backward(model(rows).sum() * x.sum()),
             "step": lambda: updater.step({n: p.detach() * x.sum() for n, p in model.named_parameters()}),
             "flush": updater.flush,
             "bind": lambda: life.tx().bind(model),
