@@ -91,7 +91,9 @@ class Fields:
     def _accepted(self, values: Mapping[str, Any]) -> None:
         """Raises unless the class takes these numbers in place of its own."""
         changes = self.grouped(values)
-        self.made([nn.Parameter(torch.zeros(2, 2, device="cpu"))], **{n: v for n, v in changes.items() if n in self._known})
+        self.made(
+            [nn.Parameter(torch.zeros(2, 2, device="cpu"))], **{n: v for n, v in changes.items() if n in self._known}
+        )
 
     def grouped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Numbers by the names of hyperparameters, as the fields of a parameter group."""

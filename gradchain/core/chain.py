@@ -109,9 +109,7 @@ class chain(Transform):
                 return name
         return None
 
-    def _held(
-        self, gate: str, why: str, before: Links, states: dict[str, State], ctx: Context
-    ) -> dict[str, State]:
+    def _held(self, gate: str, why: str, before: Links, states: dict[str, State], ctx: Context) -> dict[str, State]:
         """The states where an evaluation was refused: as where the gate holds for the updates.
 
         Links in front of it keep what they made, as those of a window that closed; it and all behind are as before,

@@ -129,13 +129,13 @@ class Bound:
         ctx = self.now()
         return any(getattr(link, "active", lambda _: True)(ctx) for link in self._gates)
 
-    def scaled(self, loss: Tensor, weight: float | None, until: str | None = None) -> Tensor:
+    def scaled(self, loss: Tensor, weight: float | None, until: str | None = None) -> Any:
         """The loss through the scaling of the links, or of those in front of `until`, whatever the gradient mode is."""
         ctx = Context.of(self.facts(weight=weight))
         if torch.is_grad_enabled():
-            return self.chain.scale_loss(loss, self.state, ctx, until)  # type: ignore[no-any-return]
+            return self.chain.scale_loss(loss, self.state, ctx, until)
         with torch.enable_grad():
-            return self.chain.scale_loss(loss, self.state, ctx, until)  # type: ignore[no-any-return]
+            return self.chain.scale_loss(loss, self.state, ctx, until)
 
     def withholds(self) -> bool:
         """Whether ranks need not agree on the coming micro-batch."""

@@ -55,6 +55,16 @@ def twice(tensor: Tensor) -> Tensor:
     return 2 * tensor
 
 
+def cubed(tensor: Tensor) -> Tensor:
+    """Products of matrices, which autocast would round."""
+    return tensor @ tensor.mT @ tensor if tensor.ndim == 2 else tensor
+
+
+def whitened(updates: gch.Tensors, params: gch.Tensors) -> gch.Tensors:
+    """A rule over whole matrices."""
+    return updates.map(cubed)
+
+
 def doubled(updates: gch.Tensors, params: gch.Tensors) -> gch.Tensors:
     """Code of a user's, which asks for whole tensors."""
     return updates.map(twice)
@@ -88,5 +98,6 @@ LIVES = {
     "in backward": Life(lambda: gch.adamw(0.05), {"in_backward": True}),
     "from torch": Life(lambda: gch.from_torch(torch.optim.AdamW, lr=0.05)),
     "mapped": Life(lambda: gch.chain(gch.stateless(doubled), gch.sgd(0.05))),
+    "matrices": Life(lambda: gch.chain(gch.stateless(whitened), gch.sgd(0.05))),
     "bfloat16": Life(lambda: gch.adamw(0.05), dtype=torch.bfloat16),
 }

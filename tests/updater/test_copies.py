@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from lives import EXECUTORS, LIVES, Life, execute, run_by
 from little import data, loss_of, same, weights
+from lives import EXECUTORS, LIVES, Life, execute, run_by
 from torch import Tensor, nn
 
 import gradchain as gch

@@ -132,7 +132,7 @@ def _without(state: dict[str, Any], *names: str) -> dict[str, Any]:
 )  # what remembers each parameter must not stand before a gate
 @pytest.mark.parametrize("reason", GATES)
 def test_a_gate_holds_for_an_evaluation(asker: str, reason: str, place: str, bad: str, executor: str) -> None:
-    """Whichever evaluation of an update it is: nothing is applied, the gate is as for a bad gradient, all else stays."""
+    """Whichever evaluation of an update it is: nothing is applied, the gate is as for a bad gradient, the rest stays."""
     tx = _chains(ASKERS[asker], GATES[reason])[place]
     calls = {"sam": 2, "several": 4}[asker]
     for spoiled in range(2, calls + 1):
@@ -242,7 +242,7 @@ def test_too_many_in_a_row_raise() -> None:
     assert not updater.update(Evaluated(model, data(1)[0], BAD["loss inf"], (2,)))
     with (
         untouched(model, updater),
-        pytest.raises(FloatingPointError, match="at most 2 updates in a row .* got 3; the gradient that sam evaluated"),
+        pytest.raises(FloatingPointError, match=r"at most 2 updates in a row .* got 3; the gradient that sam evaluated"),
     ):
         updater.update(Evaluated(model, data(1)[0], BAD["gradient inf"], (2,)))
 
@@ -326,8 +326,10 @@ def test_amp_and_sam_equal_gradscaler_and_sam_by_hand(executor: str, order: str)
 def test_float16_whose_second_gradient_overflows(order: str) -> None:
     """The scale is backed off until both gradients fit, and the step is then that of the loss."""
     gate = gch.amp_scale(init_scale=32768.0)
-    tx = gch.chain(gate, gch.sam(1.0), gch.sgd(1e-3)) if order == "before" else gch.chain(
-        gch.sam(1.0), gate, gch.sgd(1e-3)
+    tx = (
+        gch.chain(gate, gch.sam(1.0), gch.sgd(1e-3))
+        if order == "before"
+        else gch.chain(gch.sam(1.0), gate, gch.sgd(1e-3))
     )
     weight = nn.Parameter(torch.ones((), dtype=torch.float16))
     updater = tx.bind([("w", weight)])
@@ -365,42 +367,67 @@ def test_a_line_search_may_meet_what_is_not_finite() -> None:
         updater.update(closure_of(model, 0.0))
 
 
-def test_a_class_from_elsewhere_knows_itself_what_to_do() -> None:
-    """LBFGS evaluates where the loss is infinite and turns back, as without gradchain, under a gate too; where what it
+class Backtracking(torch.optim.Optimizer):
+    """A class of a user's that takes half the way where the loss is not finite, eight times at most."""
+
+    def __init__(self, params: Any, lr: float = 1.0) -> None:
+        super().__init__(params, {"lr": lr})
+
+    def step(self, closure: Callable[[], Tensor]) -> Tensor:
+        with torch.enable_grad():
+            loss = closure()
+        (weight,) = self.param_groups[0]["params"]
+        start, way = weight.detach().clone(), weight.grad.clone()
+        for k in range(8):
+            with torch.no_grad():
+                weight.copy_(start - self.param_groups[0]["lr"] * 0.5**k * way)
+            with torch.enable_grad():
+                if math.isfinite(closure().item()):
+                    return loss
+        with torch.no_grad():
+            weight.fill_(math.nan)
+        return loss
+
+
+@pytest.mark.parametrize("executor", ["native", "reference"])
+@pytest.mark.parametrize("gate", [(), (SKIP,), (AMP,)], ids=["no gate", "skip_nonfinite", "amp_scale"])
+def test_a_class_from_elsewhere_knows_itself_what_to_do(gate: tuple[gch.Transform, ...], executor: str) -> None:
+    """It evaluates where the loss is infinite and turns back, under a gate too, as without gradchain. Where what it
     comes to is not finite the gate holds."""
 
-    def closure_of(weight: nn.Parameter) -> Callable[[], Tensor]:
-        return lambda: weight.square().sum() - torch.log(weight - 1.0).sum()  # NaN or inf at and below 1
-
-    def lbfgs(weight: nn.Parameter) -> torch.optim.Optimizer:
-        return torch.optim.LBFGS([weight], lr=1.0, max_iter=8, line_search_fn="strong_wolfe")
+    def loss_at(weight: Tensor, least: float = 1.0) -> Tensor:
+        return torch.where(weight > least, weight.square(), math.inf).sum()
 
     mine = nn.Parameter(torch.tensor([1.5], dtype=DOUBLE))
     theirs = nn.Parameter(mine.detach().clone())
-    link = gch.from_torch(torch.optim.LBFGS, lr=1.0, max_iter=8, line_search_fn="strong_wolfe")
-    updater, optimizer = gch.chain(SKIP, link).bind([("w", mine)]), lbfgs(theirs)
+    updater = gch.chain(*gate, gch.from_torch(Backtracking, lr=1.0)).bind([("w", mine)])
+    if executor == "reference":
+        updater._bound.engine.executors = ()
+    optimizer = Backtracking([theirs], lr=1.0)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = closure_of(theirs)()
+        loss = loss_at(theirs)
         loss.backward()
         return loss
 
     for _ in range(3):
         optimizer.step(closure)
-        updater.update(closure_of(mine))
-    assert torch.equal(mine, theirs)
+        assert updater.update(lambda: loss_at(mine))
+    assert torch.equal(mine, theirs) and mine.item() < 1.2
+    calls: list[int] = []
 
-    calls = []
-
-    def worse() -> Tensor:
+    def lost() -> Tensor:
         calls.append(1)
-        loss = mine.square().sum()
-        return loss * math.nan if len(calls) > 1 else loss
+        return loss_at(mine, 1.0 if len(calls) == 1 else 9.0)
 
     before = mine.detach().clone()
-    info = updater.update(worse)
-    assert torch.equal(mine, before) and info.reason == "nonfinite", (mine, info)
+    info = updater.update(lost)
+    assert len(calls) == 9
+    if gate:
+        assert torch.equal(mine, before) and info.reason == gate[0].holds and "Backtracking" in info.detail
+    else:
+        assert mine.isnan().all() and info.applied
 
 
 def test_a_chain_without_an_updater_has_the_same_gates() -> None:

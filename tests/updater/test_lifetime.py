@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from lives import EXECUTORS, LIVES, Life, execute
 from little import data, loss_of, net
+from lives import EXECUTORS, LIVES, Life, execute
 from torch import nn
 
 import gradchain as gch
-
 
 # the first optimizer of a process imports much, and torch keeps the frames of imports that failed
 torch.optim.AdamW([torch.zeros(1)])

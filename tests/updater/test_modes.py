@@ -11,14 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from lives import EXECUTORS, LIVES, Life, execute
 from little import data, loss_of, net, same, untouched, weights
+from lives import EXECUTORS, LIVES, Life, execute
 from test_copies import tensors_of
 from torch import Tensor, nn
 
 import gradchain as gch
-
-WINDOWED = {"recipe", "buffered window", "partition"}
 
 
 @contextlib.contextmanager
@@ -205,10 +203,15 @@ def _lived(life: Life, executor: str, doing: str, mode: Any) -> tuple[nn.Module,
     return model, updater
 
 
-@pytest.mark.parametrize("executor", ["native", "blocks", "reference"])
+# every chain by the default executor, and by the others those that go other ways through the updater
+WAYS = [(name, "native") for name in LIVES] + [
+    (name, executor) for name in ("recipe", "in backward") for executor in ("blocks", "reference")
+]
+
+
 @pytest.mark.parametrize(
-    ("doing", "name"),
-    [(d, n) for d in DOINGS for n in LIVES if not (d in ("step", "update") and LIVES[n].closure)],
+    ("doing", "name", "executor"),
+    [(d, n, e) for d in DOINGS for n, e in WAYS if not (d in ("step", "update") and LIVES[n].closure)],
 )
 def test_the_mode_that_a_call_runs_in_changes_nothing(
     doing: str, name: str, executor: str, monkeypatch: pytest.MonkeyPatch
@@ -341,7 +344,7 @@ def test_a_sentence_under_torch_func(transform: str, call: str) -> None:
     life.update(model, updater, data(1)[0])
 
 
-@pytest.mark.parametrize("name", ["mapped", "adamw", "sam", "recipe"])
+@pytest.mark.parametrize("name", ["matrices", "adamw", "sam", "recipe"])
 def test_one_autocast_around_the_whole_loop(name: str) -> None:
     """Autocast keeps casts of weights till it ends; each update ends those of the weights it wrote, and its own
     arithmetic is not cast.
@@ -354,7 +357,7 @@ def test_one_autocast_around_the_whole_loop(name: str) -> None:
         with outer:
             for rows in data(5, dtype=torch.float32):
 
-                def loss(rows: Tensor = rows, model: nn.Module = model) -> Tensor:
+                def loss(rows: Tensor = rows, model: nn.Module = model, whole: bool = whole) -> Tensor:
                     with torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=whole):
                         return loss_of(model, rows)
 

@@ -100,12 +100,18 @@ class BlocksRunner:
         for op, operands in self._program.instructions:
             given = [_pick(o, held) for o in operands] + ([self._wide] if op == "number" else [])
             if op == "where" and not any(isinstance(c, list) and isinstance(c[0], Tensor) for c in given[1:]):
-                given[1] = _as_list(given[1], [torch.empty((), dtype=self._wide, device="cpu")] * size)  # numbers say no dtype
+                given[1] = _as_list(
+                    given[1], [torch.empty((), dtype=self._wide, device="cpu")] * size
+                )  # numbers say no dtype
             values.append(_torch.pointwise(op, given, size))
 
     def _zeros(self, bucket: list[tuple[int, int, int]]) -> list[Tensor]:
         """Zeros like the bucket's pieces, for a program that asks for them."""
-        return [torch.zeros(size, dtype=self._wide, device="cpu") for _, _, size in bucket] if self._program.has_zeros() else []
+        return (
+            [torch.zeros(size, dtype=self._wide, device="cpu") for _, _, size in bucket]
+            if self._program.has_zeros()
+            else []
+        )
 
 
 def _pick(operand: Value, held: dict[str, Any]) -> Any:
