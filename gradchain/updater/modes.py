@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
 from gradchain.core import _torch
 
-F = TypeVar("F", bound="Callable[..., Any]")
 
-
-def whatever_mode(method: F) -> F:
-    """A method that makes tensors which outlive it: it runs outside of inference mode, whose tensors none may write to.
+def outside_inference() -> AbstractContextManager[Any]:
+    """Where tensors are made that outlive a call: outside of inference mode, whose tensors nothing may write to.
 
     Inside, gradients are on, as torch has it there; what must not record says so itself.
     """
-
-    @functools.wraps(method)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_inference_mode_enabled():
-            return method(*args, **kwargs)
-        with torch.inference_mode(False):
-            return method(*args, **kwargs)
-
-    return cast("F", called)
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
 
 
 def refuse_transforms(owner: str) -> None:

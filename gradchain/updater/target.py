@@ -191,11 +191,6 @@ def _check_parameter(name: str, tensor: Any) -> None:
         raise TypeError(f"bind: {name!r} must be a tensor, got {type(tensor).__name__}.")
     if not (tensor.is_floating_point() or tensor.is_complex()):
         raise TypeError(f"bind: {name!r} must be floating point or complex, got {tensor.dtype}.")
-    if tensor.is_inference():
-        raise ValueError(
-            f"bind: {name!r} must be a tensor that can have a gradient, and was made under torch.inference_mode(): an "
-            "inference tensor. Make the model outside of it."
-        )
     if not tensor.is_leaf:
         got = type(tensor.grad_fn).__name__
         raise ValueError(f"bind: {name!r} must be a leaf tensor, got the result of {got}. Use .detach() on it.")
@@ -203,6 +198,11 @@ def _check_parameter(name: str, tensor: Any) -> None:
         raise TypeError(f"bind: {name!r} must be a dense tensor, got layout {tensor.layout}.")
     if nn.parameter.is_lazy(tensor):
         raise ValueError(f"bind: {name!r} has no shape yet. Run the lazy module once before bind.")
+    if tensor.is_inference():
+        raise ValueError(
+            f"bind: {name!r} must be a tensor that can have a gradient, and was made under torch.inference_mode(): an "
+            "inference tensor. Make the model outside of it."
+        )
     if tensor.is_conj() or tensor.is_neg():
         cure = ".resolve_conj().resolve_neg()"
         raise ValueError(f"bind: {name!r} is another tensor, conjugated or negated as it is read. Bind {cure} of it.")

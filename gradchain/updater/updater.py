@@ -22,7 +22,7 @@ from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.explanation import explanation
 from gradchain.updater.in_backward import InBackward
 from gradchain.updater.info import Metrics, UpdateInfo
-from gradchain.updater.modes import refuse_transforms, whatever_mode
+from gradchain.updater.modes import outside_inference, refuse_transforms
 from gradchain.updater.settings import Settings
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
@@ -58,7 +58,6 @@ class Updater:
     ('applied', 1)
     """
 
-    @whatever_mode
     def __init__(
         self,
         tx: Transform,
@@ -72,8 +71,9 @@ class Updater:
         refuse_transforms("bind")
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise TypeError(f"bind: autocast must be a torch.dtype or None, got {autocast!r}.")
-        self._bound = Bound(tx if isinstance(tx, chain) else chain(tx), Target(target), autocast)
-        self._walk = Walk(self._bound, in_backward)
+        with outside_inference():
+            self._bound = Bound(tx if isinstance(tx, chain) else chain(tx), Target(target), autocast)
+            self._walk = Walk(self._bound, in_backward)
         self._averaged = False
 
     # the walk of the data
@@ -123,7 +123,6 @@ class Updater:
             loss, weight=weight, last=last, retain_graph=retain_graph, create_graph=create_graph, inputs=inputs
         )
 
-    @whatever_mode
     def step(
         self, grads: Mapping[str, Tensor | None] | None = None, *, last: bool = False, keep_grads: bool = False
     ) -> UpdateInfo:
@@ -138,20 +137,21 @@ class Updater:
             keep_grads: leave in `.grad` what the chain received, in place of None.
         """
         self._check("step")
-        return self._walk.step(grads, last, keep_grads)
+        with outside_inference():
+            return self._walk.step(grads, last, keep_grads)
 
     def zero_grad(self) -> None:
         """Drop the gradients and the open window. Weights, state and clocks stay."""
         self._bound.drop_window()
 
-    @whatever_mode
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full, by the mean over what it has. Falsy if none is open.
 
         On several ranks all call it; it reduces what they have over ranks.
         """
         self._check("flush")
-        return self._walk.flush()
+        with outside_inference():
+            return self._walk.flush()
 
     def context(
         self, *, last: bool | None = None, autocast: torch.dtype | bool | None = None
@@ -234,17 +234,16 @@ class Updater:
         """The last value of everything that links recorded, by address."""
         return Metrics(self._bound.records)
 
-    @whatever_mode
     def hyperparams(self) -> dict[str, Any]:
         """Address → the number the coming update will use; a dict of numbers by parameter where they differ."""
-        return self._bound.hypers.values(self._bound.clocks)
+        with outside_inference():
+            return self._bound.hypers.values(self._bound.clocks)
 
-    @whatever_mode
     def settings(self) -> Settings:
         """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
-        return self._bound.hypers.settings(self._bound.clocks)
+        with outside_inference():
+            return self._bound.hypers.settings(self._bound.clocks)
 
-    @whatever_mode
     def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
         """Set a hyperparameter from now on, in place of the code's: by a value, or times `factor`.
 
@@ -257,8 +256,9 @@ class Updater:
             KeyError: no hyperparameter, or more than one, is called so.
             ValueError, TypeError: the value is out of range.
         """
-        self._bound.hypers.override(name, value, factor, self._bound.clocks)
-        self._bound.follow_clocks()
+        with outside_inference():
+            self._bound.hypers.override(name, value, factor, self._bound.clocks)
+            self._bound.follow_clocks()
 
     def tick(self, clock: str, amount: float = 1) -> None:
         """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
@@ -285,14 +285,14 @@ class Updater:
         self._bound.observed[name] = float(number)
         self._bound.news[name] = (count + 1, [*latest, float(number)])
 
-    @whatever_mode
     def explain(self, *, source: bool = False) -> str:
         """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
 
         Args:
             source: with the source of compiled kernels.
         """
-        return explanation(self._bound, source)
+        with outside_inference():
+            return explanation(self._bound, source)
 
     # averages
 
@@ -315,7 +315,6 @@ class Updater:
             finally:
                 self._averaged = False
 
-    @whatever_mode
     def averages(self, name: str | None = None) -> dict[str, Tensor]:
         """Name → average weight or buffer, without copies: for a teacher under `torch.func.functional_call`.
 
@@ -323,10 +322,11 @@ class Updater:
         weights.
         """
         self._check("averages")
-        address, state = averages.average_state(self._bound.chain, self._bound.state, name)
-        if address not in self._bound.lent_averages:
-            self._bound.lent_averages.append(address)
-        return averages.averages(self._bound.target, state)
+        with outside_inference():
+            address, state = averages.average_state(self._bound.chain, self._bound.state, name)
+            if address not in self._bound.lent_averages:
+                self._bound.lent_averages.append(address)
+            return averages.averages(self._bound.target, state)
 
     def copy_average_to(self, module: nn.Module, name: str | None = None) -> None:
         """Write the average weights and the buffers into another module of the same structure."""
@@ -340,7 +340,6 @@ class Updater:
 
     # state
 
-    @whatever_mode
     def state_dict(self, *, sync: bool = False) -> dict[str, Any]:
         """Everything but the weights as plain data that shares no memory with the live state.
 
@@ -361,9 +360,10 @@ class Updater:
                 "state_dict: the open window differs from rank to rank. Save where a window closes, or call "
                 "state_dict(sync=True) on every rank."
             )
-        if sync:
-            self._bound.state = self._bound.window.reduced(self._bound.state, "state_dict")
-        return self._walk.checkpoint.write()
+        with outside_inference():
+            if sync:
+                self._bound.state = self._bound.window.reduced(self._bound.state, "state_dict")
+            return self._walk.checkpoint.write()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
         """Take up a state. Everything is checked before anything changes.
@@ -377,24 +377,24 @@ class Updater:
         """
         return self.stage(state_dict, strict)()
 
-    @whatever_mode
     def stage(self, state_dict: Mapping[str, Any], strict: bool = True) -> Callable[[], LoadReport]:
         """Check a state, and return what makes it this updater's."""
         self._check("load_state_dict")
-        return self._walk.checkpoint.stage(state_dict, strict)
+        with outside_inference():
+            return self._walk.checkpoint.stage(state_dict, strict)
 
-    @whatever_mode
     def contents(self) -> dict[str, Any]:
         """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
         self._check("save")
         self._walk.checkpoint.refuse_sharded("save")
-        return self._walk.checkpoint.contents(self.state_dict(sync=True))
+        with outside_inference():
+            return self._walk.checkpoint.contents(self.state_dict(sync=True))
 
-    @whatever_mode
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""
         self._check("load")
-        return self._walk.checkpoint.stage_contents(contents)
+        with outside_inference():
+            return self._walk.checkpoint.stage_contents(contents)
 
     def save(self, path: str | PathLike[str], **extra: Any) -> None:
         """Write weights, buffers, state and `extra` into one file, atomically. All ranks call it, one writes.
@@ -421,7 +421,6 @@ class Updater:
             warnings.warn(f"load: {'; '.join(report.differences)}. The code's is used.", stacklevel=2)
         return extra
 
-    @whatever_mode
     def rebind(self, target: Any, remap: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> CarryReport:
         """Bind to a changed model: state goes along by name, new names start afresh, vanished ones leave.
 
@@ -433,19 +432,20 @@ class Updater:
             ValueError: a parameter has another shape than its state, and no `remap`.
         """
         self._check("rebind")
-        report = rebound(self._bound, Target(target), remap or {})
-        if self._walk.in_backward is not None:
-            self._walk.in_backward.remove()
-            self._walk.in_backward = InBackward(self._bound)
-        return report
+        with outside_inference():
+            report = rebound(self._bound, Target(target), remap or {})
+            if self._walk.in_backward is not None:
+                self._walk.in_backward.remove()
+                self._walk.in_backward = InBackward(self._bound)
+            return report
 
-    @whatever_mode
     def reset(self, selector: Predicate | None = None) -> None:
         """Start the state afresh, of all parameters or those a selector matches. Clocks and weights stay."""
         self._check("reset")
-        bound = self._bound
-        members = None if selector is None else bound.active.members(selector)
-        bound.state = restarted(bound.state, bound.fresh_state(), members)
+        with outside_inference():
+            bound = self._bound
+            members = None if selector is None else bound.active.members(selector)
+            bound.state = restarted(bound.state, bound.fresh_state(), members)
 
     # copies
 

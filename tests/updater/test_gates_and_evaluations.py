@@ -242,7 +242,9 @@ def test_too_many_in_a_row_raise() -> None:
     assert not updater.update(Evaluated(model, data(1)[0], BAD["loss inf"], (2,)))
     with (
         untouched(model, updater),
-        pytest.raises(FloatingPointError, match=r"at most 2 updates in a row .* got 3; the gradient that sam evaluated"),
+        pytest.raises(
+            FloatingPointError, match=r"at most 2 updates in a row .* got 3; the gradient that sam evaluated"
+        ),
     ):
         updater.update(Evaluated(model, data(1)[0], BAD["gradient inf"], (2,)))
 
