@@ -32,7 +32,7 @@ class amp_scale(Transform):
     a parameter is float16 it does nothing, so that one recipe serves bfloat16 too. After `accumulate` it unscales once
     per window and one overflow drops the window; before it, only the micro-batch that overflowed is dropped. Clip
     after it: gradients before it are scaled. Gradients that did not come from `updater.backward` are true ones: they
-    are not unscaled.
+    are not unscaled. What a link evaluates, as `sam` does, passes it too, before or after it: an overflow there is one.
 
     Args:
         init_scale: the first scale, above 0.

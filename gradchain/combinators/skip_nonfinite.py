@@ -22,8 +22,9 @@ class skip_nonfinite(Transform):
         u = g if every element of g is finite, else nothing is applied
 
     A skipped update advances nothing: no schedule, no moment, no count. `info.detail` names the first offending
-    parameter. It reads one number from the device per update. After `accumulate` one bad micro-batch drops the
-    window; before it, only itself. `amp_scale` already skips overflows: where it is active this link is not needed.
+    parameter. What a link evaluates, as `sam` does, is held to the same, on whichever side of this link it stands. It
+    reads one number from the device per update. After `accumulate` one bad micro-batch drops the window; before it,
+    only itself. `amp_scale` already skips overflows: where it is active this link is not needed.
 
     Args:
         max_consecutive: how many updates in a row may be skipped, an integer of at least 0. 0 raises at the first; inf

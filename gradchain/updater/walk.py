@@ -40,11 +40,11 @@ class Walk:
         self, loss: Tensor | Callable[[], Tensor], weight: float | None, last: bool, keep_grads: bool, **backward: Any
     ) -> UpdateInfo:
         """Backward, the chain, the new weights."""
-        refuse_inference("update")
         closure = None
         if keep_grads and self.in_backward is not None:
             raise ValueError("update: keep_grads=True: an updater bound with in_backward=True frees each gradient.")
         if not isinstance(loss, Tensor) and callable(loss):
+            refuse_inference("update")
             closure = partial(self._forward, loss)
             loss = closure(last=last or None)
         self.backward(loss, weight=weight, last=last, **backward)

@@ -132,7 +132,7 @@ def _without(state: dict[str, Any], *names: str) -> dict[str, Any]:
 )  # what remembers each parameter must not stand before a gate
 @pytest.mark.parametrize("reason", GATES)
 def test_a_gate_holds_for_an_evaluation(asker: str, reason: str, place: str, bad: str, executor: str) -> None:
-    """Whichever evaluation of an update it is: nothing is applied, the gate is as for a bad gradient, the rest stays."""
+    """Whichever evaluation it is: nothing is applied, the gate is as for a bad gradient, the rest stays."""
     tx = _chains(ASKERS[asker], GATES[reason])[place]
     calls = {"sam": 2, "several": 4}[asker]
     for spoiled in range(2, calls + 1):
