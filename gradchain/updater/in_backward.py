@@ -29,10 +29,16 @@ class InBackward:
         self._engines: dict[str, Engine] = {}
         self._states: dict[str, Links] | None = None  # the new states of this backward; None outside one
         self._info: UpdateInfo | None = None
+        self._listen()
+
+    def _listen(self) -> None:
+        """Put hooks on the parameters there are now, but for frozen ones, which torch lets have none."""
+        wanted = {name: p for name, p in self._bound.parameters().items() if p.requires_grad}
         self._handles = [
             parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
-            for name, parameter in bound.parameters().items()
+            for name, parameter in wanted.items()
         ]
+        self._hooked = self._bound.target.lie(), list(map(id, wanted.values()))
 
     def _hook(self, name: str) -> Any:
         def hook(parameter: Tensor) -> None:
@@ -66,6 +72,11 @@ class InBackward:
 
     def open(self) -> None:
         """Backward begins: gradients are taken as they come."""
+        target = self._bound.target
+        # another tensor may have come into the very same Parameter, and takes no hooks along: it lies elsewhere
+        if self._hooked != (target.lie(), [id(p) for p in target.known if p.requires_grad]):
+            self.remove()
+            self._listen()
         self._states, self._info = {}, None
 
     def close(self) -> bool:

@@ -77,22 +77,26 @@ def _pointers(tensors: Sequence[Tensor]) -> list[int]:
 
 def _changed(name: str, shape: torch.Size, was_complex: bool, device: torch.device, now: Tensor) -> str | None:
     """What makes a tensor another parameter than it was at bind."""
-    if now.shape != shape:
+    if now.shape != shape or now.is_complex() != was_complex:
+        was, what = ("complex", "real") if was_complex else ("real", "complex")
+        kinds = ("", "") if now.is_complex() == was_complex else (f" of {was} numbers", f" of {what} numbers")
         return (
-            f"{name!r} was a parameter of shape {tuple(shape)} and now is a tensor of shape {tuple(now.shape)}. "
-            f"{REBIND} Of slots that have its shape say how they change: remap={{{name!r}: lambda slot: …}}."
+            f"{name!r} was a parameter of shape {tuple(shape)}{kinds[0]} and now is a tensor of shape "
+            f"{tuple(now.shape)}{kinds[1]}. {REBIND} Say how its slots change: remap={{{name!r}: lambda slot: …}}."
         )
-    if now.is_complex() != was_complex:
-        kinds = ("complex", "real") if was_complex else ("real", "complex")
-        return f"{name!r} was {kinds[0]} and now is {kinds[1]}. Reset its state, and use updater.rebind(model)."
     if now.device == device:
         return None
     if now.is_meta:
-        return (
-            f"{name!r} was on {device} and now is on meta, where it has no values. Bring the model back: "
-            f"model.to_empty(device={str(device)!r}), and load its weights."
-        )
+        return without_values(name, device)
     return f"{name!r} was on {device} and now is on {now.device}. {REBIND}"
+
+
+def without_values(name: str, device: torch.device) -> str:
+    """What to say of a parameter that was moved to meta."""
+    return (
+        f"{name!r} was on {device} and now is on meta, where it has no values. Bring the model back: "
+        f"model.to_empty(device={str(device)!r}), and load its weights."
+    )
 
 
 def _unwritable(name: str, tensor: Tensor) -> str | None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gradchain.core._torch import is_dtensor
-from gradchain.updater.memory import PLAIN, REBIND
+from gradchain.updater.memory import PLAIN, REBIND, without_values
 
 
 class Place(NamedTuple):
@@ -133,6 +133,8 @@ def _current(known: Place, now: Place | None, before: Mapping[int, Place]) -> Pl
         raise _other(known, f"what was {before[id(now.tensor)].path!r}")
     if now.owner is not known.owner:
         raise _other(known, f"one of another module, {type(now.owner).__name__}")
+    if now.tensor.is_meta and not known.tensor.is_meta:
+        raise RuntimeError(without_values(known.path, known.tensor.device))  # it is untied too, which is no news
     if is_dtensor(now.tensor) != is_dtensor(known.tensor):
         raise _other(known, f"a {type(now.tensor).__name__}")
     return now

@@ -235,6 +235,7 @@ class Updater:
 
     def settings(self) -> Settings:
         """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
+        self._bound.target.check()
         return self._bound.hypers.settings(self._bound.clocks)
 
     def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
