@@ -12,6 +12,7 @@ from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
+from gradchain.updater.memory import memory_for
 from gradchain.updater.target import Target
 
 
@@ -158,6 +159,9 @@ def _check_found(name: str, grad: Tensor, parameter: Tensor) -> None:
         raise ValueError(f"step: the gradient of {name!r} must have shape {shapes[0]}, got shape {shapes[1]}.")
     if grad.device != parameter.device:
         raise ValueError(f"step: the gradient of {name!r} must be on {parameter.device}, got {grad.device}.")
+    without = memory_for(f"the gradient of {name!r}", grad)
+    if without is not None:
+        raise ValueError(f"step: {without}")
 
 
 def _check_given(name: str, grad: Any, parameter: Tensor) -> None:

@@ -38,7 +38,7 @@ class InBackward:
             parameter.register_post_accumulate_grad_hook(self._hook(name))  # type: ignore[no-untyped-call]
             for name, parameter in wanted.items()
         ]
-        self._hooked = self._bound.target.lie(), list(map(id, wanted.values()))
+        self._heard = list(map(id, wanted.values()))
 
     def _hook(self, name: str) -> Any:
         def hook(parameter: Tensor) -> None:
@@ -72,15 +72,17 @@ class InBackward:
 
     def open(self) -> None:
         """Backward begins: gradients are taken as they come."""
-        target = self._bound.target
-        # another tensor may have come into the very same Parameter, and takes no hooks along: it lies elsewhere
-        if self._hooked != (target.lie(), [id(p) for p in target.known if p.requires_grad]):
+        self._bound.target.lie()
+        if [id(p) for p in self._bound.target.known if p.requires_grad] != self._heard:
             self.remove()
             self._listen()
         self._states, self._info = {}, None
 
-    def close(self) -> bool:
+    def close(self, failed: bool = False) -> bool:
         """Backward is over, or failed: the new states become the chain's. Whether any parameter had its turn."""
+        for name, parameter in () if failed else self._bound.parameters().items():
+            if parameter.grad is not None:  # torch calls no hooks of a Parameter that another tensor was swapped into
+                self._hook(name)(parameter)
         states, self._states = list((self._states or {}).values()), None
         if states:
             self._bound.state = overlaid(self._bound.state, states)  # type: ignore[assignment]  # Links, as it was

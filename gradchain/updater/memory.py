@@ -51,7 +51,11 @@ class Memory:
     def problem(self, tensors: Sequence[Tensor]) -> str | None:
         """Why these tensors cannot be the bound parameters, in a sentence with its cure; None if they can."""
         for name, (shape, complex_, device), tensor in zip(self._names, self._born, tensors, strict=True):
-            found = _changed(name, shape, complex_, device, tensor) or _unwritable(name, tensor)
+            found = (
+                _changed(name, shape, complex_, device, tensor)
+                or memory_for(repr(name), tensor)
+                or _covered(name, tensor)
+            )
             if found is not None:
                 return found
         pair = overlap(tensors)
@@ -99,18 +103,23 @@ def without_values(name: str, device: torch.device) -> str:
     )
 
 
-def _unwritable(name: str, tensor: Tensor) -> str | None:
-    """What keeps a tensor's own memory from being read or written."""
-    if type(tensor) not in PLAIN or tensor.is_meta or tensor.numel() == 0:
+def memory_for(what: str, tensor: Tensor) -> str | None:
+    """What keeps a tensor's elements from being read: a storage that ends before they do."""
+    if type(tensor) not in PLAIN or tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided:
         return None
     size, needed = tensor.element_size(), tensor.storage_offset() + _reach(tensor)
     there = tensor.untyped_storage().nbytes()
     if there < needed * size:
         return (
-            f"{name!r} must have memory for its elements, got a storage of {there} bytes where shape "
+            f"{what} must have memory for its elements, got a storage of {there} bytes where shape "
             f"{tuple(tensor.shape)} needs {needed * size}. Resize the storage back first."
         )
-    if _covers_itself(tensor):
+    return None
+
+
+def _covered(name: str, tensor: Tensor) -> str | None:
+    """What keeps a tensor's elements from being written one by one: that two of them are one."""
+    if type(tensor) in PLAIN and tensor.numel() and _covers_itself(tensor):
         return (
             f"{name!r} must have memory for each of its elements, got shape {tuple(tensor.shape)} with strides "
             f"{tensor.stride()}. Give it some: parameter.data = parameter.data.clone()."

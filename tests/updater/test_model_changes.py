@@ -621,6 +621,17 @@ def test_overlap_is_of_elements():
     assert 200 < found < 1400
 
 
+def test_zero_grad_drops_what_is_known_of_a_changed_model():
+    """It asks nothing of the model; the next update says what became of it."""
+    model = Net()
+    updater = trained(model, gch.chain(gch.accumulate(2), gch.sgd(0.1)), steps=1)
+    model.body.append(square())
+    updater.zero_grad()
+    assert all(p.grad is None for p in updater._bound.target.known)
+    with pytest.raises(RuntimeError, match=r"'body.3.weight' was nothing"):
+        updater.update(loss_of(model))
+
+
 # gradients
 
 
@@ -636,6 +647,21 @@ def test_a_gradient_that_no_longer_fits_its_parameter_is_a_sentence():
         ):
             updater.step()
         model.zero_grad()
+    assert updater.update(loss_of(model))
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_gradient_without_memory_is_a_sentence(steps):
+    """Also where the gradients look as they did at the steps before; the next ones apply."""
+    model = Net()
+    updater = trained(model, steps=steps)
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    loss_of(model).backward()
+    resized(model.rows[0].weight.grad)
+    with pytest.raises((ValueError, RuntimeError), match=r"step: .*gradient.* must have memory for its elements, got"):
+        updater.step()
+    assert same(before, {n: p.detach() for n, p in model.named_parameters()})
+    model.zero_grad()
     assert updater.update(loss_of(model))
 
 
