@@ -147,7 +147,7 @@ def _covers_itself(tensor: Tensor) -> bool:
     where = torch.zeros((), dtype=torch.int64, device="cpu")
     for step, size in steps:
         where = where.unsqueeze(-1) + step * torch.arange(size, device="cpu")
-    return where.unique().numel() < tensor.numel()
+    return len(set(where.flatten().tolist())) < tensor.numel()
 
 
 class _Span(NamedTuple):
