@@ -220,7 +220,6 @@ def test_what_cannot_be_followed_is_refused_everywhere_and_rebind_cures_it(kind,
 
 def new_weight(model):
     model.rows[0].weight = nn.Parameter(model.rows[0].weight.detach() + 1.0)
-    model.scale = nn.Parameter(model.scale.detach().clone())  # equal, and of one element
 
 
 def assigned_and_tied(model):
@@ -279,6 +278,7 @@ def emptied(model):
 
 FOLLOWED = {
     "another parameter": new_weight,
+    "an equal one of one element": lambda m: put(m, "scale", nn.Parameter(m.scale.detach().clone())),
     "assigned and tied again": assigned_and_tied,
     "data": lambda m: put(m.body[2].weight, "data", m.body[2].weight.data + 1.0),
     "swap_tensors": swapped_tensors,
