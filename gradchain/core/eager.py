@@ -51,7 +51,7 @@ class EagerTensors(Tensors):
         self._data = data
         self._factor = factor
         self._compared = compared  # of a mask, entry by entry: the compute dtype of what was compared
-        self.alike: object = None  # the guard that found the tensors like those it was made of
+        self.alike: object = None  # the same object in all whose tensors were found to be like one another
         self._product: list[Tensor] | None = None  # of both, once something asked: reading changes no later result
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -29,6 +29,7 @@ def average_state(chain: Transform, state: State, name: str | None) -> tuple[str
 
 def averages(target: Target, state: State) -> dict[str, Tensor]:
     """Name → average weight or buffer; what has no average is as it is in the model. No copies."""
+    target.check()
     average, buffers = state.average, state.buffers  # type: ignore[attr-defined]  # an average's state has them
     live = dict(zip(target.index.names, target.parameters(), strict=True))
     kept = {name: buffers[name] if name in buffers else buffer for name, buffer in target.buffers().items()}

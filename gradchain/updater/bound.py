@@ -145,7 +145,10 @@ class Bound:
 
     def drop_window(self) -> None:
         """Forget the gradients and the open window. Weights, state and clocks stay."""
-        self.gradients.clear()
+        try:
+            self.gradients.clear()
+        except RuntimeError:  # what the model has become is for the next update to say
+            self.gradients.clear(look=False)
         self.state = self.chain.drop_window(self.state)  # type: ignore[assignment]  # Links, as it was
         self.window.forget()
         self.micro = MicroBatch()

@@ -119,18 +119,23 @@ def _slots(
     for name in old:
         if name not in places or (name not in fresh and buffers is None):
             continue
+        if old[name].is_meta and name in fresh and not fresh[name].is_meta:
+            continue  # it has had no values yet
         slot = remap[name](old[name]) if name in remap else old[name]
         place = fresh[name] if name in fresh else places[name]
-        expected = place.shape
-        if slot.shape != expected:
+        if _shape(slot) != _shape(place):
             raise ValueError(
-                f"rebind: {address}[{name!r}] has shape {tuple(slot.shape)}, and the parameter now wants "
-                f"{tuple(expected)}. Say how it changes: remap={{{name!r}: lambda slot: …}}."
+                f"rebind: {address}[{name!r}] has shape {_shape(slot)}, and the parameter now wants "
+                f"{_shape(place)}. Say how it changes: remap={{{name!r}: lambda slot: …}}."
             )
         out[name] = slot.to(place.device)
     if any(name not in index for name in out):
         return EagerTensors.at(Index.of(out), out)
     return EagerTensors.at(index, {n: out[n] for n in index.names if n in out}) if out else fresh
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}{' of complex numbers' if tensor.is_complex() else ''}"
 
 
 def restarted(state: Links, fresh: Links, members: Index | None) -> Links:

@@ -38,6 +38,7 @@ class Checkpoint:
     def write(self) -> dict[str, Any]:
         """The state as plain data."""
         bound = self._bound
+        bound.target.check()
         return {
             "format": FORMAT,
             "chain": to_config(bound.chain),
@@ -72,6 +73,7 @@ class Checkpoint:
     def stage(self, saved: Mapping[str, Any], strict: bool) -> Callable[[], LoadReport]:
         """Check a saved state; the function returned makes it the updater's."""
         bound, report = self._bound, LoadReport()
+        bound.target.check()
         self._check_format(saved)
         base, active = self._base(saved, strict)
         state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report)
@@ -153,6 +155,7 @@ class Checkpoint:
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check saved weights, buffers and state; the function returned makes them the model's and the updater's."""
         self.refuse_sharded("load")
+        self._bound.target.check()
         if not isinstance(contents, Mapping) or not {"weights", "buffers", "state"} <= set(contents):
             found = sorted(map(str, contents)) if isinstance(contents, Mapping) else type(contents).__name__
             raise ValueError(f"load: expected weights, buffers and state of an updater, found {found}.")

@@ -12,6 +12,7 @@ from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
+from gradchain.updater.memory import memory_for
 from gradchain.updater.target import Target
 
 
@@ -37,7 +38,11 @@ class Gradients:
     def put_back(self, window: Tensors) -> None:
         """Make `.grad` the parked window and nothing else, so that autograd goes on summing where it lies."""
         for name, parameter in zip(self._target.index.names, self._target.parameters(), strict=True):
-            parameter.grad = window[name] if name in window else None
+            try:
+                parameter.grad = window[name] if name in window else None
+            except RuntimeError:
+                self._target.lie()  # which says what became of the parameter since the window was opened
+                raise
 
     def marks(self) -> list[tuple[Tensor, int]]:
         """What tells later whether a backward has reached a parameter; nothing where no gradient is there."""
@@ -64,10 +69,12 @@ class Gradients:
         if known is not None:
             return known
         missing = [grad is None for grad in grads]
+        self._target.lie()  # before gradients are held to weights that may be no more what they were
         found = {}
         for name, grad in zip(index.names, grads, strict=True):
             if grad is not None:
                 grad = _kept(grad)
+                _check_found(name, grad, self._target.known[index.position[name]])
                 found[name] = _dense(name, grad.clone() if another_comes and grad._base is not None else grad)
         gathered = EagerTensors.at(index, found)
         if not index.complex:
@@ -107,9 +114,13 @@ class Gradients:
     def params(self, look: bool = True) -> EagerTensors:
         """The weights, as Tensors over the memory of the model; without a `look`, those that were last seen there."""
         index, parameters = self._target.index, self._target.parameters() if look else self._target.known
-        if not index.complex:
-            return EagerTensors(index, parameters)
-        return EagerTensors.at(index, dict(zip(index.names, parameters, strict=True)))
+        lie = self._target.lie()
+        if index.complex:
+            params = EagerTensors.at(index, dict(zip(index.names, parameters, strict=True)))
+        else:
+            params = EagerTensors(index, parameters)
+        params.alike = lie
+        return params
 
     def apply(self, updates: Tensors | Weights) -> None:
         """Add the updates to the weights, or write the weights a link returned: one rounding, in place."""
@@ -143,6 +154,18 @@ class Gradients:
                 f"parameter has shape {tuple(current[position[stray]].shape)}."
             )
         return weights
+
+
+def _check_found(name: str, grad: Tensor, parameter: Tensor) -> None:
+    """Whether what lies in `.grad` can be the gradient of this parameter: torch looks when it is put there only."""
+    if grad.shape != parameter.shape:
+        shapes = tuple(parameter.shape), tuple(grad.shape)
+        raise ValueError(f"step: the gradient of {name!r} must have shape {shapes[0]}, got shape {shapes[1]}.")
+    if grad.device != parameter.device:
+        raise ValueError(f"step: the gradient of {name!r} must be on {parameter.device}, got {grad.device}.")
+    without = memory_for(f"the gradient of {name!r}", grad)
+    if without is not None:
+        raise ValueError(f"step: {without}")
 
 
 def _check_given(name: str, grad: Any, parameter: Tensor) -> None:

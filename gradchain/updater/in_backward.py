@@ -34,11 +34,16 @@ class InBackward:
         self._listen()
 
     def _listen(self) -> None:
-        """Put hooks on the parameters, which go with this: the model holds nothing of it, and is left nothing."""
+        """Put hooks on the parameters there are now, but for frozen ones, which torch lets have none.
+
+        They go with this: the model holds nothing of it, and is left nothing.
+        """
+        wanted = {name: p for name, p in self._bound.parameters().items() if p.requires_grad}
         handles = [
             parameter.register_post_accumulate_grad_hook(_hook(name, weakref.ref(self)))  # type: ignore[no-untyped-call]
-            for name, parameter in self._bound.parameters().items()
+            for name, parameter in wanted.items()
         ]
+        self._heard = list(map(id, wanted.values()))
         self._release = weakref.finalize(self, _remove, handles)
         self._release.atexit = False
 
@@ -79,10 +84,16 @@ class InBackward:
 
     def open(self) -> None:
         """Backward begins: gradients are taken as they come."""
+        self._bound.target.lie()
+        if [id(p) for p in self._bound.target.known if p.requires_grad] != self._heard:
+            self.remove()
+            self._listen()
         self._states, self._info = {}, None
 
-    def close(self) -> bool:
+    def close(self, failed: bool = False) -> bool:
         """Backward is over, or failed: the new states become the chain's. Whether any parameter had its turn."""
+        for name, parameter in () if failed else self._bound.parameters().items():
+            self.arrived(name, parameter)  # torch calls no hooks of a Parameter that another tensor was swapped into
         states, self._states = list((self._states or {}).values()), None
         if states:
             self._bound.state = overlaid(self._bound.state, states)  # type: ignore[assignment]  # Links, as it was

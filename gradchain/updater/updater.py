@@ -241,6 +241,7 @@ class Updater:
 
     def settings(self) -> Settings:
         """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
+        self._bound.target.check()
         with outside_inference():
             return self._bound.hypers.settings(self._bound.clocks)
 

@@ -94,7 +94,9 @@ class Walk:
                 )
         except BaseException:
             if self.in_backward is not None:
-                self.in_backward.close()  # parameters that had their turn keep weight, slots and count together
+                self.in_backward.close(
+                    failed=True
+                )  # parameters that had their turn keep weight, slots and count together
             self._drop_window("backward failed")
             raise
         micro.add(loss)

@@ -70,6 +70,7 @@ def to_float(model, updater):
 
 def assigned(model, updater):
     model.load_state_dict({n: 0.5 * p.detach().clone() for n, p in model.state_dict().items()}, assign=True)
+    model.tied.weight = model.body.weight  # which it unties
 
 
 def new_parameter(model, updater):
@@ -93,10 +94,6 @@ def edited(model, updater):
 
 def frozen(model, updater):
     model.body.requires_grad_(False)
-
-
-def untied(model, updater):
-    model.tied.weight = nn.Parameter(model.body.weight.detach().clone())
 
 
 def tied(model, updater):
@@ -127,7 +124,7 @@ def zeroed(model, updater):
 
 DONE = [
     to_channels_last, to_contiguous, assigned, new_parameter, parameter_over_the_same_memory, new_storage, edited,
-    frozen, untied, tied, reset, reset_all, reloaded, rebound, zeroed,
+    frozen, tied, reset, reset_all, reloaded, rebound, zeroed,
 ]  # fmt: skip
 
 

@@ -32,18 +32,18 @@ class Layout:
         for name, tensor in zip(self.index.names, self.tensors, strict=True):
             if not _dense(tensor):
                 raise Unrecorded(f"the weight {name!r} overlaps itself or has gaps")
-        self._alike = _torch.guard(self.tensors)
+        self._alike, self._lie = _torch.guard(self.tensors), params.alike
         self._plain_gradients: object = None  # the guard of gradients that were found to lie as their weights
 
     def still(self, params: EagerTensors) -> bool:
         """Whether these are the same weights where they were."""
-        return (
-            params.index is self.index
-            and list(map(Tensor.data_ptr, params._data)) == self.pointers
-            and (
-                (self._alike is not None and self._alike(*params._data))
-                or [(t.stride(), t.dtype, t.shape) for t in params._data] == self._metadata
-            )
+        if params.index is not self.index:
+            return False
+        if params.alike is not None and params.alike is self._lie:
+            return True  # whoever lends them has looked
+        return list(map(Tensor.data_ptr, params._data)) == self.pointers and (
+            (self._alike is not None and self._alike(*params._data))
+            or [(t.stride(), t.dtype, t.shape) for t in params._data] == self._metadata
         )
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:

@@ -24,7 +24,10 @@ class Column:
     def addresses(self) -> array.array[int]:
         """Where the tensors lie, as a kernel takes it."""
         if self._addresses is None:
-            self._addresses = array.array("q", list(map(Tensor.data_ptr, self.tensors)))
+            found = list(map(Tensor.data_ptr, self.tensors))
+            if not all(found):
+                _check_there(self.tensors)
+            self._addresses = array.array("q", found)
         return self._addresses  # type: ignore[no-any-return]
 
     @property
@@ -33,6 +36,16 @@ class Column:
         if not self._table:
             self._table = self.addresses.buffer_info()[0]
         return self._table
+
+
+def _check_there(tensors: Sequence[Tensor]) -> None:
+    """RuntimeError for a tensor without the memory of its elements, which a kernel would read or write."""
+    for tensor in tensors:
+        if tensor.numel() and not tensor.data_ptr():
+            raise RuntimeError(
+                f"step: a gradient or state must have memory for its elements, got shape {tuple(tensor.shape)} over a "
+                "storage of 0 bytes. Resize the storage back first."
+            )
 
 
 class Rows(Sequence[float]):
