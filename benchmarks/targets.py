@@ -46,6 +46,8 @@ class Target:
 
 
 TARGETS = (
+    Target("a", "R0", 1.10, against="live floor"),
+    *(Target(w, "R0", 0.45, against="torch by hand") for w in "cd"),
     *(Target(w, "R1", 1.00) for w in "ab"),
     *(Target(w, "R2", 0.75) for w in "ab"),
     *(Target(w, "R3", 0.62) for w in "ab"),
