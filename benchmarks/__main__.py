@@ -22,7 +22,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--targets",
         action="store_true",
-        help="what has a target, and whether it is met; --workload narrows it",
+        help="what has a target, and whether it is met; --workload and --recipe narrow it",
     )
     parser.add_argument("--against", metavar="REV", help="this tree and a commit of it, and nobody else, in one run")
     parser.add_argument("--rounds", type=int, help="timed rounds (21; 5 with --quick)")
@@ -51,7 +51,8 @@ def main() -> int:
     given = _arguments()
     rounds = given.rounds or (5 if given.quick else 21)
     aimed = given.workload or list("abcd")
-    others = list(targets.elsewhere(aimed, rounds, given.quick)) if given.targets else []
+    recipes = given.recipe or ()
+    others = list(targets.elsewhere(aimed, rounds, given.quick, recipes)) if given.targets else []
     _pin(given.threads, given.core)
     import torch
 
@@ -62,7 +63,7 @@ def main() -> int:
 
     wanted = [(w, r) for w in given.workload or WORKLOADS for r in given.recipe or RECIPES]
     if given.targets:
-        wanted = targets.here(aimed)
+        wanted = targets.here(aimed, recipes)
     elif given.quick and not (given.workload or given.recipe):
         wanted = list(QUICK)
     unknown = [name for w, r in wanted for name, known in ((w, WORKLOADS), (r, RECIPES)) if name not in known]

@@ -53,13 +53,13 @@ class Optax(Candidate):
         self.masks = {n: decays(p) for n, p in self.model.named_parameters()}
         self.weights = {n: jax.numpy.array(p.detach().numpy(), copy=True) for n, p in self.model.named_parameters()}
         tx = self._chain()
-        self.scale = {"scale": 65536.0, "tracker": 0} if cell.recipe.scaled else None
+        self.scale = {"scale": cell.recipe.loss_scale, "tracker": 0} if cell.recipe.scaled else None
         self.state: Any = {"tx": jax.jit(tx.init)(self.weights)}
         if self.scale is not None:
             self.state |= {
                 "ema": {n: w.copy() for n, w in self.weights.items()},
                 "started": jax.numpy.array(cell.recipe.first),
-                "scale": jax.numpy.array(65536.0),
+                "scale": jax.numpy.array(cell.recipe.loss_scale),
                 "tracker": jax.numpy.array(0),
             }
         self.jitted = jax.jit(self._scaled(tx) if cell.recipe.scaled else self._plain(tx), donate_argnums=(0, 1))

@@ -23,13 +23,13 @@ PEERS = (*torch_peers.PEERS, *other_peers.PEERS, *jax_peer.PEERS)
 REFERENCES = (
     "torch default",
     "torch fused",
+    "torch by hand",
     "lion_pytorch",
     "lion_pytorch foreach",
     "foreach by hand",
 )  # whose weights the others are compared with
 WARM = 6  # rounds before the timed ones; the parity check follows them
 TOLERANCE = 1e-3  # of the largest displacement of any weight
-OUTLIERS = 1e-3  # the part of all elements that may differ by more: signs of gradients that are zero but for rounding
 FIRST_STEP_LIMIT = 200  # seconds; Optax compiles (c) for long
 DISTURBED = 0.3  # a round is, in which the live floor is off its median by more than this part of it
 HOST_TURNS = 7
@@ -150,7 +150,7 @@ def compared(cell: Cell, candidates: list[Candidate]) -> dict[str, dict[str, flo
         worst, outliers, displacement = moved
         assert displacement > 0, f"{name} did not move the weights"
         out[name] = {"worst": worst, "outliers": outliers, "reference": reference.name}
-        if outliers > OUTLIERS:
+        if outliers > cell.outliers:
             sentence = f"{name} differs from {reference.name}: {outliers:.2%} of elements, worst {worst:.2g}"
             assert not candidate.ours, sentence
             out[name]["differs"] = sentence

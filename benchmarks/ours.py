@@ -69,7 +69,7 @@ def chain(recipe: Recipe, max_norm: float, model: nn.Module) -> gch.chain:
     if recipe.scaled:
         decay = gch.masked(decay, gch.min_ndim(2))
     links = [gch.accumulate(recipe.micro)] if recipe.micro > 1 else []
-    links += [gch.amp_scale(always=not recipe.first)] if recipe.scaled else []
+    links += [gch.amp_scale(recipe.loss_scale, always=not recipe.first)] if recipe.scaled else []
     links += [gch.clip_by_norm(max_norm)] if recipe.clip else []
     links += [decay, rule] if recipe.rule == "sgd" else [rule, decay]
     curve = gch.cosine(rate, 0.1 * rate, STEPS) if recipe.scheduled else rate

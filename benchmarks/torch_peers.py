@@ -91,7 +91,7 @@ class Stepper(Candidate):
         self.params = list(self.model.parameters())
         self.optimizer = make(self._groups(), lr=rates(recipe), weight_decay=DECAY)
         self.schedule = LambdaLR(self.optimizer, partial(factor, recipe)) if recipe.scheduled else None
-        self.scaler = torch.amp.GradScaler("cpu") if recipe.scaled else None
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=recipe.loss_scale) if recipe.scaled else None
         self.ema = self._averaged_model() if recipe.scaled else None
         self._norm: Tensor | None = None
 
