@@ -69,7 +69,7 @@ def test_a_commit_and_the_tree_are_measured_in_one_run(tmp_path):
             assert 0 < low <= middle <= upper
         for side in against.SIDES:
             assert 0 < row[f"{side}_part_us"][1] < row[f"{side}_whole_us"][1]
-            assert any("update of" in line for line in row["ran"][side])
+            assert row["ran"][side]
         assert row["parity"]["outliers"] <= row["parity"]["allowed"] == OUTLIERS
         assert row["verdict"] in done.stdout
     assert "(d) R0" in done.stdout and "of 2 no slower" in done.stdout
@@ -119,9 +119,9 @@ def test_a_folder_without_gradchain_is_refused(tmp_path):
 
 
 def test_a_cell_that_one_version_cannot_run_is_told_and_the_others_go_on(versions):
-    run = Run(versions("\ndel amp_scale\n"), [("d", "R0"), ("d", "R1")], rounds=2, pairs=2)
+    run = Run(versions("\ndel amp_scale\n"), [("d", "R0"), ("d", "R1")], rounds=1, pairs=1)
     *_, rows = run.measured()
-    assert [(row["recipe"], row["rounds"]) for row in rows] == [("R1", [1, 1])]
+    assert [(row["recipe"], row["rounds"]) for row in rows] == [("R1", [1])]
     assert list(run.failed) == [("d", "R0")]
     assert run.failed["d", "R0"].startswith("then: AttributeError") and "amp_scale" in run.failed["d", "R0"]
 
