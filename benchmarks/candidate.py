@@ -6,6 +6,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import torch
@@ -73,6 +74,10 @@ class Candidate:
 
     # what a subclass gives
 
+    def context(self) -> AbstractContextManager[Any]:
+        """Where the forward of a recipe with autocast runs."""
+        return torch.autocast("cpu", dtype=torch.float16)
+
     def backward(self, loss: Tensor) -> None:
         """From the loss to the gradients."""
         (loss / self.cell.recipe.micro if self.cell.recipe.micro > 1 else loss).backward()
@@ -108,7 +113,8 @@ class Candidate:
             took.append(self.round())
             self.check_clip()
         timed = took[workload.settle :]
-        return Took(*(sum(seconds) / len(timed) for seconds in zip(*timed, strict=True)))
+        many = len(timed) * self.cell.recipe.per
+        return Took(*(sum(seconds) / many for seconds in zip(*timed, strict=True)))
 
     def round(self) -> Took:
         """One step with its micro-batches, timed, under `BACKWARD.clock()`."""
@@ -117,15 +123,28 @@ class Candidate:
         micro = self.cell.recipe.micro
         for k in range(micro):
             start = now()
-            loss = self.cell.workload.loss(self.model, self.number)
+            loss, around = self.forward()
             forward, before = now(), BACKWARD.seconds
             self.update(loss, k == micro - 1)
-            end = now()
-            part += end - forward - (BACKWARD.seconds - before)
+            end, backward = now(), BACKWARD.seconds - before
+            part += around + end - forward - backward
             del loss
             whole += now() - start
-            self.number += 1
+            assert backward > 0, f"{self.name}: backward passed by its clock"
         return Took(whole, part)
+
+    def forward(self) -> tuple[Tensor, float]:
+        """The loss of the coming micro-batch, and the seconds that went into the context around the model."""
+        model, number, loss = self.model, self.number, self.cell.workload.loss
+        self.number += 1
+        if not self.cell.recipe.first:
+            return loss(model, number), 0.0
+        start = now()
+        with self.context():
+            entered = now()
+            out = loss(model, number)
+            computed = now()
+        return out, now() - computed + entered - start
 
     def check_clip(self) -> None:
         """Fails if the last step did not clip."""

@@ -17,7 +17,21 @@ from torch import Tensor
 
 from benchmarks.candidate import Candidate, Took, now
 from benchmarks.other_peers import library
-from benchmarks.recipes import B1, B2, DECAY, EMA, EPS, LION_B2, MOMENTUM, STEPS, Cell, multipliers, rates
+from benchmarks.recipes import (
+    B1,
+    B2,
+    DECAY,
+    EMA,
+    EPS,
+    FIRST_STEPS,
+    LION_B2,
+    MOMENTUM,
+    STEPS,
+    WARM_UP,
+    Cell,
+    multipliers,
+    rates,
+)
 from benchmarks.workloads import decays
 
 
@@ -39,13 +53,13 @@ class Optax(Candidate):
         self.masks = {n: decays(p) for n, p in self.model.named_parameters()}
         self.weights = {n: jax.numpy.array(p.detach().numpy(), copy=True) for n, p in self.model.named_parameters()}
         tx = self._chain()
-        self.scale = {"scale": 65536.0, "tracker": 0} if cell.recipe.scaled else None
+        self.scale = {"scale": cell.recipe.loss_scale, "tracker": 0} if cell.recipe.scaled else None
         self.state: Any = {"tx": jax.jit(tx.init)(self.weights)}
         if self.scale is not None:
             self.state |= {
                 "ema": {n: w.copy() for n, w in self.weights.items()},
-                "started": jax.numpy.array(False),
-                "scale": jax.numpy.array(65536.0),
+                "started": jax.numpy.array(cell.recipe.first),
+                "scale": jax.numpy.array(cell.recipe.loss_scale),
                 "tracker": jax.numpy.array(0),
             }
         self.jitted = jax.jit(self._scaled(tx) if cell.recipe.scaled else self._plain(tx), donate_argnums=(0, 1))
@@ -65,7 +79,10 @@ class Optax(Candidate):
         factors = multipliers(recipe, self.model)
         if factors:
             rule.append(optax.stateless(lambda u, _: {n: factors[n] * x for n, x in u.items()}))
-        schedule = optax.cosine_decay_schedule(rate, STEPS, alpha=0.1) if recipe.scheduled else rate
+        start, end = (WARM_UP, FIRST_STEPS) if recipe.first else (0, STEPS)
+        schedule = optax.cosine_decay_schedule(rate, end - start, alpha=0.1) if recipe.scheduled else rate
+        if start:
+            schedule = optax.join_schedules((optax.linear_schedule(0.0, rate, start), schedule), [start])
         return optax.chain(*clip, *rule, optax.scale_by_learning_rate(schedule))
 
     def _own(self) -> Any:
@@ -127,8 +144,7 @@ class Optax(Candidate):
         """One step; only the jitted update and the release of the gradients are timed."""
         jax, micro = self.jax, self.cell.recipe.micro
         for _ in range(micro):
-            self.backward(self.cell.workload.loss(self.model, self.number))
-            self.number += 1
+            self.backward(self.forward()[0])
         named = dict(self.model.named_parameters())
         grads = {n: jax.numpy.array(p.grad.numpy(), copy=True) for n, p in named.items() if p.grad is not None}
         jax.block_until_ready(grads)

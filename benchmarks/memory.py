@@ -50,8 +50,7 @@ def measure(candidate: Candidate) -> dict[str, float] | None:
         return None
     model, micro = candidate.model, candidate.cell.recipe.micro
     for k in range(micro):
-        candidate.backward(candidate.cell.workload.loss(model, candidate.number))
-        candidate.number += 1
+        candidate.backward(candidate.forward()[0])
         if k < micro - 1:
             candidate.step(False)
     grads = [StorageWeakRef(p.grad.untyped_storage()) for p in model.parameters() if p.grad is not None]

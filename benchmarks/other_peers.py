@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.candidate import Candidate, Unable
-from benchmarks.recipes import B1, B2, DECAY, EPS, LION_B2, MOMENTUM, STEPS, Cell, factor, rates
+from benchmarks.recipes import B1, B2, DECAY, EPS, LION_B2, MOMENTUM, STEPS, Cell, Recipe, factor, rates
 from benchmarks.torch_peers import Stepper
 
 
@@ -124,7 +124,7 @@ class TorchOpt(Candidate):
         super().__init__(cell)
         rate: Any = rates(recipe)
         if recipe.scheduled:
-            rate = _schedule(rate)
+            rate = _schedule(recipe)
         if recipe.rule == "adamw":
             fast = {"use_accelerated_op": self.accelerated}
             rule = lib.adamw(lr=rate, betas=(B1, B2), eps=EPS, weight_decay=DECAY, **fast)
@@ -146,11 +146,13 @@ class TorchOptAccelerated(TorchOpt):
     name, accelerated = "torchopt accelerated", True
 
 
-def _schedule(rate: float) -> Callable[[Any], Any]:
+def _schedule(recipe: Recipe) -> Callable[[Any], Any]:
+    rate = rates(recipe)
+
     def at(count: Any) -> Any:
         if isinstance(count, Tensor):
             return rate * (0.1 + 0.45 * (1 + torch.cos(math.pi * count / STEPS)))
-        return rate * factor(int(count))
+        return rate * factor(recipe, int(count))
 
     return at
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import gradchain as gch
@@ -16,17 +18,18 @@ from benchmarks.recipes import (
     DECAY,
     EMA,
     EPS,
+    FIRST_STEPS,
     LION_B2,
     LION_LR,
     LR,
     MOMENTUM,
     SGD_LR,
     STEPS,
+    WARM_UP,
     Cell,
     Recipe,
     multipliers,
 )
-from benchmarks.workloads import decays
 
 
 class OwnState(gch.State):
@@ -64,15 +67,17 @@ def chain(recipe: Recipe, max_norm: float, model: nn.Module) -> gch.chain:
     }[recipe.rule]
     decay: gch.Transform = gch.add_decayed_weights(DECAY)
     if recipe.scaled:
-        decay = gch.masked(decay, lambda name, parameter, owner: decays(parameter))
+        decay = gch.masked(decay, gch.min_ndim(2))
     links = [gch.accumulate(recipe.micro)] if recipe.micro > 1 else []
-    links += [gch.amp_scale(always=True)] if recipe.scaled else []
+    links += [gch.amp_scale(recipe.loss_scale, always=not recipe.first)] if recipe.scaled else []
     links += [gch.clip_by_norm(max_norm)] if recipe.clip else []
     links += [decay, rule] if recipe.rule == "sgd" else [rule, decay]
     curve = gch.cosine(rate, 0.1 * rate, STEPS) if recipe.scheduled else rate
+    if recipe.first:
+        curve = gch.linear(0.0, rate, WARM_UP).then(gch.cosine(rate, 0.1 * rate, FIRST_STEPS - WARM_UP))
     factors = multipliers(recipe, model)
     links += [gch.scale_by_learning_rate(gch.multiply(curve, factors) if factors else curve)]
-    links += [gch.average_params(EMA, start=1)] if recipe.scaled else []
+    links += [gch.average_params(EMA, start=0 if recipe.first else 1)] if recipe.scaled else []
     return gch.chain(*links)
 
 
@@ -84,7 +89,11 @@ class Ours(Candidate):
 
     def __init__(self, cell: Cell) -> None:
         super().__init__(cell)
-        self.updater = chain(cell.recipe, cell.max_norm, self.model).bind(self.model)
+        autocast = torch.float16 if cell.recipe.first else None
+        self.updater = chain(cell.recipe, cell.max_norm, self.model).bind(self.model, autocast=autocast)
+
+    def context(self) -> AbstractContextManager[Any]:
+        return self.updater.context()
 
     def backward(self, loss: Tensor) -> None:
         self.updater.backward(loss)
@@ -118,7 +127,7 @@ class Ours(Candidate):
             self.round()
         with _Kernels(self._engine) as kernels:
             parts = [self.round().part for _ in range(workload.steps)]
-        return (sum(parts) - kernels.seconds) / len(parts)
+        return (sum(parts) - kernels.seconds) / (len(parts) * self.cell.recipe.per)
 
     def norm(self) -> float | None:
         return float(self.updater.metrics["clip_by_norm.norm"]) if self.cell.recipe.clip else None

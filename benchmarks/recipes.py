@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -16,6 +17,13 @@ SGD_LR, MOMENTUM = 3e-4, 0.9  # small: the loss of (b) has no least value
 DECAY = 0.5  # large, so that the parity check sees a decay that is missing
 EMA = 0.9  # quick, for the same reason
 STEPS = 1000
+WARM_UP, FIRST_STEPS = 8, 80  # of README's first recipe: so many steps up, and down until so many
+LOSS_SCALE, FIRST_SCALE = (
+    65536.0,
+    1024.0,
+)  # the second of README's first recipe: with the first, float16 overflows on (a)
+OUTLIERS = 1e-3  # signs of gradients that are zero but for rounding
+HALF_OUTLIERS = 0.1  # in float16 rounding grows: torch's own loop with the norm in float64 differs from itself in 0.03
 CLIPPED_TO = 0.2  # of the smallest norm among the first gradients: every step clips
 
 
@@ -31,6 +39,8 @@ class Recipe:
         scheduled: whether the learning rate follows a cosine.
         scaled: loss scaling with an inf check, a decay mask, and an average of the weights.
         micro: micro-batches to a step.
+        first: README's first recipe in what the others lack: float16 autocast around the forward, a learning rate that
+            warms up, and an average that begins at the weights before the first step.
         multipliers: "", "14" or "each": learning-rate multipliers of 14 groups, or of each parameter.
         floor: of the rule: how many tensors of the parameters' size are read and written beside the gradient.
     """
@@ -42,13 +52,25 @@ class Recipe:
     scheduled: bool = False
     scaled: bool = False
     micro: int = 1
+    first: bool = False
     multipliers: str = ""
     floor: int = 3
+
+    @property
+    def loss_scale(self) -> float:
+        """What the loss is multiplied by; no step shall overflow."""
+        return FIRST_SCALE if self.first else LOSS_SCALE
+
+    @property
+    def per(self) -> int:
+        """By how many a window's figures are divided: those of README's first recipe are of one micro-batch."""
+        return self.micro if self.first else 1
 
 
 RECIPES = {
     r.key: r
     for r in (
+        Recipe("R0", "README's first, per micro-batch", "adamw", True, True, True, micro=4, first=True, floor=4),
         Recipe("R1", "AdamW", "adamw"),
         Recipe("R2", "clip, AdamW, cosine", "adamw", clip=True, scheduled=True),
         Recipe("R3", "unscale, clip, AdamW, decay mask, cosine, average", "adamw", True, True, True, floor=4),
@@ -62,9 +84,12 @@ RECIPES = {
 }
 
 
-def factor(step: int) -> float:
-    """The cosine, from 1 to 0.1 in STEPS steps."""
-    return 0.1 + 0.45 * (1 + math.cos(math.pi * min(step, STEPS) / STEPS))
+def factor(recipe: Recipe, step: int) -> float:
+    """The cosine, from 1 to 0.1; of README's first recipe after a line from 0 to 1."""
+    start, end = (WARM_UP, FIRST_STEPS) if recipe.first else (0, STEPS)
+    if step < start:
+        return step / start
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * min((step - start) / (end - start), 1)))
 
 
 def rates(recipe: Recipe) -> float:
@@ -98,7 +123,13 @@ class Cell:
     def of(workload: Workload, recipe: Recipe) -> Cell:
         return Cell(workload, recipe, CLIPPED_TO * min(_norms(workload)) if recipe.clip else math.inf)
 
+    @property
+    def outliers(self) -> float:
+        """The part of all elements in which weights that should agree may differ."""
+        return HALF_OUTLIERS if self.recipe.first and self.workload.halves else OUTLIERS
 
+
+@functools.cache
 def _norms(workload: Workload) -> list[float]:
     model, norms = workload.build(), []
     for number in range(5):

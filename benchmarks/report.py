@@ -87,14 +87,16 @@ def lines(cell: dict[str, Any]) -> list[str]:
         f"  ours / best peer ({cell['best_peer_whole']}): whole step {_ratio(step['ours_over_it_whole'])}",
         f"  {'':22} {'part':>10} {'step':>10} {'ours/it':>9} {'upper':>7} {'extra B/p':>10} {'parity':>9}",
     ]
+    if cell["per"] > 1:
+        out.insert(2, f"  figures are of one micro-batch: a window's, divided by {cell['per']}")
     extra, parity = cell["extra_bytes_per_parameter"], cell["parity"]
     for name, figures in sorted(cell["candidates"].items(), key=lambda item: item[1]["part_us"][1]):
         _, ratio, upper = figures["ours_over_it"]
         scratch = f"{extra[name]['peak']:.2f}" if "peak" in extra.get(name, {}) else "-"
-        times = "".join(f" {_time(figures[key][1]):>10}" for key in ("part_us", "whole_us"))
+        times = "".join(f" {duration(figures[key][1]):>10}" for key in ("part_us", "whole_us"))
         out.append(f"  {name:22}{times} {ratio:9.2f} {upper:7.2f} {scratch:>10} {_agrees(parity.get(name)):>9}")
     executors = ", ".join(f"{n} {name}" for name, n in cell["executors"].items())
-    host = "" if cell["host_us"] is None else f"; {_time(cell['host_us'][1])} of ours pass outside kernels"
+    host = "" if cell["host_us"] is None else f"; {duration(cell['host_us'][1])} of ours pass outside kernels"
     out.append(f"  ours ran: {executors or 'none'}{host}")
     if "optax (jit)" in cell["candidates"]:
         out.append("  optax (jit): its jitted update on torch's gradients, and their release; it has no whole step")
@@ -120,7 +122,7 @@ def _ratio(quartiles: list[float]) -> str:
     return f"{quartiles[1]:.2f} (upper quartile {quartiles[2]:.2f})"
 
 
-def _time(microseconds: float) -> str:
+def duration(microseconds: float) -> str:
     if math.isnan(microseconds):
         return "-"
     return f"{microseconds / 1e3:.2f} ms" if microseconds >= 1e3 else f"{microseconds:.0f} us"

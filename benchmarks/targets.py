@@ -46,6 +46,8 @@ class Target:
 
 
 TARGETS = (
+    Target("a", "R0", 1.10, against="live floor"),
+    *(Target(w, "R0", 0.45, against="torch by hand") for w in "cd"),
     *(Target(w, "R1", 1.00) for w in "ab"),
     *(Target(w, "R2", 0.75) for w in "ab"),
     *(Target(w, "R3", 0.62) for w in "ab"),
@@ -69,15 +71,21 @@ FACTS = tuple((w, r) for w in "acd" for r in ("R2", "R3"))
 EXTRA_BYTES, COLD_S, WARM_S, BIND_S, RECORDING_US, IMPORT_S = 0.1, 0.3, 0.05, 0.05, 40.0, 0.15
 
 
-def here(workloads: Sequence[str]) -> list[tuple[str, str]]:
-    """The cells that this process measures."""
-    return [(t.workload, t.recipe) for t in TARGETS if t.threads == 1 and t.native and t.workload in workloads]
+def here(workloads: Sequence[str], recipes: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """The cells that this process measures, of all recipes or of some."""
+    return [(t.workload, t.recipe) for t in _aimed(workloads, recipes) if t.threads == 1 and t.native]
 
 
-def elsewhere(workloads: Sequence[str], rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
+def _aimed(workloads: Sequence[str], recipes: Sequence[str]) -> list[Target]:
+    return [t for t in TARGETS if t.workload in workloads and (not recipes or t.recipe in recipes)]
+
+
+def elsewhere(
+    workloads: Sequence[str], rounds: int, quick: bool, recipes: Sequence[str] = ()
+) -> Iterator[dict[str, Any]]:
     """The results of the processes with two threads, and without a compiler. Before this process keeps to one core."""
     for threads, native in ((2, True), (1, False)):
-        wanted = [t for t in TARGETS if (t.threads, t.native) == (threads, native) and t.workload in workloads]
+        wanted = [t for t in _aimed(workloads, recipes) if (t.threads, t.native) == (threads, native)]
         if not wanted:
             continue
         words = ["--threads", str(threads), "--rounds", str(rounds), "--no-facts", *(["--quick"] if quick else [])]

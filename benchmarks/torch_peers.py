@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,10 +90,16 @@ class Stepper(Candidate):
         self.foreach, self.clips = foreach, clips and recipe.clip
         self.params = list(self.model.parameters())
         self.optimizer = make(self._groups(), lr=rates(recipe), weight_decay=DECAY)
-        self.schedule = LambdaLR(self.optimizer, factor) if recipe.scheduled else None
-        self.scaler = torch.amp.GradScaler("cpu") if recipe.scaled else None
-        self.ema = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA)) if recipe.scaled else None
+        self.schedule = LambdaLR(self.optimizer, partial(factor, recipe)) if recipe.scheduled else None
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=recipe.loss_scale) if recipe.scaled else None
+        self.ema = self._averaged_model() if recipe.scaled else None
         self._norm: Tensor | None = None
+
+    def _averaged_model(self) -> AveragedModel | None:
+        model = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(EMA))
+        if self.recipe.first:
+            model.n_averaged.fill_(1)  # the weights it was made with count, and are not copied over
+        return model
 
     def _groups(self) -> list[Any]:
         recipe = self.recipe
@@ -107,10 +114,7 @@ class Stepper(Candidate):
         return [{"params": ps, "lr": x * rates(recipe)} for x, ps in by_number.items()]
 
     def backward(self, loss: Tensor) -> None:
-        if self.scaler is not None:
-            self.scaler.scale(loss).backward()
-        else:
-            super().backward(loss)
+        super().backward(loss if self.scaler is None else self.scaler.scale(loss))
 
     def step(self, last: bool) -> None:
         if not last:
@@ -159,6 +163,31 @@ class TorchFused(_Torch):
     name, ways = "torch fused", {"fused": True}
 
 
+class TorchByHand(TorchFused):
+    """README's first recipe as a loop written for speed: the average is one call over lists, without AveragedModel."""
+
+    name = "torch by hand"
+
+    def __init__(self, cell: Cell) -> None:
+        if not cell.recipe.first:
+            raise Unable("it is the measure of README's first recipe")
+        super().__init__(cell)
+        self.averages = [p.detach().clone() for p in self.params]
+
+    def _averaged_model(self) -> None:
+        return None
+
+    def step(self, last: bool) -> None:
+        super().step(last)
+        if last:
+            with torch.no_grad():
+                torch._foreach_lerp_(self.averages, self.params, 1 - EMA)
+
+    def average(self) -> dict[str, Tensor]:
+        names = (name for name, _ in self.model.named_parameters())
+        return dict(zip(names, self.averages, strict=True))
+
+
 class TorchForeach(_Torch):
     name, ways = "torch foreach", {"foreach": True}
 
@@ -181,4 +210,4 @@ class Handwritten(Stepper):
         super().__init__(cell, rules[cell.recipe.rule])
 
 
-PEERS = (TorchFused, TorchForeach, TorchDefault, Handwritten)
+PEERS = (TorchFused, TorchByHand, TorchForeach, TorchDefault, Handwritten)

@@ -27,6 +27,7 @@ class Workload:
         forward: (model, micro-batch number) → loss.
         settle: steps of a turn before those that are timed.
         steps: timed steps of a turn.
+        halves: whether its forward computes in float16 under autocast.
     """
 
     key: str
@@ -35,6 +36,7 @@ class Workload:
     forward: Callable[[nn.Module, int], Tensor]
     settle: int = 0
     steps: int = 1
+    halves: bool = False
 
     def build(self) -> nn.Module:
         torch.manual_seed(0)
@@ -171,7 +173,7 @@ def _chains_loss(model: nn.Module, number: int) -> Tensor:
 WORKLOADS = {
     w.key: w
     for w in (
-        Workload("a", "GPT-like, 33.9 M parameters in 100 tensors", GPT, _gpt_loss),
+        Workload("a", "GPT-like, 33.9 M parameters in 100 tensors", GPT, _gpt_loss, halves=True),
         Workload("b", "ResNet-50's shapes, 25.6 M in 161", lambda: Shapes(_resnet50_shapes()), _linear_loss),
         Workload("c", "1000 tensors of 256", lambda: Chains(50, 10, 256), _chains_loss),
         Workload("d", "20 tensors of 64", lambda: Chains(1, 10, 64), _chains_loss, settle=3, steps=8),

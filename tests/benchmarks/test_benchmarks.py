@@ -27,6 +27,7 @@ LIBRARIES = {
 }
 # who takes part; HeavyBall, which compiles for long, is left to `--quick`-less runs
 EXPECTED = {
+    "R0": {*TORCH, "torch by hand", "torchzero", "optax (jit)"},
     "R1": {*TORCH, "torchopt", "torchopt accelerated", "torchzero", "optax (jit)"},
     "R2": {*TORCH, "torchopt", "torchopt accelerated", "torchzero", "optax (jit)"},
     "R3": {*TORCH, "torchzero", "optax (jit)"},
@@ -95,7 +96,7 @@ def test_the_best_peer_is_the_fastest_of_all(all_recipes):
 QUARTILES = [float, float, float]
 FIGURES = {"part_us": QUARTILES, "whole_us": list, "ours_over_it": QUARTILES, "ours_over_it_whole": list}
 CELL = {
-    "workload": str, "recipe": str, "rounds": int, "steps_per_round": int, "threads": int,
+    "workload": str, "recipe": str, "rounds": int, "steps_per_round": int, "per": int, "threads": int,
     "max_norm": (float, type(None)), "best_peer": str, "best_peer_whole": str, "candidates": dict,
     "disturbed_rounds": list, "cpu_share": float, "load": [float, float], "reference": str, "executors": dict,
     "host_us": QUARTILES, "parity": dict, "extra_bytes_per_parameter": dict, "not_run": dict,

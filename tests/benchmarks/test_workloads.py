@@ -1,12 +1,17 @@
 """What the benchmarks train: losses with a least value, gradients that do not die, and clips that clip."""
 
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import measure, targets
-from benchmarks.candidate import BACKWARD, Took
+import gradchain as gch
+from benchmarks import candidate as candidates
+from benchmarks import measure, recipes, targets
+from benchmarks.candidate import BACKWARD, Bare, Took
+from benchmarks.floor import Floor
 from benchmarks.ours import Ours
 from benchmarks.recipes import RECIPES, Cell
 from benchmarks.workloads import WORKLOADS
@@ -71,6 +76,59 @@ def test_a_turn_is_the_mean_of_the_timed_steps_after_those_that_settle(monkeypat
     assert next(numbers) == workload.settle + workload.steps
 
 
+def test_r0_is_the_first_recipe_of_the_readme():
+    """But for numbers: bound of the clip, decay, betas and rate are the other recipes', the loss scale is lower."""
+    blocks = re.findall(
+        r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8"), re.S
+    )
+    written = {}
+    exec(blocks[0] + blocks[1].partition("\nfor ")[0], written)
+    ours = Ours(Cell.of(WORKLOADS["d"], RECIPES["R0"])).updater
+    mine, theirs = ours.chain.links, written["updater"].chain.links
+    assert [type(link) for link in mine] == [type(link) for link in theirs]
+    accumulate, amp, _, _, masked, rate, average = mine
+    assert (accumulate, amp, average) == (theirs[0], gch.amp_scale(recipes.FIRST_SCALE), theirs[6])
+    assert theirs[1] == gch.amp_scale()
+    assert (type(masked.inner), masked.selector) == (type(theirs[4].inner), theirs[4].selector)
+    factor = theirs[5].learning_rate(8) / rate.learning_rate(8)
+    for step in range(100):
+        assert factor * rate.learning_rate(step) == pytest.approx(theirs[5].learning_rate(step), rel=1e-12)
+    assert ours._bound.autocast == written["updater"]._bound.autocast == torch.float16
+
+
+def test_figures_of_r0_are_of_one_micro_batch(monkeypatch):
+    candidate = Bare(Cell.of(WORKLOADS["d"], RECIPES["R0"]))
+    monkeypatch.setattr(candidate, "round", lambda: Took(8.0, 4.0))
+    assert candidate.turn() == Took(2.0, 1.0)
+    candidate = Bare(Cell.of(WORKLOADS["d"], RECIPES["R6"]))
+    monkeypatch.setattr(candidate, "round", lambda: Took(8.0, 4.0))
+    assert candidate.turn() == Took(8.0, 4.0)
+
+
+def test_the_context_around_a_forward_is_part_of_the_recipe(monkeypatch):
+    ticks = iter(range(100))
+    monkeypatch.setattr(candidates, "now", lambda: next(ticks))
+    candidate = Bare(Cell.of(WORKLOADS["d"], RECIPES["R0"]))
+    assert candidate.forward()[1] == 2  # into it, and out of it
+    assert candidate.number == 1
+    assert Bare(Cell.of(WORKLOADS["d"], RECIPES["R6"])).forward()[1] == 0
+
+
+def test_the_floor_of_r0_moves_every_byte_once_per_window():
+    """Gradients are read for the norm; then they and weights, two moments and the average are, and the four written."""
+    floor = Floor(Cell.of(WORKLOADS["d"], RECIPES["R0"]))
+    count = len(floor.params)
+    before = [column.clone() for column in floor.columns]
+    assert len(before) == 4 * count
+    with BACKWARD.clock():
+        for k in range(4):
+            loss, _ = floor.forward()
+            floor.update(loss, k == 3)
+            moved = sum(not torch.equal(a, b) for a, b in zip(before, floor.columns, strict=True))
+            assert moved == (count if k == 3 else 0)  # the columns change places, and one takes the gradients in
+            assert all((p.grad is None) == (k == 3) for p in floor.params)
+
+
 def test_everyone_begins_once_and_has_two_neighbours():
     candidates = list("abcd")
     orders = [measure._order(candidates, number) for number in range(4)]
@@ -106,6 +164,36 @@ def test_a_target_is_met_when_the_upper_quartile_meets_it():
     assert rows["R3 (a), no compiler"]["met"] is None
     text = "\n".join(targets.lines(list(rows.values())))
     assert "MISSED" in text and "3 of 4 measured targets met" in text
+
+
+def test_a_recipe_narrows_the_targets(monkeypatch):
+    calls = []
+    monkeypatch.setattr(targets.subprocess, "run", lambda command, env, check: calls.append(command))
+    assert targets.here("acd", ["R0"]) == [("a", "R0"), ("c", "R0"), ("d", "R0")]
+    assert not list(targets.elsewhere("acd", 15, False, ["R0"])) and not calls
+
+
+def test_targets_of_the_first_recipe_are_its_floor_and_torch_by_hand():
+    aimed = {t.workload: (t.bound, t.against) for t in targets.TARGETS if t.recipe == "R0"}
+    assert aimed == {"a": (1.1, "live floor"), "c": (0.45, "torch by hand"), "d": (0.45, "torch by hand")}
+    cell = {
+        "workload": "a",
+        "recipe": "R0",
+        "best_peer": "torch fused",
+        "candidates": {"torch fused": {"ours_over_it": [0.5] * 3}, "live floor": {"ours_over_it": [1.0, 1.05, 1.11]}},
+        "executors": {"native": 3},
+        "extra_bytes_per_parameter": {"gradchain": {"peak": 0.0}},
+    }
+    rows = {row["what"]: row for row in targets.judged([{"threads": 1, "native": True, "cells": [cell]}])}
+    assert (rows["R0 (a)"]["against"], rows["R0 (a)"]["upper"], rows["R0 (a)"]["met"]) == ("live floor", 1.11, False)
+
+
+@pytest.mark.parametrize(
+    ("workload", "recipe", "allowed"),
+    [("a", "R0", 0.1), ("a", "R3", 1e-3), ("b", "R0", 1e-3), ("c", "R0", 1e-3), ("d", "R0", 1e-3)],
+)
+def test_only_what_computes_in_float16_may_differ_in_more_elements(workload, recipe, allowed):
+    assert Cell(WORKLOADS[workload], RECIPES[recipe], 1.0).outliers == allowed
 
 
 def test_each_target_is_measured_by_one_of_the_processes(monkeypatch):
