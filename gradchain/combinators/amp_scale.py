@@ -9,9 +9,9 @@ import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
+from gradchain.core.roles import Gate
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import Transform
 
 
 class AmpState(State):
@@ -21,7 +21,7 @@ class AmpState(State):
     growth_tracker: int = 0  # updates in a row without overflow since the scale last changed
 
 
-class amp_scale(Transform):
+class amp_scale(Gate):
     """Multiply the loss by a scale before backward, and divide the gradients by it; hold the chain on overflow.
 
         loss ← scale · loss;   u = g / scale
@@ -87,9 +87,12 @@ class amp_scale(Transform):
             return g, state
         finite = g.all_finite()
         ctx.record("scale", state.scale)
-        if not ctx.micro.scaled:
-            return (g if finite else None), state
-        return (g / state.scale if finite else None), self._adjusted(state, finite)
+        if not finite:
+            return None, self.refused(g, state, ctx)
+        return (g / state.scale, self._adjusted(state, True)) if ctx.micro.scaled else (g, state)
+
+    def refused(self, updates: Tensors, state: AmpState, ctx: Context) -> AmpState:
+        return self._adjusted(state, False) if ctx.micro.scaled else state
 
     def _adjusted(self, state: AmpState, finite: bool) -> AmpState:
         """The state after one update that did or did not overflow."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
+from gradchain.core.roles import Gate
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import Transform
 
 
 class SkipState(State):
@@ -15,7 +15,7 @@ class SkipState(State):
     consecutive: int = 0  # skips in a row so far
 
 
-class skip_nonfinite(Transform):
+class skip_nonfinite(Gate):
     """Hold the chain when the updates have an inf or NaN; raise when that happens too often in a row.
 
         u = g if every element of g is finite, else nothing is applied
@@ -53,8 +53,11 @@ class skip_nonfinite(Transform):
             return g, state
         if g.all_finite():
             return g, SkipState()
+        return None, self.refused(g, state, ctx)
+
+    def refused(self, updates: Tensors, state: SkipState, ctx: Context) -> SkipState:
         consecutive = state.consecutive + 1
-        first = next(name for name in g if not g.select([name]).all_finite())
+        first = next(name for name in updates if not updates.select([name]).all_finite())
         if consecutive > self.max_consecutive:
             raise FloatingPointError(
                 f"skip_nonfinite: at most {self.max_consecutive} updates in a row may have inf or NaN, got "
@@ -64,4 +67,4 @@ class skip_nonfinite(Transform):
         ctx.explain(
             f"the updates have inf or NaN, the first offending parameter is {first!r}; skipped in a row: {consecutive}"
         )
-        return None, SkipState(consecutive)
+        return SkipState(consecutive)

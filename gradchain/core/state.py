@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 from typing_extensions import Self, dataclass_transform
 
@@ -12,6 +13,8 @@ from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
+
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
@@ -43,6 +46,15 @@ class State:
         copy.__dict__.update(changes)
         return copy
 
+    def held(self) -> Mapping[str, State]:
+        """The states of held links, by name; none where the link holds no others."""
+        links: Mapping[str, State] = self.__dict__.get("links", _NONE)
+        return links
+
+    def holding(self, links: Mapping[str, State]) -> Self:
+        """A copy with other states of held links; itself where there are none."""
+        return self.replace(links=links) if links else self
+
     def items(self) -> Iterator[tuple[str, Any]]:
         """The link's own fields, by name; the states of held links are not among them."""
         values = self.__dict__
@@ -70,7 +82,10 @@ _torch.register_pytree(
 )
 
 
-def settled(old: State, new: State, owner: str) -> State:
+S = TypeVar("S", bound=State)
+
+
+def settled(old: State, new: S, owner: str) -> S:
     """`new` as it is kept: rounded to the stored dtypes, entries that were absent this time as `old` has them."""
     if new is old:
         return new
@@ -91,7 +106,7 @@ def settled(old: State, new: State, owner: str) -> State:
     return new.replace(**changes) if changes else new
 
 
-def merged(old: State, fresh: State) -> State:
+def merged(old: S, fresh: State) -> S:
     """`old` with the entries of parameters that only `fresh` knows; numbers stay as `old` has them."""
     changes: dict[str, Any] = {}
     for name, value in old.items():
@@ -100,25 +115,21 @@ def merged(old: State, fresh: State) -> State:
             changes[name] = other.overlay(value) if len(value) else other
         elif isinstance(value, (Count, Scalars)):
             changes[name] = other.overlay(value)
-    links = getattr(old, "links", None)
-    if links is not None:
-        theirs = getattr(fresh, "links")  # noqa: B009  # not every State has it
-        changes["links"] = {n: merged(s, theirs[n]) if n in theirs else s for n, s in links.items()}
-    return old.replace(**changes) if changes else old
+    theirs = fresh.held()
+    links = {n: merged(s, theirs[n]) if n in theirs else s for n, s in old.held().items()}
+    return (old.replace(**changes) if changes else old).holding(links)
 
 
-def narrowed(state: State, names: Any) -> State:
+def narrowed(state: S, names: Any) -> S:
     """`state` with only the entries of these parameters."""
     changes: dict[str, Any] = {
         name: value.select(names) for name, value in state.items() if isinstance(value, (Tensors, Count, Scalars))
     }
-    links = getattr(state, "links", None)
-    if links is not None:
-        changes["links"] = {n: narrowed(s, names) for n, s in links.items()}
-    return state.replace(**changes) if changes else state
+    links = {n: narrowed(s, names) for n, s in state.held().items()}
+    return (state.replace(**changes) if changes else state).holding(links)
 
 
-def overlaid(state: State, parts: Sequence[State]) -> State:
+def overlaid(state: S, parts: Sequence[State]) -> S:
     """`state` with the entries of every part in place of its own; numbers stay. The other way round from `merged`."""
     changes: dict[str, Any] = {}
     for name, value in state.items():
@@ -132,8 +143,5 @@ def overlaid(state: State, parts: Sequence[State]) -> State:
         elif isinstance(value, Count):
             counts = {n: count.of(n) for count in (value, *theirs) for n in count.names}
             changes[name] = Count(value.names, counts)
-    links = getattr(state, "links", None)
-    if links is not None:
-        held = [getattr(part, "links") for part in parts]  # noqa: B009  # not every State has it
-        changes["links"] = {n: overlaid(s, [h[n] for h in held]) for n, s in links.items()}
-    return state.replace(**changes) if changes else state
+    links = {n: overlaid(s, [part.held()[n] for part in parts]) for n, s in state.held().items()}
+    return (state.replace(**changes) if changes else state).holding(links)

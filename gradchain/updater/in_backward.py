@@ -72,7 +72,7 @@ class InBackward:
         """Backward is over, or failed: the new states become the chain's. Whether any parameter had its turn."""
         states, self._states = list((self._states or {}).values()), None
         if states:
-            self._bound.state = overlaid(self._bound.state, states)  # type: ignore[assignment]  # Links, as it was
+            self._bound.state = overlaid(self._bound.state, states)
         return bool(states)
 
     def finish(self) -> UpdateInfo:

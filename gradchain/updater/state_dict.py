@@ -14,7 +14,7 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.slots import Slots, is_plain, mapped
-from gradchain.core.state import State
+from gradchain.core.state import S, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 
@@ -54,19 +54,19 @@ def states(link: Transform, state: State, path: str = "") -> Iterator[tuple[str,
     """The state of every held link, by address, in chain order."""
     for name, part, _ in link.parts(None):
         address = f"{path}/{name}" if path else name
-        inner = state.links[name]  # type: ignore[attr-defined]  # a link with parts has links in its state
+        inner = state.held()[name]
         yield address, inner
         yield from states(part, inner, address)
 
 
-def rebuilt(link: Transform, state: State, new: Mapping[str, State], path: str = "") -> State:
+def rebuilt(link: Transform, state: S, new: Mapping[str, State], path: str = "") -> S:
     """`state` with the fields of each held link taken from `new`, by address."""
     links = {}
     for name, part, _ in link.parts(None):
         address = f"{path}/{name}" if path else name
-        inner = rebuilt(part, state.links[name], new, address)  # type: ignore[attr-defined]
+        inner = rebuilt(part, state.held()[name], new, address)
         links[name] = inner.replace(**dict(new[address].items())) if address in new else inner
-    return state.replace(links=links) if links else state
+    return state.holding(links)
 
 
 def to_dict(link: Transform, state: State) -> dict[str, dict[str, Any]]:
