@@ -45,7 +45,6 @@ class accumulate(KeepsWindow):
     """
 
     descends = False
-    holds = "window"
     uniform = frozenset({"every"})
 
     every: Annotated[Hyper, "integer [1, inf)"]
@@ -59,7 +58,8 @@ class accumulate(KeepsWindow):
     def check(self) -> None:
         if self.reduce not in ("mean", "sum"):
             raise ValueError(f"accumulate: reduce must be 'mean' or 'sum', got {self.reduce!r}.")
-        if self.dtype is not None and not getattr(self.dtype, "is_floating_point", False):
+        given: object = self.dtype
+        if given is not None and not (isinstance(given, torch.dtype) and given.is_floating_point):
             raise TypeError(f"accumulate: dtype must be a floating-point torch.dtype or None, got {self.dtype!r}.")
 
     def init(self, params: Tensors) -> AccumulateState:

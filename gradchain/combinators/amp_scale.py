@@ -85,13 +85,14 @@ class amp_scale(Gate):
     def update(self, g: Tensors, state: AmpState, ctx: Context) -> tuple[Tensors | None, AmpState]:
         if not self.active(ctx) or (ctx.micro.flushing and not len(g)):
             return g, state
-        finite = g.all_finite()
+        if not g.all_finite():
+            return None, self.refused("the updates have inf or NaN", state, ctx)
         ctx.record("scale", state.scale)
-        if not finite:
-            return None, self.refused(g, state, ctx)
         return (g / state.scale, self._adjusted(state, True)) if ctx.micro.scaled else (g, state)
 
-    def refused(self, updates: Tensors, state: AmpState, ctx: Context) -> AmpState:
+    def refused(self, why: str, state: AmpState, ctx: Context) -> AmpState:
+        """The state after an overflow."""
+        ctx.record("scale", state.scale)
         return self._adjusted(state, False) if ctx.micro.scaled else state
 
     def _adjusted(self, state: AmpState, finite: bool) -> AmpState:

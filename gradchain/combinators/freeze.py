@@ -44,7 +44,6 @@ class freeze(Freezes):
     """
 
     descends = False
-    role = "freeze"
     per_parameter = True
 
     selector: Predicate

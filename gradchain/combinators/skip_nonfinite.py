@@ -40,7 +40,6 @@ class skip_nonfinite(Gate):
     """
 
     descends = False
-    holds = "nonfinite"
     uniform = frozenset({"max_consecutive"})
 
     max_consecutive: Hyper = Hyper(5, "integer [0, inf]")
@@ -53,18 +52,18 @@ class skip_nonfinite(Gate):
             return g, state
         if g.all_finite():
             return g, SkipState()
-        return None, self.refused(g, state, ctx)
+        first = next(name for name in g if not g.select([name]).all_finite())
+        why = f"the updates have inf or NaN, the first offending parameter is {first!r}"
+        return None, self.refused(why, state, ctx)
 
-    def refused(self, updates: Tensors, state: SkipState, ctx: Context) -> SkipState:
+    def refused(self, why: str, state: SkipState, ctx: Context) -> SkipState:
+        """The state after one more skip."""
         consecutive = state.consecutive + 1
-        first = next(name for name in updates if not updates.select([name]).all_finite())
         if consecutive > self.max_consecutive:
             raise FloatingPointError(
                 f"skip_nonfinite: at most {self.max_consecutive} updates in a row may have inf or NaN, got "
-                f"{consecutive}; the first offending parameter is {first!r}. Look at the loss and the data of this "
-                "step, lower the learning rate, or raise max_consecutive."
+                f"{consecutive}; {why}. Look at the loss and the data of this step, lower the learning rate, or raise "
+                "max_consecutive."
             )
-        ctx.explain(
-            f"the updates have inf or NaN, the first offending parameter is {first!r}; skipped in a row: {consecutive}"
-        )
+        ctx.explain(f"{why}; skipped in a row: {consecutive}")
         return SkipState(consecutive)

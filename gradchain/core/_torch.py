@@ -8,11 +8,14 @@ from __future__ import annotations
 import operator
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Number: TypeAlias = "float | Tensor"
 Column: TypeAlias = "list[Tensor] | list[Number] | Number"
@@ -25,7 +28,7 @@ def under_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def is_dtensor(value: object) -> bool:
+def is_dtensor(value: object) -> TypeGuard[DTensor]:
     """Whether `value` is a DTensor; where none was ever made, its file may not have been imported."""
     found = sys.modules.get("torch.distributed.tensor")
     return found is not None and isinstance(value, found.DTensor)

@@ -9,7 +9,7 @@ import torch
 
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.roles import Freezes, Gate
+from gradchain.core.roles import Freezes, Gate, KeepsWindow, WindowState
 from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
@@ -26,7 +26,7 @@ def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> N
         ctx: the context of a look at the chain there.
 
     Raises:
-        ValueError: in a sentence that names the links, the rule and the cure.
+        TypeError, ValueError: in a sentence that names the links, the rule and the cure.
     """
     stateful = set(_stateful(chain, state))
     frozen = _frozen(chain, index)
@@ -34,9 +34,18 @@ def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> N
         _check_sign(path, [name for name in names if name not in frozen])
         _check_order(path)
         _check_holders(path, stateful)
+    _check_states(chain, state)
     for address, link, _ in walk(chain, index):
         _check_place(address, link, [n for n, _, _ in chain.parts(index)])
     _warn_of_autocast(chain, index, ctx)
+
+
+def _check_states(chain: Transform, state: State, path: str = "") -> None:
+    for name, link, _ in chain.parts(None):
+        address, inner = f"{path}/{name}" if path else name, state.held()[name]
+        if isinstance(link, KeepsWindow) and not isinstance(inner, WindowState):
+            raise TypeError(f"chain: the state of {address} must be a WindowState, got {type(inner).__name__}.")
+        _check_states(link, inner, address)
 
 
 def _paths(chain: Transform, index: Index) -> Iterator[tuple[list[tuple[str, Transform]], list[str]]]:

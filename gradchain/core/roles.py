@@ -55,13 +55,16 @@ class AverageState(State):
 class KeepsWindow(Transform, role_only=True):
     """A link that keeps a window of micro-batches, in a `WindowState`.
 
-    First in the outermost chain, its window may lie in `.grad`, where autograd sums; the updater then asks it how long
-    that is, so that ranks reduce once per window.
+    It holds the chain for the reason "window". First in the outermost chain, its window may lie in `.grad`, where
+    autograd sums: it then finds the sum in the updates, and the updater asks it how long the window is, so that ranks
+    reduce once.
 
     >>> import gradchain as gch
     >>> isinstance(gch.accumulate(4), gch.KeepsWindow)
     True
     """
+
+    holds = "window"
 
     def sums_in_grad(self) -> bool:
         """Whether the window may lie in `.grad`."""
@@ -75,30 +78,35 @@ class KeepsWindow(Transform, role_only=True):
 class Gate(Transform, role_only=True):
     """A link that holds the chain where the updates are not finite, so that nothing is applied and the run goes on.
 
-    It sets `holds`, the reason. While a gate is active a loss that is not finite is no error.
+    Where it holds, its new state is what `refused` returns. While a gate is active a loss that is not finite is no
+    error. The reason it holds for is "nonfinite", or a `holds` of its own.
 
     >>> import gradchain as gch
     >>> isinstance(gch.skip_nonfinite(), gch.Gate)
     True
     """
 
+    holds = "nonfinite"
+
     def active(self, ctx: Context) -> bool:
         """Whether it looks at the updates at all."""
         return True
 
-    def refused(self, updates: Tensors, state: Any, ctx: Context) -> State:
-        """The state after it was met by `updates` that are not finite: a scale backed off, a skip counted."""
+    def refused(self, why: str, state: Any, ctx: Context) -> State:
+        """The state after it held for what is not finite: a scale backed off, a skip counted. `why` says what was."""
         kept: State = state
         return kept
 
 
 class Freezes(Transform, role_only=True):
-    """A link that leaves parameters alone.
+    """A link that makes the entries of some parameters absent, for good or for a while.
 
     >>> import gradchain as gch
     >>> isinstance(gch.freeze(gch.bias), gch.Freezes)
     True
     """
+
+    role = "freeze"
 
     def frozen(self, index: Index) -> Iterable[str]:
         """Those of `index` that it leaves alone for good: nothing else on their way matters."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
@@ -14,6 +15,7 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
 
+_OWN = frozenset({"held", "holding", "items", "own", "replace"})
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -31,11 +33,14 @@ class State:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        taken = next((name for name in inspect.get_annotations(cls) if name in _OWN), None)
+        if taken is not None:
+            raise TypeError(f"{cls.__name__}: a field must not be called {taken!r}, which every State has already.")
         dataclass(frozen=True, eq=False)(cls)
         cls.own = tuple(f.name for f in fields(cls) if f.name != "links")  # type: ignore[arg-type]
 
         def flatten(state: Any) -> tuple[list[Any], Any]:
-            return [getattr(state, f.name) for f in fields(state)], None
+            return [state[f.name] for f in fields(state)], None
 
         _torch.register_pytree(cls, flatten, lambda values, _: cls(*values))
 
@@ -45,6 +50,10 @@ class State:
         copy.__dict__.update(self.__dict__)
         copy.__dict__.update(changes)
         return copy
+
+    def __getitem__(self, name: str) -> Any:
+        """One of the fields, by name."""
+        return self.__dict__[name]
 
     def held(self) -> Mapping[str, State]:
         """The states of held links, by name; none where the link holds no others."""
@@ -93,7 +102,7 @@ def settled(old: State, new: S, owner: str) -> S:
         raise TypeError(f"{owner}: update must return its own kind of state, {type(old).__name__}, got {new!r}.")
     changes: dict[str, Any] = {}
     for name, value in new.items():
-        before = getattr(old, name)
+        before = old[name]
         if value is before:
             continue
         if isinstance(value, Tensors) and name not in new.whole:
@@ -110,7 +119,7 @@ def merged(old: S, fresh: State) -> S:
     """`old` with the entries of parameters that only `fresh` knows; numbers stay as `old` has them."""
     changes: dict[str, Any] = {}
     for name, value in old.items():
-        other = getattr(fresh, name)
+        other = fresh[name]
         if isinstance(value, Tensors):
             changes[name] = other.overlay(value) if len(value) else other
         elif isinstance(value, (Count, Scalars)):
@@ -133,7 +142,7 @@ def overlaid(state: S, parts: Sequence[State]) -> S:
     """`state` with the entries of every part in place of its own; numbers stay. The other way round from `merged`."""
     changes: dict[str, Any] = {}
     for name, value in state.items():
-        theirs = [getattr(part, name) for part in parts]
+        theirs = [part[name] for part in parts]
         if isinstance(value, Tensors) and any(len(t) for t in theirs):
             entries = {n: t for tensors in (value, *theirs) for n, t in tensors.items()}
             changes[name] = EagerTensors.at(value.index, {n: entries[n] for n in value})

@@ -166,11 +166,10 @@ class Transform:
         """The number a hyperparameter has under the schedules and overrides of `ctx`, checked."""
         given = self.__dict__[hyper.name]
         override = ctx.overridden().get(f"{ctx.address}.{hyper.name}")
-        if override is None:
-            value, source = evaluated(given, ctx), given
-        else:
-            value = override.resolve(lambda: evaluated(given, ctx), ctx)
-            source = override.value if override.factor is None else given
+        source = given if override is None else override.source(given)
+        value = evaluated(source, ctx)
+        if override is not None:
+            value = override.applied(value)
         if isinstance(value, (int, float, Scalars)) and hyper.accepts(value):
             return value
         cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if varies(source) else ""

@@ -66,7 +66,7 @@ def carried(
     for address, state in states(tx, fresh):
         changes: dict[str, Any] = {}
         for name, value in state.items():
-            was = getattr(before[address], name)
+            was = before[address][name]
             if isinstance(value, Tensors):
                 had |= set(was) - set(buffers)
                 whole = buffers if name in state.whole else None

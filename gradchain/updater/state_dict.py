@@ -217,7 +217,7 @@ def _kind(tensor: Tensor) -> str:
 def _shards(tensor: Tensor) -> str:
     if not is_dtensor(tensor):
         return ""
-    return f", as {tensor.placements} over {tensor.device_mesh.size()} ranks"  # type: ignore[attr-defined]
+    return f", as {tensor.placements} over {tensor.device_mesh.size()} ranks"
 
 
 def _can_lie(tensor: Tensor, place: Tensor) -> bool:
@@ -232,7 +232,7 @@ def _laid(tensor: Tensor, place: Tensor) -> Tensor:
         return moved.clone()
     from torch.distributed.tensor import distribute_tensor  # only where there are DTensors: importing it takes time
 
-    return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)
 
 
 def fingerprint(parameters: Mapping[str, Tensor]) -> dict[str, int]:

@@ -224,7 +224,7 @@ class Walk:
     def _must_synchronise(self) -> bool:
         """DDP with static_graph records the graph in the first backward of the run, and must reduce then."""
         modules = self.bound.target.replicated
-        return not self.bound.window.begun and any(getattr(m, "static_graph", False) for m in modules)
+        return not self.bound.window.begun and any(m.static_graph for m in modules)
 
     def _autocasting(self, autocast: torch.dtype | bool | None) -> AbstractContextManager[Any]:
         """Autocast as `bind` or this forward wants it; where neither says anything, as it is outside."""
