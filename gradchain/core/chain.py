@@ -40,6 +40,7 @@ class chain(Transform):
     chain(clip_by_norm(1.0), scale_by_adam(), scale(-0.1))
     """
 
+    descends = False  # its links say for themselves
     per_parameter = True
 
     links: tuple[Transform | tuple[str, Transform], ...]
