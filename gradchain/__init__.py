@@ -26,6 +26,7 @@ from gradchain.core.roles import Freezes as Freezes
 from gradchain.core.roles import Gate as Gate
 from gradchain.core.roles import KeepsWindow as KeepsWindow
 from gradchain.core.roles import WindowState as WindowState
+from gradchain.core.says import Says as Says
 from gradchain.core.scalars import Count as Count
 from gradchain.core.scalars import Scalars as Scalars
 from gradchain.core.scalars import maximum as maximum
@@ -96,6 +97,7 @@ __all__ = [
     "KeepsWindow",
     "LoadReport",
     "PerParameter",
+    "Says",
     "Scalars",
     "Selector",
     "State",

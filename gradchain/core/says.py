@@ -14,7 +14,12 @@ Role = Literal[
 
 
 class Says(TypedDict, total=False):
-    """What `Transform.says` may be about; each is an attribute of `Transform`, described there."""
+    """What `Transform.says` may be about; each is an attribute of `Transform`, described there.
+
+    >>> import gradchain as gch
+    >>> gch.clip_by_norm(1.0, per="tensor").says()
+    {'per_parameter': True}
+    """
 
     descends: bool | None
     per_parameter: bool
