@@ -159,3 +159,33 @@ def test_private_calls_of_torch_live_in_one_file(file: Path):
 def test_every_file_has_a_docstring(file: Path):
     """Its first line says the idea."""
     assert not file.read_text().strip() or ast.get_docstring(ast.parse(file.read_text()))
+
+
+# What is asked for by its name because it is not ours: a user's object, or one of the standard library.
+NOT_OURS = {
+    ("core/tensors.py", "__name__"),
+    ("core/eager.py", "shape"),
+    ("updater/gradients.py", "shape"),
+    ("engine/executors/build.py", "ST_NOEXEC"),
+    ("engine/executors/build.py", "frozen"),
+    ("engine/executors/build.py", "register_at_fork"),
+}
+
+
+def asked_by_name(file: Path) -> set[tuple[str, str]]:
+    """The attributes that a file asks for by a name in quotes."""
+    return {
+        (name_of(file), call.args[1].value)
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id in ("getattr", "hasattr")
+        and isinstance(call.args[1], ast.Constant)
+    }
+
+
+def test_parts_are_found_by_type_not_by_the_name_of_an_attribute():
+    """What a link, a state, a kernel or an executor may be to others is declared: nobody tries whether it has it."""
+    rooms = {"core", "updater", "engine", "combinators", "transforms"}
+    files = [f for f in FILES if room_of(name_of(f)) in rooms and name_of(f) != "core/_torch.py"]
+    assert set().union(*map(asked_by_name, files)) == NOT_OURS
