@@ -225,7 +225,8 @@ def test_skip_nonfinite_raises_after_too_many_in_a_row():
     with pytest.raises(FloatingPointError) as caught:
         link.update(BAD, state, ctx)
     assert str(caught.value) == (
-        "skip_nonfinite: at most 1 updates in a row may have inf or NaN, got 2; the first offending parameter is 'b'. "
+        "skip_nonfinite: at most 1 updates in a row may have inf or NaN, got 2; the updates have inf or NaN, the first "
+        "offending parameter is 'b'. "
         "Look at the loss and the data of this step, lower the learning rate, or raise max_consecutive."
     )
 
