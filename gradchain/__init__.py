@@ -21,6 +21,12 @@ from gradchain.core.config import from_config as from_config
 from gradchain.core.config import to_config as to_config
 from gradchain.core.context import Context as Context
 from gradchain.core.hyper import Hyper as Hyper
+from gradchain.core.roles import AverageState as AverageState
+from gradchain.core.roles import Freezes as Freezes
+from gradchain.core.roles import Gate as Gate
+from gradchain.core.roles import KeepsWindow as KeepsWindow
+from gradchain.core.roles import WindowState as WindowState
+from gradchain.core.says import Says as Says
 from gradchain.core.scalars import Count as Count
 from gradchain.core.scalars import Scalars as Scalars
 from gradchain.core.scalars import maximum as maximum
@@ -81,12 +87,17 @@ from gradchain.updater import Updater as Updater
 from gradchain.updater import group as group
 
 __all__ = [
+    "AverageState",
     "Context",
     "Count",
+    "Freezes",
+    "Gate",
     "Group",
     "Hyper",
+    "KeepsWindow",
     "LoadReport",
     "PerParameter",
+    "Says",
     "Scalars",
     "Selector",
     "State",
@@ -95,6 +106,7 @@ __all__ = [
     "UpdateInfo",
     "Updater",
     "Weights",
+    "WindowState",
     "__version__",
     "accumulate",
     "adam",

@@ -159,3 +159,38 @@ def test_private_calls_of_torch_live_in_one_file(file: Path):
 def test_every_file_has_a_docstring(file: Path):
     """Its first line says the idea."""
     assert not file.read_text().strip() or ast.get_docstring(ast.parse(file.read_text()))
+
+
+# What is asked for by its name, and is no part of ours: an object of a user's, or one of the standard library. But for
+# `_apply`: numbers that are recorded, which core must not import.
+ASKED_BY_NAME = {
+    ("core/config.py", "__qualname__"),
+    ("core/eager.py", "shape"),
+    ("core/scalars.py", "_apply"),
+    ("core/tensors.py", "__name__"),
+    ("engine/executors/build.py", "ST_NOEXEC"),
+    ("engine/executors/build.py", "frozen"),
+    ("engine/executors/build.py", "register_at_fork"),
+    ("engine/executors/native.py", "register_at_fork"),
+    ("updater/files.py", "O_DIRECTORY"),
+    ("updater/gradients.py", "shape"),
+}
+
+
+def asked_by_name(file: Path) -> set[tuple[str, str]]:
+    """The attributes that a file asks for by a name in quotes."""
+    return {
+        (name_of(file), call.args[1].value)
+        for call in ast.walk(ast.parse(file.read_text()))
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id in ("getattr", "hasattr")
+        and isinstance(call.args[1], ast.Constant)
+    }
+
+
+def test_parts_are_found_by_type_not_by_the_name_of_an_attribute():
+    """What a link, a state, a kernel or an executor may be to others is declared: nobody tries whether it has it."""
+    rooms = {"core", "updater", "engine", "combinators", "transforms"}
+    files = [f for f in FILES if room_of(name_of(f)) in rooms and name_of(f) != "core/_torch.py"]
+    assert set().union(*map(asked_by_name, files)) == ASKED_BY_NAME

@@ -1,8 +1,9 @@
-"""A user's own links: with a State, a Count and Hypers; stateless; holding; owning the weights."""
+"""A user's own links: with a State, a Count and Hypers; stateless; holding; owning the weights; gates and windows."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +90,103 @@ class stay_on_sphere(gch.Transform):
         return gch.Weights(new.map(lambda w: w / w.norm())), state
 
 
+class shrink(gch.Transform):
+    """One whose arguments decide what it says of itself."""
+
+    role = "scale"
+    descends = False
+
+    factor: gch.Hyper = gch.Hyper(0.5, "(0, 1]")
+    of_all: bool = False
+
+    def says(self) -> gch.Says:
+        return {"per_parameter": not self.of_all, "uniform": frozenset({"factor"} if self.of_all else ())}
+
+    def update(self, g: gch.Tensors, state: gch.State, ctx: gch.Context) -> tuple[gch.Tensors, gch.State]:
+        return self.factor * g, state
+
+
+assert_type(shrink().per_parameter, bool)
+
+
+class SpikesState(gch.State):
+    seen: int = 0
+
+
+class stop_spikes(gch.Gate):
+    """A gate: it holds where the updates are not finite."""
+
+    descends = False
+
+    def init(self, params: gch.Tensors) -> SpikesState:
+        return SpikesState()
+
+    def refused(self, why: str, state: SpikesState, ctx: gch.Context) -> SpikesState:
+        return SpikesState(state.seen + 1)
+
+    def update(self, g: gch.Tensors, state: SpikesState, ctx: gch.Context) -> tuple[gch.Tensors | None, gch.State]:
+        return (g, state) if g.all_finite() else (None, self.refused("the updates have inf or NaN", state, ctx))
+
+
+class pairs(gch.KeepsWindow):
+    """A window of two micro-batches in `.grad`."""
+
+    descends = False
+
+    def sums_in_grad(self) -> bool:
+        return True
+
+    def size(self, state: gch.WindowState) -> int:
+        return 2
+
+    def init(self, params: gch.Tensors) -> gch.WindowState:
+        return gch.WindowState(params.select(()))
+
+    def drop_window(self, state: gch.WindowState) -> gch.WindowState:
+        return gch.WindowState(state.window.select(()))
+
+    def update(
+        self, g: gch.Tensors, state: gch.WindowState, ctx: gch.Context
+    ) -> tuple[gch.Tensors | None, gch.WindowState]:
+        assert_type(state.window, gch.Tensors)
+        if not ctx.micro.flushing:
+            window = g if ctx.micro.summed else state.window.overlay(g).overlay(g + state.window)
+            state = gch.WindowState(window, state.micro + 1, 2, scaled=ctx.micro.scaled)
+        if not state.micro or (state.micro < 2 and not ctx.micro.last):
+            return None, state
+        return state.window / state.micro, self.drop_window(state)
+
+
+class freeze_odd(gch.Freezes):
+    """One that leaves parameters alone for good."""
+
+    descends = False
+
+    def frozen(self, index: Any) -> Iterable[str]:
+        return [name for name in index if len(name) % 2]
+
+    def update(self, g: gch.Tensors, state: gch.State, ctx: gch.Context) -> tuple[gch.Tensors, gch.State]:
+        return g.select([name for name in g if len(name) % 2 == 0]), state
+
+
+class HalfwayState(gch.AverageState):
+    times: int = 0
+
+
+class halfway(gch.Transform):
+    """One that averages the weights."""
+
+    descends = False
+    role = "average"
+
+    def init(self, params: gch.Tensors) -> HalfwayState:
+        return HalfwayState(params.clone(), params.select(()))
+
+    def update(self, g: gch.Tensors, state: HalfwayState, ctx: gch.Context) -> tuple[gch.Tensors, HalfwayState]:
+        average = state.average.lerp(ctx.new_params(g), 0.5)
+        return g, state.replace(average=average, times=state.times + 1)
+
+
 def centred(updates: gch.Tensors, params: gch.Tensors) -> gch.Tensors:
     return updates.map(lambda g: g - g.mean()).where(params > 0, 0.0)
 
@@ -102,6 +200,7 @@ tx = gch.chain(
     gch.scale_by_learning_rate(lambda step: 0.1 / (step + 1)),
     gch.project(lambda w: w.clamp(-1, 1), gch.named("scale")),
 )
+parts = gch.chain(pairs(), stop_spikes(), freeze_odd(), shrink(of_all=True), gch.scale_by_learning_rate(0.1), halfway())
 assert_type(tx, gch.chain)
 updater = tx.bind(nn.Linear(2, 2))
 again = gch.from_config(gch.to_config(tx), names={"scale_by_yogi": scale_by_yogi})

@@ -74,6 +74,20 @@ class wrong_algebra(gch.Transform):
         return g.norms(), state  # type: ignore[return-value]  # pyright: ignore[reportReturnType]
 
 
+class wrong_role(gch.Transform):
+    role = "cilp"  # type: ignore[assignment]  # pyright: ignore[reportAssignmentType]
+
+
+class wrong_words(gch.Transform):
+    def says(self) -> gch.Says:
+        return {"per_paramter": True}  # type: ignore[typeddict-unknown-key]  # pyright: ignore[reportReturnType]
+
+
+class wrong_window(gch.KeepsWindow):
+    def size(self, state: gch.WindowState) -> str:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
+        return "2"
+
+
 class wrong_selector(gch.Selector):
     def __call__(self, name: str) -> bool:  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         return True

@@ -2,32 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.state import State
+from gradchain.core.roles import KeepsWindow, WindowState
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import Transform
 
 
-class AccumulateState(State):
+class AccumulateState(WindowState):
     """What accumulate remembers of the open window."""
 
-    whole: ClassVar[frozenset[str]] = frozenset({"window"})
-
-    window: Tensors  # the sum of the gradients; no entries while no window is open
-    micro: int = 0  # micro-batches in the window so far
-    size: int = 0  # k, fixed when the window opened; 0 while none is open
-    weight: float = 0.0  # the sum of their weights
-    weighted: bool = False  # whether they were given weights
-    scaled: bool = False  # whether the chain scaled their losses
-    loss: Any = 0.0  # the sum of weight times loss; a number, or a 0-d tensor where the loss is on an accelerator
+    weighted: bool = False  # whether its micro-batches were given weights
 
 
-class accumulate(Transform):
+class accumulate(KeepsWindow):
     """Sum the gradients of `every` micro-batches, and hold the chain until the window is full.
 
         loss_i ← loss_i / k      (or loss_i · w_i, where update is given weight=w_i)
@@ -54,22 +45,21 @@ class accumulate(Transform):
     """
 
     descends = False
-    holds = "window"
     uniform = frozenset({"every"})
 
     every: Annotated[Hyper, "integer [1, inf)"]
     reduce: str = "mean"
     dtype: torch.dtype | None = None
 
-    @property
-    def sums_in_grad(self) -> bool:  # type: ignore[override]  # the argument decides
+    def sums_in_grad(self) -> bool:
         """Without a dtype of its own, the window may lie where autograd sums."""
         return self.dtype is None
 
     def check(self) -> None:
         if self.reduce not in ("mean", "sum"):
             raise ValueError(f"accumulate: reduce must be 'mean' or 'sum', got {self.reduce!r}.")
-        if self.dtype is not None and not getattr(self.dtype, "is_floating_point", False):
+        given: object = self.dtype
+        if given is not None and not (isinstance(given, torch.dtype) and given.is_floating_point):
             raise TypeError(f"accumulate: dtype must be a floating-point torch.dtype or None, got {self.dtype!r}.")
 
     def init(self, params: Tensors) -> AccumulateState:
@@ -82,14 +72,14 @@ class accumulate(Transform):
         self._check_alike(state, ctx.micro.weight is not None, True)
         return loss * self._factor(state, ctx)
 
-    def _size(self, state: AccumulateState) -> int:
+    def size(self, state: AccumulateState) -> int:
         return state.size if state.micro else int(self.every)
 
     def _factor(self, state: AccumulateState, ctx: Context) -> float:
         """What a micro-batch's gradient is multiplied by as it enters the window."""
         if ctx.micro.weight is not None:
             return ctx.micro.weight
-        return 1.0 if self.reduce == "sum" else 1.0 / self._size(state)
+        return 1.0 if self.reduce == "sum" else 1.0 / self.size(state)
 
     def update(self, g: Tensors, state: AccumulateState, ctx: Context) -> tuple[Tensors | None, AccumulateState]:
         if not ctx.micro.flushing:
@@ -137,6 +127,4 @@ class accumulate(Transform):
                 g = g.to(self.dtype)
             window = state.window.overlay(g).overlay(g + state.window)
         loss = state.loss + weight * ctx.loss if ctx.has_loss else state.loss
-        return AccumulateState(
-            window, state.micro + 1, self._size(state), state.weight + weight, weighted, scaled, loss
-        )
+        return AccumulateState(window, state.micro + 1, self.size(state), state.weight + weight, scaled, loss, weighted)

@@ -9,9 +9,9 @@ import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
+from gradchain.core.roles import Gate
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import Transform
 
 
 class AmpState(State):
@@ -21,7 +21,7 @@ class AmpState(State):
     growth_tracker: int = 0  # updates in a row without overflow since the scale last changed
 
 
-class amp_scale(Transform):
+class amp_scale(Gate):
     """Multiply the loss by a scale before backward, and divide the gradients by it; hold the chain on overflow.
 
         loss ← scale · loss;   u = g / scale

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from gradchain.combinators.masked import check_selector
 from gradchain.core.context import Context
+from gradchain.core.index import Index
+from gradchain.core.roles import Freezes
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import Transform
 from gradchain.selectors import Predicate
 
 
-class freeze(Transform):
+class freeze(Freezes):
     """Take the parameters a selector matches out of the updates, as if they had no gradient.
 
         u_i absent for i in selector while step < until, else g_i
@@ -41,7 +44,6 @@ class freeze(Transform):
     """
 
     descends = False
-    role = "freeze"
     per_parameter = True
 
     selector: Predicate
@@ -55,6 +57,9 @@ class freeze(Transform):
             raise TypeError(f"freeze: until must be a number of applied updates or None, got {self.until!r}.")
         if self.until < 0:
             raise ValueError(f"freeze: until must be at least 0, got {self.until!r}.")
+
+    def frozen(self, index: Index) -> Iterable[str]:
+        return index.members(self.selector) if self.until is None else ()
 
     def init(self, params: Tensors) -> State:
         params.index.members(self.selector)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.refusal import first_offender
+from gradchain.core.roles import Gate
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import Transform
 
 
 class SkipState(State):
@@ -16,7 +16,7 @@ class SkipState(State):
     consecutive: int = 0  # skips in a row so far
 
 
-class skip_nonfinite(Transform):
+class skip_nonfinite(Gate):
     """Hold the chain when the updates have an inf or NaN; raise when that happens too often in a row.
 
         u = g if every element of g is finite, else nothing is applied
@@ -42,7 +42,6 @@ class skip_nonfinite(Transform):
     """
 
     descends = False
-    holds = "nonfinite"
     uniform = frozenset({"max_consecutive"})
 
     max_consecutive: Hyper = Hyper(5, "integer [0, inf]")
@@ -57,10 +56,6 @@ class skip_nonfinite(Transform):
             return g, SkipState()
         why = f"the updates have inf or NaN, the first offending parameter is {first_offender(g)!r}"
         return None, self.refused(why, state, ctx)
-
-    def active(self, ctx: Context) -> bool:
-        """Whether it looks at the updates: always."""
-        return True
 
     def refused(self, why: str, state: SkipState, ctx: Context) -> SkipState:
         """The state after one more skip, for the updates or for what a link evaluated."""

@@ -9,11 +9,14 @@ import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Number: TypeAlias = "float | Tensor"
 Column: TypeAlias = "list[Tensor] | list[Number] | Number"
@@ -54,7 +57,7 @@ def on_host() -> AbstractContextManager[Any]:
     return torch.device("cpu") if torch._C._len_torch_function_stack() else nullcontext()
 
 
-def is_dtensor(value: object) -> bool:
+def is_dtensor(value: object) -> TypeGuard[DTensor]:
     """Whether `value` is a DTensor; where none was ever made, its file may not have been imported."""
     found = sys.modules.get("torch.distributed.tensor")
     return found is not None and isinstance(value, found.DTensor)

@@ -7,7 +7,8 @@ from typing import Any
 
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.refusal import REASONS, Refusal
+from gradchain.core.refusal import Refusal
+from gradchain.core.roles import Gate
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, named_parts
@@ -41,6 +42,7 @@ class chain(Transform):
     chain(clip_by_norm(1.0), scale_by_adam(), scale(-0.1))
     """
 
+    descends = False  # its links say for themselves
     per_parameter = True
 
     links: tuple[Transform | tuple[str, Transform], ...]
@@ -101,27 +103,28 @@ class chain(Transform):
                 break
         return out
 
-    def _gate(self, ctx: Context) -> str | None:
+    def _gate(self, ctx: Context) -> tuple[str, Gate] | None:
         """The link that will hold for what is not finite: the first of the active gates."""
-        for name, link in self.named:
-            gate: Any = link if link.holds in REASONS and hasattr(link, "refused") else None
-            if gate is not None and gate.active(ctx.enter(name)):
-                return name
-        return None
+        gates = ((name, link) for name, link in self.named if isinstance(link, Gate))
+        return next(((name, gate) for name, gate in gates if gate.active(ctx.enter(name))), None)
 
-    def _held(self, gate: str, why: str, before: Links, states: dict[str, State], ctx: Context) -> dict[str, State]:
+    def _held(
+        self, gate: tuple[str, Gate], why: str, before: Links, states: dict[str, State], ctx: Context
+    ) -> dict[str, State]:
         """The states where an evaluation was refused: as where the gate holds for the updates.
 
         Links in front of it keep what they made, as those of a window that closed; it and all behind are as before,
         but for what it makes of the refusal.
         """
-        names = [name for name, _ in self.named]
-        at, link = ctx.enter(gate), dict(self.named)[gate]
+        name, link = gate
+        names = [n for n, _ in self.named]
+        at = ctx.enter(name)
         at.explain(why)
         at.held(link.holds)
-        kept = {name: before.links[name] for name in names[names.index(gate) :]}
-        resolved: Any = link.at(at)
-        kept[gate] = resolved.refused(why, before.links[gate], at)
+        kept = {n: before.links[n] for n in names[names.index(name) :]}
+        resolved = link.at(at)
+        assert isinstance(resolved, Gate)
+        kept[name] = resolved.refused(why, before.links[name], at)
         return {**states, **kept}
 
     def scale_loss(self, loss: Any, state: Links, ctx: Context, until: str | None = None) -> Any:

@@ -7,24 +7,26 @@ from collections.abc import Iterator
 
 import torch
 
+from gradchain.core.context import Context
 from gradchain.core.index import Index
+from gradchain.core.roles import Freezes, Gate, KeepsWindow, WindowState
 from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, walk
 
 
-def check_chain(chain: Transform, index: Index, state: State, autocast: torch.dtype | None) -> None:
+def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> None:
     """Refuse a chain whose order cannot be meant, and warn of one that is probably not.
 
     Args:
         chain: the outermost chain.
         index: the parameters it is bound to.
         state: what `chain.init` made of them.
-        autocast: the dtype the model computes in, where autocast is on.
+        ctx: the context of a look at the chain there.
 
     Raises:
-        ValueError: in a sentence that names the links, the rule and the cure.
+        TypeError, ValueError: in a sentence that names the links, the rule and the cure.
     """
     stateful = set(_stateful(chain, state))
     frozen = _frozen(chain, index)
@@ -32,9 +34,18 @@ def check_chain(chain: Transform, index: Index, state: State, autocast: torch.dt
         _check_sign(path, [name for name in names if name not in frozen])
         _check_order(path)
         _check_holders(path, stateful)
+    _check_states(chain, state)
     for address, link, _ in walk(chain, index):
         _check_place(address, link, [n for n, _, _ in chain.parts(index)])
-    _warn_of_autocast(chain, index, autocast)
+    _warn_of_autocast(chain, index, ctx)
+
+
+def _check_states(chain: Transform, state: State, path: str = "") -> None:
+    for name, link, _ in chain.parts(None):
+        address, inner = f"{path}/{name}" if path else name, state.held()[name]
+        if isinstance(link, KeepsWindow) and not isinstance(inner, WindowState):
+            raise TypeError(f"chain: the state of {address} must be a WindowState, got {type(inner).__name__}.")
+        _check_states(link, inner, address)
 
 
 def _paths(chain: Transform, index: Index) -> Iterator[tuple[list[tuple[str, Transform]], list[str]]]:
@@ -50,8 +61,8 @@ def _paths(chain: Transform, index: Index) -> Iterator[tuple[list[tuple[str, Tra
 
 def _frozen(chain: Transform, index: Index) -> set[str]:
     """The parameters that a link leaves alone for good: nothing on their way matters."""
-    links = [link for _, link, _ in walk(chain, index) if link.role == "freeze" and getattr(link, "until", 0) is None]
-    return {name for link in links for name in index.members(link.selector)}  # type: ignore[attr-defined]
+    links = [(link, seen) for _, link, seen in walk(chain, index) if isinstance(link, Freezes)]
+    return {name for link, seen in links for name in link.frozen(seen)}
 
 
 def _check_sign(path: list[tuple[str, Transform]], names: list[str]) -> None:
@@ -142,27 +153,26 @@ def _in_branch(address: str) -> bool:
 
 def _stateful(link: Transform, state: State, path: str = "") -> Iterator[str]:
     """Addresses of links whose own state has something per parameter."""
-    links = getattr(state, "links", {})
     for name, part, _ in link.parts(None):
         address = f"{path}/{name}" if path else name
-        inner = links[name]
+        inner = state.held()[name]
         if any(isinstance(v, Count) or (isinstance(v, Tensors) and len(v)) for _, v in inner.items()):
             yield address
         yield from _stateful(part, inner, address)
 
 
-def _warn_of_autocast(chain: Transform, index: Index, autocast: torch.dtype | None) -> None:
+def _warn_of_autocast(chain: Transform, index: Index, ctx: Context) -> None:
     scalers = [(a, link) for a, link, _ in walk(chain, index) if link.role == "unscale"]
-    half = autocast == torch.float16 or any(f.parameter.dtype == torch.float16 for f in index.facts)
-    if autocast == torch.float16 and not scalers:
+    if ctx.autocast == torch.float16 and not scalers:
         warnings.warn(
             "bind: float16 autocast without amp_scale(): small gradients underflow to zero. Put amp_scale() in front "
             "of the chain, after accumulate.",
             stacklevel=6,
         )
-    if scalers and not half and autocast is None and not getattr(scalers[0][1], "always", False):
+    idle = [a for a, link in scalers if isinstance(link, Gate) and not link.active(ctx)]
+    if idle and ctx.autocast is None:
         warnings.warn(
-            f"bind: {scalers[0][0]} does nothing: neither the autocast nor a parameter is float16. Bind with "
+            f"bind: {idle[0]} does nothing: neither the autocast nor a parameter is float16. Bind with "
             "autocast=torch.float16, or leave it out.",
             stacklevel=6,
         )

@@ -86,8 +86,10 @@ def _read_fields(config: Mapping[str, Any], names: Mapping[str, Any], *own: str)
 
 def _write_value(kind: str) -> Callable[[Any], dict[str, Any]]:
     def write(value: Any) -> dict[str, Any]:
-        written = getattr(value, "arguments", None)
-        args, kwargs = written() if written else ((), {f.name: getattr(value, f.name) for f in fields(value)})
+        if isinstance(value, (selectors.Selector, Written)):
+            args, kwargs = value.arguments()
+        else:
+            args, kwargs = (), {f.name: getattr(value, f.name) for f in fields(value)}
         known = _known(kind).get(type(value).__name__) is type(value)
         out: dict[str, Any] = {kind: type(value).__name__ if known else _name_of(type(value))}
         if args:

@@ -237,7 +237,7 @@ class Context:
 
     def _look(self, loss: Any, grads: Tensors) -> None:
         """Refuse an evaluation that is not finite, where somebody is to look."""
-        if not self._gated and (_torch.under_functorch() or getattr(loss, "is_cpu", True) is False):
+        if not self._gated and (_torch.under_functorch() or (isinstance(loss, Tensor) and not loss.is_cpu)):
             return
         finite = loss is None or is_finite(loss)  # one who evaluates without an updater may know gradients only
         if self._gated and self._step.over_ranks is not None:

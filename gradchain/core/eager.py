@@ -375,7 +375,7 @@ def _wide(value: Tensor) -> torch.dtype:
 
 def _whole(value: Tensor) -> Tensor:
     """The whole value of a reduction over a sharded tensor (DTensor): a collective. Any other as it is."""
-    return value.full_tensor() if _torch.is_dtensor(value) else value  # type: ignore[attr-defined]
+    return value.full_tensor() if _torch.is_dtensor(value) else value
 
 
 def _stacked(values: list[Tensor]) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, overload
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from gradchain.core.scalars import Scalars
 from gradchain.core.spread import Spread
+from gradchain.schedules import Schedule
 from gradchain.selectors import PerParameter
 
 if TYPE_CHECKING:
@@ -158,11 +158,13 @@ class Override:
     value: Any = None
     factor: float | None = None
 
-    def resolve(self, original: Callable[[], Any], ctx: Context) -> Any:
-        """The number in force, given what would be without it."""
-        if self.factor is not None:
-            return original() * self.factor
-        return evaluated(self.value, ctx)
+    def source(self, given: Any) -> Any:
+        """What the number in force comes from: what the code has, which a factor leaves there, or else the value."""
+        return self.value if self.factor is None else given
+
+    def applied(self, number: Any) -> Any:
+        """The number in force, given that of its source."""
+        return number if self.factor is None else number * self.factor
 
 
 def varies(value: Any) -> bool:
@@ -180,5 +182,4 @@ def evaluated(value: Any, ctx: Context) -> Any:
     if isinstance(value, Tensor) or not callable(value):
         return value
     step = ctx.step  # raises where there is none to read
-    at = getattr(value, "at", None)
-    return at(ctx.clocks) if at is not None else value(step)
+    return value.at(ctx.clocks) if isinstance(value, Schedule) else value(step)

@@ -9,9 +9,6 @@ from torch import Tensor
 
 from gradchain.core.tensors import Tensors
 
-REASONS = frozenset({"overflow", "nonfinite"})
-"""What a gate holds the chain for."""
-
 
 class Refusal(FloatingPointError):  # noqa: N818  # a chain with a gate makes no error of it
     """A link met a loss or gradient that is not finite. The innermost chain with an active gate holds for it.

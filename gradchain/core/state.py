@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 from typing_extensions import Self, dataclass_transform
 
@@ -12,6 +14,9 @@ from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
+
+_OWN = frozenset({"held", "holding", "items", "own", "replace"})
+_NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
@@ -28,11 +33,14 @@ class State:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        taken = next((name for name in inspect.get_annotations(cls) if name in _OWN), None)
+        if taken is not None:
+            raise TypeError(f"{cls.__name__}: a field must not be called {taken!r}, which every State has already.")
         dataclass(frozen=True, eq=False)(cls)
         cls.own = tuple(f.name for f in fields(cls) if f.name != "links")  # type: ignore[arg-type]
 
         def flatten(state: Any) -> tuple[list[Any], Any]:
-            return [getattr(state, f.name) for f in fields(state)], None
+            return [state[f.name] for f in fields(state)], None
 
         _torch.register_pytree(cls, flatten, lambda values, _: cls(*values))
 
@@ -42,6 +50,19 @@ class State:
         copy.__dict__.update(self.__dict__)
         copy.__dict__.update(changes)
         return copy
+
+    def __getitem__(self, name: str) -> Any:
+        """One of the fields, by name."""
+        return self.__dict__[name]
+
+    def held(self) -> Mapping[str, State]:
+        """The states of held links, by name; none where the link holds no others."""
+        links: Mapping[str, State] = self.__dict__.get("links", _NONE)
+        return links
+
+    def holding(self, links: Mapping[str, State]) -> Self:
+        """A copy with other states of held links; itself where there are none."""
+        return self.replace(links=links) if links else self
 
     def items(self) -> Iterator[tuple[str, Any]]:
         """The link's own fields, by name; the states of held links are not among them."""
@@ -70,7 +91,10 @@ _torch.register_pytree(
 )
 
 
-def settled(old: State, new: State, owner: str) -> State:
+S = TypeVar("S", bound=State)
+
+
+def settled(old: State, new: S, owner: str) -> S:
     """`new` as it is kept: rounded to the stored dtypes, entries that were absent this time as `old` has them."""
     if new is old:
         return new
@@ -78,7 +102,7 @@ def settled(old: State, new: State, owner: str) -> State:
         raise TypeError(f"{owner}: update must return its own kind of state, {type(old).__name__}, got {new!r}.")
     changes: dict[str, Any] = {}
     for name, value in new.items():
-        before = getattr(old, name)
+        before = old[name]
         if value is before:
             continue
         if isinstance(value, Tensors) and name not in new.whole:
@@ -91,38 +115,34 @@ def settled(old: State, new: State, owner: str) -> State:
     return new.replace(**changes) if changes else new
 
 
-def merged(old: State, fresh: State) -> State:
+def merged(old: S, fresh: State) -> S:
     """`old` with the entries of parameters that only `fresh` knows; numbers stay as `old` has them."""
     changes: dict[str, Any] = {}
     for name, value in old.items():
-        other = getattr(fresh, name)
+        other = fresh[name]
         if isinstance(value, Tensors):
             changes[name] = other.overlay(value) if len(value) else other
         elif isinstance(value, (Count, Scalars)):
             changes[name] = other.overlay(value)
-    links = getattr(old, "links", None)
-    if links is not None:
-        theirs = getattr(fresh, "links")  # noqa: B009  # not every State has it
-        changes["links"] = {n: merged(s, theirs[n]) if n in theirs else s for n, s in links.items()}
-    return old.replace(**changes) if changes else old
+    theirs = fresh.held()
+    links = {n: merged(s, theirs[n]) if n in theirs else s for n, s in old.held().items()}
+    return (old.replace(**changes) if changes else old).holding(links)
 
 
-def narrowed(state: State, names: Any) -> State:
+def narrowed(state: S, names: Any) -> S:
     """`state` with only the entries of these parameters."""
     changes: dict[str, Any] = {
         name: value.select(names) for name, value in state.items() if isinstance(value, (Tensors, Count, Scalars))
     }
-    links = getattr(state, "links", None)
-    if links is not None:
-        changes["links"] = {n: narrowed(s, names) for n, s in links.items()}
-    return state.replace(**changes) if changes else state
+    links = {n: narrowed(s, names) for n, s in state.held().items()}
+    return (state.replace(**changes) if changes else state).holding(links)
 
 
-def overlaid(state: State, parts: Sequence[State]) -> State:
+def overlaid(state: S, parts: Sequence[State]) -> S:
     """`state` with the entries of every part in place of its own; numbers stay. The other way round from `merged`."""
     changes: dict[str, Any] = {}
     for name, value in state.items():
-        theirs = [getattr(part, name) for part in parts]
+        theirs = [part[name] for part in parts]
         if isinstance(value, Tensors) and any(len(t) for t in theirs):
             entries = {n: t for tensors in (value, *theirs) for n, t in tensors.items()}
             changes[name] = EagerTensors.at(value.index, {n: entries[n] for n in value})
@@ -132,8 +152,5 @@ def overlaid(state: State, parts: Sequence[State]) -> State:
         elif isinstance(value, Count):
             counts = {n: count.of(n) for count in (value, *theirs) for n in count.names}
             changes[name] = Count(value.names, counts)
-    links = getattr(state, "links", None)
-    if links is not None:
-        held = [getattr(part, "links") for part in parts]  # noqa: B009  # not every State has it
-        changes["links"] = {n: overlaid(s, [h[n] for h in held]) for n, s in links.items()}
-    return state.replace(**changes) if changes else state
+    links = {n: overlaid(s, [part.held()[n] for part in parts]) for n, s in state.held().items()}
+    return (state.replace(**changes) if changes else state).holding(links)

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
-from typing_extensions import dataclass_transform
+from typing_extensions import Self, dataclass_transform
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, evaluated, varies
 from gradchain.core.index import Index
+from gradchain.core.says import Role, Said, Says, check_role
 from gradchain.core.scalars import Scalars
 from gradchain.core.state import Empty, Links, State, settled
 from gradchain.core.tensors import Tensors
@@ -30,6 +31,9 @@ registry: dict[str, type[Transform]] = {}
 """Every link of gradchain's own, by name; what `from_config` knows without being told."""
 
 
+_roles: set[type] = set()  # Transforms that are no links, but what links may be
+
+
 @dataclass_transform(frozen_default=True)
 class Transform:
     """A link: `init(params) -> state` and `update(updates, state, ctx) -> (updates or None, state)`, both pure.
@@ -39,24 +43,27 @@ class Transform:
     return None for the updates to hold the chain, or `Weights` where the link owns the weights. Concrete links are
     final: to tweak one, wrap it.
 
-    What a link says of itself, for the checks at bind:
+    What a link says of itself, for the checks at bind. It is a class attribute, `descends = False` in the class body;
+    where an argument decides, the method `says` returns what this one says otherwise: `return {"per_parameter":
+    self.per == "tensor"}`. Either way it is read as an attribute of the link.
         descends: True if it turns a gradient into a descent step (flips the sign), False if it does not; None (a
             user's link that says nothing) is trusted.
         role: what it is to its neighbours: "clip", "unscale", "scale", "normalise", "decay", "learning_rate",
             "weights" (it owns them), "optimizer" (it does so in the outermost chain), "average", "freeze", or "" for
-            none of these.
-        sums_in_grad: whether, first in the outermost chain, its window may lie in `.grad`.
+            none of these. The one that no argument decides.
         per_parameter: what becomes of a parameter depends on nothing of the others (apart from held links, which say
             so themselves): `bind(in_backward=True)` needs that of every link.
         holds: the reason it holds the chain for, where it may.
         read_once: hyperparameters that only `init` reads, which an override would not reach.
         calls_back: whether `update` calls a function of the user's, which must then be called at every step.
         uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
+
+    What else the updater does with a link goes by type: `Gate`, `KeepsWindow` and `Freezes` are Transforms to derive
+    from, `WindowState` and `AverageState` States.
     """
 
     descends: ClassVar[bool | None] = None
-    role: ClassVar[str] = ""
-    sums_in_grad: ClassVar[bool] = False
+    role: ClassVar[Role] = ""
     per_parameter: ClassVar[bool] = False
     holds: ClassVar[str] = ""
     read_once: ClassVar[frozenset[str]] = frozenset()
@@ -64,11 +71,16 @@ class Transform:
     uniform: ClassVar[frozenset[str]] = frozenset()
     hypers: ClassVar[dict[str, Hyper]] = {}
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, *, role_only: bool = False) -> None:
+        """Make the class a link, or with `role_only` something that links may be, to derive from."""
         super().__init_subclass__()
-        above = next((b for b in cls.__mro__[1:] if b is not Transform and issubclass(b, Transform)), None)
+        if role_only:
+            _roles.add(cls)
+            return
+        above = next((b for b in cls.__mro__[1:] if issubclass(b, Transform) and b not in (Transform, *_roles)), None)
         if above is not None:
             raise TypeError(f"{cls.__name__}: {above.__name__} is final. To tweak a link, wrap it in your own.")
+        check_role(cls)
         hints = {**get_type_hints(cls, _names_in_sight(cls), include_extras=True)}
         cls.hypers = {}
         for name in inspect.get_annotations(cls):
@@ -83,6 +95,9 @@ class Transform:
         dataclass(frozen=True, repr=False, init="__init__" not in cls.__dict__)(cls)
         if "update" in cls.__dict__:
             cls.update = _resolving(cls.__dict__["update"])  # type: ignore[method-assign]
+        if "says" in cls.__dict__:
+            for name in Says.__annotations__:
+                setattr(cls, name, Said(name, getattr(cls, name)))
         if cls.__module__.partition(".")[0] == "gradchain":
             registry[cls.__name__] = cls
 
@@ -103,8 +118,8 @@ class Transform:
 
     def drop_window(self, state: Any, /) -> State:
         """The state without its open window of micro-batches. By default: that of the held links."""
-        links = {n: link.drop_window(state.links[n]) for n, link, _ in self.parts(None)}
-        return state.replace(links=links) if links else state  # type: ignore[no-any-return]
+        kept: State = state
+        return kept.holding({n: link.drop_window(kept.held()[n]) for n, link, _ in self.parts(None)})
 
     def parts(self, index: Index | None) -> Iterable[tuple[str, Transform, Any]]:
         """The held links: name, link, and which of `index`'s parameters each sees (None where index is None)."""
@@ -117,9 +132,13 @@ class Transform:
         """What a config has of it: arguments that make it again. By default its fields."""
         return {f.name: self.__dict__[f.name] for f in fields(self)}  # type: ignore[arg-type]  # once subclassed
 
+    def says(self) -> Says:
+        """What this link says of itself otherwise than its class does: for what an argument decides."""
+        return {}
+
     # what every link has
 
-    def at(self, ctx: Context) -> Transform:
+    def at(self, ctx: Context) -> Self:
         """This link with every schedule and override replaced by the number for this update."""
         changes: dict[str, Any] = {}
         overrides = ctx.overridden()
@@ -147,11 +166,10 @@ class Transform:
         """The number a hyperparameter has under the schedules and overrides of `ctx`, checked."""
         given = self.__dict__[hyper.name]
         override = ctx.overridden().get(f"{ctx.address}.{hyper.name}")
-        if override is None:
-            value, source = evaluated(given, ctx), given
-        else:
-            value = override.resolve(lambda: evaluated(given, ctx), ctx)
-            source = override.value if override.factor is None else given
+        source = given if override is None else override.source(given)
+        value = evaluated(source, ctx)
+        if override is not None:
+            value = override.applied(value)
         if isinstance(value, (int, float, Scalars)) and hyper.accepts(value):
             return value
         cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if varies(source) else ""

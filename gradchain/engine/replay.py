@@ -21,7 +21,7 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
-from gradchain.core.state import Links, State
+from gradchain.core.state import Links, S, State
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, walk
@@ -124,17 +124,15 @@ class Numbers:
     fields: list[tuple[str, int, tuple[str, ...] | None]]
     links: dict[str, Numbers]
 
-    def put(self, state: Any, values: list[Any]) -> Any:
+    def put(self, state: S, values: list[Any]) -> S:
         """`state` with the numbers of this step."""
         changes: dict[str, Any] = {
             name: values[slot] if names is None else Count(names, values[slot]) for name, slot, names in self.fields
         }
-        if self.links:
-            links = dict(state.links)
-            for name, numbers in self.links.items():
-                links[name] = numbers.put(links[name], values)
-            changes["links"] = links
-        return state.replace(**changes)
+        known = state.held()
+        held = {name: numbers.put(known[name], values) for name, numbers in self.links.items()}
+        changed = state.replace(**changes) if changes else state
+        return changed.holding({**known, **held}) if held else changed
 
 
 @dataclass
@@ -149,14 +147,14 @@ class Given:
     numbers: list[tuple[int, tuple[str, ...], str]] = field(default_factory=list)
     fixed: list[tuple[Any, tuple[str, ...], str]] = field(default_factory=list)
 
-    def take(self, state: Any, values: list[Any]) -> bool:
+    def take(self, state: State, values: list[Any]) -> bool:
         """Put the numbers of `state` into their slots. Whether it is a state of the traced kind."""
         for slot, path, name in self.numbers:
-            value = getattr(_inner(state, path), name)
+            value = _inner(state, path)[name]
             values[slot] = value.uniform if isinstance(value, Count) else value
             if not is_number(values[slot]):
                 return False
-        return all(getattr(_inner(state, path), name) == value for value, path, name in self.fixed)
+        return all(_inner(state, path)[name] == value for value, path, name in self.fixed)
 
 
 @dataclass
@@ -325,13 +323,13 @@ def ours(tx: Transform) -> bool:
     return all(type(link).__module__.partition(".")[0] == "gradchain" and not link.calls_back for link in links)
 
 
-def _inner(state: Any, path: tuple[str, ...]) -> Any:
+def _inner(state: State, path: tuple[str, ...]) -> State:
     for name in path:
-        state = state.links[name]
+        state = state.held()[name]
     return state
 
 
-def traced(state: Any, trace: Trace, given: Given, path: tuple[str, ...] = ()) -> Any:
+def traced(state: S, trace: Trace, given: Given, path: tuple[str, ...] = ()) -> S:
     """`state` with its numbers in the trace; what it takes from there is added to `given`."""
     changes: dict[str, Any] = {}
     for name, value in state.items():
@@ -346,13 +344,11 @@ def traced(state: Any, trace: Trace, given: Given, path: tuple[str, ...] = ()) -
             trace.breaks(f"{name} is no plain number")
         elif not isinstance(value, Tensors):
             given.fixed.append((value, path, name))
-    links = getattr(state, "links", None)
-    if links is not None:
-        changes["links"] = {name: traced(inner, trace, given, (*path, name)) for name, inner in links.items()}
-    return state.replace(**changes)
+    held = {name: traced(inner, trace, given, (*path, name)) for name, inner in state.held().items()}
+    return state.replace(**changes).holding(held)
 
 
-def untraced(state: Any) -> Any:
+def untraced(state: S) -> S:
     """`state` with plain numbers."""
     changes: dict[str, Any] = {}
     for name, value in state.items():
@@ -360,17 +356,15 @@ def untraced(state: Any) -> Any:
             changes[name] = value.value
         elif isinstance(value, Count) and value.uniform is not None:
             changes[name] = Count(value.names, plain(value.uniform))
-    links = getattr(state, "links", None)
-    if links is not None:
-        changes["links"] = {name: untraced(inner) for name, inner in links.items()}
-    return state.replace(**changes)
+    held = {name: untraced(inner) for name, inner in state.held().items()}
+    return state.replace(**changes).holding(held)
 
 
 def _numbers_of(old: State, new: State, trace: Trace) -> Numbers:
     """What becomes of the numbers of a traced state. The trace breaks where anything else is another thing after it."""
     found = Numbers([], {})
     for name, after in new.items():
-        before = getattr(old, name)
+        before = old[name]
         number = before.uniform if isinstance(before, Count) else before
         if after is before or (isinstance(after, Lazy) and name not in new.whole):
             continue
@@ -382,8 +376,8 @@ def _numbers_of(old: State, new: State, trace: Trace) -> Numbers:
         slot = trace.slot(result)
         if slot != number.slot:
             found.fields.append((name, slot, after.names if isinstance(after, Count) else None))
-    for name, inner in getattr(old, "links", {}).items():
-        held = _numbers_of(inner, new.links[name], trace)  # type: ignore[attr-defined]  # as `old` has them
+    for name, inner in old.held().items():
+        held = _numbers_of(inner, new.held()[name], trace)
         if held.fields or held.links:
             found.links[name] = held
     return found

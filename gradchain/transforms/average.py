@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 import torch
 
@@ -10,7 +10,8 @@ from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import Hyper, HyperOr
 from gradchain.core.index import Index
-from gradchain.core.state import State
+from gradchain.core.roles import AverageState
+from gradchain.core.says import Says
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
@@ -22,13 +23,9 @@ class HyperOrMean(HyperOr):
     words = ("mean",)
 
 
-class AverageState(State):
-    """What average_params remembers."""
+class AverageParamsState(AverageState):
+    """What average_params remembers; `buffers` has no entries with buffers="keep"."""
 
-    whole: ClassVar[frozenset[str]] = frozenset({"buffers"})
-
-    average: Tensors  # the average weights, of every parameter
-    buffers: Tensors  # the model's buffers as the average has them; no entries with buffers="keep"
     num_averaged: int = 0  # how many weights went into the average
 
 
@@ -79,10 +76,9 @@ class average_params(Transform):
     buffers: str = "keep"
     dtype: torch.dtype | None = None
 
-    @property
-    def uniform(self) -> frozenset[str]:  # type: ignore[override]  # the argument decides
+    def says(self) -> Says:
         """Averaged buffers are averaged as the parameters are, so these then have one decay."""
-        return frozenset({"decay"}) if self.buffers == "average" else frozenset()
+        return {"uniform": frozenset({"decay"})} if self.buffers == "average" else {}
 
     def check(self) -> None:
         for name, least in (("start", 0), ("every", 1)):
@@ -92,21 +88,23 @@ class average_params(Transform):
         if self.buffers not in ("keep", "copy", "average"):
             raise ValueError(f"average_params: buffers must be 'keep', 'copy' or 'average', got {self.buffers!r}.")
 
-    def init(self, params: Tensors) -> AverageState:
+    def init(self, params: Tensors) -> AverageParamsState:
         average = params.clone() if self.dtype is None else params.clone().to(self.dtype)
-        return AverageState(average, params.select(()))
+        return AverageParamsState(average, params.select(()))
 
-    def update(self, g: Tensors | Weights, state: AverageState, ctx: Context) -> tuple[Tensors | Weights, AverageState]:
+    def update(
+        self, g: Tensors | Weights, state: AverageParamsState, ctx: Context
+    ) -> tuple[Tensors | Weights, AverageParamsState]:
         new = ctx.new_params(g).select(state.average.index)
         age = ctx.step - self.start
         if age < 0:
-            return g, AverageState(new, self._averaged_buffers(state, ctx, 1.0))
+            return g, AverageParamsState(new, self._averaged_buffers(state, ctx, 1.0))
         if age % self.every:
             return g, state
         mean: object = self.decay
         weight = 1 / (state.num_averaged + 1) if mean == "mean" else 1 - self.decay
         average = state.average.lerp(new, weight)
-        return g, AverageState(average, self._averaged_buffers(state, ctx, weight), state.num_averaged + 1)
+        return g, AverageParamsState(average, self._averaged_buffers(state, ctx, weight), state.num_averaged + 1)
 
     def _averaged_buffers(self, state: AverageState, ctx: Context, weight: Hyper | float) -> Tensors:
         if self.buffers == "keep" or not ctx.buffers:

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
+from gradchain.core.says import Says
 from gradchain.core.scalars import Scalar, Scalars, maximum, where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
@@ -62,15 +63,9 @@ class clip_by_norm(Transform):
     per: Literal["all", "tensor"] | Sequence[Predicate] = "all"
     eps: Hyper = Hyper(1e-6, "[0, inf)")
 
-    @property
-    def per_parameter(self) -> bool:  # type: ignore[override]  # the argument decides
-        """Each parameter is clipped by its own norm, unless told otherwise."""
-        return self.per == "tensor"
-
-    @property
-    def uniform(self) -> frozenset[str]:  # type: ignore[override]  # the argument decides
-        """A norm over several parameters has one bound."""
-        return frozenset() if self.per == "tensor" else frozenset({"max_norm", "eps"})
+    def says(self) -> Says:
+        """A norm over several parameters has one bound; each may have a norm of its own instead."""
+        return {"per_parameter": True} if self.per == "tensor" else {"uniform": frozenset({"max_norm", "eps"})}
 
     def check(self) -> None:
         if isinstance(self.p, bool) or not isinstance(self.p, (int, float)):

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
+from gradchain.core.says import Says
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -36,11 +37,10 @@ class scale(Transform):
 
     step_size: Hyper
 
-    @property
-    def descends(self) -> bool | None:  # type: ignore[override]  # the number decides
+    def says(self) -> Says:
         """A negative number flips the sign; of a schedule it is not known."""
         given = self.__dict__["step_size"]
-        return given < 0 if isinstance(given, (int, float)) else None
+        return {"descends": given < 0} if isinstance(given, (int, float)) else {}
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         return self.step_size * g, state
@@ -103,10 +103,9 @@ class scale_by_learning_rate(Transform):
     learning_rate: Annotated[Hyper, "[0, inf)"]
     flip_sign: bool = True
 
-    @property
-    def descends(self) -> bool:  # type: ignore[override]  # the argument decides
+    def says(self) -> Says:
         """It flips the sign, unless told not to."""
-        return self.flip_sign
+        return {"descends": self.flip_sign}
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         return (-self.learning_rate if self.flip_sign else self.learning_rate) * g, state

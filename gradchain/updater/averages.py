@@ -10,34 +10,35 @@ from torch import Tensor, nn
 
 from gradchain.core import _torch
 from gradchain.core.address import find
+from gradchain.core.roles import AverageState
 from gradchain.core.state import State
-from gradchain.core.transform import Transform, walk
+from gradchain.core.transform import Transform
 from gradchain.updater.state_dict import states
 from gradchain.updater.target import Target
 
 
-def average_state(chain: Transform, state: State, name: str | None) -> tuple[str, State]:
+def average_state(chain: Transform, state: State, name: str | None) -> tuple[str, AverageState]:
     """The link that averages the weights: address and state. KeyError if there is none, or more and no name."""
-    links = {address: link for address, link, _ in walk(chain, None) if link.role == "average"}
+    links = {address: inner for address, inner in states(chain, state) if isinstance(inner, AverageState)}
     if not links:
         raise KeyError("averaged: no link averages the weights. End the chain with average_params(0.999).")
     if name is None and len(links) > 1:
         raise KeyError(f"averaged: there are several averages, name one of: {', '.join(links)}.")
     address = next(iter(links)) if name is None else find(name, links, "averaged")
-    return address, dict(states(chain, state))[address]
+    return address, links[address]
 
 
-def averages(target: Target, state: State) -> dict[str, Tensor]:
+def averages(target: Target, state: AverageState) -> dict[str, Tensor]:
     """Name → average weight or buffer; what has no average is as it is in the model. No copies."""
     target.check()
-    average, buffers = state.average, state.buffers  # type: ignore[attr-defined]  # an average's state has them
+    average, buffers = state.average, state.buffers
     live = dict(zip(target.index.names, target.parameters(), strict=True))
     kept = {name: buffers[name] if name in buffers else buffer for name, buffer in target.buffers().items()}
     return {**{name: average[name] if name in average else p.detach() for name, p in live.items()}, **kept}
 
 
 @contextmanager
-def swapped(target: Target, state: State) -> Iterator[None]:
+def swapped(target: Target, state: AverageState) -> Iterator[None]:
     """The model with its average weights, and with its own again afterwards, also after an exception."""
     new = averages(target, state)
     places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}

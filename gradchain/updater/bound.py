@@ -15,6 +15,7 @@ from gradchain.core.checks import check_chain
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.roles import AverageState, Gate
 from gradchain.core.state import Links, merged
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
@@ -62,11 +63,11 @@ class Bound:
         self.records: dict[str, Any] = {}
         self.lent_averages: list[str] = []  # addresses of averages whose tensors a user holds
         self.engine = Engine()
-        self._gates = [link for _, link, _ in walk(tx, None) if link.holds in ("overflow", "nonfinite")]
+        self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
         self.attach(target)
         self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
         self.state: Links = self.fresh_state()
-        check_chain(tx, target.index, self.state, autocast)
+        check_chain(tx, target.index, self.state, self.now())
 
     def attach(self, target: Target) -> None:
         """Look at this model from now on."""
@@ -127,7 +128,7 @@ class Bound:
         if not self._gates:
             return False
         ctx = self.now()
-        return any(getattr(link, "active", lambda _: True)(ctx) for link in self._gates)
+        return any(link.active(ctx) for link in self._gates)
 
     def scaled(self, loss: Tensor, weight: float | None, until: str | None = None) -> Any:
         """The loss through the scaling of the links, or of those in front of `until`, whatever the gradient mode is."""
@@ -149,7 +150,9 @@ class Bound:
             self.gradients.clear()
         except RuntimeError:  # what the model has become is for the next update to say
             self.gradients.clear(look=False)
-        self.state = self.chain.drop_window(self.state)  # type: ignore[assignment]  # Links, as it was
+        dropped = self.chain.drop_window(self.state)
+        assert isinstance(dropped, Links)
+        self.state = dropped
         self.window.forget()
         self.micro = MicroBatch()
 
@@ -181,9 +184,9 @@ class Bound:
     def _tell_of_new_averages(self) -> None:
         """A kernel writes averages where they lie; autograd must know, for a graph of the user's may hold them."""
         if self.lent_averages:
-            known = dict(states(self.chain, self.state))
-            for address in self.lent_averages:
-                torch.autograd.graph.increment_version([*known[address].average.values()])  # type: ignore[attr-defined]
+            for address, state in states(self.chain, self.state):
+                if address in self.lent_averages and isinstance(state, AverageState):
+                    torch.autograd.graph.increment_version([*state.average.values()])
 
     def computed(
         self, received: Tensors, state: Links, params: EagerTensors, step: Step, engine: Engine, lent: bool
@@ -224,7 +227,7 @@ class Bound:
         if not new:
             return self.active, self.state
         active = self.target.index.subset([*self.active.names, *new])
-        return active, merged(self.state, self._fresh_state_of(active))  # type: ignore[return-value]  # Links, as it was
+        return active, merged(self.state, self._fresh_state_of(active))
 
     def _owning(self, state: Links, received: Tensors, users: bool) -> Links:
         """`state`, sharing no memory with the weights, nor with gradients that stay the user's."""
@@ -235,10 +238,11 @@ class Bound:
             lent |= {id(t) for t in received.values()}
         changes = {}
         for address, inner in states(self.chain, state):
-            kept = {n: owned(v, lent) for n, v in inner.items() if isinstance(v, Tensors) and len(v)}
-            if any(kept[n] is not getattr(inner, n) for n in kept):
+            held = {n: v for n, v in inner.items() if isinstance(v, Tensors) and len(v)}
+            kept = {n: owned(v, lent) for n, v in held.items()}
+            if any(kept[n] is not v for n, v in held.items()):
                 changes[address] = inner.replace(**kept)
-        return rebuilt(self.chain, state, changes) if changes else state  # type: ignore[return-value]
+        return rebuilt(self.chain, state, changes) if changes else state
 
     def info(self, outcome: Outcome) -> UpdateInfo:
         """What the user is told of an update."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradchain.core.chain import chain
 from gradchain.core.checks import check_chain
+from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
@@ -37,8 +38,9 @@ def rebound(bound: Bound, target: Target, remap: Mapping[str, Callable[[Tensor],
     wanted = [f.name for f in target.index.facts if f.parameter.requires_grad or f.name in bound.active]
     active = target.index.subset(wanted)
     with torch.no_grad():
-        fresh = bound.chain.init(Gradients(target).params().select(active))
-        check_chain(bound.chain, target.index, fresh, bound.autocast)
+        params = Gradients(target).params()
+        fresh = bound.chain.init(params.select(active))
+        check_chain(bound.chain, target.index, fresh, Context.of(bound.facts(params)))
         state, report = carried(bound.chain, bound.state, fresh, remap, bound.target.index, target)
     bound.attach(target)
     bound.state, bound.active = state, active
@@ -64,7 +66,7 @@ def carried(
     for address, state in states(tx, fresh):
         changes: dict[str, Any] = {}
         for name, value in state.items():
-            was = getattr(before[address], name)
+            was = before[address][name]
             if isinstance(value, Tensors):
                 had |= set(was) - set(buffers)
                 whole = buffers if name in state.whole else None
@@ -83,7 +85,7 @@ def carried(
     report = CarryReport(
         [n for n in names if n in had], [n for n in names if n not in had], sorted(n for n in had if n not in index)
     )
-    return rebuilt(tx, fresh, new), report  # type: ignore[return-value]
+    return rebuilt(tx, fresh, new), report
 
 
 def _reshaped(
@@ -142,4 +144,4 @@ def restarted(state: Links, fresh: Links, members: Index | None) -> Links:
     """`fresh`, wholly or for `members` only; what is not per parameter then stays as `state` has it."""
     if members is None:
         return fresh
-    return overlaid(state, [narrowed(fresh, members)])  # type: ignore[return-value]
+    return overlaid(state, [narrowed(fresh, members)])

@@ -140,7 +140,7 @@ class Checkpoint:
         active = index.subset([name for name in index.names if name not in saved["inactive"]])
         with torch.no_grad():
             fresh = bound.chain.init(bound.gradients.params().select(active))
-        return merged(narrowed(bound.state, active), fresh), active  # type: ignore[return-value]
+        return merged(narrowed(bound.state, active), fresh), active
 
     def _clocks(
         self, saved: Mapping[str, float], read: Iterable[str], lost: bool, report: LoadReport

@@ -12,6 +12,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
 from gradchain.engine.executors.build import without_cache
 from gradchain.engine.planning.plan import Part
+from gradchain.schedules.base import length_of
 from gradchain.selectors.rules import starts_of
 from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import states
@@ -48,7 +49,7 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
 def _kernel(part: Part, source: bool) -> Iterator[str]:
     program = part.program
     what = f"reduction {program.reduce[0]}" if program.reduce else f"update of {len(program.stores)} columns"
-    told = getattr(part.runner, "scratch", None)
+    told = part.runner.scratch
     scratch = "" if told is None else f", {told:,} bytes of scratch at most"
     names = part.names[0] if len(part.names) == 1 else f"{part.names[0]} and {len(part.names) - 1} more"
     yield f"  {part.executor}: {what} over {names}: {len(program.instructions)} operations, " + (
@@ -56,9 +57,8 @@ def _kernel(part: Part, source: bool) -> Iterator[str]:
     )
     for executor, reason in part.refused.items():
         yield f"    not {executor}: {reason}"
-    text = getattr(part.runner, "source", None)
-    if source and text is not None:
-        yield from (f"    {line}" for line in text.splitlines())
+    if source and part.runner.source is not None:
+        yield from (f"    {line}" for line in part.runner.source.splitlines())
 
 
 def _state(bound: Bound) -> Iterator[str]:
@@ -80,7 +80,7 @@ def _schedules(bound: Bound) -> Iterator[str]:
     for address, link, _ in walk(bound.chain, None):
         for name in link.hypers:
             for given in starts_of(link.__dict__[name]):
-                length = getattr(given, "length", None)
+                length = length_of(given)
                 if length is not None:
                     micro = f", micro-batch {int(length * every):,}" if every > 1 else ""
                     yield f"{address}.{name} ends at update {length:,}{micro}: {given!r}"

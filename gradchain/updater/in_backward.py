@@ -96,7 +96,7 @@ class InBackward:
             self.arrived(name, parameter)  # torch calls no hooks of a Parameter that another tensor was swapped into
         states, self._states = list((self._states or {}).values()), None
         if states:
-            self._bound.state = overlaid(self._bound.state, states)  # type: ignore[assignment]  # Links, as it was
+            self._bound.state = overlaid(self._bound.state, states)
         return bool(states)
 
     def finish(self) -> UpdateInfo:

@@ -14,7 +14,7 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.slots import Slots, is_plain, mapped
-from gradchain.core.state import State
+from gradchain.core.state import S, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 
@@ -54,19 +54,19 @@ def states(link: Transform, state: State, path: str = "") -> Iterator[tuple[str,
     """The state of every held link, by address, in chain order."""
     for name, part, _ in link.parts(None):
         address = f"{path}/{name}" if path else name
-        inner = state.links[name]  # type: ignore[attr-defined]  # a link with parts has links in its state
+        inner = state.held()[name]
         yield address, inner
         yield from states(part, inner, address)
 
 
-def rebuilt(link: Transform, state: State, new: Mapping[str, State], path: str = "") -> State:
+def rebuilt(link: Transform, state: S, new: Mapping[str, State], path: str = "") -> S:
     """`state` with the fields of each held link taken from `new`, by address."""
     links = {}
     for name, part, _ in link.parts(None):
         address = f"{path}/{name}" if path else name
-        inner = rebuilt(part, state.links[name], new, address)  # type: ignore[attr-defined]
+        inner = rebuilt(part, state.held()[name], new, address)
         links[name] = inner.replace(**dict(new[address].items())) if address in new else inner
-    return state.replace(links=links) if links else state
+    return state.holding(links)
 
 
 def to_dict(link: Transform, state: State) -> dict[str, dict[str, Any]]:
@@ -217,7 +217,7 @@ def _kind(tensor: Tensor) -> str:
 def _shards(tensor: Tensor) -> str:
     if not is_dtensor(tensor):
         return ""
-    return f", as {tensor.placements} over {tensor.device_mesh.size()} ranks"  # type: ignore[attr-defined]
+    return f", as {tensor.placements} over {tensor.device_mesh.size()} ranks"
 
 
 def _can_lie(tensor: Tensor, place: Tensor) -> bool:
@@ -232,7 +232,7 @@ def _laid(tensor: Tensor, place: Tensor) -> Tensor:
         return moved.clone()
     from torch.distributed.tensor import distribute_tensor  # only where there are DTensors: importing it takes time
 
-    return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)  # type: ignore[attr-defined]
+    return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)
 
 
 def fingerprint(parameters: Mapping[str, Tensor]) -> dict[str, int]:

@@ -103,7 +103,7 @@ class Target:
         if self.replicated:
             module = self.replicated[0]
             return [module.process_group], next(module.parameters()).device.type
-        mesh = next(p.device_mesh for p in self.parameters() if is_dtensor(p))  # type: ignore[attr-defined]
+        mesh = next(p.device_mesh for p in self.parameters() if is_dtensor(p))
         return mesh.get_all_groups(), mesh.device_type
 
     def reshard(self) -> None:

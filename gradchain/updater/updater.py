@@ -14,16 +14,17 @@ from torch import Tensor, nn
 
 from gradchain.core.chain import chain
 from gradchain.core.hyper import is_number
+from gradchain.core.roles import AverageState
 from gradchain.core.transform import Transform
 from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.explanation import explanation
+from gradchain.updater.hyperparameters import Settings
 from gradchain.updater.in_backward import InBackward
 from gradchain.updater.info import Metrics, UpdateInfo
 from gradchain.updater.modes import outside_inference, refuse_transforms
-from gradchain.updater.settings import Settings
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
 from gradchain.updater.walk import Walk
@@ -307,7 +308,7 @@ class Updater:
         return self._averaging(averages.average_state(self._bound.chain, self._bound.state, name)[1])
 
     @contextmanager
-    def _averaging(self, state: Any) -> Iterator[None]:
+    def _averaging(self, state: AverageState) -> Iterator[None]:
         self._check("averaged")
         with averages.swapped(self._bound.target, state):
             self._averaged = True

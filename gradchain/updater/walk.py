@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradchain.core.roles import WindowState
 from gradchain.updater.bound import Bound
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
@@ -158,13 +159,13 @@ class Walk:
 
     def _open_micro_batch(self) -> bool:
         """Before the first backward of a micro-batch: `.grad` becomes the parked window, or nothing. Which of them."""
-        parked = self.bound.window.micro(self.bound.state) > 0
-        if parked:
-            self.bound.gradients.put_back(self.bound.window.state(self.bound.state).window)
+        held = self.bound.window.state(self.bound.state)
+        if held is not None and held.micro:
+            self.bound.gradients.put_back(held.window)
         else:
             self.bound.gradients.clear()
         self.bound.window.put_back()
-        return parked
+        return held is not None and held.micro > 0
 
     def _gradients_withheld(self) -> bool:
         """Whether gradients may be None although the loss reaches parameters: FSDP2 keeps them until it reduces."""
@@ -195,7 +196,8 @@ class Walk:
         if self.bound.micro.backwards:
             raise RuntimeError("flush: a backward is waiting for its step(). Call updater.step(last=True).")
         self.bound.state = self.bound.window.reduced(self.bound.state, "flush")
-        if not any(getattr(inner, "micro", 0) for _, inner in states(self.bound.chain, self.bound.state)):
+        known = states(self.bound.chain, self.bound.state)
+        if not any(isinstance(inner, WindowState) and inner.micro for _, inner in known):
             return UpdateInfo("window", int(self.bound.clocks["step"]), None, {}, dict, "no window is open")
         self.checkpoint.warn_of_other_weights()
         coming, self.bound.micro = self.bound.micro, MicroBatch(last=True)
@@ -226,7 +228,7 @@ class Walk:
     def _must_synchronise(self) -> bool:
         """DDP with static_graph records the graph in the first backward of the run, and must reduce then."""
         modules = self.bound.target.replicated
-        return not self.bound.window.begun and any(getattr(m, "static_graph", False) for m in modules)
+        return not self.bound.window.begun and any(m.static_graph for m in modules)
 
     def _autocasting(self, autocast: torch.dtype | bool | None) -> AbstractContextManager[Any]:
         """Autocast as `bind` or this forward wants it; where neither says anything, as it is outside."""

@@ -13,6 +13,7 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
+from gradchain.core.roles import KeepsWindow, WindowState
 from gradchain.core.state import Links
 from gradchain.updater.ranks import largest, over_ranks, put_back_unreduced, taken_unreduced
 from gradchain.updater.target import Target
@@ -76,35 +77,35 @@ class Window:
     """
 
     def __init__(self, tx: chain, target: Target) -> None:
-        named = tx.named
-        self.name = named[0][0] if named and named[0][1].sums_in_grad else None
-        self._link = named[0][1] if named else None
+        name, link = tx.named[0] if tx.named else (None, None)
+        self._link = link if isinstance(link, KeepsWindow) and link.sums_in_grad() else None
+        self.name = None if self._link is None else name
         self._target = target
         self.unsynchronised = False
         self.begun = False
         self._unreduced: list[tuple[Any, str, Tensor]] = []  # the window, where FSDP2 keeps it from `.grad`
 
-    def state(self, state: Links) -> Any:
+    def state(self, state: Links) -> WindowState | None:
         """The state of the window's link, or None where there is none."""
-        return None if self.name is None else state.links[self.name]
+        held = None if self.name is None else state.links[self.name]
+        assert held is None or isinstance(held, WindowState)
+        return held
 
     def micro(self, state: Links) -> int:
         """How many micro-batches the open window has."""
         held = self.state(state)
-        return 0 if held is None else int(held.micro)
+        return 0 if held is None else held.micro
 
     def closes(self, state: Links, ctx: Context, last: bool) -> bool:
         """Whether the coming micro-batch closes the window; it does where there is none."""
-        if self.name is None or self._link is None or last:
-            return True
-        return self.micro(state) + 1 >= self.every(state, ctx)
+        return self.name is None or last or self.micro(state) + 1 >= self.every(state, ctx)
 
     def every(self, state: Links, ctx: Context) -> int:
         """How many micro-batches the open window, or the coming one, is to have."""
-        if self.name is None or self._link is None:
-            return 1
         held = self.state(state)
-        return int(held.size if held.micro else self._link.at(ctx.enter(self.name)).every)  # type: ignore[attr-defined]
+        if self.name is None or self._link is None or held is None:
+            return 1
+        return self._link.at(ctx.enter(self.name)).size(held)
 
     def park(self) -> None:
         """Take from FSDP2 what it has not reduced; a window in `.grad` the link has taken already."""
@@ -131,9 +132,9 @@ class Window:
                 f"{owner}: FSDP2 holds the window's gradients where they cannot be reduced now. Close the window with "
                 "its last micro-batch: updater.context(last=True)."
             )
-        if self.name is None or not self._target.replicated:
-            return state
         held = self.state(state)
+        if self.name is None or held is None or not self._target.replicated:
+            return state
         names = self._agreed(held, owner)
         if not names:
             return state
@@ -142,9 +143,9 @@ class Window:
         mean = EagerTensors.at(self._target.index, {n: over_ranks(self._target, t) for n, t in found.items()})
         weight, loss = over_ranks(self._target, held.weight), over_ranks(self._target, held.loss)
         self.unsynchronised = False
-        return state.replace(links={**state.links, self.name: held.replace(window=mean, weight=weight, loss=loss)})
+        return state.holding({**state.links, self.name: held.replace(window=mean, weight=weight, loss=loss)})
 
-    def _agreed(self, held: Any, owner: str) -> list[str]:
+    def _agreed(self, held: WindowState, owner: str) -> list[str]:
         """The names in the windows of all ranks; none where there is nothing to reduce."""
         names = self._target.index.names
         numbers = [held.micro, -held.micro, int(self.unsynchronised), *(int(n in held.window) for n in names)]

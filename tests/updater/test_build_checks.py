@@ -28,6 +28,21 @@ REFUSED = {
         "chain: 2 parameters, first '2.weight', would climb: nothing on the way flips the sign. End with "
         "scale_by_learning_rate(…) for them too, or leave them alone with freeze(selector).",
     ),
+    "branches without a sign": (
+        [gch.partition((EARLY, gch.scale_by_adam()), (gch.rest, gch.chain(gch.scale_by_lion(), gch.scale(2.0))))],
+        "chain: 2 parameters, first '0.weight', would climb: nothing on the way flips the sign. End with "
+        "scale_by_learning_rate(…) for them too, or leave them alone with freeze(selector).",
+    ),
+    "one branch without a sign": (
+        [gch.partition((EARLY, gch.adam(0.1)), (gch.rest, gch.scale_by_adam()))],
+        "chain: 2 parameters, first '2.weight', would climb: nothing on the way flips the sign. End with "
+        "scale_by_learning_rate(…) for them too, or leave them alone with freeze(selector).",
+    ),
+    "frozen in a mask": (
+        [gch.masked(gch.freeze(gch.everything), EARLY), gch.masked(gch.sgd(0.1), EARLY)],
+        "chain: 2 parameters, first '2.weight', would climb: nothing on the way flips the sign. End with "
+        "scale_by_learning_rate(…) for them too, or leave them alone with freeze(selector).",
+    ),
     "one parameter": (
         [gch.masked(LR, ~gch.named("2.bias"))],
         "chain: parameter '2.bias' would climb: nothing on the way flips the sign. End with "

@@ -19,6 +19,10 @@ class Executor(Protocol):
 
     name: str
 
+    @property
+    def numbers_on(self) -> torch.device | None:
+        """Where reductions leave their numbers: on this device, and none waits for it; None with the host."""
+
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why this executor cannot run the program over columns of these dtypes, or None."""
 

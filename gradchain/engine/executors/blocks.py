@@ -29,6 +29,7 @@ class Blocks:
     """Programs run an operation at a time over buckets of pieces."""
 
     name = "blocks"
+    numbers_on = None
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Every program that torch can compute."""
@@ -41,6 +42,8 @@ class Blocks:
 
 class BlocksRunner:
     """One program over rows of fixed sizes."""
+
+    source = None
 
     def __init__(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> None:
         self._program = program

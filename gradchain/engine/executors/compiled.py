@@ -38,7 +38,7 @@ class Compiled:
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.keeps_numbers = self.device.type != "cpu"
+        self.numbers_on = None if self.device.type == "cpu" else self.device
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why Inductor may not compute this program, or None."""
@@ -64,6 +64,8 @@ class Compiled:
 
 class CompiledRunner:
     """One compiled program, called row by row."""
+
+    scratch = None
 
     def __init__(self, program: Program, text: str, device: torch.device) -> None:
         self._program, self._device = program, device

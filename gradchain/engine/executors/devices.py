@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -73,7 +72,7 @@ def adapted(executors: tuple[Executor, ...], device: torch.device) -> tuple[Exec
     return executors
 
 
-def numbers_on(executors: Sequence[Any]) -> torch.device | None:
+def numbers_on(executors: Sequence[Executor]) -> torch.device | None:
     """Where reductions leave their numbers: on the executors' device, or (None) with the host."""
-    devices = {getattr(e, "device", None) if getattr(e, "keeps_numbers", False) else None for e in executors}
+    devices = {executor.numbers_on for executor in executors}
     return devices.pop() if len(devices) == 1 else None

@@ -56,6 +56,7 @@ class Native:
     """Programs printed as C and compiled: the default on the CPU where there is a compiler."""
 
     name = "native"
+    numbers_on = None
 
     def __init__(self) -> None:
         self._kernels: dict[str, Callable[..., None]] = {}
@@ -80,12 +81,13 @@ class Native:
 class NativeRunner:
     """One compiled program over rows of fixed sizes."""
 
+    scratch = 0
+
     def __init__(self, kernel: Callable[..., None], text: str, program: Program, items: Items) -> None:
         self._kernel = kernel
         self.source = text
         self._reduces = program.reduce[0] if program.reduce else ""
         self._items = items
-        self.scratch = 0
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all items; see Runner."""

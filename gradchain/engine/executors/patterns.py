@@ -43,6 +43,7 @@ class Patterns:
     """Programs equal to AdamW, Adam or SGD, run by torch's fused kernels."""
 
     name = "patterns"
+    numbers_on = None
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why no fused kernel computes this program, or None."""
@@ -79,10 +80,12 @@ class _Match:
 class PatternRunner:
     """One fused kernel over rows, and what runs where the numbers are none that it can take."""
 
+    scratch = 0  # but for numbers that the kernel cannot take
+    source = None
+
     def __init__(self, match: _Match, otherwise: Runner) -> None:
         self._match = match
         self._otherwise = otherwise
-        self.scratch = 0  # but for numbers that the kernel cannot take
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> None:
         """Run the kernel over all rows; see Runner."""

@@ -63,10 +63,9 @@ class Triton:
     """Programs printed as Triton, on one device."""
 
     name = "triton"
-    keeps_numbers = True  # what a reduction gives stays on the device
 
     def __init__(self, device: torch.device | str) -> None:
-        self.device = torch.device(device)
+        self.device = self.numbers_on = torch.device(device)
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why this program cannot run as a Triton kernel on this device, or None."""
@@ -90,6 +89,8 @@ class Triton:
 
 class TritonRunner:
     """One program over rows of fixed sizes, compiled at its first run."""
+
+    scratch = None
 
     def __init__(self, program: Program, dtypes: Sequence[torch.dtype], items: Items, device: torch.device) -> None:
         self.source = source(program, dtypes)

@@ -69,11 +69,15 @@ class Rows(Sequence[float]):
 
 
 class Runner(Protocol):
-    """A program made ready for rows of fixed sizes.
+    """A program made ready for rows of fixed sizes."""
 
-    Attributes:
-        scratch: bytes of tensors that a run makes and lets go of, at most at once. A runner need not tell.
-    """
+    @property
+    def scratch(self) -> int | None:
+        """Bytes of tensors that a run makes and lets go of, at most at once; None where that is not known."""
+
+    @property
+    def source(self) -> str | None:
+        """The text of its kernel; None where it has none."""
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run it over all rows, in place.

@@ -1,0 +1,113 @@
+"""What a link, or its state, may be to those who run a chain: declared here, and asked for by type.
+
+A link or state of a user's takes part by deriving from one of these in place of `Transform` or `State`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, ClassVar
+
+from gradchain.core.context import Context
+from gradchain.core.index import Index
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+
+# states
+
+
+class WindowState(State):
+    """The state of a link that keeps a window of micro-batches open from one update to the next.
+
+    >>> import gradchain as gch
+    >>> gch.accumulate(4).init(gch.Tensors.of({})).micro
+    0
+    """
+
+    whole: ClassVar[frozenset[str]] = frozenset({"window"})
+
+    window: Tensors  # the sum of the gradients; no entries while no window is open
+    micro: int = 0  # micro-batches in the window so far
+    size: int = 0  # how many it is to have, fixed when it opened; 0 while none is open
+    weight: float = 0.0  # the sum of their weights
+    scaled: bool = False  # whether the chain scaled their losses: then it may lie in `.grad`, else the link sums
+    loss: Any = 0.0  # the sum of weight times loss; a number, or a 0-d tensor where the loss is on an accelerator
+
+
+class AverageState(State):
+    """The state of a link that averages the weights: what `updater.averaged()` swaps in.
+
+    >>> import torch, gradchain as gch
+    >>> gch.average_params(0.9).init(gch.Tensors.of({"w": torch.ones(2)})).average["w"]
+    tensor([1., 1.])
+    """
+
+    whole: ClassVar[frozenset[str]] = frozenset({"buffers"})
+
+    average: Tensors  # the average weights, of every parameter
+    buffers: Tensors  # the model's buffers as the average has them; no entries for those that stay the model's
+
+
+# links
+
+
+class KeepsWindow(Transform, role_only=True):
+    """A link that keeps a window of micro-batches, in a `WindowState`.
+
+    It holds the chain for the reason "window". First in the outermost chain, its window may lie in `.grad`, where
+    autograd sums: it then finds the sum in the updates, and the updater asks it how long the window is, so that ranks
+    reduce once.
+
+    >>> import gradchain as gch
+    >>> isinstance(gch.accumulate(4), gch.KeepsWindow)
+    True
+    """
+
+    holds = "window"
+
+    def sums_in_grad(self) -> bool:
+        """Whether the window may lie in `.grad`."""
+        return False
+
+    def size(self, state: Any) -> int:
+        """How many micro-batches the open window is to have, or the one that opens now; every schedule is a number."""
+        raise NotImplementedError(f"{type(self).__name__}: a link that keeps a window needs size(state).")
+
+
+class Gate(Transform, role_only=True):
+    """A link that holds the chain where the updates are not finite, so that nothing is applied and the run goes on.
+
+    Where it holds, its new state is what `refused` returns. While a gate is active a loss that is not finite is no
+    error. The reason it holds for is "nonfinite", or a `holds` of its own.
+
+    >>> import gradchain as gch
+    >>> isinstance(gch.skip_nonfinite(), gch.Gate)
+    True
+    """
+
+    holds = "nonfinite"
+
+    def active(self, ctx: Context) -> bool:
+        """Whether it looks at the updates at all."""
+        return True
+
+    def refused(self, why: str, state: Any, ctx: Context) -> State:
+        """The state after it held for what is not finite: a scale backed off, a skip counted. `why` says what was."""
+        kept: State = state
+        return kept
+
+
+class Freezes(Transform, role_only=True):
+    """A link that makes the entries of some parameters absent, for good or for a while.
+
+    >>> import gradchain as gch
+    >>> isinstance(gch.freeze(gch.bias), gch.Freezes)
+    True
+    """
+
+    role = "freeze"
+
+    def frozen(self, index: Index) -> Iterable[str]:
+        """Those of `index` that it leaves alone for good: nothing else on their way matters."""
+        return ()
