@@ -21,7 +21,7 @@ class grown(gch.Transform):
     """A rule of the new operations: over tensors, numbers, masks and numbers per parameter."""
 
     def update(self, u, state, ctx):
-        size = of("hypot", u, ctx.params) + of("hypot", u, 0.5) * u.norms()
+        size = u + 0.1 * of("ahead", u, ctx.params) + of("ahead", u.norms() * u, 0.5)
         inside = of("between", ctx.params, u, 2.0)
         odd = of("either", inside, u > 0)
         return gch.where(odd, of("cube", u), size) * (1.0 + inside), state
@@ -39,5 +39,5 @@ def test_a_chain_of_cube_and_the_others_equals_the_reference(executor):
 
 def test_a_cube_of_a_number_of_the_host():
     assert HOST["cube"](3.0) == 27.0
-    assert "hypot" not in HOST
+    assert "ahead" not in HOST
     assert of("cube", gch.Tensors.of({"w": torch.tensor([2.0, -1.0])}))["w"].tolist() == [8.0, -1.0]

@@ -173,9 +173,9 @@ AFTER = "def _of_one() -> list[Operation]:\n    return [\n"
 CUBE = """\
         Operation("cube", "n", lambda a: a * a * a, "({0} * {0} * {0})", "({0} * {0} * {0})", lambda a: a * a * a),
 """
-HYPOT = '''\
-        Operation("hypot", "nn", torch.hypot, "HYPOT({0}, {1})", "libdevice.hypot({0}, {1})",
-                  helper="static inline C HYPOT(C a, C b) { return F(hypot)(a, b); }"),
+AHEAD = '''\
+        Operation("ahead", "nn", lambda a, b: torch.ceil(a - b), "AHEAD({0}, {1})", "libdevice.ceil({0} - {1})",
+                  helper="static inline C AHEAD(C a, C b) { return F(ceil)(a - b); }"),
 '''  # fmt: skip
 BETWEEN = '''\
         Operation("between", "nnn", lambda a, b, c: (a < b) & (b < c), "(({0} < {1}) & ({1} < {2}))",
@@ -188,7 +188,7 @@ SUM4 = '''\
     "sum4": Reduction(lambda v: v.double().pow(4).sum(), SUM, c="(double)v * v * v * v",
                       triton="wide * wide * wide * wide", torch="(wide ** 4)"),
 '''  # fmt: skip
-NEW = {"cube": CUBE, "hypot": HYPOT, "between": BETWEEN, "either": EITHER}
+NEW = {"cube": CUBE, "ahead": AHEAD, "between": BETWEEN, "either": EITHER}
 
 
 @pytest.fixture(scope="module")
