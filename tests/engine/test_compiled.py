@@ -15,6 +15,7 @@ from gradchain.engine.executors import compiled
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.blocks import Blocks
 from gradchain.engine.executors.compiled import Compiled
+from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column
 
@@ -79,6 +80,17 @@ def test_the_text_computes_every_operation(op, dtype):
     ulp = torch.finfo(dtype).eps if op == "lerp" else 0.0  # of a weight in a tensor, and of a number
     torch.testing.assert_close(mine, theirs, rtol=ulp, atol=0.0)
     assert mine[2].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_the_text_computes_every_reduction(kind):
+    space = {"torch": torch, "do": compiled.truths()}
+    exec(compiled.source(Program([0], reduce=(kind, A)), [torch.float32]), space)
+    row = torch.tensor([0.5, -3.0, 2.0, 1e-3])
+    for value in (row, torch.cat([row, torch.tensor([torch.inf])])):
+        found, want = space["run"](value), REDUCTIONS[kind].truth(value)
+        assert found.dtype is torch.float64
+        torch.testing.assert_close(found, want, rtol=1e-12, atol=0.0)
 
 
 def test_a_mask_made_a_number_has_the_compute_dtype():

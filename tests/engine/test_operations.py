@@ -235,6 +235,7 @@ def test_a_new_operation_costs_one_place(grown):
         for file in ("test_native_operations", "test_blocks_operations"):
             assert f"{file}.py::" in told and any(file in line and f"[{op}" in line for line in told.splitlines()), op
     assert all(f"test_the_text_computes_every_operation[{op}" in told for op in NEW)
+    assert "test_the_text_computes_every_reduction[sum4" in told
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
