@@ -32,6 +32,14 @@ ALLOWED: dict[str, set[str]] = {
         "updater",
     },
 }  # fmt: skip
+# The same inside the engine, by stage. Files that are not here stand above all stages, and the engine above those.
+STAGES: dict[str, set[str]] = {
+    "operations": set(),
+    "commit": set(),
+    "recording": {"operations"},
+    "planning": {"operations", "commit", "recording"},
+    "executors": {"operations", "commit", "planning"},
+}
 # The one door upwards: a function of this file imports that room. A chain is where a user meets the Updater.
 UPWARDS = {("core/transform.py", "updater")}
 
@@ -46,8 +54,8 @@ def room_of(path: str) -> str:
     return first if rest else "<front door>" if first == "__init__.py" else first.removesuffix(".py")
 
 
-def imports(file: Path):
-    """Every import of gradchain in a file: the room it enters, and whether it stands at module level."""
+def modules(file: Path):
+    """Every import of gradchain in a file: the parts of the module's name, and whether it stands at module level."""
     tree = ast.parse(file.read_text())
     checked_only = {
         id(inner)
@@ -62,19 +70,23 @@ def imports(file: Path):
         for inner in ast.walk(node)
     }
     for node in ast.walk(tree):
-        modules = []
+        names = []
         if isinstance(node, ast.Import):
-            modules = [(alias.name, "") for alias in node.names]
+            names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{file}: write imports in full"
-            modules = [(node.module or "", alias.name) for alias in node.names]
-        for module, name in modules:
-            parts = module.split(".")
-            if parts[0] != "gradchain" or id(node) in checked_only:
-                continue
-            first = parts[1] if len(parts) > 1 else name
-            inner = first and ((ROOT / first).is_dir() or (ROOT / f"{first}.py").is_file())
-            yield (first if inner else "<front door>"), id(node) not in inside
+            names = [f"{node.module or ''}.{alias.name}" for alias in node.names]
+        for name in names:
+            first, *parts = name.split(".")
+            if first == "gradchain" and id(node) not in checked_only:
+                yield parts, id(node) not in inside
+
+
+def imports(file: Path):
+    """Every import of gradchain in a file: the room it enters, and whether it stands at module level."""
+    for (first, *_), at_module_level in ((parts or [""], level) for parts, level in modules(file)):
+        inner = first and ((ROOT / first).is_dir() or (ROOT / f"{first}.py").is_file())
+        yield (first if inner else "<front door>"), at_module_level
 
 
 files = pytest.mark.parametrize("file", [pytest.param(f, id=name_of(f)) for f in FILES])
@@ -90,6 +102,40 @@ def test_imports_go_one_way(file: Path):
             continue
         assert (name_of(file), entered) in UPWARDS, f"{name_of(file)} imports {entered}"
         assert not at_module_level, f"{name_of(file)} imports {entered} outside a function"
+
+
+def stage_of(parts: list[str]) -> str:
+    """The stage of a module of the engine, by its name inside that room."""
+    return parts[0].removesuffix(".py")
+
+
+def misplaced(stage: str, entered: str) -> bool:
+    """Whether what stands at a stage of the engine may not import what stands at another."""
+    if stage in STAGES:
+        return entered != stage and entered not in STAGES[stage]
+    return entered == "engine" != stage
+
+
+@pytest.mark.parametrize("file", [pytest.param(f, id=name_of(f)) for f in FILES if room_of(name_of(f)) == "engine"])
+def test_the_engine_is_built_by_stage(file: Path):
+    """Recording stands on no plan and on no executor, an executor on no recording; imports in functions count too."""
+    stage = stage_of(name_of(file).split("/")[1:])
+    found = {stage_of(parts[1:]) for parts, _ in modules(file) if parts[:1] == ["engine"]}
+    assert sorted(entered for entered in found if misplaced(stage, entered)) == []
+
+
+@pytest.mark.parametrize(
+    ("stage", "entered"),
+    [("recording", "planning"), ("recording", "executors"), ("planning", "executors"), ("executors", "recording"),
+     ("executors", "replay"), ("operations", "recording"), ("replay", "engine"), ("captured", "engine")],
+)  # fmt: skip
+def test_a_stage_out_of_order_is_seen(stage, entered):
+    assert misplaced(stage, entered)
+
+
+def test_every_stage_is_there():
+    """A stage that is gone, or has another name, holds nothing."""
+    assert [s for s in STAGES if not any((ROOT / "engine" / p).exists() for p in (s, f"{s}.py"))] == []
 
 
 def test_nobody_imports_the_front_door():

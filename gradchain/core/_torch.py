@@ -5,7 +5,6 @@ When torch moves one of these, this is the place to change.
 
 from __future__ import annotations
 
-import operator
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+
+from gradchain.core.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -117,105 +118,9 @@ def widened(tensors: list[Tensor]) -> list[Tensor]:
     return tensors
 
 
-def _maximum(a: Any, b: Any) -> Tensor:
-    if isinstance(b, Tensor):
-        return torch.maximum(a, b) if isinstance(a, Tensor) else torch.clamp_min(b, a)
-    return torch.clamp_min(a, b)
-
-
-def _minimum(a: Any, b: Any) -> Tensor:
-    if isinstance(b, Tensor):
-        return torch.minimum(a, b) if isinstance(a, Tensor) else torch.clamp_max(b, a)
-    return torch.clamp_max(a, b)
-
-
-def _lerp(start: Any, end: Any, weight: Any) -> Tensor:
-    # torch.lerp wants a weight of the very dtype of its ends; a float64 0-d weight over float32 ends is ours.
-    if isinstance(weight, Tensor):
-        moved: Tensor = start + weight * (end - start)
-        return moved
-    return torch.lerp(start, end, weight)
-
-
-def _alike(start: Any, end: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """Both ends of a lerp in the wider dtype of the two: torch.lerp wants one, where sums and products promote."""
-    pairs = list(zip(start, end, strict=True))
-    if all(a.dtype == b.dtype for a, b in pairs):
-        return start, end
-    wide = [torch.promote_types(a.dtype, b.dtype) for a, b in pairs]
-    return [a.to(d) for a, d in zip(start, wide, strict=True)], [b.to(d) for b, d in zip(end, wide, strict=True)]
-
-
-def _where(condition: Any, a: Any, b: Any) -> Tensor:
-    if isinstance(condition, Tensor):
-        return torch.where(condition, a, b)
-    # a truth of the host, as what a count is compared with
-    chosen, like = a if condition else b, a if isinstance(a, Tensor) else b
-    whole = isinstance(chosen, Tensor) and chosen.shape == like.shape
-    return chosen if whole else torch.zeros_like(like) + chosen  # type: ignore[no-any-return]
-
-
-def _not(mask: Any) -> Any:
-    return torch.logical_not(mask) if isinstance(mask, Tensor) else not mask
-
-
-def _number(mask: Any, dtype: Any) -> Any:
-    return mask.to(dtype) if isinstance(mask, Tensor) else float(mask)
-
-
-# One row per elementwise operation: what one tensor does. An executor that lacks a row fails a test that names it.
-POINTWISE: dict[str, Callable[..., Tensor]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "pow": torch.pow,
-    "lerp": _lerp,
-    "maximum": _maximum,
-    "minimum": _minimum,
-    "sqrt": torch.sqrt,
-    "rsqrt": torch.rsqrt,
-    "sign": torch.sign,
-    "abs": torch.abs,
-    "where": _where,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "eq": operator.eq,
-    "and": operator.and_,
-    "or": operator.or_,
-    "not": _not,
-    "number": _number,  # a mask as 0 and 1; its second operand is their dtype
-    "isfinite": torch.isfinite,
-    "isnan": torch.isnan,
-}
-
-# The same operations over whole lists, by the kinds of their operands:
-# t a list of tensors, s one host number, S one host number per tensor, z one 0-d tensor.
-_FOREACH: dict[tuple[str, str], Callable[..., Any]] = {
-    ("add", "tt"): torch._foreach_add,
-    ("add", "ts"): torch._foreach_add,
-    ("sub", "tt"): torch._foreach_sub,
-    ("sub", "ts"): torch._foreach_sub,
-    ("mul", "tt"): torch._foreach_mul,
-    ("mul", "ts"): torch._foreach_mul,
-    ("mul", "tS"): torch._foreach_mul,
-    ("mul", "tz"): torch._foreach_mul,
-    ("div", "tt"): torch._foreach_div,
-    ("div", "ts"): torch._foreach_div,
-    ("div", "tS"): torch._foreach_div,
-    ("pow", "ts"): torch._foreach_pow,
-    ("pow", "st"): torch._foreach_pow,
-    ("lerp", "tts"): torch._foreach_lerp,
-    ("maximum", "tt"): torch._foreach_maximum,
-    ("maximum", "ts"): torch._foreach_clamp_min,
-    ("minimum", "tt"): torch._foreach_minimum,
-    ("minimum", "ts"): torch._foreach_clamp_max,
-    ("sqrt", "t"): torch._foreach_sqrt,
-    ("rsqrt", "t"): torch._foreach_rsqrt,
-    ("sign", "t"): torch._foreach_sign,
-    ("abs", "t"): torch._foreach_abs,
+# The kernels over whole lists that `Operation.lists` names.
+_FOREACH: dict[str, Callable[..., Any]] = {
+    name.removeprefix("_foreach_"): getattr(torch, name) for name in dir(torch) if name.startswith("_foreach_")
 }
 
 
@@ -230,16 +135,17 @@ def pointwise(op: str, columns: Sequence[Column], size: int) -> list[Tensor]:
     """Apply one elementwise operation over `size` entries; a column is a list of that size or one scalar for all."""
     if size == 0:
         return []
-    if op == "lerp":
-        columns = [*_alike(columns[0], columns[1]), *columns[2:]]
+    operation = OPERATIONS[op]
+    if operation.fits is not None:
+        columns = operation.fits(columns)
     if not under_functorch():
         kinds = "".join(map(_kind, columns))
-        kernel = _FOREACH.get((op, kinds))
+        kernel = operation.lists.get(kinds)
         # `_foreach_mul` by a 0-d tensor has a broken backward ("inconsistent range for TensorList output").
         broken = kinds.endswith("z") and torch.is_grad_enabled()
         if kernel is not None and not broken and number_of_meshes(*columns) < 2:
-            return list(kernel(*columns))
-    rule = POINTWISE[op]
+            return list(_FOREACH[kernel](*columns))
+    rule = operation.truth
     rows = zip(*(c if isinstance(c, list) else [c] * size for c in columns), strict=True)
     return [rule(*row) for row in rows]
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.index import Fact, Index
-from gradchain.core.scalars import Count, Scalars, divide
+from gradchain.core.operations import OPERATIONS, divide
+from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
 
 
@@ -271,13 +272,10 @@ class EagerTensors(Tensors):
         )
 
 
-_OF_MASKS = frozenset({"and", "or", "not"})
-
-
 def _as_numbers(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """The operands as an operation takes them: masks are numbers to all but the logic of masks."""
     masks = [isinstance(a, EagerTensors) and a._is_mask() for a in args]
-    if op in _OF_MASKS or not any(masks):
+    if OPERATIONS[op].logical or not any(masks):
         return args
     if op != "where":
         return tuple(a._numbers() if mask else a for a, mask in zip(args, masks, strict=True))

@@ -5,7 +5,6 @@ A rule never asks which it holds: `minimum`, `maximum`, `where` and `sqrt` take 
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -14,18 +13,12 @@ import torch
 from torch import Tensor
 
 from gradchain.core.index import Index
+from gradchain.core.operations import OPERATIONS
 
 # A float to its reader; in fact a float, an int, a 0-d tensor or Scalars. Any, so that rules read as arithmetic.
 Scalar: TypeAlias = Any
 
 R = TypeVar("R")
-
-
-def divide(a: Any, b: Any) -> Any:
-    """`a / b` with a tensor's answer to zero: inf or nan, where Python would raise."""
-    if isinstance(b, (int, float)) and b == 0 and isinstance(a, (int, float)):
-        return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1.0, b)
-    return a / b
 
 
 class Operand(Generic[R]):
@@ -83,18 +76,10 @@ class Operand(Generic[R]):
         return self._binary("ge", self, other)
 
 
-_HOST: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": divide,
-    "pow": operator.pow,
-    "lt": operator.lt,
-    "le": operator.le,
-    "gt": operator.gt,
-    "ge": operator.ge,
-    "eq": operator.eq,
-}
+HOST: dict[str, Callable[..., Any]] = {name: o.host for name, o in OPERATIONS.items() if o.host is not None}
+"""What each operation that numbers have is for numbers of the host."""
+
+_COLUMNS = {name: o.column for name, o in OPERATIONS.items() if o.column is not None}
 
 
 class Scalars(Operand[Any], Mapping[str, Any]):
@@ -213,20 +198,11 @@ class Scalars(Operand[Any], Mapping[str, Any]):
             if x is not None:
                 assert self._index is not None
                 return Scalars.over(self._index, of_columns(x, y))
-        rule = _HOST[op]
+        rule = HOST[op]
         if isinstance(a, Scalars):
             recorded = hasattr(b, "_apply")  # it knows what to do
             return a.map(rule, b) if isinstance(b, (int, float, Tensor, Scalars)) and not recorded else NotImplemented
         return b.map(lambda y, x: rule(x, y), a) if isinstance(a, (int, float, Tensor)) else NotImplemented
-
-
-# On float64 these give the bits that the host's arithmetic gives; a power does not.
-_COLUMNS: dict[str, Callable[..., Tensor]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": lambda a, b: torch.div(a if isinstance(a, Tensor) else torch.full_like(b, a), b),  # not by a reciprocal
-}
 
 
 def _same_columns(a: Any, b: Any, index: Index | None) -> tuple[Any, Any]:
@@ -325,13 +301,13 @@ class Count(Operand[Any]):
         b = b.value if isinstance(b, Count) else b
         if isinstance(a, Operand) or isinstance(b, Operand):
             return getattr(operator, _DUNDER.get(op, op))(a, b)
-        return _HOST[op](a, b)
+        return HOST[op](a, b)
 
 
 _DUNDER = {"div": "truediv"}
 
 
-def _dispatch(op: str, device: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _dispatch(op: str, args: tuple[Any, ...]) -> Any:
     args = tuple(a.value if isinstance(a, Count) else a for a in args)
     for arg in args:
         if isinstance(arg, Operand) and hasattr(arg, "_apply"):
@@ -342,37 +318,19 @@ def _dispatch(op: str, device: Callable[..., Any], args: tuple[Any, ...]) -> Any
             names = [n for n in (arg if names is None else names) if n in arg]
     if names is not None:
         rows = {n: tuple(a[n] if isinstance(a, Scalars) else a for a in args) for n in names}
-        return Scalars({n: _dispatch(op, device, row) for n, row in rows.items()})
-    return device(*args) if any(isinstance(a, Tensor) for a in args) else HOST[op](*args)
-
-
-def _device_where(condition: Any, a: Any, b: Any) -> Any:
-    if not isinstance(condition, Tensor):
-        return a if condition else b
-    return torch.where(condition, a, b)
-
-
-def _device_minimum(a: Any, b: Any) -> Tensor:
-    # clamp takes the number as it is: making a tensor of it would wait for the device
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.minimum(a, b)
-    return torch.clamp(a, max=b) if isinstance(a, Tensor) else torch.clamp(b, max=a)
-
-
-def _device_maximum(a: Any, b: Any) -> Tensor:
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.maximum(a, b)
-    return torch.clamp(a, min=b) if isinstance(a, Tensor) else torch.clamp(b, min=a)
+        return Scalars({n: _dispatch(op, row) for n, row in rows.items()})
+    deciding = args[:1] if op == "where" else args  # a truth of the host chooses between whatever is there
+    return OPERATIONS[op].truth(*args) if any(isinstance(a, Tensor) for a in deciding) else HOST[op](*args)
 
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("minimum", _device_minimum, (a, b))
+    return _dispatch("minimum", (a, b))
 
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("maximum", _device_maximum, (a, b))
+    return _dispatch("maximum", (a, b))
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:
@@ -382,31 +340,9 @@ def where(condition: Any, a: Any, b: Any) -> Any:
     """
     if isinstance(condition, Operand) and not isinstance(condition, (Scalars, Count)) and not condition._is_mask():  # type: ignore[attr-defined]
         raise TypeError("where: the condition must be a mask, got Tensors of numbers. Compare them with a number.")
-    return _dispatch("where", _device_where, (condition, a, b))
+    return _dispatch("where", (condition, a, b))
 
 
 def sqrt(a: Any) -> Any:
     """The square root of a number, 0-d tensor, Scalars or Tensors; of a negative number it is NaN."""
-    return _dispatch("sqrt", torch.sqrt, (a,))
-
-
-def _host_minimum(a: float, b: float) -> float:
-    return a if a != a or a < b else b
-
-
-def _host_maximum(a: float, b: float) -> float:
-    return a if a != a or a > b else b
-
-
-def _host_sqrt(a: float) -> float:
-    return math.nan if a < 0 else math.sqrt(a)
-
-
-HOST: dict[str, Callable[..., Any]] = {
-    **_HOST,
-    "minimum": _host_minimum,
-    "maximum": _host_maximum,
-    "sqrt": _host_sqrt,
-    "where": lambda condition, a, b: a if condition else b,
-}
-"""What each operation is for host numbers."""
+    return _dispatch("sqrt", (a,))

@@ -31,8 +31,11 @@ from compiling import (
 )
 
 import gradchain as gch
+from gradchain.core import operations as elementwise
+from gradchain.core.operations import OPERATIONS
+from gradchain.engine import operations
 from gradchain.engine.executors import build, print_c
-from gradchain.engine.operations import BOOLEAN
+from gradchain.engine.operations import REDUCTIONS, TYPES
 from gradchain.engine.planning.lower import Program
 
 pytestmark = scenarios
@@ -43,7 +46,7 @@ pytestmark = scenarios
 
 def random_program(seed):
     rng = random.Random(seed)
-    dtypes = [rng.choice(list(print_c.TYPES)) for _ in range(rng.randint(1, 4))]
+    dtypes = [rng.choice(list(TYPES)) for _ in range(rng.randint(1, 4))]
     program = Program(columns=list(range(len(dtypes))), scalars=[0, 1, 2], entries=[0, 1])
     truths = []
 
@@ -59,29 +62,22 @@ def random_program(seed):
         return rng.choice(kinds)
 
     for i in range(rng.randint(1, 30)):
-        op = rng.choice(list(print_c.EXPRESSIONS)) if truths else "lt"
-        arity = 1 + max(map(int, re.findall(r"\{(\d)\}", print_c.EXPRESSIONS[op])))
-        operands = [operand() for _ in range(arity)]
-        if op in ("and", "or", "not", "where"):
-            operands[0] = rng.choice(truths)
-        if op in ("and", "or"):
-            operands[1] = rng.choice(truths)
+        op = rng.choice(list(OPERATIONS)) if truths else "lt"
+        operands = [rng.choice(truths) if kind == "m" else operand() for kind in OPERATIONS[op].takes]
         program.instructions.append((op, tuple(operands)))
-        if op in BOOLEAN:
+        if OPERATIONS[op].mask:
             truths.append(("value", i))
     if rng.random() < 0.5:
-        program.reduce = (rng.choice(list(print_c._REDUCTIONS)), operand())
+        program.reduce = (rng.choice(list(REDUCTIONS)), operand())
     else:
         program.stores = [(column, operand()) for column in program.columns]
     return program, dtypes
 
 
 def foreign(source):
-    """What a source has besides digits and words that stand in the printer's own file."""
-    own = set(re.findall(r"[A-Za-z_]\w*", Path(print_c.__file__).read_text())) | {
-        "sqrtf",
-        "powf",
-    }  # made from sqrt, pow
+    """What a source has besides digits and words that stand in the files of the printer and of the tables it reads."""
+    files = (print_c.__file__, elementwise.__file__, operations.__file__)
+    own = {word for file in files for word in re.findall(r"[A-Za-z_]\w*", Path(file).read_text())}
     found = {re.sub(r"(?<=^[a-z])\d+$", "", word) for word in re.findall(r"[A-Za-z_]\w*", source)} - own
     found |= set(re.findall(r"[^\w\s#<>(){}\[\]+\-*/=!?:;,.&|~]", source))
     return found | {

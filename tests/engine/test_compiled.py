@@ -6,15 +6,16 @@ import pytest
 import test_equal
 import torch
 from against_reference import Model
-from operation_cases import ONE, THREE, program_of
+from operation_cases import program_of
 from twins import Shapes, Twins
 
 import gradchain as gch
-from gradchain.core._torch import POINTWISE
+from gradchain.core.operations import OPERATIONS
 from gradchain.engine.executors import compiled
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.blocks import Blocks
 from gradchain.engine.executors.compiled import Compiled
+from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column
 
@@ -61,17 +62,17 @@ def test_nothing_is_written_where_compiling_fails(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("op", POINTWISE)
+@pytest.mark.parametrize("op", OPERATIONS)
 def test_the_text_computes_every_operation(op, dtype):
     """The printed torch, run as it is: by blocks it is the same."""
     numbers = (A, ("load", 1), ("scalar", 0), ("entry", 0))
-    program = program_of(op, numbers[: 1 if op in ONE else 3 if op in THREE else 2])
+    program = program_of(op, numbers[: len(OPERATIONS[op].takes)])
     if op == "mul":  # with numbers of both kinds
         program = Program([0, 1, 2], [0], [0], [(op, (A, ("scalar", 0))), (op, (("value", 0), ("entry", 0)))])
         program.stores = [(2, ("value", 1))]
     mine = [torch.linspace(0.2, 3.0, 40, dtype=torch.float64).add(k / 7).to(dtype) for k in range(3)]
     theirs = [r.clone() for r in mine]
-    space = {"torch": torch, "do": compiled._torch.POINTWISE}
+    space = {"torch": torch, "do": compiled.truths()}
     exec(compiled.source(program, [dtype] * 3), space)
     scalars, entries = [1 / 3][: len(program.scalars)], [0.7][: len(program.entries)]
     space["run"](*mine, *(torch.tensor(v, dtype=torch.float64) for v in (*scalars, *entries)))
@@ -81,19 +82,30 @@ def test_the_text_computes_every_operation(op, dtype):
     assert mine[2].isfinite().all()
 
 
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_the_text_computes_every_reduction(kind):
+    space = {"torch": torch, "do": compiled.truths()}
+    exec(compiled.source(Program([0], reduce=(kind, A)), [torch.float32]), space)
+    row = torch.tensor([0.5, -3.0, 2.0, 1e-3])
+    for value in (row, torch.cat([row, torch.tensor([torch.inf])])):
+        found, want = space["run"](value), REDUCTIONS[kind].truth(value)
+        assert found.dtype is torch.float64
+        torch.testing.assert_close(found, want, rtol=1e-12, atol=0.0)
+
+
 def test_a_mask_made_a_number_has_the_compute_dtype():
     program = Program([0, 1], [0], [], [("gt", (A, ("load", 1))), ("number", (("value", 0),))])
     program.instructions.append(("div", (("value", 1), ("scalar", 0))))
     program.stores = [(0, ("value", 2))]
     a, b = torch.tensor([1.0, 2.0], dtype=torch.float64), torch.tensor([0.5, 3.0], dtype=torch.float64)
-    space = {"torch": torch, "do": compiled._torch.POINTWISE}
+    space = {"torch": torch, "do": compiled.truths()}
     exec(compiled.source(program, [torch.float64] * 2), space)
     space["run"](a, b, torch.tensor(3.0, dtype=torch.float64))
     assert a.tolist() == [1 / 3, 0.0]
 
 
 def test_two_columns_may_change_places():
-    space = {"torch": torch, "do": compiled._torch.POINTWISE}
+    space = {"torch": torch, "do": compiled.truths()}
     exec(compiled.source(Program([0, 1], stores=[(0, ("load", 1)), (1, A)]), [torch.float32] * 2), space)
     a, b = torch.tensor([1.0]), torch.tensor([2.0])
     space["run"](a, b)

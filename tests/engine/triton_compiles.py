@@ -7,13 +7,14 @@ import re
 import pytest
 import torch
 import triton
-from operation_cases import REDUCTIONS, A, B
+from operation_cases import A, B
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from whole_program import every_number, everything
 
-from gradchain.engine.executors.print_triton import FOLD, source
+from gradchain.engine.executors.print_triton import fold, source
 from gradchain.engine.executors.triton import BLOCK, OPTIONS, compiled
+from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Program
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -66,6 +67,6 @@ def test_every_reduction_compiles(kind):
     assert "st.global" in run(Program([0], reduce=(kind, A)), [torch.bfloat16])
 
 
-@pytest.mark.parametrize("largest", [True, False])
-def test_the_fold_compiles(largest):
-    assert built(FOLD, "fold", {"partial": "*fp64", "first": "*i64", "out": "*fp64"}, {"MAX": largest, "BLOCK": BLOCK})
+@pytest.mark.parametrize("kind", REDUCTIONS)
+def test_the_fold_compiles(kind):
+    assert built(fold(kind), "fold", {"partial": "*fp64", "first": "*i64", "out": "*fp64"}, {"BLOCK": BLOCK})

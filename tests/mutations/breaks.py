@@ -102,8 +102,9 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "gradient-written-by-foreach",
         "core/_torch.py",
-        '("sign", "t"): torch._foreach_sign,',
-        '("sign", "t"): lambda ts: torch._foreach_sign_(ts) or ts,',
+        "            return list(_FOREACH[kernel](*columns))\n",
+        "            if kernel == 'sign':\n                torch._foreach_sign_(*columns)\n"
+        "            return list(_FOREACH[kernel](*columns))\n",
         f"{TWICE}[scale_by_sign]",
     ),
     Break(
@@ -192,7 +193,7 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "columns-divided-by-a-reciprocal",
-        "core/scalars.py",
+        "core/operations.py",
         "torch.div(a if isinstance(a, Tensor) else torch.full_like(b, a), b)",
         "a / b",
         "test_per_parameter.py::test_a_column_computes_as_its_entries_do[/]",

@@ -1,4 +1,4 @@
-"""What an executor is: something that can run a program over rows of tensors, and says when it may."""
+"""What an executor is: something that can run a program over rows of tensors, and says when it may; what they share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 
 from gradchain.engine.executors.build import NoKernel as NoKernel
-from gradchain.engine.planning.lower import Program
+from gradchain.engine.operations import REDUCTIONS
+from gradchain.engine.planning.lower import Program, Value
 from gradchain.engine.planning.rows import Runner
 
 CHUNK = 1 << 16  # elements to an item: partial sums do not depend on the number of threads
@@ -32,10 +33,16 @@ class Executor(Protocol):
 
 def folded(kind: str, row_of: Sequence[int], partial: Sequence[float], rows: int) -> list[float]:
     """Partial results of items met, in order, row by row: the same bits whatever the number of threads."""
-    out = [0.0] * rows
+    out, meet = [0.0] * rows, REDUCTIONS[kind].meet.host
     for row, value in zip(row_of, partial, strict=True):
-        if kind == "max":
-            out[row] = value if value > out[row] or value != value else out[row]
-        else:
-            out[row] += value
+        out[row] = meet(out[row], value)
     return out
+
+
+_LETTERS = {"load": "x", "scalar": "s", "entry": "e", "device": "n", "value": "v"}
+
+
+def name_of(value: Value) -> str:
+    """What a value is called in a printed program."""
+    kind = value[0]
+    return "zero" if kind == "zero" else _LETTERS[kind] + str(value[1])

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradchain.core import _torch
+from gradchain.core.operations import OPERATIONS
 from gradchain.engine.executors.base import CHUNK, folded
+from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Program, Value
 from gradchain.engine.planning.rows import Column
 
 SERIAL = 1 << 14  # elements that torch reduces in one thread: the order of a sum is then the same for any number
 BUCKET = 1 << 17  # elements that are worked on at once: a few of them fit into the cache
-
-_REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "sum": lambda v: v.sum(dtype=torch.float64),
-    "sum1": lambda v: torch.linalg.vector_norm(v, 1, dtype=torch.float64),
-    "sum2": lambda v: torch.linalg.vector_norm(v, 2, dtype=torch.float64).square(),
-    "max": lambda v: torch.linalg.vector_norm(v, float("inf"), dtype=torch.float64),
-    "bad": lambda v: (~torch.isfinite(v)).sum(dtype=torch.float64),
-}
 
 
 class Blocks:
@@ -73,7 +67,7 @@ class BlocksRunner:
             self._compute(held, len(bucket))
             if self._program.reduce:
                 kind, operand = self._program.reduce
-                partial += [_REDUCTIONS[kind](v).item() for v in _pick(operand, held)]
+                partial += [REDUCTIONS[kind].truth(v).item() for v in _pick(operand, held)]
             # what is stored as it was loaded is copied first: another store may write over it
             stored = [
                 (views[column][k], _pick(operand, held), operand[0] == "load")
@@ -101,7 +95,7 @@ class BlocksRunner:
         """Every instruction, over one bucket; its results are `held["value"]`."""
         values = held["value"] = []
         for op, operands in self._program.instructions:
-            given = [_pick(o, held) for o in operands] + ([self._wide] if op == "number" else [])
+            given = [_pick(o, held) for o in operands] + ([self._wide] if OPERATIONS[op].typed else [])
             if op == "where" and not any(isinstance(c, list) and isinstance(c[0], Tensor) for c in given[1:]):
                 given[1] = _as_list(
                     given[1], [torch.empty((), dtype=self._wide, device="cpu")] * size

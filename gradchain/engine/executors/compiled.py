@@ -15,20 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain.core import _torch
-from gradchain.engine.executors.base import NoKernel
-from gradchain.engine.executors.print_triton import name_of
+from gradchain.core.operations import OPERATIONS
+from gradchain.engine.executors.base import NoKernel, name_of
+from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Program, Value
 from gradchain.engine.planning.rows import Column
-
-# What a reduction makes of a row in float64.
-REDUCTIONS = {
-    "sum": "wide.sum()",
-    "sum1": "wide.abs().sum()",
-    "sum2": "(wide * wide).sum()",
-    "max": "wide.abs().amax()",
-    "bad": "(~torch.isfinite(wide)).double().sum()",
-}
 
 
 class Compiled:
@@ -110,9 +101,14 @@ def compiled(text: str) -> Callable[..., Any]:
     """The function of this text, compiled at its first run. Its own code object: torch.compile counts by those."""
     path = f"<gradchain compiled {hashlib.sha256(text.encode()).hexdigest()[:16]}>"
     linecache.cache[path] = (len(text), None, text.splitlines(keepends=True), path)
-    space: dict[str, Any] = {"__name__": "gradchain_compiled", "torch": torch, "do": _torch.POINTWISE}
+    space: dict[str, Any] = {"__name__": "gradchain_compiled", "torch": torch, "do": truths()}
     exec(compile(text, path, "exec"), space)
     return torch.compile(space["run"], dynamic=True, fullgraph=True)
+
+
+def truths() -> dict[str, Callable[..., Any]]:
+    """What a text calls operations by."""
+    return {name: operation.truth for name, operation in OPERATIONS.items()}
 
 
 def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
@@ -131,7 +127,9 @@ def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
         lines.append(f"    v{i} = {_call(op, operands, wide)}")
     if program.reduce:
         kind, operand = program.reduce
-        lines += [f"    wide = {name_of(operand)}.to(torch.float64).expand_as(p0)", f"    return {REDUCTIONS[kind]}"]
+        reduction = REDUCTIONS[kind]
+        lines.append(f"    wide = {name_of(operand)}.to(torch.float64).expand_as(p0)")
+        lines.append(f"    return {reduction.torch}.{reduction.meet.torch}()")
     # what is stored as it was loaded is copied first: another store may write over it
     stores = [(c, f"{name_of(v)}.clone()" if v[0] == "load" else f"{name_of(v)}.to({wide})") for c, v in program.stores]
     lines += [f"    r{column} = {value}" for column, value in stores]
@@ -140,9 +138,8 @@ def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 
 
 def _call(op: str, operands: Sequence[Value], wide: str) -> str:
-    given = [name_of(o) for o in operands]
-    if op == "where":
-        given[0] = f"{given[0]}.to(torch.bool)"
-    if op == "number":
-        given.append(wide)
+    operation = OPERATIONS[op]
+    taken = zip(operation.takes, operands, strict=True)
+    given = [f"{name_of(o)}.to(torch.bool)" if takes == "m" else name_of(o) for takes, o in taken]
+    given += [wide] if operation.typed else []
     return f"do[{op!r}]({', '.join(given)})"

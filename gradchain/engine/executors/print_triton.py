@@ -11,65 +11,17 @@ from collections.abc import Collection, Sequence
 
 import torch
 
-from gradchain.engine.operations import BOOLEAN
-from gradchain.engine.planning.lower import Program, Value
+from gradchain.core.operations import OPERATIONS
+from gradchain.engine.executors.base import name_of
+from gradchain.engine.operations import BOOLEAN, REDUCTIONS, TYPES
+from gradchain.engine.planning.lower import Program
 
-# What a column is to Triton. bfloat16 is read and rounded by its bits: the same on every device, and in the
-# interpreter, whose own rounding drops carries.
-TYPES = {
-    torch.float32: "tl.float32",
-    torch.float64: "tl.float64",
-    torch.bfloat16: "tl.uint16",
-    torch.float16: "tl.float16",
-}
 
-# Triton of each elementwise operation, in the compute dtype {C}. Every operation rounds as in the reference: Triton's
-# own `/` and sqrt are approximate in float32. NaNs go through maximum and minimum as through torch's; sign(NaN) is 0.
-EXPRESSIONS = {
-    "add": "({0} + {1})",
-    "sub": "({0} - {1})",
-    "mul": "({0} * {1})",
-    "div": "tl.div_rn({0}, {1})",
-    "pow": "libdevice.pow({0}, {1})",
-    "lerp": "tl.where(tl.abs({2}) < 0.5, {0} + {2} * ({1} - {0}), {1} - ({1} - {0}) * (1.0 - {2}))",
-    "maximum": "tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
-    "minimum": "tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
-    "sqrt": "tl.sqrt_rn({0})",
-    "rsqrt": "tl.div_rn(1.0, tl.sqrt_rn({0}))",
-    "sign": "(({0} > 0.0).to({C}) - ({0} < 0.0).to({C}))",
-    "abs": "tl.abs({0})",
-    "where": "tl.where({0}, {1}, {2})",
-    "lt": "({0} < {1})",
-    "le": "({0} <= {1})",
-    "gt": "({0} > {1})",
-    "ge": "({0} >= {1})",
-    "eq": "({0} == {1})",
-    "and": "({0} & {1})",
-    "or": "({0} | {1})",
-    "not": "({0} == 0)",
-    "number": "{0}.to({C})",
-    "isfinite": "(({0} - {0}) == 0.0)",
-    "isnan": "({0} != {0})",
-}
-# In float64 the plain operations are exact, and the others are not there.
-_WIDE = {"div": "({0} / {1})", "sqrt": "tl.sqrt({0})", "rsqrt": "(1.0 / tl.sqrt({0}))"}
-
-# What a reduction takes from each element, in float64, and how an item's elements meet. The second term of a maximum
-# is NaN where any element is, else 0.
-REDUCTIONS = {
-    "sum": ("wide", "tl.sum(taken)"),
-    "sum1": ("tl.abs(wide)", "tl.sum(taken)"),
-    "sum2": ("wide * wide", "tl.sum(taken)"),
-    "max": (
-        "tl.abs(wide)",
-        "tl.max(tl.where(taken == taken, taken, 0.0)) + tl.sum(tl.where(taken != taken, taken, 0.0))",
-    ),
-    "bad": ("((wide - wide) != 0.0).to(tl.float64)", "tl.sum(taken)"),
-}
-
-# Partial results of items met row by row: in order, whatever ran first.
-FOLD = """\
-def fold(partial, first, out, MAX: tl.constexpr, BLOCK: tl.constexpr):
+def fold(kind: str) -> str:
+    """The Triton that meets partial results of items row by row: in order, whatever ran first."""
+    meet = REDUCTIONS[kind].meet
+    return f"""\
+def fold(partial, first, out, BLOCK: tl.constexpr):
     r = tl.program_id(0)
     at = tl.load(first + r)
     last = tl.load(first + r + 1)
@@ -77,16 +29,9 @@ def fold(partial, first, out, MAX: tl.constexpr, BLOCK: tl.constexpr):
     met = tl.zeros([BLOCK], tl.float64)
     while at < last:
         v = tl.load(partial + at + lane, mask=at + lane < last, other=0.0)
-        if MAX:
-            met = tl.where((v > met) | (v != v), v, met)
-        else:
-            met = met + v
+        met = {meet.triton.format("met", "v")}
         at = at + BLOCK
-    if MAX:
-        poison = tl.sum(tl.where(met != met, met, 0.0))
-        tl.store(out + r, tl.max(tl.where(met == met, met, 0.0)) + poison)
-    else:
-        tl.store(out + r, tl.sum(met))
+    tl.store(out + r, {meet.block.format("met")})
 """
 
 
@@ -103,6 +48,12 @@ def source(program: Program, dtypes: Sequence[torch.dtype], on_device: Collectio
         on_device: which numbers, as ("scalar", i) and ("entry", i), are given by address.
     """
     return _Printer(program, dtypes, on_device).text()
+
+
+def _form(op: str, wide: bool) -> str:
+    """Triton of an operation: in float64 the plain forms are exact, and those that round rightly are not there."""
+    operation = OPERATIONS[op]
+    return operation.wide if wide and operation.wide else operation.triton
 
 
 class _Printer:
@@ -152,12 +103,10 @@ class _Printer:
                 read = f"{read}.to(tl.float64, bitcast=True)"
             lines.append(f"d{name} = {read}")
         for i, (op, operands) in enumerate(program.numbers):
-            form = _WIDE.get(op, EXPRESSIONS[op])
-            given = [f"d{name_of(o)}" for o in operands]
-            if op == "where":
-                given[0] = f"({given[0]} != 0.0)"
+            taken = zip(OPERATIONS[op].takes, operands, strict=True)
+            given = [f"(d{name_of(o)} != 0.0)" if takes == "m" else f"d{name_of(o)}" for takes, o in taken]
             truth = ".to(tl.float64)" if op in BOOLEAN else ""
-            lines.append(f"dn{i} = {form.format(*given, C='tl.float64')}{truth}")
+            lines.append(f"dn{i} = {_form(op, wide=True).format(*given, C='tl.float64')}{truth}")
         names = [*(name for name, _, _ in cells), *(f"n{i}" for i in range(len(program.numbers)))]
         return lines + [f"{n} = tl.full([BLOCK], d{n}.to({self._compute}), {self._compute})" for n in names]
 
@@ -165,7 +114,7 @@ class _Printer:
         """The lines that find each column of this item."""
         lines = []
         for i, dtype in enumerate(self._dtypes):
-            lines.append(f"p{i} = tl.load(table + {i} * rows + r).to(tl.pointer_type({TYPES[dtype]})) + begin")
+            lines.append(f"p{i} = tl.load(table + {i} * rows + r).to(tl.pointer_type({TYPES[dtype].triton})) + begin")
         if self._dtypes:
             lines.append("if ALIGNED:")
             lines += [f"    p{i} = tl.multiple_of(p{i}, 16)" for i in range(len(self._dtypes))]
@@ -176,18 +125,18 @@ class _Printer:
         program = self._program
         lines = [self._load(i, ragged) for i in sorted(program.loads())]
         for i, (op, operands) in enumerate(program.instructions):
-            form = (_WIDE if self._wide and op in _WIDE else EXPRESSIONS)[op]
+            form = _form(op, self._wide)
             lines.append(f"v{i} = {form.format(*map(name_of, operands), C=self._compute)}")
         if program.reduce is None:
             for column, value in program.stores:
                 lines += self._store(column, name_of(value), ragged)
             return lines
         kind, value = program.reduce
-        take, meet = REDUCTIONS[kind]
-        lines += [f"wide = {name_of(value)}.to(tl.float64)", f"taken = {take}"]
+        reduction = REDUCTIONS[kind]
+        lines += [f"wide = {name_of(value)}.to(tl.float64)", f"taken = {reduction.triton}"]
         if ragged:
             lines.append("taken = tl.where(inside, taken, 0.0)")
-        return [*lines, f"met = {meet}"]
+        return [*lines, f"met = {reduction.meet.block.format('taken')}"]
 
     def _load(self, column: int, ragged: bool) -> str:
         zero = "0" if self._dtypes[column] is torch.bfloat16 else "0.0"
@@ -199,7 +148,7 @@ class _Printer:
     def _store(self, column: int, value: str, ragged: bool) -> list[str]:
         """The lines that round a value once and write it. Doubles go to 16 bits through float32, as in torch."""
         dtype, lines = self._dtypes[column], []
-        rounded = f"{value}.to({TYPES[dtype]})"
+        rounded = f"{value}.to({TYPES[dtype].triton})"
         if dtype is torch.float16:
             rounded = f"{value}.to(tl.float32).to(tl.float16)"
         elif dtype is torch.bfloat16:
@@ -211,12 +160,3 @@ class _Printer:
             ]
             rounded = f"b{column}.to(tl.uint16)"
         return [*lines, f"tl.store(p{column} + lane, {rounded}" + (", mask=inside)" if ragged else ")")]
-
-
-_LETTERS = {"load": "x", "scalar": "s", "entry": "e", "device": "n", "value": "v"}
-
-
-def name_of(value: Value) -> str:
-    """What a value is called in a text."""
-    kind = value[0]
-    return "zero" if kind == "zero" else _LETTERS[kind] + str(value[1])

@@ -16,14 +16,15 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradchain.core.operations import OPERATIONS
 from gradchain.engine.executors.base import NoKernel
-from gradchain.engine.executors.print_triton import EXPRESSIONS, FOLD, TYPES, source
+from gradchain.engine.executors.print_triton import fold, source
+from gradchain.engine.operations import TYPES
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column, Rows
 
@@ -76,7 +77,7 @@ class Triton:
         unknown = [d for d in dtypes if d not in TYPES]
         if unknown:
             return f"no Triton kernels for {unknown[0]}"
-        strange = [op for op, _ in (*program.instructions, *program.numbers) if op not in EXPRESSIONS]
+        strange = [op for op, _ in (*program.instructions, *program.numbers) if op not in OPERATIONS]
         return f"no Triton for the operation {strange[0]!r}" if strange else None
 
     def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> TritonRunner:
@@ -186,8 +187,8 @@ class Launch:
                     self.table, items.table, items.rows, self._partial, BLOCK=BLOCK, ALIGNED=self.aligned, **OPTIONS
                 )
             if self.sums is not None and items.rows:
-                compiled(FOLD, "fold")[(items.rows,)](
-                    self._partial, items.first, self.sums, MAX=self._reduces == "max", BLOCK=BLOCK, **OPTIONS
+                compiled(fold(self._reduces), "fold")[(items.rows,)](
+                    self._partial, items.first, self.sums, BLOCK=BLOCK, **OPTIONS
                 )
 
 
@@ -237,22 +238,24 @@ def compiled(text: str, name: str) -> Any:
 
 
 def _libdevice() -> Any:
-    """The device's library of functions; in the interpreter, which has none, numpy's."""
+    """The device's library of functions; in the interpreter, which has none, torch's."""
     if not interpreting():
         from triton.language.extra import libdevice
 
         return libdevice
-    return SimpleNamespace(pow=_interpreted_pow())
+    return _Interpreted()
 
 
-def _interpreted_pow() -> Callable[[Any, Any], Any]:
-    import numpy
-    import triton.language as tl
-    from triton.runtime.interpreter import TensorHandle
+class _Interpreted:
+    """The functions of libdevice in the interpreter: torch's of the same name."""
 
-    def power(a: Any, b: Any) -> Any:
-        value = numpy.power(a.handle.data, b.handle.data).astype(a.handle.data.dtype)
-        wider = a if a.shape else b
-        return tl.core.tensor(TensorHandle(value, a.dtype), wider.type)
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        import triton.language as tl
+        from triton.runtime.interpreter import TensorHandle
 
-    return power
+        def called(*given: Any) -> Any:
+            widest = max(given, key=lambda a: len(a.shape))
+            value = getattr(torch, name)(*(torch.tensor(a.handle.data) for a in given)).numpy()
+            return tl.core.tensor(TensorHandle(value, widest.dtype), widest.type)
+
+        return called

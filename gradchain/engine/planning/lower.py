@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from gradchain.core.operations import OPERATIONS
 from gradchain.engine.operations import BOOLEAN, Unrecorded
 from gradchain.engine.recording.tape import Tape
 
@@ -94,7 +95,7 @@ class Lowering:
         given = [self._operand(o) for o in operands]
         if op == "where":
             return self._choice(self._tape.is_mask(node), *given)
-        return self._instruction(op, *(given if op in ("and", "or", "not") else map(self._number, given)))
+        return self._instruction(op, *(given if OPERATIONS[op].logical else map(self._number, given)))
 
     def _choice(self, of_masks: bool, condition: Value, a: Value, b: Value) -> Value:
         if not self._is_mask(condition):  # a truth of the host, which came as a number

@@ -7,7 +7,6 @@ begin. Where torch itself needs the value (a state's field, `float(norm)`, a fun
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -15,20 +14,13 @@ import torch
 from torch import Tensor
 
 from gradchain.core.index import Index
-from gradchain.core.scalars import Count, Operand, Scalars, maximum, minimum, sqrt, where
+from gradchain.core.operations import OPERATIONS
+from gradchain.core.scalars import Count, Operand, Scalars, sqrt
 from gradchain.core.tensors import Tensors
-from gradchain.engine.operations import Unrecorded
+from gradchain.engine.operations import REDUCTIONS, Unrecorded
 
-# What numbers know: every one of them is an elementwise operation too, which the printers have.
-RULES: dict[str, Callable[..., Any]] = {
-    **{name: getattr(operator, name) for name in ("add", "sub", "mul", "pow", "lt", "le", "gt", "ge", "eq")},
-    "div": operator.truediv,
-    "abs": torch.abs,
-    "maximum": maximum,
-    "minimum": minimum,
-    "sqrt": sqrt,
-    "where": where,
-}
+# What numbers know, as 0-d tensors: what the table has of numbers of the host too.
+RULES: dict[str, Callable[..., Any]] = {name: o.truth for name, o in OPERATIONS.items() if o.host is not None}
 
 
 class Ledger:
@@ -294,7 +286,7 @@ class DeviceReduced:
         """All entries together, a 0-d tensor."""
         if self._total is None:
             rows, total = self.rows, self._empty()
-            meet = torch.amax if self.kind == "max" and len(self.names) else torch.sum
+            meet = getattr(torch, REDUCTIONS[self.kind].meet.torch) if len(self.names) else torch.sum
             self.queue(lambda: meet(rows, 0, out=total))
             self._total = total
         return self._total

@@ -1,0 +1,263 @@
+"""Each elementwise operation, once: what it is of tensors, of numbers of the host, in C and in Triton.
+
+Rules are written in these operations: Tensors compute them, a tape records them by name, kernels are printed of them.
+The table lies in core, which computes with its truths and may not know the engine. The texts of kernels lie beside
+those, though only the engine reads them: were they in its rooms, a new operation would cost a place in each. A text is
+a text; nothing here knows who prints it.
+
+To add an operation, add its record to the table. Tensors, both printers, every executor and the tests of every
+operation follow from it; where a piece is missing, the record cannot be made, or a test names the piece. What is
+peculiar to one is a field of `Operation` (a lerp wants ends of one dtype), not a line elsewhere. A rule then needs a
+word to call it by: a method of Tensors, or a function of `scalars` where numbers have it too, with rows in the tests
+of such words (`tests/engine/programs.py`, `test_masks.py`). Two names are more than operations: by "where" masks
+choose too, and "number" makes 0 and 1 of one, so Tensors and the lowering know them.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is done to each element.
+
+    Attributes:
+        name: as tapes and programs have it.
+        takes: a letter per operand: "n" numbers, "m" a mask.
+        truth: of tensors and numbers, at least one of them a tensor: what every executor is held to.
+        c: C of it, over "{0}", "{1}" … of the compute type C, masks being ints. F(sqrt) is sqrt or sqrtf, as C is.
+        triton: Triton of it, over the same, in the compute dtype "{C}". It rounds as the truth does.
+        host: of numbers of the host alone. None where numbers do not have it, on a device either.
+        wide: Triton of it in float64, where that is another.
+        helper: C that stands before the kernel.
+        column: of float64 tensors and host numbers, where that gives the host's very bits.
+        lists: what it is over whole lists, `torch._foreach_` and this, by the kinds of operands: t a list of tensors,
+            s one host number, S one host number per tensor, z one 0-d tensor.
+        fits: what its operands, as columns, go through first, where torch does not promote them by itself.
+        mask: whether its elements are truth values.
+        typed: whether the truth takes a last operand, the dtype of the result.
+    """
+
+    name: str
+    takes: str
+    truth: Callable[..., Any]
+    c: str
+    triton: str
+    host: Callable[..., Any] | None = None
+    wide: str = ""
+    helper: str = ""
+    column: Callable[..., Tensor] | None = None
+    lists: Mapping[str, str] = field(default_factory=dict)
+    fits: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+    mask: bool = False
+    typed: bool = False
+
+    @functools.cached_property
+    def logical(self) -> bool:
+        """Whether all it takes are masks: to any other operation a mask is 0 and 1."""
+        return "n" not in self.takes
+
+
+def divide(a: Any, b: Any) -> Any:
+    """`a / b` with a tensor's answer to zero: inf or nan, where Python would raise."""
+    if isinstance(b, (int, float)) and b == 0 and isinstance(a, (int, float)):
+        return math.nan if a == 0 or math.isnan(a) else math.copysign(math.inf, a) * math.copysign(1.0, b)
+    return a / b
+
+
+def _maximum(a: Any, b: Any) -> Tensor:
+    # clamp takes a number as it is: making a tensor of it would wait for the device
+    if isinstance(b, Tensor):
+        return torch.maximum(a, b) if isinstance(a, Tensor) else torch.clamp_min(b, a)
+    return torch.clamp_min(a, b)
+
+
+def _minimum(a: Any, b: Any) -> Tensor:
+    if isinstance(b, Tensor):
+        return torch.minimum(a, b) if isinstance(a, Tensor) else torch.clamp_max(b, a)
+    return torch.clamp_max(a, b)
+
+
+def _lerp(start: Any, end: Any, weight: Any) -> Tensor:
+    # torch.lerp wants a weight of the very dtype of its ends; a float64 0-d weight over float32 ends is ours.
+    if isinstance(weight, Tensor):
+        moved: Tensor = start + weight * (end - start)
+        return moved
+    return torch.lerp(start, end, weight)
+
+
+def _ends_alike(columns: Sequence[Any]) -> Sequence[Any]:
+    """Both ends of a lerp in the wider dtype of the two: torch.lerp wants one, where sums and products promote."""
+    start, end, weight = columns
+    pairs = list(zip(start, end, strict=True))
+    if all(a.dtype == b.dtype for a, b in pairs):
+        return columns
+    wide = [torch.promote_types(a.dtype, b.dtype) for a, b in pairs]
+    return [*([t.to(d) for t, d in zip(ends, wide, strict=True)] for ends in (start, end)), weight]
+
+
+def _where(condition: Any, a: Any, b: Any) -> Tensor:
+    if isinstance(condition, Tensor):
+        return torch.where(condition, a, b)
+    # a truth of the host, as what a count is compared with
+    chosen, like = a if condition else b, a if isinstance(a, Tensor) else b
+    whole = isinstance(chosen, Tensor) and chosen.shape == like.shape
+    return chosen if whole else torch.zeros_like(like) + chosen  # type: ignore[no-any-return]
+
+
+def _not(mask: Any) -> Any:
+    return torch.logical_not(mask) if isinstance(mask, Tensor) else not mask
+
+
+def _number(mask: Any, dtype: Any) -> Any:
+    return mask.to(dtype) if isinstance(mask, Tensor) else float(mask)
+
+
+def _divided_columns(a: Any, b: Any) -> Tensor:
+    return torch.div(a if isinstance(a, Tensor) else torch.full_like(b, a), b)  # not by a reciprocal
+
+
+def _arithmetic() -> list[Operation]:
+    add, sub, mul = operator.add, operator.sub, operator.mul
+    lists = {"tt": "mul", "ts": "mul", "tS": "mul", "tz": "mul"}
+    return [
+        Operation("add", "nn", add, "({0} + {1})", "({0} + {1})", add, column=add, lists={"tt": "add", "ts": "add"}),
+        Operation("sub", "nn", sub, "({0} - {1})", "({0} - {1})", sub, column=sub, lists={"tt": "sub", "ts": "sub"}),
+        Operation("mul", "nn", mul, "({0} * {1})", "({0} * {1})", mul, column=mul, lists=lists),
+        Operation(
+            "div",
+            "nn",
+            operator.truediv,
+            c="({0} / {1})",
+            triton="tl.div_rn({0}, {1})",  # `/` is approximate in float32
+            wide="({0} / {1})",
+            host=divide,
+            column=_divided_columns,
+            lists={"tt": "div", "ts": "div", "tS": "div"},
+        ),
+        Operation(
+            "pow",
+            "nn",
+            torch.pow,
+            c="F(pow)({0}, {1})",
+            triton="libdevice.pow({0}, {1})",
+            host=operator.pow,
+            lists={"ts": "pow", "st": "pow"},
+        ),
+        Operation(
+            "lerp",
+            "nnn",
+            _lerp,
+            c="LERP({0}, {1}, {2})",
+            helper="static inline C LERP(C a, C b, C w) "
+            "{ return F(fabs)(w) < (C)0.5 ? a + w * (b - a) : b - (b - a) * ((C)1 - w); }",
+            triton="tl.where(tl.abs({2}) < 0.5, {0} + {2} * ({1} - {0}), {1} - ({1} - {0}) * (1.0 - {2}))",
+            lists={"tts": "lerp"},
+            fits=_ends_alike,
+        ),
+    ]
+
+
+def _extremes() -> list[Operation]:
+    """NaNs go through them in C and Triton as through torch's."""
+    return [
+        Operation(
+            "maximum",
+            "nn",
+            _maximum,
+            c="MAXIMUM({0}, {1})",
+            helper="static inline C MAXIMUM(C a, C b) { C r = a <= b ? b : a; return b != b ? b : r; }",
+            triton="tl.where(({0} >= {1}) | ({0} != {0}), {0}, {1})",
+            host=lambda a, b: a if a != a or a > b else b,
+            lists={"tt": "maximum", "ts": "clamp_min"},
+        ),
+        Operation(
+            "minimum",
+            "nn",
+            _minimum,
+            c="MINIMUM({0}, {1})",
+            helper="static inline C MINIMUM(C a, C b) { C r = a >= b ? b : a; return b != b ? b : r; }",
+            triton="tl.where(({0} <= {1}) | ({0} != {0}), {0}, {1})",
+            host=lambda a, b: a if a != a or a < b else b,
+            lists={"tt": "minimum", "ts": "clamp_max"},
+        ),
+    ]
+
+
+def _of_one() -> list[Operation]:
+    return [
+        Operation(
+            "sqrt",
+            "n",
+            torch.sqrt,
+            c="F(sqrt)({0})",
+            triton="tl.sqrt_rn({0})",  # sqrt is approximate in float32
+            wide="tl.sqrt({0})",
+            host=lambda a: math.nan if a < 0 else math.sqrt(a),
+            lists={"t": "sqrt"},
+        ),
+        Operation(
+            "rsqrt",
+            "n",
+            torch.rsqrt,
+            c="((C)1 / F(sqrt)({0}))",
+            triton="tl.div_rn(1.0, tl.sqrt_rn({0}))",
+            wide="(1.0 / tl.sqrt({0}))",
+            lists={"t": "rsqrt"},
+        ),
+        Operation(
+            "sign",
+            "n",
+            torch.sign,
+            c="((C)(({0} > 0) - ({0} < 0)))",  # of a NaN it is 0
+            triton="(({0} > 0.0).to({C}) - ({0} < 0.0).to({C}))",
+            lists={"t": "sign"},
+        ),
+        Operation("abs", "n", torch.abs, "F(fabs)({0})", "tl.abs({0})", operator.abs, lists={"t": "abs"}),
+    ]
+
+
+def _truths() -> list[Operation]:
+    """What gives masks, and what takes them."""
+    compared = [
+        Operation(name, "nn", rule, f"({{0}} {sign} {{1}})", f"({{0}} {sign} {{1}})", rule, mask=True)
+        for name, sign, rule in (
+            ("lt", "<", operator.lt),
+            ("le", "<=", operator.le),
+            ("gt", ">", operator.gt),
+            ("ge", ">=", operator.ge),
+            ("eq", "==", operator.eq),
+        )
+    ]
+    return [
+        *compared,
+        Operation("isfinite", "n", torch.isfinite, "(({0} - {0}) == 0)", "(({0} - {0}) == 0.0)", mask=True),
+        Operation("isnan", "n", torch.isnan, "({0} != {0})", "({0} != {0})", mask=True),
+        Operation("and", "mm", operator.and_, "({0} & {1})", "({0} & {1})", mask=True),
+        Operation("or", "mm", operator.or_, "({0} | {1})", "({0} | {1})", mask=True),
+        Operation("not", "m", _not, "(!{0})", "({0} == 0)", mask=True),
+        Operation("number", "m", _number, "((C){0})", "{0}.to({C})", typed=True),  # a mask as 0 and 1
+        Operation(
+            "where",
+            "mnn",
+            _where,
+            c="({0} ? {1} : {2})",
+            triton="tl.where({0}, {1}, {2})",
+            host=lambda condition, a, b: a if condition else b,
+        ),
+    ]
+
+
+OPERATIONS: dict[str, Operation] = {
+    operation.name: operation for operation in (*_arithmetic(), *_extremes(), *_of_one(), *_truths())
+}
+"""Every elementwise operation, by its name."""
