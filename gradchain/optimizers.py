@@ -36,6 +36,7 @@ def sgd(
     nesterov: bool = False,
     weight_decay: Value = 0.0,
     mask: Predicate | None = None,
+    accumulator_dtype: torch.dtype | None = None,
 ) -> chain:
     """Gradient descent with momentum; the decay of the weights that `mask` selects is an L2 penalty, before momentum.
 
@@ -47,7 +48,7 @@ def sgd(
     chain(add_decayed_weights(0.0001), trace(0.9, nesterov=True), scale_by_learning_rate(0.1))
     """
     plain = isinstance(momentum, (int, float)) and momentum == 0
-    direction = [] if plain else [trace(momentum, nesterov)]
+    direction = [] if plain else [trace(momentum, nesterov, accumulator_dtype)]
     return chain(*_decay(weight_decay, mask), *direction, scale_by_learning_rate(learning_rate))
 
 
@@ -60,6 +61,7 @@ def adam(
     mu_dtype: torch.dtype | None = None,
     *,
     nesterov: bool = False,
+    nu_dtype: torch.dtype | None = None,
 ) -> chain:
     """Adam, without weight decay: Kingma and Ba, 2014, https://arxiv.org/abs/1412.6980.
 
@@ -70,7 +72,7 @@ def adam(
     >>> gch.adam(1e-3, b2=0.99)
     chain(scale_by_adam(b2=0.99), scale_by_learning_rate(0.001))
     """
-    direction = scale_by_adam(b1, b2, eps, eps_root, nesterov, mu_dtype)
+    direction = scale_by_adam(b1, b2, eps, eps_root, nesterov, mu_dtype, nu_dtype)
     return chain(direction, scale_by_learning_rate(learning_rate))
 
 
@@ -84,6 +86,7 @@ def adamw(
     *,
     eps_root: Value = 0.0,
     mu_dtype: torch.dtype | None = None,
+    nu_dtype: torch.dtype | None = None,
     nesterov: bool = False,
 ) -> chain:
     """Adam with decoupled decay of what `mask` selects: Loshchilov and Hutter, 2017, https://arxiv.org/abs/1711.05101.
@@ -94,7 +97,7 @@ def adamw(
     >>> gch.adamw(3e-4, b2=0.95, weight_decay=0.1, mask=gch.min_ndim(2))
     chain(scale_by_adam(b2=0.95), masked(add_decayed_weights(0.1), min_ndim(2)), scale_by_learning_rate(0.0003))
     """
-    direction = scale_by_adam(b1, b2, eps, eps_root, nesterov, mu_dtype)
+    direction = scale_by_adam(b1, b2, eps, eps_root, nesterov, mu_dtype, nu_dtype)
     return chain(direction, *_decay(weight_decay, mask), scale_by_learning_rate(learning_rate))
 
 
@@ -108,6 +111,7 @@ def nadamw(
     *,
     eps_root: Value = 0.0,
     mu_dtype: torch.dtype | None = None,
+    nu_dtype: torch.dtype | None = None,
 ) -> chain:
     """AdamW that looks one step ahead: Dozat, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ.
 
@@ -118,7 +122,8 @@ def nadamw(
     >>> gch.nadamw(1e-3, weight_decay=0.0)
     chain(scale_by_adam(nesterov=True), scale_by_learning_rate(0.001))
     """
-    return adamw(learning_rate, b1, b2, eps, weight_decay, mask, eps_root=eps_root, mu_dtype=mu_dtype, nesterov=True)
+    dtypes = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
+    return adamw(learning_rate, b1, b2, eps, weight_decay, mask, eps_root=eps_root, nesterov=True, **dtypes)
 
 
 def lion(

@@ -318,6 +318,7 @@ UNCHECKED: dict[str, str] = {
     "from_torch.arguments": "pairs that it wrote itself; a name that the class does not take is refused by the class",
     "average_params.dtype": "torch refuses what is no dtype, when the average is made",
     "scale_by_adam.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_adam.nu_dtype": "torch refuses what is no dtype, when the slot is made",
     "scale_by_adam.nesterov": "a flag: its truth is used",
     "scale_by_learning_rate.flip_sign": "a flag: its truth is used",
     "scale_by_lion.mu_dtype": "torch refuses what is no dtype, when the slot is made",

@@ -267,6 +267,11 @@ CASES: tuple[Case, ...] = (
         (twin(rules.adam(mu_dtype=torch.float32), name="a twin that rounds mu when it stores it"),),
     ),
     Case(
+        "scale_by_adam-nu_dtype",
+        gch.scale_by_adam(nu_dtype=torch.float32),
+        (twin(rules.adam(nu_dtype=torch.float32), name="a twin that rounds nu when it stores it"),),
+    ),
+    Case(
         "scale_by_lion",
         gch.scale_by_lion(),
         (

@@ -96,6 +96,7 @@ def adam(
     eps_root: float = 0.0,
     nesterov: bool = False,
     mu_dtype: torch.dtype | None = None,
+    nu_dtype: torch.dtype | None = None,
 ) -> Rule:
     """Kingma and Ba, 2014, Algorithm 1; with nesterov Dozat, 2016, without the schedule of b1."""
 
@@ -103,8 +104,9 @@ def adam(
         count = memory["t"] = memory.get("t", 0) + 1
         # lerp, and not b1 m + (1 - b1) g: where m is rounded to store it, an ulp decides which way
         m = memory.get("m", torch.zeros_like(g)).to(g.dtype).lerp(g, 1 - b1)
-        v = memory["v"] = b2 * memory.get("v", torch.zeros_like(g)) + (1 - b2) * g**2
+        v = b2 * memory.get("v", torch.zeros_like(g)).to(g.dtype) + (1 - b2) * g * g
         memory["m"] = m if mu_dtype is None else m.to(mu_dtype)
+        memory["v"] = v if nu_dtype is None else v.to(nu_dtype)
         ahead = m / (1 - b1**count)
         if nesterov:
             ahead = b1 * m / (1 - b1 ** (count + 1)) + (1 - b1) * g / (1 - b1**count)

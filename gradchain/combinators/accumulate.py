@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import math
+import sys
+from typing import Annotated, Any, ClassVar
 
 import torch
 
@@ -15,18 +17,26 @@ from gradchain.core.tensors import Tensors
 class AccumulateState(WindowState):
     """What accumulate remembers of the open window."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"reference"})
+
     weighted: bool = False  # whether its micro-batches were given weights
+    reference: float = 1.0  # r: weights, or the 1 of each in a sum, are taken relative to it
 
 
 class accumulate(KeepsWindow):
     """Sum the gradients of `every` micro-batches, and hold the chain until the window is full.
 
-        loss_i ← loss_i / k      (or loss_i · w_i, where update is given weight=w_i)
-        u = Σ g_i                (for weights: Σ g_i / Σ w_i, the sums over all ranks)
+        loss_i ← loss_i / k,        u = Σ g_i               the mean
+        loss_i ← loss_i · w_i / r,  u = Σ g_i / Σ (w_i / r)  where update is given weight=w_i, the sums over all ranks
+        loss_i ← loss_i · w_i / r,  u = r Σ g_i              reduce="sum", where w_i is 1 if no weight is given
 
-    k is fixed when a window opens. A window goes on into the next epoch; `updater.update(loss, last=True)` and
-    `updater.flush()` close it early, and the mean is then over the n micro-batches it has. First in the outermost
-    chain, the window lives in `.grad` and costs no memory; in a branch of `partition` it is a buffer.
+    k is fixed when a window opens, and r, k times the first weight (its mean over ranks; for a sum the power of two
+    below that): what is summed stays of the size of one gradient, which in float16 is all there is room for. On one
+    rank r grows with a weight that is much larger than the first.
+
+    A window goes on into the next epoch; `updater.update(loss, last=True)` and `updater.flush()` close it early, and
+    the mean is then over the n micro-batches it has. First in the outermost chain, the window lives in `.grad` and
+    costs no memory; in a branch of `partition` it is a buffer.
 
     Args:
         every: micro-batches to a window, an integer of at least 1; a schedule of the applied updates.
@@ -77,9 +87,32 @@ class accumulate(KeepsWindow):
 
     def _factor(self, state: AccumulateState, ctx: Context) -> float:
         """What a micro-batch's gradient is multiplied by as it enters the window."""
-        if ctx.micro.weight is not None:
-            return ctx.micro.weight
-        return 1.0 if self.reduce == "sum" else 1.0 / self.size(state)
+        if ctx.micro.weight is None and self.reduce == "mean":
+            return 1.0 / self.size(state)
+        return (ctx.micro.weight or 1.0) / self._reference(state, ctx)
+
+    def _reference(self, state: AccumulateState, ctx: Context) -> float:
+        """What weights are relative to in the window that is open with this micro-batch."""
+        if ctx.micro.weight is None and self.reduce == "mean":
+            return 1.0
+        if not state.micro:
+            return self._relative_to(ctx.micro.mean_weight or 1.0, self.size(state))
+        wanted = self._relative_to(ctx.micro.weight or 1.0, state.size)
+        enough = ctx.micro.averaged_over_ranks or wanted < 4 * state.reference  # ranks talk where it opens only
+        return state.reference if enough else wanted
+
+    def _relative_to(self, weight: float, size: int) -> float:
+        """A reference for `size` micro-batches of that weight. Equal weights are then what none are, to the bit."""
+        whole = min(size * weight, sys.float_info.max)
+        return whole if self.reduce == "mean" else math.ldexp(1.0, math.frexp(whole)[1] - 1)
+
+    def with_room(self, state: AccumulateState, ctx: Context) -> AccumulateState:
+        reference = self._reference(state, ctx)
+        if not state.micro or reference == state.reference:
+            return state
+        less = state.reference / reference
+        window = (state.window * less).stored_as(state.window)
+        return state.replace(window=window, weight=state.weight * less, loss=state.loss * less, reference=reference)
 
     def update(self, g: Tensors, state: AccumulateState, ctx: Context) -> tuple[Tensors | None, AccumulateState]:
         if not ctx.micro.flushing:
@@ -88,13 +121,17 @@ class accumulate(KeepsWindow):
             return None, state
         whole = self.reduce == "sum"
         if ctx.has_loss or ctx.micro.flushing:
-            ctx.micro.close(state.loss if whole else state.loss / state.weight, state.scaled)
-        mean = state.window
-        if state.weighted and not whole:
-            mean = mean / ctx.micro.over_ranks(state.weight)
-        elif state.micro != state.size and not whole:
-            mean = mean * (state.size / state.micro)
-        return mean, self.drop_window(state)
+            relative = state.reference if state.weighted else 1.0
+            ctx.micro.close(state.loss * relative if whole else state.loss / state.weight, state.scaled)
+        return self._reduced(state, ctx), self.drop_window(state)
+
+    def _reduced(self, state: AccumulateState, ctx: Context) -> Tensors:
+        """The mean or sum of a window that closes."""
+        if self.reduce == "sum":
+            return state.window if state.reference == 1.0 else state.window * state.reference
+        if state.weighted:
+            return state.window / ctx.micro.over_ranks(state.weight)
+        return state.window if state.micro == state.size else state.window * (state.size / state.micro)
 
     @staticmethod
     def _check_alike(state: AccumulateState, weighted: bool, scaled: bool) -> None:
@@ -111,7 +148,7 @@ class accumulate(KeepsWindow):
 
     def _added(self, g: Tensors, state: AccumulateState, ctx: Context) -> AccumulateState:
         """The window with one more micro-batch in it."""
-        weighted, scaled, weight = ctx.micro.weight is not None, ctx.micro.scaled, ctx.micro.weight or 1.0
+        weighted, scaled = ctx.micro.weight is not None, ctx.micro.scaled
         if weighted and not scaled and ctx.micro.averaged_over_ranks:
             raise ValueError(
                 "accumulate: weight= under DDP or FSDP2 needs accumulate in the outermost chain: in a branch the "
@@ -119,12 +156,15 @@ class accumulate(KeepsWindow):
                 "yourself."
             )
         self._check_alike(state, weighted, scaled)
-        window = g
+        state = self.with_room(state, ctx)
+        window, reference = g, self._reference(state, ctx)
         if not ctx.micro.summed:  # else autograd added this micro-batch to the window where it lies, in .grad
             if not scaled:
                 g = g * self._factor(state, ctx)
             if self.dtype is not None:
                 g = g.to(self.dtype)
             window = state.window.overlay(g).overlay(g + state.window)
-        loss = state.loss + weight * ctx.loss if ctx.has_loss else state.loss
-        return AccumulateState(window, state.micro + 1, self.size(state), state.weight + weight, scaled, loss, weighted)
+        share = 1.0 if ctx.micro.weight is None else ctx.micro.weight / reference
+        loss = state.loss + share * ctx.loss if ctx.has_loss else state.loss
+        micro, size, total = state.micro + 1, self.size(state), state.weight + share
+        return AccumulateState(window, micro, size, total, scaled, loss, weighted, reference)

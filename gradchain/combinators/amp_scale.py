@@ -10,6 +10,7 @@ import torch
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.roles import Gate
+from gradchain.core.scalars import maximum
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 
@@ -25,7 +26,7 @@ class amp_scale(Gate):
     """Multiply the loss by a scale before backward, and divide the gradients by it; hold the chain on overflow.
 
         loss ← scale · loss;   u = g / scale
-        on inf or NaN in g:                   scale ← backoff_factor · scale, nothing is applied
+        on inf or NaN in g:                   scale ← max(backoff_factor · scale, 2^-126), nothing is applied
         after growth_interval good updates:   scale ← growth_factor · scale
 
     It owns only the scale; the compute dtype is `bind(model, autocast=torch.float16)`. Where neither the autocast nor
@@ -33,9 +34,11 @@ class amp_scale(Gate):
     per window and one overflow drops the window; before it, only the micro-batch that overflowed is dropped. Clip
     after it: gradients before it are scaled. Gradients that did not come from `updater.backward` are true ones: they
     are not unscaled. What a link evaluates, as `sam` does, passes it too, before or after it: an overflow there is one.
+    2^-126 is float32's smallest normal number, of which one over it is finite too; a gradient that overflows under that
+    is infinite itself.
 
     Args:
-        init_scale: the first scale, above 0.
+        init_scale: the first scale, above 0; 2^-126 where it is less.
         growth_factor: above 1.
         backoff_factor: in (0, 1).
         growth_interval: good updates in a row before the scale grows, an integer of at least 1.
@@ -45,7 +48,7 @@ class amp_scale(Gate):
     State: `scale` and `growth_tracker`, two numbers.
     Units: unchanged.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: torch.amp.GradScaler, step by step.
+    Equals: torch.amp.GradScaler, step by step, down to the least scale: GradScaler goes on to 0.
     Paper: Micikevicius et al., 2017, section 3.2, https://arxiv.org/abs/1710.03740
 
     >>> import gradchain as gch
@@ -69,7 +72,7 @@ class amp_scale(Gate):
     def init(self, params: Tensors) -> AmpState:
         if callable(self.init_scale):
             raise TypeError("amp_scale: init_scale must be a number: it is read once, before the first update.")
-        return AmpState(float(self.init_scale))
+        return AmpState(maximum(float(self.init_scale), _LEAST))
 
     def active(self, ctx: Context) -> bool:
         """Whether there is a float16 gradient to protect."""
@@ -80,19 +83,25 @@ class amp_scale(Gate):
         )
 
     def scale_loss(self, loss: Any, state: AmpState, ctx: Context) -> Any:
-        return loss * state.scale if self.active(ctx) else loss
+        return loss * self._scale(state) if self.active(ctx) else loss
 
     def update(self, g: Tensors, state: AmpState, ctx: Context) -> tuple[Tensors | None, AmpState]:
         if not self.active(ctx) or (ctx.micro.flushing and not len(g)):
             return g, state
         if not g.all_finite():
             return None, self.refused("the updates have inf or NaN", state, ctx)
-        ctx.record("scale", state.scale)
-        return (g / state.scale, self._adjusted(state, True)) if ctx.micro.scaled else (g, state)
+        scale = self._scale(state)
+        ctx.record("scale", scale)
+        return (g / scale, self._adjusted(state, True)) if ctx.micro.scaled else (g, state)
+
+    @staticmethod
+    def _scale(state: AmpState) -> float:
+        """The scale, which is 0 in checkpoints of before there was a least."""
+        return maximum(state.scale, _LEAST)  # type: ignore[no-any-return]  # a number, as these are
 
     def refused(self, why: str, state: AmpState, ctx: Context) -> AmpState:
         """The state after an overflow, in the updates or in what a link evaluated."""
-        ctx.record("scale", state.scale)
+        ctx.record("scale", self._scale(state))
         return self._adjusted(state, False) if ctx.micro.scaled else state
 
     def _adjusted(self, state: AmpState, finite: bool) -> AmpState:
@@ -100,11 +109,14 @@ class amp_scale(Gate):
         if not self.dynamic:
             return state
         if not finite:
-            return AmpState(state.scale * self.backoff_factor)
+            return AmpState(maximum(state.scale * self.backoff_factor, _LEAST))
         if state.growth_tracker + 1 < self.growth_interval:
             return AmpState(state.scale, state.growth_tracker + 1)
         grown = state.scale * self.growth_factor
         return AmpState(grown if _fits_float32(grown) else state.scale)
+
+
+_LEAST = torch.finfo(torch.float32).tiny
 
 
 def _fits_float32(value: float) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Number: TypeAlias = "float | Tensor"
 Column: TypeAlias = "list[Tensor] | list[Number] | Number"
 
-_LOW = frozenset({torch.float16, torch.bfloat16})
+LOW = frozenset({torch.float16, torch.bfloat16})
 
 
 def under_functorch() -> bool:
@@ -113,8 +113,8 @@ def unreduced(module: Any) -> list[tuple[Any, str, Tensor]]:
 
 def widened(tensors: list[Tensor]) -> list[Tensor]:
     """`tensors` in the compute dtype: float16 and bfloat16 become float32, the rest stay the very same objects."""
-    if any(t.dtype in _LOW for t in tensors):
-        return [t.float() if t.dtype in _LOW else t for t in tensors]
+    if any(t.dtype in LOW for t in tensors):
+        return [t.float() if t.dtype in LOW else t for t in tensors]
     return tensors
 
 

@@ -122,7 +122,7 @@ _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
     (torch.dtype, lambda value: {"dtype": str(value).removeprefix("torch.")}),
     (re.Pattern, lambda value: {"pattern": value.pattern, "flags": int(value.flags)}),
     (type, lambda value: {"class": _name_of(value)}),
-    (Tensor, lambda value: value.item()),
+    (Tensor, lambda value: to_config(value.item())),
 ]
 
 

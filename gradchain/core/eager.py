@@ -13,7 +13,7 @@ from torch import Tensor
 from gradchain.core import _torch
 from gradchain.core.index import Fact, Index
 from gradchain.core.operations import OPERATIONS, divide
-from gradchain.core.scalars import Count, Scalars
+from gradchain.core.scalars import Count, Scalars, on_host
 from gradchain.core.tensors import Tensors
 
 
@@ -27,13 +27,6 @@ def _complex(tensor: Tensor) -> Tensor:
     if tensor.dtype in (torch.bfloat16, torch.bool):
         return tensor
     return torch.view_as_complex(tensor if tensor.stride(-1) == 1 else tensor.contiguous())
-
-
-def _host(value: Tensor) -> Any:
-    """A 0-d tensor as a Python number where reading it costs nothing, else as it is."""
-    if value.device.type == "cpu" and not value.requires_grad and not _torch.under_functorch():
-        return value.item()
-    return value
 
 
 def _is_number(value: Any) -> bool:
@@ -159,7 +152,7 @@ class EagerTensors(Tensors):
 
     def _norms(self, p: float) -> Scalars:
         factor = abs(self._factor)
-        return Scalars({n: _host(_whole(v) * factor) for n, v in zip(self, self._norm_list(p), strict=True)})
+        return Scalars({n: on_host(_whole(v) * factor) for n, v in zip(self, self._norm_list(p), strict=True)})
 
     def _norm_list(self, p: float) -> list[Tensor]:
         """The norms without the carried factor; those of sharded tensors are not reduced over ranks yet."""
@@ -171,17 +164,17 @@ class EagerTensors(Tensors):
 
     def norm(self, p: float = 2.0) -> Any:
         norms = self._norm_list(p)
-        return _host(_whole(_vector_norm(_stacked(norms), p)) * abs(self._factor)) if norms else 0.0
+        return on_host(_whole(_vector_norm(_stacked(norms), p)) * abs(self._factor)) if norms else 0.0
 
     def _sums(self) -> Scalars:
-        return Scalars({n: _host(v) for n, v in zip(self, self._sum_list(), strict=True)})
+        return Scalars({n: on_host(v) for n, v in zip(self, self._sum_list(), strict=True)})
 
     def _sum_list(self) -> list[Tensor]:
         return [_whole(v.sum(dtype=_wide(v))) * self._factor for v in self._data]
 
     def sum(self) -> Any:
         sums = self._sum_list()
-        return _host(torch.stack([s.to(sums[0].device) for s in sums]).sum()) if sums else 0.0
+        return on_host(torch.stack([s.to(sums[0].device) for s in sums]).sum()) if sums else 0.0
 
     def all_finite(self) -> bool:
         if isinstance(self._factor, float) and not math.isfinite(self._factor):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_args, overload
 
 from torch import Tensor
 
-from gradchain.core.scalars import Scalars
+from gradchain.core.scalars import Scalars, on_host
 from gradchain.core.spread import Spread
 from gradchain.schedules import Schedule
 from gradchain.selectors import PerParameter
@@ -57,9 +57,9 @@ class Interval:
 class Hyper:
     """The type of a numeric hyperparameter: `b1: Hyper = Hyper(0.9, "[0, 1)")`.
 
-    It reads as a float, is constructed from a number, a schedule (`step -> value`) or a per-parameter value
-    (`multiply`, `choose`), and is checked both when it is constructed and when it has its value. One without a default
-    is written `max_norm: Annotated[Hyper, "(0, inf]"]`.
+    It reads as a float, is constructed from a number, a schedule (`step -> value`), a 0-d tensor that is read anew at
+    every update, or a per-parameter value (`multiply`, `choose`), and is checked both when it is constructed and when
+    it has its value. One without a default is written `max_norm: Annotated[Hyper, "(0, inf]"]`.
     """
 
     def __init__(self, default: float | None = None, interval: str = "(-inf, inf)") -> None:
@@ -84,9 +84,14 @@ class Hyper:
         return value
 
     def __set__(self, link: object, value: Value) -> None:
-        if not varies(value):
-            value = self.checked(value, self.owner)
-        link.__dict__[self.name] = value
+        link.__dict__[self.name] = self.given(value, self.owner)
+
+    def given(self, value: Any, owner: str) -> Any:
+        """What a user put here, as it is kept: checked as far as it is known before the first update."""
+        if isinstance(value, Tensor):
+            self.checked(on_host(value), owner)
+            return value
+        return value if varies(value) else self.checked(on_host(value), owner)
 
     def accepts(self, value: float | Scalars) -> bool:
         """Whether a host number may stand here, or a column of them, without the sentence that says why not."""
@@ -108,7 +113,7 @@ class Hyper:
                 raise ValueError(
                     f"{owner}: {self.name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}."
                 )
-            return value  # its value stays on the device: nothing here may wait for it
+            return value  # its value stays where it is: nothing here may wait for it
         if not is_number(value):
             raise TypeError(
                 f"{owner}: {self.name} must be a number or a schedule (step -> value), got {value!r}.{cause}"
@@ -168,18 +173,21 @@ class Override:
 
 
 def varies(value: Any) -> bool:
-    """Whether a hyperparameter given so must be evaluated: a schedule, or a per-parameter value."""
+    """Whether a hyperparameter given so must be evaluated: a schedule, a tensor, or a per-parameter value."""
     if type(value) is float:
         return False
-    return isinstance(value, PerParameter) or (callable(value) and not isinstance(value, Tensor))
+    return isinstance(value, (PerParameter, Tensor)) or callable(value)
 
 
 def evaluated(value: Any, ctx: Context) -> Any:
-    """A number as it is, a schedule at the clocks (a plain function reads "step"), a per-parameter value as Scalars."""
+    """A number as it is, a schedule at the clocks (a plain function reads "step"), a per-parameter value as Scalars.
+
+    A tensor, also one that a schedule returns, is the number it holds now, where the host may read that.
+    """
     if isinstance(value, PerParameter):
         spread = Spread.of(value, ctx.index)
         return spread.scalars(ctx.index, [evaluated(start, ctx) for start in spread.starts])
     if isinstance(value, Tensor) or not callable(value):
-        return value
+        return on_host(value)
     step = ctx.step  # raises where there is none to read
-    return value.at(ctx.clocks) if isinstance(value, Schedule) else value(step)
+    return on_host(value.at(ctx.clocks) if isinstance(value, Schedule) else value(step))

@@ -31,6 +31,15 @@ class Micro:
         return self._step.weight
 
     @property
+    def mean_weight(self) -> float | None:
+        """The mean of that over ranks: all must ask for it, and talk once, however often they ask."""
+        if self._step.mean_weight is None:
+            return self._step.weight
+        if self._step.recorder is not None:
+            self._step.recorder.reads("a window", "a mean over ranks")
+        return self._step.mean_weight()
+
+    @property
     def scaled(self) -> bool:
         """Whether the gradients come from a loss that the chain scaled; else they are true ones."""
         return self._notes.scaled and self._outermost

@@ -74,6 +74,10 @@ class KeepsWindow(Transform, role_only=True):
         """How many micro-batches the open window is to have, or the one that opens now; every schedule is a number."""
         raise NotImplementedError(f"{type(self).__name__}: a link that keeps a window needs size(state).")
 
+    def with_room(self, state: Any, ctx: Context) -> Any:
+        """The state with an open window that has room for the coming micro-batch; before its backward."""
+        return state
+
 
 class Gate(Transform, role_only=True):
     """A link that holds the chain where the updates are not finite, so that nothing is applied and the run goes on.

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from numbers import Integral, Real
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
+from gradchain.core import _torch
 from gradchain.core.index import Index
 from gradchain.core.operations import OPERATIONS
 
@@ -19,6 +21,21 @@ from gradchain.core.operations import OPERATIONS
 Scalar: TypeAlias = Any
 
 R = TypeVar("R")
+
+
+def on_host(value: Any) -> Any:
+    """A number as Python has it, of numpy too; a 0-d tensor where reading it costs nothing. Anything else as it is.
+
+    One on an accelerator stays there, for reading it would wait; so does one that a gradient or `torch.func` follows.
+    """
+    if type(value) is float or type(value) is int:
+        return value
+    if isinstance(value, Tensor):
+        followed = value.requires_grad or _torch.under_functorch()
+        return value if value.ndim or value.device.type != "cpu" or followed else value.item()
+    if isinstance(value, Real) and not isinstance(value, bool):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 class Operand(Generic[R]):

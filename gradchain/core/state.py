@@ -25,10 +25,12 @@ class State:
 
     Fields are `Tensors`, `Count`, `Scalars`, numbers, bools, strings, 0-d tensors, or None; `links` holds the states
     of held links by name. The same fields at every step. Names in `whole` are Tensors replaced as they are returned:
-    for all others, an entry that an update did not return stays as it was.
+    for all others, an entry that an update did not return stays as it was. Names in `added` came after others: where a
+    checkpoint lacks one, its default is what that checkpoint means.
     """
 
     whole: ClassVar[frozenset[str]] = frozenset()
+    added: ClassVar[frozenset[str]] = frozenset()
     own: ClassVar[tuple[str, ...]] = ()  # the names of the link's own fields, known once
 
     def __init_subclass__(cls) -> None:

@@ -43,6 +43,7 @@ class Step(NamedTuple):
         last: whether an open window must close with this micro-batch.
         flushing: whether this is no micro-batch, but the closing of a part-filled window.
         weight: what the micro-batch counts in the mean over its window, or None.
+        mean_weight: gives the mean of that over ranks, however often it is asked; None where there is one rank.
         over_ranks: gives the mean over ranks of a host number, where gradients are averaged over ranks.
         recorder: where the numbers of this update are noted, to be computed again.
     """
@@ -62,6 +63,7 @@ class Step(NamedTuple):
     flushing: bool = False
     weight: float | None = None
     over_ranks: Callable[[float], float] | None = None
+    mean_weight: Callable[[], float] | None = None
     recorder: Recorder | None = None
 
 

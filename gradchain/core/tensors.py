@@ -95,6 +95,28 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
         """New zeros of the same names, shapes, strides and devices; in `dtype`, where one is given."""
 
+    def slot(self, dtype: torch.dtype | None = None) -> Tensors:
+        """New zeros for what a rule remembers of each entry; in `dtype`, where one is given.
+
+        By default in the dtype of the entry, as torch has it, but float32 for float16, whose numbers end at 65504 and
+        at 6e-8.
+        """
+        return self._zeros(dtype, {torch.float16})
+
+    def slow_slot(self, dtype: torch.dtype | None = None) -> Tensors:
+        """New zeros for what a rule changes slowly: mean squares, averages of weights; in `dtype`, where one is given.
+
+        By default in the dtype of the entry, but float32 for float16 and bfloat16: a mean that takes in a thousandth at
+        a time stands still in these, and squares of gradients are zero in float16.
+        """
+        return self._zeros(dtype, {torch.float16, torch.bfloat16})
+
+    def _zeros(self, dtype: torch.dtype | None, low: set[torch.dtype]) -> Tensors:
+        """Zeros in `dtype`, or else in the dtypes of the entries, of which those in `low` become float32."""
+        wider = [f.name for f in self.index.facts if dtype is None and f.parameter.dtype.to_real() in low]
+        zeros = self.zeros_like(dtype)
+        return zeros.overlay(self.select(wider).zeros_like(torch.float32)) if wider else zeros
+
     @abstractmethod
     def to(self, dtype: torch.dtype) -> Tensors:
         """The entries rounded to `dtype` (the same tensors where they have it)."""

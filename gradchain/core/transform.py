@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
+from torch import Tensor
 from typing_extensions import Self, dataclass_transform
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, evaluated, varies
 from gradchain.core.index import Index
 from gradchain.core.says import Role, Said, Says, check_role
-from gradchain.core.scalars import Scalars
+from gradchain.core.scalars import Scalars, on_host
 from gradchain.core.state import Empty, Links, State, settled
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
@@ -193,7 +194,10 @@ class Transform:
 
     def __post_init__(self) -> None:
         for name in self.hypers:
-            self.check_uniform(name, self.__dict__[name])
+            given = self.__dict__[name]
+            self.check_uniform(name, given)
+            if isinstance(given, Tensor) and name in self.read_once:
+                self.__dict__[name] = on_host(given)  # what it holds later does not matter
         self.check()
 
     def __repr__(self) -> str:

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -94,9 +95,7 @@ class first(Rule):
     def __init__(self, *pairs: tuple[Predicate, float]) -> None:
         if not pairs:
             raise ValueError("first: needs at least one pair (selector, factor), got none.")
-        for pair in pairs:
-            _check_pair("first", pair)
-        object.__setattr__(self, "pairs", pairs)
+        object.__setattr__(self, "pairs", tuple(_checked_pair("first", pair) for pair in pairs))
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.pairs, {}
@@ -140,7 +139,7 @@ class layer_decay(Rule):
     total: int | None = None
 
     def __post_init__(self) -> None:
-        _check_number("layer_decay", "rate", self.rate)
+        object.__setattr__(self, "rate", _checked_number("layer_decay", "rate", self.rate))
         if self.rate <= 0:
             raise ValueError(f"layer_decay: rate must be above 0, got {self.rate!r}.")
         if not callable(self.depth) or isinstance(self.depth, type):
@@ -307,7 +306,7 @@ def check_value(owner: str, value: object) -> None:
     Raises:
         TypeError: it is no number, schedule, 0-d tensor or per-parameter value.
     """
-    number = isinstance(value, (int, float, torch.Tensor)) and not isinstance(value, bool)
+    number = isinstance(value, (Real, torch.Tensor)) and not isinstance(value, bool)
     if not number and not isinstance(value, PerParameter) and (not callable(value) or isinstance(value, type)):
         raise TypeError(
             f"{owner}: a value must be a number, a schedule (step -> value) or a per-parameter value, got "
@@ -327,8 +326,8 @@ class by_name(Rule):
     def __post_init__(self) -> None:
         if not self.pairs:
             raise ValueError("multiply: a mapping must have at least one name, got none.")
-        for name, factor in self.pairs:
-            _check_number("multiply", f"the factor of {code(name)}", factor)
+        checked = [(name, _checked_number("multiply", f"the factor of {code(name)}", f)) for name, f in self.pairs]
+        object.__setattr__(self, "pairs", tuple(checked))
 
     def factors(self, parameters: Sequence[ParameterFacts]) -> list[tuple[float, str] | None]:
         given, names = dict(self.pairs), dict.fromkeys(name for name, _, _ in parameters)
@@ -347,7 +346,7 @@ def _checked_rule(rule: Any) -> Any:
     if isinstance(rule, Mapping):
         return by_name(tuple(rule.items()))
     if isinstance(rule, tuple):
-        return _check_pair("multiply", rule)
+        return _checked_pair("multiply", rule)
     if isinstance(rule, Rule) or (callable(rule) and not isinstance(rule, type)):
         return rule
     raise TypeError(
@@ -365,9 +364,7 @@ def _factors(rule: Any, parameters: Sequence[ParameterFacts]) -> Iterable[tuple[
 
 
 def _given_factor(rule: Factor, entry: ParameterFacts) -> float:
-    factor = asked(rule, entry)
-    _check_number("multiply", f"the factor of {code(rule)} for {code(entry[0])}", factor)
-    return factor  # type: ignore[no-any-return]  # checked
+    return _checked_number("multiply", f"the factor of {code(rule)} for {code(entry[0])}", asked(rule, entry))
 
 
 def _two(owner: str, what: str, pair: Any) -> tuple[Any, Any]:
@@ -377,13 +374,15 @@ def _two(owner: str, what: str, pair: Any) -> tuple[Any, Any]:
     return pair
 
 
-def _check_pair(owner: str, pair: Any) -> Any:
-    _check_number(owner, "a factor", _two(owner, "factor", pair)[1])
-    return pair
+def _checked_pair(owner: str, pair: Any) -> tuple[Any, float]:
+    selector, factor = _two(owner, "factor", pair)
+    return selector, _checked_number(owner, "a factor", factor)
 
 
-def _check_number(owner: str, what: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+def _checked_number(owner: str, what: str, value: Any) -> float:
+    """`value` if it is a finite number, one of numpy's as Python's."""
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{owner}: {what} must be a number, got {code(value)}.")
     if not math.isfinite(value):
         raise ValueError(f"{owner}: {what} must be finite, got {value!r}.")
+    return int(value) if isinstance(value, Integral) else float(value)

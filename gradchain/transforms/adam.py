@@ -37,10 +37,13 @@ class scale_by_adam(Transform):
         eps_root: added inside the root, in units of the squared gradient; at least 0. Above 0 it makes the rule
             differentiable where the gradient is zero.
         nesterov: whether the numerator looks one step ahead (NAdam without its momentum schedule).
-        mu_dtype: the dtype `mu` is stored in; None for the parameter's. This update uses it unrounded.
+        mu_dtype: the dtype `mu` is stored in; None for the parameter's, and float32 for float16. This update uses it
+            unrounded.
+        nu_dtype: the dtype `nu` is stored in; None for the parameter's, and float32 for float16 and bfloat16, in which
+            it would vanish or stand still.
 
     Shapes: elementwise, any.
-    State: `count`; `mu` and `nu`, two tensors per parameter: 8 bytes per float32 element.
+    State: `count`; `mu` and `nu`, two tensors per parameter: 8 bytes per float32 element, 6 per bfloat16 one.
     Units: gradient → dimensionless, about 1 in size: the learning rate is the size of a step.
     Raises: ValueError or TypeError for an argument outside its range.
     Equals: optax.scale_by_adam; torch.optim.Adam after scale_by_learning_rate. torch's NAdam differs by its momentum
@@ -63,16 +66,18 @@ class scale_by_adam(Transform):
     eps_root: Hyper = Hyper(0.0, "[0, inf)")
     nesterov: bool = False
     mu_dtype: torch.dtype | None = None
+    nu_dtype: torch.dtype | None = None
 
     def init(self, params: Tensors) -> AdamState:
-        return AdamState(Count(params.index), params.zeros_like(self.mu_dtype), params.zeros_like())
+        return AdamState(Count(params.index), params.slot(self.mu_dtype), params.slow_slot(self.nu_dtype))
 
     def update(self, g: Tensors, state: AdamState, ctx: Context) -> tuple[Tensors, AdamState]:
         count = state.count.tick(g)
         mu = state.mu.lerp(g, 1 - self.b1)
-        nu = state.nu.lerp(g * g, 1 - self.b2)
+        nu = self.b2 * state.nu + (1 - self.b2) * g * g  # in this order: g * g alone would sooner be infinite
         ahead = mu / (1 - self.b1**count)
         if self.nesterov:
             ahead = self.b1 * mu / (1 - self.b1 ** (count + 1)) + (1 - self.b1) * g / (1 - self.b1**count)
-        root = (nu / (1 - self.b2**count) + self.eps_root).sqrt()
-        return ahead / (root + self.eps), AdamState(count, mu, nu)
+        corrected = 1 - self.b2**count  # taken out of the root and to the other side: nu over it might be infinite
+        root = (nu + corrected * self.eps_root).sqrt()
+        return corrected**0.5 * ahead / (root + corrected**0.5 * self.eps), AdamState(count, mu, nu)

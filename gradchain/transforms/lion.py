@@ -30,7 +30,7 @@ class scale_by_lion(Transform):
     Args:
         b1: how much of the momentum counts in the direction, in [0, 1).
         b2: how much of the momentum stays, in [0, 1).
-        mu_dtype: the dtype `mu` is stored in; None for the parameter's.
+        mu_dtype: the dtype `mu` is stored in; None for the parameter's, and float32 for float16.
 
     Shapes: elementwise, any; complex parameters in their real and imaginary parts.
     State: `mu`, one tensor per parameter: 4 bytes per float32 element.
@@ -53,7 +53,7 @@ class scale_by_lion(Transform):
     mu_dtype: torch.dtype | None = None
 
     def init(self, params: Tensors) -> LionState:
-        return LionState(params.zeros_like(self.mu_dtype))
+        return LionState(params.slot(self.mu_dtype))
 
     def update(self, g: Tensors, state: LionState, ctx: Context) -> tuple[Tensors, LionState]:
         u = state.mu.lerp(g, 1 - self.b1).sign()

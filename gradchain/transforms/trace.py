@@ -32,7 +32,8 @@ class trace(Transform):
     Args:
         decay: how much of the sum stays, in [0, 1).
         nesterov: whether the result looks one step ahead.
-        accumulator_dtype: the dtype `trace` is stored in; None for the parameter's. This update uses it unrounded.
+        accumulator_dtype: the dtype `trace` is stored in; None for the parameter's, and float32 for float16. This
+            update uses it unrounded.
 
     Shapes: elementwise, any.
     State: `trace`, one tensor per parameter: 4 bytes per float32 element.
@@ -55,7 +56,7 @@ class trace(Transform):
     accumulator_dtype: torch.dtype | None = None
 
     def init(self, params: Tensors) -> TraceState:
-        return TraceState(params.zeros_like(self.accumulator_dtype))
+        return TraceState(params.slot(self.accumulator_dtype))
 
     def update(self, g: Tensors, state: TraceState, ctx: Context) -> tuple[Tensors, TraceState]:
         t = g + self.decay * state.trace

@@ -29,18 +29,25 @@ def average_state(chain: Transform, state: State, name: str | None) -> tuple[str
 
 
 def averages(target: Target, state: AverageState) -> dict[str, Tensor]:
-    """Name → average weight or buffer; what has no average is as it is in the model. No copies."""
+    """The same in the dtypes of the model: a copy where the average is kept in another one."""
+    found = kept(target, state)
+    places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}
+    return {name: value.to(places[name].dtype) for name, value in found.items()}
+
+
+def kept(target: Target, state: AverageState) -> dict[str, Tensor]:
+    """Name → average weight or buffer, as it is kept; what has no average is as it is in the model. No copies."""
     target.check()
     average, buffers = state.average, state.buffers
     live = dict(zip(target.index.names, target.parameters(), strict=True))
-    kept = {name: buffers[name] if name in buffers else buffer for name, buffer in target.buffers().items()}
-    return {**{name: average[name] if name in average else p.detach() for name, p in live.items()}, **kept}
+    others = {name: buffers[name] if name in buffers else buffer for name, buffer in target.buffers().items()}
+    return {**{name: average[name] if name in average else p.detach() for name, p in live.items()}, **others}
 
 
 @contextmanager
 def swapped(target: Target, state: AverageState) -> Iterator[None]:
     """The model with its average weights, and with its own again afterwards, also after an exception."""
-    new = averages(target, state)
+    new = kept(target, state)
     places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}
     own = {name: tensor.detach().clone() for name, tensor in places.items()}
     try:

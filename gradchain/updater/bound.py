@@ -117,6 +117,7 @@ class Bound:
             flushing,
             weight,
             partial(over_ranks, self.target) if self.target.distributed else None,
+            partial(self.micro.mean_weight, weight, self.target) if weight and self.target.distributed else None,
         )
 
     def now(self) -> Context:
@@ -137,6 +138,10 @@ class Bound:
             return self.chain.scale_loss(loss, self.state, ctx, until)
         with torch.enable_grad():
             return self.chain.scale_loss(loss, self.state, ctx, until)
+
+    def make_room(self, weight: float | None) -> None:
+        """Make the open window in `.grad` have room for a micro-batch of this weight."""
+        self.state = self.window.with_room(self.state, Context.of(self.facts(weight=weight)))
 
     def withholds(self) -> bool:
         """Whether ranks need not agree on the coming micro-batch."""

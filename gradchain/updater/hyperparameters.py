@@ -12,9 +12,9 @@ from gradchain import schedules
 from gradchain.core.address import find
 from gradchain.core.config import from_config, to_config
 from gradchain.core.context import Context
-from gradchain.core.hyper import Hyper, Override, is_number, varies
+from gradchain.core.hyper import Hyper, Override, is_number
 from gradchain.core.index import Index
-from gradchain.core.scalars import Scalars
+from gradchain.core.scalars import Scalars, on_host
 from gradchain.core.spread import Spread
 from gradchain.core.step import Step
 from gradchain.core.transform import Transform, walk
@@ -164,9 +164,8 @@ class Hyperparameters:
                 kind = ValueError if is_number(factor) else TypeError
                 raise kind(f"override: factor must be a finite number, got {factor!r}.")
             link.value_of(hyper, self._sight(address, clocks, {full: override}))  # raises where it is out of range
-        elif not varies(value):
-            hyper.checked(value, address)
         else:
+            override = Override(hyper.given(value, address))
             link.check_uniform(hyper.name, value)
             check_spread(value, hyper, address, self._seen[address])
         self.overrides[full] = override
@@ -205,9 +204,9 @@ def check_spread(value: Any, hyper: Hyper, address: str, index: Index) -> None:
     """ValueError where a per-parameter value selects nothing, or one of the numbers in it is out of range."""
     if isinstance(value, PerParameter):
         spread = Spread.of(value, index)
-        numbers = [math.nan if varies(start) else start for start in spread.starts]
-        known = spread.scalars(index, numbers)
-        hyper.checked(Scalars({n: v for n, v in known.items() if isinstance(v, Tensor) or not math.isnan(v)}), address)
+        numbers = [math.nan if callable(start) else on_host(start) for start in spread.starts]
+        found = zip(spread.scalars(index, numbers).items(), spread.settings, strict=True)
+        hyper.checked(Scalars({n: v for (n, v), setting in found if not callable(setting.value)}), address)
 
 
 def shown(value: Any) -> Any:

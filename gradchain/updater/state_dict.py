@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain.core._torch import is_dtensor
+from gradchain.core._torch import LOW, is_dtensor
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
@@ -103,7 +103,9 @@ def from_dict(link: Transform, state: State, saved: Mapping[str, Any], index: In
         report.unexpected += [f"{address}.{name}" for name in given if name not in fields]
         changes = {}
         for name, value in fields.items():
-            if name not in given:
+            if name not in given and name in current.added:
+                changes[name] = getattr(type(current), name)
+            elif name not in given:
                 report.missing.append(f"{address}.{name}")
             else:
                 reader = _Reader(f"{address}.{name}", index, report, name in current.whole)
@@ -146,6 +148,8 @@ class _Reader:
         out = {}
         for name, old in current.items():
             new = saved.get(name, old)
+            if new.dtype in LOW and old.dtype is torch.float32:  # as earlier versions kept it: nothing is rounded
+                new = new.float()
             if new.shape != old.shape or new.dtype != old.dtype or not _can_lie(new, old):
                 self._mismatch(f"{_kind(old)} for {name!r}", _kind(new))
                 new = old

@@ -318,10 +318,10 @@ class Updater:
                 self._averaged = False
 
     def averages(self, name: str | None = None) -> dict[str, Tensor]:
-        """Name → average weight or buffer, without copies: for a teacher under `torch.func.functional_call`.
+        """Name → average weight or buffer in the model's dtype: for a teacher under `torch.func.functional_call`.
 
-        An update writes over them: a graph that holds them from before it then raises in backward, as it would for
-        weights.
+        They are no copies, but where the average is kept in a wider dtype, as that of half weights is. An update writes
+        over those: a graph that holds them from before it then raises in backward, as it would for weights.
         """
         self._check("averages")
         with outside_inference():
@@ -331,8 +331,11 @@ class Updater:
             return averages.averages(self._bound.target, state)
 
     def copy_average_to(self, module: nn.Module, name: str | None = None) -> None:
-        """Write the average weights and the buffers into another module of the same structure."""
-        averages.copy_to(module, self.averages(name))
+        """Write the average weights and the buffers into another module of the same structure, in its dtypes."""
+        self._check("averages")
+        with outside_inference():
+            state = averages.average_state(self._bound.chain, self._bound.state, name)[1]
+            averages.copy_to(module, averages.kept(self._bound.target, state))
 
     def _check(self, owner: str) -> None:
         """RuntimeError where `owner` must not be called."""

@@ -78,6 +78,7 @@ class Walk:
         parked = False
         if not micro.backwards:
             micro.weight = weight
+            self.bound.make_room(weight)
             parked = self._open_micro_batch()
         marks = self.bound.gradients.marks() if micro.backwards or parked else []
         if self.in_backward is not None:

@@ -28,12 +28,19 @@ class MicroBatch:
     weight: float | None = None
     last: bool = False
     unsynchronised: bool = False  # it ran without reducing over ranks
+    _mean_weight: float | None = None  # over ranks, once a link asked
 
     def add(self, loss: Tensor) -> None:
         """One more backward of it is done."""
         self.backwards += 1
         detached = loss.detach()
         self.loss = detached if self.loss is None else self.loss + detached
+
+    def mean_weight(self, weight: float, target: Target) -> float:
+        """The mean over ranks of its weight. The ranks talk the first time, and only if all ask."""
+        if self._mean_weight is None:
+            self._mean_weight = over_ranks(target, weight)
+        return self._mean_weight
 
     def check(self, loss: Any, weight: Any, gated: bool) -> None:
         """Refuse a loss that backward cannot or should not take, before anything happens.
@@ -106,6 +113,14 @@ class Window:
         if self.name is None or self._link is None or held is None:
             return 1
         return self._link.at(ctx.enter(self.name)).size(held)
+
+    def with_room(self, state: Links, ctx: Context) -> Links:
+        """`state` with an open window that has room for the coming micro-batch, whatever its weight."""
+        if self.name is None or self._link is None or not self.micro(state):
+            return state
+        held = self.state(state)
+        made = self._link.with_room(held, ctx.enter(self.name))
+        return state if made is held else state.holding({**state.links, self.name: made})
 
     def park(self) -> None:
         """Take from FSDP2 what it has not reduced; a window in `.grad` the link has taken already."""

@@ -195,6 +195,43 @@ def summed_weighted(rank):
     return weighted_run(chain, rank)
 
 
+HEAVY = {
+    "tokens": lambda micro, rank: 100_000 * (1 + rank),
+    "tiny": lambda micro, rank: 1e-9 * (1 + micro + rank),
+    "falling": lambda micro, rank: 10.0 ** (8 - 4 * (micro // 3)),
+}
+
+
+@scenario
+def heavy(rank):
+    """Half weights, and weights of any size: what each window gave, what lay in `.grad`, and how often ranks talked."""
+    talks, own = [], torch.distributed.all_reduce
+    torch.distributed.all_reduce = lambda tensor, *args, **options: (talks.append(1), own(tensor, *args, **options))[1]
+    results = {}
+    try:
+        for kind, weight in HEAVY.items():
+            model = nn.Linear(1, 1, bias=False).half()
+            nn.init.ones_(model.weight)
+            ddp, seen, largest = DistributedDataParallel(model), [], []
+
+            def look(g, w, seen=seen):
+                seen.append(g["weight"].item())
+                return g
+
+            updater = gch.chain(gch.accumulate(3), gch.stateless(look), gch.sgd(0.0)).bind(ddp)
+            talks.clear()
+            for micro in range(9):
+                with updater.context():
+                    loss = ddp(torch.full((1, 1), 1.0 + rank, dtype=torch.float16)).sum()
+                updater.backward(loss, weight=weight(micro, rank))
+                largest.append(model.weight.grad.abs().item())
+                updater.step()
+            results[kind] = (seen, max(largest), len(talks))
+    finally:
+        torch.distributed.all_reduce = own
+    return results
+
+
 @scenario
 def flushed(rank):
     model = net()

@@ -126,6 +126,18 @@ def test_summed_weights(ran):
     close(ran("summed_weighted"), by_rows(lr=0.01, clip=None, reduce="sum")[0], weights(net()))
 
 
+def test_heavy_weights_on_half_weights(ran):
+    for result in ran("heavy"):
+        for kind, weight in on_ranks.HEAVY.items():
+            means, largest, talks = result[kind]
+            for i, mean in enumerate(means):
+                pairs = [(weight(micro, rank), 1.0 + rank) for micro in range(3 * i, 3 * i + 3) for rank in range(2)]
+                expected = sum(w * g for w, g in pairs) / sum(w for w, _ in pairs)
+                assert mean == pytest.approx(expected, rel=2e-3)
+            assert len(means) == 3 and largest < 8.0
+            assert talks == 2 * 3  # where a window opens and where it closes
+
+
 def test_flush(ran):
     results, model = ran("flushed"), net()
     updater = on_ranks.plain_chain().bind(model)

@@ -150,11 +150,17 @@ class Twins:
         assert any(moved.values()), "the reference did not move: nothing was compared"
         a, b = self.ours.state_dict(), self.theirs.state_dict()
         assert a["clocks"] == b["clocks"]
-        same_state(a["links"], b["links"], bound)
+        same_state(a["links"], b["links"], bound, {n: _real(p.dtype) for n, p in reference.items()})
 
 
-def same_state(mine: Mapping, reference: Mapping, bound: float = 0.0) -> None:
-    """Assert that two trees of state have one structure, and values equal to the bounds of their dtypes."""
+def same_state(
+    mine: Mapping, reference: Mapping, bound: float = 0.0, weights: Mapping[str, torch.dtype] | None = None
+) -> None:
+    """Assert that two trees of state have one structure, and values equal to the bounds of their dtypes.
+
+    A slot in float32 of a weight in less is made of gradients there, which a step of that weight changes: its bound is
+    the weight's. `weights` are the dtypes of those, by name.
+    """
     left, tree = _pytree.tree_flatten_with_path(mine)
     right, other = _pytree.tree_flatten_with_path(reference)
     assert tree == other
@@ -168,7 +174,9 @@ def same_state(mine: Mapping, reference: Mapping, bound: float = 0.0) -> None:
         assert type(x) is type(y), where
         if isinstance(y, Tensor):
             assert (x.dtype, x.shape) == (y.dtype, y.shape), where
-            assert_near(x, y, size[str(path[:2]) + str(y.dtype)], where, bound)
+            of = (weights or {}).get(str(getattr(path[-1], "key", "")), y.dtype)
+            wider = STEP[of] if of in STEP and y.dtype not in STEP else 0.0
+            assert_near(x, y, size[str(path[:2]) + str(y.dtype)], where, max(bound, 2 * wider))
         elif isinstance(y, float):
             assert math.isclose(x, y, rel_tol=max(bound, 1e-12)), where
         else:

@@ -133,3 +133,44 @@ def test_warnings_at_bind():
         gch.chain(gch.amp_scale(), gch.sgd(0.1)).bind(net(), autocast=torch.bfloat16)
         gch.chain(gch.amp_scale(always=True), gch.sgd(0.1)).bind(net())
         gch.chain(gch.amp_scale(), gch.sgd(0.1)).bind(net(dtype=torch.float16))
+
+
+@pytest.mark.parametrize("backoff", [0.5, 1e-300])
+@pytest.mark.parametrize("init", [65536.0, 3e38, 1e-44])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_the_scale_has_a_floor(backoff, init, dtype):
+    """However many overflows in a row: one over the scale is a number in float32, and the next good step is right."""
+    tiny = torch.finfo(torch.float32).tiny
+    weight = torch.ones(2, dtype=dtype, requires_grad=True)
+    tx = gch.chain(gch.amp_scale(init, backoff_factor=backoff, always=True), gch.sgd(1.0))
+    updater = tx.bind({"w": weight})
+    for _ in range(1100 if backoff == 0.5 else 300):
+        updater.backward(weight.sum())
+        weight.grad.fill_(torch.inf)
+        assert not updater.step()
+    scale = updater.state_dict()["links"]["amp_scale"]["scale"]
+    assert scale == tiny and torch.tensor(scale).reciprocal().isfinite()
+    assert updater.update(weight.sum())
+    # in float16 the scaled gradient is zero
+    assert weight.tolist() == ([1.0, 1.0] if dtype is torch.float16 else [0.0, 0.0])
+
+
+def test_a_checkpoint_with_a_scale_of_zero_goes_on():
+    """As one was written after very many overflows before there was a floor."""
+    weight = torch.ones(2, requires_grad=True)
+    updater = gch.chain(gch.amp_scale(always=True), gch.sgd(1.0)).bind({"w": weight})
+    saved = updater.state_dict()
+    saved["links"]["amp_scale"]["scale"] = 0.0
+    updater.load_state_dict(saved)
+    assert updater.update(weight.sum()) and weight.tolist() == [0.0, 0.0]
+
+
+def test_a_scale_at_its_floor_grows_again():
+    """A run that overflowed for long recovers, under each executor."""
+    weight = torch.ones(2, requires_grad=True)
+    updater = gch.chain(gch.amp_scale(growth_interval=1, always=True), gch.sgd(0.0)).bind({"w": weight})
+    for _ in range(200):
+        updater.update((weight * torch.inf).sum())
+    for _ in range(130):
+        assert updater.update(weight.sum())
+    assert updater.metrics["scale"] == 2.0**3

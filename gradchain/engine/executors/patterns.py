@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,9 +21,9 @@ Term = Any
 
 def _adam(decay: bool) -> dict[str, Term]:
     mu = ("lerp", "m", "g", "$w1")
-    nu = ("lerp", "v", ("mul", "g", "g"), "$w2")
-    root = ("sqrt", ("add", ("div", nu, "$c2"), "$eps_root"))
-    direction: Term = ("div", ("div", mu, "$c1"), ("add", root, "$eps"))
+    nu = ("add", ("mul", "$b2", "v"), ("mul", ("mul", "$w2", "g"), "g"))
+    root = ("sqrt", ("add", nu, "$eps_root"))
+    direction: Term = ("div", ("mul", "$root2", ("div", mu, "$c1")), ("add", root, "$eps"))
     if decay:
         direction = ("add", direction, ("mul", "$decay", "p"))
     return {"p": ("add", "p", ("mul", "$step", direction)), "m": mu, "v": nu}
@@ -91,9 +90,7 @@ class PatternRunner:
         """Run the kernel over all rows; see Runner."""
         match = self._match
         numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
-        momentum = numbers.get("$momentum")
-        # without momentum the kernel leaves its buffer as it was
-        if numbers.get("$eps_root") or momentum == 0.0 or numbers.get("$momentum2", momentum) != momentum:
+        if not _takes(numbers):
             self._otherwise.run(columns, scalars, entries)
             return
         factor = 1.0
@@ -110,12 +107,19 @@ class PatternRunner:
         match.kernel({name: column.tensors for name, column in held.items()}, grads, scale, numbers)
 
 
+def _takes(numbers: dict[str, float]) -> bool:
+    """Whether the kernel of a pattern has arguments for these numbers."""
+    if "$b2" in numbers:  # one that it takes 1 - b2 of by itself, and none inside the root
+        return not numbers["$eps_root"] and abs(1.0 - numbers["$w2"] - numbers["$b2"]) <= 2.0**-53
+    momentum = numbers.get("$momentum")  # without it the kernel leaves its buffer as it was
+    return momentum != 0.0 and numbers.get("$momentum2", momentum) == momentum
+
+
 def _fused_adamw(held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None, s: dict[str, float]) -> None:
-    # step · (m/c1) / (sqrt(v/c2) + eps) is lr' m / (sqrt(v) + eps') with the corrections folded into lr' and eps'
-    root = math.sqrt(s["$c2"])
-    lr, rate = -s["$step"] * root / s["$c1"], -s["$step"]
+    # what a program has outside of the kernel's corrections, which are 1 long after the start, is in lr
+    lr, rate = -s["$step"] * s["$root2"] / s["$c1"], -s["$step"]
     decay = s.get("$decay", 0.0) * rate / lr if lr else 0.0
-    hyper = {"lr": lr, "beta1": 1 - s["$w1"], "beta2": 1 - s["$w2"], "weight_decay": decay, "eps": s["$eps"] * root}
+    hyper = {"lr": lr, "beta1": 1 - s["$w1"], "beta2": s["$b2"], "weight_decay": decay, "eps": s["$eps"]}
     _torch.fused_adamw_(held["p"], grads, held["m"], held["v"], [_LONG_AGO] * len(grads), scale, **hyper)
 
 
