@@ -91,7 +91,7 @@ def recording(workload: str, recipe: str, rounds: int = 25) -> dict[str, Any]:
     from gradchain.engine.engine import Engine
 
     candidate = Ours(Cell.of(WORKLOADS[workload], RECIPES[recipe]))
-    candidate.updater._bound.engine._may_trace = lambda tx: False  # type: ignore[method-assign]
+    candidate.updater._bound.engine._why_untraced = lambda asked: "links are timed"  # type: ignore[method-assign]
     for _ in range(6):
         candidate.round()
     spent = {"links": 0.0, "reductions": 0.0}

@@ -11,6 +11,7 @@ import torch
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.roles import KeepsWindow, WindowState
+from gradchain.core.scalars import binade
 from gradchain.core.tensors import Tensors
 
 
@@ -83,7 +84,7 @@ class accumulate(KeepsWindow):
         return loss * self._factor(state, ctx)
 
     def size(self, state: AccumulateState) -> int:
-        return state.size if state.micro else int(self.every)
+        return state.size if state.micro else math.trunc(self.every)
 
     def _factor(self, state: AccumulateState, ctx: Context) -> float:
         """What a micro-batch's gradient is multiplied by as it enters the window."""
@@ -104,7 +105,7 @@ class accumulate(KeepsWindow):
     def _relative_to(self, weight: float, size: int) -> float:
         """A reference for `size` micro-batches of that weight. Equal weights are then what none are, to the bit."""
         whole = min(size * weight, sys.float_info.max)
-        return whole if self.reduce == "mean" else math.ldexp(1.0, math.frexp(whole)[1] - 1)
+        return whole if self.reduce == "mean" else binade(whole)
 
     def with_room(self, state: AccumulateState, ctx: Context) -> AccumulateState:
         reference = self._reference(state, ctx)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -121,4 +120,4 @@ _LEAST = torch.finfo(torch.float32).tiny
 
 def _fits_float32(value: float) -> bool:
     # GradScaler keeps its scale in float32 and does not grow it to infinity
-    return math.isfinite(value) and value <= torch.finfo(torch.float32).max
+    return value <= torch.finfo(torch.float32).max

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -140,7 +141,6 @@ class Context:
     @property
     def loss(self) -> Any:
         """The loss, unscaled and detached, reduced over the window as the gradients are."""
-        self._read("the loss")
         return self._need("loss", self._notes.loss)
 
     @property
@@ -166,12 +166,19 @@ class Context:
 
         Without an updater what the context was given is new.
         """
-        self._read("what was observed")
-        if self._step.news is None:
-            given = [self._step.observed[name]] if name in self._step.observed else []
-            return given, seen + len(given)
-        count, latest = self._step.news.get(name, (seen, ()))
-        return latest[len(latest) - min(count - seen, len(latest)) :], count
+        recorder = self._step.recorder
+        if recorder is None:
+            return _news(name, self._step, seen)
+        many = int(recorder.asked(partial(_how_many, name), seen))
+        return [recorder.asked(partial(_nth, name, i), seen) for i in range(many)], recorder.asked(
+            partial(_count, name), seen
+        )
+
+    def of_buffers(self, fn: Callable[..., Tensors], *args: Any) -> Tensors:
+        """`fn(buffers, *args)`: tensors that a link makes of the model's buffers, and of what it remembers."""
+        self._need("buffers", self._step.buffers)
+        in_step = partial(_of_buffers, fn)
+        return in_step(self._step, *args) if self._step.recorder is None else self._step.recorder.made(in_step, *args)
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -186,7 +193,6 @@ class Context:
     @property
     def has_loss(self) -> bool:
         """Whether the loss is known."""
-        self._read("the loss")
         return self._notes.loss is not None
 
     @property
@@ -284,3 +290,28 @@ class Context:
     def use(self, name: str, value: float) -> None:
         """Note the value that a scheduled or overridden hyperparameter had in this update."""
         self._notes.used[f"{self._path}.{name}" if self._path else name] = value
+
+
+def _news(name: str, step: Step, seen: int) -> tuple[Sequence[float], int]:
+    if step.news is None:
+        given = [step.observed[name]] if name in step.observed else []
+        return given, seen + len(given)
+    count, latest = step.news.get(name, (seen, ()))
+    return latest[len(latest) - min(count - seen, len(latest)) :], count
+
+
+def _how_many(name: str, step: Step, seen: int) -> int:
+    return len(_news(name, step, seen)[0])
+
+
+def _nth(name: str, at: int, step: Step, seen: int) -> float:
+    return _news(name, step, seen)[0][at]
+
+
+def _count(name: str, step: Step, seen: int) -> int:
+    return _news(name, step, seen)[1]
+
+
+def _of_buffers(fn: Callable[..., Tensors], step: Step, *args: Any) -> Tensors:
+    assert step.buffers is not None
+    return fn(step.buffers(), *args)

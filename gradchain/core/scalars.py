@@ -5,6 +5,7 @@ A rule never asks which it holds: `minimum`, `maximum`, `where` and `sqrt` take 
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from numbers import Integral, Real
@@ -198,6 +199,10 @@ class Scalars(Operand[Any], Mapping[str, Any]):
         """The entries of these names, which must be here, in their order."""
         return list(map(self._named.__getitem__, names))
 
+    def alike(self) -> bool:
+        """Whether all entries are one number; so are none at all."""
+        return len(set(self._named.values())) <= 1
+
     def extremes(self) -> tuple[float, float]:
         """The least and the largest entry of a column that has any; NaN where there is one."""
         assert self._column is not None
@@ -246,21 +251,20 @@ class Count(Operand[Any]):
     def __init__(self, names: Iterable[str], value: int | Mapping[str, int] = 0) -> None:
         self._names: tuple[str, ...] = names.names if isinstance(names, Index) else tuple(names)
         self._uniform: int | None = None
-        self._counts: dict[str, int] | None = None
-        if not isinstance(value, Mapping):
+        self._counts: Scalars | None = None
+        if type(value) is int or not isinstance(value, Mapping):
             self._uniform = value
             return
-        counts = {n: value[n] for n in self._names}
-        distinct = set(counts.values())
-        if len(distinct) <= 1:
-            self._uniform = distinct.pop() if distinct else 0
+        counts = value if isinstance(value, Scalars) else Scalars({n: value[n] for n in self._names})
+        if counts.alike():
+            self._uniform = counts[self._names[0]] if self._names else 0
         else:
             self._counts = counts
 
     @property
     def value(self) -> Scalar:
         """The int all parameters agree on, or Scalars of ints."""
-        return self._uniform if self._counts is None else Scalars(self._counts)
+        return self._uniform if self._counts is None else self._counts
 
     @property
     def uniform(self) -> int | None:
@@ -274,16 +278,16 @@ class Count(Operand[Any]):
 
     def tick(self, updates: Mapping[str, Any]) -> Count:
         """The count after `updates`: one more for every entry that is present."""
-        if len(updates) >= len(self._names) and self._counts is None:
-            return Count(self._names, self.of(self._names[0]) + 1 if self._names else 0)
-        return Count(self._names, {n: self.of(n) + (n in updates) for n in self._names})
+        if self._uniform is not None and len(updates) >= len(self._names):
+            return Count(self._names, self._uniform + 1 if self._names else 0)
+        return Count(self._names, self.value + Scalars({n: int(n in updates) for n in self._names}))
 
     def of(self, name: str) -> int:
         """The count of one parameter."""
         if self._counts is None:
             assert self._uniform is not None
             return self._uniform
-        return self._counts[name]
+        return self._counts[name]  # type: ignore[no-any-return]  # an int
 
     def overlay(self, other: Count) -> Count:
         """This count, with the entries of `other` in place of its own where it has them."""
@@ -363,3 +367,29 @@ def where(condition: Any, a: Any, b: Any) -> Any:
 def sqrt(a: Any) -> Any:
     """The square root of a number, 0-d tensor, Scalars or Tensors; of a negative number it is NaN."""
     return _dispatch("sqrt", (a,))
+
+
+BESIDE: dict[str, Callable[..., Any]] = {
+    "neg": operator.neg,
+    "mod": operator.mod,
+    "floordiv": operator.floordiv,
+    "trunc": math.trunc,
+    "binade": lambda a: math.ldexp(1.0, math.frexp(a)[1] - 1),
+}
+"""What Python does with numbers beside the operations."""
+
+
+def binade(a: Scalar) -> Scalar:
+    """The power of two at or below a number above 0."""
+    return a._apply("binade", (a,)) if isinstance(a, Operand) else BESIDE["binade"](a)  # type: ignore[attr-defined]  # one of a ledger
+
+
+ANY: dict[str, Callable[..., Any]] = {
+    **HOST,
+    **BESIDE,
+    "minimum": minimum,
+    "maximum": maximum,
+    "sqrt": sqrt,
+    "where": where,
+}
+"""What each operation is for numbers of any kind: of the host, 0-d tensors, and one per parameter."""

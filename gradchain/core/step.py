@@ -9,17 +9,24 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from gradchain.core.context import Context
-    from gradchain.core.hyper import Hyper, Override
+    from gradchain.core.hyper import Override
+    from gradchain.core.scalars import Scalar
     from gradchain.core.tensors import Tensors
-    from gradchain.core.transform import Transform
 
 
 class Recorder(Protocol):
     """What is told how the numbers of an update come about, so that they can be computed again without the links."""
 
-    def hyper(self, link: Transform, hyper: Hyper, ctx: Context) -> Any:
-        """The value of a hyperparameter that is not a mere number: a number of the recorder's."""
+    def asked(self, of: Callable[..., Scalar], *args: Scalar) -> Scalar:
+        """`of(step, *args)`, now and whenever the update is computed again: a number of the recorder's.
+
+        Args:
+            of: gives a number, or one per parameter, from the facts of an update.
+            args: numbers of the recorder's, which it takes as plain ones.
+        """
+
+    def made(self, of: Callable[..., Tensors], *args: Tensors | Scalar) -> Tensors:
+        """The same where `of` makes tensors, and takes some."""
 
     def reads(self, owner: str, what: str) -> None:
         """A link reads what may be another thing at each update, and is no number of the chain's."""

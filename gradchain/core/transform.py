@@ -18,6 +18,7 @@ from gradchain.core.index import Index
 from gradchain.core.says import Role, Said, Says, check_role
 from gradchain.core.scalars import Scalars, on_host
 from gradchain.core.state import Empty, Links, State, settled
+from gradchain.core.step import Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.selectors import PerParameter
@@ -148,8 +149,10 @@ class Transform:
         for name, hyper in self.hypers.items():
             if name not in self._varying and f"{ctx.address}.{name}" not in overrides:
                 continue
-            recorder = ctx.recorder
-            changes[name] = self.value_of(hyper, ctx) if recorder is None else recorder.hyper(self, hyper, ctx)
+            if ctx.recorder is None:
+                changes[name] = self.value_of(hyper, ctx)
+            else:
+                changes[name] = ctx.recorder.asked(functools.partial(self._value_in, hyper, ctx.under(Step())))
             ctx.use(name, changes[name])
         if not changes:
             return self
@@ -175,6 +178,10 @@ class Transform:
             return value
         cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if varies(source) else ""
         return hyper.checked(value, ctx.address or type(self).__name__, cause)
+
+    def _value_in(self, hyper: Hyper, sight: Context, step: Step) -> Any:
+        """The number a hyperparameter has in an update, at the address of `sight`."""
+        return self.value_of(hyper, sight.under(step))
 
     def bind(
         self, target: Any, *, autocast: torch.dtype | None = None, in_backward: bool = False, **options: Any

@@ -12,7 +12,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.engine.executors.triton import Launch, TritonRunner
 from gradchain.engine.operations import Unrecorded
 from gradchain.engine.planning.rows import Column
-from gradchain.engine.recording.numbers import DeviceReduced
+from gradchain.engine.recording.device import DeviceReduced
 
 
 class Captured:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Concatenate, NamedTuple, ParamSpec
@@ -29,25 +30,16 @@ from gradchain.engine.planning.layout import Layout
 from gradchain.engine.planning.lower import Lowering, Program
 from gradchain.engine.planning.plan import Part, Plan, arithmetic, difference, extra_dtypes, structure
 from gradchain.engine.planning.rows import Column
-from gradchain.engine.recording.leaves import dtypes, mapped, restored, roots_of
-from gradchain.engine.recording.numbers import DeviceReduced, met
+from gradchain.engine.recording.device import DeviceLedger, DeviceReduced, met
+from gradchain.engine.recording.host import HostLedger
+from gradchain.engine.recording.leaves import dtypes, mapped, restored, roots_of, same_memory
+from gradchain.engine.recording.numbers import Ledger
 from gradchain.engine.recording.tape import Lazy, Reduced, Tape
-from gradchain.engine.recording.trace import Trace
-from gradchain.engine.replay import (
-    Asked,
-    Call,
-    Given,
-    Recorded,
-    Reduction,
-    Replays,
-    can_trace,
-    gathered,
-    kept,
-    ours,
-    traced,
-)
+from gradchain.engine.replay import Asked, Recorded, Tracing, Ways, never_again, own_code, way_of
+from gradchain.engine.traced import Call, computed_again, gathered, reduced_again
 
 MOST_PLANS = 64
+MOST_REASONS = 16  # that are counted, why steps did not run again
 
 P = ParamSpec("P")
 
@@ -74,6 +66,7 @@ def _none_where_it_cannot(
             if self.captured is not None:
                 raise self.captured.refusal(str(reason)) from None
             self.reason = str(reason)
+            self._count(f"the reference ran it: {reason}")
             return None
 
     return tried
@@ -92,10 +85,13 @@ class Engine:
         self._state: Links | None = None
         self._windows = Windows()
         self._lent = False
-        self._own: tuple[chain, bool] | None = None  # the chain, and whether its steps may be run without its links
-        self._replays = Replays()
+        self._code: tuple[chain, str] | None = None  # the chain, and which link of it runs code of a user's
+        self._ways = Ways()
+        self._tracing: Tracing | None = None  # while a step is traced
         self.num_replayed = 0  # steps that were run again from their numbers
+        self.recorded: Counter[str] = Counter()  # how many were not, by the reason
         self.last: list[Part] = []  # what the last step ran, in order
+        self.ran: list[Part] = []  # what the last step ran that ran anything
         self._warned = False
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
@@ -116,73 +112,91 @@ class Engine:
         if self.captured is not None:
             self.captured.begin(received, step, lent)
         layout = self._laid_out(params)
-        if state is not self._state:  # it came from elsewhere: a load, a reset, a step by the reference
+        if state is not self._state and not same_memory(state, self._state):
+            # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
-            self._replays.forget()
+            self._ways.forget()
             self._windows.clear()
             taken = set(layout.pointers)  # memory that something else writes, or that is written for another field
             state = mapped(state, lambda tensors: layout.state(tensors, taken))
             self._state_dtypes = tuple(dtypes(state))
-        asked = Asked(tx, step, layout.gradients(received), state, params, lent)
+        asked = Asked(tx, step, received, layout.gradients(received), state, params, lent)
         again = self._again(asked)
-        if again is not None:
-            return again
-        recorded = self._recorded(asked)
-        return self._prepared(recorded, received, state, params)
+        return again if again is not None else self._recorded(asked)
 
     def _again(self, asked: Asked) -> Outcome | None:
-        """What the step comes to, if it is like one that was traced before: then the links need not run."""
-        if not self._replays.any:
-            return None
-        commit = Commit()
-        found = self._replays.again(asked, commit)
+        """What the step comes to, if it goes a way that is known: then the links need not run."""
+        found = self._ways.fitting(asked)
         if found is None:
             return None
-        self.last, state, notes = found
-        commit.after(partial(self._settle, state, again=True))
-        return Outcome(True, state, notes, commit)
+        (way, values), commit = found, Commit()
+        self._windows.begin()
+        state, notes = way.prepared(values, asked, commit)
+        self.last = way.parts
+        commit.after(self._windows.settle)
+        commit.after(partial(self._ways.gone, way))
+        commit.after(partial(self._settle, state, ""))
+        return Outcome(way.applies, state, notes, commit)
 
-    def _settle(self, state: Links, again: bool = False) -> None:
-        """The step was written: its state is where the next one begins."""
+    def _settle(self, state: Links, why: str) -> None:
+        """The step was written: the next one begins at its state. `why` it was recorded, or "" where it ran again."""
         self.reason, self._state = "", state
-        self.num_replayed += again
+        self.ran = self.last or self.ran
+        if why:
+            self._count(why)
+        else:
+            self.num_replayed += 1
 
-    def _recorded(self, asked: Asked) -> Recorded:
+    def _count(self, why: str) -> None:
+        """One more step that did not run again."""
+        self.recorded[why if why in self.recorded or len(self.recorded) < MOST_REASONS else "other reasons"] += 1
+
+    def _recorded(self, asked: Asked) -> Outcome:
         """The step on a tape; in a trace, if it may be one that will be run again."""
-        if self._may_trace(asked.tx) and can_trace(asked.step):
+        why = self._why_untraced(asked)
+        if not why:
             try:
-                return self._record(asked, Trace(asked.step.clocks))
-            except Exception:  # whatever it is, it shows again without the trace
-                self._replays.keep(None)
-        return self._record(asked, None)
+                return self._prepared(asked, self._record(asked, traced=True))
+            except Exception as error:  # whatever it is, it shows again without the trace
+                self._ways.failed()
+                why = f"tracing it failed: {type(error).__name__}: {error}"
+            finally:
+                self._tracing = None
+        return self._prepared(asked, self._record(asked), why)
 
-    def _may_trace(self, tx: chain) -> bool:
-        """Whether to trace the coming step: that is for links that are gradchain's own, and numbers of the host."""
-        if self.captured is not None or numbers_on(self.executors) is not None:
-            return False
-        if self._own is None or self._own[0] is not tx:
-            self._own = (tx, ours(tx))
-        return self._own[1] and self._replays.wanted()
+    def _why_untraced(self, asked: Asked) -> str:
+        """Why the coming step is recorded without a trace; "" if it is to be traced."""
+        if self.captured is not None:
+            return "it goes into a graph"
+        if numbers_on(self.executors) is not None:
+            return "its numbers lie on a device"
+        if self._code is None or self._code[0] is not asked.tx:
+            self._code = (asked.tx, own_code(asked.tx))
+        why = self._code[1] or never_again(asked.step)
+        return why or ("" if self._ways.wanted() else "ways through the chain that did not come back")
 
-    def _record(self, asked: Asked, trace: Trace | None) -> Recorded:
+    def _ledger(self, asked: Asked, traced: bool) -> Callable[[list[Any], list[Any]], Ledger] | None:
+        """What makes the ledger of a step's numbers; None where they are plain."""
+        device = numbers_on(self.executors)
+        if device is not None:
+            return partial(DeviceLedger, device=device, closed=self.captured is not None)
+        return partial(HostLedger, step=asked.step) if traced else None
+
+    def _record(self, asked: Asked, traced: bool = False) -> Recorded:
         assert self._layout is not None
         params, step = asked.params, asked.step
         self.last = []  # a trace that failed may have reduced
-        tape = Tape(self._reduce, self._compute, self._layout.state, trace, numbers_on(self.executors))
-        if tape.numbers is not None:
-            tape.numbers.closed = self.captured is not None
+        tape = Tape(self._reduce, self._compute, self._layout.state, self._ledger(asked, traced))
+        tracing = self._tracing = Tracing.of(tape.ledger, asked) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
         step = step._replace(params=weights)
         if step.evaluate is not None:
             step = step._replace(evaluate=_evaluating(tape, step.evaluate))
         if self.captured is not None:
             step = step._replace(buffers=_no_buffers)
-        lazy, given = mapped(asked.state, lambda tensors: tape.leaf("state", tensors)), Given()
-        if trace is not None:
-            trace.step = trace.step._replace(params=params)
-            clocks: dict[str, Any] = {name: trace.number(value) for name, value in step.clocks.items()}
-            step = step._replace(recorder=trace, clocks=clocks)
-            lazy = traced(lazy, trace, given)
+        lazy = mapped(asked.state, lambda tensors: tape.leaf("state", tensors))
+        if tracing is not None:
+            step, lazy = tracing.facts(step), tracing.traced(lazy)
         notes = Notes(step)
         out, new = asked.tx.update(tape.leaf("grad", asked.grads), lazy, Context.of(step, notes))
         roots = roots_of(tape, lazy, new)
@@ -191,16 +205,17 @@ class Engine:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
             written = target.index
-        return Recorded(asked.tx, tape, step, notes, lazy, given, new, roots, written)
+        return Recorded(asked.tx, tape, step, notes, lazy, new, roots, written, tracing)
 
-    def _prepared(self, recorded: Recorded, received: EagerTensors, state: Links, params: EagerTensors) -> Outcome:
-        """The kernels of a recorded step, ready to run: what it comes to."""
+    def _prepared(self, asked: Asked, recorded: Recorded, why: str = "") -> Outcome:
+        """The kernels of a recorded step, ready to run: what it comes to. `why` it was not traced."""
         tape, roots, written, commit = recorded.tape, recorded.roots, recorded.written, Commit()
         self._windows.begin()
-        settled = restored(
-            state,
+        settled: Links = restored(
+            asked.state,
             recorded.new,
-            lambda value, before: self._whole(value, before, received, roots, written is None),
+            tape.ledger,
+            lambda value, before: self._whole(value, before, asked.received, roots, written is None),
         )
         key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *arithmetic(tape))
         parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
@@ -211,33 +226,36 @@ class Engine:
         commit.after(self._windows.settle)
         where: list[int] | None = None
         if written is not None:
-            data, position = params._data, params.index.position
-            where = None if written is params.index else [position[n] for n in written]
+            data, position = asked.params._data, asked.params.index.position
+            where = None if written is asked.params.index else [position[n] for n in written]
             commit.add(partial(_torch.increment_version, data if where is None else [data[i] for i in where]))
-        if tape.numbers is not None:
-            commit.after(tape.numbers.open)  # what was recorded may be read from here on
-        if tape.trace is not None:
-            settled = self._kept(recorded, parts, where, settled)
-        commit.after(partial(self._settle, settled))
+        if isinstance(tape.ledger, DeviceLedger):
+            commit.after(tape.ledger.open)  # what was recorded may be read from here on
+        if recorded.tracing is not None:
+            why = self._kept(asked, recorded, settled, parts, where, commit)
+        commit.after(partial(self._settle, settled, why))
         return Outcome(written is not None, settled, recorded.notes, commit)
 
-    def _kept(self, recorded: Recorded, parts: list[Part], written: list[int] | None, settled: Links) -> Links:
-        """The new state in plain numbers. Keeps a traced step for those to come, if its numbers are all there is."""
-        settled, replay = kept(
-            recorded, written, settled, self._lent, lambda: [self._call(p, recorded.tape) for p in parts]
-        )
-        if replay is not None:
-            replay.parts = list(self.last)
-        self._replays.keep(replay)
-        return settled
+    def _kept(
+        self, asked: Asked, recorded: Recorded, settled: Links, parts: list[Part], where: list[int] | None,
+        commit: Commit,
+    ) -> str:  # fmt: skip
+        """Keep the way of a traced step, if its numbers are all there is. Why it was recorded."""
+        tape, notes, ledger = recorded.tape, recorded.notes, recorded.tape.ledger
+        assert ledger is not None
+        plain = [{name: ledger.kept(value) for name, value in noted.items()} for noted in (notes.records, notes.used)]
+        way = way_of(asked, recorded, settled, lambda: [self._call(p, tape) for p in parts], where, list(self.last))
+        notes.records, notes.used = plain
+        if isinstance(way, str):
+            self._ways.failed()
+            return way
+        commit.after(partial(self._ways.keep, way))
+        return "the first of their kind"
 
     def _call(self, part: Part, tape: Tape) -> Call:
         """A part as it can be run again."""
-        columns = [
-            None if tape.ops[leaf][1] == "grad" else self._column(tape, leaf, part.names)
-            for leaf in part.program.columns
-        ]
-        return Call.of(part, tape, columns)
+        assert isinstance(tape.ledger, HostLedger)
+        return Call.of(part, tape, tape.ledger, self._lent, lambda leaf: self._column(tape, leaf, part.names))
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Engine, ()  # plans hold addresses: a copy makes its own
@@ -259,7 +277,7 @@ class Engine:
             self._columns.clear()
             self._windows.clear()
             self._state = None  # it has to follow the weights' new strides
-            self._replays.forget()
+            self._ways.forget()
         return self._layout
 
     def _column(self, tape: Tape, leaf: int, names: tuple[str, ...]) -> Column:
@@ -270,7 +288,7 @@ class Engine:
         found = kept.get(key)
         if found is None:
             data, position = tensors._data, tensors.index.position
-            rows = data if len(names) == len(data) else [data[position[n]] for n in names]
+            rows = data if names == tensors.index.names else [data[position[n]] for n in names]
             found = kept[key] = (tensors, Column(rows, self._lent, kept is self._columns))
         column: Column = found[1]
         return column
@@ -357,7 +375,7 @@ class Engine:
         arguments = self._arguments(part, tape)
         if self.captured is not None:
             return self.captured.run(part.runner, part.executor, *arguments)
-        if tape.numbers is not None:
+        if isinstance(tape.ledger, DeviceLedger):
             return part.runner.launch(*arguments)  # type: ignore[attr-defined]  # see numbers_on
         return part.runner.run(*arguments)
 
@@ -365,7 +383,7 @@ class Engine:
         """Have a part run when the step is written."""
         if self.captured is not None:
             self._run(part, tape)  # into the graph, or checked against it
-        elif tape.numbers is not None:
+        elif isinstance(tape.ledger, DeviceLedger):
             commit.add(partial(part.runner.launch, *self._arguments(part, tape)))  # type: ignore[attr-defined]
         else:
             commit.add(partial(part.runner.run, *self._arguments(part, tape)))
@@ -376,16 +394,15 @@ class Engine:
         parts = self._planned(
             tape, (kind, node, *structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach)
         )
-        if tape.numbers is not None:
-            reduced = met([(part.names, self._run(part, tape)) for part in parts], kind, tape.numbers.device)
+        if isinstance(tape.ledger, DeviceLedger):
+            reduced = met([(part.names, self._run(part, tape)) for part in parts], kind, tape.ledger.device)
             return reduced if self.captured is None else self.captured.reduced(reduced)
         places = [None if part.names == index.names else [index.position[n] for n in part.names] for part in parts]
-        rows = gathered([self._run(part, tape) for part in parts], places, len(index))
-        trace = tape.trace
-        if trace is None:
-            return Reduced(index.names, rows)
-        reduction = Reduction([self._call(part, tape) for part in parts], places, len(index))
-        return Reduced.traced(index.names, rows, reduction.noted(trace, rows))
+        rows: Any = gathered([self._run(part, tape) for part in parts], places, len(index))
+        if self._tracing is not None:
+            calls = [self._call(part, tape) for part in parts]
+            rows = reduced_again(self._tracing.ledger, self._tracing.memo, calls, places, len(index), rows)
+        return Reduced(index.names, rows)
 
     def _reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:
         parts = []
@@ -402,11 +419,14 @@ class Engine:
         index, position, reach = tape.indices[node], self._layout.index.position, tape.reach(node)
         weights = [self._layout.tensors[position[name]] for name in index.names]
         dtypes = tape.dtypes(node)
-        out = EagerTensors(index, [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)])
-        target = tape.leaf("extra", out).node
+        out = tape.held(partial(_fresh, index, weights, dtypes))
+        target = tape.leaf("extra", out, laid=True).node
         key = ("compute", node, target, *structure(tape, reach))
-        for part in self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target])):
+        parts = self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target]))
+        for part in parts:
             self._run(part, tape)
+        if isinstance(tape.ledger, HostLedger):
+            computed_again(tape.ledger, out, [self._call(part, tape) for part in parts])
         return out
 
     def _whole(
@@ -415,16 +435,26 @@ class Engine:
         """The tensors of a field that is replaced as a whole."""
         tape, kind = value.tape, value.tape.ops[value.node]
         if not len(value) or kind == ("leaf", "grad"):
-            kept = received.select(value.index)
             # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
-            return kept if held or not len(value) else kept.clone()  # type: ignore[return-value]
+            return tape.held(partial(_taken, value.index, not held and len(value) > 0), received)
         if kind[0] == "leaf":
             return value.computed()
         assert self._layout is not None
         dtypes = tape.dtypes(value.node)
-        place = self._windows.place(self._layout, value.index, dtypes, before)
-        roots.append((tape.leaf("extra", place).node, value.node))
+        place = tape.held(partial(self._windows.place, self._layout, value.index, dtypes), before)
+        roots.append((tape.leaf("extra", place, laid=True).node, value.node))
         return place
+
+
+def _fresh(index: Index, weights: list[torch.Tensor], dtypes: list[torch.dtype]) -> EagerTensors:
+    """Memory for these entries, laid out as their weights."""
+    return EagerTensors(index, [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)])
+
+
+def _taken(index: Index, copied: bool, received: EagerTensors) -> Tensors:
+    """Gradients for a window to keep."""
+    kept = received.select(index)
+    return kept.clone() if copied else kept
 
 
 def _no_buffers() -> Any:

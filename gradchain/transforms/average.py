@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
+from torch import Tensor
 
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
@@ -109,10 +111,14 @@ class average_params(Transform):
         return g, AverageParamsState(average, self._averaged_buffers(state, ctx, weight), state.num_averaged + 1)
 
     def _averaged_buffers(self, state: AverageState, ctx: Context, weight: Hyper | float) -> Tensors:
-        if self.buffers == "keep" or not ctx.buffers:
-            return state.buffers
-        live = EagerTensors.at(Index.of(ctx.buffers), dict(ctx.buffers)).clone()
-        if self.buffers == "copy" or not len(state.buffers):
+        return state.buffers if self.buffers == "keep" else ctx.of_buffers(self._averaged, state.buffers, weight)
+
+    def _averaged(self, buffers: Mapping[str, Tensor], before: Tensors, weight: float) -> Tensors:
+        """The buffers as the average is to have them."""
+        if not buffers:
+            return before
+        live = EagerTensors.at(Index.of(buffers), dict(buffers)).clone()
+        if self.buffers == "copy" or not len(before):
             return live
         floats = [name for name, buffer in live.items() if buffer.is_floating_point()]
-        return live.overlay(state.buffers.select(floats).lerp(live.select(floats), weight))
+        return live.overlay(before.select(floats).lerp(live.select(floats), weight))

@@ -34,7 +34,7 @@ class clip_by_norm(Transform):
     Args:
         max_norm: the bound, above 0; inf measures and returns the updates unchanged. It may differ per parameter with
             per="tensor" only.
-        p: which norm, at least 1; inf is the largest magnitude.
+        p: which norm, above 0; inf is the largest magnitude. Below 1 it is no norm, and computed as torch does.
         per: "all", one norm over all parameters; "tensor", one per parameter; or a list of selectors, one norm for
             each group. Parameters in no group then pass unclipped. Recorded are the largest norm as "norm" and,
             for groups, each as "norm/<selector>".
@@ -69,9 +69,9 @@ class clip_by_norm(Transform):
 
     def check(self) -> None:
         if isinstance(self.p, bool) or not isinstance(self.p, (int, float)):
-            raise TypeError(f"clip_by_norm: p must be a number of at least 1, or inf, got {self.p!r}.")
-        if not self.p >= 1:
-            raise ValueError(f"clip_by_norm: p must be at least 1, or inf, got {self.p!r}.")
+            raise TypeError(f"clip_by_norm: p must be a number above 0, or inf, got {self.p!r}.")
+        if not self.p > 0:
+            raise ValueError(f"clip_by_norm: p must be above 0, or inf, got {self.p!r}.")
         choices = "per must be 'all', 'tensor' or a list of selectors"
         if isinstance(self.per, str):
             if self.per not in ("all", "tensor"):

@@ -106,11 +106,11 @@ class reduce_on_plateau(Transform):
             return PlateauState(state.value, best, bad, left)
         lower = max(self.factor * state.value, self.min_value)
         value = lower if state.value - lower > self.eps else state.value
-        return PlateauState(value, best, 0, int(self.cooldown))
+        return PlateauState(value, best, 0, math.trunc(self.cooldown))
 
     def _is_better(self, x: float, best: float) -> bool:
         sign = 1.0 if self.mode == "min" else -1.0
         if self.threshold_mode == "rel":
             return sign * x < sign * best * (1.0 - sign * self.threshold)
-        margin = self.threshold if self.threshold_mode == "abs" or math.isinf(best) else self.threshold * abs(best)
+        margin = self.threshold if self.threshold_mode == "abs" or abs(best) == math.inf else self.threshold * abs(best)
         return sign * x < sign * best - margin

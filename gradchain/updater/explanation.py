@@ -34,16 +34,25 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
     engine = bound.engine
     if engine.reason:
         yield f"the last step ran by the reference: {engine.reason}"
-    elif not engine.last:
+    elif not engine.ran:
         yield "no step has run yet, so nothing is planned"
     else:
-        yield f"{engine.num_plans} plans so far; the last step ran {len(engine.last)} kernels:"
-        if engine.num_replayed:
-            yield f"{engine.num_replayed} steps needed nothing but their numbers: the links' own code did not run"
-        for part in engine.last:
+        last = "the last step" if engine.last else "the last step ran none, the last that did"
+        yield f"{engine.num_plans} plans so far; {last} ran {len(engine.ran)} kernels:"
+        for part in engine.ran:
             yield from _kernel(part, source)
+    yield from _steps(bound)
     if without_cache():
         yield without_cache()
+
+
+def _steps(bound: Bound) -> Iterator[str]:
+    """How many steps ran without the links' own code, and why the others did not."""
+    engine = bound.engine
+    if engine.num_replayed:
+        yield f"{engine.num_replayed} steps needed nothing but their numbers: the links' own code did not run"
+    for reason, count in engine.recorded.most_common():
+        yield f"{count} {'step' if count == 1 else 'steps'} did not run again: {reason}"
 
 
 def _kernel(part: Part, source: bool) -> Iterator[str]:

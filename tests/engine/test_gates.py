@@ -90,7 +90,7 @@ def test_a_known_step_goes_through_no_names(monkeypatch):
     branches = gch.partition((gch.bias, gch.sgd(0.1)), (gch.rest, gch.sgd(0.1, weight_decay=0.1)))
     model = Shapes(SINGLE)
     updater = by_executors(gch.chain(gch.freeze(gch.named("*.cube")), inner, branches).bind(model), "native")
-    updater._bound.engine._may_trace = lambda tx: False  # a step that is run again asks for no subset at all
+    updater._bound.engine._why_untraced = lambda asked: "not here"  # a step that is run again asks for no subset at all
     asked, subset = [], Index.subset
 
     def watched(self, names):
@@ -251,9 +251,10 @@ def test_a_window_that_is_first_lies_in_the_gradients():
         grads = {p.grad.data_ptr() for p in bound.parameters()}
         with Watch() as watch:
             info = updater.step()
-        # the mean of the losses, a 0-d tensor
-        assert watch.operations == ["aten.mul.Tensor", "aten.add.Tensor", "aten.div.Tensor"][: 3 if info else 2]
-        assert set(watch.new.values()) == {8}
+        # the mean of the losses, a 0-d tensor; a step that is run again makes none that no link reads
+        losses = ["aten.mul.Tensor", "aten.add.Tensor", "aten.div.Tensor"][: 3 if info else 2]
+        assert watch.operations == losses or (info and not watch.operations and t > 2)
+        assert set(watch.new.values()) <= {8}
         if not info:
             window = updater._bound.state.links["accumulate"].window
             assert {tensor.data_ptr() for tensor in window._data} == grads

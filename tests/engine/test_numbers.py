@@ -1,4 +1,5 @@
-"""Numbers on the device: their arithmetic is a float's, recorded, and computed where torch or the host asks."""
+"""Numbers of a ledger: their arithmetic is a float's; on a device it is computed where torch or the host asks, on the
+host it is known and computed again by the program."""
 
 from __future__ import annotations
 
@@ -8,17 +9,21 @@ import pytest
 import torch
 
 import gradchain as gch
+from gradchain.core.step import Step
 from gradchain.engine.operations import Unrecorded
-from gradchain.engine.recording.numbers import Each, Ledger, Number, met
+from gradchain.engine.recording.device import DeviceLedger, met
+from gradchain.engine.recording.host import HostLedger, Other
+from gradchain.engine.recording.numbers import Each, Number
+from gradchain.engine.replay import ordered, run
 
 CPU = torch.device("cpu")
 
 
-def ledger() -> Ledger:
-    return Ledger([], [], CPU)
+def ledger() -> DeviceLedger:
+    return DeviceLedger([], [], CPU)
 
 
-def number(value: float, held: Ledger | None = None) -> Number:
+def number(value: float, held: DeviceLedger | None = None) -> Number:
     return (held or ledger()).whole(torch.tensor(value, dtype=torch.float64))
 
 
@@ -98,5 +103,148 @@ def test_a_closed_ledger_gives_no_value():
     for ask in (float, bool, Number.tensor):
         with pytest.raises(Unrecorded, match="waits for the value"):
             ask(norm)
-    with pytest.raises(Unrecorded, match="waits for the value"):
-        held.finite(lambda kind: met([], kind, CPU))
+    for ask in ("is_finite", "is_zero"):
+        with pytest.raises(Unrecorded, match="waits for the value"):
+            getattr(met([], "sum2", CPU), ask)(held)
+
+
+# numbers of the host
+
+
+def again(of: Number | Each, value: object) -> list[object]:
+    """The values of the program that follows from one input, for another. Other where it takes another way."""
+    held = of.ledger
+    values = list(held.values)
+    values[of.at] = value
+    for lines in ordered(held.ops, range(len(values))):
+        run(lines, values)
+    return values
+
+
+def host(value: object) -> Number | Each:
+    held = HostLedger([], [], Step())
+    return held.handle(held.input(value))
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_the_arithmetic_of_a_float_on_the_host_now_and_again(name):
+    rule, x = FORMULAS[name], host(1.25)
+    found = rule(x)
+    assert type(found) is Number and x.ledger.values[found.at] == rule(1.25)
+    assert not any(op.out < 0 for op in x.ledger.ops), "arithmetic needs no guard"
+    for value in (3.0, 0.5, 100.0):
+        assert again(x, value)[found.at] == rule(value)
+
+
+WHOLE = {
+    "remainder": lambda x: x % 3,
+    "quotient": lambda x: x // 2,
+    "whole part": math.trunc,
+    "minus": lambda x: 1 - (-x),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_arithmetic_of_an_int(name):
+    rule, x = WHOLE[name], host(7)
+    found = rule(x)
+    values = [again(x, v)[found.at] for v in (7, 8, 2)]
+    assert values == [rule(7), rule(8), rule(2)] and all(type(v) is int for v in values)
+
+
+def test_numbers_per_parameter_on_the_host():
+    each = host(gch.Scalars({"x": 1.0, "y": 4.0}))
+    root, mean = gch.sqrt(each) * 2.0, each["x"] + each["y"]
+    assert isinstance(root, gch.Scalars) and list(root) == ["x", "y"] and "z" not in root and len(root) == 2
+    joined = gch.Scalars({"x": mean, "y": 1.0}) + each
+    largest = gch.maximum(0.0, *each.values()) if len(each) == 1 else gch.maximum(each["x"], each["y"])
+    other = gch.Scalars({"x": 9.0, "y": 16.0})
+    values = again(each, other)
+    assert dict(values[root.at]) == {"x": 6.0, "y": 8.0}
+    assert dict(values[joined.at]) == {"x": 34.0, "y": 17.0}
+    assert values[largest.at] == 16.0
+
+
+def test_a_0d_tensor_is_a_number():
+    x = host(torch.tensor(2.0))
+    found = (3.0 * x + 1) / 2
+    value = again(x, torch.tensor(5.0))[found.at]
+    assert torch.equal(value, torch.tensor(8.0)) and value.dtype is torch.float32
+
+
+LEAVING = {
+    "float": float,
+    "int": int,
+    "index": lambda x: [10, 20, 30, 40][x],
+    "repr": repr,
+    "format": lambda x: f"{x:03d}",
+    "key": lambda x: {1: "one", 2: "two"}[x],
+    "range": lambda x: [*range(x)],
+    "torch": lambda x: torch.add(torch.ones(2), x),
+    "isfinite": math.isfinite,
+}
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_what_leaves_the_ledger_is_a_guard(name):
+    """The program holds where the number is the same, and for no other."""
+    x = host(2)
+    left, plain = LEAVING[name](x), LEAVING[name](2)
+    assert torch.equal(left, plain) if isinstance(plain, torch.Tensor) else left == plain
+    again(x, 2)
+    for value in (1, 3, 2.0):
+        with pytest.raises(Other):
+            again(x, value)
+
+
+def test_a_truth_is_a_guard_and_no_more():
+    x = host(2)
+    assert x and not x > 3 and (x or 1) is x and x != 5
+    for value in (1, 3):
+        again(x, value)
+    for value in (0, 4, 5):
+        with pytest.raises(Other):
+            again(x, value)
+
+
+def test_nan_is_itself_to_a_guard():
+    x = host(math.nan)
+    assert math.isnan(float(x))
+    again(x, math.nan)
+    with pytest.raises(Other):
+        again(x, 1.0)
+
+
+def test_counts_that_differ():
+    each = host(gch.Scalars({"a": 1, "b": 2}))
+    count = gch.Count(["a", "b"], each).tick({"a": 0})
+    assert count.uniform is not None, "they agree now: a guard"
+    values = again(each, gch.Scalars({"a": 6, "b": 7}))
+    assert values[count.uniform.at] == 7
+    with pytest.raises(Other):
+        again(each, gch.Scalars({"a": 6, "b": 6}))
+
+
+def test_a_number_of_another_step_does_not_join():
+    with pytest.raises(TypeError, match="another step"):
+        host(2.0) + host(3.0)
+
+
+def test_reductions_come_late_and_what_nobody_needs_does_not_come():
+    """A step that goes another way costs little: guards on plain numbers come before passes over gradients."""
+    held = HostLedger([], [], Step())
+    x, done = held.handle(held.input(2.0)), []
+    reduced = held.handle(held.note(lambda values: done.append("reduced") or 3.0, (), 3.0, reduces=True))
+    unused = x * 7.0
+    scheduled = held.asked(lambda step: done.append("scheduled") or 1.0)
+    assert reduced * scheduled > 1.0
+    late = held.asked(lambda step: done.append("late") or 1.0)
+    assert x > 1.0
+    done.clear()
+    first, put_off, last = ordered(held.ops, [late.at])
+    assert unused.at not in {out for *_, out in (*first, *put_off, *last)} and not last
+    with pytest.raises(Other):
+        run(first, [*held.values[: x.at], 0.5, *held.values[x.at + 1 :]])
+    assert done == ["scheduled"]
+    run([*first, *put_off], list(held.values))
+    assert done == ["scheduled", "scheduled", "reduced", "late"]

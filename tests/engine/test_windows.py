@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from test_gates import Watch, plain
-from twins import Shapes, Twins, by_executors, drawn_like
+from twins import EXECUTORS, Shapes, Twins, by_executors, drawn_like
 
 import gradchain as gch
 
@@ -112,3 +112,14 @@ def test_a_failed_step_leaves_the_window():
             for p, was in zip(model.parameters(), before, strict=True):
                 assert torch.allclose(p, was - 0.1)
     assert failed
+
+
+@pytest.mark.parametrize("executor", list(EXECUTORS))
+def test_parameters_that_join_an_open_window(executor):
+    """A window has its parameters in the order in which they came; they are no less in their own memory."""
+    tx = gch.chain(gch.accumulate(3, reduce="sum", dtype=torch.float64), gch.clip_by_norm(0.5), gch.adamw(0.01))
+    twins = Twins(tx, Shapes(), EXECUTORS[executor])
+    for t in range(9):
+        absent = {0: ("body.weight", "head.weight"), 1: ("body.conv",), 3: ("body.bias",), 6: ("head.column",)}
+        twins.gradients(t, absent.get(t, ()))
+    twins.compare()

@@ -158,7 +158,7 @@ def test_a_chain_without_a_gate_waits_for_nothing(name, monkeypatch):
     next(steps)
     watched = Watched(monkeypatch)
     for updater in steps:
-        assert updater._bound.engine.reason == "" and not updater._bound.engine._replays.any
+        assert updater._bound.engine.reason == "" and not updater._bound.engine.num_replayed
     assert watched.reads == []
 
 

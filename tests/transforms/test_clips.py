@@ -142,9 +142,9 @@ def test_a_list_of_selectors_is_kept_as_a_value():
     [
         ({"max_norm": 0.0}, ValueError, r"clip_by_norm: max_norm must be in (0, inf], got 0.0."),
         ({"max_norm": 1.0, "eps": -1.0}, ValueError, "clip_by_norm: eps must be in [0, inf), got -1.0."),
-        ({"max_norm": 1.0, "p": 0.5}, ValueError, "clip_by_norm: p must be at least 1, or inf, got 0.5."),
-        ({"max_norm": 1.0, "p": NAN}, ValueError, "clip_by_norm: p must be at least 1, or inf, got nan."),
-        ({"max_norm": 1.0, "p": "2"}, TypeError, "clip_by_norm: p must be a number of at least 1, or inf, got '2'."),
+        ({"max_norm": 1.0, "p": 0.0}, ValueError, "clip_by_norm: p must be above 0, or inf, got 0.0."),
+        ({"max_norm": 1.0, "p": NAN}, ValueError, "clip_by_norm: p must be above 0, or inf, got nan."),
+        ({"max_norm": 1.0, "p": "2"}, TypeError, "clip_by_norm: p must be a number above 0, or inf, got '2'."),
         (
             {"max_norm": 1.0, "per": "head.*"},
             ValueError,

@@ -7,6 +7,7 @@ from typing import Any
 
 from gradchain.core.operations import OPERATIONS
 from gradchain.engine.operations import BOOLEAN, Unrecorded
+from gradchain.engine.recording.device import DeviceLedger
 from gradchain.engine.recording.tape import Tape
 
 # What an operand of an instruction is: a load, a constant, a scalar slot, an entry slot, or an earlier instruction.
@@ -137,8 +138,8 @@ class Lowering:
         """A number made of others, of the device."""
         found = self._computed.get(at)
         if found is None:
-            assert self._tape.numbers is not None
-            op, *operands = self._tape.numbers.ops[at]
+            assert isinstance(self._tape.ledger, DeviceLedger)
+            op, *operands = self._tape.ledger.ops[at]
             self.program.numbers.append((op, tuple(self._operand(o) for o in operands)))
             found = self._computed[at] = ("device", len(self.program.numbers) - 1)
         return found

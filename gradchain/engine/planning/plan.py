@@ -12,7 +12,7 @@ from gradchain.core.index import Index
 from gradchain.core.scalars import Scalars
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Rows, Runner
-from gradchain.engine.recording.numbers import DeviceRows
+from gradchain.engine.recording.device import DeviceRows
 from gradchain.engine.recording.tape import Tape
 
 
@@ -95,8 +95,8 @@ def structure(tape: Tape, nodes: Iterable[int]) -> tuple[Any, ...]:
 
 
 def arithmetic(tape: Tape) -> tuple[Any, ...]:
-    """What was done to numbers on the device."""
-    return () if tape.numbers is None else (("numbers", *tape.numbers.ops),)
+    """What kernels do to numbers that lie on the device."""
+    return () if tape.ledger is None else tape.ledger.structure
 
 
 def extra_dtypes(tape: Tape) -> Iterator[torch.dtype]:

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from gradchain.core.eager import EagerTensors
-from gradchain.core.scalars import Scalars
 from gradchain.core.state import S, State
 from gradchain.core.tensors import Tensors
-from gradchain.engine.recording.numbers import Each, Number
+from gradchain.engine.recording.numbers import Ledger
 from gradchain.engine.recording.tape import Lazy, Tape
 
 
@@ -33,6 +32,17 @@ def mapped(state: S, change: Callable[[Tensors], Tensors]) -> S:
     return (state.replace(**changes) if changes else state).holding(held)
 
 
+def same_memory(state: State, other: State | None) -> bool:
+    """Whether two states of one chain keep their entries per parameter in the same tensors."""
+    if type(state) is not type(other) or other is None:
+        return False
+    for name, value in state.items():
+        if isinstance(value, Tensors) and name not in state.whole and value is not other[name]:
+            return False
+    links, theirs = state.held(), other.held()
+    return links.keys() == theirs.keys() and all(same_memory(inner, theirs[name]) for name, inner in links.items())
+
+
 def roots_of(tape: Tape, old: State, new: State) -> list[tuple[int, int]]:
     """(leaf, node): what is written over which field of the state."""
     roots = []
@@ -48,19 +58,17 @@ def roots_of(tape: Tape, old: State, new: State) -> list[tuple[int, int]]:
     return roots
 
 
-def restored(state: State, new: S, whole: Callable[[Lazy, Any], EagerTensors]) -> S:
+def restored(state: State, new: S, ledger: Ledger | None, whole: Callable[[Lazy, Any], EagerTensors]) -> S:
     """`new` with tensors in place of nodes: those of `state`, or what `whole` gives for a field replaced as a whole.
 
-    They will hold the new values once the roots are written. A number on the device becomes a tensor there.
+    They will hold the new values once the roots are written. Numbers leave their ledger.
     """
     changes: dict[str, Any] = {}
     for name, value in new.items():
         if isinstance(value, Lazy):
             before = state[name]
             changes[name] = before if name not in new.whole else whole(value, before)
-        elif isinstance(value, Number):
-            changes[name] = value.tensor()
-        elif isinstance(value, Each):
-            changes[name] = Scalars(dict(value))
-    held = {n: restored(state.held()[n], inner, whole) for n, inner in new.held().items()}
+        elif ledger is not None:
+            changes[name] = ledger.kept(value)
+    held = {n: restored(state.held()[n], inner, ledger, whole) for n, inner in new.held().items()}
     return (new.replace(**changes) if changes else new).holding(held)

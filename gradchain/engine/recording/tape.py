@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,52 +19,80 @@ from gradchain.core.index import Index
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import BOOLEAN, Unrecorded
-from gradchain.engine.recording.numbers import DeviceReduced, DeviceRows, Ledger
-from gradchain.engine.recording.trace import Trace, Traced, plain
+from gradchain.engine.recording.device import DeviceReduced, DeviceRows
+from gradchain.engine.recording.host import HostLedger
+from gradchain.engine.recording.numbers import Ledger
 
 _NUMBERS = (float, int)
 
 
 class Reduced:
-    """What a reduction gave: one number per entry, in the order of `names`."""
+    """What a reduction gave the host: one number per entry, in the order of `names`. A ledger notes what is made of it.
 
-    __slots__ = ("_rows", "_total", "names", "trace")
+    Attributes:
+        names: the entries.
+        rows: their numbers, in a list; in a ledger, the number that stands for the list.
+    """
 
-    def __init__(self, names: tuple[str, ...], rows: list[float]) -> None:
-        self.names, self._rows = names, rows
+    __slots__ = ("_total", "names", "rows")
+
+    def __init__(self, names: tuple[str, ...], rows: Any) -> None:
+        self.names, self.rows = names, rows
         self._total: Any = None
-        self.trace: Trace | None = None
 
-    @classmethod
-    def traced(cls, names: tuple[str, ...], rows: list[float], total: Traced) -> Reduced:
-        """The same in a trace, which knows how to come by the total, and only by that."""
-        reduced = cls(names, rows)
-        reduced._total, reduced.trace = total, total.trace
-        return reduced
-
-    @property
-    def rows(self) -> list[float]:
-        """The numbers."""
-        if self.trace is not None:
-            self.trace.breaks("numbers per parameter were read")
-        return self._rows
-
-    @property
-    def total(self) -> Any:
+    def total(self, ledger: HostLedger | None) -> Any:
         """Their sum, rounded once; infinite or NaN as a plain sum would be."""
         if self._total is None:
-            self._total = total(self._rows)
+            self._total = _of(ledger, total, self.rows)
         return self._total
 
-    def is_finite(self) -> bool:
-        """Whether all of them are finite numbers."""
-        if self.trace is None:
-            return math.isfinite(self.total) or all(map(math.isfinite, self._rows))
-        return bool(self.trace.applied(math.isfinite, self.total)) or all(map(math.isfinite, self.rows))
+    def norm(self, ledger: HostLedger | None, p: float, scale: Any) -> Any:
+        """The norm over all entries, which is `scale` times that of what was reduced."""
+        if p == float("inf"):
+            return scale * _of(ledger, _largest, self.rows)
+        return scale * (self.total(ledger) ** 0.5 if p == 2 else self.total(ledger))
 
-    def scalars(self, of: Callable[[float], float]) -> Scalars:
-        """A function of each number, by name."""
-        return Scalars(dict(zip(self.names, map(of, self.rows), strict=True)))
+    def norms(self, ledger: HostLedger | None, p: float, scale: Any) -> Scalars:
+        """The norm of each entry."""
+        norms: Scalars = _of(ledger, partial(_norms, self.names, p), self.rows, scale)
+        return norms
+
+    def sum(self, ledger: HostLedger | None, factor: Any) -> Any:
+        """The sum over all entries, each times `factor`."""
+        return _of(ledger, _sum, self.rows, factor)
+
+    def sums(self, ledger: HostLedger | None, factor: Any) -> Scalars:
+        """The sum of each entry."""
+        sums: Scalars = _of(ledger, partial(_norms, self.names, 1.0), self.rows, factor)
+        return sums
+
+    def is_finite(self, ledger: HostLedger | None) -> bool:
+        """Whether all of them are finite numbers."""
+        return bool(_of(ledger, math.isfinite, self.total(ledger))) or bool(_of(ledger, _all_finite, self.rows))
+
+    def is_zero(self, ledger: HostLedger | None) -> bool:
+        """Whether all of them are zero."""
+        return not _of(ledger, any, self.rows)
+
+
+def _of(ledger: HostLedger | None, fn: Callable[..., Any], *args: Any) -> Any:
+    return fn(*args) if ledger is None else ledger.done(fn, *args)
+
+
+def _largest(rows: list[float]) -> float:
+    return math.nan if any(v != v for v in rows) else max(rows, default=0.0)
+
+
+def _norms(names: tuple[str, ...], p: float, rows: list[float], scale: Any) -> Scalars:
+    return Scalars({n: scale * (v**0.5 if p == 2 else v) for n, v in zip(names, rows, strict=True)})
+
+
+def _sum(rows: list[float], factor: Any) -> Any:
+    return sum(factor * v for v in rows)
+
+
+def _all_finite(rows: list[float]) -> bool:
+    return all(map(math.isfinite, rows))
 
 
 def total(rows: list[float]) -> float:
@@ -83,12 +112,10 @@ class Tape:
             a number made of those ("n", i).
         scalars: the numbers, by slot.
         entries: one number per parameter, by slot.
-        numbers: what was done to numbers on the device; None where reductions give their numbers to the host.
+        ledger: what is done to numbers, where they lie on a device or the step shall be run again; else None.
         indices: which entries each node has.
         leaves: node → the tensors it stands for.
         columns: addresses that hold for this step only.
-        trace: where the numbers come from, for a step that shall be run again; or None.
-        sources, entry_sources: slot of a scalar, or of numbers per parameter → its slot in the trace.
     """
 
     def __init__(
@@ -96,17 +123,13 @@ class Tape:
         reduce: Callable[[Tape, int, str], Any],
         compute: Callable[[Tape, int], EagerTensors],
         fit: Callable[[EagerTensors], EagerTensors],
-        trace: Trace | None = None,
-        device: torch.device | None = None,
+        ledger: Callable[[list[Any], list[Any]], Ledger] | None = None,
     ) -> None:
-        self.trace = trace
-        self.sources: dict[int, int] = {}
-        self.entry_sources: dict[int, int] = {}
         self.ops: list[tuple[Any, ...]] = []
         self.indices: list[Index] = []
         self.scalars: list[Any] = []
         self.entries: list[Scalars | DeviceRows] = []
-        self.numbers = None if device is None else Ledger(self.scalars, self.entries, device)
+        self.ledger = None if ledger is None else ledger(self.scalars, self.entries)
         self.leaves: dict[int, EagerTensors] = {}
         self.columns: dict[Any, Any] = {}
         self._leaf_of: dict[int, int] = {}
@@ -117,15 +140,21 @@ class Tape:
         self._computed: dict[int, EagerTensors] = {}
         self._reduced: dict[tuple[int, str], Reduced | DeviceReduced] = {}
 
-    def leaf(self, kind: str, tensors: Tensors) -> Lazy:
-        """A recording twin of tensors in memory. `kind` says what they are: a gradient, a weight, a state's field."""
+    def leaf(self, kind: str, tensors: Tensors, laid: bool = False) -> Lazy:
+        """A recording twin of tensors in memory. `kind` says what they are: a gradient, a weight, a state's field.
+
+        Extra ones, of which it is not known that they are `laid` out as the weights, are brought to be.
+        """
         if type(tensors) is Lazy:
             return tensors
         assert isinstance(tensors, EagerTensors)
         known = self._leaf_of.get(id(tensors))
         if known is None:
             known = self.node(("leaf", kind), tensors.index).node
-            self.leaves[known] = self._fit(tensors) if kind == "extra" else tensors
+            extra = kind == "extra" and not laid
+            self.leaves[known] = held = self._fit(tensors) if extra else tensors
+            if extra and self.ledger is not None:
+                self.ledger.brought(tensors, held, self._fit)
             self._leaf_of[id(tensors)] = known
             self._alive.append(tensors)  # an id is only its own while the object lives
         return Lazy(self, known, tensors.index)
@@ -141,30 +170,15 @@ class Tape:
         kind = type(value)
         if kind is Lazy:
             return value.node
-        if self.numbers is not None and kind not in _NUMBERS:
-            return self._on_device(value, self.numbers)
-        if kind is Traced and type(value.value) is Scalars:
-            self.entry_sources[len(self.entries)] = value.slot
-            value, kind = value.value, Scalars
+        if self.ledger is not None and kind not in _NUMBERS:
+            return self.ledger.operand(value)
         if kind is Scalars:
             self.entries.append(value)
             return ("e", len(self.entries) - 1)
         if isinstance(value, Tensor) and (value.requires_grad or value.device.type != "cpu"):
             raise Unrecorded("a scalar lives on another device, or requires a gradient")
-        if kind is Traced:
-            self.sources[len(self.scalars)] = value.slot
-            value = value.value
         self.scalars.append(float(value))
         return ("s", len(self.scalars) - 1)
-
-    @staticmethod
-    def _on_device(value: Any, numbers: Ledger) -> tuple[str, int]:
-        """How an operation refers to what may be a number on the device."""
-        held = [value] if type(value) is not Scalars else () if value.column else value.values()
-        for number in held:
-            if isinstance(number, Tensor) and (number.requires_grad or number.device != numbers.device):
-                raise Unrecorded("a scalar lives on another device, or requires a gradient")
-        return numbers.operand(value)
 
     def reduced(self, node: int, kind: str) -> Any:
         """One number per entry of a node, computed now; asked twice, read once."""
@@ -175,29 +189,27 @@ class Tape:
 
     def computed(self, node: int) -> EagerTensors:
         """The tensors of a node, in memory; asked twice, computed once."""
-        if self.numbers is not None and self.numbers.closed:
-            raise Unrecorded("a link asks for whole tensors, which are computed outside its kernels")
         found = self.leaves.get(node, self._computed.get(node))
         if found is None:
             op, *operands = self.ops[node]
             if self.is_mask(node):
                 raise Unrecorded("the elements of a comparison are asked for")
             if op == "select":  # in the dtype it has, as by the reference
-                found = self.computed(operands[0]).select(self.indices[node])  # type: ignore[assignment]
+                found = self.held(partial(_selected, self.indices[node]), self.computed(operands[0]))
             elif op == "overlay":
-                under, over = map(self.computed, operands)
-                found = under.overlay(over)  # type: ignore[assignment]
+                found = self.held(_overlaid, *map(self.computed, operands))
             else:
                 found = self._compute(self, node)
-            self._computed[node] = found  # type: ignore[assignment]
-        return found  # type: ignore[return-value]
+            self._computed[node] = found
+        return found
+
+    def held(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
+        """`fn` of tensors in memory, and of numbers: tensors in memory."""
+        return fn(*args) if self.ledger is None else self.ledger.held(fn, *args)
 
     def number(self, slot: int) -> Any:
-        """The scalar in a slot: a float, or in a trace what it follows from."""
-        if slot in self.sources:
-            assert self.trace is not None
-            return Traced(self.trace, self.sources[slot])
-        return self.scalars[slot]
+        """The scalar in a slot: a float, or in a ledger the number it is."""
+        return self.scalars[slot] if self.ledger is None else self.ledger.behind(slot, self.scalars[slot])
 
     def reach(self, node: int) -> list[int]:
         """A node and all that it is computed from, in order."""
@@ -283,6 +295,8 @@ class Lazy(Tensors):
 
     def computed(self) -> EagerTensors:
         """These tensors in memory, for what no tape can hold."""
+        if self.tape.ledger is not None:
+            self.tape.ledger.left("whole tensors")
         return self.tape.computed(self.node)
 
     def _lift(self, other: Tensors) -> Tensors:
@@ -304,7 +318,7 @@ class Lazy(Tensors):
                 arg = arg.value
             values.append(arg)
         assert index is not None
-        for value in map(plain, values):
+        for value in values:
             if isinstance(value, Scalars):
                 index = value.within(index)
         return tape.node((op, *(tape.operand(v, index) for v in values)), index)
@@ -313,15 +327,8 @@ class Lazy(Tensors):
 
     def _norms(self, p: float) -> Scalars:
         powers = self._powers(p)
-        if powers is None:
-            norms: Scalars = self._whole_norm(p, "norms")
-            return norms
-        reduced, scale = powers
-        if self.tape.numbers is not None:
-            each: Scalars = reduced.norms(self.tape.numbers, p, scale)
-            return each
-        each = reduced.scalars(lambda v: scale * (v**0.5 if p == 2 else v))
-        return each
+        norms: Scalars = self._whole(p, "norms") if powers is None else powers[0].norms(self.tape.ledger, p, powers[1])
+        return norms
 
     def _powers(self, p: float) -> tuple[Any, Any] | None:
         """The sums behind a norm and the factor in front of it; None for a norm that no kernel computes."""
@@ -331,34 +338,25 @@ class Lazy(Tensors):
         node, factor = self.tape.peeled(self.node)
         return self.tape.reduced(node, kind), abs(factor)
 
-    def _whole_norm(self, p: float, which: str) -> Any:
+    def _whole(self, p: float, which: str) -> Any:
         """A norm that no kernel computes, by torch: of the tensors behind the scalar factor, where those are there."""
         node, factor = self.tape.peeled(self.node)
-        return getattr(self.tape.computed(node), which)(p) * abs(factor)
+        measured, tensors = partial(_measured, which, p), self.tape.computed(node)
+        ledger = self.tape.ledger
+        return (measured(tensors) if ledger is None else ledger.measured(measured, tensors)) * abs(factor)
 
     def norm(self, p: float = 2.0) -> Any:
         powers = self._powers(p)
-        if powers is None:
-            return self._whole_norm(p, "norm")
-        reduced, scale = powers
-        if self.tape.numbers is not None:
-            return reduced.norm(self.tape.numbers, p, scale)
-        if p == float("inf"):
-            return scale * (math.nan if any(v != v for v in reduced.rows) else max(reduced.rows, default=0.0))
-        return scale * (reduced.total**0.5 if p == 2 else reduced.total)
+        return self._whole(p, "norm") if powers is None else powers[0].norm(self.tape.ledger, p, powers[1])
 
     def _sums(self) -> Scalars:
         node, factor = self.tape.peeled(self.node)
-        reduced = self.tape.reduced(node, "sum")
-        if self.tape.numbers is not None:
-            return factor * self.tape.numbers.each(reduced.names, reduced.rows)  # type: ignore[no-any-return]
-        return reduced.scalars(lambda v: factor * v)  # type: ignore[no-any-return]
+        sums: Scalars = self.tape.reduced(node, "sum").sums(self.tape.ledger, factor)
+        return sums
 
     def sum(self) -> Any:
-        if self.tape.numbers is not None:
-            node, factor = self.tape.peeled(self.node)
-            return factor * self.tape.numbers.whole(self.tape.reduced(node, "sum").total())
-        return sum(self._sums().values())
+        node, factor = self.tape.peeled(self.node)
+        return self.tape.reduced(node, "sum").sum(self.tape.ledger, factor)
 
     def all_finite(self) -> bool:
         node, factor = self.tape.peeled(self.node)
@@ -367,17 +365,17 @@ class Lazy(Tensors):
         # where the sum of squares is finite all elements are; a clip that follows reads the same sum
         if factor - factor != 0.0:
             return False
-        if self.tape.numbers is not None:
-            return self.tape.numbers.finite(lambda kind: self.tape.reduced(node, kind))
-        if self.tape.reduced(node, "sum2").is_finite():
+        ledger = self.tape.ledger
+        if self.tape.reduced(node, "sum2").is_finite(ledger):
             return True
-        return not any(self.tape.reduced(node, "bad").rows)
+        return self.tape.reduced(node, "bad").is_zero(ledger)  # type: ignore[no-any-return]
 
     # whole tensors
 
     def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
-        whole = [o.computed() if type(o) is Lazy else o for o in others]
-        return self.tape.leaf("extra", self.computed().map(fn, *whole))
+        computed = self.tape.computed
+        whole = [computed(o.node) if type(o) is Lazy else o for o in others]
+        return self.tape.leaf("extra", self.tape.held(partial(_mapped, fn), computed(self.node), *whole))
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self._index.subset(members)
@@ -388,7 +386,9 @@ class Lazy(Tensors):
         if other.index is self._index or not len(self):
             return lifted
         if not lifted._index.within(self._index):
-            return self.tape.leaf("extra", self.computed().overlay(lifted.computed()))
+            return self.tape.leaf(
+                "extra", self.tape.held(_overlaid, *map(self.tape.computed, (self.node, lifted.node)))
+            )
         return self.tape.node(("overlay", self.node, lifted.node), self._index)
 
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
@@ -396,7 +396,7 @@ class Lazy(Tensors):
 
     def to(self, dtype: torch.dtype) -> Tensors:
         if self.tape.is_mask(self.node) or set(self.tape.dtypes(self.node)) != {dtype}:
-            return self.tape.leaf("extra", self.computed().to(dtype))
+            return self.tape.leaf("extra", self.tape.held(partial(_rounded, dtype), self.tape.computed(self.node)))
         leaf = self.tape.leaves.get(self.node)
         return self if leaf is None or all(t.dtype is dtype for t in leaf._data) else self * 1.0  # widened: no rounding
 
@@ -410,3 +410,23 @@ class Lazy(Tensors):
             stray = [n for n in self._index.names if n not in old._index]
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         return self.tape.node(("store", self.node, old.node), old.index)
+
+
+def _selected(index: Index, tensors: EagerTensors) -> Tensors:
+    return tensors.select(index)
+
+
+def _overlaid(under: EagerTensors, over: EagerTensors) -> Tensors:
+    return under.overlay(over)
+
+
+def _mapped(fn: Callable[..., Tensor], tensors: EagerTensors, *others: Any) -> Tensors:
+    return tensors.map(fn, *others)
+
+
+def _rounded(dtype: torch.dtype, tensors: EagerTensors) -> Tensors:
+    return tensors.to(dtype)
+
+
+def _measured(which: str, p: float, tensors: EagerTensors) -> Any:
+    return getattr(tensors, which)(p)
