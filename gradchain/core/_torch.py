@@ -217,7 +217,7 @@ def fused_sgd_(
 
 def increment_version(tensors: list[Tensor]) -> None:
     """Tell autograd that these were written by what it knows nothing of."""
-    torch.autograd.graph.increment_version(tensors)
+    torch._C._increment_version(tensors)
 
 
 def register_pytree(cls: type, flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[..., Any]) -> None:

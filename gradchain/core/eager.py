@@ -235,14 +235,9 @@ class EagerTensors(Tensors):
     def clone(self) -> Tensors:
         return EagerTensors(self._index, [v.detach().clone() for v in self._values()], compared=self._compared)
 
-    def add_to(self, weights: list[Tensor]) -> None:
-        """`weights += self`, in place and rounded once, with the very bits of `params + self`."""
-        targets, data = [_real(w) for w in weights], _torch.widened(self._numbers()._data)
-        wide = _torch.widened(targets)
-        if wide is targets:
-            _torch.add_(targets, data, self._factor)
-        else:
-            _torch.copy_(targets, _torch.add_scaled(wide, data, self._factor))
+    def addends(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Any]:
+        """What `weights += self` writes to, adds, and multiplies that by: it has the very bits of `params + self`."""
+        return [_real(w) for w in weights], _torch.widened(self._numbers()._data), self._factor
 
     def misfit(self, weights: list[Tensor]) -> str | None:
         """The first entry whose shape is not that of its weight."""

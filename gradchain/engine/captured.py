@@ -94,12 +94,21 @@ class Captured:
                 raise self.refusal("a second update came before the first was captured")
             self.received, self.step, self.lent = received, step, lent
 
-    def complete(self) -> Callable[[], None]:
+    def complete(self) -> Sending:
         """A step came to its end. Where it is a replay, all launches were met: what sends their numbers."""
         if not self.recording and self._next != len(self._launches):
             raise self.refusal("this one has fewer kernels")
-        return self._send
+        return Sending([] if self.recording else [launch for _, launch in self._launches])
 
-    def _send(self) -> None:
-        for _, launch in () if self.recording else self._launches:
+
+class Sending:
+    """The numbers of launches on their way to where a graph reads them. Until it is replayed nothing is written."""
+
+    begun = False  # what a replay reads is sent anew before it
+
+    def __init__(self, launches: list[Launch]) -> None:
+        self._launches = launches
+
+    def __call__(self) -> None:
+        for launch in self._launches:
             launch.send()

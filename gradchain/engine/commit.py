@@ -1,29 +1,124 @@
-"""What a step is about to write: all of it known before the first of it happens."""
+"""What a step is about to write: all of it known before the first of it happens, and none of it begun in vain.
+
+An exception may come at any moment, and a second one while the first is dealt with. Nothing is undone here, for that
+would take a copy of all weights and moments. What has begun is finished instead: each write can be called again until
+it has come to its end, goes on where it was, and does nothing from then on. So a commit is fired as often as it takes,
+and what follows from it (a state, clocks, versions) is kept beside it as absolute values, never as an increment.
+
+A write that is one call of C cannot be broken off by Python at all. It leaves a mark as its last act; the only question
+is whether it ran, and the mark answers it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor, nn
+
+from gradchain.core import _torch
+
+W = TypeVar("W", bound="Write")
+
+
+class Write(Protocol):
+    """Something to write, which may be called again until it returns, and does nothing from then on."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of it may be written."""
+        ...
+
+    def __call__(self) -> None:
+        """Write it, or what is left of it."""
 
 
 class Commit:
-    """The writes of one step, in order. Nothing is written before `fire`; what follows from them comes after."""
+    """The writes of one step, in any order. Nothing is written before `fire`; what follows from them comes after."""
 
     def __init__(self) -> None:
-        self._writes: list[Callable[[], object]] = []
+        self._writes: list[Any] = []
         self._after: list[Callable[[], object]] = []
+        self._settled = 0  # so many of those
 
-    def add(self, write: Callable[[], object]) -> None:
+    def add(self, write: Write) -> None:
         """One more thing to write."""
         self._writes.append(write)
 
+    def shared(self, kind: Callable[[], W]) -> W:
+        """The one write of this class, made when it is first asked for: several parts are written by it at once."""
+        for write in self._writes:
+            if type(write) is kind:
+                return write  # type: ignore[no-any-return]
+        made = kind()
+        self._writes.append(made)
+        return made
+
     def after(self, settle: Callable[[], object]) -> None:
-        """What holds once everything is written."""
+        """What holds once everything is written. It may be called more than once."""
         self._after.append(settle)
 
+    @property
+    def begun(self) -> bool:
+        """Whether something may be written: then it has to be fired to its end."""
+        return any(write.begun for write in self._writes)
+
     def fire(self) -> None:
-        """Write it all."""
+        """Write it all, or what is left of it."""
         with torch.no_grad():
-            for act in (*self._writes, *self._after):
-                act()
+            for write in self._writes:
+                write()
+            while self._settled < len(self._after):
+                self._after[self._settled]()
+                self._settled += 1
+
+
+class Copies:
+    """Tensors copied over others: the same whenever it is done again, as long as nobody changes what is copied."""
+
+    def __init__(self, places: list[Tensor], values: list[Tensor]) -> None:
+        self._places, self._values = places, values
+        self.begun = False
+
+    def __call__(self) -> None:
+        self.begun = True
+        if self._places:
+            with torch.no_grad():
+                _torch.copy_(self._places, self._values)
+
+
+def sums(places: list[Tensor], updates: list[Tensor], factor: Any) -> Write:
+    """What adds updates times a factor to weights, each rounded once to its weight's dtype.
+
+    Where one call of torch does it all, that call; else the new weights are made before the first is written.
+    """
+    wide = _torch.widened(places)
+    plain = all(type(w) in (Tensor, nn.Parameter) for w in places)
+    if wide is places and plain and not isinstance(factor, Tensor):
+        return Sums(places, updates, factor)
+    return Copies(places, _torch.add_scaled(wide, updates, factor))
+
+
+class Sums:
+    """One call of torch that adds in place. It says nowhere that it ran: rows of our own, first and last, show it."""
+
+    def __init__(self, places: list[Tensor], updates: list[Tensor], factor: float) -> None:
+        self._ends = [places[0].detach().new_zeros(1) for _ in range(2)]
+        self._places = [self._ends[0], *places, self._ends[1]]
+        one = updates[0].new_ones(1)
+        self._updates, self._factor = [one, *updates, one], factor
+        self._tried = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the first row was written. Where the factor is so small that it was not, nothing else was, either."""
+        return self._tried and bool(self._ends[0].item())
+
+    def __call__(self) -> None:
+        if not self.begun:
+            self._tried = True
+            with torch.no_grad():
+                _torch.add_(self._places, self._updates, self._factor)
+        elif not self._ends[1].item():
+            raise RuntimeError("torch failed within one call that adds to many weights")

@@ -138,6 +138,10 @@ class Engine:
         commit.after(partial(self._settle, state, ""))
         return Outcome(way.applies, state, notes, commit)
 
+    def forget(self) -> None:
+        """A step did not come to its end: what it has left in plans, columns and ways is not to be trusted."""
+        self._layout = None
+
     def _settle(self, state: Links, why: str) -> None:
         """The step was written: the next one begins at its state. `why` it was recorded, or "" where it ran again."""
         self.reason, self._state = "", state
@@ -228,7 +232,7 @@ class Engine:
         if written is not None:
             data, position = asked.params._data, asked.params.index.position
             where = None if written is asked.params.index else [position[n] for n in written]
-            commit.add(partial(_torch.increment_version, data if where is None else [data[i] for i in where]))
+            commit.after(partial(_torch.increment_version, data if where is None else [data[i] for i in where]))
         if isinstance(tape.ledger, DeviceLedger):
             commit.after(tape.ledger.open)  # what was recorded may be read from here on
         if recorded.tracing is not None:
@@ -383,10 +387,8 @@ class Engine:
         """Have a part run when the step is written."""
         if self.captured is not None:
             self._run(part, tape)  # into the graph, or checked against it
-        elif isinstance(tape.ledger, DeviceLedger):
-            commit.add(partial(part.runner.launch, *self._arguments(part, tape)))  # type: ignore[attr-defined]
         else:
-            commit.add(partial(part.runner.run, *self._arguments(part, tape)))
+            part.runner.write(commit, *self._arguments(part, tape))
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced | DeviceReduced:
         """Reduce a node now, over every entry it has."""

@@ -189,10 +189,10 @@ class Way:
         """What is to be written, put into the commit; the new state, and what links leave."""
         run(self._last, values)
         for call in self._calls:
-            commit.add(partial(call.part.runner.run, *call.arguments(values)))
+            call.part.runner.write(commit, *call.arguments(values))
         if self.applies:
             data = asked.params._data
-            commit.add(
+            commit.after(
                 partial(_torch.increment_version, data if self._written is None else [data[i] for i in self._written])
             )
         notes = Notes(asked.step)

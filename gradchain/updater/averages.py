@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
 from gradchain.core import _torch
@@ -13,6 +11,8 @@ from gradchain.core.address import find
 from gradchain.core.roles import AverageState
 from gradchain.core.state import State
 from gradchain.core.transform import Transform
+from gradchain.engine.commit import Copies
+from gradchain.updater.journal import insist
 from gradchain.updater.state_dict import states
 from gradchain.updater.target import Target
 
@@ -44,19 +44,22 @@ def kept(target: Target, state: AverageState) -> dict[str, Tensor]:
     return {**{name: average[name] if name in average else p.detach() for name, p in live.items()}, **others}
 
 
-@contextmanager
-def swapped(target: Target, state: AverageState) -> Iterator[None]:
-    """The model with its average weights, and with its own again afterwards, also after an exception."""
+def swap(target: Target, state: AverageState) -> tuple[Callable[[], None], Callable[[], None]]:
+    """What gives the model its average weights, and what gives it its own again; both may be called again."""
     new = kept(target, state)
     places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}
     own = {name: tensor.detach().clone() for name, tensor in places.items()}
-    try:
-        _write(places, new)
-        target.reshard()
-        yield
-    finally:
-        _write(places, own)
-        target.reshard()
+
+    def written(values: dict[str, Tensor]) -> Callable[[], None]:
+        write = _writing(places, values)
+
+        def put() -> None:
+            write()
+            target.reshard()
+
+        return put
+
+    return written(new), written(own)
 
 
 def copy_to(module: nn.Module, values: dict[str, Tensor]) -> None:
@@ -70,12 +73,15 @@ def copy_to(module: nn.Module, values: dict[str, Tensor]) -> None:
     ]
     if problems:
         raise ValueError(f"copy_average_to: the module must have the structure of the bound one, but {problems[0]}.")
-    _write(places, values)
+    insist(_writing(places, values))
 
 
-def _write(places: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, place in places.items():
-            if name in values and values[name] is not place:
-                place.copy_(values[name])
-    _torch.forget_casts()
+def _writing(places: dict[str, Tensor], values: dict[str, Tensor]) -> Callable[[], None]:
+    names = [name for name, place in places.items() if name in values and values[name] is not place]
+    write = Copies([places[name] for name in names], [values[name] for name in names])
+
+    def put() -> None:
+        write()
+        _torch.forget_casts()
+
+    return put

@@ -25,6 +25,7 @@ from gradchain.engine.engine import Engine, Outcome
 from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
+from gradchain.updater.journal import Journal, Pending
 from gradchain.updater.ranks import over_ranks
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
@@ -49,6 +50,7 @@ class Bound:
         news: how often each was observed, and the numbers since the last applied update.
         records: the last value of everything that links recorded.
         autocast: the dtype the forward computes in.
+        journal: what is being changed, and how it is put in order where that is broken off.
     """
 
     def __init__(self, tx: chain, target: Target, autocast: torch.dtype | None) -> None:
@@ -63,6 +65,7 @@ class Bound:
         self.records: dict[str, Any] = {}
         self.lent_averages: list[str] = []  # addresses of averages whose tensors a user holds
         self.engine = Engine()
+        self.journal = Journal(self.engine.forget)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
         self.attach(target)
         self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
@@ -99,12 +102,14 @@ class Bound:
         flushing: bool = False,
         weight: float | None = None,
         evaluate: Callable[[Tensors, str], tuple[Any, Tensors]] | None = None,
+        micro: MicroBatch | None = None,
     ) -> Step:
         """The facts of the coming update: what is known here, and what only its caller knows."""
+        micro = self.micro if micro is None else micro
         return Step(
             self.gradients.params if params is None else params,
             self.clocks,
-            self.micro.loss,
+            micro.loss,
             evaluate,
             self.target.buffers,
             self.observed,
@@ -113,7 +118,7 @@ class Bound:
             self.autocast,
             scaled,
             summed,
-            self.micro.last,
+            micro.last,
             flushing,
             weight,
             partial(over_ranks, self.target) if self.target.distributed else None,
@@ -143,48 +148,92 @@ class Bound:
         """Make the open window in `.grad` have room for a micro-batch of this weight."""
         self.state = self.window.with_room(self.state, Context.of(self.facts(weight=weight)))
 
-    def withholds(self) -> bool:
+    def withholds(self, last: bool = False) -> bool:
         """Whether ranks need not agree on the coming micro-batch."""
         if not self.target.distributed:
             return False
-        return not self.window.closes(self.state, self.now(), self.micro.last)
+        return not self.window.closes(self.state, self.now(), self.micro.last or last)
 
     def drop_window(self) -> None:
-        """Forget the gradients and the open window. Weights, state and clocks stay."""
+        """Forget the gradients and the open window. Weights, state and clocks stay. It may be done again."""
+        self.drop_gradients()
+        dropped = self.chain.drop_window(self.state)
+        assert isinstance(dropped, Links)
+        self.state = dropped
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients, and the micro-batch that they are of. It may be done again."""
         try:
             self.gradients.clear()
         except RuntimeError:  # what the model has become is for the next update to say
             self.gradients.clear(look=False)
-        dropped = self.chain.drop_window(self.state)
-        assert isinstance(dropped, Links)
-        self.state = dropped
         self.window.forget()
         self.micro = MicroBatch()
 
     # one run of the chain
 
-    def run(self, received: Tensors, step: Step, lent: bool) -> UpdateInfo:
+    def run(
+        self,
+        received: Tensors,
+        step: Step,
+        lent: bool,
+        *,
+        keep_grads: bool = False,
+        waiting: MicroBatch | None = None,
+    ) -> UpdateInfo:
         """The links, left to right, and what they decided: applied or held. All or nothing.
 
         Args:
             received: the gradients.
-            step: the facts of this update.
+            step: the facts of this update, with the weights as they lie in the model.
             lent: whether the gradients stay the user's.
+            keep_grads: whether what is in `.grad` stays there.
+            waiting: the micro-batch that comes next, where this was not its predecessor's end.
         """
+        journal = self.journal
+        journal.open = journal.busy = True
         active, before = self.activated(received)
-        params = self.gradients.params(look=False)  # whoever made `received` has looked
-        outcome = self.computed(received, before, params, step._replace(params=params), self.engine, lent)
-        outcome.commit.fire()
-        info = self.info(outcome)
-        self.state, self.active = outcome.state, active
-        self.records.update(outcome.notes.records)
-        if info.applied:
-            self._tell_of_new_averages()
-            self.clocks["step"] += 1
-            self.news = {name: (count, []) for name, (count, _) in self.news.items()}
-        elif info.reason != "window":
-            self.num_skipped += 1
+        outcome = self.computed(received, before, step, self.engine, lent)
+        info = self.info(outcome, step)
+        journal.write(Pending(outcome.commit, self._following(outcome, info, step, active, keep_grads, waiting)))
         return info
+
+    def _following(
+        self,
+        outcome: Outcome,
+        info: UpdateInfo,
+        step: Step,
+        active: Index,
+        keep_grads: bool,
+        waiting: MicroBatch | None,
+    ) -> Callable[[], None]:
+        """What makes it so that an update was written, as often as it is called: numbers are those after it."""
+        clocks, news, skipped, window = {**self.clocks}, self.news, self.num_skipped, self.window
+        parked = info.reason == "window"
+        if info.applied:
+            clocks["step"] += 1
+            news = {name: (count, []) for name, (count, _) in news.items()} if news else news
+        elif not parked:
+            skipped += 1
+        clocks["micro"] += not step.flushing
+        micro, unsynchronised = waiting, window.unsynchronised
+        if micro is None:
+            unsynchronised = parked and (unsynchronised or (self.micro.unsynchronised and window.name is not None))
+            micro = MicroBatch()
+
+        def follow() -> None:
+            self.state, self.active = outcome.state, active
+            self.records.update(outcome.notes.records)
+            self.clocks, self.news, self.num_skipped, self.micro = clocks, news, skipped, micro
+            if info.applied:
+                self._tell_of_new_averages()
+            window.unsynchronised = unsynchronised
+            if parked or not keep_grads:
+                self.gradients.clear(look=step.flushing)
+            if parked:
+                window.park()
+
+        return follow
 
     def _tell_of_new_averages(self) -> None:
         """A kernel writes averages where they lie; autograd must know, for a graph of the user's may hold them."""
@@ -193,28 +242,25 @@ class Bound:
                 if address in self.lent_averages and isinstance(state, AverageState):
                     torch.autograd.graph.increment_version([*state.average.values()])
 
-    def computed(
-        self, received: Tensors, state: Links, params: EagerTensors, step: Step, engine: Engine, lent: bool
-    ) -> Outcome:
+    def computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
         """What the update comes to, nothing of it written yet: by the engine, or by the reference where it cannot.
 
         Autocast is for the forward. It is off for the arithmetic of links, and as it was where one evaluates the loss.
         """
         casting = _torch.casting()
         if not casting:
-            return self._computed(received, state, params, step, engine, lent)
+            return self._computed(received, state, step, engine, lent)
         if step.evaluate is not None:
             step = step._replace(evaluate=_torch.recast(casting, True)(step.evaluate))
         with _torch.recast(casting, False):
-            outcome = self._computed(received, state, params, step, engine, lent)
+            outcome = self._computed(received, state, step, engine, lent)
         outcome.commit.after(_torch.forget_casts)
         return outcome
 
-    def _computed(
-        self, received: Tensors, state: Links, params: EagerTensors, step: Step, engine: Engine, lent: bool
-    ) -> Outcome:
+    def _computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
         with torch.no_grad():
-            done = engine.step(self.chain, step, received, state, params, lent)
+            assert isinstance(step.params, EagerTensors)
+            done = engine.step(self.chain, step, received, state, step.params, lent)
             if done is not None:
                 # under DDP a gradient may lie in a bucket, which the next reduction overwrites
                 shared = lent or self.target.replicated
@@ -223,7 +269,7 @@ class Bound:
             out, new = self.chain.update(received, state, Context.of(step, notes))
             assert isinstance(new, Links)
             if out is not None:
-                commit.add(partial(self.gradients.apply, out))
+                self.gradients.write(commit, out)
             return Outcome(out is not None, self._owning(new, received, lent), notes, commit)
 
     def activated(self, received: Tensors) -> tuple[Index, Links]:
@@ -249,15 +295,15 @@ class Bound:
                 changes[address] = inner.replace(**kept)
         return rebuilt(self.chain, state, changes) if changes else state
 
-    def info(self, outcome: Outcome) -> UpdateInfo:
-        """What the user is told of an update."""
+    def info(self, outcome: Outcome, step: Step) -> UpdateInfo:
+        """What the user is told of an update. Its clocks are those before it."""
         notes = outcome.notes
         reason = "applied" if outcome.applied else (notes.held[1] if notes.held else "held")
         clocks, overrides, hypers, used = dict(self.clocks), dict(self.hypers.overrides), self.hypers, notes.used
         return UpdateInfo(
             reason,
             int(clocks["step"]),
-            self.micro.loss,
+            step.loss,
             notes.records,
             lambda: {**hypers.values_under(clocks, overrides), **{name: shown(v) for name, v in used.items()}},
             notes.detail,

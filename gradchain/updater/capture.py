@@ -9,6 +9,7 @@ from gradchain.core.transform import walk
 from gradchain.engine.captured import Captured
 from gradchain.updater.bound import Bound
 from gradchain.updater.info import UpdateInfo
+from gradchain.updater.journal import insist
 from gradchain.updater.window import MicroBatch
 
 
@@ -28,18 +29,31 @@ class CapturedUpdate:
             RuntimeError: the update is no longer the one that was captured: a weight or a state moved, a link
                 computes something else, a parameter was added. Nothing has changed then.
         """
-        bound, captured = self._bound, self._captured
+        self._bound.journal.enter("advance")
+        return self._bound.journal.guard(self._advance)
+
+    def _advance(self) -> UpdateInfo:
+        bound, captured, journal = self._bound, self._captured, self._bound.journal
         assert captured.received is not None
         bound.target.parameters()  # the model may hold others by now, which `run` does not look for
-        waiting, bound.micro = bound.micro, MicroBatch(loss=captured.step.loss)
+        facts = captured.step
+        step = bound.facts(
+            bound.gradients.params(look=False),
+            scaled=facts.scaled,
+            summed=facts.summed,
+            weight=facts.weight,
+            micro=MicroBatch(loss=facts.loss),
+        )
+        journal.open = True
+        journal.away = self._back
         bound.engine.captured = captured
         try:
-            step = bound.facts(scaled=captured.step.scaled, summed=captured.step.summed, weight=captured.step.weight)
-            info = bound.run(captured.received, step, captured.lent)
+            return bound.run(captured.received, step, captured.lent, keep_grads=True, waiting=bound.micro)
         finally:
-            bound.engine.captured, bound.micro = None, waiting
-        bound.clocks["micro"] += 1
-        return info
+            journal.home()
+
+    def _back(self) -> None:
+        self._bound.engine.captured = None
 
 
 @contextmanager
@@ -48,12 +62,15 @@ def capturing(bound: Bound) -> Iterator[CapturedUpdate]:
     _refuse(bound)
     captured = bound.engine.captured = Captured()
     state, clocks, records, news = bound.state, dict(bound.clocks), dict(bound.records), bound.news
+
+    def back() -> None:  # what was captured has not run
+        bound.engine.captured, captured.recording = None, False
+        bound.state, bound.clocks, bound.records, bound.news = state, clocks, records, news
+
     try:
         yield CapturedUpdate(bound, captured)
     finally:
-        # what was captured has not run
-        bound.engine.captured, captured.recording = None, False
-        bound.state, bound.clocks, bound.records, bound.news = state, clocks, records, news
+        insist(back)
     if captured.received is None:
         raise RuntimeError("capturing: no update ran inside. Call updater.update(loss) under torch.cuda.graph.")
 

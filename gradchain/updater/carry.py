@@ -18,8 +18,10 @@ from gradchain.core.scalars import Count, Scalars
 from gradchain.core.slots import Slots, mapped
 from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.tensors import Tensors
+from gradchain.engine.commit import Commit
 from gradchain.updater.bound import Bound
 from gradchain.updater.gradients import Gradients
+from gradchain.updater.journal import Pending
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
 
@@ -33,8 +35,10 @@ class CarryReport:
     left: list[str] = field(default_factory=list)
 
 
-def rebound(bound: Bound, target: Target, remap: Mapping[str, Callable[[Tensor], Tensor]]) -> CarryReport:
-    """Bind to a changed model, with the state carried over. Nothing changes on an error."""
+def rebound(
+    bound: Bound, target: Target, remap: Mapping[str, Callable[[Tensor], Tensor]], then: Callable[[], object]
+) -> CarryReport:
+    """Bind to a changed model, with the state carried over; `then` belongs to it. Nothing changes on an error."""
     wanted = [f.name for f in target.index.facts if f.parameter.requires_grad or f.name in bound.active]
     active = target.index.subset(wanted)
     with torch.no_grad():
@@ -42,8 +46,13 @@ def rebound(bound: Bound, target: Target, remap: Mapping[str, Callable[[Tensor],
         fresh = bound.chain.init(params.select(active))
         check_chain(bound.chain, target.index, fresh, Context.of(bound.facts(params)))
         state, report = carried(bound.chain, bound.state, fresh, remap, bound.target.index, target)
-    bound.attach(target)
-    bound.state, bound.active = state, active
+
+    def follow() -> None:
+        bound.attach(target)
+        bound.state, bound.active = state, active
+        then()
+
+    bound.journal.write(Pending(Commit(), follow))
     return report
 
 

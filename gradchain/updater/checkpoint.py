@@ -13,7 +13,9 @@ from gradchain.core import _torch
 from gradchain.core.config import differences, to_config
 from gradchain.core.hyper import is_number
 from gradchain.core.state import Links, merged, narrowed
+from gradchain.engine.commit import Commit, Copies
 from gradchain.updater.bound import Bound
+from gradchain.updater.journal import Pending
 from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, to_dict
 
 FORMAT = 1
@@ -70,7 +72,7 @@ class Checkpoint:
 
     # in
 
-    def stage(self, saved: Mapping[str, Any], strict: bool) -> Callable[[], LoadReport]:
+    def stage(self, saved: Mapping[str, Any], strict: bool) -> Callable[..., LoadReport]:
         """Check a saved state; the function returned makes it the updater's."""
         bound, report = self._bound, LoadReport()
         bound.target.check()
@@ -90,7 +92,8 @@ class Checkpoint:
         report.differences = differences(saved["chain"], to_config(bound.chain))
         report.overrides = [f"override of {a} is in force: {o}" for a, o in overrides.items()] + lost
 
-        def commit() -> LoadReport:
+        def follow() -> None:
+            bound.journal.torn = False
             bound.drop_window()
             bound.state, bound.active = state, active
             bound.clocks = clocks
@@ -99,6 +102,10 @@ class Checkpoint:
             bound.news = {name: (count, latest) for name, (count, *latest) in saved["news"].items()}
             bound.num_skipped = saved["num_skipped"]
             self._loaded = dict(saved["fingerprint"])
+
+        def commit(writes: Commit | None = None) -> LoadReport:
+            bound.journal.discard()
+            bound.journal.guard(bound.journal.write, Pending(writes or Commit(), follow))
             for line in lost:
                 warnings.warn(f"load_state_dict: {line}.", stacklevel=4)
             return report
@@ -165,12 +172,11 @@ class Checkpoint:
         commit_state = self.stage(contents["state"], True)
 
         def commit() -> LoadReport:
-            with torch.no_grad():
-                for places, saved in ((weights, contents["weights"]), (buffers, contents["buffers"])):
-                    for name, place in places.items():
-                        place.copy_(saved[name])
-            _torch.forget_casts()
-            return commit_state()
+            writes = Commit()
+            for places, saved in ((weights, contents["weights"]), (buffers, contents["buffers"])):
+                writes.add(Copies([*places.values()], [saved[name] for name in places]))
+            writes.after(_torch.forget_casts)
+            return commit_state(writes)
 
         return commit
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
+from gradchain.engine.commit import Commit
 from gradchain.updater.bound import Bound
+from gradchain.updater.gradients import Gradients
 from gradchain.updater.ranks import over_ranks
 
 
@@ -23,22 +25,33 @@ class Evaluation:
 
     def at(self, weights: Tensors, address: str) -> tuple[Any, Tensors]:
         """The unscaled loss at `weights`, and its gradients as the link at `address` would have received them."""
-        gradients = self._bound.gradients
+        gradients, journal = self._bound.gradients, self._bound.journal
         own = gradients.params().select(weights.index).clone()
         kept = gradients.gather(another_comes=True)
+
+        def back() -> None:
+            _write(gradients, own)
+            gradients.put_back(kept)
+
+        journal.away = back
         try:
-            gradients.apply(Weights(weights))
+            _write(gradients, weights)
             gradients.clear()
             with torch.enable_grad():
                 loss = self._closure()
                 self._bound.scaled(loss, self._bound.micro.weight).backward()
             found = gradients.gather(another_comes=True)
         finally:
-            gradients.apply(Weights(own))
-            gradients.put_back(kept)
+            journal.home()
         # links before this one have undone their part of the scale; those after it have still to undo theirs
         one = torch.ones((), dtype=torch.float64, device="cpu")
         factor = float(self._bound.scaled(one, self._bound.micro.weight, address.partition("/")[0]))
         if self._bound.target.distributed and self._bound.micro.weight is not None:
             factor = over_ranks(self._bound.target, factor)  # ranks weigh their losses differently
         return loss.detach(), found / factor
+
+
+def _write(gradients: Gradients, weights: Tensors) -> None:
+    commit = Commit()
+    gradients.write(commit, Weights(weights))
+    commit.fire()

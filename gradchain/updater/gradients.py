@@ -12,6 +12,7 @@ from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
+from gradchain.engine.commit import Commit, Copies, sums
 from gradchain.updater.memory import memory_for
 from gradchain.updater.target import Target
 
@@ -122,23 +123,19 @@ class Gradients:
         params.alike = lie
         return params
 
-    def apply(self, updates: Tensors | Weights) -> None:
-        """Add the updates to the weights, or write the weights a link returned: one rounding, in place."""
-        with torch.no_grad():
-            self._apply(updates)
-
-    def _apply(self, updates: Tensors | Weights) -> None:
+    def write(self, commit: Commit, updates: Tensors | Weights) -> None:
+        """Have a commit add the updates to the weights, or write the weights a link returned, with one rounding."""
         tensors = updates.tensors if isinstance(updates, Weights) else updates
         assert isinstance(tensors, EagerTensors)
         weights = self._weights_of(tensors)
         if not weights:
             return
         if isinstance(updates, Weights):
-            _torch.copy_(weights, [tensors[n] for n in tensors])
+            commit.add(Copies(weights, [tensors[n] for n in tensors]))
         else:
-            tensors.add_to(weights)
-        self._target.reshard()
-        _torch.forget_casts()
+            commit.add(sums(*tensors.addends(weights)))
+        commit.after(self._target.reshard)
+        commit.after(_torch.forget_casts)
 
     def _weights_of(self, tensors: EagerTensors) -> list[Tensor]:
         """The weights that these are for. ValueError where one does not fit: before any is written."""

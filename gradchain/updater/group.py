@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 from gradchain.updater import files
+from gradchain.updater.journal import insist
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.updater import Updater
 
@@ -59,7 +60,9 @@ class Group(Mapping[str, Updater]):
         """Load every updater's state; all are checked before any changes."""
         files.check_names("group", self, state_dict)
         staged = {name: u.stage(state_dict[name], strict) for name, u in self.items()}
-        return {name: commit() for name, commit in staged.items()}
+        reports: dict[str, LoadReport] = {}
+        insist(lambda: reports.update((name, commit()) for name, commit in staged.items()))
+        return reports
 
     def save(self, path: str | PathLike[str], **extra: Any) -> None:
         """Write weights, buffers and state of every updater, and `extra`, into one file, atomically."""
@@ -70,8 +73,7 @@ class Group(Mapping[str, Updater]):
         parts, extra = files.load(path)
         files.check_names("load", self, parts)
         staged = [u.stage_contents(parts[name]) for name, u in self.items()]
-        for commit in staged:
-            commit()
+        insist(lambda: [commit() for commit in staged])
         return extra
 
 

@@ -11,9 +11,11 @@ from torch import Tensor
 from gradchain.core.eager import EagerTensors
 from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.transform import walk
+from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
 from gradchain.updater.bound import Bound
 from gradchain.updater.info import UpdateInfo
+from gradchain.updater.journal import Pending
 from gradchain.updater.window import MicroBatch
 
 
@@ -22,7 +24,7 @@ class InBackward:
 
     No gradient outlives its parameter's turn, so the peak of memory is lower by nearly all gradients. Only chains in
     which each parameter's update depends on that parameter alone can do so. An exception in backward leaves the
-    parameters that had their turn updated.
+    parameters that had their turn updated, each wholly, and the updater torn: it refuses everything until a load.
     """
 
     def __init__(self, bound: Bound) -> None:
@@ -62,17 +64,23 @@ class InBackward:
     def _update(self, name: str, parameter: Tensor) -> None:
         bound = self._bound
         grad, parameter.grad = parameter.grad, None
-        assert grad is not None and self._states is not None
+        assert grad is not None
         received = EagerTensors.at(bound.target.index, {name: grad.detach()})
-        bound.active, bound.state = bound.activated(received)
+        active, whole = bound.activated(received)
         engine = self._engines.setdefault(name, Engine())
         params = EagerTensors.at(received.index, {name: parameter})
-        state: Any = narrowed(bound.state, received.index)
-        outcome = bound.computed(received, state, params, bound.facts(params, scaled=True), engine, False)
-        outcome.commit.fire()
-        self._states[name] = outcome.state
-        bound.records.update(outcome.notes.records)
-        self._info = bound.info(outcome)
+        state: Any = narrowed(whole, received.index)
+        step = bound.facts(params, scaled=True)
+        outcome = bound.computed(received, state, step, engine, False)
+        info = bound.info(outcome, step)
+
+        def follow() -> None:
+            bound.active, bound.state, self._info = active, whole, info
+            assert self._states is not None
+            self._states[name] = outcome.state
+            bound.records.update(outcome.notes.records)
+
+        bound.journal.write(Pending(outcome.commit, follow, ends=False))
 
     def check_micro_batch(self, backwards: int) -> None:
         """RuntimeError for a second backward before a step: each is an update."""
@@ -94,23 +102,35 @@ class InBackward:
         """Backward is over, or failed: the new states become the chain's. Whether any parameter had its turn."""
         for name, parameter in () if failed else self._bound.parameters().items():
             self.arrived(name, parameter)  # torch calls no hooks of a Parameter that another tensor was swapped into
-        states, self._states = list((self._states or {}).values()), None
+        states = list((self._states or {}).values())
         if states:
             self._bound.state = overlaid(self._bound.state, states)
+        self._states = None
         return bool(states)
+
+    def broken_off(self) -> None:
+        """The update came to nothing: parameters that had their turn keep weight, slots and count together."""
+        if self._info is not None:
+            self._bound.journal.torn = True
+        self.close(failed=True)
+        for engine in self._engines.values():
+            engine.forget()
+        self._info = None
 
     def finish(self) -> UpdateInfo:
         """What the backward before it did, as an update."""
-        info, self._info = self._info, None
+        info, bound = self._info, self._bound
         if info is None:
             raise RuntimeError(
                 "step: an updater bound with in_backward=True updates in updater.backward(loss), which has not run. "
                 "Call updater.update(loss)."
             )
-        bound = self._bound
-        bound.clocks["micro"] += 1
-        bound.clocks["step"] += 1
-        bound.micro = MicroBatch()
+        clocks = {**bound.clocks, "micro": bound.clocks["micro"] + 1, "step": bound.clocks["step"] + 1}
+
+        def follow() -> None:
+            bound.clocks, bound.micro, self._info = clocks, MicroBatch(), None
+
+        bound.journal.write(Pending(Commit(), follow))
         return info
 
     def remove(self) -> None:

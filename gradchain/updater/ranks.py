@@ -38,24 +38,28 @@ _PLAINLY = nullcontext()
 
 @contextmanager
 def _withheld(target: Target, withhold: bool) -> Iterator[None]:
-    _synchronise(target, not withhold)
+    synchronise(target, not withhold)
     try:
         yield
     finally:
-        _synchronise(target, True)
+        synchronise(target, True)
 
 
-def _synchronise(target: Target, yes: bool) -> None:
+def synchronise(target: Target, yes: bool) -> None:
+    """Have the coming backwards reduce gradients over ranks, or not, under FSDP2."""
     for module in target.sharded:
         module.set_requires_gradient_sync(yes, recurse=False)  # type: ignore[operator]  # an FSDPModule
 
 
-def taken_unreduced(target: Target) -> list[tuple[Any, str, Tensor]]:
-    """What FSDP2 keeps of an open window, taken from it: else the next loss that reaches the model would reduce it."""
-    kept = [place for module in target.sharded for place in _torch.unreduced(module)]
-    for holder, attribute, _ in kept:
+def unreduced(target: Target) -> list[tuple[Any, str, Tensor]]:
+    """What FSDP2 keeps of an open window, and where."""
+    return [place for module in target.sharded for place in _torch.unreduced(module)]
+
+
+def taken_unreduced(target: Target) -> None:
+    """Take from FSDP2 what it keeps: else the next loss that reaches the model would reduce it."""
+    for holder, attribute, _ in unreduced(target):
         setattr(holder, attribute, None)
-    return kept
 
 
 def put_back_unreduced(target: Target, kept: list[tuple[Any, str, Tensor]]) -> None:

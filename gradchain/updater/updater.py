@@ -16,14 +16,15 @@ from gradchain.core.chain import chain
 from gradchain.core.hyper import is_number
 from gradchain.core.roles import AverageState
 from gradchain.core.transform import Transform
+from gradchain.engine.commit import Commit
 from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.explanation import explanation
 from gradchain.updater.hyperparameters import Settings
-from gradchain.updater.in_backward import InBackward
 from gradchain.updater.info import Metrics, UpdateInfo
+from gradchain.updater.journal import Pending, insist
 from gradchain.updater.modes import outside_inference, refuse_transforms
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
@@ -102,7 +103,7 @@ class Updater:
                 untouched.
         """
         self._check("update")
-        return self._walk.update(loss, weight, last, keep_grads, **backward)
+        return self._bound.journal.guard(self._walk.update, loss, weight, last, keep_grads, **backward)
 
     def backward(
         self,
@@ -120,9 +121,8 @@ class Updater:
         window. See `update` for the arguments.
         """
         self._check("backward")
-        self._walk.backward(
-            loss, weight=weight, last=last, retain_graph=retain_graph, create_graph=create_graph, inputs=inputs
-        )
+        options = {"weight": weight, "last": last, "retain_graph": retain_graph, "create_graph": create_graph}
+        self._bound.journal.guard(self._walk.backward, loss, inputs=inputs, **options)
 
     def step(
         self, grads: Mapping[str, Tensor | None] | None = None, *, last: bool = False, keep_grads: bool = False
@@ -139,11 +139,12 @@ class Updater:
         """
         self._check("step")
         with outside_inference():
-            return self._walk.step(grads, last, keep_grads)
+            return self._bound.journal.guard(self._walk.step, grads, last, keep_grads)
 
     def zero_grad(self) -> None:
         """Drop the gradients and the open window. Weights, state and clocks stay."""
-        self._bound.drop_window()
+        bound = self._settled()
+        bound.journal.guard(bound.journal.write, Pending(Commit(), bound.drop_window))
 
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full, by the mean over what it has. Falsy if none is open.
@@ -152,7 +153,7 @@ class Updater:
         """
         self._check("flush")
         with outside_inference():
-            return self._walk.flush()
+            return self._bound.journal.guard(self._walk.flush)
 
     def context(
         self, *, last: bool | None = None, autocast: torch.dtype | bool | None = None
@@ -166,6 +167,7 @@ class Updater:
             last: the coming micro-batch closes the window, full or not.
             autocast: a dtype, or False for none, in place of what `bind` was given; for this forward.
         """
+        self._settled()
         return self._walk.context(last, autocast)
 
     def capturing(self) -> AbstractContextManager[CapturedUpdate]:
@@ -213,36 +215,36 @@ class Updater:
     @property
     def num_updates(self) -> int:
         """How many updates were applied: the clock "step"."""
-        return int(self._bound.clocks["step"])
+        return int(self._settled().clocks["step"])
 
     @property
     def num_micro(self) -> int:
         """How many micro-batches were stepped, held ones too: the clock "micro"."""
-        return int(self._bound.clocks["micro"])
+        return int(self._settled().clocks["micro"])
 
     @property
     def num_skipped(self) -> int:
         """How many updates were skipped for an overflow or a non-finite gradient."""
-        return self._bound.num_skipped
+        return self._settled().num_skipped
 
     @property
     def clocks(self) -> dict[str, float]:
         """Every clock, by name."""
-        return dict(self._bound.clocks)
+        return dict(self._settled().clocks)
 
     @property
     def metrics(self) -> Metrics:
         """The last value of everything that links recorded, by address."""
-        return Metrics(self._bound.records)
+        return Metrics(self._settled().records)
 
     def hyperparams(self) -> dict[str, Any]:
         """Address → the number the coming update will use; a dict of numbers by parameter where they differ."""
         with outside_inference():
-            return self._bound.hypers.values(self._bound.clocks)
+            return self._settled().hypers.values(self._bound.clocks)
 
     def settings(self) -> Settings:
         """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
-        self._bound.target.check()
+        self._settled().target.check()
         with outside_inference():
             return self._bound.hypers.settings(self._bound.clocks)
 
@@ -259,14 +261,14 @@ class Updater:
             ValueError, TypeError: the value is out of range.
         """
         with outside_inference():
-            self._bound.hypers.override(name, value, factor, self._bound.clocks)
+            self._settled().hypers.override(name, value, factor, self._bound.clocks)
             self._bound.follow_clocks()
 
     def tick(self, clock: str, amount: float = 1) -> None:
         """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
         if clock in ("step", "micro"):
             raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
-        if clock not in self._bound.clocks:
+        if clock not in self._settled().clocks:
             known = sorted(set(self._bound.clocks) - {"step", "micro"})
             raise KeyError(
                 f"tick: nothing reads the clock {clock!r}. Clocks that are read: {', '.join(known) or 'none'}."
@@ -283,7 +285,7 @@ class Updater:
         number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
         if not isinstance(name, str) or not is_number(number):
             raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
-        count, latest = self._bound.news.get(name, (0, []))
+        count, latest = self._settled().news.get(name, (0, []))
         self._bound.observed[name] = float(number)
         self._bound.news[name] = (count + 1, [*latest, float(number)])
 
@@ -294,7 +296,7 @@ class Updater:
             source: with the source of compiled kernels.
         """
         with outside_inference():
-            return explanation(self._bound, source)
+            return explanation(self._settled(), source)
 
     # averages
 
@@ -310,12 +312,20 @@ class Updater:
     @contextmanager
     def _averaging(self, state: AverageState) -> Iterator[None]:
         self._check("averaged")
-        with averages.swapped(self._bound.target, state):
+        put_in, put_back = averages.swap(self._bound.target, state)
+        try:
             self._averaged = True
-            try:
-                yield
-            finally:
-                self._averaged = False
+            self._bound.journal.guard(put_in)
+            yield
+        finally:
+            insist(lambda: self._own_again(put_back))
+
+    def _own_again(self, put_back: Callable[[], None]) -> None:
+        journal = self._bound.journal
+        journal.open, journal.away = True, put_back
+        self._averaged = False
+        journal.home()
+        journal.settled()
 
     def averages(self, name: str | None = None) -> dict[str, Tensor]:
         """Name → average weight or buffer in the model's dtype: for a teacher under `torch.func.functional_call`.
@@ -337,8 +347,21 @@ class Updater:
             state = averages.average_state(self._bound.chain, self._bound.state, name)[1]
             averages.copy_to(module, averages.kept(self._bound.target, state))
 
-    def _check(self, owner: str) -> None:
-        """RuntimeError where `owner` must not be called."""
+    def _settled(self) -> Bound:
+        """What is bound, once all that an earlier call left is put in order."""
+        journal = self._bound.journal
+        if journal.open:
+            journal.settle()
+        return self._bound
+
+    def _check(self, owner: str, loads: bool = False) -> None:
+        """Before anything is changed or written. RuntimeError where `owner` must not be called."""
+        journal = self._bound.journal
+        if journal.open or journal.torn:
+            if loads:
+                journal.discard()
+            else:
+                journal.enter(owner)
         refuse_transforms(owner)
         if self._averaged:
             raise RuntimeError(f"{owner}: not inside `with updater.averaged()`: the model has its average weights.")
@@ -384,7 +407,7 @@ class Updater:
 
     def stage(self, state_dict: Mapping[str, Any], strict: bool = True) -> Callable[[], LoadReport]:
         """Check a state, and return what makes it this updater's."""
-        self._check("load_state_dict")
+        self._check("load_state_dict", loads=True)
         with outside_inference():
             return self._walk.checkpoint.stage(state_dict, strict)
 
@@ -397,7 +420,7 @@ class Updater:
 
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""
-        self._check("load")
+        self._check("load", loads=True)
         with outside_inference():
             return self._walk.checkpoint.stage_contents(contents)
 
@@ -438,11 +461,8 @@ class Updater:
         """
         self._check("rebind")
         with outside_inference():
-            report = rebound(self._bound, Target(target), remap or {})
-            if self._walk.in_backward is not None:
-                self._walk.in_backward.remove()
-                self._walk.in_backward = InBackward(self._bound)
-            return report
+            anew = self._walk.hook_anew
+            return self._bound.journal.guard(rebound, self._bound, Target(target), remap or {}, anew)
 
     def reset(self, selector: Predicate | None = None) -> None:
         """Start the state afresh, of all parameters or those a selector matches. Clocks and weights stay."""
@@ -450,7 +470,7 @@ class Updater:
         with outside_inference():
             bound = self._bound
             members = None if selector is None else bound.active.members(selector)
-            bound.state = restarted(bound.state, bound.fresh_state(), members)
+            bound.state = bound.journal.guard(lambda: restarted(bound.state, bound.fresh_state(), members))
 
     # copies
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradchain.core.roles import WindowState
+from gradchain.core.state import Links
 from gradchain.updater.bound import Bound
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
@@ -36,6 +39,15 @@ class Walk:
         self.bound = bound
         self.checkpoint = Checkpoint(bound)
         self.in_backward = InBackward(bound) if in_backward else None
+        self._wire()
+
+    def _wire(self) -> None:
+        """The journal drops a window by this, and keeps nothing alive by it."""
+        self.bound.journal.drop = weakref.WeakMethod(self._drop)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._wire()
 
     def update(
         self, loss: Tensor | Callable[[], Tensor], weight: float | None, last: bool, keep_grads: bool, **backward: Any
@@ -48,14 +60,16 @@ class Walk:
             refuse_inference("update")
             closure = partial(self._forward, loss)
             loss = closure(last=last or None)
-        self.backward(loss, weight=weight, last=last, **backward)
-        try:
-            return self._step(None, keep_grads, closure, look=False)
-        except BaseException:
-            self._drop_window("update failed")  # this micro-batch is in it already
-            raise
+        self._backward(loss, weight=weight, last=last, **backward)
+        self.bound.journal.lost = "update failed"  # this micro-batch is in the window already
+        return self._step(None, keep_grads, closure, look=False)
 
-    def backward(
+    def backward(self, loss: Tensor, **options: Any) -> None:
+        """Backward of a loss through the chain's scaling; its `step` comes later."""
+        self._backward(loss, **options)
+        self.bound.journal.settled()
+
+    def _backward(
         self,
         loss: Tensor,
         *,
@@ -65,7 +79,6 @@ class Walk:
         create_graph: bool = False,
         inputs: Any = None,
     ) -> None:
-        """Backward of a loss through the chain's scaling."""
         refuse_inference("backward")
         micro = self.bound.micro
         micro.check(loss, weight, self.bound.gated())
@@ -74,35 +87,44 @@ class Walk:
         self._refuse_late_closing("update", last)
         # may raise, as a schedule may: nothing has happened yet, and the open window stays
         scaled = self.bound.scaled(loss, weight)
+        marks = self._opened(micro, weight)
         micro.last = micro.last or last
-        parked = False
+        with withheld(self.bound.target, self.bound.withholds()):
+            micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
+            scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+        reached = self.bound.gradients.reached(marks) if self.in_backward is None else self.in_backward.close()
+        if not reached and not self._gradients_withheld():
+            raise RuntimeError(
+                "update: the loss reaches none of the bound parameters. Was it computed from another model, or "
+                "under torch.no_grad()?"
+            )
+        micro.add(loss)
+        self.bound.window.begun = True
+
+    def _opened(self, micro: MicroBatch, weight: float | None) -> list[tuple[Tensor, int]]:
+        """Before a backward: `.grad` and the window as it wants them. What tells later whether it reached them."""
+        bound, journal = self.bound, self.bound.journal
+        journal.open = True
+        parked, fails = False, "backward failed"
+        if bound.target.sharded:
+            journal.lost = fails  # what FSDP2 was given back cannot be taken again
         if not micro.backwards:
+            journal.away = partial(self._closed_again, bound.state)
             micro.weight = weight
-            self.bound.make_room(weight)
+            bound.make_room(weight)
             parked = self._open_micro_batch()
-        marks = self.bound.gradients.marks() if micro.backwards or parked else []
+        marks = bound.gradients.marks() if micro.backwards or parked else []
         if self.in_backward is not None:
             self.checkpoint.warn_of_other_weights()
             self.in_backward.open()
-        try:
-            with withheld(self.bound.target, self.bound.withholds()):
-                micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
-                scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
-            reached = self.bound.gradients.reached(marks) if self.in_backward is None else self.in_backward.close()
-            if not reached and not self._gradients_withheld():
-                raise RuntimeError(
-                    "update: the loss reaches none of the bound parameters. Was it computed from another model, or "
-                    "under torch.no_grad()?"
-                )
-        except BaseException:
-            if self.in_backward is not None:
-                self.in_backward.close(
-                    failed=True
-                )  # parameters that had their turn keep weight, slots and count together
-            self._drop_window("backward failed")
-            raise
-        micro.add(loss)
-        self.bound.window.begun = True
+        journal.lost = fails  # from here on autograd adds to what is there
+        journal.away = None
+        return marks
+
+    def _closed_again(self, state: Links) -> None:
+        """Nothing was added yet: the window is where it was."""
+        self.bound.state = state
+        self.bound.gradients.clear(look=False)
 
     def _forward(self, closure: Callable[[], Tensor], last: bool | None = None) -> Tensor:
         """The loss of a closure, under the context that a forward without one would run in."""
@@ -112,19 +134,14 @@ class Walk:
     def step(self, grads: Mapping[str, Tensor | None] | None, last: bool, keep_grads: bool) -> UpdateInfo:
         """The chain and the new weights, from the gradients that lie in `.grad` or are given."""
         self._refuse_late_closing("step", last)
-        micro = self.bound.micro
-        was_last, micro.last = micro.last, micro.last or last
-        try:
-            return self._step(grads, keep_grads, None)
-        except BaseException:
-            micro.last = was_last
-            raise
+        return self._step(grads, keep_grads, None, last)
 
     def _step(
         self,
         grads: Mapping[str, Tensor | None] | None,
         keep_grads: bool,
         closure: Callable[[], Tensor] | None,
+        last: bool = False,
         look: bool = True,
     ) -> UpdateInfo:
         if self.in_backward is not None and grads is None:
@@ -137,24 +154,23 @@ class Walk:
             raise RuntimeError(
                 "step: no bound parameter has a gradient. Call updater.update(loss), or loss.backward() first."
             )
-        self._check_raw_window(scaled)
+        self._check_raw_window(scaled, last)
         self.checkpoint.warn_of_other_weights()
         step = self.bound.facts(
+            gradients.params(look=False),  # whoever made `received` has looked
             scaled=scaled,
             summed=scaled and window.name is not None,
             weight=micro.weight,
             evaluate=None if closure is None else Evaluation(self.bound, closure).at,
+            micro=replace(micro, last=True) if last else micro,
         )
-        info = self.bound.run(received, step, keep_grads or grads is not None)
-        self.bound.clocks["micro"] += 1
-        parked = info.reason == "window"
-        window.unsynchronised = parked and (window.unsynchronised or (micro.unsynchronised and window.name is not None))
-        if parked or not keep_grads:
-            gradients.clear(look=False)
-        if parked:
-            window.park()
-        self.bound.micro = MicroBatch()
-        return info
+        return self.bound.run(received, step, keep_grads or grads is not None, keep_grads=keep_grads)
+
+    def hook_anew(self) -> None:
+        """The model is another: hooks go from the old parameters to the new ones."""
+        if self.in_backward is not None:
+            self.in_backward.remove()
+            self.in_backward = InBackward(self.bound)
 
     # windows
 
@@ -176,50 +192,58 @@ class Walk:
         if self.bound.micro.unsynchronised and (last or not self.bound.withholds()):
             raise RuntimeError(f"{owner}: {LATE}")
 
-    def _check_raw_window(self, scaled: bool) -> None:
+    def _check_raw_window(self, scaled: bool, last: bool) -> None:
         if scaled or not self.bound.target.replicated or self.bound.window.name is None:
             return
-        if self.bound.window.micro(self.bound.state) or self.bound.withholds():
+        if self.bound.window.micro(self.bound.state) or self.bound.withholds(last):
             raise RuntimeError(
                 "step: under DDP a window of several micro-batches needs updater.backward(loss) or update(loss) in "
                 "place of loss.backward(): the ranks must reduce the whole window."
             )
 
-    def _drop_window(self, why: str) -> None:
+    def _drop(self, why: str) -> None:
+        """Drop the window that lies in `.grad`, and say so. Of an update in backward, note that it is torn."""
+        if self.in_backward is not None:
+            self.in_backward.broken_off()
         micro = self.bound.window.micro(self.bound.state)
-        if micro:
-            many = "one micro-batch" if micro == 1 else f"{micro} micro-batches"
+        if not micro:
+            self.bound.drop_gradients()  # a window elsewhere is part of the state, which is as it was
+            return
+        many = "one micro-batch" if micro == 1 else f"{micro} micro-batches"
+        try:
             warnings.warn(f"{why}: the open window of {many} was dropped.", stacklevel=5)
-        self.bound.drop_window()
+        finally:
+            self.bound.drop_window()
+
+    def _open_micros(self) -> int:
+        """How many micro-batches are in a window, wherever it lies."""
+        known = states(self.bound.chain, self.bound.state)
+        return max((inner.micro for _, inner in known if isinstance(inner, WindowState)), default=0)
 
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full."""
         if self.bound.micro.backwards:
             raise RuntimeError("flush: a backward is waiting for its step(). Call updater.step(last=True).")
         self.bound.state = self.bound.window.reduced(self.bound.state, "flush")
-        known = states(self.bound.chain, self.bound.state)
-        if not any(isinstance(inner, WindowState) and inner.micro for _, inner in known):
+        if not self._open_micros():
             return UpdateInfo("window", int(self.bound.clocks["step"]), None, {}, dict, "no window is open")
         self.checkpoint.warn_of_other_weights()
-        coming, self.bound.micro = self.bound.micro, MicroBatch(last=True)
-        try:
-            nothing = self.bound.gradients.params().select(())
-            info = self.bound.run(nothing, self.bound.facts(flushing=True, scaled=True), False)
-        finally:
-            self.bound.micro = coming  # its forward may have run
-        self.bound.gradients.clear()
-        return info
+        params = self.bound.gradients.params()
+        nothing = params.select(())
+        step = self.bound.facts(params, flushing=True, scaled=True, micro=MicroBatch(last=True))
+        return self.bound.run(nothing, step, False, waiting=self.bound.micro)
 
     @contextmanager
     def context(self, last: bool | None = None, autocast: torch.dtype | bool | None = None) -> Iterator[None]:
         """Where the forward of a micro-batch runs."""
         micro = self.bound.micro
         autocasting = self._autocasting(autocast)
-        was_last, micro.last = micro.last, micro.last or bool(last)
-        withhold = self.bound.withholds() and not self._must_synchronise()
-        decided = micro.backwards > 0 and micro.unsynchronised
-        micro.unsynchronised = decided or (withhold and not self.bound.target.sharded)  # FSDP2 decides in backward
+        was_last = micro.last
         try:
+            micro.last = micro.last or bool(last)
+            withhold = self.bound.withholds() and not self._must_synchronise()
+            decided = micro.backwards > 0 and micro.unsynchronised
+            micro.unsynchronised = decided or (withhold and not self.bound.target.sharded)  # FSDP2 decides in backward
             with unsynchronised(self.bound.target, withhold), autocasting:
                 yield
         except BaseException:

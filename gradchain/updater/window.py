@@ -15,7 +15,14 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
 from gradchain.core.roles import KeepsWindow, WindowState
 from gradchain.core.state import Links
-from gradchain.updater.ranks import largest, over_ranks, put_back_unreduced, taken_unreduced
+from gradchain.updater.ranks import (
+    largest,
+    over_ranks,
+    put_back_unreduced,
+    synchronise,
+    taken_unreduced,
+    unreduced,
+)
 from gradchain.updater.target import Target
 
 
@@ -123,8 +130,9 @@ class Window:
         return state if made is held else state.holding({**state.links, self.name: made})
 
     def park(self) -> None:
-        """Take from FSDP2 what it has not reduced; a window in `.grad` the link has taken already."""
-        self._unreduced = taken_unreduced(self._target)
+        """Take from FSDP2 what it has not reduced; a window in `.grad` the link has taken. It may be done again."""
+        self._unreduced = self._unreduced or unreduced(self._target)
+        taken_unreduced(self._target)
 
     def put_back(self) -> None:
         """Give FSDP2 what was taken."""
@@ -135,6 +143,7 @@ class Window:
         """Nothing is open any more."""
         self._unreduced = []
         taken_unreduced(self._target)
+        synchronise(self._target, True)  # which a backward that was broken off may have left undone
         self.unsynchronised = False
 
     def reduced(self, state: Links, owner: str) -> Links:

@@ -123,9 +123,13 @@ def test_numbers_per_parameter_are_kept() -> None:
 
 
 def test_a_backward_that_fails_leaves_each_parameter_whole() -> None:
-    """Those that had their turn have new weight, slots and count; the others none of them; no hook stays armed."""
+    """Those that had their turn have new weight, slots and count; the others none of them; no hook stays armed.
+
+    The updater is torn, and refuses everything until it is loaded.
+    """
     net = model()
     updater = gch.adam(0.1).bind(net, in_backward=True)
+    saved = updater.state_dict()
     x = torch.randn(2, 4, dtype=torch.float64)
     before = {n: p.detach().clone() for n, p in net.named_parameters()}
 
@@ -136,13 +140,19 @@ def test_a_backward_that_fails_leaves_each_parameter_whole() -> None:
     with pytest.raises(ArithmeticError, match="here"):
         updater.update(net(x).square().sum())
     handle.remove()
-    counts = updater.state_dict()["links"]["scale_by_adam"]["count"]
+    counts = updater._bound.state.links["scale_by_adam"].count
     moved = {n: not torch.equal(p, before[n]) for n, p in net.named_parameters()}
     assert moved["3.bias"] and not moved["0.weight"]
-    assert moved == {n: counts[n] == 1 for n in moved}
+    assert moved == {n: counts.of(n) == 1 for n in moved}
     after = net[3].bias.detach().clone()
     net(x).sum().backward()
     assert torch.equal(net[3].bias, after)
+    for ask in (updater.state_dict, updater.step, updater.flush, lambda: updater.update(net(x).sum())):
+        with pytest.raises(RuntimeError, match=r"was broken off: some parameters had theirs, .* Load what was saved"):
+            ask()
+    updater.load_state_dict(saved)
+    net.load_state_dict(before)
+    assert updater.update(net(x).square().sum()).applied
 
 
 def test_keeping_gradients_is_refused_before_anything_happens() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.operations import OPERATIONS
+from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import CHUNK, folded
 from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Program, Value
@@ -48,45 +49,57 @@ class BlocksRunner:
             (row, start, min(step, size - start)) for row, size in enumerate(sizes) for start in range(0, size, step)
         ]
         self._row_of = [row for row, _, _ in pieces]
-        self._buckets = _bucketed(pieces)
+        self.buckets = _bucketed(pieces)
         self._views: dict[int, tuple[Column, list[list[Tensor]]]] = {}
         # a copy of what is narrower than the compute dtype, every result, and a temporary beside it
         held = sum(d != self._wide for d in dtypes) + len(program.instructions) + len(program.stores) + 2
-        largest = max((sum(size for _, _, size in bucket) for bucket in self._buckets), default=0)
+        largest = max((sum(size for _, _, size in bucket) for bucket in self.buckets), default=0)
         self.scratch = held * largest * self._wide.itemsize
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all buckets; see Runner."""
-        views = [self._cut(i, column) for i, column in enumerate(columns)]
-        width = len(self._program.entries)
-        partial: list[float] = []
-        for k, bucket in enumerate(self._buckets):
-            loaded = [[v.to(self._wide) for v in view[k]] for view in views]
-            per_row = [[entries[row * width + i] for row, _, _ in bucket] for i in range(width)]
-            held = {"load": loaded, "scalar": scalars, "entry": per_row, "zero": self._zeros(bucket)}
-            self._compute(held, len(bucket))
-            if self._program.reduce:
-                kind, operand = self._program.reduce
-                partial += [REDUCTIONS[kind].truth(v).item() for v in _pick(operand, held)]
-            # what is stored as it was loaded is copied first: another store may write over it
-            stored = [
-                (views[column][k], _pick(operand, held), operand[0] == "load")
-                for column, operand in self._program.stores
-            ]
-            ready = [(p, [v.clone() for v in r] if raw else _as_list(r, p)) for p, r, raw in stored]
-            for places, results in ready:
-                _torch.copy_(places, results)
+        buckets = _Buckets(self, columns, scalars, entries)
         if self._program.reduce is None:
+            buckets()
             return None
-        return folded(self._program.reduce[0], self._row_of, partial, self._rows)
+        kind, operand = self._program.reduce
+        partial: list[float] = []
+        for k in range(len(self.buckets)):
+            partial += [REDUCTIONS[kind].truth(v).item() for v in _pick(operand, self.computed(k, buckets))]
+        return folded(kind, self._row_of, partial, self._rows)
 
-    def _cut(self, i: int, column: Column) -> list[list[Tensor]]:
+    def write(
+        self, commit: Commit, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]
+    ) -> None:
+        """Have a commit write bucket by bucket; see Runner."""
+        commit.add(_Buckets(self, columns, scalars, entries))
+
+    def stored(self, k: int, given: _Buckets) -> list[tuple[list[Tensor], list[Tensor]]]:
+        """What is to be written over a bucket: where, and what."""
+        held = self.computed(k, given)
+        # what is stored as it was loaded is copied first: another store may write over it
+        stored = [
+            (given.views[column][k], _pick(operand, held), operand[0] == "load")
+            for column, operand in self._program.stores
+        ]
+        return [(p, [v.clone() for v in r] if raw else _as_list(r, p)) for p, r, raw in stored]
+
+    def computed(self, k: int, given: _Buckets) -> dict[str, Any]:
+        """Every value of the program over a bucket."""
+        bucket, width = self.buckets[k], len(self._program.entries)
+        loaded = [[v.to(self._wide) for v in view[k]] for view in given.views]
+        per_row = [[given.entries[row * width + i] for row, _, _ in bucket] for i in range(width)]
+        held = {"load": loaded, "scalar": given.scalars, "entry": per_row, "zero": self._zeros(bucket)}
+        self._compute(held, len(bucket))
+        return held
+
+    def cut(self, i: int, column: Column) -> list[list[Tensor]]:
         """A column's pieces, by bucket; kept as long as the column is the same one."""
         kept = self._views.get(i)
         if kept is not None and kept[0] is column:
             return kept[1]
         flat = [t.detach().as_strided((t.numel(),), (1,)) for t in column.tensors]
-        cut = [[flat[row][start : start + size] for row, start, size in bucket] for bucket in self._buckets]
+        cut = [[flat[row][start : start + size] for row, start, size in bucket] for bucket in self.buckets]
         if column.stays:
             self._views[i] = (column, cut)
         return cut
@@ -109,6 +122,37 @@ class BlocksRunner:
             if self._program.has_zeros()
             else []
         )
+
+
+class _Buckets:
+    """A program over its columns, written bucket by bucket.
+
+    Where it stands is one value: the bucket that comes next, and what is to be written over it, once that is computed.
+    Nothing is computed from what may be written over already.
+    """
+
+    def __init__(
+        self, runner: BlocksRunner, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]
+    ) -> None:
+        self._runner, self.scalars, self.entries = runner, scalars, entries
+        self.views = [runner.cut(i, column) for i, column in enumerate(columns)]
+        self._now: tuple[int, list[tuple[list[Tensor], list[Tensor]]] | None] = (0, None)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a bucket may be written."""
+        return self._now != (0, None)
+
+    def __call__(self) -> None:
+        """Write the buckets that are left."""
+        while self._now[0] < len(self._runner.buckets):
+            k, ready = self._now
+            if ready is None:
+                ready = self._runner.stored(k, self)
+                self._now = (k, ready)
+            for places, results in ready:
+                _torch.copy_(places, results)
+            self._now = (k + 1, None)
 
 
 def _pick(operand: Value, held: dict[str, Any]) -> Any:

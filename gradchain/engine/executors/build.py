@@ -34,7 +34,7 @@ import threading
 import warnings
 from pathlib import Path
 
-FORMAT = 2
+FORMAT = 3
 TIME_LIMIT = 60.0  # seconds for one compilation, or for one check
 ROOM = 1 << 20  # free bytes below which nothing is built: a compiler on a full disk fails in a hundred ways
 MOST_FILES = 256
@@ -357,7 +357,7 @@ def _built(command: list[str], source: str, folder: Path, keep: Path | None = No
     with tempfile.TemporaryDirectory(prefix=".build-", dir=folder, ignore_cleanup_errors=True) as work:
         built = Path(work, "kernel.so")
         built.with_suffix(".c").write_text(source, encoding="utf-8")
-        _compile([*command, "-o", built.name, "kernel.c", "-lm"], work)
+        _compile([*command, "-o", built.name, "kernel.c", "-lm", "-lpthread"], work)
         _check(built, source)
         if keep is not None:
             built.chmod(0o700)

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradchain.core import _torch
 from gradchain.core.operations import OPERATIONS
+from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel, name_of
 from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Program, Value
@@ -61,13 +63,15 @@ class CompiledRunner:
     def __init__(self, program: Program, text: str, device: torch.device) -> None:
         self._program, self._device = program, device
         self.source = text
-        self._run = compiled(text)
+        self.call = compiled(text)
+        self.width = len(program.entries)
+        self.stores = [column for column, _ in program.stores]
 
     def attempt(self, dtypes: Sequence[torch.dtype], length: int) -> None:
         """Run it over zeros, which compiles it."""
         program = self._program
         row = [torch.zeros(length, dtype=d, device=self._device) for d in dtypes]
-        self._run(*row, *self._numbers([0.0] * (len(program.scalars) + len(program.entries))))
+        self.call(*row, *self.numbers([0.0] * (len(program.scalars) + len(program.entries))))
 
     def run(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> list[float] | None:
         """Run over all rows; see Runner."""
@@ -76,24 +80,74 @@ class CompiledRunner:
 
     def launch(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Tensor | None:
         """Run over all rows; what a program reduces stays on the device, one float64 per row."""
-        width, numbers, sums = len(self._program.entries), self._numbers(scalars), []
-        for row, tensors in enumerate(zip(*(c.tensors for c in columns), strict=True)):
-            flat = [t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
-            if flat[0].numel():
-                per_row = self._numbers(entries[row * width : (row + 1) * width])
-                sums.append(self._run(*flat, *numbers, *per_row))
-            elif self._program.reduce:
-                sums.append(torch.zeros((), dtype=torch.float64, device=self._device))
+        rows = _Rows(self, columns, scalars, entries)
         if self._program.reduce is None:
+            rows()
             return None
-        return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.float64, device=self._device)
+        sums = [rows.reduced(row) for row in range(rows.count)]
+        none = torch.zeros((), dtype=torch.float64, device=self._device)
+        return torch.stack([none if s is None else s for s in sums]) if sums else none.new_zeros(0)
 
-    def _numbers(self, values: Sequence[Any]) -> list[Tensor]:
+    def write(self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
+        """Have a commit write row by row; see Runner."""
+        commit.add(_Rows(self, columns, scalars, entries))
+
+    def numbers(self, values: Sequence[Any]) -> list[Tensor]:
         """Numbers as float64 tensors: a new value then compiles nothing anew."""
         return [
             v.double() if isinstance(v, Tensor) else torch.full((), v, dtype=torch.float64, device=self._device)
             for v in values
         ]
+
+
+class _Rows:
+    """A program over its columns, computed and written row by row; where it stands is one value."""
+
+    def __init__(
+        self, runner: CompiledRunner, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]
+    ) -> None:
+        self._runner = runner
+        self._rows = list(zip(*(c.tensors for c in columns), strict=True))
+        self._scalars, self._entries = runner.numbers(scalars), entries
+        self._now: tuple[int, list[Tensor] | None] = (0, None)
+        self.count = len(self._rows)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a row may be written."""
+        return self._now != (0, None)
+
+    def reduced(self, row: int) -> Any:
+        """The sum over a row; None for one of no elements."""
+        flat = self._flat(row)
+        return self._called(row, flat) if flat[0].numel() else None
+
+    def _stored(self, row: int) -> list[Tensor]:
+        """What is to be written over a row: the program writes copies of it."""
+        flat, stores = self._flat(row), self._runner.stores
+        flat = [t.clone() if i in stores else t for i, t in enumerate(flat)]
+        if flat[0].numel():
+            self._called(row, flat)
+        return [flat[i] for i in stores]
+
+    def _called(self, row: int, flat: list[Tensor]) -> Any:
+        width = self._runner.width
+        per_row = self._runner.numbers(self._entries[row * width : (row + 1) * width])
+        return self._runner.call(*flat, *self._scalars, *per_row)
+
+    def _flat(self, row: int) -> list[Tensor]:
+        return [t.detach().as_strided((t.numel(),), (1,)) for t in self._rows[row]]
+
+    def __call__(self) -> None:
+        """Write the rows that are left."""
+        while self._now[0] < self.count:
+            row, results = self._now
+            if results is None:
+                results = self._stored(row)
+                self._now = (row, results)
+            flat = self._flat(row)
+            _torch.copy_([flat[i] for i in self._runner.stores], results)
+            self._now = (row + 1, None)
 
 
 @functools.lru_cache(maxsize=512)

@@ -32,6 +32,8 @@ _BY_NAME: dict[str, dict[str, Callable[[torch.device], Executor]]] = {
 _DEFAULT: dict[str, Sequence[str]] = {"cpu": ("native", "patterns", "blocks"), "cuda": ()}
 
 _chosen: dict[tuple[str, str], tuple[Executor, ...]] = {}
+# what was chosen last, for which device and names: it is asked at every step
+_latest: dict[str, tuple[tuple[Executor, ...], torch.device, str]] = {}
 
 
 def chosen(device: torch.device) -> tuple[Executor, ...]:
@@ -64,8 +66,13 @@ def adapted(executors: tuple[Executor, ...], device: torch.device) -> tuple[Exec
     """
     if not executors:  # as someone set it: that none is the default on a device is never kept
         raise Unrecorded("no executor may run it")
+    named = os.environ.get(VARIABLE, "")
+    if _latest.get("") == (executors, device, named):
+        return executors
     if any(executors is choice for choice in _chosen.values()):
         executors = chosen(device)
+        if executors:
+            _latest[""] = (executors, device, named)
     if not executors:
         hint = f" {VARIABLE}=triton runs printed kernels." if device.type == "cuda" else ""
         raise Unrecorded(f"on {device.type} torch._foreach is the default.{hint}")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from array import array
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from gradchain.engine.commit import Commit
 from gradchain.engine.executors import build
 from gradchain.engine.executors.base import CHUNK, folded
+from gradchain.engine.executors.drive import ENTRIES, driver
 from gradchain.engine.executors.print_c import source
 from gradchain.engine.operations import TYPES
 from gradchain.engine.planning.lower import Program
@@ -21,12 +23,10 @@ from gradchain.engine.planning.rows import Column, Rows
 PARALLEL = 1 << 18  # elements below which a second thread costs more than it brings
 
 _Int = ctypes.c_int64
-_IntPointer = ctypes.POINTER(_Int)
-_Double = ctypes.c_double
 
 
 class Items:
-    """The rows of a class cut into items, once per plan."""
+    """The rows of a class cut into items, once per plan; and items that follow each other put into stretches."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         cut = [
@@ -36,20 +36,20 @@ class Items:
         self.elements = sum(sizes)
         self.rows = len(sizes)
         self.row_of = [row for row, _, _ in cut]
-        self.row = (_Int * self.count)(*self.row_of)
-        self.begin = (_Int * self.count)(*(start for _, start, _ in cut))
-        self.end = (_Int * self.count)(*(end for _, _, end in cut))
-        self.row_at, self.begin_at, self.end_at = map(ctypes.addressof, (self.row, self.begin, self.end))
+        self.row, self.begin, self.end = (array("q", [item[i] for item in cut]) for i in range(3))
+        self.borders = array("q", _borders([end - begin for _, begin, end in cut]))
         self.whole = self.row_of == list(range(self.rows))  # each row is one item
 
-    def split(self, parts: int) -> list[tuple[int, int]]:
-        """Stretches of items with about as many elements each."""
-        borders, seen, wanted = [0], 0, self.elements / parts
-        for k in range(self.count):
-            seen += self.end[k] - self.begin[k]
-            if seen >= wanted * len(borders) and len(borders) < parts:
-                borders.append(k + 1)
-        return [(a, b) for a, b in zip(borders, [*borders[1:], self.count], strict=True) if b > a]
+
+def _borders(sizes: Sequence[int]) -> list[int]:
+    """Where stretches of about as many elements begin and end: one is what a thread takes at a time."""
+    borders, room = [0], CHUNK
+    for k, size in enumerate(sizes):
+        if room <= 0:
+            borders.append(k)
+            room = CHUNK
+        room -= size
+    return [*borders, len(sizes)]
 
 
 class Native:
@@ -59,7 +59,8 @@ class Native:
     numbers_on = None
 
     def __init__(self) -> None:
-        self._kernels: dict[str, Callable[..., None]] = {}
+        self._kernels: dict[str, int] = {}
+        self._loaded: list[Any] = []  # the kernels' code stays as long as their addresses
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why this program cannot run natively, or None."""
@@ -69,72 +70,112 @@ class Native:
     def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> NativeRunner:
         """The compiled program, with the rows cut into items."""
         text = source(program, dtypes)
-        kernel = self._kernels.get(text)
-        if kernel is None:
-            kernel = build.load(text).run
-            kernel.argtypes = [_Int, *([ctypes.c_void_p] * 7)]
-            kernel.restype = None
-            self._kernels[text] = kernel
-        return NativeRunner(kernel, text, program, Items(sizes))
+        if text not in self._kernels:
+            loaded = build.load(text)
+            driver()
+            self._loaded.append(loaded)
+            self._kernels[text] = ctypes.cast(loaded.run, ctypes.c_void_p).value or 0
+        return NativeRunner(self._kernels[text], text, program, Items(sizes))
 
 
 class NativeRunner:
-    """One compiled program over rows of fixed sizes."""
+    """One compiled program over rows of fixed sizes.
+
+    What the driver reads of it is made once: a job, and the cells that its numbers and the addresses of its columns are
+    put into. A step runs each part once, so they are that step's until it is done.
+    """
 
     scratch = 0
 
-    def __init__(self, kernel: Callable[..., None], text: str, program: Program, items: Items) -> None:
-        self._kernel = kernel
+    def __init__(self, kernel: int, text: str, program: Program, items: Items) -> None:
         self.source = text
         self._reduces = program.reduce[0] if program.reduce else ""
         self._items = items
+        self._table = array("q", bytes(8 * len(program.columns)))
+        self._numbers = array("d", bytes(8 * len(program.scalars)))
+        self._put_numbers = struct.Struct(f"{len(program.scalars)}d").pack_into
+        self._out = array("d", bytes(8 * items.count if program.reduce else 0))
+        fixed = [column.buffer_info()[0] for column in (items.row, items.begin, items.end)]
+        stretches = (len(items.borders) - 1, items.borders.buffer_info()[0])
+        cells = [column.buffer_info()[0] for column in (self._table, self._numbers)]
+        out = self._out.buffer_info()[0] if program.reduce else 0
+        self._job = array("q", (kernel, items.count, *fixed, *stretches, *cells, 0, out))
+        self._at = self._job.buffer_info()[0]
+        self._alone = array("q", (self._at, 0))  # a list of this job, and where the driver leaves its mark
+        self._drive = driver()
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all items; see Runner."""
-        items, kernel = self._items, self._kernel
-        table = array("q", [column.table for column in columns])
-        numbers = array("d", scalars)
-        per_row: Any = entries.column if type(entries) is Rows else array("d", entries)
-        out = array("d", bytes(8 * items.count)) if self._reduces else None
-        rest = (_address(table), _address(numbers), _address(per_row))
-        base = 0 if out is None else _address(out)
-        threads = torch.get_num_threads() if items.elements >= PARALLEL and not _forked else 1
-        if threads == 1:
-            kernel(items.count, items.row_at, items.begin_at, items.end_at, *rest, base)
-        else:
-
-            def stretch(part: tuple[int, int]) -> None:
-                first, last = part
-                at = 8 * first
-                cut = (items.row_at + at, items.begin_at + at, items.end_at + at)
-                kernel(last - first, *cut, *rest, base + at if base else 0)
-
-            # ctypes lets go of the interpreter: plain threads run side by side, with no second OpenMP in the process
-            list(_pool(threads).map(stretch, items.split(threads)))
-        if out is None:
+        items, at = self._items, self._alone.buffer_info()[0]
+        held = self._put(columns, scalars, entries)
+        self._drive(at, 1, threads_for(items.elements), at + 8)
+        del held  # which had to live until here
+        if not self._reduces:
             return None
-        partial = out.tolist()
+        partial = self._out.tolist()
         return partial if items.whole else folded(self._reduces, items.row_of, partial, items.rows)
 
+    def write(
+        self, commit: Commit, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]
+    ) -> None:
+        """Have all items written by the one call of a commit; see Runner."""
+        held = self._put(columns, scalars, entries)
+        commit.shared(Kernels).add(self._at, self._items.elements, (self, held))
 
-def _address(numbers: Any) -> int:
-    """Where an array, or a tensor, lies."""
-    address: int = numbers.buffer_info()[0] if type(numbers) is array else numbers.data_ptr()
-    return address
+    def _put(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> Any:
+        """Fill in what changes from run to run. Returns what must live until the job was done."""
+        table = self._table
+        for i, column in enumerate(columns):
+            table[i] = column.table
+        self._put_numbers(self._numbers, 0, *scalars)
+        if not entries:
+            return columns
+        per_row: Any = entries.column if type(entries) is Rows else array("d", entries)
+        self._job[ENTRIES] = per_row.buffer_info()[0] if type(per_row) is array else per_row.data_ptr()
+        return columns, per_row
 
 
-_pools: dict[int, ThreadPoolExecutor] = {}
+class Kernels:
+    """The kernels of a step that write, behind one call.
+
+    Attributes:
+        begun: whether that call came to its end: Python sees nothing of what is in between.
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[int] = []
+        self._held: list[Any] = []
+        self._elements = 0
+        self._done = array("q", (0,))
+
+    def add(self, at: int, elements: int, held: Any) -> None:
+        """One more job, by its address, and what must live until it was done."""
+        self._jobs.append(at)
+        self._held.append(held)
+        self._elements += elements
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._done[0])
+
+    def __call__(self) -> None:
+        """Make the call, unless it was made."""
+        if not self._done[0]:
+            jobs = array("q", self._jobs)
+            at, count = jobs.buffer_info()
+            driver()(at, count, threads_for(self._elements), self._done.buffer_info()[0])
+
+
+def threads_for(elements: int) -> int:
+    """How many threads share so much work, the caller among them."""
+    return torch.get_num_threads() if elements >= PARALLEL and not _forked else 1
+
+
 _forked: list[int] = []  # the process, where it is a forked child
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    if threads not in _pools:
-        _pools[threads] = ThreadPoolExecutor(threads, thread_name_prefix="gradchain")
-    return _pools[threads]
-
-
 def _after_fork() -> None:
-    # the threads of a pool do not live on in a child, which may hold locks that nobody will let go: it starts none
+    # a child of a process with threads may hold locks that nobody will let go: it starts none
     _forked[:] = [os.getpid()]
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
+from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.blocks import Blocks
 from gradchain.engine.planning.lower import Program, Value
@@ -88,10 +89,18 @@ class PatternRunner:
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> None:
         """Run the kernel over all rows; see Runner."""
+        commit = Commit()
+        self.write(commit, columns, scalars, entries)
+        commit.fire()
+
+    def write(
+        self, commit: Commit, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]
+    ) -> None:
+        """Have a commit run the kernel over all rows; see Runner."""
         match = self._match
         numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
         if not _takes(numbers):
-            self._otherwise.run(columns, scalars, entries)
+            self._otherwise.write(commit, columns, scalars, entries)
             return
         factor = 1.0
         for op, slot in match.factors or ():
@@ -104,7 +113,40 @@ class PatternRunner:
                 grads, factor = _torch.pointwise("mul", (grads, factor), len(grads)), 1.0
             else:
                 scale = torch.tensor(1.0 / factor, dtype=torch.float32, device="cpu")
-        match.kernel({name: column.tensors for name, column in held.items()}, grads, scale, numbers)
+        lists = {name: column.tensors for name, column in held.items()}
+        commit.add(_Fused(match.kernel, lists, grads, scale, numbers))
+
+
+class _Fused:
+    """One call of a fused kernel, which says nowhere that it ran: a row of our own, behind all others, shows it.
+
+    That row is such that whatever moves another moves it: weights of 0 and 1, nothing remembered, a gradient of 1.
+    """
+
+    def __init__(
+        self,
+        kernel: Callable[..., None],
+        held: dict[str, list[Tensor]],
+        grads: list[Tensor],
+        scale: Tensor | None,
+        numbers: dict[str, float],
+    ) -> None:
+        self._kernel, self._scale, self._numbers = kernel, scale, numbers
+        self._tried = False
+        self._own = {name: grads[0].new_zeros(2) for name in held if name != "g"}
+        self._own["p"][1] = 1.0
+        self._held = {name: [*tensors, self._own[name]] for name, tensors in held.items() if name != "g"}
+        self._grads = [*grads, grads[0].new_ones(2)]
+
+    @property
+    def begun(self) -> bool:
+        """Whether the kernel ran. Where it moves nothing it may run again."""
+        return self._tried and any(t.tolist() != [0.0, float(name == "p")] for name, t in self._own.items())
+
+    def __call__(self) -> None:
+        if not self.begun:
+            self._tried = True
+            self._kernel(self._held, self._grads, self._scale, self._numbers)
 
 
 def _takes(numbers: dict[str, float]) -> bool:

@@ -85,6 +85,9 @@ class _Printer:
         ]
         if self._program.reduce:
             lines.append("    tl.store(out + k, met)")
+        else:  # that it was queued
+            cells = f"{len(self._dtypes)} * rows + {len(self._program.scalars)} + {len(self._program.entries)} * rows"
+            lines += ["    if k == 0:", f"        tl.store(table + {cells}, 1)"]
         return "\n".join([*lines, ""])
 
     def _numbers(self) -> list[str]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gradchain.core.operations import OPERATIONS
+from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.print_triton import fold, source
 from gradchain.engine.operations import TYPES
@@ -121,6 +122,16 @@ class TritonRunner:
         launch()
         return launch.sums
 
+    def write(
+        self,
+        commit: Commit,
+        columns: Sequence[Column],
+        scalars: Sequence[float | Tensor],
+        entries: Sequence[float | Tensor],
+    ) -> None:
+        """Have a commit launch the kernel, without waiting; see Runner."""
+        commit.add(_Launched(self.prepared(columns, scalars, entries)))
+
     def prepared(
         self, columns: Sequence[Column], scalars: Sequence[float | Tensor], entries: Sequence[float | Tensor]
     ) -> Launch:
@@ -130,7 +141,7 @@ class TritonRunner:
         on_device, numbers, held = _numbers(scalars, entries, len(self._program.entries), self._device)
         if on_device not in self._texts:
             self._texts[on_device] = source(self._program, self._dtypes, on_device)
-        cells = b"".join(map(bytes, addresses)) + numbers
+        cells = b"".join(map(bytes, addresses)) + numbers + bytes(0 if self._program.reduce else 8)
         reduces = self._program.reduce[0] if self._program.reduce else ""
         # the interpreter takes no hints
         return Launch(
@@ -142,7 +153,7 @@ class Launch:
     """One run of a kernel over its items.
 
     Attributes:
-        cells: what the kernel is given beside the items.
+        cells: what the kernel is given beside the items; and a zero, which a kernel that stores makes a one.
         held: tensors that must live until the kernel ran.
         table: the cells on the device, once they were sent.
         sums: one float64 per row, for a program that reduces, once it was launched.
@@ -178,6 +189,10 @@ class Launch:
         """Make the table, to be filled later. It is not cleared: a graph would clear it at every replay."""
         self.table = torch.empty(max(1, len(self.cells) // 8), dtype=torch.int64, device=self._device)
 
+    def ran(self) -> bool:
+        """Whether the kernel was queued, of a program that stores. Waits for the device."""
+        return self.table is not None and bool(self.table[-1].item())
+
     def __call__(self) -> None:
         """Queue the kernel, which reads the table as it is when it runs."""
         items = self._items
@@ -190,6 +205,25 @@ class Launch:
                 compiled(fold(self._reduces), "fold")[(items.rows,)](
                     self._partial, items.first, self.sums, BLOCK=BLOCK, **OPTIONS
                 )
+
+
+class _Launched:
+    """A launch that is not made twice. The device is asked only where one was tried before."""
+
+    def __init__(self, launch: Launch) -> None:
+        self._launch = launch
+        self._tried = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the kernel was queued."""
+        return self._tried and self._launch.ran()
+
+    def __call__(self) -> None:
+        if not self.begun:
+            self._launch.send()
+            self._tried = True
+            self._launch()
 
 
 def _numbers(

@@ -9,6 +9,8 @@ from typing import Any, Protocol, overload
 
 from torch import Tensor
 
+from gradchain.engine.commit import Commit
+
 
 @dataclass
 class Column:
@@ -80,7 +82,7 @@ class Runner(Protocol):
         """The text of its kernel; None where it has none."""
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
-        """Run it over all rows, in place.
+        """Run it over all rows, in place and at once: for what is reduced, or written to memory of nobody's yet.
 
         Args:
             columns: the tensors, in the order of the program's columns. All of one row have the same size and
@@ -91,3 +93,8 @@ class Runner(Protocol):
         Returns:
             For a program that reduces, one number per row; else None.
         """
+
+    def write(
+        self, commit: Commit, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]
+    ) -> None:
+        """Have a commit run it over all rows, for a program that stores. The arguments are those of `run`."""

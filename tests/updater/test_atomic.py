@@ -1,0 +1,121 @@
+"""A step is all or nothing: after an exception at any line, or a signal at any time, all of it is new or nothing."""
+
+import itertools
+import os
+import random
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import atomic_calls
+import pytest
+import torch
+from atomic_chains import BY_NAME, SCENES, WHOLE, Twins, injections, run_by, shown
+from injected import Twice, targets, watched
+
+HERE = Path(__file__).parent
+SPARSE = 11  # one line in so many, beside all of the files that decide and write
+MAIN = ("masked", "partition", "window in a buffer closes", "average and project")
+
+_offsets = itertools.count(random.Random(0).randrange(SPARSE))  # each test takes other lines
+
+
+def clean(tally):
+    """No state was mixed, no mode left, no window lost without a word, and all went on as its twin."""
+    assert not tally.faults, "\n".join([f"{len(tally.faults)} of {sum(tally.sides.values())}", *tally.faults[:20]])
+    assert tally.injected
+
+
+@pytest.mark.parametrize("name", BY_NAME)
+def test_an_interrupt_at_any_line(name):
+    """Weights, state, clocks and records are those before or after, and training goes on from there."""
+    tally = injections(BY_NAME[name], "native", SPARSE, next(_offsets))
+    clean(tally)
+    assert tally.sides["after"] and tally.sides["before"] + tally.sides["dropped"]
+
+
+@pytest.mark.parametrize("executors", ["blocks", "patterns,blocks", "reference"])
+@pytest.mark.parametrize("name", MAIN)
+def test_an_interrupt_where_torch_writes_in_several_calls(name, executors):
+    """The same without the native executor."""
+    tally = injections(BY_NAME[name], executors, SPARSE, next(_offsets))
+    clean(tally)
+    assert tally.sides["after"]
+
+
+@pytest.mark.parametrize("error", [MemoryError, ArithmeticError])
+@pytest.mark.parametrize("executors", ["native", "blocks"])
+def test_other_exceptions(error, executors):
+    """An exception of any kind is like an interrupt, but for what a trace that fails is forgiven."""
+    clean(injections(BY_NAME["masked"], executors, SPARSE, next(_offsets), error))
+
+
+@pytest.mark.parametrize("executors", ["native", "blocks", "reference"])
+@pytest.mark.parametrize("name", ["masked", "window in .grad closes", "sam"])
+def test_a_second_interrupt_in_a_row(name, executors):
+    """What the first left is finished or dropped at the next entry, if the second kept that from the handler."""
+    scene = BY_NAME[name]
+    with run_by(executors), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        twins = Twins.of(scene, executors)
+        model, updater = scene.at(executors, scene.warm)
+        walked = watched(lambda: scene.walk(model, updater, scene.warm))
+        chosen = targets(walked, WHOLE)[next(_offsets) % 3 :: 7]
+        mixed = []
+        for target, lines in zip(chosen, itertools.cycle((1, 2, 4, 7, 12, 20, 33)), strict=False):
+            model, updater = scene.at(executors, scene.warm)
+            try:
+                with Twice(target, lines):
+                    scene.walk(model, updater, scene.warm)
+            except KeyboardInterrupt:
+                pass
+            torch.set_grad_enabled(True)
+            if updater._bound.micro.backwards:
+                updater.zero_grad()
+            if twins.side(shown(model, updater)) == "mixed":
+                mixed.append((target, lines))
+    assert not mixed, mixed[:10]
+
+
+@pytest.mark.parametrize(
+    "name", ["load", "load_state_dict", "averaged", "flush", "copy_average_to", "reset", "zero_grad"]
+)
+def test_an_interrupt_in_another_call(name, tmp_path):
+    """Loading, flushing and resetting are all or nothing; weights are the model's own after `averaged`."""
+    clean(atomic_calls.injections(atomic_calls.calls(tmp_path)[name], 5))
+
+
+def test_an_interrupt_during_an_update_in_backward():
+    """Each parameter is whole; an updater that is torn refuses everything but a load, which mends it."""
+    tally = atomic_calls.injections_in_backward(5)
+    clean(tally)
+    assert {"before", "torn", "after"} <= set(tally.sides)
+
+
+def in_a_process(script, *arguments):
+    """A script beside this file, in a process of its own, which must come to its end."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=280, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+
+
+def test_interrupts_at_any_time():
+    """Two threads write large weights: no interrupt leaves them mixed or ends the process."""
+    in_a_process("atomic_signals.py", 40)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit of the address space is Linux's")
+@pytest.mark.parametrize(
+    ("executors", "what"),
+    [("native", "threads"), ("native", "memory"), ("blocks", "memory"), ("reference", "memory")],
+)
+def test_no_thread_and_no_memory(executors, what):
+    """A thread that cannot start is done without; a step for which there is no memory has not happened."""
+    in_a_process("atomic_limits.py", executors, what)
+
+
+def test_there_are_eight_chains():
+    """Those that the long form runs, too."""
+    assert len({scene.name.partition(",")[0] for scene in SCENES}) >= 8
