@@ -133,7 +133,7 @@ class Engine:
         self._windows.begin()
         state, notes = way.prepared(values, asked, commit)
         self.last = way.parts
-        commit.after(self._windows.settle)
+        commit.after(partial(self._windows.settle, state))
         commit.after(partial(self._ways.gone, way))
         commit.after(partial(self._settle, state, ""))
         return Outcome(way.applies, state, notes, commit)
@@ -227,7 +227,7 @@ class Engine:
             self._write(part, tape, commit)
         if self.captured is not None:
             commit.add(self.captured.complete())
-        commit.after(self._windows.settle)
+        commit.after(partial(self._windows.settle, settled))
         where: list[int] | None = None
         if written is not None:
             data, position = asked.params._data, asked.params.index.position

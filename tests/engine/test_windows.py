@@ -123,3 +123,18 @@ def test_parameters_that_join_an_open_window(executor):
         absent = {0: ("body.weight", "head.weight"), 1: ("body.conv",), 3: ("body.bias",), 6: ("head.column",)}
         twins.gradients(t, absent.get(t, ()))
     twins.compare()
+
+
+@pytest.mark.parametrize("executor", list(EXECUTORS))
+def test_a_window_that_waits_for_another_is_open_all_the_same(executor):
+    """Two windows over the same parameters: where the first holds, the second is not reached, and keeps its memory."""
+
+    def window() -> gch.Transform:
+        return gch.partition((gch.named("head.*"), gch.scale_by_adam()), (gch.rest, gch.accumulate(3)))
+
+    twins = Twins(gch.chain(window(), window(), gch.sgd(0.05)), Shapes(), EXECUTORS[executor])
+    one, two = ("body.bias",), ("body.weight", "body.bias")
+    absent = {2: one, 4: two, 6: one, 8: two, 23: one}  # which makes buffers wait in another order
+    for t in range(24):
+        twins.gradients(t, absent.get(t, ()))
+    twins.compare()

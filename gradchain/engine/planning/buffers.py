@@ -6,7 +6,9 @@ import torch
 
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.state import State
 from gradchain.engine.planning.layout import Layout
+from gradchain.engine.recording.leaves import whole_of
 
 
 class Windows:
@@ -45,9 +47,14 @@ class Windows:
         self._now.append(buffer)
         return buffer
 
-    def settle(self) -> None:
-        """The step was done: what it no longer needs waits, one buffer for a parameter."""
-        free = [b for b in self._held if not any(b is now for now in self._now)]
-        old = [b for b in self._waiting if not any(b is now for now in self._now)]
+    def settle(self, state: State) -> None:
+        """The step was done, and this is the new state: what it no longer has waits, one buffer for a parameter."""
+        if not (self._held or self._waiting or self._now):
+            return
+        has = {id(tensors) for tensors in whole_of(state)}  # a window that was not written is open all the same
+        now = {id(buffer) for buffer in self._now}
+        others = [b for b in self._held if id(b) not in now]
+        free = [b for b in others if id(b) not in has]
+        old = [b for b in self._waiting if id(b) not in now]
         self._waiting = free + [b for b in old if not any(len(b.index.subset(f.index)) for f in free)]
-        self._held = self._now
+        self._held = self._now + [b for b in others if id(b) in has]

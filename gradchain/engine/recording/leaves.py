@@ -23,6 +23,14 @@ def dtypes(state: State) -> Iterator[torch.dtype]:
         yield from dtypes(inner)
 
 
+def whole_of(state: State) -> Iterator[Tensors]:
+    """What a state keeps as a whole, replaced as links return it."""
+    for name in state.whole:
+        yield state[name]
+    for inner in state.held().values():
+        yield from whole_of(inner)
+
+
 def mapped(state: S, change: Callable[[Tensors], Tensors]) -> S:
     """`state` with every Tensors of parameters changed; those that come and go are left as they are."""
     changes: dict[str, Any] = {
