@@ -91,9 +91,7 @@ ROWS: tuple[Bad, ...] = (
     number(gch.clip_by_norm, "max_norm", -1.0, "in (0, inf]"),
     number(gch.clip_by_norm, "eps", -1e-6, "in [0, inf)", 1.0),
     other(gch.clip_by_norm, "p", 0.0, ValueError, "clip_by_norm: p must be above 0, or inf, got 0.0.", 1.0),
-    other(
-        gch.clip_by_norm, "p", "2", TypeError, "clip_by_norm: p must be a number above 0, or inf, got '2'.", 1.0
-    ),
+    other(gch.clip_by_norm, "p", "2", TypeError, "clip_by_norm: p must be a number above 0, or inf, got '2'.", 1.0),
     other(
         gch.clip_by_norm,
         "per",

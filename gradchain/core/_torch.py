@@ -30,6 +30,19 @@ def under_functorch() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+class no_grad:  # noqa: N801  # as torch's
+    """`torch.no_grad()` for a `with` that is paid at every step, at a quarter of its price."""
+
+    __slots__ = ("_before",)
+
+    def __enter__(self) -> None:
+        self._before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+
+    def __exit__(self, *_: object) -> None:
+        torch._C._set_grad_enabled(self._before)
+
+
 def casting() -> list[tuple[str, torch.dtype]]:
     """The kinds of device that autocast is on for, and its dtypes."""
     if not torch._C._is_any_autocast_enabled():

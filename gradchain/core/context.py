@@ -87,6 +87,11 @@ class Context:
         inner._gated = True
         return inner
 
+    def turned(self, step: Step) -> Context:
+        """This very context, turned to another update: for whoever keeps one for nothing but looks."""
+        self._step, self._notes.params = step, None
+        return self
+
     def under(self, step: Step) -> Context:
         """The same address in another update."""
         return Context.__new__(Context)._set(step, Notes(step), self._path, self._index, self._outermost)

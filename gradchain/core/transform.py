@@ -169,7 +169,8 @@ class Transform:
     def value_of(self, hyper: Hyper, ctx: Context) -> Any:
         """The number a hyperparameter has under the schedules and overrides of `ctx`, checked."""
         given = self.__dict__[hyper.name]
-        override = ctx.overridden().get(f"{ctx.address}.{hyper.name}")
+        overrides = ctx.overridden()
+        override = overrides.get(f"{ctx.address}.{hyper.name}") if overrides else None
         source = given if override is None else override.source(given)
         value = evaluated(source, ctx)
         if override is not None:
@@ -181,7 +182,7 @@ class Transform:
 
     def _value_in(self, hyper: Hyper, sight: Context, step: Step) -> Any:
         """The number a hyperparameter has in an update, at the address of `sight`."""
-        return self.value_of(hyper, sight.under(step))
+        return self.value_of(hyper, sight.turned(step))
 
     def bind(
         self, target: Any, *, autocast: torch.dtype | None = None, in_backward: bool = False, **options: Any

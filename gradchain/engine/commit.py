@@ -66,7 +66,7 @@ class Commit:
 
     def fire(self) -> None:
         """Write it all, or what is left of it."""
-        with torch.no_grad():
+        with _torch.no_grad():
             for write in self._writes:
                 write()
             while self._settled < len(self._after):
@@ -84,7 +84,7 @@ class Copies:
     def __call__(self) -> None:
         self.begun = True
         if self._places:
-            with torch.no_grad():
+            with _torch.no_grad():
                 _torch.copy_(self._places, self._values)
 
 
@@ -118,7 +118,7 @@ class Sums:
     def __call__(self) -> None:
         if not self.begun:
             self._tried = True
-            with torch.no_grad():
+            with _torch.no_grad():
                 _torch.add_(self._places, self._updates, self._factor)
         elif not self._ends[1].item():
             raise RuntimeError("torch failed within one call that adds to many weights")

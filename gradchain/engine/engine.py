@@ -35,7 +35,7 @@ from gradchain.engine.recording.host import HostLedger
 from gradchain.engine.recording.leaves import dtypes, mapped, restored, roots_of, same_memory
 from gradchain.engine.recording.numbers import Ledger
 from gradchain.engine.recording.tape import Lazy, Reduced, Tape
-from gradchain.engine.replay import Asked, Recorded, Tracing, Ways, never_again, own_code, way_of
+from gradchain.engine.replay import Asked, Recorded, Tracing, Way, Ways, never_again, own_code, way_of
 from gradchain.engine.traced import Call, computed_again, gathered, reduced_again
 
 MOST_PLANS = 64
@@ -133,10 +133,14 @@ class Engine:
         self._windows.begin()
         state, notes = way.prepared(values, asked, commit)
         self.last = way.parts
-        commit.after(partial(self._windows.settle, state))
-        commit.after(partial(self._ways.gone, way))
-        commit.after(partial(self._settle, state, ""))
+        commit.after(partial(self._went, way, state))
         return Outcome(way.applies, state, notes, commit)
+
+    def _went(self, way: Way, state: Links) -> None:
+        """A step that ran again was written."""
+        self._windows.settle(state)
+        self._ways.gone(way)
+        self._settle(state, "")
 
     def forget(self) -> None:
         """A step did not come to its end: what it has left in plans, columns and ways is not to be trusted."""

@@ -47,9 +47,11 @@ class Asked:
     def kind(self) -> tuple[Any, ...]:
         """What links may ask of an update that is no number."""
         step = self.step
+        loss = None if step.loss is None else kind_of(step.loss)
+        overrides = tuple([(a, id(o)) for a, o in step.overrides.items()]) if step.overrides else ()
         return (
             id(self.tx), self.grads.index, self.grads is self.received, self.lent, step.scaled, step.summed, step.last,
-            step.weight is None, step.autocast, kind_of(step.loss), *((a, id(o)) for a, o in step.overrides.items()),
+            step.weight is None, step.autocast, loss, overrides,
         )  # fmt: skip
 
 
@@ -293,7 +295,8 @@ class Ways:
         # what followed on the last way when that was last gone comes first
         likely = None if self._before is None else self._after.get(self._before)
         memo: dict[Any, Any] = {}
-        for way in known if likely is known[0] else sorted(known, key=lambda way: way is not likely):
+        first = likely is None or likely is known[0] or likely not in known
+        for way in known if first else sorted(known, key=lambda way: way is not likely):
             values = way.values(asked, memo)
             if values is not None:
                 return way, values

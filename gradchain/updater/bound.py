@@ -258,7 +258,7 @@ class Bound:
         return outcome
 
     def _computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
-        with torch.no_grad():
+        with _torch.no_grad():
             assert isinstance(step.params, EagerTensors)
             done = engine.step(self.chain, step, received, state, step.params, lent)
             if done is not None:

@@ -15,7 +15,10 @@ def outside_inference() -> AbstractContextManager[Any]:
 
     Inside, gradients are on, as torch has it there; what must not record says so itself.
     """
-    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+    return torch.inference_mode(False) if torch.is_inference_mode_enabled() else _PLAINLY
+
+
+_PLAINLY = nullcontext()
 
 
 def refuse_transforms(owner: str) -> None:

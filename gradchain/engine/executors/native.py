@@ -126,7 +126,7 @@ class NativeRunner:
         """Fill in what changes from run to run. Returns what must live until the job was done."""
         table = self._table
         for i, column in enumerate(columns):
-            table[i] = column.table
+            table[i] = column._table or column.table
         self._put_numbers(self._numbers, 0, *scalars)
         if not entries:
             return columns
