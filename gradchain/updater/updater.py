@@ -89,7 +89,10 @@ class Updater:
         keep_grads: bool = False,
         **backward: Any,
     ) -> UpdateInfo:
-        """Backward, the chain, the new weights.
+        """Backward, the chain, the new weights: all of it or nothing, whatever exception or signal breaks it off.
+
+        Only a window in `.grad` to which backward has begun to add is dropped then, with a warning. What a second
+        exception keeps from being finished, the next call finishes; where that fails, it says to load a checkpoint.
 
         Args:
             loss: a scalar; or a closure that returns one and does not call backward, for links such as `sam`.

@@ -37,6 +37,27 @@ TWICE = "test_purity.py::test_update_changes_none_of_its_arguments"
 
 BREAKS: tuple[Break, ...] = (
     Break(
+        "no-record-of-what-is-written",
+        "updater/journal.py",
+        "        self.pending = pending\n        self._finish(pending)",
+        "        self._finish(pending)",
+        "updater/test_atomic.py::test_an_interrupt_at_any_line[masked]",
+    ),
+    Break(
+        "kernels-leave-no-mark",
+        "engine/executors/drive.py",
+        "  *done = 1;",
+        "  *done = 0;",
+        "updater/test_atomic.py::test_an_interrupt_at_any_line[partition]",
+    ),
+    Break(
+        "a-bucket-is-written-twice",
+        "engine/executors/blocks.py",
+        "                self._now = (k, ready)\n",
+        "                self._now = (k, None)\n",
+        "updater/test_atomic.py::test_an_interrupt_where_torch_writes_in_several_calls[masked-blocks]",
+    ),
+    Break(
         "memory-written-in-place",
         "adapters/stand_ins.py",
         "slots = state.copied()",

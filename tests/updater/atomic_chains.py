@@ -18,7 +18,7 @@ from torch import nn
 import gradchain as gch
 
 # where a step is decided and written: every turn of every line of these
-WHOLE = ("commit.py", "walk.py", "bound.py", "pending.py", "in_backward.py", "evaluation.py", "averages.py")
+WHOLE = ("commit.py", "walk.py", "bound.py", "journal.py", "in_backward.py", "evaluation.py", "averages.py")
 MORE = 3  # micro-batches that go on afterwards
 
 

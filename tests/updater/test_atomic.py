@@ -13,6 +13,10 @@ import pytest
 import torch
 from atomic_chains import BY_NAME, SCENES, WHOLE, Twins, injections, run_by, shown
 from injected import Twice, targets, watched
+from little import data, loss_of, net, same
+
+import gradchain as gch
+from gradchain.core import _torch
 
 HERE = Path(__file__).parent
 SPARSE = 11  # one line in so many, beside all of the files that decide and write
@@ -91,6 +95,71 @@ def test_an_interrupt_during_an_update_in_backward():
     tally = atomic_calls.injections_in_backward(5)
     clean(tally)
     assert {"before", "torn", "after"} <= set(tally.sides)
+
+
+def test_what_cannot_be_finished_says_so(monkeypatch, tmp_path):
+    """Weights are half written and no more can be: a sentence names `load`, each call tries again, and one succeeds."""
+    scene = BY_NAME["masked"]
+    with run_by("blocks"):
+        twins = Twins.of(scene, "blocks")
+        model, updater = scene.at("blocks", scene.warm)
+        saved = tmp_path / "saved.pt"
+        updater.save(saved)
+        left = itertools.count(-2)
+        write = _torch.copy_
+
+        def fails(places, values):
+            if next(left) >= 0:
+                raise MemoryError("none left")
+            write(places, values)
+
+        monkeypatch.setattr(_torch, "copy_", fails)
+        sentence = (
+            r"broken off while weights were written, and cannot be finished now \(none left\).* updater.load\(path"
+        )
+        with pytest.raises(RuntimeError, match=sentence):
+            scene.walk(model, updater, scene.warm)
+        for ask in (updater.state_dict, lambda: updater.num_updates, updater.flush):
+            with pytest.raises(RuntimeError, match=sentence):
+                ask()
+        monkeypatch.setattr(_torch, "copy_", write)
+        assert twins.side(shown(model, updater)) == "after"
+        left = itertools.count(-2)
+        monkeypatch.setattr(_torch, "copy_", fails)
+        with pytest.raises(RuntimeError, match=sentence):
+            scene.walk(model, updater, scene.warm + 1)
+        left = itertools.count(-1000)
+        updater.load(saved)
+        now = shown(model, updater)
+        assert same([now[0], now[3]], [twins.before[0], twins.before[3]])
+
+
+def test_those_that_a_step_calls_may_ask():
+    """A closure, a hook and a link see the updater as it is before the step, and are no entry that puts it in order."""
+    model, asked = net(), []
+    held = {}
+
+    def look(*_):
+        updater = held["updater"]
+        asked.append((updater.num_updates, dict(updater.metrics) is not None, len(updater.hyperparams())))
+
+    def seen(updates, params):
+        look()
+        return updates
+
+    updater = held["updater"] = gch.chain(gch.sam(0.05), gch.stateless(seen), gch.sgd(0.1)).bind(model)
+    handle = model[0].weight.register_hook(look)
+    rows = data(2)
+
+    def closure(i):
+        look()
+        return loss_of(model, rows[i])
+
+    for i in range(2):
+        updater.update(lambda i=i: closure(i))
+    handle.remove()
+    assert [count for count, *_ in asked] == [0] * (len(asked) // 2) + [1] * (len(asked) // 2)
+    assert updater.num_updates == 2
 
 
 def in_a_process(script, *arguments):
