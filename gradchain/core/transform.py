@@ -21,6 +21,7 @@ from gradchain.core.state import Empty, Links, State, settled
 from gradchain.core.step import Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
+from gradchain.schedules import Schedule
 from gradchain.selectors import PerParameter
 from gradchain.selectors.source import code
 
@@ -182,6 +183,11 @@ class Transform:
 
     def _value_in(self, hyper: Hyper, sight: Context, step: Step) -> Any:
         """The number a hyperparameter has in an update, at the address of `sight`."""
+        given = self.__dict__[hyper.name]
+        if isinstance(given, Schedule) and not step.overrides:  # without a context, which is paid at every step
+            value = given.at(step.clocks)
+            if type(value) is float and hyper.accepts(value):
+                return value
         return self.value_of(hyper, sight.turned(step))
 
     def bind(

@@ -33,8 +33,7 @@ class Gradients:
     def clear(self, look: bool = True) -> None:
         """Set every `.grad` to None: of the parameters, or without a `look` of those that were last seen there."""
         for parameter in self._target.parameters() if look else self._target.known:
-            if parameter.grad is not None:
-                parameter.grad = None
+            parameter.grad = None  # to ask before whether there is one takes longer
 
     def put_back(self, window: Tensors) -> None:
         """Make `.grad` the parked window and nothing else, so that autograd goes on summing where it lies."""
