@@ -95,7 +95,7 @@ def arguments(subject: str) -> Iterator[tuple[str, Any, Hyper | None]]:
         hypers = {**cls.hypers, **base_of(subject).hypers}
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
             yield field.name, field.type, hypers.get(field.name)
-        for name in hypers.keys() - {f.name for f in dataclasses.fields(cls)}:  # type: ignore[arg-type]
+        for name in sorted(hypers.keys() - {f.name for f in dataclasses.fields(cls)}):  # type: ignore[arg-type]
             yield name, float, hypers[name]
         return
     for name, parameter in inspect.signature(ALIASES[subject]).parameters.items():
