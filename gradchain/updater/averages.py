@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from gradchain.core.roles import AverageState
 from gradchain.core.state import State
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Copies
-from gradchain.updater.journal import insist
+from gradchain.updater.journal import Journal, insist
 from gradchain.updater.state_dict import states
 from gradchain.updater.target import Target
 
@@ -44,7 +45,42 @@ def kept(target: Target, state: AverageState) -> dict[str, Tensor]:
     return {**{name: average[name] if name in average else p.detach() for name, p in live.items()}, **others}
 
 
-def swap(target: Target, state: AverageState) -> tuple[Callable[[], None], Callable[[], None]]:
+@contextmanager
+def swapped(target: Target, state: AverageState, journal: Journal, check: Callable[[], None]) -> Iterator[None]:
+    """The model with its average weights, and with its own again afterwards, wherever an exception comes from.
+
+    Args:
+        target: the model.
+        state: the average.
+        journal: where it is noted which weights the model has.
+        check: is called first, for it may be entered late.
+    """
+    check()
+    own: list[Callable[[], None]] = []
+    try:
+        try:
+            journal.averaged = True
+            put_in, put_back = _swap(target, state)
+            own.append(put_back)
+            journal.guard(put_in)
+            yield
+        finally:
+            journal.guard(_back, journal, own)
+    except BaseException:  # it may have come in the line above
+        journal.guard(_back, journal, own)
+        raise
+
+
+def _back(journal: Journal, own: list[Callable[[], None]]) -> None:
+    """The model's own weights. What a second exception keeps from being put back, the next call of the updater does."""
+    journal.open = True
+    journal.away = own[0] if own else None
+    journal.averaged = False
+    journal.home()
+    journal.settled()
+
+
+def _swap(target: Target, state: AverageState) -> tuple[Callable[[], None], Callable[[], None]]:
     """What gives the model its average weights, and what gives it its own again; both may be called again."""
     new = kept(target, state)
     places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}

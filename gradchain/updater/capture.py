@@ -9,7 +9,6 @@ from gradchain.core.transform import walk
 from gradchain.engine.captured import Captured
 from gradchain.updater.bound import Bound
 from gradchain.updater.info import UpdateInfo
-from gradchain.updater.journal import insist
 from gradchain.updater.window import MicroBatch
 
 
@@ -68,9 +67,13 @@ def capturing(bound: Bound) -> Iterator[CapturedUpdate]:
         bound.state, bound.clocks, bound.records, bound.news = state, clocks, records, news
 
     try:
-        yield CapturedUpdate(bound, captured)
-    finally:
-        insist(back)
+        try:
+            yield CapturedUpdate(bound, captured)
+        finally:
+            back()
+    except BaseException:  # it may have come in the line above
+        back()
+        raise
     if captured.received is None:
         raise RuntimeError("capturing: no update ran inside. Call updater.update(loss) under torch.cuda.graph.")
 

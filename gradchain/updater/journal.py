@@ -56,6 +56,7 @@ class Journal:
         away: puts back what is to be only for a while, such as weights that are not the model's own.
         busy: whether the engine is in a step.
         lost: what the open window is lost to, if this comes to nothing; "" where it is not lost.
+        averaged: whether the model has its average weights, for as long as the user wants them.
         torn: whether some parameters had an update and others had not, for good.
         drop: drops the open window, and says what it is lost to.
     """
@@ -68,6 +69,7 @@ class Journal:
         self.away: Callable[[], None] | None = None
         self.busy = False
         self.lost = ""
+        self.averaged = False
         self.torn = False
 
     def __getstate__(self) -> dict[str, Any]:

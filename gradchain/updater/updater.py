@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from gradchain.core.chain import chain
 from gradchain.core.hyper import is_number
-from gradchain.core.roles import AverageState
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
 from gradchain.updater import averages, files, foreign
@@ -24,7 +24,7 @@ from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.explanation import explanation
 from gradchain.updater.hyperparameters import Settings
 from gradchain.updater.info import Metrics, UpdateInfo
-from gradchain.updater.journal import Pending, insist
+from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
@@ -76,7 +76,6 @@ class Updater:
         with outside_inference():
             self._bound = Bound(tx if isinstance(tx, chain) else chain(tx), Target(target), autocast)
             self._walk = Walk(self._bound, in_backward)
-        self._averaged = False
 
     # the walk of the data
 
@@ -310,25 +309,8 @@ class Updater:
             name: which link's average, where the chain keeps several.
         """
         self._check("averaged")
-        return self._averaging(averages.average_state(self._bound.chain, self._bound.state, name)[1])
-
-    @contextmanager
-    def _averaging(self, state: AverageState) -> Iterator[None]:
-        self._check("averaged")
-        put_in, put_back = averages.swap(self._bound.target, state)
-        try:
-            self._averaged = True
-            self._bound.journal.guard(put_in)
-            yield
-        finally:
-            insist(lambda: self._own_again(put_back))
-
-    def _own_again(self, put_back: Callable[[], None]) -> None:
-        journal = self._bound.journal
-        journal.open, journal.away = True, put_back
-        self._averaged = False
-        journal.home()
-        journal.settled()
+        state = averages.average_state(self._bound.chain, self._bound.state, name)[1]
+        return averages.swapped(self._bound.target, state, self._bound.journal, partial(self._check, "averaged"))
 
     def averages(self, name: str | None = None) -> dict[str, Tensor]:
         """Name → average weight or buffer in the model's dtype: for a teacher under `torch.func.functional_call`.
@@ -366,7 +348,7 @@ class Updater:
             else:
                 journal.enter(owner)
         refuse_transforms(owner)
-        if self._averaged:
+        if journal.averaged:
             raise RuntimeError(f"{owner}: not inside `with updater.averaged()`: the model has its average weights.")
 
     # state
