@@ -17,8 +17,11 @@ from torch import nn
 
 import gradchain as gch
 
-# where a step is decided and written: every turn of every line of these
-WHOLE = ("commit.py", "walk.py", "bound.py", "journal.py", "in_backward.py", "evaluation.py", "averages.py")
+# where a step is decided and written: every line of these, in several turns
+WHOLE = (
+    "commit.py", "walk.py", "bound.py", "journal.py", "in_backward.py", "evaluation.py", "averages.py", "native.py",
+    "blocks.py", "patterns.py",
+)  # fmt: skip
 MORE = 3  # micro-batches that go on afterwards
 
 
