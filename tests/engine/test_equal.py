@@ -278,8 +278,8 @@ def test_a_wrong_kernel_is_seen(monkeypatch):
 
     def wrong(self, program, dtypes, sizes):
         runner = ready(self, program, dtypes, sizes)
-        run = runner.run
-        runner.run = lambda columns, scalars, entries: run(columns, [1.000001 * s for s in scalars], entries)
+        write = runner.write
+        runner.write = lambda to, columns, scalars, entries: write(to, columns, [1.000001 * s for s in scalars], entries)
         return runner
 
     monkeypatch.setattr(part, "ready", wrong)
