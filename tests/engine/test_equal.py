@@ -279,7 +279,7 @@ def test_a_wrong_kernel_is_seen(monkeypatch):
     def wrong(self, program, dtypes, sizes):
         runner = ready(self, program, dtypes, sizes)
         write = runner.write
-        runner.write = lambda to, columns, scalars, entries: write(to, columns, [1.000001 * s for s in scalars], entries)
+        runner.write = lambda to, columns, given, entries: write(to, columns, [1.000001 * s for s in given], entries)
         return runner
 
     monkeypatch.setattr(part, "ready", wrong)

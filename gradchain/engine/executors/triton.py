@@ -130,7 +130,7 @@ class TritonRunner:
         entries: Sequence[float | Tensor],
     ) -> None:
         """Have a commit launch the kernel, without waiting; see Runner."""
-        commit.add(_Launched(self.prepared(columns, scalars, entries)))
+        commit.add(_Launched(self.prepared(columns, scalars, entries), columns))
 
     def prepared(
         self, columns: Sequence[Column], scalars: Sequence[float | Tensor], entries: Sequence[float | Tensor]
@@ -210,8 +210,9 @@ class Launch:
 class _Launched:
     """A launch that is not made twice. The device is asked only where one was tried before."""
 
-    def __init__(self, launch: Launch) -> None:
+    def __init__(self, launch: Launch, columns: Sequence[Column]) -> None:
         self._launch = launch
+        self._columns = columns  # the launch has their addresses only: a gradient laid out anew is nobody else's
         self._tried = False
 
     @property
