@@ -64,6 +64,7 @@ class Interrupts(threading.Thread):
 
 def main(signals: int) -> int:
     """Interrupt so often; how many were mixed."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background has it ignored
     torch.set_num_threads(2)
     twin, training = Training(), Training()
     twin.step()
