@@ -122,11 +122,11 @@ def reductions(rank):
 @scenario
 def norms_on_the_device(rank):
     """On an accelerator a norm stays a 0-d tensor, which then meets DTensors."""
-    host, eager._host = eager._host, lambda value: value
+    host, eager.on_host = eager.on_host, lambda value: value
     try:
         result = run(rank, full_chain(2))
     finally:
-        eager._host = host
+        eager.on_host = host
     return {**result, "norm": float(result["norm"])}
 
 
