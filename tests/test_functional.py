@@ -3,7 +3,7 @@
 import pytest
 import torch
 from cases import CASES, Case
-from harness import problem, weights_after
+from harness import problem, stored, weights_after
 
 import gradchain as gch
 
@@ -33,9 +33,13 @@ def test_an_ensemble_under_vmap_is_a_loop_over_its_members(case: Case):
             torch.func.vmap(train)(params, grads)
         return
     together = torch.func.vmap(train)(params, grads)
+    # one call over lists and single operations differ in the last bit, which a slot stored in float32 makes more of
+    slots = stored(case.tx.init(gch.Tensors.of(members[0].params))).values()
+    narrow = any(t.dtype is torch.float32 for t in slots)
+    rtol, atol = (4 * torch.finfo(torch.float32).eps, 1e-7) if narrow else (1e-12, 1e-14)
     for i, member in enumerate(members):
         for n, w in weights_after(case.tx, member).items():
-            torch.testing.assert_close(together[n][i], w, rtol=1e-12, atol=1e-14, equal_nan=False)
+            torch.testing.assert_close(together[n][i], w, rtol=rtol, atol=atol, equal_nan=False)
 
 
 @rows
