@@ -31,7 +31,7 @@ def under_functorch() -> bool:
 
 
 class no_grad:  # noqa: N801  # as torch's
-    """`torch.no_grad()` for a `with` that is paid at every step, at a quarter of its price."""
+    """`torch.no_grad()` for a `with` that is paid at every step: it makes no decorator of itself."""
 
     __slots__ = ("_before",)
 
