@@ -36,12 +36,14 @@ def _is_number(value: Any) -> bool:
 class EagerTensors(Tensors):
     """Tensors in memory. A scalar factor is carried and folded into the next sum; a product or root takes it first."""
 
-    __slots__ = ("_compared", "_data", "_factor", "_index", "_product", "alike")
+    __slots__ = ("_compared", "_data", "_factor", "_product", "alike", "index")
+
+    index: Index  # no property: it is read some ten times in a step
 
     def __init__(
         self, index: Index, data: list[Tensor], factor: Any = 1.0, compared: list[torch.dtype] | None = None
     ) -> None:
-        self._index = index
+        self.index = index
         self._data = data
         self._factor = factor
         self._compared = compared  # of a mask, entry by entry: the compute dtype of what was compared
@@ -49,7 +51,7 @@ class EagerTensors(Tensors):
         self._product: list[Tensor] | None = None  # of both, once something asked: reading changes no later result
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return EagerTensors, (self._index, self._data, self._factor, self._compared)  # guards are of this process
+        return EagerTensors, (self.index, self._data, self._factor, self._compared)  # guards are of this process
 
     @classmethod
     def about(cls, facts: Sequence[Fact]) -> EagerTensors:
@@ -62,13 +64,12 @@ class EagerTensors(Tensors):
         held = index if len(tensors) == len(index) else index.subset(tensors)
         return cls(held, [_real(tensors[n]) for n in held.names])
 
-    @property
-    def index(self) -> Index:
-        return self._index
+    def __len__(self) -> int:
+        return len(self._data)
 
     def __getitem__(self, name: str) -> Tensor:
-        value = self._values()[self._index.position[name]]
-        return _complex(value) if name in self._index.complex and not value.is_complex() else value
+        value = self._values()[self.index.position[name]]
+        return _complex(value) if name in self.index.complex and not value.is_complex() else value
 
     def _values(self) -> list[Tensor]:
         """The entries with the carried factor applied: in the compute dtype where there is one."""
@@ -87,7 +88,7 @@ class EagerTensors(Tensors):
         if not self._is_mask():
             return [v.dtype for v in _torch.widened(self._data)]
         if self._compared is None:
-            self._compared = [_real(f.parameter.detach()).dtype for f in self._index.facts]
+            self._compared = [_real(f.parameter.detach()).dtype for f in self.index.facts]
             self._compared = [torch.promote_types(d, torch.float32) for d in self._compared]
         return self._compared
 
@@ -96,7 +97,7 @@ class EagerTensors(Tensors):
         if not self._is_mask():
             return self
         columns: list[Any] = [self._data, self._dtypes()]
-        return EagerTensors(self._index, _torch.pointwise("number", columns, len(self._data)))
+        return EagerTensors(self.index, _torch.pointwise("number", columns, len(self._data)))
 
     def _is_scaled(self) -> bool:
         return isinstance(self._factor, Tensor) or self._factor != 1.0
@@ -104,11 +105,11 @@ class EagerTensors(Tensors):
     def _column(self, index: Index) -> list[Tensor]:
         """The values of `index`'s entries, in the compute dtype."""
         values = _torch.widened(self._values())
-        return values if index is self._index else [values[self._index.position[n]] for n in index.names]
+        return values if index is self.index else [values[self.index.position[n]] for n in index.names]
 
     def _raw(self, index: Index) -> list[Tensor]:
         data = _torch.widened(self._data)
-        return data if index is self._index else [data[self._index.position[n]] for n in index.names]
+        return data if index is self.index else [data[self.index.position[n]] for n in index.names]
 
     # elementwise
 
@@ -136,9 +137,9 @@ class EagerTensors(Tensors):
         """The result where the carried factor can go on or into a weighted sum; None where it must be applied."""
         if op == "mul" and (_is_number(args[0]) or _is_number(args[1])):
             tensors, number = args if _is_number(args[1]) else (args[1], args[0])
-            return EagerTensors(tensors._index, tensors._data, tensors._factor * number)
+            return EagerTensors(tensors.index, tensors._data, tensors._factor * number)
         if op == "div" and _is_number(args[1]):
-            return EagerTensors(args[0]._index, args[0]._data, divide(args[0]._factor, args[1]))
+            return EagerTensors(args[0].index, args[0]._data, divide(args[0]._factor, args[1]))
         if op in ("add", "sub") and all(isinstance(a, EagerTensors) for a in args):
             a, b = args
             if a._is_scaled() or b._is_scaled():
@@ -157,8 +158,8 @@ class EagerTensors(Tensors):
     def _norm_list(self, p: float) -> list[Tensor]:
         """The norms without the carried factor; those of sharded tensors are not reduced over ranks yet."""
         out = []
-        for name, value in zip(self._index.names, self._numbers()._data, strict=True):
-            whole = _complex(value) if name in self._index.complex and p != 2 else value
+        for name, value in zip(self.index.names, self._numbers()._data, strict=True):
+            whole = _complex(value) if name in self.index.complex and p != 2 else value
             out.append(_vector_norm(whole, p))
         return out
 
@@ -202,38 +203,38 @@ class EagerTensors(Tensors):
         return EagerTensors(index, out, compared=_compared(index, (self,)) if mask else None)
 
     def select(self, members: Iterable[str]) -> Tensors:
-        index = self._index.subset(members)
-        if index is self._index:
+        index = self.index.subset(members)
+        if index is self.index:
             return self
-        at = [self._index.position[n] for n in index.names]
+        at = [self.index.position[n] for n in index.names]
         compared = [self._dtypes()[i] for i in at] if self._is_mask() else None
         return EagerTensors(index, [self._data[i] for i in at], self._factor, compared)
 
     def overlay(self, other: Tensors) -> Tensors:
-        if other.index is self._index or not len(self):
+        if other.index is self.index or not len(self):
             return other
         if not isinstance(other, EagerTensors):
             return other._lift(self).overlay(other)
-        index = self._index.union(other._index)
+        index = self.index.union(other.index)
         masks = self._is_mask() and other._is_mask()
         under, over = (self, other) if masks else (self._numbers(), other._numbers())
 
         def laid(mine: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
-            of = other._index
-            return [theirs[of.position[n]] if n in of else mine[self._index.position[n]] for n in index.names]
+            of = other.index
+            return [theirs[of.position[n]] if n in of else mine[self.index.position[n]] for n in index.names]
 
         compared = laid(self._dtypes(), other._dtypes()) if masks else None
         return EagerTensors(index, laid(under._values(), over._values()), compared=compared)
 
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
         data = self._numbers()._data
-        return EagerTensors(self._index, [torch.zeros_like(v, dtype=_real_dtype(dtype)) for v in data])
+        return EagerTensors(self.index, [torch.zeros_like(v, dtype=_real_dtype(dtype)) for v in data])
 
     def to(self, dtype: torch.dtype) -> Tensors:
-        return EagerTensors(self._index, [v.to(dtype) for v in self._values()])
+        return EagerTensors(self.index, [v.to(dtype) for v in self._values()])
 
     def clone(self) -> Tensors:
-        return EagerTensors(self._index, [v.detach().clone() for v in self._values()], compared=self._compared)
+        return EagerTensors(self.index, [v.detach().clone() for v in self._values()], compared=self._compared)
 
     def addends(self, weights: list[Tensor]) -> tuple[list[Tensor], list[Tensor], Any]:
         """What `weights += self` writes to, adds, and multiplies that by: it has the very bits of `params + self`."""
@@ -241,21 +242,21 @@ class EagerTensors(Tensors):
 
     def misfit(self, weights: list[Tensor]) -> str | None:
         """The first entry whose shape is not that of its weight."""
-        rows = zip(self._index.names, self._data, weights, strict=True)
+        rows = zip(self.index.names, self._data, weights, strict=True)
         return next((name for name, value, weight in rows if value.shape != _real(weight).shape), None)
 
     def stored_as(self, old: Tensors) -> Tensors:
         assert isinstance(old, EagerTensors)
-        if not self._index.within(old._index):
-            stray = [n for n in self._index.names if n not in old._index]
+        if not self.index.within(old.index):
+            stray = [n for n in self.index.names if n not in old.index]
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         before, mine = old._values(), self._values()
-        position = self._index.position
+        position = self.index.position
         return EagerTensors(
-            old._index,
+            old.index,
             [
                 mine[position[n]].to(b.dtype) if n in position else b
-                for n, b in zip(old._index.names, before, strict=True)
+                for n, b in zip(old.index.names, before, strict=True)
             ],
         )
 
@@ -280,8 +281,8 @@ def _compared(index: Index, args: tuple[Any, ...]) -> list[torch.dtype]:
     rows = []
     for arg in args:
         if isinstance(arg, EagerTensors):
-            dtypes, position = arg._dtypes(), arg._index.position
-            rows.append(dtypes if arg._index is index else [dtypes[position[n]] for n in index.names])
+            dtypes, position = arg._dtypes(), arg.index.position
+            rows.append(dtypes if arg.index is index else [dtypes[position[n]] for n in index.names])
     return [functools.reduce(torch.promote_types, row) for row in zip(*rows, strict=True)]
 
 
@@ -381,7 +382,7 @@ def _vector_norm(value: Tensor, p: float) -> Tensor:
 
 
 def _flatten(tensors: EagerTensors) -> tuple[list[Any], Any]:
-    return list(tensors._values()), tensors._index
+    return list(tensors._values()), tensors.index
 
 
 def _unflatten(values: Iterable[Any], index: Index) -> EagerTensors:

@@ -78,6 +78,7 @@ class Engine:
     def __init__(self) -> None:
         self._layout: Layout | None = None
         self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
+        self._adapted: tuple[Executor, ...] = ()  # those that were found to be for where the layout's weights are
         self.captured: Captured | None = None  # what a step goes into that is captured, or comes from
         self._plans: dict[Any, Plan] = {}
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
@@ -133,11 +134,14 @@ class Engine:
         self._windows.begin()
         state, notes = way.prepared(values, asked, commit)
         self.last = way.parts
-        commit.after(partial(self._went, way, state))
+        commit.after(partial(self._went, way, state, asked.params._data))
         return Outcome(way.applies, state, notes, commit)
 
-    def _went(self, way: Way, state: Links) -> None:
+    def _went(self, way: Way, state: Links, weights: list[torch.Tensor]) -> None:
         """A step that ran again was written."""
+        if way.applies:
+            written = way.written
+            _torch.increment_version(weights if written is None else [weights[i] for i in written])
         self._windows.settle(state)
         self._ways.gone(way)
         self._settle(state, "")
@@ -276,9 +280,13 @@ class Engine:
     # storage
 
     def _laid_out(self, params: EagerTensors) -> Layout:
+        layout = self._layout
+        if layout is not None and self.executors is self._adapted and layout.still(params):
+            return layout
         executors = adapted(self.executors, params._data[0].device if params._data else torch.device("cpu"))
         if executors is not self.executors:
             self.executors, self._layout = executors, None  # what is planned is for the others
+        self._adapted = executors
         if self._layout is None or not self._layout.still(params):
             self._layout = Layout(params)
             self._plans.clear()

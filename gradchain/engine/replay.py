@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any
 
-from gradchain.core import _torch
 from gradchain.core.chain import chain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
@@ -151,6 +149,7 @@ class Way:
         parts: what it runs, as the engine tells it.
         ran: whether it did, since it was traced.
         applies: whether it writes weights.
+        written: which of them, where it is not all.
     """
 
     def __init__(
@@ -162,7 +161,7 @@ class Way:
         self.ran = False
         self.applies = recorded.written is not None
         self._alive = (asked.tx, dict(asked.step.overrides))  # the kind has their ids
-        self._changes, self._calls, self._written = changes, calls, written
+        self._changes, self._calls, self.written = changes, calls, written
         self._held, self._detail = recorded.notes.held, recorded.notes.detail
         ledger, notes = recorded.tracing.ledger, recorded.notes
         self._records = [(name, ledger.slot(value)) for name, value in notes.records.items()]
@@ -192,11 +191,6 @@ class Way:
         run(self._last, values)
         for call in self._calls:
             call.part.runner.write(commit, *call.arguments(values))
-        if self.applies:
-            data = asked.params._data
-            commit.after(
-                partial(_torch.increment_version, data if self._written is None else [data[i] for i in self._written])
-            )
         notes = Notes(asked.step)
         notes.records = {name: values[slot] for name, slot in self._records}
         notes.used = {name: values[slot] for name, slot in self._used}
@@ -305,7 +299,8 @@ class Ways:
     def gone(self, way: Way) -> None:
         """A step went this way."""
         self._failures, way.ran = 0, True
-        self._note(way)
+        if way is not self._before or self._after.get(way) is not way:
+            self._note(way)
 
     def _note(self, way: Way) -> None:
         if self._before is not None:

@@ -19,7 +19,7 @@ from gradchain.core.roles import AverageState, Gate
 from gradchain.core.state import Links, merged
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import walk
+from gradchain.core.transform import Transform, walk
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine, Outcome
 from gradchain.updater.gradients import Gradients, owned
@@ -67,6 +67,7 @@ class Bound:
         self.engine = Engine()
         self.journal = Journal(self.engine.forget)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
+        self._scales_loss = any(type(link).scale_loss is not Transform.scale_loss for _, link in tx.named)
         self.attach(target)
         self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
         self.state: Links = self.fresh_state()
@@ -138,6 +139,8 @@ class Bound:
 
     def scaled(self, loss: Tensor, weight: float | None, until: str | None = None) -> Any:
         """The loss through the scaling of the links, or of those in front of `until`, whatever the gradient mode is."""
+        if not self._scales_loss:
+            return loss
         ctx = Context.of(self.facts(weight=weight))
         if torch.is_grad_enabled():
             return self.chain.scale_loss(loss, self.state, ctx, until)
@@ -146,6 +149,8 @@ class Bound:
 
     def make_room(self, weight: float | None) -> None:
         """Make the open window in `.grad` have room for a micro-batch of this weight."""
+        if self.window.name is None:
+            return
         self.state = self.window.with_room(self.state, Context.of(self.facts(weight=weight)))
 
     def withholds(self, last: bool = False) -> bool:
@@ -209,8 +214,8 @@ class Bound:
     ) -> Callable[[], None]:
         """What makes it so that an update was written, as often as it is called: numbers are those after it."""
         clocks, news, skipped, window = {**self.clocks}, self.news, self.num_skipped, self.window
-        parked = info.reason == "window"
-        if info.applied:
+        applied, parked = info.applied, info.reason == "window"
+        if applied:
             clocks["step"] += 1
             news = {name: (count, []) for name, (count, _) in news.items()} if news else news
         elif not parked:
@@ -225,7 +230,7 @@ class Bound:
             self.state, self.active = outcome.state, active
             self.records.update(outcome.notes.records)
             self.clocks, self.news, self.num_skipped, self.micro = clocks, news, skipped, micro
-            if info.applied:
+            if applied and self.lent_averages:
                 self._tell_of_new_averages()
             window.unsynchronised = unsynchronised
             if parked or not keep_grads:
@@ -237,10 +242,9 @@ class Bound:
 
     def _tell_of_new_averages(self) -> None:
         """A kernel writes averages where they lie; autograd must know, for a graph of the user's may hold them."""
-        if self.lent_averages:
-            for address, state in states(self.chain, self.state):
-                if address in self.lent_averages and isinstance(state, AverageState):
-                    torch.autograd.graph.increment_version([*state.average.values()])
+        for address, state in states(self.chain, self.state):
+            if address in self.lent_averages and isinstance(state, AverageState):
+                torch.autograd.graph.increment_version([*state.average.values()])
 
     def computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
         """What the update comes to, nothing of it written yet: by the engine, or by the reference where it cannot.

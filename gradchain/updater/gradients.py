@@ -51,6 +51,11 @@ class Gradients:
 
     def reached(self, marks: list[tuple[Tensor, int]]) -> bool:
         """Whether some gradient is another one, or was added to, since `marks`."""
+        if not marks:
+            for parameter in self._target.known:
+                if parameter.grad is not None:
+                    return True
+            return False
         before = {id(grad): version for grad, version in marks}
         now = (p.grad for p in self._target.known)
         return any(g is not None and before.get(id(g)) != g._version for g in now)

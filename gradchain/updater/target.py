@@ -25,6 +25,8 @@ class Target:
         roots: the bound modules, with what comes before their names.
         index: the parameters, each under its first name.
         known: the parameters, as they were when last looked at.
+        replicated, sharded: the modules that are under DDP, and those that FSDP2 shards.
+        distributed: whether gradients are averaged over ranks.
     """
 
     def __init__(self, source: Any) -> None:
@@ -92,11 +94,7 @@ class Target:
         self._structure = structure
         self.replicated = structure.of(DistributedDataParallel)
         self.sharded = structure.sharded()
-
-    @property
-    def distributed(self) -> bool:
-        """Whether gradients are averaged over ranks."""
-        return bool(self.replicated or self.sharded)
+        self.distributed = bool(self.replicated or self.sharded)
 
     def ranks(self) -> tuple[list[Any], str]:
         """The process groups whose ranks share a gradient's mean, and the device they talk about."""

@@ -136,6 +136,8 @@ class Window:
 
     def put_back(self) -> None:
         """Give FSDP2 what was taken."""
+        if not self._target.sharded:
+            return
         put_back_unreduced(self._target, self._unreduced)
         self._unreduced = []
 

@@ -12,9 +12,13 @@ from benchmarks import candidate as candidates
 from benchmarks import measure, recipes, targets
 from benchmarks.candidate import BACKWARD, Bare, Took
 from benchmarks.floor import Floor
-from benchmarks.ours import Ours
+from benchmarks.ours import Kernels, Ours
 from benchmarks.recipes import RECIPES, Cell
 from benchmarks.workloads import WORKLOADS
+from gradchain.engine.commit import Commit
+from gradchain.engine.executors import native
+from gradchain.engine.executors.blocks import Blocks
+from gradchain.engine.executors.patterns import Patterns
 
 ROUNDS = 21  # of the command
 TURNS = {"c": measure.WARM + ROUNDS + measure.HOST_TURNS + 1, "d": 11 * (ROUNDS + measure.HOST_TURNS)}  # in steps
@@ -60,11 +64,29 @@ def test_a_step_is_timed_only_with_the_clock_in_backward():
         candidate.round()
     with BACKWARD.clock():
         took = candidate.round()
-        host = candidate.host()
     assert torch.Tensor.backward is real
     assert 0 < took.part < took.whole
-    assert 0 < host
-    assert all(not hasattr(part.runner._kernel, "real") for part in candidate._engine.last)
+
+
+@pytest.mark.parametrize(
+    "executors", [(native.Native(),), (Patterns(), Blocks()), (Blocks(),)], ids=["native", "patterns", "blocks"]
+)
+@pytest.mark.parametrize("recipe", ["R1", "R2"])  # R2 reduces
+def test_what_passes_in_kernels_is_not_the_hosts(recipe, executors):
+    candidate = Ours(Cell.of(WORKLOADS["d"], RECIPES[recipe]))
+    candidate._engine.executors = executors
+    fire, driver = Commit.fire, native.driver
+    with BACKWARD.clock():
+        candidate.round()
+        runners = [part.runner for part in candidate._engine.last]
+        before = [dict(vars(runner)) for runner in runners]
+        with Kernels(candidate._engine) as kernels:
+            part = candidate.round().part
+        assert 0 < kernels.seconds < part
+        assert candidate.host() > 0
+        assert {part.runner for part in candidate._engine.last} == set(runners)  # those that were under the clock
+    assert (Commit.fire, native.driver) == (fire, driver)
+    assert [dict(vars(runner)) for runner in runners] == before
 
 
 def test_a_turn_is_the_mean_of_the_timed_steps_after_those_that_settle(monkeypatch):
