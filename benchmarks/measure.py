@@ -16,6 +16,7 @@ import torch
 from benchmarks import jax_peer, memory, other_peers, torch_peers
 from benchmarks.candidate import BACKWARD, Bare, Candidate, Took, Unable, limit
 from benchmarks.floor import Floor
+from benchmarks.kernels import host
 from benchmarks.ours import Ours
 from benchmarks.recipes import Cell
 
@@ -78,7 +79,7 @@ def run(cell: Cell, rounds: int, only: Sequence[str] = (), slow: bool = True) ->
         "load": [load, os.getloadavg()[0]],
         "reference": ours.reference,
         "executors": ours.executors,
-        "host_us": None if torch.get_num_threads() > 1 else quartiles([ours.host() for _ in range(HOST_TURNS)], 1e6),
+        "host_us": None if torch.get_num_threads() > 1 else quartiles([host(ours) for _ in range(HOST_TURNS)], 1e6),
         "parity": parity,
         "extra_bytes_per_parameter": {name: value for name, value in extra.items() if value is not None},
         "not_run": unable,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 import gradchain as gch
-from benchmarks.candidate import Candidate, now
+from benchmarks.candidate import Candidate
 from benchmarks.recipes import (
     B1,
     B2,
@@ -31,8 +29,6 @@ from benchmarks.recipes import (
     Recipe,
     multipliers,
 )
-from gradchain.engine.commit import Commit
-from gradchain.engine.executors import native
 
 
 class OwnState(gch.State):
@@ -110,83 +106,21 @@ class Ours(Candidate):
     @property
     def reference(self) -> str:
         """Why the last step ran by the reference and not by the engine; "" if it did not."""
-        return str(self._engine.reason or "")
+        return str(self.engine.reason or "")
 
     @property
     def executors(self) -> dict[str, int]:
         """What ran the programs of the last step, and how many."""
-        return dict(Counter(part.executor for part in self._engine.last))
+        return dict(Counter(part.executor for part in self.engine.last))
 
     @property
-    def _engine(self) -> Any:
+    def engine(self) -> Any:
         engine = self.updater._bound.engine
         assert engine is not None, "the engine is off"
         return engine
-
-    def host(self) -> float:
-        """Seconds of an optimizer part that pass outside kernels, over one turn. With one thread only."""
-        workload = self.cell.workload
-        for _ in range(workload.settle):
-            self.round()
-        with Kernels(self._engine) as kernels:
-            parts = [self.round().part for _ in range(workload.steps)]
-        return (sum(parts) - kernels.seconds) / (len(parts) * self.cell.recipe.per)
 
     def norm(self) -> float | None:
         return float(self.updater.metrics["clip_by_norm.norm"]) if self.cell.recipe.clip else None
 
     def average(self) -> dict[str, Tensor] | None:
         return dict(self.updater.averages()) if self.cell.recipe.scaled else None
-
-
-class Kernels:
-    """A clock inside the kernels of an engine: those that reduce, and those that a commit has write."""
-
-    def __init__(self, engine: Any) -> None:
-        self.seconds = 0.0
-        self._runners = [part.runner for plan in engine._plans.values() for part in plan.parts]
-        self._patches = ExitStack()
-
-    def __enter__(self) -> Kernels:
-        drive, fire = self._timed(native.driver()), Commit.fire
-
-        def fired(commit: Commit) -> None:
-            # printed C passes through the driver below; what calls torch's kernels is a write of its own
-            commit._writes[:] = [w if isinstance(w, native.Kernels) else _Clocked(w, self) for w in commit._writes]
-            fire(commit)
-
-        with ExitStack() as stack:
-            stack.enter_context(patch.object(Commit, "fire", fired))
-            stack.enter_context(patch.object(native, "driver", lambda: drive))
-            for runner in self._runners:
-                key, timed = ("_drive", drive) if hasattr(runner, "_drive") else ("run", self._timed(runner.run))
-                stack.enter_context(patch.object(runner, key, timed))
-            self._patches = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._patches.close()
-
-    def _timed(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*args: Any) -> Any:
-            start = now()
-            try:
-                return real(*args)
-            finally:
-                self.seconds += now() - start
-
-        return timed
-
-
-class _Clocked:
-    """A write of a commit under a clock."""
-
-    def __init__(self, write: Any, kernels: Kernels) -> None:
-        self._write, self._call = write, kernels._timed(write)
-
-    @property
-    def begun(self) -> bool:
-        return bool(self._write.begun)
-
-    def __call__(self) -> None:
-        self._call()

@@ -12,7 +12,8 @@ from benchmarks import candidate as candidates
 from benchmarks import measure, recipes, targets
 from benchmarks.candidate import BACKWARD, Bare, Took
 from benchmarks.floor import Floor
-from benchmarks.ours import Kernels, Ours
+from benchmarks.kernels import Kernels, host
+from benchmarks.ours import Ours
 from benchmarks.recipes import RECIPES, Cell
 from benchmarks.workloads import WORKLOADS
 from gradchain.engine.commit import Commit
@@ -74,17 +75,17 @@ def test_a_step_is_timed_only_with_the_clock_in_backward():
 @pytest.mark.parametrize("recipe", ["R1", "R2"])  # R2 reduces
 def test_what_passes_in_kernels_is_not_the_hosts(recipe, executors):
     candidate = Ours(Cell.of(WORKLOADS["d"], RECIPES[recipe]))
-    candidate._engine.executors = executors
+    candidate.engine.executors = executors
     fire, driver = Commit.fire, native.driver
     with BACKWARD.clock():
         candidate.round()
-        runners = [part.runner for part in candidate._engine.last]
+        runners = [part.runner for part in candidate.engine.last]
         before = [dict(vars(runner)) for runner in runners]
-        with Kernels(candidate._engine) as kernels:
+        with Kernels(candidate.engine) as kernels:
             part = candidate.round().part
         assert 0 < kernels.seconds < part
-        assert candidate.host() > 0
-        assert {part.runner for part in candidate._engine.last} == set(runners)  # those that were under the clock
+        assert host(candidate) > 0
+        assert {part.runner for part in candidate.engine.last} == set(runners)  # those that were under the clock
     assert (Commit.fire, native.driver) == (fire, driver)
     assert [dict(vars(runner)) for runner in runners] == before
 
