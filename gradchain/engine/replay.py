@@ -268,8 +268,9 @@ class Ways:
     def __init__(self) -> None:
         self._known: dict[tuple[Any, ...], list[Way]] = {}
         self._recent: dict[Way, None] = {}  # in the order they were gone, the latest last
-        self._before: Way | None = None
-        self._after: dict[Way, Way] = {}  # what was gone after each, when last it was gone
+        # the last two; and what was gone after any two, when last they were: a window is the same many steps long
+        self._before: tuple[Way | None, Way | None] = (None, None)
+        self._after: dict[tuple[Way | None, Way | None], Way] = {}
         self._failures, self._wait = 0, 0
 
     def forget(self) -> None:
@@ -279,19 +280,22 @@ class Ways:
         self._known.clear()
         self._recent.clear()
         self._after.clear()
-        self._before = None
+        self._before = (None, None)
 
     def fitting(self, asked: Asked) -> tuple[Way, list[Any]] | None:
         """The way that a step takes, and its numbers; None where no way that is known is its own."""
-        known = self._known.get(asked.kind) if self._known else None
+        kind = asked.kind
+        known = self._known.get(kind) if self._known else None
         if known is None:
             return None
-        # what followed on the last way when that was last gone comes first
-        likely = None if self._before is None else self._after.get(self._before)
         memo: dict[Any, Any] = {}
-        first = likely is None or likely is known[0] or likely not in known
-        for way in known if first else sorted(known, key=lambda way: way is not likely):
-            values = way.values(asked, memo)
+        likely = self._after.get(self._before)
+        if likely is not None and likely.kind == kind:
+            values = likely.values(asked, memo)
+            if values is not None:
+                return likely, values
+        for way in known:
+            values = None if way is likely else way.values(asked, memo)
             if values is not None:
                 return way, values
         return None
@@ -299,15 +303,16 @@ class Ways:
     def gone(self, way: Way) -> None:
         """A step went this way."""
         self._failures, way.ran = 0, True
-        if way is not self._before or self._after.get(way) is not way:
-            self._note(way)
+        self._note(way)
 
     def _note(self, way: Way) -> None:
-        if self._before is not None:
-            self._after[self._before] = way
-        self._before = way
-        self._recent.pop(way, None)
-        self._recent[way] = None
+        earlier, latest = self._before
+        self._after[self._before] = way
+        if way is not latest:
+            self._recent.pop(way, None)
+            self._recent[way] = None
+        if way is not latest or way is not earlier:
+            self._before = (latest, way)
 
     def wanted(self) -> bool:
         """Whether to trace the step that is about to be recorded."""
@@ -323,7 +328,7 @@ class Ways:
         if len(self._recent) > MOST_WAYS:
             oldest = next(iter(self._recent))
             del self._recent[oldest]
-            self._after = {before: way for before, way in self._after.items() if oldest not in (before, way)}
+            self._after = {before: way for before, way in self._after.items() if oldest not in (*before, way)}
             self._known[oldest.kind].remove(oldest)
             if not self._known[oldest.kind]:
                 del self._known[oldest.kind]

@@ -156,6 +156,8 @@ def take(taken: list[Taken], state: Links, values: list[Any]) -> bool:
 
 
 def _kind(value: Any) -> Any:
+    if type(value) is EagerTensors:
+        return Tensors, value.index.names
     if isinstance(value, Tensors):
         return Tensors, value.index.names
     return type(value) if type(value) in (int, float) else kind_of(value)

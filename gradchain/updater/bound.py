@@ -149,8 +149,8 @@ class Bound:
 
     def make_room(self, weight: float | None) -> None:
         """Make the open window in `.grad` have room for a micro-batch of this weight."""
-        if self.window.name is None:
-            return
+        if self.window.name is None or weight is None:
+            return  # without weights all micro-batches count alike
         self.state = self.window.with_room(self.state, Context.of(self.facts(weight=weight)))
 
     def withholds(self, last: bool = False) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit, Copies, sums
 from gradchain.updater.memory import memory_for
 from gradchain.updater.target import Target
+
+Marks: TypeAlias = "tuple[list[Tensor | None], list[int | None]]"
+"""Every parameter's gradient, and the version it had."""
 
 
 class Gradients:
@@ -37,28 +40,28 @@ class Gradients:
 
     def put_back(self, window: Tensors) -> None:
         """Make `.grad` the parked window and nothing else, so that autograd goes on summing where it lies."""
-        for name, parameter in zip(self._target.index.names, self._target.parameters(), strict=True):
-            try:
-                parameter.grad = window[name] if name in window else None
-            except RuntimeError:
-                self._target.lie()  # which says what became of the parameter since the window was opened
-                raise
+        assert isinstance(window, EagerTensors)
+        try:
+            for parameter, grad in zip(self._target.parameters(), window.listed(self._target.index), strict=True):
+                parameter.grad = grad
+        except RuntimeError:
+            self._target.lie()  # which says what became of the parameter since the window was opened
+            raise
 
-    def marks(self) -> list[tuple[Tensor, int]]:
-        """What tells later whether a backward has reached a parameter; nothing where no gradient is there."""
+    def marks(self) -> Marks:
+        """What tells later whether a backward has reached a parameter, for those that are now known."""
         grads = [p.grad for p in self._target.parameters()]
-        return [(g, g._version) for g in grads if g is not None]
+        return grads, [None if g is None else g._version for g in grads]
 
-    def reached(self, marks: list[tuple[Tensor, int]]) -> bool:
-        """Whether some gradient is another one, or was added to, since `marks`."""
-        if not marks:
-            for parameter in self._target.known:
-                if parameter.grad is not None:
-                    return True
-            return False
-        before = {id(grad): version for grad, version in marks}
-        now = (p.grad for p in self._target.known)
-        return any(g is not None and before.get(id(g)) != g._version for g in now)
+    def reached(self, marks: Marks | None) -> bool:
+        """Whether some gradient is another one, or was added to, since `marks`; without those there was none."""
+        if marks is None:
+            return any(p.grad is not None for p in self._target.known)
+        for parameter, before, version in zip(self._target.known, *marks, strict=True):
+            grad = parameter.grad
+            if grad is not None and (grad is not before or grad._version != version):
+                return True
+        return False
 
     def gather(self, look: bool = True, another_comes: bool = False) -> Tensors:
         """The gradients that are there, as updates.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,13 +50,13 @@ class MicroBatch:
             self._mean_weight = over_ranks(target, weight)
         return self._mean_weight
 
-    def check(self, loss: Any, weight: Any, gated: bool) -> None:
+    def check(self, loss: Any, weight: Any, gated: Callable[[], bool]) -> None:
         """Refuse a loss that backward cannot or should not take, before anything happens.
 
         Args:
             loss: what the user passed.
             weight: the weight of the micro-batch, or None.
-            gated: whether a link will stop a non-finite gradient.
+            gated: gives whether a link will stop a non-finite gradient.
         """
         if not isinstance(loss, Tensor):
             got = type(loss).__name__
@@ -74,7 +75,7 @@ class MicroBatch:
             raise ValueError(
                 f"update: weight must be that of the micro-batch's first backward, {self.weight!r}, got {weight!r}."
             )
-        if not gated and loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        if loss.device.type == "cpu" and not math.isfinite(loss.item()) and not gated():
             raise FloatingPointError(
                 f"update: loss is {loss.item()}; weights and state are untouched. To skip such updates put "
                 "skip_nonfinite() in the chain."
@@ -131,6 +132,8 @@ class Window:
 
     def park(self) -> None:
         """Take from FSDP2 what it has not reduced; a window in `.grad` the link has taken. It may be done again."""
+        if not self._target.sharded:
+            return
         self._unreduced = self._unreduced or unreduced(self._target)
         taken_unreduced(self._target)
 
