@@ -58,6 +58,8 @@ class accumulate(KeepsWindow):
     descends = False
     uniform = frozenset({"every"})
 
+    multiplies_loss = True
+
     every: Annotated[Hyper, "integer [1, inf)"]
     reduce: str = "mean"
     dtype: torch.dtype | None = None
@@ -80,7 +82,8 @@ class accumulate(KeepsWindow):
         return AccumulateState(state.window.select(()))
 
     def scale_loss(self, loss: Any, state: AccumulateState, ctx: Context) -> Any:
-        self._check_alike(state, ctx.micro.weight is not None, True)
+        if state.micro:
+            self._check_alike(state, ctx.micro.weight is not None, True)
         return loss * self._factor(state, ctx)
 
     def size(self, state: AccumulateState) -> int:
@@ -88,9 +91,10 @@ class accumulate(KeepsWindow):
 
     def _factor(self, state: AccumulateState, ctx: Context) -> float:
         """What a micro-batch's gradient is multiplied by as it enters the window."""
-        if ctx.micro.weight is None and self.reduce == "mean":
+        weight = ctx.micro.weight
+        if weight is None and self.reduce == "mean":
             return 1.0 / self.size(state)
-        return (ctx.micro.weight or 1.0) / self._reference(state, ctx)
+        return (weight or 1.0) / self._reference(state, ctx)
 
     def _reference(self, state: AccumulateState, ctx: Context) -> float:
         """What weights are relative to in the window that is open with this micro-batch."""

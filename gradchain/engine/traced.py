@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import Tensor
+
 from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Count
 from gradchain.core.state import Links, S, State
@@ -156,11 +158,11 @@ def take(taken: list[Taken], state: Links, values: list[Any]) -> bool:
 
 
 def _kind(value: Any) -> Any:
-    if type(value) is EagerTensors:
-        return Tensors, value.index.names
+    if isinstance(value, (int, float, Tensor)):
+        return type(value) if type(value) in (int, float) else kind_of(value)
     if isinstance(value, Tensors):
         return Tensors, value.index.names
-    return type(value) if type(value) in (int, float) else kind_of(value)
+    return kind_of(value)
 
 
 def traced(state: S, ledger: HostLedger, taken: list[Taken], path: tuple[str, ...] = ()) -> S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -67,7 +68,8 @@ class Bound:
         self.engine = Engine()
         self.journal = Journal(self.engine.forget)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
-        self._scales_loss = any(type(link).scale_loss is not Transform.scale_loss for _, link in tx.named)
+        scaling = [link for _, link in tx.named if type(link).scale_loss is not Transform.scale_loss]
+        self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
         self.attach(target)
         self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
         self.state: Links = self.fresh_state()
@@ -142,10 +144,9 @@ class Bound:
         if not self._scales_loss:
             return loss
         ctx = Context.of(self.facts(weight=weight))
-        if torch.is_grad_enabled():
-            return self.chain.scale_loss(loss, self.state, ctx, until)
-        with torch.enable_grad():
-            return self.chain.scale_loss(loss, self.state, ctx, until)
+        factor = self.chain.scale_loss(1.0, self.state, ctx, until) if self._multiplies_loss else None
+        with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
+            return self.chain.scale_loss(loss, self.state, ctx, until) if factor is None else loss * factor
 
     def make_room(self, weight: float | None) -> None:
         """Make the open window in `.grad` have room for a micro-batch of this weight."""

@@ -49,8 +49,8 @@ class Gradients:
             raise
 
     def marks(self) -> Marks:
-        """What tells later whether a backward has reached a parameter, for those that are now known."""
-        grads = [p.grad for p in self._target.parameters()]
+        """What tells later whether a backward has reached a parameter."""
+        grads = [p.grad for p in self._target.known]
         return grads, [None if g is None else g._version for g in grads]
 
     def reached(self, marks: Marks | None) -> bool:
