@@ -83,7 +83,7 @@ class _Autocast:
             self._real = torch.autocast(device, dtype=dtype)
 
     def __enter__(self) -> None:
-        self._real.__enter__()
+        self._real.__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *raised: Any) -> None:
         self._real.__exit__(*raised)

@@ -48,9 +48,9 @@ class Gradients:
             self._target.lie()  # which says what became of the parameter since the window was opened
             raise
 
-    def marks(self) -> Marks:
+    def marks(self, look: bool) -> Marks:
         """What tells later whether a backward has reached a parameter."""
-        grads = [p.grad for p in self._target.known]
+        grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
         return grads, [None if g is None else g._version for g in grads]
 
     def reached(self, marks: Marks | None) -> bool:

@@ -114,7 +114,7 @@ class Walk:
             micro.weight = weight
             bound.make_room(weight)
             parked = self._open_micro_batch()
-        marks = bound.gradients.marks() if micro.backwards or parked else None
+        marks = bound.gradients.marks(look=not parked) if micro.backwards or parked else None
         if self.in_backward is not None:
             self.checkpoint.warn_of_other_weights()
             self.in_backward.open()
