@@ -90,6 +90,7 @@ class Engine:
         self._ways = Ways()
         self._tracing: Tracing | None = None  # while a step is traced
         self.num_replayed = 0  # steps that were run again from their numbers
+        self.num_passed = 0  # micro-batches for which nothing had to run
         self.recorded: Counter[str] = Counter()  # how many were not, by the reason
         self.last: list[Part] = []  # what the last step ran, in order
         self.ran: list[Part] = []  # what the last step ran that ran anything
@@ -145,6 +146,13 @@ class Engine:
         self._windows.settle(state)
         self._ways.gone(way)
         self._settle(state, "")
+
+    def passed(self, before: Links, state: Links) -> None:
+        """A micro-batch was added to the open window, for which there was nothing to run."""
+        self.num_passed += 1
+        if before is self._state:
+            self._state = state
+            self._windows.settle(state)
 
     def forget(self) -> None:
         """A step did not come to its end: what it has left in plans, columns and ways is not to be trusted."""

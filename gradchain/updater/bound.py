@@ -158,7 +158,15 @@ class Bound:
         """Whether ranks need not agree on the coming micro-batch."""
         if not self.target.distributed:
             return False
-        return not self.window.closes(self.state, self.now(), self.micro.last or last)
+        return not self.window.closes(self.state, self.now, self.micro.last or last)
+
+    def only_adds(self, received: Tensors, last: bool) -> bool:
+        """Whether all that is left to this micro-batch is to be counted: its gradients are in the open window.
+
+        Then the first link holds the chain, and nothing is asked of weights or kernels.
+        """
+        known = received.index is self.active and not self.target.distributed
+        return known and self.window.only_adds(self.state, self.micro.last or last) and not _torch.casting()
 
     def drop_window(self) -> None:
         """Forget the gradients and the open window. Weights, state and clocks stay. It may be done again."""
@@ -185,6 +193,7 @@ class Bound:
         lent: bool,
         *,
         keep_grads: bool = False,
+        only_adds: bool = False,
         waiting: MicroBatch | None = None,
     ) -> UpdateInfo:
         """The links, left to right, and what they decided: applied or held. All or nothing.
@@ -194,12 +203,16 @@ class Bound:
             step: the facts of this update, with the weights as they lie in the model.
             lent: whether the gradients stay the user's.
             keep_grads: whether what is in `.grad` stays there.
+            only_adds: what the method of that name says.
             waiting: the micro-batch that comes next, where this was not its predecessor's end.
         """
         journal = self.journal
         journal.open = journal.busy = True
         active, before = self.activated(received)
-        outcome = self.computed(received, before, step, self.engine, lent)
+        if only_adds:
+            outcome = self._added(received, step)
+        else:
+            outcome = self.computed(received, before, step, self.engine, lent)
         info = self.info(outcome, step)
         journal.write(Pending(outcome.commit, self._following(outcome, info, step, active, keep_grads, waiting)))
         return info
@@ -246,6 +259,14 @@ class Bound:
         for address, state in states(self.chain, self.state):
             if address in self.lent_averages and isinstance(state, AverageState):
                 torch.autograd.graph.increment_version([*state.average.values()])
+
+    def _added(self, received: Tensors, step: Step) -> Outcome:
+        """What a micro-batch comes to that is in the open window already."""
+        notes, commit = Notes(step), Commit()
+        with _torch.no_grad():
+            new = self.window.added(received, self.state, Context.of(step, notes))
+        commit.after(partial(self.engine.passed, self.state, new))
+        return Outcome(False, new, notes, commit)
 
     def computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
         """What the update comes to, nothing of it written yet: by the engine, or by the reference where it cannot.

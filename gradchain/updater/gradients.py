@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
@@ -29,24 +30,29 @@ class Gradients:
         self._missing: list[bool] = []
         self._present = target.index
         self._alike: Callable[..., bool] | None = None
+        self._window: list[Tensor | None] = []  # what was put back, until it is gathered again
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_alike": None}  # a copy's gradients are others, and are looked at anew
+        return {**self.__dict__, "_alike": None, "_window": []}  # a copy's gradients are others, and are looked at anew
 
     def clear(self, look: bool = True) -> None:
         """Set every `.grad` to None: of the parameters, or without a `look` of those that were last seen there."""
+        self._window = []
         for parameter in self._target.parameters() if look else self._target.known:
             parameter.grad = None  # to ask before whether there is one takes longer
 
     def put_back(self, window: Tensors) -> None:
         """Make `.grad` the parked window and nothing else, so that autograd goes on summing where it lies."""
         assert isinstance(window, EagerTensors)
+        self._window = listed = window.listed(self._target.index)
         try:
-            for parameter, grad in zip(self._target.parameters(), window.listed(self._target.index), strict=True):
+            for parameter, grad in zip(self._target.parameters(), listed, strict=True):
                 parameter.grad = grad
         except RuntimeError:
             self._target.lie()  # which says what became of the parameter since the window was opened
             raise
+        if window.alike is None or window.alike is not self._alike:
+            self._window = []  # it is not what was gathered last, and has to be looked at
 
     def marks(self, look: bool) -> Marks:
         """What tells later whether a backward has reached a parameter."""
@@ -73,6 +79,9 @@ class Gradients:
         """
         index = self._target.index
         grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
+        window, self._window = self._window, []
+        if window and not another_comes and all(map(operator.is_, grads, window)):
+            return self._gathered(grads)  # autograd has added to what was gathered last, where it lies
         known = None if another_comes else self._as_before(grads)
         if known is not None:
             return known
@@ -100,6 +109,12 @@ class Gradients:
             grads = [grad for grad in grads if grad is not None]
         if not self._alike(*grads):  # which None is not, either
             return None
+        return self._gathered(grads)
+
+    def _gathered(self, grads: list[Any]) -> EagerTensors:
+        """Gradients that are like those gathered last, and of the same parameters."""
+        if len(grads) > len(self._present):
+            grads = [grad for grad in grads if grad is not None]
         gathered = EagerTensors(self._present, grads)
         gathered.alike = self._alike
         return gathered

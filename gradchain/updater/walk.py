@@ -157,15 +157,17 @@ class Walk:
             )
         self._check_raw_window(scaled, last)
         self.checkpoint.warn_of_other_weights()
+        only_adds = scaled and not keep_grads and closure is None and self.bound.only_adds(received, last)
         step = self.bound.facts(
-            gradients.params(look=False),  # whoever made `received` has looked
+            None if only_adds else gradients.params(look=False),  # whoever made `received` has looked
             scaled=scaled,
             summed=scaled and window.name is not None,
             weight=micro.weight,
             evaluate=None if closure is None else Evaluation(self.bound, closure).at,
             micro=replace(micro, last=True) if last else micro,
         )
-        return self.bound.run(received, step, keep_grads or grads is not None, keep_grads=keep_grads)
+        lent = keep_grads or grads is not None
+        return self.bound.run(received, step, lent, keep_grads=keep_grads, only_adds=only_adds)
 
     def hook_anew(self) -> None:
         """The model is another: hooks go from the old parameters to the new ones."""
