@@ -23,7 +23,7 @@ from gradchain.core.weights import Weights
 from gradchain.engine.captured import Captured
 from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import Executor, NoKernel
-from gradchain.engine.executors.devices import adapted, chosen, numbers_on
+from gradchain.engine.executors.devices import adapted, chosen, numbers_on, variable
 from gradchain.engine.operations import Unrecorded
 from gradchain.engine.planning.buffers import Buffers
 from gradchain.engine.planning.layout import Layout
@@ -85,7 +85,7 @@ class Engine:
     def __init__(self) -> None:
         self._layout: Layout | None = None
         self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
-        self._adapted: tuple[Executor, ...] = ()  # those that were found to be for where the layout's weights are
+        self._adapted: tuple[Any, ...] = ()  # the executors that are for the layout's weights, by what the variable was
         self.captured: Captured | None = None  # what a step goes into that is captured, or comes from
         self._plans: dict[Any, Plan] = {}
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
@@ -294,13 +294,13 @@ class Engine:
     # storage
 
     def _layout_of(self, params: EagerTensors) -> Layout:
-        layout = self._layout
-        if layout is not None and self.executors is self._adapted and layout.still(params):
+        layout, adapted_to = self._layout, (self.executors, variable())
+        if layout is not None and adapted_to == self._adapted and layout.still(params):
             return layout
         executors = adapted(self.executors, params._data[0].device if params._data else torch.device("cpu"))
         if executors is not self.executors:
             self.executors, self._layout = executors, None  # what is planned is for the others
-        self._adapted = executors
+        self._adapted = (executors, adapted_to[1])
         if self._layout is None or not self._layout.still(params):
             self._layout = Layout(params)
             self._plans.clear()

@@ -12,7 +12,7 @@ from torch import nn
 from twins import Shapes, drawn_like
 
 import gradchain as gch
-from gradchain.engine import engine
+from gradchain.engine import replay
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:chain. scale_by_.* divides out the scale"),
@@ -81,7 +81,7 @@ def test_a_trace_that_fails_leaves_nothing(monkeypatch):
         def update(self, g, state, ctx):
             return (g.norm().hex() and g), state
 
-    monkeypatch.setattr(engine, "users_code", lambda tx: "")
+    monkeypatch.setattr(replay, "users_code", lambda tx: "")
     pair = Pair(gch.chain(gch.clip_by_norm(1.0, per="tensor"), stubborn(), gch.sgd(0.05)))
     for t in range(6):
         pair.step(t)
