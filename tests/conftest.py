@@ -6,7 +6,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import gradchain.rules
+
 torch.set_num_threads(1)
+
+# Tests go over all links that there are, and evaluate what was printed. So all names are loaded here; what loads when
+# is tested in processes of their own, by test_front_door.py.
+for _door in (gradchain, gradchain.rules):
+    for _name in _door.__all__:
+        getattr(_door, _name)
 
 settings.register_profile(
     "gradchain",
