@@ -10,10 +10,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from cases import CASES
+from docs.doc_blocks import blocks
 
 import gradchain as gch
 from gradchain import optimizers
@@ -65,16 +67,6 @@ def alone(code: str, *, package: Path = ROOT, given: object = None):
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def copy(folder: Path, *without: str) -> Path:
-    """The package in another folder, without some of its rooms."""
-    ignored = shutil.ignore_patterns("__pycache__")
-    there = Path(shutil.copytree(ROOT, folder / "gradchain", ignore=ignored))
-    for room in without:
-        path = there / room
-        shutil.rmtree(path) if path.is_dir() else path.with_suffix(".py").unlink()
-    return there
 
 
 # the lists
@@ -256,3 +248,130 @@ def taken(name):
 answer = each(taken, given)
 """
     assert alone(code, given=sorted(registry)) == dict.fromkeys(sorted(registry), True)
+
+
+# what there need not be
+
+
+def needed(*packages: str) -> set[str]:
+    """What pip installs with these distributions, in the spelling of their files: the closure of what they require."""
+    found: set[str] = set()
+    asked = [re.sub(r"[-_.]+", "-", package).lower() for package in packages]
+    while asked:
+        package = asked.pop()
+        if package in found:
+            continue
+        found.add(package)
+        try:
+            lines = metadata.requires(package) or []
+        except metadata.PackageNotFoundError:  # for another platform
+            continue
+        names = [re.match(r"[\w.-]+", line)[0] for line in lines if "extra ==" not in line]
+        asked += [re.sub(r"[-_.]+", "-", name).lower() for name in names]
+    return found
+
+
+# As if nothing were installed but these: what finds files answers that there is no such module.
+BARE = """
+class Bare:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, *more):
+        return None if name.partition(".")[0] in given else self.finder.find_spec(name, *more)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+for name in [n for n in sys.modules if n.partition(".")[0] in given]:
+    del sys.modules[name]
+sys.meta_path[:] = [Bare(finder) for finder in sys.meta_path]
+"""
+
+
+def test_torch_and_typing_extensions_are_enough():
+    """README's first recipe, every name of the lists and a class of torch's by name, without any other package."""
+    known = needed("torch", "typing-extensions")
+    others = sorted(
+        module
+        for module, packages in metadata.packages_distributions().items()
+        if not {re.sub(r"[-_.]+", "-", package).lower() for package in packages} & known
+    )
+    assert {"torch_optimizer", "optax", "jax", "transformers", "pytest"} <= set(others) and "torch" not in others
+    page = [block.text for block in blocks((ROOT.parent / "README.md").read_text()) if block.language == "python"]
+    recipe = next(number for number, text in enumerate(page) if ".bind(" in text)
+    program = (
+        BARE
+        + "\n".join(page[: recipe + 1])
+        + """
+assert updater.num_updates > 0
+names = [getattr(door, name) for door in (gch, gch.rules) for name in door.__all__]
+assert len(names) > 100
+gch.chain(gch.from_torch("AdamW", lr=0.1)).bind(model)
+answer = []
+for name in ("Lamb", "torch_optimizer.Lamb", "lion_pytorch.Lion", "transformers.Adafactor", "Adamm"):
+    try:
+        gch.from_torch(name, lr=0.1)
+    except KeyError as error:
+        answer.append(error.args[0])
+assert not set(given) & {name.partition(".")[0] for name in sys.modules}
+"""
+    )
+    assert alone(program, given=others) == [
+        "from_torch: there is no optimizer 'Lamb' in torch, torch_optimizer, lion_pytorch, dadaptation, prodigyopt, "
+        "Sophia, bitsandbytes, transformers, as far as installed: torch.",
+        *(
+            f"from_torch: there is no optimizer {name!r}: {name.partition('.')[0]} is not installed here."
+            for name in ("torch_optimizer.Lamb", "lion_pytorch.Lion", "transformers.Adafactor")
+        ),
+        "from_torch: there is no optimizer 'Adamm' in torch, torch_optimizer, lion_pytorch, dadaptation, prodigyopt, "
+        "Sophia, bitsandbytes, transformers, as far as installed: torch. Did you mean 'Adam' or 'RAdam' or 'NAdam'?",
+    ]
+
+
+# a family that is not on top
+
+
+FAMILY = '''"""A rule that is in its room only."""
+
+from gradchain.core.context import Context
+from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
+from gradchain.core.transform import Transform
+
+
+class scale_by_half(Transform):
+    """Half of it."""
+
+    descends = False
+
+    def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
+        return 0.5 * g, state
+'''
+
+
+def test_a_family_is_found_among_the_rules_and_loads_when_it_is_asked_for(tmp_path):
+    """A file in `rules` and two lines in its list, as CONTRIBUTING has it: by name and by `from_config`, not before."""
+    package = shutil.copytree(ROOT, tmp_path / "gradchain", ignore=shutil.ignore_patterns("__pycache__"))
+    (package / "rules" / "halves.py").write_text(FAMILY)
+    door = package / "rules" / "__init__.py"
+    seen = "    from gradchain.rules.halves import scale_by_half as scale_by_half\n"
+    lines = door.read_text().replace("if TYPE_CHECKING:\n", f"if TYPE_CHECKING:\n{seen}")
+    lines = lines.replace("_HOMES = {\n", '_HOMES = {\n    "scale_by_half": "rules.halves",\n')
+    assert lines.count("scale_by_half") == 3
+    door.write_text(lines)
+    code = """
+import gradchain as gch
+def ways(way):
+    before = [hasattr(gch, "scale_by_half"), "scale_by_half" in dir(gch.rules), "gradchain.rules.halves" in sys.modules]
+    if way == "name":
+        link = gch.rules.scale_by_half()
+    elif way == "config":
+        link = gch.from_config({"link": "scale_by_half"})
+    else:
+        from gradchain.rules import scale_by_half
+        link = scale_by_half()
+    g = gch.Tensors.of({"w": torch.tensor([3.0])})
+    return [*before, repr(link), link.update(g, link.init(g), gch.Context(g, step=0))[0]["w"].tolist()]
+answer = each(ways, ["name", "config", "import"])
+"""
+    found = alone(code, package=package)
+    assert list(found) == ["name", "config", "import"]
+    assert all(said == [False, True, False, "scale_by_half()", [1.5]] for said in found.values()), found
