@@ -60,6 +60,7 @@ def alone(code: str, *, package: Path = ROOT, given: object = None):
     done = subprocess.run(
         [sys.executable, "-c", f"{begin}{code}\nprint(json.dumps(answer))"],
         input=json.dumps(given),
+        cwd=package.parent,
         env={**os.environ, "PYTHONPATH": str(package.parent), "OMP_NUM_THREADS": "1", **COMPILED},
         capture_output=True,
         text=True,
