@@ -4,6 +4,8 @@ Import it as `import gradchain as gch`. Users meet two things: links, which are 
 `chain(…).bind(model)` gives. Schedules other than the ones here are in `gch.schedules`.
 """
 
+from typing import TYPE_CHECKING as _TYPE_CHECKING
+
 from gradchain import schedules as schedules
 from gradchain import selectors as selectors
 from gradchain._version import __version__ as __version__
@@ -85,6 +87,7 @@ from gradchain.updater import LoadReport as LoadReport
 from gradchain.updater import UpdateInfo as UpdateInfo
 from gradchain.updater import Updater as Updater
 from gradchain.updater import group as group
+from gradchain.words.names import answers as _answers
 
 __all__ = [
     "AverageState",
@@ -169,3 +172,6 @@ __all__ = [
     "trace",
     "where",
 ]
+
+if not _TYPE_CHECKING:  # to a checker a name that is not here is a mistake
+    __getattr__ = _answers(__name__)

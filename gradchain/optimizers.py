@@ -15,6 +15,8 @@ from gradchain.transforms.decay import add_decayed_weights
 from gradchain.transforms.lion import scale_by_lion
 from gradchain.transforms.scale import scale_by_learning_rate
 from gradchain.transforms.trace import trace
+from gradchain.words.arguments import answering
+from gradchain.words.names import answers
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
@@ -30,6 +32,7 @@ def _decay(weight_decay: Value, mask: Predicate | None) -> list[Transform]:
     return [decay if mask is None else masked(decay, mask)]
 
 
+@answering
 def sgd(
     learning_rate: Value,
     momentum: Value = 0.0,
@@ -52,6 +55,7 @@ def sgd(
     return chain(*_decay(weight_decay, mask), *direction, scale_by_learning_rate(learning_rate))
 
 
+@answering
 def adam(
     learning_rate: Value,
     b1: Value = 0.9,
@@ -76,6 +80,7 @@ def adam(
     return chain(direction, scale_by_learning_rate(learning_rate))
 
 
+@answering
 def adamw(
     learning_rate: Value,
     b1: Value = 0.9,
@@ -101,6 +106,7 @@ def adamw(
     return chain(direction, *_decay(weight_decay, mask), scale_by_learning_rate(learning_rate))
 
 
+@answering
 def nadamw(
     learning_rate: Value,
     b1: Value = 0.9,
@@ -126,6 +132,7 @@ def nadamw(
     return adamw(learning_rate, b1, b2, eps, weight_decay, mask, eps_root=eps_root, nesterov=True, **dtypes)
 
 
+@answering
 def lion(
     learning_rate: Value,
     b1: Value = 0.9,
@@ -145,3 +152,7 @@ def lion(
     """
     direction = scale_by_lion(b1, b2, mu_dtype)
     return chain(direction, *_decay(weight_decay, mask), scale_by_learning_rate(learning_rate))
+
+
+if not TYPE_CHECKING:  # to a checker a name that is not here is a mistake
+    __getattr__ = answers(__name__)

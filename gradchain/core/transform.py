@@ -24,6 +24,7 @@ from gradchain.core.weights import Weights
 from gradchain.schedules import Schedule
 from gradchain.selectors import PerParameter
 from gradchain.selectors.source import code
+from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
     import torch
@@ -96,6 +97,7 @@ class Transform:
                 setattr(cls, name, hyper)
             cls.hypers[name] = hyper
         dataclass(frozen=True, repr=False, init="__init__" not in cls.__dict__)(cls)
+        cls.__init__ = answering(cls.__init__)  # type: ignore[misc]  # a class of its own: links are final
         if "update" in cls.__dict__:
             cls.update = _resolving(cls.__dict__["update"])  # type: ignore[method-assign]
         if "says" in cls.__dict__:

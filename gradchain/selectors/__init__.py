@@ -10,8 +10,10 @@ The ones here are frozen values, combined by `&`, `|` and `~`, also with plain f
 
 They are resolved once over all parameters, at bind or init, by `resolve`. Rules give a hyperparameter a number per
 parameter: `multiply`, `choose`, `first`, `layer_decay` with the depths in `depth`. This room imports nothing else of
-gradchain.
+gradchain, but for the words of other libraries.
 """
+
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from gradchain.selectors import depth as depth
 from gradchain.selectors.base import ParameterFacts, Predicate, Selector
@@ -21,6 +23,7 @@ from gradchain.selectors.ready import bias, depthwise, embedding, everything, no
 from gradchain.selectors.resolving import resolve
 from gradchain.selectors.rules import PerParameter, choose, first, layer_decay, multiply
 from gradchain.selectors.shapes import min_ndim, ndim
+from gradchain.words.names import answers as _answers
 
 __all__ = [
     "ParameterFacts",
@@ -43,3 +46,6 @@ __all__ = [
     "owner_named",
     "resolve",
 ]
+
+if not _TYPE_CHECKING:  # to a checker a name that is not here is a mistake
+    __getattr__ = _answers(__name__)

@@ -9,6 +9,7 @@ import torch
 from typing_extensions import dataclass_transform
 
 from gradchain.selectors.source import code
+from gradchain.words.arguments import answering
 
 Predicate: TypeAlias = Callable[[str, torch.Tensor, torch.nn.Module | None], bool]
 """Any function `(name, parameter, owner) -> bool`. Every `Selector` is one."""
@@ -47,6 +48,7 @@ class Selector(ABC):
                     "Subclass Selector, or combine selectors with & | ~."
                 )
         dataclass(frozen=True, repr=False)(cls)
+        cls.__init__ = answering(cls.__init__)  # type: ignore[misc]  # the dataclass gave each class its own
 
     @abstractmethod
     def __call__(self, name: str, parameter: torch.Tensor, owner: torch.nn.Module | None) -> bool:
