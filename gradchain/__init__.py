@@ -4,7 +4,7 @@ Import it as `import gradchain as gch`. Users meet two things: links, which are 
 `chain(…).bind(model)` gives. Schedules other than the ones here are in `gch.schedules`.
 """
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 from gradchain import schedules as schedules
 from gradchain import selectors as selectors
@@ -173,5 +173,5 @@ __all__ = [
     "where",
 ]
 
-if not _TYPE_CHECKING:  # to a checker a name that is not here is a mistake
+if not _typing.TYPE_CHECKING:  # to a checker a name that is not here is a mistake
     __getattr__ = _answers(__name__)

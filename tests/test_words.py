@@ -136,3 +136,86 @@ def test_every_argument_of_a_counterpart_is_answered():
         if f"{word!r}: " not in sentence:
             unanswered.append(f"{name} -> {make.__name__}: {word}")
     assert unanswered == []
+
+
+# links that are not bound yet
+
+UNBOUND = {
+    "chain": gch.chain(gch.clip_by_norm(1.0), gch.sgd(0.1)),
+    "alias": gch.adamw(1e-3),
+    "link": gch.scale(-0.1),
+    "empty": gch.chain(),
+    "mask": gch.masked(gch.scale(0.1), gch.everything),
+    "class": gch.from_torch("SGD", lr=0.1),
+}
+OF_THE_UPDATER = sorted(n for n in dir(gch.Updater) if n[:1] != "_" and not hasattr(gch.chain, n))
+
+
+@pytest.mark.parametrize("kind", UNBOUND)
+@pytest.mark.parametrize("name", OF_THE_UPDATER)
+def test_what_an_updater_has_names_bind_on_a_link(name, kind):
+    """Whatever is public on the Updater, asked of a link."""
+    link = UNBOUND[kind]
+    with pytest.raises(AttributeError) as raised:
+        getattr(link, name)
+    assert str(raised.value).startswith(f"{type(link).__name__}: has no {name!r} before it is bound. Write ")
+    assert f".bind(model); updater.{name}" in str(raised.value)
+
+
+LOSS = torch.ones(())
+UPDATES = {
+    "loss": ((LOSS,), {}), "closure": ((lambda: LOSS,), {}), "nothing": ((), {}), "two": ((1, 2), {}),
+    "weight": ((LOSS,), {"weight": 2}), "keyword": ((), {"loss": LOSS}), "last": ((LOSS,), {"last": True}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNBOUND)
+@pytest.mark.parametrize("call", UPDATES)
+def test_an_update_with_a_loss_names_bind_on_a_link(call, kind):
+    link = UNBOUND[kind]
+    with pytest.raises(TypeError) as raised:
+        link.update(*UPDATES[call][0], **UPDATES[call][1])
+    owner = type(link).__name__
+    assert str(raised.value).startswith(f"{owner}: update must be given (updates, state, ctx)")
+    assert str(raised.value).endswith(f"updater = {owner}(…).bind(model); updater.update(loss).")
+
+
+def test_a_link_of_a_users_own_answers_too():
+    class mine(gch.Transform):
+        def update(self, g, state, ctx):
+            return g, state
+
+    with pytest.raises(AttributeError, match=r"^mine: has no 'step' before it is bound\."):
+        mine().step()
+    with pytest.raises(TypeError, match=r"^mine: does not take 'lr': .* It takes no argument\.$"):
+        mine(lr=1)
+    with pytest.raises(AttributeError, match=r"^mine: has no 'nothing'\.$"):
+        _ = mine().nothing
+
+
+MODEL = torch.nn.Linear(2, 1)
+MODELS = {
+    "module": MODEL, "parameters": MODEL.parameters(), "list": list(MODEL.parameters()), "one": MODEL.weight,
+    "named": MODEL.named_parameters(), "groups": [{"params": MODEL.parameters()}],
+    "dict": dict(MODEL.named_parameters()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [gch.adamw, gch.sgd, gch.lion, gch.scale, gch.clip_by_norm, gch.chain, gch.sam])
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_in_place_of_a_number_or_a_link_goes_to_bind(make, kind):
+    """As torch's optimizers take it: whatever holds parameters."""
+    with pytest.raises((TypeError, ValueError), match=r"The model goes to bind: chain\(…\)\.bind\(model\)\.$"):
+        make(MODELS[kind])
+
+
+@pytest.mark.parametrize("given", [torch.optim.Adam, torch.optim.SGD(MODEL.parameters(), lr=0.1)], ids=["class", "one"])
+@pytest.mark.parametrize(
+    "make",
+    [gch.chain, lambda x: gch.masked(x, gch.everything), lambda x: gch.chain(("a", x))],
+    ids=["chain", "masked", "named"],
+)
+def test_an_optimizer_in_place_of_a_link_goes_to_from_torch(make, given):
+    name = getattr(given, "__name__", type(given).__name__)
+    with pytest.raises(TypeError, match=rf'Write from_torch\("{name}", …\)\.$'):
+        make(given)

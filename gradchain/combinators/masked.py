@@ -12,6 +12,7 @@ from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.selectors import Predicate
+from gradchain.words import values
 
 
 class masked(Transform):
@@ -73,7 +74,7 @@ def check_link(owner: str, name: str, link: object) -> None:
     """TypeError unless `link` is a Transform."""
     if not isinstance(link, Transform):
         hint = " Did you forget to call it?" if isinstance(link, type) and issubclass(link, Transform) else ""
-        raise TypeError(f"{owner}: {name} must be a Transform, got {link!r}.{hint}")
+        raise TypeError(f"{owner}: {name} must be a Transform, got {link!r}.{hint or values.cure(link)}")
 
 
 def check_selector(owner: str, selector: object) -> None:

@@ -1,6 +1,6 @@
 """Schedules: functions step -> value, as frozen values that can be joined, multiplied, compared and printed."""
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 from gradchain.schedules.arithmetic import clipped, combined
 from gradchain.schedules.averaging import ema_exponential, ema_warmup
@@ -49,5 +49,5 @@ __all__ = [
     "warmup_stable_decay",
 ]
 
-if not _TYPE_CHECKING:  # to a checker a name that is not here is a mistake
+if not _typing.TYPE_CHECKING:  # to a checker a name that is not here is a mistake
     __getattr__ = _answers(__name__)

@@ -58,7 +58,7 @@ class Schedule:
                 # dataclass would take the inherited method for the field's default.
                 raise TypeError(f"{cls.__name__}: a field may not be called {name!r}, which every Schedule has.")
         dataclass(frozen=True, repr=False)(cls)
-        cls.__init__ = answering(cls.__init__)  # type: ignore[misc]  # the dataclass gave each class its own
+        cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
 
     def curve(self, t: float) -> float:
         """The value at time t, where 0 <= t, and t <= length if there is one."""

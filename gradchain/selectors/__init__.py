@@ -13,7 +13,7 @@ parameter: `multiply`, `choose`, `first`, `layer_decay` with the depths in `dept
 gradchain, but for the words of other libraries.
 """
 
-from typing import TYPE_CHECKING as _TYPE_CHECKING
+import typing as _typing
 
 from gradchain.selectors import depth as depth
 from gradchain.selectors.base import ParameterFacts, Predicate, Selector
@@ -47,5 +47,5 @@ __all__ = [
     "resolve",
 ]
 
-if not _TYPE_CHECKING:  # to a checker a name that is not here is a mistake
+if not _typing.TYPE_CHECKING:  # to a checker a name that is not here is a mistake
     __getattr__ = _answers(__name__)

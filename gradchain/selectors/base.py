@@ -48,7 +48,7 @@ class Selector(ABC):
                     "Subclass Selector, or combine selectors with & | ~."
                 )
         dataclass(frozen=True, repr=False)(cls)
-        cls.__init__ = answering(cls.__init__)  # type: ignore[misc]  # the dataclass gave each class its own
+        cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
 
     @abstractmethod
     def __call__(self, name: str, parameter: torch.Tensor, owner: torch.nn.Module | None) -> bool:

@@ -18,7 +18,7 @@ class Written:
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, repr=False)(cls)
-        cls.__init__ = answering(cls.__init__)  # type: ignore[misc]  # the dataclass gave each class its own
+        cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
         made = cls.__hash__
 
         def kept(self: Any) -> int:

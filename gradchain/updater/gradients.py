@@ -104,7 +104,8 @@ class Gradients:
     def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:
         """Gradients that a user passed by name, as updates."""
         if not isinstance(grads, Mapping):
-            cure = "A closure goes to update(closure)." if callable(grads) else "See updater.names."
+            cure = "A loss goes to update(loss)." if isinstance(grads, Tensor) else "See updater.names."
+            cure = "A closure goes to update(closure)." if callable(grads) else cure
             raise TypeError(f"step: grads must map names to gradients, got {type(grads).__name__}. {cure}")
         parameters = dict(zip(self._target.index.names, self._target.parameters(), strict=True))
         found = {}

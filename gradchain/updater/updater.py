@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from gradchain.core.chain import chain
 from gradchain.core.hyper import is_number
@@ -28,7 +29,8 @@ from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
-from gradchain.updater.walk import Walk
+from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
+from gradchain.words.arguments import Nothing, answering
 
 if TYPE_CHECKING:
     from gradchain.selectors import Predicate
@@ -67,7 +69,7 @@ class Updater:
         *,
         autocast: torch.dtype | None = None,
         in_backward: bool = False,
-        **options: Any,
+        **options: Unpack[Nothing],
     ) -> None:
         foreign.refuse_options(options)
         refuse_transforms("bind")
@@ -86,7 +88,7 @@ class Updater:
         weight: float | None = None,
         last: bool = False,
         keep_grads: bool = False,
-        **backward: Any,
+        **backward: Unpack[BackwardOptions],
     ) -> UpdateInfo:
         """Backward, the chain, the new weights: all of it or nothing, whatever exception or signal breaks it off.
 
@@ -105,17 +107,12 @@ class Updater:
                 untouched.
         """
         self._check("update")
+        if backward:
+            foreign.refuse_arguments("update", backward, ("weight", "last", "keep_grads", *BACKWARD))
         return self._bound.journal.guard(self._walk.update, loss, weight, last, keep_grads, **backward)
 
     def backward(
-        self,
-        loss: Tensor,
-        *,
-        weight: float | None = None,
-        last: bool = False,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-        inputs: Any = None,
+        self, loss: Tensor, *, weight: float | None = None, last: bool = False, **backward: Unpack[BackwardOptions]
     ) -> None:
         """Backward of a loss through the chain's scaling. May be called often before `step()`: gradients sum.
 
@@ -123,11 +120,17 @@ class Updater:
         window. See `update` for the arguments.
         """
         self._check("backward")
-        options = {"weight": weight, "last": last, "retain_graph": retain_graph, "create_graph": create_graph}
-        self._bound.journal.guard(self._walk.backward, loss, inputs=inputs, **options)
+        if backward:
+            foreign.refuse_arguments("backward", backward, ("weight", "last", *BACKWARD))
+        self._bound.journal.guard(self._walk.backward, loss, weight=weight, last=last, **backward)
 
     def step(
-        self, grads: Mapping[str, Tensor | None] | None = None, *, last: bool = False, keep_grads: bool = False
+        self,
+        grads: Mapping[str, Tensor | None] | None = None,
+        *,
+        last: bool = False,
+        keep_grads: bool = False,
+        **options: Unpack[Nothing],
     ) -> UpdateInfo:
         """The chain and the new weights, from the gradients that lie in `.grad` or are given.
 
@@ -140,14 +143,18 @@ class Updater:
             keep_grads: leave in `.grad` what the chain received, in place of None.
         """
         self._check("step")
+        if options:
+            foreign.refuse_arguments("step", options, ("grads", "last", "keep_grads"))
         with outside_inference():
             return self._bound.journal.guard(self._walk.step, grads, last, keep_grads)
 
+    @answering
     def zero_grad(self) -> None:
         """Drop the gradients and the open window. Weights, state and clocks stay."""
         bound = self._settled()
         bound.journal.guard(bound.journal.write, Pending(Commit(), bound.drop_window))
 
+    @answering
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full, by the mean over what it has. Falsy if none is open.
 
@@ -157,6 +164,7 @@ class Updater:
         with outside_inference():
             return self._bound.journal.guard(self._walk.flush)
 
+    @answering
     def context(
         self, *, last: bool | None = None, autocast: torch.dtype | bool | None = None
     ) -> AbstractContextManager[None]:
@@ -250,6 +258,7 @@ class Updater:
         with outside_inference():
             return self._bound.hypers.settings(self._bound.clocks)
 
+    @answering
     def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
         """Set a hyperparameter from now on, in place of the code's: by a value, or times `factor`.
 
@@ -266,6 +275,7 @@ class Updater:
             self._settled().hypers.override(name, value, factor, self._bound.clocks)
             self._bound.follow_clocks()
 
+    @answering
     def tick(self, clock: str, amount: float = 1) -> None:
         """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
         if clock in ("step", "micro"):
@@ -279,6 +289,7 @@ class Updater:
             raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
         self._bound.clocks[clock] += amount
 
+    @answering
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
 
@@ -353,6 +364,7 @@ class Updater:
 
     # state
 
+    @answering
     def state_dict(self, *, sync: bool = False) -> dict[str, Any]:
         """Everything but the weights as plain data that shares no memory with the live state.
 
@@ -477,5 +489,7 @@ class Updater:
     def __repr__(self) -> str:
         return f"{self._bound.chain!r}.bind(<{len(self.names)} parameters>)"
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(foreign.answer(name))
+    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(foreign.answer(name, (n for n in dir(Updater) if n[:1] != "_")))

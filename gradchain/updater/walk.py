@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +24,17 @@ from gradchain.updater.modes import refuse_inference
 from gradchain.updater.ranks import LATE, unsynchronised, withheld
 from gradchain.updater.state_dict import states
 from gradchain.updater.window import MicroBatch
+
+
+class BackwardOptions(TypedDict, total=False):
+    """What a backward takes besides the loss, as `torch.Tensor.backward` has it."""
+
+    retain_graph: bool | None
+    create_graph: bool
+    inputs: Any
+
+
+BACKWARD = tuple(BackwardOptions.__annotations__)
 
 
 class Walk:

@@ -6,12 +6,17 @@ import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import TypedDict, TypeVar
 
 from typing_extensions import ParamSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Nothing(TypedDict):
+    """What `**options` may hold to a checker, where they are taken only to be refused in a sentence."""
+
 
 OURS: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate", "step_size", "step_size_fn", "start", "value"),
@@ -21,9 +26,9 @@ OURS: dict[str, tuple[str, ...]] = {
     "step_size": ("learning_rate", "step_size_fn", "decay"),
     "schedule": ("learning_rate", "step_size_fn"),
     "learning_rate": ("lr", "step_size", "start", "value"),
-    "betas": ("b1 b2",),
-    "beta1": ("b1",),
-    "beta2": ("b2",),
+    "betas": ("b1 b2", "betas[0] betas[1]"),
+    "beta1": ("b1", "betas[0]"),
+    "beta2": ("b2", "betas[1]"),
     "beta_1": ("b1",),
     "beta_2": ("b2",),
     "b1": ("betas[0]", "decay"),
@@ -31,6 +36,7 @@ OURS: dict[str, tuple[str, ...]] = {
     "epsilon": ("eps",),
     "adam_eps": ("eps",),
     "wd": ("weight_decay",),
+    "clip": ("max_norm", "max_value"),
     "decay": ("weight_decay", "gamma"),
     "weight_decay_rate": ("weight_decay",),
     "momentum": ("decay", "b1", "betas[0]"),
@@ -123,6 +129,9 @@ OURS: dict[str, tuple[str, ...]] = {
 """Word → our arguments for it, in the order in which they are tried; of several at once, with a space between."""
 
 INSTEAD: dict[str, str] = {
+    "set_to_none": "leave it out: gradients become None",
+    "closure": "it goes to update, in place of the loss: update(closure)",
+    "scaler": "write amp_scale() in the chain, and bind(model, autocast=torch.float16)",
     "params": "the model goes to bind, as in chain(…).bind(model)",
     "lr": "the learning rate is a link of its own: scale_by_learning_rate(…)",
     "learning_rate": "the learning rate is a link of its own: scale_by_learning_rate(…)",
@@ -227,8 +236,14 @@ def _problem(owner: str, make: Callable[..., object], args: Iterable[object], kw
     listed = f" It takes {', '.join(takes) or 'no argument'}."
     unknown = next((name for name in kwargs if name not in signature.parameters), None)
     if unknown is not None:
-        return f"{owner}: does not take {unknown!r}{cure(unknown, takes)}.{listed}"
+        return not_taken(owner, unknown, takes)
     return f"{owner}: {mismatch}.{' ' + FORMS[owner] if owner in FORMS else ''}{listed}"
+
+
+def not_taken(owner: str, word: str, takes: Iterable[str]) -> str:
+    """The sentence for an argument that is not taken."""
+    names = list(takes)
+    return f"{owner}: does not take {word!r}{cure(word, names)}. It takes {', '.join(names) or 'no argument'}."
 
 
 def cure(word: str, takes: Iterable[str]) -> str:

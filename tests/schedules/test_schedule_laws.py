@@ -313,7 +313,7 @@ def test_users_subclass() -> None:
 
 
 def test_the_room_imports_nothing_of_ours_but_words_and_no_torch() -> None:
-    """The sources name no other room but that which answers misspellings; loading them without the front door loads no torch and no numpy."""
+    """The sources name no other room but that of misspellings; loading them loads no torch and no numpy."""
     code = (
         "import sys, types\n"
         "package = types.ModuleType('gradchain'); package.__path__ = [sys.argv[1]]\n"
