@@ -9,7 +9,7 @@ import torch
 from gradchain.combinators.masked import masked
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
-from gradchain.selectors import Predicate
+from gradchain.selectors import SelectorLike
 from gradchain.transforms.adam import scale_by_adam
 from gradchain.transforms.decay import add_decayed_weights
 from gradchain.transforms.lion import scale_by_lion
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["adam", "adamw", "lion", "nadamw", "sgd"]
 
 
-def _decay(weight_decay: Value, mask: Predicate | None) -> list[Transform]:
+def _decay(weight_decay: Value, mask: SelectorLike | None) -> list[Transform]:
     """The decay as none or one link: none for the number 0, masked where there is a mask."""
     if isinstance(weight_decay, (int, float)) and weight_decay == 0:
         return []
@@ -38,7 +38,7 @@ def sgd(
     momentum: Value = 0.0,
     nesterov: bool = False,
     weight_decay: Value = 0.0,
-    mask: Predicate | None = None,
+    mask: SelectorLike | None = None,
     accumulator_dtype: torch.dtype | None = None,
 ) -> chain:
     """Gradient descent with momentum; the decay of the weights that `mask` selects is an L2 penalty, before momentum.
@@ -87,7 +87,7 @@ def adamw(
     b2: Value = 0.999,
     eps: Value = 1e-8,
     weight_decay: Value = 0.01,
-    mask: Predicate | None = None,
+    mask: SelectorLike | None = None,
     *,
     eps_root: Value = 0.0,
     mu_dtype: torch.dtype | None = None,
@@ -113,7 +113,7 @@ def nadamw(
     b2: Value = 0.999,
     eps: Value = 1e-8,
     weight_decay: Value = 0.01,
-    mask: Predicate | None = None,
+    mask: SelectorLike | None = None,
     *,
     eps_root: Value = 0.0,
     mu_dtype: torch.dtype | None = None,
@@ -138,7 +138,7 @@ def lion(
     b1: Value = 0.9,
     b2: Value = 0.99,
     weight_decay: Value = 1e-3,
-    mask: Predicate | None = None,
+    mask: SelectorLike | None = None,
     mu_dtype: torch.dtype | None = None,
 ) -> chain:
     """Lion with decoupled decay of what `mask` selects: Chen et al., 2023, https://arxiv.org/abs/2302.06675.

@@ -20,6 +20,7 @@ gch.chain(gch.clip_by_norm(1.0), 0.1)  # type: ignore[arg-type]  # pyright: igno
 gch.chain(gch.clip_by_norm)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 gch.masked(gch.min_ndim(2), gch.scale(0.1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 gch.masked(gch.scale(0.1), "head.*")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+gch.masked(gch.scale(0.1), {1: True})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
 gch.partition((gch.named("head.*"), 0.1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 gch.accumulate(4, reduce=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 gch.amp_scale(dynamic="no")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -2,6 +2,7 @@
 
 A selector is a predicate on a parameter: any function `(name, parameter, owner) -> bool`. `name` is the full dotted
 name, `parameter` the tensor, `owner` the module that directly holds it (None where only a mapping of tensors is known).
+A function of `(name, parameter)` or `(parameter)` will do, and a mapping of every name to True or False, as in Optax.
 The ones here are frozen values, combined by `&`, `|` and `~`, also with plain functions:
 
     >>> import gradchain as gch
@@ -16,7 +17,7 @@ gradchain, but for the words of other libraries.
 import typing as _typing
 
 from gradchain.selectors import depth as depth
-from gradchain.selectors.base import ParameterFacts, Predicate, Selector
+from gradchain.selectors.base import ParameterFacts, Predicate, Selector, SelectorLike
 from gradchain.selectors.names import named
 from gradchain.selectors.owners import owner, owner_named
 from gradchain.selectors.ready import bias, depthwise, embedding, everything, norm
@@ -30,6 +31,7 @@ __all__ = [
     "PerParameter",
     "Predicate",
     "Selector",
+    "SelectorLike",
     "bias",
     "choose",
     "depthwise",

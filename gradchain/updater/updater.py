@@ -18,6 +18,7 @@ from gradchain.core.chain import chain
 from gradchain.core.hyper import is_number
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
+from gradchain.selectors.base import predicate
 from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
@@ -33,7 +34,7 @@ from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
 from gradchain.words.arguments import Nothing, answering
 
 if TYPE_CHECKING:
-    from gradchain.selectors import Predicate
+    from gradchain.selectors import SelectorLike
 
 
 class Updater:
@@ -461,12 +462,12 @@ class Updater:
             anew = self._walk.hook_anew
             return self._bound.journal.guard(rebound, self._bound, Target(target), remap or {}, anew)
 
-    def reset(self, selector: Predicate | None = None) -> None:
+    def reset(self, selector: SelectorLike | None = None) -> None:
         """Start the state afresh, of all parameters or those a selector matches. Clocks and weights stay."""
         self._check("reset")
         with outside_inference():
             bound = self._bound
-            members = None if selector is None else bound.active.members(selector)
+            members = None if selector is None else bound.active.members(predicate(selector, "reset"))
             bound.state = bound.journal.guard(lambda: restarted(bound.state, bound.fresh_state(), members))
 
     # copies
