@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gradchain.core.roles import WindowState
 from gradchain.core.state import Links
+from gradchain.updater.autograd import raise_explained
 from gradchain.updater.bound import Bound
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
@@ -102,7 +103,11 @@ class Walk:
         micro.last = micro.last or last
         with withheld(self.bound.target, self.bound.withholds()):
             micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
-            scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+            try:
+                scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+            except RuntimeError as error:
+                raise_explained(error)
+                raise
         reached = self.bound.gradients.reached(marks) if self.in_backward is None else self.in_backward.close()
         if not reached and not self._gradients_withheld():
             raise RuntimeError(
