@@ -22,7 +22,7 @@ ALLOWED: dict[str, set[str]] = {
     "combinators": {"core", "schedules", "selectors", "words"},
     "optimizers": {"core", "schedules", "selectors", "transforms", "combinators", "words"},
     "updater": {"core", "engine", "schedules", "selectors", "words"},
-    "adapters": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater"},
+    "adapters": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater", "words"},
     "cli": {"core", "schedules", "selectors", "adapters", "<front door>"},
     "__main__": {"cli"},
     "demo": {

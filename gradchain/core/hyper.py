@@ -48,6 +48,12 @@ class Interval:
         return (value > low or (value == low and left == "[")) and (value < high or (value == high and right == "]"))
 
     @property
+    def has_negatives(self) -> bool:
+        """Whether a number below 0 may lie inside."""
+        assert self._parsed is not None
+        return self._parsed[1] < 0
+
+    @property
     def rule(self) -> str:
         """The end of the sentence "b1 must be …"."""
         if self.text == "(-inf, inf)":

@@ -181,6 +181,8 @@ class Transform:
         if isinstance(value, (int, float, Scalars)) and hyper.accepts(value):
             return value
         cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if varies(source) else ""
+        if override is not None and override.factor is not None:
+            cause += f" An override multiplies it by {override.factor!r}."
         return hyper.checked(value, ctx.address or type(self).__name__, cause)
 
     def _value_in(self, hyper: Hyper, sight: Context, step: Step) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 
-from gradchain.words.arguments import not_taken
+from gradchain.words.arguments import cure, not_taken
 
 NAMES = {
     "param_groups": "hyperparams() reads the numbers, override(name, value) sets them, masked and partition group",
@@ -60,6 +60,9 @@ NAMES = {
     "apply_gradients": "step(grads=…)",
 }
 
+BIND = ("autocast", "in_backward")
+"""What `bind` takes besides the target."""
+
 _OPTIONS = {
     "lr": "the learning rate is in the chain: scale_by_learning_rate(…)",
     "learning_rate": "the learning rate is in the chain: scale_by_learning_rate(…)",
@@ -104,4 +107,4 @@ def refuse_options(options: Mapping[str, object]) -> None:
     for name in options:
         if name in _OPTIONS:
             raise TypeError(f"bind: does not take {name!r}: {_OPTIONS[name]}.")
-        raise TypeError(f"bind: does not take {name!r}. It takes autocast=.")
+        raise TypeError(f"bind: does not take {name!r}{cure(name, BIND)}. It takes autocast= and in_backward=.")

@@ -190,10 +190,16 @@ def _kept(grad: Tensor) -> Tensor:
 
 def _dense(name: str, grad: Tensor) -> Tensor:
     if grad.layout != torch.strided:
-        raise TypeError(
-            f"step: the gradient of {name!r} is sparse ({grad.layout}). Make it dense: nn.Embedding(sparse=False)."
-        )
+        raise TypeError(sparse(name, grad))
     return grad
+
+
+def sparse(name: str, grad: Tensor) -> str:
+    """The sentence for a gradient that is not dense."""
+    return (
+        f"step: the gradient of {name!r} is sparse ({grad.layout}), and links take dense ones. Make it dense: "
+        "sparse=False in nn.Embedding, nn.EmbeddingBag or F.embedding, sparse_grad=False in torch.gather."
+    )
 
 
 def owned(tensors: Tensors, lent: set[int]) -> Tensors:

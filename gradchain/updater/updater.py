@@ -153,6 +153,7 @@ class Updater:
     def zero_grad(self) -> None:
         """Drop the gradients and the open window. Weights, state and clocks stay."""
         bound = self._settled()
+        self._walk.check_dropped("zero_grad")
         bound.journal.guard(bound.journal.write, Pending(Commit(), bound.drop_window))
 
     @answering
@@ -376,11 +377,7 @@ class Updater:
             RuntimeError: inside such a window without `sync`.
         """
         self._check("state_dict")
-        if self._bound.micro.backwards:
-            raise RuntimeError(
-                "state_dict: a backward is waiting for its step(), and its gradient would be lost. Call updater.step() "
-                "first, or updater.zero_grad() to drop it."
-            )
+        self._walk.check_waiting("state_dict", "its gradient would be lost")
         if self._bound.window.unsynchronised and not sync:
             raise RuntimeError(
                 "state_dict: the open window differs from rank to rank. Save where a window closes, or call "
@@ -458,6 +455,7 @@ class Updater:
             ValueError: a parameter has another shape than its state, and no `remap`.
         """
         self._check("rebind")
+        self._walk.check_dropped("rebind")
         with outside_inference():
             anew = self._walk.hook_anew
             return self._bound.journal.guard(rebound, self._bound, Target(target), remap or {}, anew)
@@ -474,11 +472,7 @@ class Updater:
 
     def __getstate__(self) -> dict[str, Any]:
         self._check("copy")
-        if self._bound.micro.backwards:
-            raise RuntimeError(
-                "copy: a backward is waiting for its step(), and torch copies no gradient of a parameter. Call "
-                "updater.step() first, or updater.zero_grad() to drop it."
-            )
+        self._walk.check_waiting("copy", "torch copies no gradient of a parameter")
         return self.__dict__
 
     def __copy__(self) -> NoReturn:

@@ -95,7 +95,7 @@ class Walk:
         micro = self.bound.micro
         micro.check(loss, weight, self.bound.gated())
         if self.in_backward is not None:
-            self.in_backward.check_micro_batch(micro.backwards)
+            self.in_backward.check_counted("update")
         self._refuse_late_closing("update", last)
         # may raise, as a schedule may: nothing has happened yet, and the open window stays
         scaled = self.bound.scaled(loss, weight)
@@ -160,8 +160,10 @@ class Walk:
         last: bool = False,
         look: bool = True,
     ) -> UpdateInfo:
-        if self.in_backward is not None and grads is None:
-            return self.in_backward.finish()
+        if self.in_backward is not None:
+            if grads is None:
+                return self.in_backward.finish()
+            self.in_backward.check_counted("step")
         micro, window = self.bound.micro, self.bound.window
         scaled = micro.backwards > 0 and grads is None
         gradients = self.bound.gradients
@@ -181,6 +183,21 @@ class Walk:
             micro=replace(micro, last=True) if last else micro,
         )
         return self.bound.run(received, step, keep_grads or grads is not None, keep_grads=keep_grads)
+
+    def check_waiting(self, owner: str, lost: str) -> None:
+        """RuntimeError while a backward waits for its step: `lost` says what would become of its gradient."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted(owner)
+        if self.bound.micro.backwards:
+            raise RuntimeError(
+                f"{owner}: a backward is waiting for its step(), and {lost}. Call updater.step() first, or "
+                "updater.zero_grad() to drop it."
+            )
+
+    def check_dropped(self, owner: str) -> None:
+        """RuntimeError where the updater cannot drop what a backward did: it has updated the weights."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted(owner)
 
     def hook_anew(self) -> None:
         """The model is another: hooks go from the old parameters to the new ones."""
@@ -238,6 +255,8 @@ class Walk:
 
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted("flush")
         if self.bound.micro.backwards:
             raise RuntimeError("flush: a backward is waiting for its step(). Call updater.step(last=True).")
         self.bound.state = self.bound.window.reduced(self.bound.state, "flush")
