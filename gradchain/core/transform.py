@@ -61,6 +61,7 @@ class Transform:
         read_once: hyperparameters that only `init` reads, which an override would not reach.
         calls_back: whether `update` calls a function of the user's, which must then be called at every step.
         uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
+        observes: the names given to `updater.observe` that it waits for.
 
     What else the updater does with a link goes by type: `Gate`, `KeepsWindow` and `Freezes` are Transforms to derive
     from, `WindowState` and `AverageState` States.
@@ -73,6 +74,7 @@ class Transform:
     read_once: ClassVar[frozenset[str]] = frozenset()
     calls_back: ClassVar[bool] = False
     uniform: ClassVar[frozenset[str]] = frozenset()
+    observes: ClassVar[frozenset[str]] = frozenset()
     hypers: ClassVar[dict[str, Hyper]] = {}
 
     def __init_subclass__(cls, *, role_only: bool = False) -> None:

@@ -291,7 +291,6 @@ class Updater:
             raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
         self._bound.clocks[clock] += amount
 
-    @answering
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
 
@@ -301,6 +300,7 @@ class Updater:
         if not isinstance(name, str) or not is_number(number):
             raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
         count, latest = self._settled().news.get(name, (0, []))
+        self._bound.observations.tell_of_misspelling(name, self._bound.observed)
         self._bound.observed[name] = float(number)
         self._bound.news[name] = (count + 1, [*latest, float(number)])
 
