@@ -52,13 +52,20 @@ class masked(Transform):
 
     def update(self, g: Tensors, state: Links, ctx: Context) -> tuple[Tensors, State]:
         members = ctx.members(self.selector)
-        out, inner = as_chain(self.inner).update(g.select(members), state, ctx.narrow(members))
-        return g.overlay(only_updates("masked", out)), inner
+        mine = g.select(members)
+        out, inner = as_chain(self.inner).update(mine, state, ctx.narrow(members))
+        return in_place_of(mine, only_updates("masked", out), g), inner
 
 
 def as_chain(link: Transform) -> chain:
     """A held link as a chain, so that its address is the holder's, then its name."""
     return link if isinstance(link, chain) else chain(link)
+
+
+def in_place_of(mine: Tensors, made: Tensors, g: Tensors) -> Tensors:
+    """`g` with what a held link made of `mine`, some of its entries: one that the link left out is absent."""
+    gone = mine.index.without(made.index)
+    return (g.select(g.index.without(gone)) if len(gone) else g).overlay(made)
 
 
 def only_updates(owner: str, out: object) -> Tensors:

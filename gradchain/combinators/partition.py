@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-from gradchain.combinators.masked import as_chain, check_link, check_selector, only_updates
+from gradchain.combinators.masked import as_chain, check_link, check_selector, in_place_of, only_updates
 from gradchain.core.context import Context
 from gradchain.core.index import Index
 from gradchain.core.state import Links, State
@@ -130,7 +130,7 @@ class partition(Transform):
                 held = True
                 out = out.select(out.index.without(members))
             else:
-                out = out.overlay(only_updates("partition", branch))
+                out = in_place_of(mine, only_updates("partition", branch), out)
         # an update in which every branch held is no update: the chain holds
         return (None if held and not len(out) else out), Links(states)
 
