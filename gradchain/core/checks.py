@@ -86,7 +86,8 @@ def _check_sign(path: list[tuple[str, Transform]], names: list[str]) -> None:
         )
     if len(flips) > 1:
         raise ValueError(
-            f"chain: {which} would climb: the sign is flipped {len(flips)} times, by {' and '.join(flips)}. Keep one."
+            f"chain: {which} would climb: the sign is flipped {len(flips)} times, by {' and '.join(flips)}. Keep one; "
+            "to climb on purpose write scale_by_learning_rate(…, flip_sign=False)."
         )
 
 

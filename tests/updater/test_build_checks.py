@@ -63,7 +63,7 @@ REFUSED = {
     "sign twice": (
         [gch.scale(-1.0), gch.scale_by_adam(), LR],
         "chain: 4 parameters, first '0.weight', would climb: the sign is flipped 2 times, by scale and "
-        "scale_by_learning_rate. Keep one.",
+        "scale_by_learning_rate. Keep one; to climb on purpose write scale_by_learning_rate(…, flip_sign=False).",
     ),
     "clip before unscale": (
         [gch.clip_by_norm(1.0), gch.amp_scale(always=True), LR],
