@@ -49,6 +49,7 @@ class Operand(Generic[R]):
     """
 
     __slots__ = ()
+    __array_ufunc__ = None  # numpy's numbers leave `x * operand` to the operand
     __hash__ = None  # type: ignore[assignment]  # elementwise things have no truth, hence no equality to hash by
 
     def _binary(self, op: str, a: Any, b: Any) -> R:
@@ -95,6 +96,12 @@ class Operand(Generic[R]):
 
     def __ge__(self, other: Any) -> R:
         return self._binary("ge", self, other)
+
+
+def as_operand(value: Any) -> Any:
+    """A number of numpy's as Python has it; anything else as it is."""
+    number = None if isinstance(value, (int, float, Tensor, Operand)) else as_number(value)
+    return value if number is None else number
 
 
 HOST: dict[str, Callable[..., Any]] = {name: o.host for name, o in OPERATIONS.items() if o.host is not None}
@@ -223,7 +230,7 @@ class Scalars(Operand[Any], Mapping[str, Any]):
             if x is not None:
                 assert self._index is not None
                 return Scalars.over(self._index, of_columns(x, y))
-        rule = HOST[op]
+        rule, a, b = HOST[op], as_operand(a), as_operand(b)
         if isinstance(a, Scalars):
             recorded = hasattr(b, "_apply")  # it knows what to do
             return a.map(rule, b) if isinstance(b, (int, float, Tensor, Scalars)) and not recorded else NotImplemented
