@@ -26,6 +26,11 @@ from gradchain.updater.ranks import LATE, withheld
 from gradchain.updater.state_dict import states
 from gradchain.updater.window import MicroBatch
 
+_NO_GRADIENTS = (
+    "a chain that only averages the weights takes no gradients. Call updater.step({}) after the weights have moved, or "
+    "put an optimizer in front of the average."
+)
+
 
 class Walk:
     """What `Updater.update` and its halves do, in order, over what is bound.
@@ -81,6 +86,8 @@ class Walk:
         inputs: Any = None,
     ) -> None:
         refuse_inference("backward")
+        if not self.bound.takes_gradients:
+            raise RuntimeError(f"update: {_NO_GRADIENTS}")
         micro = self.bound.micro
         micro.check(loss, weight, self.bound.gated)
         if self.in_backward is not None:
@@ -145,13 +152,15 @@ class Walk:
         last: bool = False,
         look: bool = True,
     ) -> UpdateInfo:
-        if self.in_backward is not None and grads is None:
+        if not self.bound.takes_gradients:
+            grads, keep_grads = self._no_gradients(grads), True  # those in `.grad` are for somebody else
+        elif self.in_backward is not None and grads is None:
             return self.in_backward.finish()
         micro, window = self.bound.micro, self.bound.window
         scaled = micro.backwards > 0 and grads is None
         gradients = self.bound.gradients
         received = gradients.gather(look, closure is not None) if grads is None else gradients.given(grads)
-        if not len(received) and not self._gradients_withheld():
+        if not len(received) and self.bound.takes_gradients and not self._gradients_withheld():
             raise RuntimeError(
                 "step: no bound parameter has a gradient. Call updater.update(loss), or loss.backward() first."
             )
@@ -168,6 +177,13 @@ class Walk:
         )
         lent = keep_grads or grads is not None
         return self.bound.run(received, step, lent, keep_grads=keep_grads, only_adds=only_adds)
+
+    @staticmethod
+    def _no_gradients(grads: Mapping[str, Tensor | None] | None) -> Mapping[str, Tensor | None]:
+        """What a step takes where the chain takes no gradients. RuntimeError where some are given."""
+        if grads and any(grad is not None for grad in grads.values()):
+            raise RuntimeError(f"step: {_NO_GRADIENTS}")
+        return {} if grads is None else grads
 
     def hook_anew(self) -> None:
         """The model is another: hooks go from the old parameters to the new ones."""
