@@ -11,6 +11,7 @@ from gradchain.core.index import Index
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
+from gradchain.core.weights import Weights
 from gradchain.selectors import SelectorLike
 from gradchain.selectors.base import predicate
 from gradchain.words import values
@@ -53,10 +54,13 @@ class masked(Transform):
     def parts(self, index: Index | None) -> Iterable[tuple[str, Transform, Any]]:
         return as_chain(self.inner).parts(None if index is None else index.members(self.selector))
 
-    def update(self, g: Tensors, state: Links, ctx: Context) -> tuple[Tensors, State]:
+    def update(self, g: Tensors | Weights, state: Links, ctx: Context) -> tuple[Tensors | Weights, State]:
         members = ctx.members(self.selector)
-        out, inner = as_chain(self.inner).update(g.select(members), state, ctx.narrow(members))
-        return g.overlay(only_updates("masked", out)), inner
+        mine = g.select(members)
+        out, inner = as_chain(self.inner).update(mine, state, ctx.narrow(members))
+        if out is None:
+            raise RuntimeError("masked: a link in it held the chain. Move that link to the outermost chain.")
+        return in_place_of(mine, out, g, ctx), inner
 
 
 def as_chain(link: Transform) -> chain:
@@ -64,12 +68,27 @@ def as_chain(link: Transform) -> chain:
     return link if isinstance(link, chain) else chain(link)
 
 
-def only_updates(owner: str, out: object) -> Tensors:
-    """What a held link returned, if it is updates: only the outermost chain may hold or own the weights."""
-    if isinstance(out, Tensors):
-        return out
-    what = "held the chain" if out is None else "returned weights"
-    raise RuntimeError(f"{owner}: a link in it {what}. Move that link to the outermost chain.")
+def in_place_of(
+    mine: Tensors | Weights, made: Tensors | Weights, g: Tensors | Weights, ctx: Context
+) -> Tensors | Weights:
+    """`g` with what a held link made of `mine`, some of its entries: one that the link left out is absent.
+
+    Where the link, or one before it, owns the weights, all are weights: those of the others are what they would become.
+    """
+    if isinstance(made, Weights) or isinstance(g, Weights):
+        made, g = _weights(made, ctx), _weights(g, ctx)
+        return Weights(_overlaid(mine.index, made.tensors, g.tensors))
+    return _overlaid(mine.index, made, g)
+
+
+def _overlaid(mine: Index, made: Tensors, g: Tensors) -> Tensors:
+    gone = mine.without(made.index)
+    return (g.select(g.index.without(gone)) if len(gone) else g).overlay(made)
+
+
+def _weights(updates: Tensors | Weights, ctx: Context) -> Weights:
+    """The weights that these updates make."""
+    return updates if isinstance(updates, Weights) else Weights(ctx.new_params(updates).select(updates.index))
 
 
 def check_link(owner: str, name: str, link: object) -> None:

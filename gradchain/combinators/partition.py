@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-from gradchain.combinators.masked import as_chain, check_link, checked_selector, only_updates
+from gradchain.combinators.masked import as_chain, check_link, checked_selector, in_place_of
 from gradchain.core.context import Context
 from gradchain.core.index import Index
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
+from gradchain.core.weights import Weights
 from gradchain.selectors import SelectorLike, everything, resolve
 from gradchain.selectors.source import code
 
@@ -122,7 +123,7 @@ class partition(Transform):
             )
         return out
 
-    def update(self, g: Tensors, state: Any, ctx: Context) -> tuple[Tensors | None, State]:
+    def update(self, g: Tensors | Weights, state: Any, ctx: Context) -> tuple[Tensors | Weights | None, State]:
         states, out, held = dict(state.links), g, False
         for name, link, members in self.members(ctx.params.index):
             mine = g.select(members)
@@ -133,7 +134,7 @@ class partition(Transform):
                 held = True
                 out = out.select(out.index.without(members))
             else:
-                out = out.overlay(only_updates("partition", branch))
+                out = in_place_of(mine, branch, out, ctx)
         # an update in which every branch held is no update: the chain holds
         return (None if held and not len(out) else out), Links(states)
 

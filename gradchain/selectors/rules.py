@@ -10,7 +10,6 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
@@ -18,6 +17,7 @@ import torch
 from gradchain.selectors.asking import sight
 from gradchain.selectors.base import ParameterFacts, SelectorLike, predicate
 from gradchain.selectors.depth import Depth
+from gradchain.selectors.plain import plain_number
 from gradchain.selectors.resolving import asked, resolve
 from gradchain.selectors.source import code
 from gradchain.selectors.written import Written
@@ -155,8 +155,11 @@ class layer_decay(Rule):
         sight(self.depth, "layer_decay")
         if self.total is None and not isinstance(self.depth, Depth):
             raise TypeError("layer_decay: total must be the number of layers where depth is a function, got None.")
-        if self.total is not None and (type(self.total) is not int or self.total < 1):
-            raise ValueError(f"layer_decay: total must be an integer of at least 1, got {self.total!r}.")
+        if self.total is not None:
+            total = plain_number(self.total)
+            if not isinstance(total, int) or total < 1:
+                raise ValueError(f"layer_decay: total must be an integer of at least 1, got {self.total!r}.")
+            object.__setattr__(self, "total", total)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.rate, self.depth), {} if self.total is None else {"total": self.total}
@@ -166,10 +169,11 @@ class layer_decay(Rule):
         out: list[tuple[float, str] | None] = []
         given = sight(self.depth, "layer_decay")
         for entry in parameters:
-            layer = asked(self.depth, entry, given)
-            if type(layer) is not int or not 0 <= layer < total:
+            answer = asked(self.depth, entry, given)
+            layer = plain_number(answer)
+            if not isinstance(layer, int) or not 0 <= layer < total:
                 raise ValueError(
-                    f"layer_decay: depth must be an integer in [0, {total}), got {layer!r} for parameter "
+                    f"layer_decay: depth must be an integer in [0, {total}), got {answer!r} for parameter "
                     f"{code(entry[0])}."
                 )
             out.append((self.rate ** (total - layer - 1), f"layer {layer} of {total}"))
@@ -206,8 +210,7 @@ scale_by_learning_rate(multiply(cosine(0.001, 0.0, 1000), (named("backbone.*"), 
     rules: tuple[Any, ...]
 
     def __init__(self, value: Value, *rules: Rules) -> None:
-        check_value("multiply", value)
-        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "value", checked_value("multiply", value))
         object.__setattr__(self, "rules", tuple(_checked_rule(rule) for rule in rules))
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -254,12 +257,9 @@ class choose(PerParameter):
     def __init__(self, *pairs: tuple[SelectorLike, Value], rest: Value) -> None:
         if not pairs:
             raise ValueError("choose: needs at least one pair (selector, value), got none.")
-        checked = tuple(_two("choose", "value", pair) for pair in pairs)
-        for _, value in checked:
-            check_value("choose", value)
-        check_value("choose", rest)
-        object.__setattr__(self, "pairs", checked)
-        object.__setattr__(self, "rest", rest)
+        checked = [(_two("choose", "value", pair)[0], checked_value("choose", pair[1])) for pair in pairs]
+        object.__setattr__(self, "pairs", tuple(checked))
+        object.__setattr__(self, "rest", checked_value("choose", rest))
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.pairs, {"rest": self.rest}
@@ -304,22 +304,27 @@ def starts_of(value: Any) -> Iterator[Any]:
         yield value
 
 
-def check_value(owner: str, value: object) -> None:
-    """Refuses what can be no hyperparameter's value.
+def checked_value(owner: str, value: Any) -> Any:
+    """Returns a hyperparameter's value, a number of numpy as Python has it; refuses what can be none.
 
     Args:
         owner: begins the sentence of the error.
         value: what was given.
 
     Raises:
-        TypeError: it is no number, schedule, 0-d tensor or per-parameter value.
+        TypeError: it is no number, schedule, tensor of one number or per-parameter value.
     """
-    number = isinstance(value, (Real, torch.Tensor)) and not isinstance(value, bool)
-    if not number and not isinstance(value, PerParameter) and (not callable(value) or isinstance(value, type)):
+    if isinstance(value, (PerParameter, torch.Tensor)):
+        return value  # a tensor is read anew at every update
+    number = plain_number(value)
+    if number is not None:
+        return number
+    if not callable(value) or isinstance(value, type):
         raise TypeError(
             f"{owner}: a value must be a number, a schedule (step -> value) or a per-parameter value, got "
             f"{code(value)}."
         )
+    return value
 
 
 class by_name(Rule):
@@ -392,8 +397,9 @@ def _checked_pair(owner: str, pair: Any) -> tuple[Any, float]:
 
 def _checked_number(owner: str, what: str, value: Any) -> float:
     """`value` if it is a finite number, one of numpy's as Python's."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    number = plain_number(value)
+    if number is None:
         raise TypeError(f"{owner}: {what} must be a number, got {code(value)}.")
-    if not math.isfinite(value):
+    if not math.isfinite(number):
         raise ValueError(f"{owner}: {what} must be finite, got {value!r}.")
-    return int(value) if isinstance(value, Integral) else float(value)
+    return number

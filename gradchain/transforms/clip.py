@@ -12,7 +12,7 @@ from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
 from gradchain.core.says import Says
-from gradchain.core.scalars import Scalar, Scalars, maximum, where
+from gradchain.core.scalars import Scalar, Scalars, as_number, maximum, where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -68,10 +68,12 @@ class clip_by_norm(Transform):
         return {"per_parameter": True} if self.per == "tensor" else {"uniform": frozenset({"max_norm", "eps"})}
 
     def check(self) -> None:
-        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)):
+        p = as_number(self.p)
+        if p is None:
             raise TypeError(f"clip_by_norm: p must be a number above 0, or inf, got {self.p!r}.")
-        if not self.p > 0:
+        if not p > 0:
             raise ValueError(f"clip_by_norm: p must be above 0, or inf, got {self.p!r}.")
+        object.__setattr__(self, "p", p)
         choices = "per must be 'all', 'tensor' or a list of selectors"
         if isinstance(self.per, str):
             if self.per not in ("all", "tensor"):

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.chain import chain
-from gradchain.core.checks import check_chain
+from gradchain.core.checks import check_chain, takes_gradients
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
@@ -43,6 +43,7 @@ class Bound:
         gradients: its `.grad` fields.
         window: the window that lies in them.
         micro: the micro-batch that comes next.
+        takes_gradients: whether the chain does; one that only averages weights does not.
         state: the chain's state.
         active: the parameters that have any; one that has never had a gradient has none.
         hypers: the hyperparameters and their overrides.
@@ -74,7 +75,11 @@ class Bound:
         scaling = [link for _, link in tx.named if type(link).scale_loss is not Transform.scale_loss]
         self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
         self.attach(target)
-        self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
+        self.takes_gradients = takes_gradients(tx)
+        facts = target.index.facts  # without gradients, what is averaged may move whether it requires one or not
+        self.active = target.index.subset(
+            [f.name for f in facts if f.parameter.requires_grad or not self.takes_gradients]
+        )
         self.state: Links = self.fresh_state()
         check_chain(tx, target.index, self.state, self.now())
 

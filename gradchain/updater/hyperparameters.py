@@ -14,7 +14,7 @@ from gradchain.core.config import from_config, to_config
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, Override, is_number
 from gradchain.core.index import Index
-from gradchain.core.scalars import Scalars, on_host
+from gradchain.core.scalars import Scalars, as_number, on_host
 from gradchain.core.spread import Spread
 from gradchain.core.step import Step
 from gradchain.core.transform import Transform, walk
@@ -150,6 +150,8 @@ class Hyperparameters:
     def override(self, name: str, value: Any, factor: float | None, clocks: Mapping[str, float]) -> None:
         """Put a number, a schedule or a factor in place of a hyperparameter; neither of them ends that."""
         full = find(name, self._fields, "override")
+        number = as_number(factor)
+        factor = factor if number is None else number
         if value is None and factor is None:
             self.overrides.pop(full, None)
             return

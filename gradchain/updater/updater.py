@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from gradchain.core.chain import chain
-from gradchain.core.hyper import is_number
+from gradchain.core.scalars import as_number
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
 from gradchain.selectors.base import predicate
@@ -287,17 +287,18 @@ class Updater:
             raise KeyError(
                 f"tick: nothing reads the clock {clock!r}. Clocks that are read: {', '.join(known) or 'none'}."
             )
-        if not is_number(amount) or not 0 <= amount < math.inf:
+        number = as_number(amount)
+        if number is None or not 0 <= number < math.inf:
             raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
-        self._bound.clocks[clock] += amount
+        self._bound.clocks[clock] += number
 
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
 
         Every call counts once, at the next update that is applied.
         """
-        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if not isinstance(name, str) or not is_number(number):
+        number = as_number(value)
+        if not isinstance(name, str) or number is None:
             raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
         count, latest = self._settled().news.get(name, (0, []))
         self._bound.observations.tell_of_misspelling(name, self._bound.observed)

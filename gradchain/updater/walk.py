@@ -27,6 +27,11 @@ from gradchain.updater.ranks import LATE, withheld
 from gradchain.updater.state_dict import states
 from gradchain.updater.window import MicroBatch
 
+_NO_GRADIENTS = (
+    "a chain that only averages the weights takes no gradients. Call updater.step({}) after the weights have moved, or "
+    "put an optimizer in front of the average."
+)
+
 
 class BackwardOptions(TypedDict, total=False):
     """What a backward takes besides the loss, as `torch.Tensor.backward` has it."""
@@ -93,6 +98,8 @@ class Walk:
         inputs: Any = None,
     ) -> None:
         refuse_inference("backward")
+        if not self.bound.takes_gradients:
+            raise RuntimeError(f"update: {_NO_GRADIENTS}")
         micro = self.bound.micro
         micro.check(loss, weight, self.bound.gated)
         if self.in_backward is not None:
@@ -161,7 +168,9 @@ class Walk:
         last: bool = False,
         look: bool = True,
     ) -> UpdateInfo:
-        if self.in_backward is not None:
+        if not self.bound.takes_gradients:
+            grads, keep_grads = self._no_gradients(grads), True  # those in `.grad` are for somebody else
+        elif self.in_backward is not None:
             if grads is None:
                 return self.in_backward.finish()
             self.in_backward.check_counted("step")
@@ -169,7 +178,7 @@ class Walk:
         scaled = micro.backwards > 0 and grads is None
         gradients = self.bound.gradients
         received = gradients.gather(look, closure is not None) if grads is None else gradients.given(grads)
-        if not len(received) and not self._gradients_withheld():
+        if not len(received) and self.bound.takes_gradients and not self._gradients_withheld():
             raise RuntimeError(
                 "step: no bound parameter has a gradient. Call updater.update(loss), or loss.backward() first."
             )
@@ -201,6 +210,13 @@ class Walk:
         """RuntimeError where the updater cannot drop what a backward did: it has updated the weights."""
         if self.in_backward is not None:
             self.in_backward.check_counted(owner)
+
+    @staticmethod
+    def _no_gradients(grads: Mapping[str, Tensor | None] | None) -> Mapping[str, Tensor | None]:
+        """What a step takes where the chain takes no gradients. RuntimeError where some are given."""
+        if grads and any(grad is not None for grad in grads.values()):
+            raise RuntimeError(f"step: {_NO_GRADIENTS}")
+        return {} if grads is None else grads
 
     def hook_anew(self) -> None:
         """The model is another: hooks go from the old parameters to the new ones."""

@@ -63,7 +63,7 @@ REFUSED = {
     "sign twice": (
         [gch.scale(-1.0), gch.scale_by_adam(), LR],
         "chain: 4 parameters, first '0.weight', would climb: the sign is flipped 2 times, by scale and "
-        "scale_by_learning_rate. Keep one.",
+        "scale_by_learning_rate. Keep one; to climb on purpose write scale_by_learning_rate(…, flip_sign=False).",
     ),
     "clip before unscale": (
         [gch.clip_by_norm(1.0), gch.amp_scale(always=True), LR],
@@ -108,9 +108,14 @@ REFUSED = {
         [gch.masked(gch.amp_scale(always=True), EARLY), LR],
         "chain: masked/amp_scale touches the loss. Put it in the outermost chain.",
     ),
-    "weights inside": (
-        [gch.partition((EARLY, gch.chain(LR, gch.project(torch.sigmoid))), (gch.rest, LR))],
-        "chain: partition/branch/project owns the weights. Put it in the outermost chain.",
+    "project in a branch first": (
+        [gch.partition((EARLY, gch.chain(gch.project(torch.sigmoid), LR)), (gch.rest, LR))],
+        "chain: partition/branch/project owns the weights, but partition/branch/scale_by_learning_rate comes after it. "
+        "Put partition/branch/project after that.",
+    ),
+    "project in a mask, then others": (
+        [LR, gch.masked(gch.project(torch.sigmoid), EARLY), gch.masked(gch.trace(0.9), LATE)],
+        "chain: masked/project owns the weights, but masked#2/trace comes after it. Put masked/project after that.",
     ),
     "average inside": (
         [gch.partition((EARLY, gch.chain(LR, gch.average_params(0.9))), (gch.rest, LR))],
@@ -249,6 +254,9 @@ LEGITIMATE = {
     "a clip before a window": [gch.clip_by_norm(1.0), gch.accumulate(2), LR],
     "a branch that holds": [gch.partition((EARLY, gch.chain(gch.accumulate(2), gch.scale_by_adam())), (gch.rest,
                             gch.trace(0.9))), LR],
+    "project in a mask and in a branch": [LR, gch.masked(gch.project(torch.sigmoid), EARLY),
+                                          gch.partition((LATE, gch.project(torch.tanh)), (gch.rest, gch.chain())),
+                                          gch.average_params(0.9)],
     "project and two averages": [LR, gch.project(torch.sigmoid), gch.average_params(0.9), gch.average_params("mean")],
     "a user's function": [gch.stateless(trusted)],
     "a user's function and a rate": [gch.stateless(trusted), LR],
