@@ -4,95 +4,10 @@ Import it as `import gradchain as gch`. Users meet two things: links, which are 
 `chain(…).bind(model)` gives. Schedules other than the ones here are in `gch.schedules`.
 """
 
-from typing import TYPE_CHECKING
-
 from gradchain._lazy import on_first_use
 from gradchain._version import __version__ as __version__
 
-if TYPE_CHECKING:
-    from gradchain import rules as rules
-    from gradchain import schedules as schedules
-    from gradchain import selectors as selectors
-    from gradchain.adapters import from_torch as from_torch
-    from gradchain.adapters import register as register
-    from gradchain.combinators import accumulate as accumulate
-    from gradchain.combinators import amp_scale as amp_scale
-    from gradchain.combinators import freeze as freeze
-    from gradchain.combinators import masked as masked
-    from gradchain.combinators import partition as partition
-    from gradchain.combinators import rest as rest
-    from gradchain.combinators import skip_nonfinite as skip_nonfinite
-    from gradchain.core.chain import chain as chain
-    from gradchain.core.config import from_config as from_config
-    from gradchain.core.config import to_config as to_config
-    from gradchain.core.context import Context as Context
-    from gradchain.core.hyper import Hyper as Hyper
-    from gradchain.core.roles import AverageState as AverageState
-    from gradchain.core.roles import Freezes as Freezes
-    from gradchain.core.roles import Gate as Gate
-    from gradchain.core.roles import KeepsWindow as KeepsWindow
-    from gradchain.core.roles import WindowState as WindowState
-    from gradchain.core.says import Says as Says
-    from gradchain.core.scalars import Count as Count
-    from gradchain.core.scalars import Scalars as Scalars
-    from gradchain.core.scalars import maximum as maximum
-    from gradchain.core.scalars import minimum as minimum
-    from gradchain.core.scalars import sqrt as sqrt
-    from gradchain.core.scalars import where as where
-    from gradchain.core.state import State as State
-    from gradchain.core.tensors import Tensors as Tensors
-    from gradchain.core.transform import Transform as Transform
-    from gradchain.core.weights import Weights as Weights
-    from gradchain.core.weights import apply_updates as apply_updates
-    from gradchain.optimizers import adam as adam
-    from gradchain.optimizers import adamw as adamw
-    from gradchain.optimizers import lion as lion
-    from gradchain.optimizers import nadamw as nadamw
-    from gradchain.optimizers import sgd as sgd
-    from gradchain.schedules import by as by
-    from gradchain.schedules import constant as constant
-    from gradchain.schedules import cosine as cosine
-    from gradchain.schedules import join as join
-    from gradchain.schedules import linear as linear
-    from gradchain.selectors import PerParameter as PerParameter
-    from gradchain.selectors import Selector as Selector
-    from gradchain.selectors import bias as bias
-    from gradchain.selectors import choose as choose
-    from gradchain.selectors import depthwise as depthwise
-    from gradchain.selectors import embedding as embedding
-    from gradchain.selectors import everything as everything
-    from gradchain.selectors import first as first
-    from gradchain.selectors import layer_decay as layer_decay
-    from gradchain.selectors import min_ndim as min_ndim
-    from gradchain.selectors import multiply as multiply
-    from gradchain.selectors import named as named
-    from gradchain.selectors import ndim as ndim
-    from gradchain.selectors import norm as norm
-    from gradchain.selectors import owner as owner
-    from gradchain.selectors import owner_named as owner_named
-    from gradchain.transforms import add_decayed_weights as add_decayed_weights
-    from gradchain.transforms import average_params as average_params
-    from gradchain.transforms import clip_by_norm as clip_by_norm
-    from gradchain.transforms import clip_by_value as clip_by_value
-    from gradchain.transforms import nan_to_num as nan_to_num
-    from gradchain.transforms import project as project
-    from gradchain.transforms import reduce_on_plateau as reduce_on_plateau
-    from gradchain.transforms import sam as sam
-    from gradchain.transforms import scale as scale
-    from gradchain.transforms import scale_by_adam as scale_by_adam
-    from gradchain.transforms import scale_by_learning_rate as scale_by_learning_rate
-    from gradchain.transforms import scale_by_lion as scale_by_lion
-    from gradchain.transforms import scale_by_schedule as scale_by_schedule
-    from gradchain.transforms import scale_by_sign as scale_by_sign
-    from gradchain.transforms import stateless as stateless
-    from gradchain.transforms import trace as trace
-    from gradchain.updater import Group as Group
-    from gradchain.updater import LoadReport as LoadReport
-    from gradchain.updater import UpdateInfo as UpdateInfo
-    from gradchain.updater import Updater as Updater
-    from gradchain.updater import group as group
-
-# Where each name lives. Its module is loaded when the name is asked for first; to a checker all are imported above.
+# Where each name lives. Its module is loaded when the name is asked for first; type checkers read `__init__.pyi`.
 _HOMES = {
     "AverageState": "core.roles",
     "Context": "core.context",
@@ -176,6 +91,5 @@ _HOMES = {
 _SHOWN = ("rules", "schedules", "selectors")
 _ROOMS = (*_SHOWN, "adapters", "combinators", "core", "engine", "optimizers", "transforms", "updater")
 
-if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it
-    __all__ = sorted(["__version__", *_HOMES, *_SHOWN])
-    __getattr__, __dir__ = on_first_use(__name__, _HOMES, _ROOMS)
+__all__ = sorted(["__version__", *_HOMES, *_SHOWN])
+__getattr__, __dir__ = on_first_use(__name__, _HOMES, _ROOMS)
