@@ -83,7 +83,7 @@ class Updater:
         self,
         loss: Tensor | Callable[[], Tensor],
         *,
-        weight: float | None = None,
+        weight: float | Tensor | None = None,
         last: bool = False,
         keep_grads: bool = False,
         **backward: Any,
@@ -95,7 +95,8 @@ class Updater:
 
         Args:
             loss: a scalar; or a closure that returns one and does not call backward, for links such as `sam`.
-            weight: what this micro-batch counts in the mean over its window, such as its number of tokens.
+            weight: what this micro-batch counts in the mean over its window, such as its number of tokens; a number, or
+                a tensor of one. With 0 it adds nothing, whatever its loss is, and alone it applies nothing.
             last: close the window with this micro-batch, full or not.
             keep_grads: leave in `.grad` what the chain received, in place of None.
             **backward: retain_graph, create_graph, inputs: as `torch.Tensor.backward` has them.
@@ -111,7 +112,7 @@ class Updater:
         self,
         loss: Tensor,
         *,
-        weight: float | None = None,
+        weight: float | Tensor | None = None,
         last: bool = False,
         retain_graph: bool | None = None,
         create_graph: bool = False,
