@@ -120,7 +120,7 @@ class from_torch(Transform):
         stand_ins = self._stand_ins(old, params.index, groups)
         try:
             new, memory, group = stand_ins.step(old, grads, state.state, state.group, fields, closure)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, AssertionError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {error}") from error
         if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):

@@ -19,7 +19,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 
 if TYPE_CHECKING:
-    from gradchain.selectors import Predicate
+    from gradchain.selectors import SelectorLike
 
 
 class Context:
@@ -174,8 +174,8 @@ class Context:
         recorder = self._step.recorder
         if recorder is None:
             return _news(name, self._step, seen)
-        many = int(recorder.asked(partial(_how_many, name), seen))
-        return [recorder.asked(partial(_nth, name, i), seen) for i in range(many)], recorder.asked(
+        many = int(recorder.number_from(partial(_how_many, name), seen))
+        return [recorder.number_from(partial(_nth, name, i), seen) for i in range(many)], recorder.number_from(
             partial(_count, name), seen
         )
 
@@ -183,7 +183,11 @@ class Context:
         """`fn(buffers, *args)`: tensors that a link makes of the model's buffers, and of what it remembers."""
         self._need("buffers", self._step.buffers)
         in_step = partial(_of_buffers, fn)
-        return in_step(self._step, *args) if self._step.recorder is None else self._step.recorder.made(in_step, *args)
+        return (
+            in_step(self._step, *args)
+            if self._step.recorder is None
+            else self._step.recorder.tensors_from(in_step, *args)
+        )
 
     @property
     def autocast(self) -> torch.dtype | None:
@@ -205,7 +209,7 @@ class Context:
         """Whether this is a link of the outermost chain: not in a mask, nor in a branch."""
         return self._outermost
 
-    def members(self, selector: Predicate) -> Index:
+    def members(self, selector: SelectorLike) -> Index:
         """Which of the parameters in sight `selector` matches."""
         return self.params.index.members(selector)
 

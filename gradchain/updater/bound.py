@@ -27,6 +27,7 @@ from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Journal, Pending
+from gradchain.updater.observations import PATIENCE, Observations
 from gradchain.updater.ranks import over_ranks
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
@@ -49,6 +50,7 @@ class Bound:
         clocks: named counters; "step" and "micro" are always among them.
         num_skipped: updates that a gate kept from being applied.
         observed: numbers that links may look at.
+        observations: which of those links wait for.
         news: how often each was observed, and the numbers since the last applied update.
         records: the last value of everything that links recorded.
         autocast: the dtype the forward computes in.
@@ -68,6 +70,7 @@ class Bound:
         self.lent_averages: list[str] = []  # addresses of averages whose tensors a user holds
         self.engine = Engine()
         self.journal = Journal(self.engine.forget)
+        self.observations = Observations(tx)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
         scaling = [link for _, link in tx.named if type(link).scale_loss is not Transform.scale_loss]
         self._windows = any(isinstance(link, KeepsWindow) for _, link, _ in walk(tx, None))
@@ -131,7 +134,9 @@ class Bound:
             flushing,
             weight,
             partial(over_ranks, self.target) if self.target.distributed else None,
-            partial(self.micro.mean_weight, weight, self.target) if weight is not None and self.target.distributed else None,
+            None
+            if weight is None or not self.target.distributed
+            else partial(self.micro.mean_weight, weight, self.target),
         )
 
     def now(self) -> Context:
@@ -212,6 +217,8 @@ class Bound:
             only_adds: what the method of that name says.
             waiting: the micro-batch that comes next, where this was not its predecessor's end.
         """
+        if self.observations.awaited and self.clocks["step"] >= PATIENCE:
+            self.observations.tell_of_silence(self.observed)
         journal = self.journal
         journal.open = journal.busy = True
         active, before = self.activated(received)
@@ -286,7 +293,7 @@ class Bound:
         notes, commit = Notes(step), Commit()
         with _torch.no_grad():
             new = self.window.added(received, self.state, Context.of(step, notes))
-        commit.after(partial(self.engine.passed, self.state, new))
+        commit.after(partial(self.engine.count_only, self.state, new))
         return Outcome(False, new, notes, commit)
 
     def computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:

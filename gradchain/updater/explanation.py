@@ -20,7 +20,8 @@ from gradchain.updater.state_dict import states
 
 def explanation(bound: Bound, source: bool) -> str:
     """The plan of the last step in words, line by line; with `source`, the kernels too."""
-    return "\n".join([*_head(bound), *_kernels(bound, source), *_state(bound), *_schedules(bound)])
+    waiting = bound.observations.silent(bound.observed)
+    return "\n".join([*_head(bound), *_kernels(bound, source), *_state(bound), *_schedules(bound), *waiting])
 
 
 def _head(bound: Bound) -> Iterator[str]:
@@ -51,9 +52,9 @@ def _steps(bound: Bound) -> Iterator[str]:
     engine = bound.engine
     if engine.num_replayed:
         yield f"{engine.num_replayed} steps needed nothing but their numbers: the links' own code did not run"
-    if engine.num_passed:
-        yield f"{engine.num_passed} micro-batches were only added to their window: no kernel ran"
-    for reason, count in engine.recorded.most_common():
+    if engine.num_counted:
+        yield f"{engine.num_counted} micro-batches were only added to their window: no kernel ran"
+    for reason, count in engine.not_replayed.most_common():
         yield f"{count} {'step' if count == 1 else 'steps'} did not run again: {reason}"
 
 

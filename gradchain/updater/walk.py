@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from gradchain.core.roles import WindowState
 from gradchain.core.state import Links
+from gradchain.updater.autograd import raise_explained
 from gradchain.updater.bound import Bound
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
@@ -31,6 +32,17 @@ _NO_GRADIENTS = (
     "a chain that only averages the weights takes no gradients. Call updater.step({}) after the weights have moved, or "
     "put an optimizer in front of the average."
 )
+
+
+class BackwardOptions(TypedDict, total=False):
+    """What a backward takes besides the loss, as `torch.Tensor.backward` has it."""
+
+    retain_graph: bool | None
+    create_graph: bool
+    inputs: Any
+
+
+BACKWARD = tuple(BackwardOptions.__annotations__)
 
 
 class Walk:
@@ -94,7 +106,7 @@ class Walk:
             weight = weight_of(weight)
         micro.check(loss, weight, self.bound.gated)
         if self.in_backward is not None:
-            self.in_backward.check_micro_batch(micro.backwards)
+            self.in_backward.check_counted("update")
         self._refuse_late_closing("update", last)
         if weight == 0 and self.in_backward is not None and self.bound.stands_alone:
             micro.weight = weight
@@ -107,7 +119,11 @@ class Walk:
         withhold = self.bound.withholds()
         with withheld(self.bound.target, withhold) if weight != 0 else self._of_nothing(withhold):
             micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
-            scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+            try:
+                scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+            except RuntimeError as error:
+                raise_explained(error)
+                raise
         reached = self.bound.gradients.reached(marks) if self.in_backward is None else self.in_backward.close()
         if not reached and not self._gradients_withheld():
             raise RuntimeError(
@@ -170,8 +186,10 @@ class Walk:
             grads, keep_grads = self._no_gradients(grads), True  # those in `.grad` are for somebody else
         elif self.bound.micro.weight == 0 and grads is None and self.bound.stands_alone:
             return self.bound.passed_over(self.bound.facts(), keep_grads)
-        elif self.in_backward is not None and grads is None:
-            return self.in_backward.finish()
+        elif self.in_backward is not None:
+            if grads is None:
+                return self.in_backward.finish()
+            self.in_backward.check_counted("step")
         micro, window = self.bound.micro, self.bound.window
         scaled = micro.backwards > 0 and grads is None
         gradients = self.bound.gradients
@@ -193,6 +211,21 @@ class Walk:
         )
         lent = keep_grads or grads is not None
         return self.bound.run(received, step, lent, keep_grads=keep_grads, only_adds=only_adds)
+
+    def check_waiting(self, owner: str, lost: str) -> None:
+        """RuntimeError while a backward waits for its step: `lost` says what would become of its gradient."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted(owner)
+        if self.bound.micro.backwards:
+            raise RuntimeError(
+                f"{owner}: a backward is waiting for its step(), and {lost}. Call updater.step() first, or "
+                "updater.zero_grad() to drop it."
+            )
+
+    def check_dropped(self, owner: str) -> None:
+        """RuntimeError where the updater cannot drop what a backward did: it has updated the weights."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted(owner)
 
     @staticmethod
     def _no_gradients(grads: Mapping[str, Tensor | None] | None) -> Mapping[str, Tensor | None]:
@@ -257,6 +290,8 @@ class Walk:
 
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted("flush")
         if self.bound.micro.backwards:
             raise RuntimeError("flush: a backward is waiting for its step(). Call updater.step(last=True).")
         self.bound.state = self.bound.window.reduced(self.bound.state, "flush")

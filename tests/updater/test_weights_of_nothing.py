@@ -69,7 +69,13 @@ def test_what_is_no_weight_is_refused_and_nothing_is_changed(tx, bad):
 
 
 EMPTY = {"a plain loss": loss_of, "a loss of NaN": nan_of}
-WHERE = {"first": (0, 3, 1), "in the middle": (3, 0, 1), "last": (3, 1, 0), "two": (0, 0, 2), "but the first": (2, 0, 0)}
+WHERE = {
+    "first": (0, 3, 1),
+    "in the middle": (3, 0, 1),
+    "last": (3, 1, 0),
+    "two": (0, 0, 2),
+    "but the first": (2, 0, 0),
+}
 
 
 @pytest.mark.parametrize("empty", EMPTY)
