@@ -86,7 +86,7 @@ class Updater:
         self,
         loss: Tensor | Callable[[], Tensor],
         *,
-        weight: float | None = None,
+        weight: float | Tensor | None = None,
         last: bool = False,
         keep_grads: bool = False,
         **backward: Unpack[BackwardOptions],
@@ -98,7 +98,8 @@ class Updater:
 
         Args:
             loss: a scalar; or a closure that returns one and does not call backward, for links such as `sam`.
-            weight: what this micro-batch counts in the mean over its window, such as its number of tokens.
+            weight: what this micro-batch counts in the mean over its window, such as its number of tokens; a number, or
+                a tensor of one. With 0 it adds nothing, whatever its loss is, and alone it applies nothing.
             last: close the window with this micro-batch, full or not.
             keep_grads: leave in `.grad` what the chain received, in place of None.
             **backward: retain_graph, create_graph, inputs: as `torch.Tensor.backward` has them.
@@ -113,7 +114,12 @@ class Updater:
         return self._bound.journal.guard(self._walk.update, loss, weight, last, keep_grads, **backward)
 
     def backward(
-        self, loss: Tensor, *, weight: float | None = None, last: bool = False, **backward: Unpack[BackwardOptions]
+        self,
+        loss: Tensor,
+        *,
+        weight: float | Tensor | None = None,
+        last: bool = False,
+        **backward: Unpack[BackwardOptions],
     ) -> None:
         """Backward of a loss through the chain's scaling. May be called often before `step()`: gradients sum.
 
