@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gradchain.core.operations import OPERATIONS
 
@@ -90,6 +91,19 @@ def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
         return check if check(*tensors) else None
     except (AttributeError, TypeError, RuntimeError):
         return None
+
+
+def cloned(tensor: Tensor) -> Tensor:
+    """A tensor in memory of its own; one made of others, as low-bit classes keep, by what it is made of.
+
+    Such a class implements what its owner computes with, and a clone may not be among it.
+    """
+    if type(tensor) is Tensor or not is_traceable_wrapper_subclass(tensor) or is_dtensor(tensor):
+        return tensor.detach().clone()
+    names, how = tensor.__tensor_flatten__()
+    inner = {name: cloned(getattr(tensor, name)) for name in names}
+    made: Tensor = type(tensor).__tensor_unflatten__(inner, how, tensor.size(), tensor.stride())
+    return made
 
 
 def number_of_meshes(*columns: Any) -> int:
