@@ -128,7 +128,7 @@ class from_torch(Transform):
             kind = None if closure is not None and error is closure.error else _kind(error)
             if kind is None:
                 raise
-            cure = ". Where it asks for a closure, call updater.update(closure)" if takes and closure is None else ""
+            cure = "" if closure is not None or not takes else _cure(error)
             raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {words(error)}{cure}") from error
         if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):
             # where it evaluates what is not finite it may know what to do; where its step is not, it did not
@@ -216,6 +216,13 @@ def _kind(error: Exception) -> type[Exception] | None:
         return TypeError if isinstance(error, TypeError) else ValueError
     own = type(error) is RuntimeError or isinstance(error, (AssertionError, AttributeError, LookupError))
     return RuntimeError if own or isinstance(error, NotImplementedError) else None
+
+
+def _cure(error: Exception) -> str:
+    """What to do where a class may have missed the closure that it calls optional."""
+    said = str(error)
+    missed = "closure" in said or "'NoneType' object is not callable" in said or isinstance(error, AssertionError)
+    return ". Where it asks for a closure, call updater.update(closure)" if missed else ""
 
 
 def _refuse_derivatives(grads: Mapping[str, Tensor]) -> None:

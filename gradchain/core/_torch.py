@@ -19,6 +19,7 @@ from gradchain.core.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+    from torch.nn.parallel import DistributedDataParallel
 
 Number: TypeAlias = "float | Tensor"
 Column: TypeAlias = "list[Tensor] | list[Number] | Number"
@@ -91,6 +92,18 @@ def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
         return check if check(*tensors) else None
     except (AttributeError, TypeError, RuntimeError):
         return None
+
+
+def reduced_by(module: DistributedDataParallel) -> list[Tensor]:
+    """The parameters whose gradients a DDP module reduces over ranks: all but those it was told to ignore."""
+    delayed: list[Tensor] = getattr(module, "_delay_all_reduce_params", [])
+    return [*getattr(module, "_module_parameters", ()), *delayed]
+
+
+def runs_last(parameter: Tensor, handle: Any) -> bool:
+    """Whether the hook of a handle comes after all others that run once a gradient was accumulated."""
+    hooks: dict[int, Any] = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+    return next(reversed(hooks), None) == handle.id
 
 
 def cloned(tensor: Tensor) -> Tensor:

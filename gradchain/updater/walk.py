@@ -24,6 +24,7 @@ from gradchain.updater.info import UpdateInfo
 from gradchain.updater.modes import refuse_inference
 from gradchain.updater.ranks import LATE, withheld
 from gradchain.updater.state_dict import states
+from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch
 
 
@@ -174,6 +175,12 @@ class Walk:
         if self.in_backward is not None:
             self.in_backward.remove()
             self.in_backward = InBackward(self.bound)
+
+    def suitable(self, target: Target) -> Target:
+        """This model, if it may be rebound to; else ValueError."""
+        if self.in_backward is not None:
+            self.in_backward.check(target, "rebind")
+        return target
 
     # windows
 
