@@ -155,7 +155,7 @@ class Transform:
             if ctx.recorder is None:
                 changes[name] = self.value_of(hyper, ctx)
             else:
-                changes[name] = ctx.recorder.asked(functools.partial(self._value_in, hyper, ctx.under(Step())))
+                changes[name] = ctx.recorder.number_from(functools.partial(self._value_in, hyper, ctx.under(Step())))
             ctx.use(name, changes[name])
         if not changes:
             return self

@@ -265,7 +265,7 @@ class Bound:
         notes, commit = Notes(step), Commit()
         with _torch.no_grad():
             new = self.window.added(received, self.state, Context.of(step, notes))
-        commit.after(partial(self.engine.passed, self.state, new))
+        commit.after(partial(self.engine.count_only, self.state, new))
         return Outcome(False, new, notes, commit)
 
     def computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:

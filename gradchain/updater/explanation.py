@@ -51,9 +51,9 @@ def _steps(bound: Bound) -> Iterator[str]:
     engine = bound.engine
     if engine.num_replayed:
         yield f"{engine.num_replayed} steps needed nothing but their numbers: the links' own code did not run"
-    if engine.num_passed:
-        yield f"{engine.num_passed} micro-batches were only added to their window: no kernel ran"
-    for reason, count in engine.recorded.most_common():
+    if engine.num_counted:
+        yield f"{engine.num_counted} micro-batches were only added to their window: no kernel ran"
+    for reason, count in engine.not_replayed.most_common():
         yield f"{count} {'step' if count == 1 else 'steps'} did not run again: {reason}"
 
 
