@@ -108,6 +108,7 @@ def test_a_parameter_that_a_reentrant_checkpoint_reaches_twice():
 
 
 def test_what_listens_goes_with_the_updater():
+    gc.collect()
     before = dict(registrations._global_module_registration_hooks)
     updater = gch.sgd(0.1).bind(net(), in_backward=True)
     assert len(registrations._global_module_registration_hooks) == len(before) + 1
