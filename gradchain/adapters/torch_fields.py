@@ -18,6 +18,7 @@ from gradchain.core.hyper import Hyper, evaluated, is_number
 from gradchain.core.scalars import Scalars
 from gradchain.core.step import Step
 from gradchain.selectors import PerParameter
+from gradchain.words.arguments import ours
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
@@ -54,6 +55,11 @@ class Fields:
         self._given = dict(given)
         self.constants = {name: self._constant(name, value) for name, value in given.items()}
         group = self.made([nn.Parameter(torch.zeros(2, 2, device="cpu"))]).param_groups[0]
+        if group.get("differentiable"):
+            raise ValueError(
+                f"from_torch: {cls.__name__}: differentiable must be False, got True: the class works on copies, in "
+                "place, and has no derivative. The links of gradchain have one, under torch.func."
+            )
         self.hypers: dict[str, Field] = {}
         for name, value in group.items():
             if name in self._known or name in given:
@@ -85,6 +91,8 @@ class Fields:
         except Exception as error:
             names = [n for n in self._known if n not in ("params", "self", "args", "kwargs")]
             takes = f" It takes: {', '.join(names)}." if isinstance(error, TypeError) else ""
+            words = [meant for word in self.constants if word not in self._known for meant in ours(word, names)]
+            takes = f" Write {' and '.join(f'{word}=' for word in words)}.{takes}" if words else takes
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"from_torch: {self._cls.__name__}: {words(error).rstrip('.')}.{takes}") from None
         _refuse_inner(optimizer)

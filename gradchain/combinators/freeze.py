@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gradchain.combinators.masked import check_selector
+from gradchain.combinators.masked import checked_selector
 from gradchain.core.context import Context
 from gradchain.core.index import Index
 from gradchain.core.roles import Freezes
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.selectors import Predicate
+from gradchain.selectors import SelectorLike
 
 
 class freeze(Freezes):
@@ -46,11 +46,11 @@ class freeze(Freezes):
     descends = False
     per_parameter = True
 
-    selector: Predicate
+    selector: SelectorLike
     until: int | None = None
 
     def check(self) -> None:
-        check_selector("freeze", self.selector)
+        object.__setattr__(self, "selector", checked_selector("freeze", self.selector))
         if self.until is None:
             return
         if isinstance(self.until, bool) or not isinstance(self.until, int):

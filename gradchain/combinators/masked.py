@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradchain.core.chain import chain
@@ -11,7 +11,9 @@ from gradchain.core.index import Index
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.selectors import Predicate
+from gradchain.selectors import SelectorLike
+from gradchain.selectors.base import predicate
+from gradchain.words import values
 
 
 class masked(Transform):
@@ -25,7 +27,8 @@ class masked(Transform):
 
     Args:
         inner: a Transform.
-        selector: which parameters: `min_ndim(2)`, `named("head.*")`, any function of (name, parameter, owner).
+        selector: which parameters: `min_ndim(2)`, `named("head.*")`; any function of (name, parameter, owner), of
+            (name, parameter) or of (parameter); or a mapping of every name to True or False.
 
     Shapes: as the inner link.
     State: that of the inner link, for the members.
@@ -41,11 +44,11 @@ class masked(Transform):
     per_parameter = True
 
     inner: Transform
-    selector: Predicate
+    selector: SelectorLike
 
     def check(self) -> None:
         check_link("masked", "inner", self.inner)
-        check_selector("masked", self.selector)
+        object.__setattr__(self, "selector", checked_selector("masked", self.selector))
 
     def parts(self, index: Index | None) -> Iterable[tuple[str, Transform, Any]]:
         return as_chain(self.inner).parts(None if index is None else index.members(self.selector))
@@ -73,11 +76,12 @@ def check_link(owner: str, name: str, link: object) -> None:
     """TypeError unless `link` is a Transform."""
     if not isinstance(link, Transform):
         hint = " Did you forget to call it?" if isinstance(link, type) and issubclass(link, Transform) else ""
-        raise TypeError(f"{owner}: {name} must be a Transform, got {link!r}.{hint}")
+        raise TypeError(f"{owner}: {name} must be a Transform, got {link!r}.{hint or values.cure(link)}")
 
 
-def check_selector(owner: str, selector: object) -> None:
-    """TypeError unless `selector` can be asked about a parameter."""
-    if not callable(selector) or isinstance(selector, (type, Transform)):
+def checked_selector(owner: str, selector: Any) -> Any:
+    """What can be asked about a parameter, from what was given as a selector. TypeError where that is nothing."""
+    if not isinstance(selector, Mapping) and (not callable(selector) or isinstance(selector, (type, Transform))):
         cure = " A name pattern is written gch.named(…)." if isinstance(selector, str) else ""
         raise TypeError(f"{owner}: selector must be a function of (name, parameter, owner), got {selector!r}.{cure}")
+    return predicate(selector, owner)

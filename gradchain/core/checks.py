@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 
@@ -30,13 +31,15 @@ def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> N
     """
     stateful = set(_stateful(chain, state))
     frozen = _frozen(chain, index)
-    for path, names in _paths(chain, index):
+    paths = list(_paths(chain, index))
+    for path, names in paths:
         _check_sign(path, [name for name in names if name not in frozen])
         _check_order(path)
         _check_holders(path, stateful)
     _check_states(chain, state)
     for address, link, _ in walk(chain, index):
         _check_place(address, link, [n for n, _, _ in chain.parts(index)])
+    _warn_of_late_clips([path for path, _ in paths])
     _warn_of_autocast(chain, index, ctx)
 
 
@@ -159,6 +162,29 @@ def _stateful(link: Transform, state: State, path: str = "") -> Iterator[str]:
         if any(isinstance(v, Count) or (isinstance(v, Tensors) and len(v)) for _, v in inner.items()):
             yield address
         yield from _stateful(part, inner, address)
+
+
+def _warn_of_late_clips(paths: list[list[tuple[str, Transform]]]) -> None:
+    """A clip that bounds what is already a step, once for each; one whose bound is infinite only measures."""
+    late: dict[str, str] = {}
+    for path in paths:
+        rate = None
+        for address, link in path:
+            if rate is not None and link.role == "clip" and not _only_measures(link):
+                late.setdefault(address, rate)
+            if link.role == "learning_rate" or link.descends:
+                rate = address
+    for address, rate in late.items():
+        warnings.warn(
+            f"chain: {address} comes after {rate}: it bounds the step, with the learning rate in it, and not the "
+            "gradient. To clip gradients put it first; to clip their direction put it right before the learning rate.",
+            stacklevel=6,
+        )
+
+
+def _only_measures(link: Transform) -> bool:
+    given = [link.__dict__[name] for name in link.hypers]
+    return any(isinstance(value, float) and value == math.inf for value in given)
 
 
 def _warn_of_autocast(chain: Transform, index: Index, ctx: Context) -> None:

@@ -19,7 +19,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 
 if TYPE_CHECKING:
-    from gradchain.selectors import Predicate
+    from gradchain.selectors import SelectorLike
 
 
 class Context:
@@ -209,7 +209,7 @@ class Context:
         """Whether this is a link of the outermost chain: not in a mask, nor in a branch."""
         return self._outermost
 
-    def members(self, selector: Predicate) -> Index:
+    def members(self, selector: SelectorLike) -> Index:
         """Which of the parameters in sight `selector` matches."""
         return self.params.index.members(selector)
 

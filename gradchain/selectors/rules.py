@@ -15,14 +15,19 @@ from typing import Any, TypeAlias
 
 import torch
 
-from gradchain.selectors.base import ParameterFacts, Predicate, check_predicate
+from gradchain.selectors.asking import sight
+from gradchain.selectors.base import ParameterFacts, SelectorLike, predicate
 from gradchain.selectors.depth import Depth
 from gradchain.selectors.resolving import asked, resolve
 from gradchain.selectors.source import code
 from gradchain.selectors.written import Written
 
-Factor: TypeAlias = Callable[[str, torch.Tensor, "torch.nn.Module | None"], float]
-"""Any function `(name, parameter, owner) -> factor`."""
+Factor: TypeAlias = (
+    Callable[[str, torch.Tensor, torch.nn.Module | None], float]
+    | Callable[[str, torch.Tensor], float]
+    | Callable[[torch.Tensor], float]
+)
+"""Any function `(name, parameter, owner) -> factor`, or of `(name, parameter)` or `(parameter)`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Rule(Written):
 Value: TypeAlias = "float | torch.Tensor | Callable[[float], float] | PerParameter"
 """What a hyperparameter is given as: one for all parameters, or one for each."""
 
-Rules: TypeAlias = "Rule | tuple[Predicate, float] | Mapping[str, float] | Factor"
+Rules: TypeAlias = "Rule | tuple[SelectorLike, float] | Mapping[str, float] | Factor"
 """What `multiply` takes as a rule."""
 
 
@@ -90,9 +95,9 @@ class first(Rule):
     multiply(0.05, first((norm, 0.0), (bias, 0.5)))
     """
 
-    pairs: tuple[tuple[Predicate, float], ...]
+    pairs: tuple[tuple[SelectorLike, float], ...]
 
-    def __init__(self, *pairs: tuple[Predicate, float]) -> None:
+    def __init__(self, *pairs: tuple[SelectorLike, float]) -> None:
         if not pairs:
             raise ValueError("first: needs at least one pair (selector, factor), got none.")
         object.__setattr__(self, "pairs", tuple(_checked_pair("first", pair) for pair in pairs))
@@ -147,6 +152,7 @@ class layer_decay(Rule):
                 f"layer_decay: depth must be a function (name, parameter, owner) -> int, got {code(self.depth)}. "
                 "Ready ones are in gch.selectors.depth."
             )
+        sight(self.depth, "layer_decay")
         if self.total is None and not isinstance(self.depth, Depth):
             raise TypeError("layer_decay: total must be the number of layers where depth is a function, got None.")
         if self.total is not None and (type(self.total) is not int or self.total < 1):
@@ -156,10 +162,11 @@ class layer_decay(Rule):
         return (self.rate, self.depth), {} if self.total is None else {"total": self.total}
 
     def factors(self, parameters: Sequence[ParameterFacts]) -> list[tuple[float, str] | None]:
-        total = self.total if self.total is not None else self.depth.total  # type: ignore[attr-defined]  # a Depth
+        total = self.total if self.total is not None else self.depth.total  # type: ignore[union-attr]  # a Depth
         out: list[tuple[float, str] | None] = []
+        given = sight(self.depth, "layer_decay")
         for entry in parameters:
-            layer = asked(self.depth, entry)
+            layer = asked(self.depth, entry, given)
             if type(layer) is not int or not 0 <= layer < total:
                 raise ValueError(
                     f"layer_decay: depth must be an integer in [0, {total}), got {layer!r} for parameter "
@@ -241,16 +248,17 @@ class choose(PerParameter):
     scale_by_learning_rate(choose((bias, linear(0.1, 0.01, 1000)), rest=linear(0.0, 0.01, 1000)))
     """
 
-    pairs: tuple[tuple[Predicate, Value], ...]
+    pairs: tuple[tuple[SelectorLike, Value], ...]
     rest: Value
 
-    def __init__(self, *pairs: tuple[Predicate, Value], rest: Value) -> None:
+    def __init__(self, *pairs: tuple[SelectorLike, Value], rest: Value) -> None:
         if not pairs:
             raise ValueError("choose: needs at least one pair (selector, value), got none.")
-        for pair in pairs:
-            check_value("choose", _two("choose", "value", pair)[1])
+        checked = tuple(_two("choose", "value", pair) for pair in pairs)
+        for _, value in checked:
+            check_value("choose", value)
         check_value("choose", rest)
-        object.__setattr__(self, "pairs", pairs)
+        object.__setattr__(self, "pairs", checked)
         object.__setattr__(self, "rest", rest)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -347,7 +355,10 @@ def _checked_rule(rule: Any) -> Any:
         return by_name(tuple(rule.items()))
     if isinstance(rule, tuple):
         return _checked_pair("multiply", rule)
-    if isinstance(rule, Rule) or (callable(rule) and not isinstance(rule, type)):
+    if isinstance(rule, Rule):
+        return rule
+    if callable(rule) and not isinstance(rule, type):
+        sight(rule, "multiply")
         return rule
     raise TypeError(
         "multiply: a rule must be (selector, factor), first(…), layer_decay(…), a mapping from names or a function "
@@ -360,18 +371,18 @@ def _factors(rule: Any, parameters: Sequence[ParameterFacts]) -> Iterable[tuple[
         return rule.factors(parameters)
     if isinstance(rule, tuple):
         return first(rule).factors(parameters)
-    return [(_given_factor(rule, entry), code(rule)) for entry in parameters]
+    given = sight(rule, "multiply")
+    return [(_given_factor(rule, entry, given), code(rule)) for entry in parameters]
 
 
-def _given_factor(rule: Factor, entry: ParameterFacts) -> float:
-    return _checked_number("multiply", f"the factor of {code(rule)} for {code(entry[0])}", asked(rule, entry))
+def _given_factor(rule: Factor, entry: ParameterFacts, given: slice) -> float:
+    return _checked_number("multiply", f"the factor of {code(rule)} for {code(entry[0])}", asked(rule, entry, given))
 
 
 def _two(owner: str, what: str, pair: Any) -> tuple[Any, Any]:
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(f"{owner}: a pair must be (selector, {what}), got {code(pair)}.")
-    check_predicate(pair[0], owner)
-    return pair
+    return predicate(pair[0], owner), pair[1]
 
 
 def _checked_pair(owner: str, pair: Any) -> tuple[Any, float]:

@@ -16,8 +16,8 @@ from gradchain.core.scalars import Scalar, Scalars, maximum, where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.selectors import Predicate
-from gradchain.selectors.base import check_predicate
+from gradchain.selectors import SelectorLike
+from gradchain.selectors.base import predicate
 from gradchain.selectors.source import code
 
 
@@ -60,7 +60,7 @@ class clip_by_norm(Transform):
 
     max_norm: Annotated[Hyper, "(0, inf]"]
     p: float = 2.0
-    per: Literal["all", "tensor"] | Sequence[Predicate] = "all"
+    per: Literal["all", "tensor"] | Sequence[SelectorLike] = "all"
     eps: Hyper = Hyper(1e-6, "[0, inf)")
 
     def says(self) -> Says:
@@ -83,9 +83,8 @@ class clip_by_norm(Transform):
             raise TypeError(f"clip_by_norm: {choices}, got {code(self.per)}.{cure}")
         if not self.per:
             raise ValueError(f"clip_by_norm: {choices}, got an empty one.")
-        for selector in self.per:
-            check_predicate(selector, "clip_by_norm")
-        object.__setattr__(self, "per", tuple(self.per))  # a list would have no hash
+        # a list would have no hash
+        object.__setattr__(self, "per", tuple(predicate(selector, "clip_by_norm") for selector in self.per))
 
     def init(self, params: Tensors) -> State:
         if not isinstance(self.per, str):

@@ -6,6 +6,7 @@ import math
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
+from gradchain.core.says import Says
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -74,6 +75,10 @@ class reduce_on_plateau(Transform):
     mode: str = "min"
     base: Hyper = Hyper(1.0, "(0, inf)")
     worst: Hyper = Hyper(math.inf, "(0, inf]")
+
+    def says(self) -> Says:
+        """It waits for its number."""
+        return {"observes": frozenset({self.observed})}
 
     def check(self) -> None:
         if not isinstance(self.observed, str):

@@ -27,6 +27,7 @@ from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Journal, Pending
+from gradchain.updater.observations import PATIENCE, Observations
 from gradchain.updater.ranks import over_ranks
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
@@ -48,6 +49,7 @@ class Bound:
         clocks: named counters; "step" and "micro" are always among them.
         num_skipped: updates that a gate kept from being applied.
         observed: numbers that links may look at.
+        observations: which of those links wait for.
         news: how often each was observed, and the numbers since the last applied update.
         records: the last value of everything that links recorded.
         autocast: the dtype the forward computes in.
@@ -67,6 +69,7 @@ class Bound:
         self.lent_averages: list[str] = []  # addresses of averages whose tensors a user holds
         self.engine = Engine()
         self.journal = Journal(self.engine.forget)
+        self.observations = Observations(tx)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
         scaling = [link for _, link in tx.named if type(link).scale_loss is not Transform.scale_loss]
         self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
@@ -206,6 +209,8 @@ class Bound:
             only_adds: what the method of that name says.
             waiting: the micro-batch that comes next, where this was not its predecessor's end.
         """
+        if self.observations.awaited and self.clocks["step"] >= PATIENCE:
+            self.observations.tell_of_silence(self.observed)
         journal = self.journal
         journal.open = journal.busy = True
         active, before = self.activated(received)

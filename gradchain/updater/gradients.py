@@ -122,7 +122,8 @@ class Gradients:
     def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:
         """Gradients that a user passed by name, as updates."""
         if not isinstance(grads, Mapping):
-            cure = "A closure goes to update(closure)." if callable(grads) else "See updater.names."
+            cure = "A loss goes to update(loss)." if isinstance(grads, Tensor) else "See updater.names."
+            cure = "A closure goes to update(closure)." if callable(grads) else cure
             raise TypeError(f"step: grads must map names to gradients, got {type(grads).__name__}. {cure}")
         parameters = dict(zip(self._target.index.names, self._target.parameters(), strict=True))
         found = {}
@@ -207,10 +208,16 @@ def _kept(grad: Tensor) -> Tensor:
 
 def _dense(name: str, grad: Tensor) -> Tensor:
     if grad.layout != torch.strided:
-        raise TypeError(
-            f"step: the gradient of {name!r} is sparse ({grad.layout}). Make it dense: nn.Embedding(sparse=False)."
-        )
+        raise TypeError(sparse(name, grad))
     return grad
+
+
+def sparse(name: str, grad: Tensor) -> str:
+    """The sentence for a gradient that is not dense."""
+    return (
+        f"step: the gradient of {name!r} is sparse ({grad.layout}), and links take dense ones. Make it dense: "
+        "sparse=False in nn.Embedding, nn.EmbeddingBag or F.embedding, sparse_grad=False in torch.gather."
+    )
 
 
 def owned(tensors: Tensors, lent: set[int]) -> Tensors:

@@ -163,12 +163,28 @@ class Hyperparameters:
             if not is_number(factor) or not math.isfinite(factor):
                 kind = ValueError if is_number(factor) else TypeError
                 raise kind(f"override: factor must be a finite number, got {factor!r}.")
-            link.value_of(hyper, self._sight(address, clocks, {full: override}))  # raises where it is out of range
+            self._check_factor(full, override, clocks)
         else:
             override = Override(hyper.given(value, address))
             link.check_uniform(hyper.name, value)
             check_spread(value, hyper, address, self._seen[address])
         self.overrides[full] = override
+
+    def _check_factor(self, full: str, override: Override, clocks: Mapping[str, float]) -> None:
+        """ValueError where a factor takes a hyperparameter out of its range: now, or whatever it will be."""
+        address, link, hyper = self._fields[full]
+        now = link.value_of(hyper, self._sight(address, clocks, {}))
+        assert override.factor is not None
+        found = f", which makes {now * override.factor:.6g} of {now:.6g}" if is_number(now) else ""
+        rule = f"override: factor must leave {full} {hyper.interval.rule}, got {override.factor!r}{found}."
+        if override.factor < 0 and not hyper.interval.has_negatives:  # a schedule may be at 0 now
+            raise ValueError(rule)
+        try:
+            link.value_of(hyper, self._sight(address, clocks, {full: override}))
+        except ValueError:
+            if is_number(now) and hyper.interval.holds(now * override.factor):
+                raise  # its optimizer class refuses
+            raise ValueError(rule) from None
 
     def saved_overrides(self) -> dict[str, Any]:
         """The overrides as plain data."""

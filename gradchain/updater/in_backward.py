@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from gradchain.core import _torch
@@ -15,6 +16,7 @@ from gradchain.core.transform import walk
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
 from gradchain.updater.bound import Bound
+from gradchain.updater.gradients import sparse
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.ranks import AFTER_ITS_TURN, Replicas
@@ -87,6 +89,8 @@ class InBackward:
         bound = self._bound
         grad, parameter.grad = parameter.grad, None
         assert grad is not None
+        if grad.layout is not torch.strided:
+            raise TypeError(sparse(name, grad))
         received = EagerTensors.at(bound.target.index, {name: grad.detach()})
         active, whole = bound.activated(received)
         engine = self._engines.setdefault(name, Engine())
@@ -104,14 +108,17 @@ class InBackward:
 
         bound.journal.write(Pending(outcome.commit, follow, ends=False))
 
-    def check_micro_batch(self, backwards: int) -> None:
-        """RuntimeError for a second backward before a step, for each is an update, and under DDP."""
+    def check_ranks(self) -> None:
+        """RuntimeError under DDP, before anything happens."""
         if self._replicas.reduce(self._bound.target):
             raise RuntimeError(f"update: {AFTER_ITS_TURN}")
-        if backwards:
+
+    def check_counted(self, owner: str) -> None:
+        """RuntimeError while the update of a backward waits for the step that counts it."""
+        if self._bound.micro.backwards:
             raise RuntimeError(
-                "backward: with in_backward=True each backward is an update, so there is one to a step. Sum the "
-                "losses, or call update(loss) for each."
+                f"{owner}: a backward has updated the weights, as in_backward=True has it, and waits for its step(), "
+                "which counts the update. Call updater.step() first. Losses of one update are summed before backward."
             )
 
     def open(self) -> None:
@@ -145,7 +152,7 @@ class InBackward:
     def finish(self) -> UpdateInfo:
         """What the backward before it did, as an update."""
         info, bound = self._info, self._bound
-        if info is None:
+        if info is None or not bound.micro.backwards:  # a load has written over it
             raise RuntimeError(
                 "step: an updater bound with in_backward=True updates in updater.backward(loss), which has not run. "
                 "Call updater.update(loss)."

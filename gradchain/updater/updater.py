@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from gradchain.core.chain import chain
 from gradchain.core.hyper import is_number
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
+from gradchain.selectors.base import predicate
 from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
@@ -28,10 +30,11 @@ from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
-from gradchain.updater.walk import Walk
+from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
+from gradchain.words.arguments import Nothing, answering
 
 if TYPE_CHECKING:
-    from gradchain.selectors import Predicate
+    from gradchain.selectors import SelectorLike
 
 
 class Updater:
@@ -68,7 +71,7 @@ class Updater:
         *,
         autocast: torch.dtype | None = None,
         in_backward: bool = False,
-        **options: Any,
+        **options: Unpack[Nothing],
     ) -> None:
         foreign.refuse_options(options)
         refuse_transforms("bind")
@@ -87,7 +90,7 @@ class Updater:
         weight: float | None = None,
         last: bool = False,
         keep_grads: bool = False,
-        **backward: Any,
+        **backward: Unpack[BackwardOptions],
     ) -> UpdateInfo:
         """Backward, the chain, the new weights: all of it or nothing, whatever exception or signal breaks it off.
 
@@ -106,17 +109,12 @@ class Updater:
                 untouched.
         """
         self._check("update")
+        if backward:
+            foreign.refuse_arguments("update", backward, ("weight", "last", "keep_grads", *BACKWARD))
         return self._bound.journal.guard(self._walk.update, loss, weight, last, keep_grads, **backward)
 
     def backward(
-        self,
-        loss: Tensor,
-        *,
-        weight: float | None = None,
-        last: bool = False,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-        inputs: Any = None,
+        self, loss: Tensor, *, weight: float | None = None, last: bool = False, **backward: Unpack[BackwardOptions]
     ) -> None:
         """Backward of a loss through the chain's scaling. May be called often before `step()`: gradients sum.
 
@@ -124,11 +122,17 @@ class Updater:
         window. See `update` for the arguments.
         """
         self._check("backward")
-        options = {"weight": weight, "last": last, "retain_graph": retain_graph, "create_graph": create_graph}
-        self._bound.journal.guard(self._walk.backward, loss, inputs=inputs, **options)
+        if backward:
+            foreign.refuse_arguments("backward", backward, ("weight", "last", *BACKWARD))
+        self._bound.journal.guard(self._walk.backward, loss, weight=weight, last=last, **backward)
 
     def step(
-        self, grads: Mapping[str, Tensor | None] | None = None, *, last: bool = False, keep_grads: bool = False
+        self,
+        grads: Mapping[str, Tensor | None] | None = None,
+        *,
+        last: bool = False,
+        keep_grads: bool = False,
+        **options: Unpack[Nothing],
     ) -> UpdateInfo:
         """The chain and the new weights, from the gradients that lie in `.grad` or are given.
 
@@ -141,14 +145,19 @@ class Updater:
             keep_grads: leave in `.grad` what the chain received, in place of None.
         """
         self._check("step")
+        if options:
+            foreign.refuse_arguments("step", options, ("grads", "last", "keep_grads"))
         with outside_inference():
             return self._bound.journal.guard(self._walk.step, grads, last, keep_grads)
 
+    @answering
     def zero_grad(self) -> None:
         """Drop the gradients and the open window. Weights, state and clocks stay."""
         bound = self._settled()
+        self._walk.check_dropped("zero_grad")
         bound.journal.guard(bound.journal.write, Pending(Commit(), bound.drop_window))
 
+    @answering
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full, by the mean over what it has. Falsy if none is open.
 
@@ -158,6 +167,7 @@ class Updater:
         with outside_inference():
             return self._bound.journal.guard(self._walk.flush)
 
+    @answering
     def context(
         self, *, last: bool | None = None, autocast: torch.dtype | bool | None = None
     ) -> AbstractContextManager[None]:
@@ -251,6 +261,7 @@ class Updater:
         with outside_inference():
             return self._bound.hypers.settings(self._bound.clocks)
 
+    @answering
     def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
         """Set a hyperparameter from now on, in place of the code's: by a value, or times `factor`.
 
@@ -267,6 +278,7 @@ class Updater:
             self._settled().hypers.override(name, value, factor, self._bound.clocks)
             self._bound.follow_clocks()
 
+    @answering
     def tick(self, clock: str, amount: float = 1) -> None:
         """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
         if clock in ("step", "micro"):
@@ -289,6 +301,7 @@ class Updater:
         if not isinstance(name, str) or not is_number(number):
             raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
         count, latest = self._settled().news.get(name, (0, []))
+        self._bound.observations.tell_of_misspelling(name, self._bound.observed)
         self._bound.observed[name] = float(number)
         self._bound.news[name] = (count + 1, [*latest, float(number)])
 
@@ -354,6 +367,7 @@ class Updater:
 
     # state
 
+    @answering
     def state_dict(self, *, sync: bool = False) -> dict[str, Any]:
         """Everything but the weights as plain data that shares no memory with the live state.
 
@@ -364,11 +378,7 @@ class Updater:
             RuntimeError: inside such a window without `sync`.
         """
         self._check("state_dict")
-        if self._bound.micro.backwards:
-            raise RuntimeError(
-                "state_dict: a backward is waiting for its step(), and its gradient would be lost. Call updater.step() "
-                "first, or updater.zero_grad() to drop it."
-            )
+        self._walk.check_waiting("state_dict", "its gradient would be lost")
         if self._bound.window.unsynchronised and not sync:
             raise RuntimeError(
                 "state_dict: the open window differs from rank to rank. Save where a window closes, or call "
@@ -446,27 +456,24 @@ class Updater:
             ValueError: a parameter has another shape than its state, and no `remap`.
         """
         self._check("rebind")
+        self._walk.check_dropped("rebind")
         with outside_inference():
             changed, anew = self._walk.suitable(Target(target)), self._walk.hook_anew
             return self._bound.journal.guard(rebound, self._bound, changed, remap or {}, anew)
 
-    def reset(self, selector: Predicate | None = None) -> None:
+    def reset(self, selector: SelectorLike | None = None) -> None:
         """Start the state afresh, of all parameters or those a selector matches. Clocks and weights stay."""
         self._check("reset")
         with outside_inference():
             bound = self._bound
-            members = None if selector is None else bound.active.members(selector)
+            members = None if selector is None else bound.active.members(predicate(selector, "reset"))
             bound.state = bound.journal.guard(lambda: restarted(bound.state, bound.fresh_state(), members))
 
     # copies
 
     def __getstate__(self) -> dict[str, Any]:
         self._check("copy")
-        if self._bound.micro.backwards:
-            raise RuntimeError(
-                "copy: a backward is waiting for its step(), and torch copies no gradient of a parameter. Call "
-                "updater.step() first, or updater.zero_grad() to drop it."
-            )
+        self._walk.check_waiting("copy", "torch copies no gradient of a parameter")
         return self.__dict__
 
     def __copy__(self) -> NoReturn:
@@ -478,5 +485,7 @@ class Updater:
     def __repr__(self) -> str:
         return f"{self._bound.chain!r}.bind(<{len(self.names)} parameters>)"
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(foreign.answer(name))
+    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(foreign.answer(name, (n for n in dir(Updater) if n[:1] != "_")))

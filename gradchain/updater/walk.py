@@ -7,13 +7,14 @@ import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from gradchain.core.roles import WindowState
 from gradchain.core.state import Links
+from gradchain.updater.autograd import raise_explained
 from gradchain.updater.bound import Bound
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
@@ -26,6 +27,17 @@ from gradchain.updater.ranks import LATE, withheld
 from gradchain.updater.state_dict import states
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch
+
+
+class BackwardOptions(TypedDict, total=False):
+    """What a backward takes besides the loss, as `torch.Tensor.backward` has it."""
+
+    retain_graph: bool | None
+    create_graph: bool
+    inputs: Any
+
+
+BACKWARD = tuple(BackwardOptions.__annotations__)
 
 
 class Walk:
@@ -85,7 +97,8 @@ class Walk:
         micro = self.bound.micro
         micro.check(loss, weight, self.bound.gated)
         if self.in_backward is not None:
-            self.in_backward.check_micro_batch(micro.backwards)
+            self.in_backward.check_counted("update")
+            self.in_backward.check_ranks()
         self._refuse_late_closing("update", last)
         # may raise, as a schedule may: nothing has happened yet, and the open window stays
         scaled = self.bound.scaled(loss, weight)
@@ -93,7 +106,11 @@ class Walk:
         micro.last = micro.last or last
         with withheld(self.bound.target, self.bound.withholds()):
             micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
-            scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+            try:
+                scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+            except RuntimeError as error:
+                raise_explained(error)
+                raise
         reached = self.bound.gradients.reached(marks) if self.in_backward is None else self.in_backward.close()
         if not reached and not self._gradients_withheld():
             raise RuntimeError(
@@ -146,8 +163,10 @@ class Walk:
         last: bool = False,
         look: bool = True,
     ) -> UpdateInfo:
-        if self.in_backward is not None and grads is None:
-            return self.in_backward.finish()
+        if self.in_backward is not None:
+            if grads is None:
+                return self.in_backward.finish()
+            self.in_backward.check_counted("step")
         micro, window = self.bound.micro, self.bound.window
         scaled = micro.backwards > 0 and grads is None
         gradients = self.bound.gradients
@@ -169,6 +188,21 @@ class Walk:
         )
         lent = keep_grads or grads is not None
         return self.bound.run(received, step, lent, keep_grads=keep_grads, only_adds=only_adds)
+
+    def check_waiting(self, owner: str, lost: str) -> None:
+        """RuntimeError while a backward waits for its step: `lost` says what would become of its gradient."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted(owner)
+        if self.bound.micro.backwards:
+            raise RuntimeError(
+                f"{owner}: a backward is waiting for its step(), and {lost}. Call updater.step() first, or "
+                "updater.zero_grad() to drop it."
+            )
+
+    def check_dropped(self, owner: str) -> None:
+        """RuntimeError where the updater cannot drop what a backward did: it has updated the weights."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted(owner)
 
     def hook_anew(self) -> None:
         """The model is another: hooks go from the old parameters to the new ones."""
@@ -232,6 +266,8 @@ class Walk:
 
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted("flush")
         if self.bound.micro.backwards:
             raise RuntimeError("flush: a backward is waiting for its step(). Call updater.step(last=True).")
         self.bound.state = self.bound.window.reduced(self.bound.state, "flush")

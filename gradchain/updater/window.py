@@ -61,7 +61,9 @@ class MicroBatch:
         """
         if not isinstance(loss, Tensor):
             got = type(loss).__name__
-            raise TypeError(f"update: loss must be a scalar tensor or a closure that returns one, got {got}.")
+            cure = " Return the loss." if loss is None else ""
+            cure = " It must have its graph: leave out .item()." if isinstance(loss, (int, float)) else cure
+            raise TypeError(f"update: loss must be a scalar tensor or a closure that returns one, got {got}.{cure}")
         if loss.numel() != 1:
             raise ValueError(f"update: loss must be a scalar, got shape {tuple(loss.shape)}. Reduce it: loss.mean().")
         if loss.is_complex():

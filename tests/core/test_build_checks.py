@@ -151,6 +151,10 @@ def test_refused(kind):
         assert str(raised.value) == sentence
 
 
+OF_THE_STEP = (
+    "it bounds the step, with the learning rate in it, and not the gradient. To clip gradients put it first; to clip "
+    "their direction put it right before the learning rate."
+)
 WARNED = {
     "scale divided out": (
         [gch.scale(0.1), gch.scale_by_adam(), LR], {},
@@ -169,6 +173,41 @@ WARNED = {
         [gch.amp_scale(), LR], {},
         "bind: amp_scale does nothing: neither the autocast nor a parameter is float16. Bind with "
         "autocast=torch.float16, or leave it out.",
+    ),
+    "a clip of the step": (
+        [LR, gch.clip_by_norm(1.0)], {}, f"chain: clip_by_norm comes after scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip behind an alias": (
+        [gch.sgd(0.1, momentum=0.9), gch.clip_by_value(1.0)], {},
+        f"chain: clip_by_value comes after scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip behind a negative scale": (
+        [gch.scale_by_adam(), gch.scale(-0.1), gch.clip_by_norm(1.0, per="tensor")], {},
+        f"chain: clip_by_norm comes after scale: {OF_THE_STEP}",
+    ),
+    "a clip behind branches": (
+        [gch.partition((EARLY, gch.adam(0.1)), (gch.rest, gch.sgd(0.2))), gch.clip_by_norm(1.0)], {},
+        f"chain: clip_by_norm comes after partition/branch/scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip in a branch": (
+        [gch.partition((EARLY, gch.chain(gch.adam(0.1), gch.clip_by_norm(1.0))), (gch.rest, gch.sgd(0.2)))], {},
+        f"chain: partition/branch/clip_by_norm comes after partition/branch/scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip in a mask": (
+        [LR, gch.masked(gch.clip_by_value(1.0), EARLY)], {},
+        f"chain: masked/clip_by_value comes after scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip behind a class in a branch": (
+        [gch.partition((EARLY, gch.from_torch("SGD", lr=0.1)), (gch.rest, gch.sgd(0.2))), gch.clip_by_norm(1.0)], {},
+        f"chain: clip_by_norm comes after partition/branch/from_torch: {OF_THE_STEP}",
+    ),
+    "a scheduled clip": (
+        [LR, gch.clip_by_norm(gch.linear(1.0, 2.0, 3))], {},
+        f"chain: clip_by_norm comes after scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip behind a rate that climbs on purpose": (
+        [gch.scale_by_learning_rate(0.1, flip_sign=False), gch.clip_by_norm(1.0), gch.scale(-1.0)], {},
+        f"chain: clip_by_norm comes after scale_by_learning_rate: {OF_THE_STEP}",
     ),
 }  # fmt: skip
 
@@ -204,6 +243,8 @@ LEGITIMATE = {
     "decay then clip then rate": [gch.add_decayed_weights(0.1), gch.clip_by_norm(1.0), LR],
     "clip of the direction": [gch.scale_by_adam(), gch.clip_by_norm(1.0), LR],
     "momentum after the rate (LARS)": [LR, gch.trace(0.9)],
+    "a clip that measures the step": [LR, gch.clip_by_norm(float("inf"))],
+    "a clip before a window of steps": [gch.partition((EARLY, gch.chain(gch.clip_by_norm(1.0), LR)), (gch.rest, LR))],
     "holders before holders": [gch.skip_nonfinite(), gch.accumulate(2), gch.amp_scale(always=True), LR],
     "a clip before a window": [gch.clip_by_norm(1.0), gch.accumulate(2), LR],
     "a branch that holds": [gch.partition((EARLY, gch.chain(gch.accumulate(2), gch.scale_by_adam())), (gch.rest,
