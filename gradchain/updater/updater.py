@@ -50,7 +50,8 @@ class Updater:
         autocast: the dtype the forward computes in under `context()`; None leaves that to the weights, or to an
             autocast around it.
         in_backward: update each parameter during backward, as soon as its gradient is there, and free the gradient:
-            the peak of memory is lower by nearly all gradients. For chains in which every link is `per_parameter`.
+            the peak of memory is lower by nearly all gradients. For chains in which every link is `per_parameter`. On
+            several ranks a gradient must be reduced before its turn: FSDP2 and hooks of your own do so, DDP does not.
 
     Raises:
         TypeError, ValueError: for what cannot be bound, and for a chain whose order cannot be meant.
@@ -464,8 +465,8 @@ class Updater:
         self._check("rebind")
         self._walk.check_dropped("rebind")
         with outside_inference():
-            anew = self._walk.hook_anew
-            return self._bound.journal.guard(rebound, self._bound, Target(target), remap or {}, anew)
+            changed, anew = self._walk.suitable(Target(target)), self._walk.hook_anew
+            return self._bound.journal.guard(rebound, self._bound, changed, remap or {}, anew)
 
     def reset(self, selector: SelectorLike | None = None) -> None:
         """Start the state afresh, of all parameters or those a selector matches. Clocks and weights stay."""

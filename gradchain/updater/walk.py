@@ -26,6 +26,7 @@ from gradchain.updater.info import UpdateInfo
 from gradchain.updater.modes import refuse_inference
 from gradchain.updater.ranks import LATE, withheld
 from gradchain.updater.state_dict import states
+from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch, weight_of
 
 _NO_GRADIENTS = (
@@ -107,6 +108,7 @@ class Walk:
         micro.check(loss, weight, self.bound.gated)
         if self.in_backward is not None:
             self.in_backward.check_counted("update")
+            self.in_backward.check_ranks()
         self._refuse_late_closing("update", last)
         if weight == 0 and self.in_backward is not None and self.bound.stands_alone:
             micro.weight = weight
@@ -239,6 +241,12 @@ class Walk:
         if self.in_backward is not None:
             self.in_backward.remove()
             self.in_backward = InBackward(self.bound)
+
+    def suitable(self, target: Target) -> Target:
+        """This model, if it may be rebound to; else ValueError."""
+        if self.in_backward is not None:
+            self.in_backward.check(target, "rebind")
+        return target
 
     # windows
 
