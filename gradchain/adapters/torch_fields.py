@@ -94,7 +94,7 @@ class Fields:
             words = [meant for word in self.constants if word not in self._known for meant in ours(word, names)]
             takes = f" Write {' and '.join(f'{word}=' for word in words)}.{takes}" if words else takes
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"from_torch: {self._cls.__name__}: {words(error).rstrip('.')}.{takes}") from None
+            raise kind(f"from_torch: {self._cls.__name__}: {in_words(error).rstrip('.')}.{takes}") from None
         _refuse_inner(optimizer)
         return optimizer
 
@@ -119,7 +119,7 @@ class Fields:
         return out
 
 
-def words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """What a class raised, in its words; with the error's name where those are no sentence."""
     if isinstance(error, (TypeError, ValueError)) or (type(error) is RuntimeError and str(error)):
         return str(error)
