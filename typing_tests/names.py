@@ -15,5 +15,5 @@ assert_type(gch.rules.from_torch("AdamW"), gch.from_torch)
 assert_type(scale(0.1), gch.scale)  # noqa: F405
 assert_type(masked(gch.scale(0.1), gch.bias), gch.masked)  # noqa: F405
 
-gch.nonsense  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
-gch.rules.nonsense  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+print(gch.nonsense)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+print(gch.rules.nonsense)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
