@@ -16,6 +16,7 @@ from gradchain.adapters.torch_fields import Fields
 from gradchain.adapters.torch_names import class_of, name_of
 from gradchain.core import _torch
 from gradchain.core.context import Context
+from gradchain.core.domain import Domain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Scalars
@@ -32,6 +33,15 @@ class OptimizerState(State):
 
     state: Slots  # what the optimizer keeps of each parameter, by its own names
     group: Slots  # what it changed by itself in the parameter's group, and what it keeps beside both
+
+    def problem(self) -> str | None:
+        for name, slot in self.state.items():
+            if "step" in slot and not _STEP.holds(slot["step"]):
+                return f"the step of {name!r} must be {_STEP.rule}, got {slot['step']!r}"
+        return None
+
+
+_STEP = Domain(None, "[0, inf)")  # a number or a tensor, and under this name in all of torch.optim
 
 
 class from_torch(Transform):

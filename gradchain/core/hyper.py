@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, overload
 
@@ -38,13 +39,33 @@ class Interval:
         found = re.fullmatch(r"(?:integer )?([\[(])(\S+), (\S+)([\])])", self.text)
         return None if found is None else (found[1], float(found[2]), float(found[3]), found[4])
 
-    def holds(self, value: float) -> bool:
-        """Whether `value` lies inside (NaN lies in no interval)."""
+    @functools.cached_property
+    def _of_host(self) -> tuple[str, float, float, str]:
+        """The same where an open infinity is the largest float: an integer of the host may be beyond that."""
         assert self._parsed is not None
         left, low, high, right = self._parsed
-        if self.text.startswith("integer") and math.isfinite(value) and value != int(value):
+        if (left, low) == ("(", -math.inf):
+            left, low = "[", -sys.float_info.max
+        if (high, right) == (math.inf, ")"):
+            high, right = sys.float_info.max, "]"
+        return left, low, high, right
+
+    def holds(self, value: float) -> bool:
+        """Whether `value` lies inside (NaN lies in no interval)."""
+        left, low, high, right = self._of_host
+        if not (value > low or (value == low and left == "[")):
             return False
-        return (value > low or (value == low and left == "[")) and (value < high or (value == high and right == "]"))
+        if not (value < high or (value == high and right == "]")):
+            return False
+        return not self.text.startswith("integer") or abs(value) == math.inf or value == int(value)
+
+    def outside(self, numbers: Tensor) -> Tensor:
+        """Whether each element lies outside; a NaN does not."""
+        assert self._parsed is not None
+        left, low, high, right = self._parsed
+        out = (numbers < low) if left == "[" else (numbers <= low)
+        out |= (numbers > high) if right == "]" else (numbers >= high)
+        return out | ((numbers != numbers.trunc()) & numbers.isfinite()) if self.text.startswith("integer") else out
 
     @property
     def rule(self) -> str:

@@ -117,6 +117,15 @@ def memory_for(what: str, tensor: Tensor) -> str | None:
     return None
 
 
+def without_repeats(tensor: Tensor, place: Tensor) -> Tensor:
+    """`tensor` once in each direction in which `place`, as after `expand`, is one element many times; or as it is."""
+    if place.layout is torch.strided and not place.is_nested:
+        for dim, (size, stride) in enumerate(zip(place.shape, place.stride(), strict=True)):
+            if size > 1 and stride == 0:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def _covered(name: str, tensor: Tensor) -> str | None:
     """What keeps a tensor's elements from being written one by one: that two of them are one."""
     if type(tensor) in PLAIN and tensor.numel() and _covers_itself(tensor):

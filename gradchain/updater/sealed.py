@@ -2,8 +2,8 @@
 
 The file is the zip that `torch.save` writes, so that `torch.load` reads it by hand, and after it a seal of 48 bytes:
 16 that say what it is, and the 32 of a BLAKE2b checksum of all that comes before them. The seal stands behind the zip,
-not in its comment: it is made while torch writes the zip, which ends with the length of its comment. Readers of zips look
-for the directory from the end and pass over what follows it.
+not in its comment: it is made while torch writes the zip, and that ends with the length of its comment. Readers of zips
+look for the directory from the end and pass over what follows it.
 """
 
 from __future__ import annotations
