@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from gradchain.core.context import Context
     from gradchain.selectors.rules import Value as Value
 
+_MOST = sys.float_info.max
+_INFINITIES = (math.inf, -math.inf)
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -39,25 +42,17 @@ class Interval:
         found = re.fullmatch(r"(?:integer )?([\[(])(\S+), (\S+)([\])])", self.text)
         return None if found is None else (found[1], float(found[2]), float(found[3]), found[4])
 
-    @functools.cached_property
-    def _of_host(self) -> tuple[str, float, float, str]:
-        """The same where an open infinity is the largest float: an integer of the host may be beyond that."""
-        assert self._parsed is not None
-        left, low, high, right = self._parsed
-        if (left, low) == ("(", -math.inf):
-            left, low = "[", -sys.float_info.max
-        if (high, right) == (math.inf, ")"):
-            high, right = sys.float_info.max, "]"
-        return left, low, high, right
-
     def holds(self, value: float) -> bool:
         """Whether `value` lies inside (NaN lies in no interval)."""
-        left, low, high, right = self._of_host
+        assert self._parsed is not None
+        left, low, high, right = self._parsed
         if not (value > low or (value == low and left == "[")):
             return False
         if not (value < high or (value == high and right == "]")):
             return False
-        return not self.text.startswith("integer") or abs(value) == math.inf or value == int(value)
+        if not -_MOST <= value <= _MOST:
+            return value in _INFINITIES  # else it is an integer that no float can be
+        return not self.text.startswith("integer") or value == int(value)
 
     def outside(self, numbers: Tensor) -> Tensor:
         """Whether each element lies outside; a NaN does not."""

@@ -121,7 +121,7 @@ def from_dict(
             report.mismatched.append(f"{address}: expected its fields, found {type(given).__name__}")
             continue
         report.unexpected += [f"{address}.{name}" for name in given if name not in fields]
-        changes = {}
+        changes, before = {}, len(report.problems())
         for name, value in fields.items():
             if name not in given and name in current.added:
                 changes[name] = getattr(type(current), name)
@@ -132,10 +132,12 @@ def from_dict(
                 reader = _Reader(f"{address}.{name}", index, facts, report, current.domains[name], whole)
                 changes[name] = reader.read(value, given[name])
         new[address] = current.replace(**changes)
+        fits = len(report.problems()) == before
         problem = new[address].problem()
-        if problem is not None:
+        if fits and problem is not None:
             report.mismatched.append(f"{address}: {problem}")
-            new[address] = current
+        if problem is not None or (not fits and isinstance(current, WindowState)):
+            new[address] = current  # some fields of one and some of the other are neither
     return rebuilt(link, state, new)
 
 
@@ -206,7 +208,7 @@ class _Reader:
             self._mismatch("a tensor per parameter", type(saved).__name__)
             return current
         if self.whole is not None:
-            return self._whole(saved, self.whole)
+            return self._whole(current, saved, self.whole)
         self.report.missing += [f"{self.address}[{n}]" for n in current if n not in saved]
         self.report.unexpected += [f"{self.address}[{n}]" for n in saved if n not in current]
         out = {}
@@ -226,15 +228,15 @@ class _Reader:
             self._mismatch(f"{self.domain.rule} for {name!r}", repr(found))
         return found is None
 
-    def _whole(self, saved: Mapping[str, Tensor], whole: _Whole) -> Tensors:
+    def _whole(self, current: Tensors, saved: Mapping[str, Tensor], whole: _Whole) -> Tensors:
         """Entries that come and go, as an open window."""
         for name, tensor in saved.items():
             if not whole.fits(name, tensor):
                 place = whole.places.get(name)
                 self._mismatch(f"{'no tensor' if place is None else kind_of(place)} for {name!r}", kind_of(tensor))
-                return EagerTensors.at(self.index, {})
+                return current
             if not self._inside(name, tensor):
-                return EagerTensors.at(self.index, {})
+                return current
         facts = self.facts
         moved = {n: _laid(t, facts[n]) if n in facts else t.detach().clone() for n, t in saved.items()}
         if all(n in facts for n in moved):
