@@ -14,6 +14,7 @@ from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.hyper import Interval, is_number
+from gradchain.core.readable import is_readable
 
 _OR_NAN = " or NaN"
 _WORDS = {bool: "True or False", str: "a string", int: "an integer", float: "a number"}
@@ -103,9 +104,3 @@ class Domain:
         if not self._nan:
             out = out | numbers.isnan()
         return numbers[out][0].item() if bool(out.any()) else None
-
-
-def is_readable(tensor: Tensor) -> bool:
-    """Whether every element can be read: it lies in memory, one beside the other."""
-    strided = not tensor.is_nested and tensor.layout is torch.strided and not tensor.is_quantized
-    return strided and not tensor.is_meta

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.config import differences, to_config
+from gradchain.core.readable import is_readable
 from gradchain.core.state import Links, merged, narrowed
 from gradchain.engine.commit import Commit, Copies
 from gradchain.updater.bound import Bound
@@ -196,7 +197,7 @@ def _check_tensors(what: str, places: Mapping[str, Tensor], saved: Any) -> None:
 
 
 def _can_be_copied(tensor: Tensor, place: Tensor) -> bool:
-    if tensor.is_nested or tensor.is_meta != place.is_meta or tensor.layout != place.layout:
+    if tensor.is_nested or (is_readable(tensor), tensor.layout) != (is_readable(place), place.layout):
         return False
     if tensor.shape != place.shape or tensor.dtype != place.dtype:
         return False

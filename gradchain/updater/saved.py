@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradchain.core.domain import Domain
+from gradchain.core.readable import shown
 
 FORMAT = 1
 _CLOCK = Domain(float, "[0, inf)")
@@ -13,6 +14,7 @@ _COUNT = Domain(int, "integer [0, inf)")
 _NUMBER = Domain(float)
 _WHOLE_CLOCKS = ("step", "micro")
 _PLAIN = (str, int, float, bool, type(None))
+_FLOAT_BITS = 1024  # those of an integer that a float still holds
 
 
 def check(saved: Any) -> None:
@@ -21,7 +23,7 @@ def check(saved: Any) -> None:
         found = sorted(map(str, saved))[:6] if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(f"load_state_dict: expected what state_dict() gives, found {found}.")
     if type(saved["format"]) is not int or saved["format"] != FORMAT:
-        raise ValueError(f"load_state_dict: format must be {FORMAT}, got {_short(saved['format'])}.")
+        raise ValueError(f"load_state_dict: format must be {FORMAT}, got {shown(saved['format'])}.")
     for name, (kind, check_field) in _FIELDS.items():
         if not isinstance(saved[name], kind):
             raise ValueError(f"load_state_dict: {name} must be a {kind.__name__}, got {type(saved[name]).__name__}.")
@@ -35,11 +37,7 @@ def unexpected(saved: Mapping[Any, Any]) -> list[str]:
 
 def _refuse(what: str, rule: str, value: Any, where: Any = None) -> None:
     place = "" if where is None else f" for {where!r}"
-    raise ValueError(f"load_state_dict: {what} must be {rule}, got {_short(value)}{place}.")
-
-
-def _short(value: Any) -> str:
-    return repr(value)[:80]
+    raise ValueError(f"load_state_dict: {what} must be {rule}, got {shown(value)}{place}.")
 
 
 def _numbers(what: str, rule: str, domain: Callable[[str], Domain]) -> Callable[[Mapping[Any, Any]], None]:
@@ -91,7 +89,9 @@ def _is_config(value: Any) -> bool:
     """Whether it is made as `to_config` makes it."""
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_config(item) for key, item in value.items())
-    return all(map(_is_config, value)) if isinstance(value, list) else isinstance(value, _PLAIN)
+    if isinstance(value, list):
+        return all(map(_is_config, value))
+    return isinstance(value, _PLAIN) and not (isinstance(value, int) and value.bit_length() > _FLOAT_BITS)
 
 
 def _config(value: Mapping[Any, Any]) -> None:

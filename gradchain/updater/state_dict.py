@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from gradchain.core._torch import LOW, is_dtensor
-from gradchain.core.domain import Domain, is_readable
+from gradchain.core.domain import Domain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
 from gradchain.core.index import Index
+from gradchain.core.readable import is_readable, shown
 from gradchain.core.roles import AverageState, WindowState
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.slots import Slots, is_plain, mapped
@@ -248,12 +249,12 @@ class _Reader:
             return Count(current.names, int(saved))
         if isinstance(saved, Mapping) and set(saved) == set(current.names) and all(map(COUNT.holds, saved.values())):
             return Count(current.names, {name: int(count) for name, count in saved.items()})
-        self._mismatch(f"{COUNT.rule}, or one per parameter", _shown(saved))
+        self._mismatch(f"{COUNT.rule}, or one per parameter", shown(saved))
         return current
 
     def _scalars(self, current: Scalars, saved: Any) -> Scalars:
         if not isinstance(saved, Mapping) or set(saved) != set(current):
-            self._mismatch("a number per parameter", _shown(saved))
+            self._mismatch("a number per parameter", shown(saved))
             return current
         return Scalars({name: self._number(value, saved[name]) for name, value in current.items()})
 
@@ -270,18 +271,18 @@ class _Reader:
             for key in slot.keys() & current[name].keys():
                 old, new = current[name][key], slot[key]
                 if not _may_follow(old, new):
-                    self._mismatch(f"{_shown(old)} for {name!r} {key!r}", _shown(new))
+                    self._mismatch(f"{shown(old)} for {name!r} {key!r}", shown(new))
                     return current
         return Slots({name: _on(self.facts[name].device, slot) for name, slot in slots.items()}).copied()
 
     def _number(self, current: Any, saved: Any) -> Any:
         if self.domain.is_any:
-            right, rule = _is_number_like(current, saved), f"a number like {current!r}"
+            right, rule = _is_number_like(current, saved), f"a number like {shown(current)}"
         else:
             right, rule = self.domain.holds(saved), self.domain.rule
         if right:
             return saved.detach().clone() if isinstance(saved, Tensor) else saved
-        self._mismatch(rule, _shown(saved))
+        self._mismatch(rule, shown(saved))
         return current
 
 
@@ -299,10 +300,9 @@ def _is_number_like(current: Any, saved: Any) -> bool:
 def _may_follow(old: Any, new: Any) -> bool:
     """Whether a slot of another library may have become this: a tensor or a number stays what it is."""
     if isinstance(old, Tensor) and isinstance(new, Tensor):
-        return old.shape == new.shape and (old.dtype == new.dtype or not new.ndim)
-    if isinstance(old, Tensor) or isinstance(new, Tensor):
-        tensor, other = (old, new) if isinstance(old, Tensor) else (new, old)
-        return other is None or (is_number(other) and not tensor.ndim)
+        return old.shape == new.shape and (
+            old.dtype == new.dtype or (not new.ndim and old.is_floating_point() == new.is_floating_point())
+        )
     return old is None or new is None or (is_number(old) and is_number(new)) or type(old) is type(new)
 
 
@@ -310,11 +310,6 @@ def _tensors_in(value: Any) -> list[Tensor]:
     found: list[Tensor] = []
     mapped(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
     return found
-
-
-def _shown(value: Any) -> str:
-    """A value as a sentence has it."""
-    return kind_of(value) if isinstance(value, Tensor) and value.ndim else repr(value)[:60]
 
 
 def _on(device: torch.device, slot: Any) -> Any:
@@ -325,8 +320,8 @@ def _on(device: torch.device, slot: Any) -> Any:
 def kind_of(tensor: Tensor) -> str:
     """What a tensor is, as a sentence has it."""
     if not is_readable(tensor):
-        where = "on meta, without values" if tensor.is_meta else f"in {tensor.layout}"
-        return f"one {where}"
+        strided = tensor.layout is torch.strided and not tensor.is_nested
+        return "a tensor without values" if tensor.is_meta or strided else f"a tensor in {tensor.layout}"
     return f"shape {tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}{_shards(tensor)}"
 
 

@@ -243,6 +243,63 @@ WRONG = {
         edited(lambda s: s["links"]["accumulate"].update(micro="x")),
         HEAD + r"accumulate.micro: expected an integer in \[0, inf\), found 'x'. strict",
     ),
+    "a window of no size": (
+        edited(lambda s: s["links"]["accumulate"].update(size=0)),
+        HEAD + "accumulate: size must be above micro, 1, got 0. strict",
+    ),
+    "a window that is full": (
+        edited(lambda s: s["links"]["accumulate"].update(micro=2)),
+        HEAD + "accumulate: size must be above micro, 2, got 2. strict",
+    ),
+    "a window that is not open": (
+        edited(lambda s: s["links"]["accumulate"].update(micro=0)),
+        HEAD + "accumulate: where micro is 0 no window is open, got size 2, weight 1.0 and a window of 0.weight, 0.bia",
+    ),
+    "a window of others": (
+        edited(lambda s: s["links"]["accumulate"]["window"].update(zz=torch.ones(2))),
+        HEAD + "accumulate.window: expected no tensor for 'zz', found shape .2,. in float32. strict",
+    ),
+    "a weight that is none": (
+        edited(lambda s: s["links"]["accumulate"].update(weight=-1.0)),
+        HEAD + r"accumulate.weight: expected a number in \[0, inf\], found -1.0. strict",
+    ),
+    "a clock below zero": (
+        edited(lambda s: s["clocks"].update(step=-5)),
+        "load_state_dict: clocks must be a dict of finite numbers of at least 0, whole ones for 'step' and 'micro', ",
+    ),
+    "a step between two": (edited(lambda s: s["clocks"].update(step=1.5)), "load_state_dict: clocks must be a dict of"),
+    "a clock of NaN": (
+        edited(lambda s: s["clocks"].update(micro=float("nan"))), "load_state_dict: clocks must be a dict",
+    ),
+    "skips below zero": (
+        edited(lambda s: s.update(num_skipped=-1)),
+        r"load_state_dict: num_skipped must be an integer in \[0, inf\), got -1.",
+    ),
+    "an override out of range": (
+        edited(lambda s: s["overrides"].update({"scale_by_adam.b1": {"value": 1.5, "factor": None}})),
+        HEAD + r"override of scale_by_adam.b1 cannot be: ValueError: scale_by_adam: b1 must be in \[0, 1\), got 1.5. ",
+    ),
+    "a factor out of range": (
+        edited(lambda s: s["overrides"].update({"scale_by_adam.b1": {"value": None, "factor": 2.0}})),
+        HEAD + r"override of scale_by_adam.b1 cannot be: ValueError: scale_by_adam: b1 must be in \[0, 1\), got 1.8",
+    ),
+    "an override of two": (
+        edited(lambda s: s["overrides"].update({"scale_by_adam.b1": {"value": 0.5, "factor": 2.0}})),
+        "load_state_dict: overrides must be either a value or a factor, as data, got .* for 'scale_by_adam.b1'.",
+    ),
+    "news that are too many": (
+        edited(lambda s: s["news"].update(val=[1, 0.5, 0.25])),
+        "load_state_dict: news must be a count of at least 2, and as many numbers at most, got .* for 'val'.",
+    ),
+    "a field more": (edited(lambda s: s.update(epoch=3)), HEAD + "the field 'epoch' is unexpected. strict"),
+    "a tensor without values": (
+        edited(lambda s: s["links"]["scale_by_adam"]["mu"].update({"2.weight": torch.empty(2, 4, device="meta")})),
+        HEAD + r"scale_by_adam.mu: expected shape \(2, 4\) in float64 for '2.weight', found a tensor without val",
+    ),
+    "a state that holds itself": (
+        edited(lambda s: s["chain"].update(links=[s["chain"]])),
+        "load_state_dict: the state is nested deeper than any is, or holds itself.",
+    ),
     "fields that are none": (
         edited(lambda s: s["links"].update(scale_by_adam=[1])), HEAD + "scale_by_adam: expected its fields, found list",
     ),
