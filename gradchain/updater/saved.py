@@ -9,7 +9,7 @@ from gradchain.core.domain import Domain
 from gradchain.core.readable import shown
 
 FORMAT = 1
-_CLOCK = Domain(float, "[0, inf)")
+CLOCK = Domain(float, "[0, inf)")
 _COUNT = Domain(int, "integer [0, inf)")
 _NUMBER = Domain(float)
 _WHOLE_CLOCKS = ("step", "micro")
@@ -116,7 +116,7 @@ _FIELDS: dict[str, tuple[type, Callable[[Any], None]]] = {
         _numbers(
             "clocks",
             "finite numbers of at least 0, whole ones for 'step' and 'micro'",
-            lambda name: _COUNT if name in _WHOLE_CLOCKS else _CLOCK,
+            lambda name: _COUNT if name in _WHOLE_CLOCKS else CLOCK,
         ),
     ),
     "links": (dict, _anything),

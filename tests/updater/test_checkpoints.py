@@ -510,3 +510,84 @@ def test_a_complex_slot_in_bfloat16_is_saved_as_pairs_and_comes_back(tmp_path):
     assert first.shape == (3, 2) and first.dtype == torch.bfloat16
     assert torch.equal(first, second)
     assert torch.equal(links[0]["nu"]["w"], links[1]["nu"]["w"])
+
+
+def test_a_clock_does_not_tick_to_where_no_checkpoint_has_it():
+    """Infinite, or an integer beyond 64 bits; what it ticks to can always be saved and loaded."""
+    model = net()
+    updater = gch.adam(gch.by("epoch", gch.linear(0.1, 0.0, 10))).bind(model)
+    updater.tick("epoch", 1e308)
+    for amount in (1e308, 10**400, 2**63, float("inf"), float("nan"), -1, True, "x"):
+        with untouched(model, updater), pytest.raises(ValueError, match="tick: amount must be a finite number of at l"):
+            updater.tick("epoch", amount)
+    assert updater.load_state_dict(updater.state_dict()).problems() == []
+
+
+def test_buffers_of_one_element_many_times(tmp_path):
+    """As `expand` makes them: they are saved and loaded. What differs along the way has no place there."""
+
+    def made(number):
+        model = net()
+        model.register_buffer("wide", torch.full((3, 1), number).expand(3, 5))
+        return model, adam(model)
+
+    made(2.0)[1].save(tmp_path / "run.pt")
+    model, updater = made(1.0)
+    updater.load(tmp_path / "run.pt")
+    assert model.wide.stride() == (1, 0) and model.wide.tolist() == [[2.0] * 5] * 3
+    contents = copy.deepcopy(updater.contents())
+    contents["buffers"]["wide"] = torch.arange(15.0).reshape(3, 5)
+    before = snapshot(model, updater)
+    with pytest.raises(ValueError, match="load: the file is of another model: buffer 'wide': expected shape"):
+        updater.stage_contents(contents)
+    assert same(snapshot(model, updater), before)
+
+
+def test_requires_grad_is_the_models(tmp_path):
+    """A file says nothing of it, and loading changes none."""
+    model, updater = net(), None
+    updater = adam(model)
+    updater.save(tmp_path / "run.pt")
+    other = net(3)
+    late = adam(other)
+    other[0].weight.requires_grad_(False)
+    late.load(tmp_path / "run.pt")
+    assert [p.requires_grad for p in other.parameters()] == [False, True, True, True]
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_weights_and_buffers_that_are_no_tensors_of_the_model():
+    """Each is refused before the first is written: without values, sparse, of another dtype, no tensors at all."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+    updater = adam(model)
+    emptied = torch.ones(4, dtype=torch.float64)
+    emptied.untyped_storage().resize_(0)
+    wrong = {
+        "meta": torch.empty(4, device="meta", dtype=torch.float64), "sparse": torch.ones(4).double().to_sparse(),
+        "float": torch.ones(4), "none": None, "list": [1.0] * 4, "emptied": emptied, "shape": torch.ones(5).double(),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(2)]),
+    }  # fmt: skip
+    for value in wrong.values():
+        for part, name in (("weights", "1.bias"), ("weights", "0.bias"), ("buffers", "1.running_mean")):
+            contents = {**updater.contents()}
+            contents[part] = {**contents[part], name: value}
+            with untouched(model, updater), pytest.raises(ValueError, match=r"^load: "):
+                updater.stage_contents(contents)
+    for contents in (None, [], {"weights": None, "buffers": {}, "state": {}}, {"weights": {}, "buffers": {}}):
+        with untouched(model, updater), pytest.raises(ValueError, match=r"^load: "):
+            updater.stage_contents(contents)
+
+
+def test_a_group_refuses_what_is_none():
+    """Of any kind, and nothing changes."""
+    one, other = net(), net(1)
+    group = gch.group(a=adam(one), b=adam(other))
+    good = group.state_dict()
+    for bad in (None, 3, [], {}, {"a": good["a"]}, {**good, 3: good["a"]}, {**good, "b": None}, {"a": 1, "b": 2}):
+        with (
+            untouched(one, group["a"]),
+            untouched(other, group["b"]),
+            pytest.raises(ValueError, match=r"^(group|load)"),
+        ):
+            group.load_state_dict(bad)
