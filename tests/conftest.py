@@ -1,12 +1,24 @@
 """What every test shares: one thread, a fixed seed, one hypothesis profile."""
 
+import contextlib
+import importlib.util
 import os
+import sys
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+import gradchain
+
 torch.set_num_threads(1)
+
+# Tests go over all links that there are, and evaluate what was printed. So all names are loaded here; what loads when
+# is tested in processes of their own, by test_front_door.py.
+for _door in gradchain._lazy.DOORS:
+    for _name in importlib.import_module(_door).__all__ if importlib.util.find_spec(_door) else ():
+        with contextlib.suppress(ModuleNotFoundError):  # a copy without the rooms above the law has all the others
+            getattr(sys.modules[_door], _name)
 
 settings.register_profile(
     "gradchain",

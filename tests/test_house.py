@@ -1,6 +1,7 @@
 """The house: imports go one way, files and functions stay short, private calls of torch live in one file."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -10,28 +11,32 @@ import gradchain
 ROOT = Path(gradchain.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
-# Who may import whom; each room may import itself. A room that is not here fails a test that names it.
+# Who may import whom; each room may import itself. A room that is not here fails a test that names it. CONTRIBUTING.md
+# shows this table. The front door imports no room: what it lists loads on first use.
 ALLOWED: dict[str, set[str]] = {
     "_version": set(),
+    "_lazy": set(),
     "schedules": set(),
     "selectors": set(),
-    "core": {"schedules", "selectors"},
+    "core": {"_lazy", "schedules", "selectors"},
     "engine": {"core", "selectors", "schedules"},
     "transforms": {"core", "schedules", "selectors"},
     "combinators": {"core", "schedules", "selectors"},
     "optimizers": {"core", "schedules", "selectors", "transforms", "combinators"},
     "updater": {"core", "engine", "schedules", "selectors"},
+    "<front door>": {"_lazy", "_version"},
+    "rules": {"_lazy", "core", "schedules", "selectors", "transforms", "combinators", "optimizers"},
     "adapters": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater"},
     "cli": {"core", "schedules", "selectors", "adapters", "<front door>"},
     "__main__": {"cli"},
     "demo": {
         "cli", "core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater", "<front door>",
     },
-    "<front door>": {
-        "_version", "adapters", "combinators", "core", "engine", "optimizers", "schedules", "selectors", "transforms",
-        "updater",
-    },
 }  # fmt: skip
+# The law is what a chain needs: it stands without what is above it, and nothing of it imports anything of that. Those
+# above that are not there yet have their place.
+LAW = {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "engine", "updater"}
+ABOVE = {"rules", "adapters", "checkpoints", "loop", "see", "cli", "demo", "__main__"}
 # The same inside the engine, by stage. Files that are not here stand above all stages, and the engine above those.
 STAGES: dict[str, set[str]] = {
     "operations": set(),
@@ -102,6 +107,50 @@ def test_imports_go_one_way(file: Path):
             continue
         assert (name_of(file), entered) in UPWARDS, f"{name_of(file)} imports {entered}"
         assert not at_module_level, f"{name_of(file)} imports {entered} outside a function"
+
+
+def test_every_room_is_of_the_law_or_above_it():
+    """Or below it, and imports nothing. What exceptions name is above nobody."""
+    rooms = {room_of(name_of(f)) for f in FILES}
+    assert sorted(rooms ^ set(ALLOWED)) == []
+    assert not LAW & ABOVE and rooms >= LAW
+    below = rooms - LAW - ABOVE - {"<front door>"}
+    assert [room for room in below if ALLOWED[room]] == []
+    for room in {*LAW, *below, "<front door>"}:
+        assert sorted(ALLOWED[room] & ABOVE) == [], f"{room} imports what stands above the law"
+    assert [door for door in UPWARDS if door[1] in ABOVE] == []
+
+
+@pytest.mark.parametrize("door", [gradchain, gradchain.rules], ids=lambda door: door.__name__)
+def test_the_doors_list_what_is_of_the_law_or_above(door):
+    """What they load on first use they may load from any room but programs."""
+    rooms = {home.partition(".")[0] for home in door._HOMES.values()}
+    assert sorted(rooms - LAW - ABOVE) == []
+    assert not rooms & {"cli", "demo", "__main__"}
+
+
+# what CONTRIBUTING.md says of it
+
+
+def table_of_rooms() -> list[str]:
+    """The rooms in their order, as CONTRIBUTING.md shows them: what each stands on, and what it says that it is."""
+    rows = ["| room | stands on | its first sentence |", "|---|---|---|"]
+    for room, below in ALLOWED.items():
+        file = "__init__.py" if room == "<front door>" else f"{room}/__init__.py"
+        path = ROOT / file if (ROOT / file).exists() else ROOT / f"{room}.py"
+        said = ast.get_docstring(ast.parse(path.read_text())).splitlines()[0]
+        listed = ", ".join(n for n in ALLOWED if n in below) or "nothing else of ours"
+        kind = "" if room not in ABOVE else " (above the law)"
+        rows.append(f"| {room.strip('<>')}{kind} | {listed.replace('<', '').replace('>', '')} | {said} |")
+    return rows
+
+
+def test_contributing_shows_the_rooms_as_they_are():
+    """The table of its section on rooms is this file's, row by row."""
+    page = (ROOT.parent / "CONTRIBUTING.md").read_text()
+    section = re.search(r"^## Rooms\n(.*?)^## ", page, flags=re.M | re.S)[1]
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    assert shown == table_of_rooms(), "\n".join(["CONTRIBUTING.md, Rooms, should have:", *table_of_rooms()])
 
 
 def stage_of(parts: list[str]) -> str:

@@ -11,9 +11,8 @@ from torch.optim import Optimizer
 
 from gradchain.adapters.torch_names import registered as classes
 from gradchain.adapters.torch_optimizers import from_torch
-from gradchain.core.config import registered
+from gradchain.core.config import own_link, registered
 from gradchain.core.transform import Transform
-from gradchain.core.transform import registry as own
 
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -62,7 +61,7 @@ def register(name: Any = None) -> Any:
         if not callable(rule) or (is_class and not is_optimizer and not issubclass(rule, Transform)):
             raise TypeError(f"register: takes a function, a Transform class or an Optimizer class, got {rule!r}.")
         known = rule.__name__ if name is None else name
-        held: Any = classes.get(known, registered.get(known, own.get(known)))
+        held: Any = classes.get(known, registered.get(known, own_link(known)))
         if held is not None and held is not rule:
             cure = f"Give it another name: register({known + '2'!r})."
             raise ValueError(f"register: {known!r} is taken by {held!r}. {cure}")

@@ -105,10 +105,14 @@ def _found(name: str) -> type[Optimizer]:
 
 
 def _unknown(name: str) -> str:
+    root = name.partition(".")[0]
+    if root != name and root in PACKAGES and importlib.util.find_spec(root) is None:
+        return f"from_torch: there is no optimizer {name!r}: {root} is not installed here."
     near = difflib.get_close_matches(name.rpartition(".")[2], [*registered, *_all_names()], n=3, cutoff=0.6)
     same = [n for n in _all_names() if n.lower() == name.lower()]
     hint = f" Did you mean {' or '.join(map(repr, same or near))}?" if same or near else ""
-    return f"from_torch: there is no optimizer {name!r} in {', '.join(PACKAGES)}, as far as installed.{hint}"
+    here = ", ".join(package for package in PACKAGES if importlib.util.find_spec(package) is not None)
+    return f"from_torch: there is no optimizer {name!r} in {', '.join(PACKAGES)}, as far as installed: {here}.{hint}"
 
 
 def _all_names() -> Iterator[str]:

@@ -58,6 +58,8 @@ class accumulate(KeepsWindow):
     descends = False
     uniform = frozenset({"every"})
 
+    multiplies_loss = True
+
     every: Annotated[Hyper, "integer [1, inf)"]
     reduce: str = "mean"
     dtype: torch.dtype | None = None
@@ -80,7 +82,8 @@ class accumulate(KeepsWindow):
         return AccumulateState(state.window.select(()))
 
     def scale_loss(self, loss: Any, state: AccumulateState, ctx: Context) -> Any:
-        self._check_alike(state, ctx.micro.weight is not None, True)
+        if state.micro:
+            self._check_alike(state, ctx.micro.weight is not None, True)
         return loss * self._factor(state, ctx)
 
     def size(self, state: AccumulateState) -> int:
@@ -88,9 +91,10 @@ class accumulate(KeepsWindow):
 
     def _factor(self, state: AccumulateState, ctx: Context) -> float:
         """What a micro-batch's gradient is multiplied by as it enters the window."""
-        if ctx.micro.weight is None and self.reduce == "mean":
+        weight = ctx.micro.weight
+        if weight is None and self.reduce == "mean":
             return 1.0 / self.size(state)
-        return (ctx.micro.weight or 1.0) / self._reference(state, ctx)
+        return (weight or 1.0) / self._reference(state, ctx)
 
     def _reference(self, state: AccumulateState, ctx: Context) -> float:
         """What weights are relative to in the window that is open with this micro-batch."""
@@ -108,7 +112,11 @@ class accumulate(KeepsWindow):
         return whole if self.reduce == "mean" else binade(whole)
 
     def with_room(self, state: AccumulateState, ctx: Context) -> AccumulateState:
-        reference = self._reference(state, ctx)
+        return self._relative(state, self._reference(state, ctx))
+
+    @staticmethod
+    def _relative(state: AccumulateState, reference: float) -> AccumulateState:
+        """The state with an open window that is relative to `reference`."""
         if not state.micro or reference == state.reference:
             return state
         less = state.reference / reference
@@ -117,7 +125,7 @@ class accumulate(KeepsWindow):
 
     def update(self, g: Tensors, state: AccumulateState, ctx: Context) -> tuple[Tensors | None, AccumulateState]:
         if not ctx.micro.flushing:
-            state = self._added(g, state, ctx)
+            state = self.added(g, state, ctx)
         if not state.micro or (state.micro < state.size and not ctx.micro.last):
             return None, state
         whole = self.reduce == "sum"
@@ -147,25 +155,28 @@ class accumulate(KeepsWindow):
                 "updater.zero_grad() drops the open window."
             )
 
-    def _added(self, g: Tensors, state: AccumulateState, ctx: Context) -> AccumulateState:
-        """The window with one more micro-batch in it."""
-        weighted, scaled = ctx.micro.weight is not None, ctx.micro.scaled
-        if weighted and not scaled and ctx.micro.averaged_over_ranks:
+    def added(self, g: Tensors, state: AccumulateState, ctx: Context) -> AccumulateState:
+        micro = ctx.micro
+        weight, scaled = micro.weight, micro.scaled
+        if weight is not None and not scaled and micro.averaged_over_ranks:
             raise ValueError(
                 "accumulate: weight= under DDP or FSDP2 needs accumulate in the outermost chain: in a branch the "
                 "gradients are averaged over ranks before the weight is known. Move it there, or multiply the loss "
                 "yourself."
             )
-        self._check_alike(state, weighted, scaled)
-        state = self.with_room(state, ctx)
-        window, reference = g, self._reference(state, ctx)
-        if not ctx.micro.summed:  # else autograd added this micro-batch to the window where it lies, in .grad
+        self._check_alike(state, weight is not None, scaled)
+        reference = self._reference(state, ctx)
+        state = self._relative(state, reference)
+        window = g
+        if not micro.summed:  # else autograd added this micro-batch to the window where it lies, in .grad
             if not scaled:
                 g = g * self._factor(state, ctx)
             if self.dtype is not None:
                 g = g.to(self.dtype)
             window = state.window.overlay(g).overlay(g + state.window)
-        share = 1.0 if ctx.micro.weight is None else ctx.micro.weight / reference
-        loss = state.loss + share * ctx.loss if ctx.has_loss else state.loss
-        micro, size, total = state.micro + 1, self.size(state), state.weight + share
-        return AccumulateState(window, micro, size, total, scaled, loss, weighted, reference)
+        share = 1.0 if weight is None else weight / reference
+        loss = state.loss
+        if ctx.has_loss:
+            loss = loss + (ctx.loss if weight is None else share * ctx.loss)
+        total, size = state.weight + share, self.size(state)
+        return AccumulateState(window, state.micro + 1, size, total, scaled, loss, weight is not None, reference)

@@ -59,6 +59,7 @@ class amp_scale(Gate):
     descends = False
     role = "unscale"
     holds = "overflow"
+    multiplies_loss = True
     read_once = frozenset({"init_scale"})
     uniform = frozenset({"init_scale", "growth_factor", "backoff_factor", "growth_interval"})
 

@@ -1,4 +1,4 @@
-"""Chains to and from plain dicts that go through JSON. Nothing is imported on the way back: names are looked up."""
+"""Chains to and from plain dicts that go through JSON. On the way back a name is looked up in gradchain's lists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain import schedules, selectors
+from gradchain import _lazy, schedules, selectors
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform, registry
 from gradchain.selectors.written import Written
@@ -57,6 +57,13 @@ def from_config(config: Any, names: Mapping[str, Any] | None = None) -> Any:
         if key in config:
             return read(config, names)
     raise ValueError(f"from_config: not a config: {dict(config)!r}. It must come from to_config.")
+
+
+def own_link(name: str) -> type[Transform] | None:
+    """The link of gradchain's that is called so, whether anybody has used it before or not."""
+    if name not in registry:
+        _lazy.load(name)
+    return registry.get(name)
 
 
 def _name_of(value: Any) -> str:
@@ -147,7 +154,9 @@ def _lookup(name: str, own: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
 
 
 def _read_link(config: Mapping[str, Any], names: Mapping[str, Any]) -> Transform:
-    cls = _lookup(config["link"], {**registered, **registry}, names)
+    name = config["link"]
+    own = own_link(name)
+    cls = _lookup(name, registered if own is None else {**registered, name: own}, names)
     if cls is chain:
         return chain(
             *(

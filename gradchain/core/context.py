@@ -174,8 +174,8 @@ class Context:
         recorder = self._step.recorder
         if recorder is None:
             return _news(name, self._step, seen)
-        many = int(recorder.asked(partial(_how_many, name), seen))
-        return [recorder.asked(partial(_nth, name, i), seen) for i in range(many)], recorder.asked(
+        many = int(recorder.number_from(partial(_how_many, name), seen))
+        return [recorder.number_from(partial(_nth, name, i), seen) for i in range(many)], recorder.number_from(
             partial(_count, name), seen
         )
 
@@ -183,7 +183,11 @@ class Context:
         """`fn(buffers, *args)`: tensors that a link makes of the model's buffers, and of what it remembers."""
         self._need("buffers", self._step.buffers)
         in_step = partial(_of_buffers, fn)
-        return in_step(self._step, *args) if self._step.recorder is None else self._step.recorder.made(in_step, *args)
+        return (
+            in_step(self._step, *args)
+            if self._step.recorder is None
+            else self._step.recorder.tensors_from(in_step, *args)
+        )
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -71,6 +71,12 @@ class EagerTensors(Tensors):
         value = self._values()[self.index.position[name]]
         return _complex(value) if name in self.index.complex and not value.is_complex() else value
 
+    def listed(self, index: Index) -> list[Tensor | None]:
+        """The entries in the order of `index`, None for one that is absent."""
+        if index is self.index and not index.complex:
+            return [*self._values()]
+        return [self[name] if name in self.index else None for name in index.names]
+
     def _values(self) -> list[Tensor]:
         """The entries with the carried factor applied: in the compute dtype where there is one."""
         if not self._is_scaled():

@@ -82,8 +82,19 @@ class KeepsWindow(Transform, role_only=True):
         return False
 
     def size(self, state: Any) -> int:
-        """How many micro-batches the open window is to have, or the one that opens now; every schedule is a number."""
+        """How many micro-batches the open window is to have, which its state says; or the one that opens now.
+
+        There every schedule is a number.
+        """
         raise NotImplementedError(f"{type(self).__name__}: a link that keeps a window needs size(state).")
+
+    def added(self, g: Tensors, state: Any, ctx: Context) -> Any:
+        """The state with one more micro-batch that leaves the window open: what `update` gives beside None.
+
+        Asked where nothing else is to happen: the window lies in `.grad`, is open already, and `g` is the sum there.
+        """
+        _, new = self.update(g, state, ctx)
+        return new
 
     def with_room(self, state: Any, ctx: Context) -> Any:
         """The state with an open window that has room for the coming micro-batch; before its backward."""

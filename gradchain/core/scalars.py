@@ -346,12 +346,12 @@ def _dispatch(op: str, args: tuple[Any, ...]) -> Any:
 
 def minimum(a: Any, b: Any) -> Any:
     """The smaller of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("minimum", (a, b))
+    return HOST["minimum"](a, b) if type(a) is float and type(b) is float else _dispatch("minimum", (a, b))
 
 
 def maximum(a: Any, b: Any) -> Any:
     """The larger of two numbers, 0-d tensors, Scalars or Tensors, elementwise; a NaN stays a NaN."""
-    return _dispatch("maximum", (a, b))
+    return HOST["maximum"](a, b) if type(a) is float and type(b) is float else _dispatch("maximum", (a, b))
 
 
 def where(condition: Any, a: Any, b: Any) -> Any:

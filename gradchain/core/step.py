@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class Recorder(Protocol):
     """What is told how the numbers of an update come about, so that they can be computed again without the links."""
 
-    def asked(self, of: Callable[..., Scalar], *args: Scalar) -> Scalar:
+    def number_from(self, of: Callable[..., Scalar], *args: Scalar) -> Scalar:
         """`of(step, *args)`, now and whenever the update is computed again: a number of the recorder's.
 
         Args:
@@ -25,7 +25,7 @@ class Recorder(Protocol):
             args: numbers of the recorder's, which it takes as plain ones.
         """
 
-    def made(self, of: Callable[..., Tensors], *args: Tensors | Scalar) -> Tensors:
+    def tensors_from(self, of: Callable[..., Tensors], *args: Tensors | Scalar) -> Tensors:
         """The same where `of` makes tensors, and takes some."""
 
     def reads(self, owner: str, what: str) -> None:

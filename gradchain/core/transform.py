@@ -59,6 +59,7 @@ class Transform:
         holds: the reason it holds the chain for, where it may.
         read_once: hyperparameters that only `init` reads, which an override would not reach.
         calls_back: whether `update` calls a function of the user's, which must then be called at every step.
+        multiplies_loss: whether `scale_loss` does nothing but multiply: then those of several links are one product.
         uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
 
     What else the updater does with a link goes by type: `Gate`, `KeepsWindow` and `Freezes` are Transforms to derive
@@ -71,6 +72,7 @@ class Transform:
     holds: ClassVar[str] = ""
     read_once: ClassVar[frozenset[str]] = frozenset()
     calls_back: ClassVar[bool] = False
+    multiplies_loss: ClassVar[bool] = False
     uniform: ClassVar[frozenset[str]] = frozenset()
     hypers: ClassVar[dict[str, Hyper]] = {}
 
@@ -153,7 +155,7 @@ class Transform:
             if ctx.recorder is None:
                 changes[name] = self.value_of(hyper, ctx)
             else:
-                changes[name] = ctx.recorder.asked(functools.partial(self._value_in, hyper, ctx.under(Step())))
+                changes[name] = ctx.recorder.number_from(functools.partial(self._value_in, hyper, ctx.under(Step())))
             ctx.use(name, changes[name])
         if not changes:
             return self

@@ -65,12 +65,13 @@ class Commit:
 
     def fire(self) -> None:
         """Write it all, or what is left of it."""
-        with _torch.no_grad():
-            for write in self._writes:
-                write()
-            while self._settled < len(self._after):
-                self._after[self._settled]()
-                self._settled += 1
+        if self._writes:
+            with _torch.no_grad():
+                for write in self._writes:
+                    write()
+        while self._settled < len(self._after):
+            self._after[self._settled]()
+            self._settled += 1
 
 
 class Copies:

@@ -23,20 +23,27 @@ from gradchain.core.weights import Weights
 from gradchain.engine.captured import Captured
 from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import Executor, NoKernel
-from gradchain.engine.executors.devices import adapted, chosen, numbers_on
+from gradchain.engine.executors.devices import adapted, chosen, numbers_on, variable
 from gradchain.engine.operations import Unrecorded
-from gradchain.engine.planning.buffers import Windows
+from gradchain.engine.planning.buffers import Buffers
 from gradchain.engine.planning.layout import Layout
 from gradchain.engine.planning.lower import Lowering, Program
 from gradchain.engine.planning.plan import Part, Plan, arithmetic, difference, extra_dtypes, structure
 from gradchain.engine.planning.rows import Column
-from gradchain.engine.recording.device import DeviceLedger, DeviceReduced, met
+from gradchain.engine.recording.device import DeviceLedger, DeviceReduced, over_classes
 from gradchain.engine.recording.host import HostLedger
 from gradchain.engine.recording.leaves import dtypes, mapped, restored, roots_of, same_memory
 from gradchain.engine.recording.numbers import Ledger
 from gradchain.engine.recording.tape import Lazy, Reduced, Tape
-from gradchain.engine.replay import Asked, Recorded, Tracing, Way, Ways, never_again, own_code, way_of
-from gradchain.engine.traced import Call, computed_again, gathered, reduced_again
+from gradchain.engine.replay import (
+    Recording,
+    Replay,
+    ReplayInputs,
+    Replays,
+    Request,
+    replay_of,
+)
+from gradchain.engine.replay_data import Call, replayed_computation, replayed_reduction, rows_of_classes
 
 MOST_PLANS = 64
 MOST_REASONS = 16  # that are counted, why steps did not run again
@@ -78,19 +85,19 @@ class Engine:
     def __init__(self) -> None:
         self._layout: Layout | None = None
         self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
-        self._adapted: tuple[Executor, ...] = ()  # those that were found to be for where the layout's weights are
+        self._adapted: tuple[Any, ...] = ()  # the executors that are for the layout's weights, by what the variable was
         self.captured: Captured | None = None  # what a step goes into that is captured, or comes from
         self._plans: dict[Any, Plan] = {}
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
         self._state_dtypes: tuple[Any, ...] = ()
         self._state: Links | None = None
-        self._windows = Windows()
+        self._buffers = Buffers()
         self._lent = False
-        self._code: tuple[chain, str] | None = None  # the chain, and which link of it runs code of a user's
-        self._ways = Ways()
-        self._tracing: Tracing | None = None  # while a step is traced
+        self._replays = Replays()
+        self._inputs: ReplayInputs | None = None  # while a step is recorded with its numbers
         self.num_replayed = 0  # steps that were run again from their numbers
-        self.recorded: Counter[str] = Counter()  # how many were not, by the reason
+        self.num_counted = 0  # micro-batches for which nothing had to run
+        self.not_replayed: Counter[str] = Counter()  # how many were not, by the reason
         self.last: list[Part] = []  # what the last step ran, in order
         self.ran: list[Part] = []  # what the last step ran that ran anything
         self._warned = False
@@ -112,45 +119,52 @@ class Engine:
         self._lent, self.last = lent, []
         if self.captured is not None:
             self.captured.begin(received, step, lent)
-        layout = self._laid_out(params)
+        layout = self._layout_of(params)
         if state is not self._state and not same_memory(state, self._state):
             # it came from elsewhere: a load, a reset, a step by the reference
             self._columns.clear()
-            self._ways.forget()
-            self._windows.clear()
-            taken = set(layout.pointers)  # memory that something else writes, or that is written for another field
-            state = mapped(state, lambda tensors: layout.state(tensors, taken))
+            self._replays.forget()
+            self._buffers.clear()
+            written = set(layout.pointers)  # memory that something else writes, or that is written for another field
+            state = mapped(state, lambda tensors: layout.state(tensors, written))
             self._state_dtypes = tuple(dtypes(state))
-        asked = Asked(tx, step, received, layout.gradients(received), state, params, lent)
-        again = self._again(asked)
-        return again if again is not None else self._recorded(asked)
+        request = Request(tx, step, received, layout.gradients(received), state, params, lent)
+        again = self._replayed(request)
+        return again if again is not None else self._recorded(request)
 
-    def _again(self, asked: Asked) -> Outcome | None:
-        """What the step comes to, if it goes a way that is known: then the links need not run."""
-        found = self._ways.fitting(asked)
+    def _replayed(self, request: Request) -> Outcome | None:
+        """What the step comes to, if it can be replayed: then the links need not run."""
+        found = self._replays.find(request)
         if found is None:
             return None
-        (way, values), commit = found, Commit()
-        self._windows.begin()
-        state, notes = way.prepared(values, asked, commit)
-        self.last = way.parts
-        commit.after(partial(self._went, way, state, asked.params._data))
-        return Outcome(way.applies, state, notes, commit)
+        (replay, values), commit = found, Commit()
+        self._buffers.begin()
+        state, notes = replay.prepared(values, request, commit)
+        self.last = replay.parts
+        commit.after(partial(self._finish_replay, replay, state, request.params._data))
+        return Outcome(replay.applies, state, notes, commit)
 
-    def _went(self, way: Way, state: Links, weights: list[torch.Tensor]) -> None:
+    def _finish_replay(self, replay: Replay, state: Links, weights: list[torch.Tensor]) -> None:
         """A step that ran again was written."""
-        if way.applies:
-            written = way.written
+        if replay.applies:
+            written = replay.written
             _torch.increment_version(weights if written is None else [weights[i] for i in written])
-        self._windows.settle(state)
-        self._ways.gone(way)
-        self._settle(state, "")
+        self._buffers.settle(state)
+        self._replays.replayed(replay)
+        self._finish(state, "")
+
+    def count_only(self, before: Links, state: Links) -> None:
+        """A micro-batch was added to the open window, for which there was nothing to run."""
+        self.num_counted += 1
+        if before is self._state:
+            self._state = state
+            self._buffers.settle(state)
 
     def forget(self) -> None:
-        """A step did not come to its end: what it has left in plans, columns and ways is not to be trusted."""
+        """A step did not come to its end: what it has left in plans, columns and replays is not to be trusted."""
         self._layout = None
 
-    def _settle(self, state: Links, why: str) -> None:
+    def _finish(self, state: Links, why: str) -> None:
         """The step was written: the next one begins at its state. `why` it was recorded, or "" where it ran again."""
         self.reason, self._state = "", state
         self.ran = self.last or self.ran
@@ -161,73 +175,71 @@ class Engine:
 
     def _count(self, why: str) -> None:
         """One more step that did not run again."""
-        self.recorded[why if why in self.recorded or len(self.recorded) < MOST_REASONS else "other reasons"] += 1
+        known = why in self.not_replayed or len(self.not_replayed) < MOST_REASONS
+        self.not_replayed[why if known else "other reasons"] += 1
 
-    def _recorded(self, asked: Asked) -> Outcome:
-        """The step on a tape; in a trace, if it may be one that will be run again."""
-        why = self._why_untraced(asked)
+    def _recorded(self, request: Request) -> Outcome:
+        """The step on a tape; with its numbers, if it may be one that will be run again."""
+        why = self._why_without_numbers(request)
         if not why:
             try:
-                return self._prepared(asked, self._record(asked, traced=True))
-            except Exception as error:  # whatever it is, it shows again without the trace
-                self._ways.failed()
-                why = f"tracing it failed: {type(error).__name__}: {error}"
+                return self._prepared(request, self._record(request, with_numbers=True))
+            except Exception as error:  # whatever it is, it shows again without the numbers
+                self._replays.failed()
+                why = f"recording its numbers failed: {type(error).__name__}: {error}"
             finally:
-                self._tracing = None
-        return self._prepared(asked, self._record(asked), why)
+                self._inputs = None
+        return self._prepared(request, self._record(request), why)
 
-    def _why_untraced(self, asked: Asked) -> str:
-        """Why the coming step is recorded without a trace; "" if it is to be traced."""
+    def _why_without_numbers(self, request: Request) -> str:
+        """Why the coming step is recorded without its numbers; "" if they are recorded too."""
         if self.captured is not None:
             return "it goes into a graph"
         if numbers_on(self.executors) is not None:
             return "its numbers lie on a device"
-        if self._code is None or self._code[0] is not asked.tx:
-            self._code = (asked.tx, own_code(asked.tx))
-        why = self._code[1] or never_again(asked.step)
-        return why or ("" if self._ways.wanted() else "ways through the chain that did not come back")
+        return self._replays.why_not(request)
 
-    def _ledger(self, asked: Asked, traced: bool) -> Callable[[list[Any], list[Any]], Ledger] | None:
+    def _ledger(self, request: Request, with_numbers: bool) -> Callable[[list[Any], list[Any]], Ledger] | None:
         """What makes the ledger of a step's numbers; None where they are plain."""
         device = numbers_on(self.executors)
         if device is not None:
             return partial(DeviceLedger, device=device, closed=self.captured is not None)
-        return partial(HostLedger, step=asked.step) if traced else None
+        return partial(HostLedger, step=request.step) if with_numbers else None
 
-    def _record(self, asked: Asked, traced: bool = False) -> Recorded:
+    def _record(self, request: Request, with_numbers: bool = False) -> Recording:
         assert self._layout is not None
-        params, step = asked.params, asked.step
-        self.last = []  # a trace that failed may have reduced
-        tape = Tape(self._reduce, self._compute, self._layout.state, self._ledger(asked, traced))
-        tracing = self._tracing = Tracing.of(tape.ledger, asked) if isinstance(tape.ledger, HostLedger) else None
+        params, step = request.params, request.step
+        self.last = []  # a recording that failed may have reduced
+        tape = Tape(self._reduce, self._compute, self._layout.state, self._ledger(request, with_numbers))
+        inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
         step = step._replace(params=weights)
         if step.evaluate is not None:
             step = step._replace(evaluate=_evaluating(tape, step.evaluate))
         if self.captured is not None:
             step = step._replace(buffers=_no_buffers)
-        lazy = mapped(asked.state, lambda tensors: tape.leaf("state", tensors))
-        if tracing is not None:
-            step, lazy = tracing.facts(step), tracing.traced(lazy)
+        lazy = mapped(request.state, lambda tensors: tape.leaf("state", tensors))
+        if inputs is not None:
+            step, lazy = inputs.facts(step), inputs.state(lazy)
         notes = Notes(step)
-        out, new = asked.tx.update(tape.leaf("grad", asked.grads), lazy, Context.of(step, notes))
+        out, new = request.tx.update(tape.leaf("grad", request.grads), lazy, Context.of(step, notes))
         roots = roots_of(tape, lazy, new)
         written: Index | None = None
         if out is not None:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
             written = target.index
-        return Recorded(asked.tx, tape, step, notes, lazy, new, roots, written, tracing)
+        return Recording(request.tx, tape, step, notes, lazy, new, roots, written, inputs)
 
-    def _prepared(self, asked: Asked, recorded: Recorded, why: str = "") -> Outcome:
-        """The kernels of a recorded step, ready to run: what it comes to. `why` it was not traced."""
+    def _prepared(self, request: Request, recorded: Recording, why: str = "") -> Outcome:
+        """The kernels of a recorded step, ready to run: what it comes to. `why` its numbers were not recorded."""
         tape, roots, written, commit = recorded.tape, recorded.roots, recorded.written, Commit()
-        self._windows.begin()
+        self._buffers.begin()
         settled: Links = restored(
-            asked.state,
+            request.state,
             recorded.new,
             tape.ledger,
-            lambda value, before: self._whole(value, before, asked.received, roots, written is None),
+            lambda value, before: self._whole(value, before, request.received, roots, written is None),
         )
         key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *arithmetic(tape))
         parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
@@ -235,39 +247,41 @@ class Engine:
             self._write(part, tape, commit)
         if self.captured is not None:
             commit.add(self.captured.complete())
-        commit.after(partial(self._windows.settle, settled))
+        commit.after(partial(self._buffers.settle, settled))
         where: list[int] | None = None
         if written is not None:
-            data, position = asked.params._data, asked.params.index.position
-            where = None if written is asked.params.index else [position[n] for n in written]
+            data, position = request.params._data, request.params.index.position
+            where = None if written is request.params.index else [position[n] for n in written]
             commit.after(partial(_torch.increment_version, data if where is None else [data[i] for i in where]))
         if isinstance(tape.ledger, DeviceLedger):
             commit.after(tape.ledger.open)  # what was recorded may be read from here on
-        if recorded.tracing is not None:
-            why = self._kept(asked, recorded, settled, parts, where, commit)
-        commit.after(partial(self._settle, settled, why))
+        if recorded.inputs is not None:
+            why = self._keep_replay(request, recorded, settled, parts, where, commit)
+        commit.after(partial(self._finish, settled, why))
         return Outcome(written is not None, settled, recorded.notes, commit)
 
-    def _kept(
-        self, asked: Asked, recorded: Recorded, settled: Links, parts: list[Part], where: list[int] | None,
+    def _keep_replay(
+        self, request: Request, recorded: Recording, settled: Links, parts: list[Part], where: list[int] | None,
         commit: Commit,
     ) -> str:  # fmt: skip
-        """Keep the way of a traced step, if its numbers are all there is. Why it was recorded."""
+        """Keep a step that was recorded with its numbers, if those are all there is. Why it was recorded."""
         tape, notes, ledger = recorded.tape, recorded.notes, recorded.tape.ledger
         assert ledger is not None
-        plain = [{name: ledger.kept(value) for name, value in noted.items()} for noted in (notes.records, notes.used)]
-        way = way_of(asked, recorded, settled, lambda: [self._call(p, tape) for p in parts], where, list(self.last))
+        plain = [{n: ledger.without_ledger(v) for n, v in noted.items()} for noted in (notes.records, notes.used)]
+        calls = partial(self._calls, parts, tape)
+        replay = replay_of(request, recorded, settled, calls, where, list(self.last))
         notes.records, notes.used = plain
-        if isinstance(way, str):
-            self._ways.failed()
-            return way
-        commit.after(partial(self._ways.keep, way))
+        if isinstance(replay, str):
+            self._replays.failed()
+            return replay
+        commit.after(partial(self._replays.add, replay))
         return "the first of their kind"
 
-    def _call(self, part: Part, tape: Tape) -> Call:
-        """A part as it can be run again."""
-        assert isinstance(tape.ledger, HostLedger)
-        return Call.of(part, tape, tape.ledger, self._lent, lambda leaf: self._column(tape, leaf, part.names))
+    def _calls(self, parts: list[Part], tape: Tape) -> list[Call]:
+        """Parts as they can be run again."""
+        ledger, lent, column = tape.ledger, self._lent, self._column
+        assert isinstance(ledger, HostLedger)
+        return [Call.of(part, tape, ledger, lent, partial(column, tape, names=part.names)) for part in parts]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Engine, ()  # plans hold addresses: a copy makes its own
@@ -279,21 +293,21 @@ class Engine:
 
     # storage
 
-    def _laid_out(self, params: EagerTensors) -> Layout:
-        layout = self._layout
-        if layout is not None and self.executors is self._adapted and layout.still(params):
+    def _layout_of(self, params: EagerTensors) -> Layout:
+        layout, adapted_to = self._layout, (self.executors, variable())
+        if layout is not None and adapted_to == self._adapted and layout.still(params):
             return layout
         executors = adapted(self.executors, params._data[0].device if params._data else torch.device("cpu"))
         if executors is not self.executors:
             self.executors, self._layout = executors, None  # what is planned is for the others
-        self._adapted = executors
+        self._adapted = (executors, adapted_to[1])
         if self._layout is None or not self._layout.still(params):
             self._layout = Layout(params)
             self._plans.clear()
             self._columns.clear()
-            self._windows.clear()
+            self._buffers.clear()
             self._state = None  # it has to follow the weights' new strides
-            self._ways.forget()
+            self._replays.forget()
         return self._layout
 
     def _column(self, tape: Tape, leaf: int, names: tuple[str, ...]) -> Column:
@@ -383,8 +397,8 @@ class Engine:
         program = part.program
         self.last.append(part)
         columns = [self._column(tape, leaf, part.names) for leaf in program.columns]
-        scalars = [tape.scalars[slot] for slot in program.scalars]
-        return columns, scalars, part.rows([tape.entries[slot] for slot in program.entries]) if program.entries else ()
+        scalars = [tape.scalars[cell] for cell in program.scalars]
+        return columns, scalars, part.rows([tape.entries[cell] for cell in program.entries]) if program.entries else ()
 
     def _run(self, part: Part, tape: Tape) -> Any:
         """Run a part now: it reduces, or writes memory that nobody has seen."""
@@ -409,13 +423,13 @@ class Engine:
             tape, (kind, node, *structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach)
         )
         if isinstance(tape.ledger, DeviceLedger):
-            reduced = met([(part.names, self._run(part, tape)) for part in parts], kind, tape.ledger.device)
+            reduced = over_classes([(part.names, self._run(part, tape)) for part in parts], kind, tape.ledger.device)
             return reduced if self.captured is None else self.captured.reduced(reduced)
         places = [None if part.names == index.names else [index.position[n] for n in part.names] for part in parts]
-        rows: Any = gathered([self._run(part, tape) for part in parts], places, len(index))
-        if self._tracing is not None:
-            calls = [self._call(part, tape) for part in parts]
-            rows = reduced_again(self._tracing.ledger, self._tracing.memo, calls, places, len(index), rows)
+        rows: Any = rows_of_classes([self._run(part, tape) for part in parts], places, len(index))
+        if self._inputs is not None:
+            calls = self._calls(parts, tape)
+            rows = replayed_reduction(self._inputs.ledger, self._inputs.memo, calls, places, len(index), rows)
         return Reduced(index.names, rows)
 
     def _reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:
@@ -433,14 +447,14 @@ class Engine:
         index, position, reach = tape.indices[node], self._layout.index.position, tape.reach(node)
         weights = [self._layout.tensors[position[name]] for name in index.names]
         dtypes = tape.dtypes(node)
-        out = tape.held(partial(_fresh, index, weights, dtypes))
+        out = tape.in_memory(partial(_fresh, index, weights, dtypes))
         target = tape.leaf("extra", out, laid=True).node
         key = ("compute", node, target, *structure(tape, reach))
         parts = self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target]))
         for part in parts:
             self._run(part, tape)
         if isinstance(tape.ledger, HostLedger):
-            computed_again(tape.ledger, out, [self._call(part, tape) for part in parts])
+            replayed_computation(tape.ledger, out, self._calls(parts, tape))
         return out
 
     def _whole(
@@ -450,12 +464,12 @@ class Engine:
         tape, kind = value.tape, value.tape.ops[value.node]
         if not len(value) or kind == ("leaf", "grad"):
             # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
-            return tape.held(partial(_taken, value.index, not held and len(value) > 0), received)
+            return tape.in_memory(partial(_window_of, value.index, not held and len(value) > 0), received)
         if kind[0] == "leaf":
             return value.computed()
         assert self._layout is not None
         dtypes = tape.dtypes(value.node)
-        place = tape.held(partial(self._windows.place, self._layout, value.index, dtypes), before)
+        place = tape.in_memory(partial(self._buffers.place, self._layout, value.index, dtypes), before)
         roots.append((tape.leaf("extra", place, laid=True).node, value.node))
         return place
 
@@ -465,7 +479,7 @@ def _fresh(index: Index, weights: list[torch.Tensor], dtypes: list[torch.dtype])
     return EagerTensors(index, [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)])
 
 
-def _taken(index: Index, copied: bool, received: EagerTensors) -> Tensors:
+def _window_of(index: Index, copied: bool, received: EagerTensors) -> Tensors:
     """Gradients for a window to keep."""
     kept = received.select(index)
     return kept.clone() if copied else kept

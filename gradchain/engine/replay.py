@@ -1,8 +1,8 @@
 """A step run again from its numbers: the same kernels over the same memory, and none of the links' Python.
 
-A step that has to be recorded is traced, if no link of it runs code of the user's; from then on only the numbers are
-computed, and the kernels run. A chain goes several ways in turn: a window opens, grows and closes, an update is held.
-Each way is known by its guards. Where none of those that are known fits, the links run again.
+A step that has to be recorded is recorded with its numbers, if no link of it runs code of the user's; from then on only
+the numbers are computed, and the kernels run. A chain does several things in turn: a window opens and closes, an update
+is held. Each is a replay, known by its guards. Where none of those that are kept fits, the links run again.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from gradchain.engine.commit import Commit
 from gradchain.engine.planning.plan import Part
 from gradchain.engine.recording.host import HostLedger, Op, kind_of
 from gradchain.engine.recording.tape import Tape
-from gradchain.engine.traced import Call, Changes, Taken, changes_of, take, traced
+from gradchain.engine.replay_data import Call, StateCells, StateChanges, fill_from_state, state_changes, state_in_ledger
 
 
 @dataclasses.dataclass
-class Asked:
-    """A step that is asked for: the chain, the facts of the update, and what it is to work on.
+class Request:
+    """A step that is request for: the chain, the facts of the update, and what it is to work on.
 
     Attributes:
         received: the gradients as they came.
@@ -54,11 +54,11 @@ class Asked:
 
 
 @dataclasses.dataclass
-class Recorded:
+class Recording:
     """A step on its tape: the chain's state before and after it, what links left, what is written over what.
 
     Attributes:
-        tracing: what the step is traced with, or None.
+        inputs: what its numbers begin with; None where they were not recorded.
     """
 
     tx: chain
@@ -69,19 +69,19 @@ class Recorded:
     new: Links
     roots: list[tuple[int, int]]
     written: Index | None
-    tracing: Tracing | None
+    inputs: ReplayInputs | None
 
 
 @dataclasses.dataclass
-class Tracing:
-    """What a trace begins with: the ledger, and the slots that are filled anew at each step.
+class ReplayInputs:
+    """What the numbers of a step begin with: the ledger, and the cells that are filled anew at each step.
 
     Attributes:
-        memo: the slot of what ways that were tried have reduced.
-        grads, received, params: the slots of Tensors.
-        clocks: slot of each clock.
-        weight, loss: the slots of the facts of a micro-batch, where it has them.
-        taken: what is taken from the state.
+        memo: the cell of what replays that were tried have reduced.
+        grads, received, params: the cells of Tensors.
+        clocks: cell of each clock.
+        weight, loss: the cells of the facts of a micro-batch, where it has them.
+        state_cells: what is state_cells from the state.
     """
 
     ledger: HostLedger
@@ -92,19 +92,19 @@ class Tracing:
     clocks: dict[str, int]
     weight: int | None
     loss: int | None
-    taken: list[Taken] = dataclasses.field(default_factory=list)
+    state_cells: list[StateCells] = dataclasses.field(default_factory=list)
 
     @classmethod
-    def of(cls, ledger: HostLedger, asked: Asked) -> Tracing:
+    def of(cls, ledger: HostLedger, request: Request) -> ReplayInputs:
         """The inputs of a step."""
-        step = asked.step
-        received = ledger.input(asked.received)
+        step = request.step
+        received = ledger.input(request.received)
         return cls(
             ledger,
             ledger.input({}),
-            received if asked.grads is asked.received else ledger.input(asked.grads),
+            received if request.grads is request.received else ledger.input(request.grads),
             received,
-            ledger.input(asked.params),
+            ledger.input(request.params),
             {name: ledger.input(value) for name, value in step.clocks.items()},
             None if step.weight is None else ledger.input(step.weight),
             None if step.loss is None else ledger.input(step.loss),
@@ -113,89 +113,94 @@ class Tracing:
     def facts(self, step: Step) -> Step:
         """The facts of the step with their numbers in the ledger."""
         handle = self.ledger.handle
-        clocks: dict[str, Any] = {name: handle(slot) for name, slot in self.clocks.items()}
+        clocks: dict[str, Any] = {name: handle(cell) for name, cell in self.clocks.items()}
         weight = None if self.weight is None else handle(self.weight)
         loss = None if self.loss is None else handle(self.loss)
         recorder: Recorder = self.ledger
         return step._replace(recorder=recorder, clocks=clocks, weight=weight, loss=loss)
 
-    def fill(self, values: list[Any], asked: Asked) -> bool:
-        """Put what a step gives into the slots. Whether its state is of the traced kind."""
-        step = asked.step
-        values[self.ledger.step], values[self.grads] = step, asked.grads
-        values[self.received], values[self.params] = asked.received, asked.params
-        for name, slot in self.clocks.items():
-            values[slot] = step.clocks[name]
+    def fill(self, values: list[Any], request: Request) -> bool:
+        """Put what a step gives into the cells. Whether its state is of the recorded kind."""
+        step = request.step
+        values[self.ledger.step], values[self.grads] = step, request.grads
+        values[self.received], values[self.params] = request.received, request.params
+        for name, cell in self.clocks.items():
+            values[cell] = step.clocks[name]
         if self.weight is not None:
             values[self.weight] = step.weight
         if self.loss is not None:
             values[self.loss] = step.loss
-        return take(self.taken, asked.state, values)
+        return fill_from_state(self.state_cells, request.state, values)
 
-    def traced(self, state: Links) -> Links:
+    def state(self, state: Links) -> Links:
         """The state with its numbers in the ledger."""
-        return traced(state, self.ledger, self.taken)
+        return state_in_ledger(state, self.ledger, self.state_cells)
 
 
 Line = tuple[Callable[..., Any], int, int, int]
 """(function, first operand or -1 for all values, second operand or -1, result or -1)."""
 
 
-class Way:
+class Replay:
     """A step that can be run again.
 
     Attributes:
         kind: of the updates it is for.
         parts: what it runs, as the engine tells it.
-        ran: whether it did, since it was traced.
+        ran: whether it did, since it was recorded.
         applies: whether it writes weights.
         written: which of them, where it is not all.
     """
 
     def __init__(
-        self, asked: Asked, recorded: Recorded, changes: Changes, calls: list[Call], written: list[int] | None,
+        self,
+        request: Request,
+        recorded: Recording,
+        changes: StateChanges,
+        calls: list[Call],
+        written: list[int] | None,
         parts: list[Part],
-    ) -> None:  # fmt: skip
-        assert recorded.tracing is not None
-        self.kind, self.parts, self._tracing = asked.kind, parts, recorded.tracing
+    ) -> None:
+        assert recorded.inputs is not None
+        self.kind, self.parts, self._inputs = request.kind, parts, recorded.inputs
         self.ran = False
         self.applies = recorded.written is not None
-        self._alive = (asked.tx, dict(asked.step.overrides))  # the kind has their ids
+        self._alive = (request.tx, dict(request.step.overrides))  # the kind has their ids
         self._changes, self._calls, self.written = changes, calls, written
         self._held, self._detail = recorded.notes.held, recorded.notes.detail
-        ledger, notes = recorded.tracing.ledger, recorded.notes
-        self._records = [(name, ledger.slot(value)) for name, value in notes.records.items()]
-        self._used = [(name, ledger.slot(value)) for name, value in notes.used.items()]
-        roots = [slot for _, slot in (*self._records, *self._used)] + changes.slots()
-        first, put_off, self._last = ordered(ledger.ops, [*roots, *(slot for call in calls for slot in call.reads)])
+        ledger, notes = recorded.inputs.ledger, recorded.notes
+        self._records = [(name, ledger.cell(value)) for name, value in notes.records.items()]
+        self._used = [(name, ledger.cell(value)) for name, value in notes.used.items()]
+        roots = [cell for _, cell in (*self._records, *self._used)] + changes.cells()
+        first, put_off, self._last = ordered(ledger.ops, [*roots, *(cell for call in calls for cell in call.reads)])
         self._lines = [*first, *put_off]
         self._template: list[Any] = ledger.values
-        for slot in (*ledger.given, *(op.out for op in ledger.ops if op.out >= 0)):
-            self._template[slot] = None  # what is computed anew keeps no gradient alive
+        for cell in (*ledger.inputs, *(op.out for op in ledger.ops if op.out >= 0)):
+            self._template[cell] = None  # what is computed anew keeps no gradient alive
         ledger.forget()
 
-    def values(self, asked: Asked, memo: dict[Any, Any]) -> list[Any] | None:
-        """The numbers of a step; None where it takes another way."""
+    def values(self, request: Request, memo: dict[Any, Any]) -> list[Any] | None:
+        """The numbers of a step; None where a guard fails."""
         values = self._template.copy()
-        values[self._tracing.memo] = memo
+        values[self._inputs.memo] = memo
         try:
-            if not self._tracing.fill(values, asked):
+            if not self._inputs.fill(values, request):
                 return None
             run(self._lines, values)
         except Exception:  # a guard; anything else happens to the links too, and is raised by them
             return None
         return values
 
-    def prepared(self, values: list[Any], asked: Asked, commit: Commit) -> tuple[Links, Notes]:
+    def prepared(self, values: list[Any], request: Request, commit: Commit) -> tuple[Links, Notes]:
         """What is to be written, put into the commit; the new state, and what links leave."""
         run(self._last, values)
         for call in self._calls:
             call.part.runner.write(commit, *call.arguments(values))
-        notes = Notes(asked.step)
-        notes.records = {name: values[slot] for name, slot in self._records}
-        notes.used = {name: values[slot] for name, slot in self._used}
+        notes = Notes(request.step)
+        notes.records = {name: values[cell] for name, cell in self._records}
+        notes.used = {name: values[cell] for name, cell in self._used}
         notes.held, notes.detail = self._held, self._detail
-        state: Links = self._changes.put(asked.state, values)
+        state: Links = self._changes.put(request.state, values)
         return state, notes
 
 
@@ -211,10 +216,10 @@ def run(lines: list[Line], values: list[Any]) -> None:
 
 
 def ordered(ops: list[Op], roots: Iterable[int]) -> tuple[list[Line], list[Line], list[Line]]:
-    """The lines that are needed, so that a step which goes another way costs little.
+    """The lines that are needed, so that a step for which a guard fails costs little.
 
     First what guards stand on; then those that stand on reductions, and what must not run in vain; last what no guard
-    stands on: the way is decided.
+    stands on: the step is decided.
     """
     needed, guarded, kept = set(roots), set[int](), list[Op]()
     for op in reversed(ops):
@@ -227,7 +232,7 @@ def ordered(ops: list[Op], roots: Iterable[int]) -> tuple[list[Line], list[Line]
     late: set[int] = set()
     gated = False
     for op in reversed(kept):
-        after = op.reduces or any(slot in late for slot in op.reads) or (op.refuses and gated)
+        after = op.reduces or any(cell in late for cell in op.reads) or (op.refuses and gated)
         if after:
             late.add(op.out)
             gated = gated or op.out < 0
@@ -242,88 +247,97 @@ def _line(op: Op) -> Line:
     return op.fn, first, second, op.out
 
 
-def way_of(
-    asked: Asked, recorded: Recorded, settled: Links, calls: Callable[[], list[Call]], written: list[int] | None,
+def replay_of(
+    request: Request, recorded: Recording, settled: Links, calls: Callable[[], list[Call]], written: list[int] | None,
     parts: list[Part],
-) -> Way | str:  # fmt: skip
-    """How to run a traced step again, or why that cannot be."""
-    assert recorded.tracing is not None
-    ledger = recorded.tracing.ledger
-    changes = changes_of(recorded.lazy, recorded.new, settled, ledger)
+) -> Replay | str:  # fmt: skip
+    """How to run a recorded step again, or why that cannot be."""
+    assert recorded.inputs is not None
+    ledger = recorded.inputs.ledger
+    changes = state_changes(recorded.lazy, recorded.new, settled, ledger)
     made = [] if ledger.broken else calls()
-    return ledger.broken or Way(asked, recorded, changes, made, written, parts)
+    return ledger.broken or Replay(request, recorded, changes, made, written, parts)
 
 
-MOST_WAYS = 24  # that are known of one chain
-MOST_PATIENCE = 1024  # recordings between two traces where tracing comes to nothing
+MOST_REPLAYS = 24  # that are kept of one chain
+MOST_PATIENCE = 1024  # recordings between two that are with numbers, where those come to nothing
 
 
-class Ways:
+class Replays:
     """The steps that can be run again.
 
-    Where ways do not come back, tracing them is for nothing: after each that never ran again, the next is traced only
-    after twice as many recordings.
+    Where steps do not come back, their numbers are recorded for nothing: after each that never ran again, the next has
+    them only after twice as many recordings.
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], list[Way]] = {}
-        self._recent: dict[Way, None] = {}  # in the order they were gone, the latest last
-        self._before: Way | None = None
-        self._after: dict[Way, Way] = {}  # what was gone after each, when last it was gone
+        self._known: dict[tuple[Any, ...], list[Replay]] = {}
+        self._recent: dict[Replay, None] = {}  # in the order they were gone, the latest last
+        # the last two; and what was gone after any two, when last they were: a window is the same many steps long
+        self._before: tuple[Replay | None, Replay | None] = (None, None)
+        self._after: dict[tuple[Replay | None, Replay | None], Replay] = {}
         self._failures, self._wait = 0, 0
+        self._code: tuple[chain, str] | None = None  # the chain, and which link of it runs code of a user's
 
     def forget(self) -> None:
         """State or weights are not where they were."""
-        if self._recent and not any(way.ran for way in self._recent):
+        if self._recent and not any(replay.ran for replay in self._recent):
             self.failed()
         self._known.clear()
         self._recent.clear()
         self._after.clear()
-        self._before = None
+        self._before = (None, None)
 
-    def fitting(self, asked: Asked) -> tuple[Way, list[Any]] | None:
-        """The way that a step takes, and its numbers; None where no way that is known is its own."""
-        known = self._known.get(asked.kind) if self._known else None
+    def find(self, request: Request) -> tuple[Replay, list[Any]] | None:
+        """The replay of a step, and its numbers; None where none that is kept is its own."""
+        kind = request.kind
+        known = self._known.get(kind) if self._known else None
         if known is None:
             return None
-        # what followed on the last way when that was last gone comes first
-        likely = None if self._before is None else self._after.get(self._before)
         memo: dict[Any, Any] = {}
-        first = likely is None or likely is known[0] or likely not in known
-        for way in known if first else sorted(known, key=lambda way: way is not likely):
-            values = way.values(asked, memo)
+        likely = self._after.get(self._before)
+        if likely is not None and likely.kind == kind:
+            values = likely.values(request, memo)
             if values is not None:
-                return way, values
+                return likely, values
+        for replay in known:
+            values = None if replay is likely else replay.values(request, memo)
+            if values is not None:
+                return replay, values
         return None
 
-    def gone(self, way: Way) -> None:
-        """A step went this way."""
-        self._failures, way.ran = 0, True
-        if way is not self._before or self._after.get(way) is not way:
-            self._note(way)
+    def replayed(self, replay: Replay) -> None:
+        """A step was run again by this one."""
+        self._failures, replay.ran = 0, True
+        self._follow(replay)
 
-    def _note(self, way: Way) -> None:
-        if self._before is not None:
-            self._after[self._before] = way
-        self._before = way
-        self._recent.pop(way, None)
-        self._recent[way] = None
+    def _follow(self, replay: Replay) -> None:
+        earlier, latest = self._before
+        self._after[self._before] = replay
+        if replay is not latest:
+            self._recent.pop(replay, None)
+            self._recent[replay] = None
+        if replay is not latest or replay is not earlier:
+            self._before = (latest, replay)
 
-    def wanted(self) -> bool:
-        """Whether to trace the step that is about to be recorded."""
-        if self._wait:
+    def why_not(self, request: Request) -> str:
+        """Why the numbers of a step that is about to be recorded are not; "" if they are."""
+        if self._code is None or self._code[0] is not request.tx:
+            self._code = (request.tx, users_code(request.tx))
+        why = self._code[1] or unrepeatable(request.step)
+        if not why and self._wait:
             self._wait -= 1
-            return False
-        return True
+            return "steps of kinds that did not come back"
+        return why
 
-    def keep(self, way: Way) -> None:
-        """Keep a way, in place of the one that was not gone for longest."""
-        self._known.setdefault(way.kind, []).insert(0, way)
-        self._note(way)
-        if len(self._recent) > MOST_WAYS:
+    def add(self, replay: Replay) -> None:
+        """Keep a replay, in place of the one that was not used for longest."""
+        self._known.setdefault(replay.kind, []).insert(0, replay)
+        self._follow(replay)
+        if len(self._recent) > MOST_REPLAYS:
             oldest = next(iter(self._recent))
             del self._recent[oldest]
-            self._after = {before: way for before, way in self._after.items() if oldest not in (before, way)}
+            self._after = {before: replay for before, replay in self._after.items() if oldest not in (*before, replay)}
             self._known[oldest.kind].remove(oldest)
             if not self._known[oldest.kind]:
                 del self._known[oldest.kind]
@@ -331,12 +345,12 @@ class Ways:
                 self.failed()
 
     def failed(self) -> None:
-        """A trace came to nothing."""
+        """Numbers were recorded for nothing."""
         self._failures += 1
         self._wait = min(2**self._failures, MOST_PATIENCE)
 
 
-def own_code(tx: chain) -> str:
+def users_code(tx: chain) -> str:
     """Which link runs code of a user's, which may do more than mathematics at every step; "" if none does."""
     for address, link, _ in walk(tx, None):
         if type(link).__module__.partition(".")[0] != "gradchain":
@@ -346,7 +360,7 @@ def own_code(tx: chain) -> str:
     return ""
 
 
-def never_again(step: Step) -> str:
+def unrepeatable(step: Step) -> str:
     """Why an update of this kind is recorded each time; "" if it may be run again."""
     if step.evaluate is not None:
         return "a closure was evaluated"

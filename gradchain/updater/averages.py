@@ -31,12 +31,12 @@ def average_state(chain: Transform, state: State, name: str | None) -> tuple[str
 
 def averages(target: Target, state: AverageState) -> dict[str, Tensor]:
     """The same in the dtypes of the model: a copy where the average is kept in another one."""
-    found = kept(target, state)
+    found = stored_averages(target, state)
     places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}
     return {name: value.to(places[name].dtype) for name, value in found.items()}
 
 
-def kept(target: Target, state: AverageState) -> dict[str, Tensor]:
+def stored_averages(target: Target, state: AverageState) -> dict[str, Tensor]:
     """Name → average weight or buffer, as it is kept; what has no average is as it is in the model. No copies."""
     target.check()
     average, buffers = state.average, state.buffers
@@ -82,7 +82,7 @@ def _back(journal: Journal, own: list[Callable[[], None]]) -> None:
 
 def _swap(target: Target, state: AverageState) -> tuple[Callable[[], None], Callable[[], None]]:
     """What gives the model its average weights, and what gives it its own again; both may be called again."""
-    new = kept(target, state)
+    new = stored_averages(target, state)
     places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}
     own = {name: tensor.detach().clone() for name, tensor in places.items()}
 

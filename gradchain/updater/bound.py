@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -67,7 +68,8 @@ class Bound:
         self.engine = Engine()
         self.journal = Journal(self.engine.forget)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
-        self._scales_loss = any(type(link).scale_loss is not Transform.scale_loss for _, link in tx.named)
+        scaling = [link for _, link in tx.named if type(link).scale_loss is not Transform.scale_loss]
+        self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
         self.attach(target)
         self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
         self.state: Links = self.fresh_state()
@@ -142,22 +144,29 @@ class Bound:
         if not self._scales_loss:
             return loss
         ctx = Context.of(self.facts(weight=weight))
-        if torch.is_grad_enabled():
-            return self.chain.scale_loss(loss, self.state, ctx, until)
-        with torch.enable_grad():
-            return self.chain.scale_loss(loss, self.state, ctx, until)
+        factor = self.chain.scale_loss(1.0, self.state, ctx, until) if self._multiplies_loss else None
+        with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
+            return self.chain.scale_loss(loss, self.state, ctx, until) if factor is None else loss * factor
 
     def make_room(self, weight: float | None) -> None:
         """Make the open window in `.grad` have room for a micro-batch of this weight."""
-        if self.window.name is None:
-            return
+        if self.window.name is None or weight is None:
+            return  # without weights all micro-batches count alike
         self.state = self.window.with_room(self.state, Context.of(self.facts(weight=weight)))
 
     def withholds(self, last: bool = False) -> bool:
         """Whether ranks need not agree on the coming micro-batch."""
         if not self.target.distributed:
             return False
-        return not self.window.closes(self.state, self.now(), self.micro.last or last)
+        return not self.window.closes(self.state, self.now, self.micro.last or last)
+
+    def only_adds(self, received: Tensors, last: bool) -> bool:
+        """Whether all that is left to this micro-batch is to be counted: its gradients are in the open window.
+
+        Then the first link holds the chain, and nothing is asked of weights or kernels.
+        """
+        known = received.index is self.active and not self.target.distributed
+        return known and self.window.only_adds(self.state, self.micro.last or last) and not _torch.casting()
 
     def drop_window(self) -> None:
         """Forget the gradients and the open window. Weights, state and clocks stay. It may be done again."""
@@ -184,6 +193,7 @@ class Bound:
         lent: bool,
         *,
         keep_grads: bool = False,
+        only_adds: bool = False,
         waiting: MicroBatch | None = None,
     ) -> UpdateInfo:
         """The links, left to right, and what they decided: applied or held. All or nothing.
@@ -193,12 +203,16 @@ class Bound:
             step: the facts of this update, with the weights as they lie in the model.
             lent: whether the gradients stay the user's.
             keep_grads: whether what is in `.grad` stays there.
+            only_adds: what the method of that name says.
             waiting: the micro-batch that comes next, where this was not its predecessor's end.
         """
         journal = self.journal
         journal.open = journal.busy = True
         active, before = self.activated(received)
-        outcome = self.computed(received, before, step, self.engine, lent)
+        if only_adds:
+            outcome = self._added(received, step)
+        else:
+            outcome = self.computed(received, before, step, self.engine, lent)
         info = self.info(outcome, step)
         journal.write(Pending(outcome.commit, self._following(outcome, info, step, active, keep_grads, waiting)))
         return info
@@ -245,6 +259,14 @@ class Bound:
         for address, state in states(self.chain, self.state):
             if address in self.lent_averages and isinstance(state, AverageState):
                 torch.autograd.graph.increment_version([*state.average.values()])
+
+    def _added(self, received: Tensors, step: Step) -> Outcome:
+        """What a micro-batch comes to that is in the open window already."""
+        notes, commit = Notes(step), Commit()
+        with _torch.no_grad():
+            new = self.window.added(received, self.state, Context.of(step, notes))
+        commit.after(partial(self.engine.count_only, self.state, new))
+        return Outcome(False, new, notes, commit)
 
     def computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
         """What the update comes to, nothing of it written yet: by the engine, or by the reference where it cannot.

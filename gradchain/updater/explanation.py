@@ -51,7 +51,9 @@ def _steps(bound: Bound) -> Iterator[str]:
     engine = bound.engine
     if engine.num_replayed:
         yield f"{engine.num_replayed} steps needed nothing but their numbers: the links' own code did not run"
-    for reason, count in engine.recorded.most_common():
+    if engine.num_counted:
+        yield f"{engine.num_counted} micro-batches were only added to their window: no kernel ran"
+    for reason, count in engine.not_replayed.most_common():
         yield f"{count} {'step' if count == 1 else 'steps'} did not run again: {reason}"
 
 
@@ -85,7 +87,7 @@ def _bytes(value: Any) -> int:
 
 
 def _schedules(bound: Bound) -> Iterator[str]:
-    every = bound.window.every(bound.state, bound.now())
+    every = bound.window.every(bound.state, bound.now)
     for address, link, _ in walk(bound.chain, None):
         for name in link.hypers:
             for given in starts_of(link.__dict__[name]):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from gradchain.engine.commit import Commit, Copies, sums
 from gradchain.updater.memory import memory_for
 from gradchain.updater.target import Target
 
+Marks: TypeAlias = "tuple[list[Tensor | None], list[int | None]]"
+"""Every parameter's gradient, and the version it had."""
+
 
 class Gradients:
     """The `.grad` fields of the bound parameters."""
@@ -26,39 +30,44 @@ class Gradients:
         self._missing: list[bool] = []
         self._present = target.index
         self._alike: Callable[..., bool] | None = None
+        self._window: list[Tensor | None] = []  # what was put back, until it is gathered again
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_alike": None}  # a copy's gradients are others, and are looked at anew
+        return {**self.__dict__, "_alike": None, "_window": []}  # a copy's gradients are others, and are looked at anew
 
     def clear(self, look: bool = True) -> None:
         """Set every `.grad` to None: of the parameters, or without a `look` of those that were last seen there."""
+        self._window = []
         for parameter in self._target.parameters() if look else self._target.known:
             parameter.grad = None  # to ask before whether there is one takes longer
 
     def put_back(self, window: Tensors) -> None:
         """Make `.grad` the parked window and nothing else, so that autograd goes on summing where it lies."""
-        for name, parameter in zip(self._target.index.names, self._target.parameters(), strict=True):
-            try:
-                parameter.grad = window[name] if name in window else None
-            except RuntimeError:
-                self._target.lie()  # which says what became of the parameter since the window was opened
-                raise
+        assert isinstance(window, EagerTensors)
+        self._window = listed = window.listed(self._target.index)
+        try:
+            for parameter, grad in zip(self._target.parameters(), listed, strict=True):
+                parameter.grad = grad
+        except RuntimeError:
+            self._target.lie()  # which says what became of the parameter since the window was opened
+            raise
+        if window.alike is None or window.alike is not self._alike:
+            self._window = []  # it is not what was gathered last, and has to be looked at
 
-    def marks(self) -> list[tuple[Tensor, int]]:
-        """What tells later whether a backward has reached a parameter; nothing where no gradient is there."""
-        grads = [p.grad for p in self._target.parameters()]
-        return [(g, g._version) for g in grads if g is not None]
+    def marks(self, look: bool) -> Marks:
+        """What tells later whether a backward has reached a parameter."""
+        grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
+        return grads, [None if g is None else g._version for g in grads]
 
-    def reached(self, marks: list[tuple[Tensor, int]]) -> bool:
-        """Whether some gradient is another one, or was added to, since `marks`."""
-        if not marks:
-            for parameter in self._target.known:
-                if parameter.grad is not None:
-                    return True
-            return False
-        before = {id(grad): version for grad, version in marks}
-        now = (p.grad for p in self._target.known)
-        return any(g is not None and before.get(id(g)) != g._version for g in now)
+    def reached(self, marks: Marks | None) -> bool:
+        """Whether some gradient is another one, or was added to, since `marks`; without those there was none."""
+        if marks is None:
+            return any(p.grad is not None for p in self._target.known)
+        for parameter, before, version in zip(self._target.known, *marks, strict=True):
+            grad = parameter.grad
+            if grad is not None and (grad is not before or grad._version != version):
+                return True
+        return False
 
     def gather(self, look: bool = True, another_comes: bool = False) -> Tensors:
         """The gradients that are there, as updates.
@@ -70,6 +79,9 @@ class Gradients:
         """
         index = self._target.index
         grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
+        window, self._window = self._window, []
+        if window and not another_comes and all(map(operator.is_, grads, window)):
+            return self._gathered(grads)  # autograd has added to what was gathered last, where it lies
         known = None if another_comes else self._as_before(grads)
         if known is not None:
             return known
@@ -97,6 +109,12 @@ class Gradients:
             grads = [grad for grad in grads if grad is not None]
         if not self._alike(*grads):  # which None is not, either
             return None
+        return self._gathered(grads)
+
+    def _gathered(self, grads: list[Any]) -> EagerTensors:
+        """Gradients that are like those gathered last, and of the same parameters."""
+        if len(grads) > len(self._present):
+            grads = [grad for grad in grads if grad is not None]
         gathered = EagerTensors(self._present, grads)
         gathered.alike = self._alike
         return gathered

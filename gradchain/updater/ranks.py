@@ -19,12 +19,11 @@ LATE = (
 
 
 @contextmanager
-def unsynchronised(target: Target, withhold: bool) -> Iterator[None]:
-    """Under `withhold`, a forward whose gradients DDP will not reduce over ranks."""
+def unsynchronised(target: Target) -> Iterator[None]:
+    """A forward whose gradients DDP will not reduce over ranks."""
     with ExitStack() as stack:
-        if withhold:
-            for module in target.replicated:
-                stack.enter_context(module.no_sync())
+        for module in target.replicated:
+            stack.enter_context(module.no_sync())
         yield
 
 

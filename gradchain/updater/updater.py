@@ -330,7 +330,7 @@ class Updater:
         self._check("averages")
         with outside_inference():
             state = averages.average_state(self._bound.chain, self._bound.state, name)[1]
-            averages.copy_to(module, averages.kept(self._bound.target, state))
+            averages.copy_to(module, averages.stored_averages(self._bound.target, state))
 
     def _settled(self) -> Bound:
         """What is bound, once all that an earlier call left is put in order."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,10 +17,12 @@ from gradchain.core.state import Links
 from gradchain.updater.bound import Bound
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
+from gradchain.updater.forward import Forward
+from gradchain.updater.gradients import Marks
 from gradchain.updater.in_backward import InBackward
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.modes import refuse_inference
-from gradchain.updater.ranks import LATE, unsynchronised, withheld
+from gradchain.updater.ranks import LATE, withheld
 from gradchain.updater.state_dict import states
 from gradchain.updater.window import MicroBatch
 
@@ -81,7 +82,7 @@ class Walk:
     ) -> None:
         refuse_inference("backward")
         micro = self.bound.micro
-        micro.check(loss, weight, self.bound.gated())
+        micro.check(loss, weight, self.bound.gated)
         if self.in_backward is not None:
             self.in_backward.check_micro_batch(micro.backwards)
         self._refuse_late_closing("update", last)
@@ -101,7 +102,7 @@ class Walk:
         micro.add(loss)
         self.bound.window.begun = True
 
-    def _opened(self, micro: MicroBatch, weight: float | None) -> list[tuple[Tensor, int]]:
+    def _opened(self, micro: MicroBatch, weight: float | None) -> Marks | None:
         """Before a backward: `.grad` and the window as it wants them. What tells later whether it reached them."""
         bound, journal = self.bound, self.bound.journal
         journal.open = True
@@ -113,7 +114,7 @@ class Walk:
             micro.weight = weight
             bound.make_room(weight)
             parked = self._open_micro_batch()
-        marks = bound.gradients.marks() if micro.backwards or parked else []
+        marks = bound.gradients.marks(look=not parked) if micro.backwards or parked else None
         if self.in_backward is not None:
             self.checkpoint.warn_of_other_weights()
             self.in_backward.open()
@@ -156,15 +157,17 @@ class Walk:
             )
         self._check_raw_window(scaled, last)
         self.checkpoint.warn_of_other_weights()
+        only_adds = scaled and not keep_grads and closure is None and self.bound.only_adds(received, last)
         step = self.bound.facts(
-            gradients.params(look=False),  # whoever made `received` has looked
+            None if only_adds else gradients.params(look=False),  # whoever made `received` has looked
             scaled=scaled,
             summed=scaled and window.name is not None,
             weight=micro.weight,
             evaluate=None if closure is None else Evaluation(self.bound, closure).at,
             micro=replace(micro, last=True) if last else micro,
         )
-        return self.bound.run(received, step, keep_grads or grads is not None, keep_grads=keep_grads)
+        lent = keep_grads or grads is not None
+        return self.bound.run(received, step, lent, keep_grads=keep_grads, only_adds=only_adds)
 
     def hook_anew(self) -> None:
         """The model is another: hooks go from the old parameters to the new ones."""
@@ -233,34 +236,6 @@ class Walk:
         step = self.bound.facts(params, flushing=True, scaled=True, micro=MicroBatch(last=True))
         return self.bound.run(nothing, step, False, waiting=self.bound.micro)
 
-    @contextmanager
-    def context(self, last: bool | None = None, autocast: torch.dtype | bool | None = None) -> Iterator[None]:
+    def context(self, last: bool | None = None, autocast: torch.dtype | bool | None = None) -> Forward:
         """Where the forward of a micro-batch runs."""
-        micro = self.bound.micro
-        autocasting = self._autocasting(autocast)
-        was_last = micro.last
-        try:
-            micro.last = micro.last or bool(last)
-            withhold = self.bound.withholds() and not self._must_synchronise()
-            decided = micro.backwards > 0 and micro.unsynchronised
-            micro.unsynchronised = decided or (withhold and not self.bound.target.sharded)  # FSDP2 decides in backward
-            with unsynchronised(self.bound.target, withhold), autocasting:
-                yield
-        except BaseException:
-            micro.last = was_last  # this forward came to nothing
-            raise
-
-    def _must_synchronise(self) -> bool:
-        """DDP with static_graph records the graph in the first backward of the run, and must reduce then."""
-        modules = self.bound.target.replicated
-        return not self.bound.window.begun and any(m.static_graph for m in modules)
-
-    def _autocasting(self, autocast: torch.dtype | bool | None) -> AbstractContextManager[Any]:
-        """Autocast as `bind` or this forward wants it; where neither says anything, as it is outside."""
-        dtype = self.bound.autocast if autocast is None or autocast is True else autocast
-        if dtype is None:
-            return nullcontext()
-        if dtype is not False and not isinstance(dtype, torch.dtype):
-            raise TypeError(f"context: autocast must be a torch.dtype, False or None, got {autocast!r}.")
-        device = self.bound.target.parameters()[0].device.type
-        return torch.autocast(device, dtype=dtype or None, enabled=dtype is not False)
+        return Forward(self.bound, last, autocast)

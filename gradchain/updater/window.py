@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
 from gradchain.core.roles import KeepsWindow, WindowState
 from gradchain.core.state import Links
+from gradchain.core.tensors import Tensors
 from gradchain.updater.ranks import (
     largest,
     over_ranks,
@@ -49,13 +51,13 @@ class MicroBatch:
             self._mean_weight = over_ranks(target, weight)
         return self._mean_weight
 
-    def check(self, loss: Any, weight: Any, gated: bool) -> None:
+    def check(self, loss: Any, weight: Any, gated: Callable[[], bool]) -> None:
         """Refuse a loss that backward cannot or should not take, before anything happens.
 
         Args:
             loss: what the user passed.
             weight: the weight of the micro-batch, or None.
-            gated: whether a link will stop a non-finite gradient.
+            gated: gives whether a link will stop a non-finite gradient.
         """
         if not isinstance(loss, Tensor):
             got = type(loss).__name__
@@ -74,7 +76,7 @@ class MicroBatch:
             raise ValueError(
                 f"update: weight must be that of the micro-batch's first backward, {self.weight!r}, got {weight!r}."
             )
-        if not gated and loss.device.type == "cpu" and not math.isfinite(loss.item()):
+        if loss.device.type == "cpu" and not math.isfinite(loss.item()) and not gated():
             raise FloatingPointError(
                 f"update: loss is {loss.item()}; weights and state are untouched. To skip such updates put "
                 "skip_nonfinite() in the chain."
@@ -110,16 +112,31 @@ class Window:
         held = self.state(state)
         return 0 if held is None else held.micro
 
-    def closes(self, state: Links, ctx: Context, last: bool) -> bool:
-        """Whether the coming micro-batch closes the window; it does where there is none."""
-        return self.name is None or last or self.micro(state) + 1 >= self.every(state, ctx)
+    def only_adds(self, state: Links, last: bool) -> bool:
+        """Whether the coming micro-batch is added to the open window and leaves that open."""
+        held = self.state(state)
+        if held is None or self._link is None or last or not held.micro:
+            return False
+        return held.micro + 1 < self._link.size(held)
 
-    def every(self, state: Links, ctx: Context) -> int:
+    def added(self, received: Tensors, state: Links, ctx: Context) -> Links:
+        """`state` after such a micro-batch, of which the context notes that it holds the chain."""
+        assert self.name is not None and self._link is not None
+        ctx = ctx.enter(self.name)
+        ctx.held(self._link.holds)
+        made = self._link.added(received, state.links[self.name], ctx)
+        return state.holding({**state.links, self.name: made})
+
+    def closes(self, state: Links, now: Callable[[], Context], last: bool) -> bool:
+        """Whether the coming micro-batch closes the window; it does where there is none."""
+        return self.name is None or last or self.micro(state) + 1 >= self.every(state, now)
+
+    def every(self, state: Links, now: Callable[[], Context]) -> int:
         """How many micro-batches the open window, or the coming one, is to have."""
         held = self.state(state)
         if self.name is None or self._link is None or held is None:
             return 1
-        return self._link.at(ctx.enter(self.name)).size(held)
+        return (self._link if held.micro else self._link.at(now().enter(self.name))).size(held)
 
     def with_room(self, state: Links, ctx: Context) -> Links:
         """`state` with an open window that has room for the coming micro-batch, whatever its weight."""
@@ -131,6 +148,8 @@ class Window:
 
     def park(self) -> None:
         """Take from FSDP2 what it has not reduced; a window in `.grad` the link has taken. It may be done again."""
+        if not self._target.sharded:
+            return
         self._unreduced = self._unreduced or unreduced(self._target)
         taken_unreduced(self._target)
 

@@ -10,6 +10,7 @@ import re
 import sys
 import types
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,22 @@ def prints(markdown: str, name: str) -> list[tuple[str, str]]:
             found.append((comment, " ".join(map(str, values))))
 
     run_python(markdown, name, print=recorded)
+    return found
+
+
+def outputs(markdown: str, name: str) -> list[tuple[str, str]]:
+    """Run the page; for each block of text right behind one of Python: what it says, and what that one printed."""
+    printed: list[tuple[int, str]] = []
+
+    def recorded(*values: object) -> None:
+        printed.append((sys._getframe(1).f_lineno, " ".join(map(str, values)) + "\n"))
+
+    run_python(markdown, name, print=recorded)
+    found, every = [], blocks(markdown)
+    for block, after in pairwise(every):
+        if (block.language, after.language) == ("python", "text"):
+            said = (text for line, text in printed if block.line <= line < after.line)
+            found.append((after.text, "".join(said)))
     return found
 
 

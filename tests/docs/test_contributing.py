@@ -71,7 +71,8 @@ def remove(tree: Path) -> None:
 
 def inserted(lines: list[str], line: str) -> list[str]:
     """`line` at its place in the alphabet among the lines that look like it: imports, or names in a list."""
-    like = r'    "\w+",$' if line.startswith("    ") else r"from gradchain[\w.]* import "
+    kinds = r"from gradchain", r"    from gradchain", r'    "\w+",$', r'    "\w+": '
+    like = next(kind for kind in kinds if re.match(kind, line))
     places = [i for i, other in enumerate(lines) if re.match(like, other) and other < line]
     return [*lines[: places[-1] + 1], line, *lines[places[-1] + 1 :]]
 

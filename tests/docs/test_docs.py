@@ -17,14 +17,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 from cases import CASES
-from doc_blocks import ROOT, blocks, prints, run_python, tables
+from doc_blocks import ROOT, blocks, outputs, prints, run_python, tables
 
 import gradchain
 from gradchain import optimizers, schedules
 from gradchain.core.transform import registry
 
 README = (ROOT / "README.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md"]
+ENGINE = (ROOT / "docs" / "engine.md").read_text()
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/engine.md"]
 COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt torch -e '.[demo]' && "
     ".venv/bin/python -m gradchain.demo",
@@ -65,6 +66,31 @@ def test_a_comment_that_says_something_else_is_refused(folder):
     assert check_comments(page.format("0.5, and more"), "page") == 2
     with pytest.raises(AssertionError, match=r"says '1', and '0\.5' was printed"):
         check_comments(page.format("1"), "page")
+
+
+def test_the_page_of_the_engine_shows_what_its_code_prints(folder):
+    """The tape, the programs, the printed C and the numbers run again are those of today."""
+    pairs = outputs(ENGINE, "docs/engine.md")
+    assert len(pairs) == 4
+    for says, printed in pairs:
+        assert printed == says
+
+
+def test_a_block_of_text_that_says_something_else_is_seen(folder):
+    page = "```python\nfor i in range(2):\n    print(i)\n```\n\n```text\n0\n1\n```\n```text\nno\n```\n"
+    assert outputs(page, "page") == [("0\n1\n",) * 2]
+    assert outputs(page.replace("\n1", "\n2"), "page") == [("0\n2\n", "0\n1\n")]
+
+
+def test_the_page_of_the_engine_maps_every_file_to_tests_that_exist():
+    """With what the file says of itself, in its first line."""
+    rooms = ROOT / "gradchain" / "engine"
+    files = {str(f.relative_to(rooms)): f for f in rooms.rglob("*.py") if f.name != "__init__.py"}
+    rows = {path.strip("`"): (says, tests) for path, says, tests in tables(ENGINE)["file"]}
+    assert rows.keys() == files.keys()
+    for path, (says, tests) in rows.items():
+        assert says == files[path].read_text().splitlines()[0].strip('"'), path
+        assert all((ROOT / test.strip("`")).is_file() for test in tests.split(", ")), path
 
 
 def test_a_block_that_raises_fails(folder):

@@ -37,7 +37,7 @@ class Pair:
         if executors:
             by_executors(self.again, *executors)
             by_executors(self.recorded, *executors)
-        self.recorded._bound.engine._why_untraced = lambda asked: "to compare with"
+        self.recorded._bound.engine._why_without_numbers = lambda request: "to compare with"
 
     @property
     def replayed(self) -> int:

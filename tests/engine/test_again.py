@@ -22,7 +22,7 @@ import gradchain as gch
 from gradchain import optimizers
 from gradchain.core.hyper import Hyper
 from gradchain.core.transform import registry, walk
-from gradchain.engine import engine
+from gradchain.engine import replay
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:chain. scale_by_.* divides out the scale"),
@@ -503,7 +503,7 @@ PURE = {
 @pytest.mark.parametrize("name", PURE)
 def test_any_pure_link(name, monkeypatch):
     """Whatever a pure link does with numbers, a step run again is the step recorded."""
-    monkeypatch.setattr(engine, "own_code", lambda tx: "")
+    monkeypatch.setattr(replay, "users_code", lambda tx: "")
     pair = Pair(PURE[name](), Shapes(long=100), ("blocks",))
     for t, size in enumerate((*SIZES, *SIZES)):
         pair.step(t, size=size, absent=("head.weight",) if t in (5, 11) else ())
@@ -511,7 +511,7 @@ def test_any_pure_link(name, monkeypatch):
     if name in ("mover", "per name"):
         assert pair.replayed == 0 and "a link reads whole tensors" in text
     elif name == "pinned":
-        assert pair.replayed == 0 and "ways through the chain that did not come back" in text
+        assert pair.replayed == 0 and "steps of kinds that did not come back" in text
     else:
         assert pair.replayed >= 8, text
 
@@ -550,12 +550,12 @@ def test_a_trace_that_fails_is_said(monkeypatch):
         def update(self, u, state, ctx):
             return (u.norm() / 1.0).hex() and u, state  # a float has it, a number that is traced has not
 
-    monkeypatch.setattr(engine, "own_code", lambda tx: "")
+    monkeypatch.setattr(replay, "users_code", lambda tx: "")
     pair = Pair(gch.chain(stubborn(), gch.sgd(0.1)), Small(), ("blocks",))
     for t in range(6):
         pair.step(t)
     text = pair.again.explain()
-    assert "tracing it failed: AttributeError: 'Number' object has no attribute 'hex'" in text
+    assert "recording its numbers failed: AttributeError: 'Number' object has no attribute 'hex'" in text
     assert pair.replayed == 0
 
 

@@ -90,7 +90,9 @@ def test_a_known_step_goes_through_no_names(monkeypatch):
     branches = gch.partition((gch.bias, gch.sgd(0.1)), (gch.rest, gch.sgd(0.1, weight_decay=0.1)))
     model = Shapes(SINGLE)
     updater = by_executors(gch.chain(gch.freeze(gch.named("*.cube")), inner, branches).bind(model), "native")
-    updater._bound.engine._why_untraced = lambda asked: "not here"  # a step that is run again asks for no subset at all
+    updater._bound.engine._why_without_numbers = lambda request: (
+        "not here"
+    )  # a step that is run again asks for no subset at all
     asked, subset = [], Index.subset
 
     def watched(self, names):

@@ -11,8 +11,8 @@ import torch
 import gradchain as gch
 from gradchain.core.step import Step
 from gradchain.engine.operations import Unrecorded
-from gradchain.engine.recording.device import DeviceLedger, met
-from gradchain.engine.recording.host import HostLedger, Other
+from gradchain.engine.recording.device import DeviceLedger, over_classes
+from gradchain.engine.recording.host import GuardFailed, HostLedger
 from gradchain.engine.recording.numbers import Each, Number
 from gradchain.engine.replay import ordered, run
 
@@ -86,13 +86,13 @@ def test_numbers_of_other_steps_and_of_torch_may_join():
 
 def test_what_classes_gave_is_put_together():
     parts = [(("a",), torch.tensor([3.0])), (("b", "c"), torch.tensor([4.0, 5.0]))]
-    reduced = met([(n, r.double()) for n, r in parts], "sum2", CPU)
+    reduced = over_classes([(n, r.double()) for n, r in parts], "sum2", CPU)
     held = ledger()
     assert float(reduced.norm(held, 2.0, 2.0)) == 2.0 * math.sqrt(12.0)
     assert dict(reduced.norms(held, 1.0, 2.0)) == {"a": 6.0, "b": 8.0, "c": 10.0}
-    largest = met([(("a", "b"), torch.tensor([3.0, math.nan]).double())], "max", CPU)
+    largest = over_classes([(("a", "b"), torch.tensor([3.0, math.nan]).double())], "max", CPU)
     assert math.isnan(float(largest.norm(held, math.inf, 1.0)))
-    assert float(met([], "max", CPU).norm(held, math.inf, 1.0)) == 0.0
+    assert float(over_classes([], "max", CPU).norm(held, math.inf, 1.0)) == 0.0
 
 
 def test_a_closed_ledger_gives_no_value():
@@ -105,14 +105,14 @@ def test_a_closed_ledger_gives_no_value():
             ask(norm)
     for ask in ("is_finite", "is_zero"):
         with pytest.raises(Unrecorded, match="waits for the value"):
-            getattr(met([], "sum2", CPU), ask)(held)
+            getattr(over_classes([], "sum2", CPU), ask)(held)
 
 
 # numbers of the host
 
 
 def again(of: Number | Each, value: object) -> list[object]:
-    """The values of the program that follows from one input, for another. Other where it takes another way."""
+    """The values of the program that follows from one input, for another. GuardFailed where it takes another way."""
     held = of.ledger
     values = list(held.values)
     values[of.at] = value
@@ -193,7 +193,7 @@ def test_what_leaves_the_ledger_is_a_guard(name):
     assert torch.equal(left, plain) if isinstance(plain, torch.Tensor) else left == plain
     again(x, 2)
     for value in (1, 3, 2.0):
-        with pytest.raises(Other):
+        with pytest.raises(GuardFailed):
             again(x, value)
 
 
@@ -203,7 +203,7 @@ def test_a_truth_is_a_guard_and_no_more():
     for value in (1, 3):
         again(x, value)
     for value in (0, 4, 5):
-        with pytest.raises(Other):
+        with pytest.raises(GuardFailed):
             again(x, value)
 
 
@@ -211,7 +211,7 @@ def test_nan_is_itself_to_a_guard():
     x = host(math.nan)
     assert math.isnan(float(x))
     again(x, math.nan)
-    with pytest.raises(Other):
+    with pytest.raises(GuardFailed):
         again(x, 1.0)
 
 
@@ -221,7 +221,7 @@ def test_counts_that_differ():
     assert count.uniform is not None, "they agree now: a guard"
     values = again(each, gch.Scalars({"a": 6, "b": 7}))
     assert values[count.uniform.at] == 7
-    with pytest.raises(Other):
+    with pytest.raises(GuardFailed):
         again(each, gch.Scalars({"a": 6, "b": 6}))
 
 
@@ -236,14 +236,14 @@ def test_reductions_come_late_and_what_nobody_needs_does_not_come():
     x, done = held.handle(held.input(2.0)), []
     reduced = held.handle(held.note(lambda values: done.append("reduced") or 3.0, (), 3.0, reduces=True))
     unused = x * 7.0
-    scheduled = held.asked(lambda step: done.append("scheduled") or 1.0)
+    scheduled = held.number_from(lambda step: done.append("scheduled") or 1.0)
     assert reduced * scheduled > 1.0
-    late = held.asked(lambda step: done.append("late") or 1.0)
+    late = held.number_from(lambda step: done.append("late") or 1.0)
     assert x > 1.0
     done.clear()
     first, put_off, last = ordered(held.ops, [late.at])
     assert unused.at not in {out for *_, out in (*first, *put_off, *last)} and not last
-    with pytest.raises(Other):
+    with pytest.raises(GuardFailed):
         run(first, [*held.values[: x.at], 0.5, *held.values[x.at + 1 :]])
     assert done == ["scheduled"]
     run([*first, *put_off], list(held.values))

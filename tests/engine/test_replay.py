@@ -12,7 +12,7 @@ from torch import nn
 from twins import Shapes, drawn_like
 
 import gradchain as gch
-from gradchain.engine import engine
+from gradchain.engine import replay
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:chain. scale_by_.* divides out the scale"),
@@ -81,7 +81,7 @@ def test_a_trace_that_fails_leaves_nothing(monkeypatch):
         def update(self, g, state, ctx):
             return (g.norm().hex() and g), state
 
-    monkeypatch.setattr(engine, "own_code", lambda tx: "")
+    monkeypatch.setattr(replay, "users_code", lambda tx: "")
     pair = Pair(gch.chain(gch.clip_by_norm(1.0, per="tensor"), stubborn(), gch.sgd(0.05)))
     for t in range(6):
         pair.step(t)
@@ -90,7 +90,7 @@ def test_a_trace_that_fails_leaves_nothing(monkeypatch):
         ]
         assert ran[0] == ran[1]
     assert pair.replayed == 0
-    assert "tracing it failed: AttributeError" in pair.again.explain()
+    assert "recording its numbers failed: AttributeError" in pair.again.explain()
 
 
 def test_the_steps_in_between_may_be_of_any_kind():

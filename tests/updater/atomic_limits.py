@@ -1,6 +1,6 @@
 """Steps for which there is no memory, or no thread. Run in a process of its own, whose address space it limits.
 
-python tests/updater/atomic_limits.py native threads
+PYTHONPATH=tests python tests/updater/atomic_limits.py native threads
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every line of every scene, by every executor; and 300 interrupts. Prints the table that is kept beside it.
 
-python tests/updater/atomic_long.py > tests/updater/atomic_long.txt
+PYTHONPATH=tests python tests/updater/atomic_long.py > tests/updater/atomic_long.txt
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Interrupts at random times while two threads write large weights. Run in a process of its own: it may be killed.
 
-    python tests/updater/atomic_signals.py 300
+    PYTHONPATH=tests python tests/updater/atomic_signals.py 300
 
 says how many interrupts came and how many of them left weights, moments and counts of different steps.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -31,9 +32,11 @@ _BY_NAME: dict[str, dict[str, Callable[[torch.device], Executor]]] = {
 }
 _DEFAULT: dict[str, Sequence[str]] = {"cpu": ("native", "patterns", "blocks"), "cuda": ()}
 
+# what os.environ keeps, where it can be had: to ask os.environ itself, at every step, takes twenty times as long
+_environment: Any = getattr(os.environ, "_data", os.environ)
+_KEY: Any = os.environ.encodekey(VARIABLE) if _environment is not os.environ else VARIABLE
+
 _chosen: dict[tuple[str, str], tuple[Executor, ...]] = {}
-# what was chosen last, for which device and names: it is asked at every step
-_latest: dict[str, tuple[tuple[Executor, ...], torch.device, str]] = {}
 
 
 def chosen(device: torch.device) -> tuple[Executor, ...]:
@@ -59,6 +62,11 @@ def chosen(device: torch.device) -> tuple[Executor, ...]:
     return _chosen[key]
 
 
+def variable() -> object:
+    """What the variable is now, in no form but that it is equal where it is the same."""
+    return _environment.get(_KEY)
+
+
 def adapted(executors: tuple[Executor, ...], device: torch.device) -> tuple[Executor, ...]:
     """The executors for weights on this device: those in use where someone set them, else the chosen ones.
 
@@ -66,13 +74,8 @@ def adapted(executors: tuple[Executor, ...], device: torch.device) -> tuple[Exec
     """
     if not executors:  # as someone set it: that none is the default on a device is never kept
         raise Unrecorded("no executor may run it")
-    named = os.environ.get(VARIABLE, "")
-    if _latest.get("") == (executors, device, named):
-        return executors
     if any(executors is choice for choice in _chosen.values()):
         executors = chosen(device)
-        if executors:
-            _latest[""] = (executors, device, named)
     if not executors:
         hint = f" {VARIABLE}=triton runs printed kernels." if device.type == "cuda" else ""
         raise Unrecorded(f"on {device.type} torch._foreach is the default.{hint}")

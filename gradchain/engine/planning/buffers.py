@@ -11,7 +11,7 @@ from gradchain.engine.planning.layout import Layout
 from gradchain.engine.recording.leaves import whole_of
 
 
-class Windows:
+class Buffers:
     """The buffers of one engine: those that hold something, and those that wait for the next window."""
 
     def __init__(self) -> None:

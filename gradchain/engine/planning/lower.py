@@ -10,7 +10,7 @@ from gradchain.engine.operations import BOOLEAN, Unrecorded
 from gradchain.engine.recording.device import DeviceLedger
 from gradchain.engine.recording.tape import Tape
 
-# What an operand of an instruction is: a load, a constant, a scalar slot, an entry slot, or an earlier instruction.
+# What an operand of an instruction is: a load, a constant, a scalar cell, an entry cell, or an earlier instruction.
 Value = tuple[Any, ...]
 
 
@@ -20,8 +20,8 @@ class Program:
 
     Attributes:
         columns: the leaves it touches, by node, in the order of the kernel's pointers.
-        scalars: the slots of the numbers it reads.
-        entries: the slots of the numbers per parameter it reads.
+        scalars: the cells of the numbers it reads.
+        entries: the cells of the numbers per parameter it reads.
         instructions: (operation, operands). Masks are numbers to none: "number" makes 0 and 1 of one. An operand is
             ("load", column), ("scalar", i), ("entry", i), ("device", i), ("zero",) or ("value", i), the result of
             instruction i.
@@ -125,13 +125,13 @@ class Lowering:
     def _operand(self, operand: Any) -> Value:
         if isinstance(operand, int):
             return self.value(operand)
-        kind, slot = operand
+        kind, cell = operand
         if kind in ("s", "d"):
-            return ("scalar", _slot(self.program.scalars, slot))
+            return ("scalar", _slot(self.program.scalars, cell))
         if kind in ("e", "r"):
-            return ("entry", _slot(self.program.entries, slot))
+            return ("entry", _slot(self.program.entries, cell))
         if kind == "n":
-            return self._on_device(slot)
+            return self._on_device(cell)
         raise Unrecorded(f"an operand of kind {kind}")
 
     def _on_device(self, at: int) -> Value:
@@ -145,7 +145,7 @@ class Lowering:
         return found
 
 
-def _slot(slots: list[int], wanted: int) -> int:
-    if wanted not in slots:
-        slots.append(wanted)
-    return slots.index(wanted)
+def _slot(cells: list[int], wanted: int) -> int:
+    if wanted not in cells:
+        cells.append(wanted)
+    return cells.index(wanted)

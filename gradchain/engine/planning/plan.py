@@ -22,7 +22,7 @@ class Part:
 
     Attributes:
         names: the class.
-        program: what it computes, over the nodes and slots of a tape of this structure.
+        program: what it computes, over the nodes and cells of a tape of this structure.
         runner: the program made ready by an executor.
         executor: that executor's name.
         refused: why executors that come before it could not.

@@ -28,10 +28,10 @@ class DeviceLedger(Ledger):
     """What was done in one step to numbers on a device.
 
     Attributes:
-        ops: one tuple per number: the operation, then its operands. ("n", i) is number i; ("s", slot) and ("d", slot)
-            are numbers of the tape, of the host and of the device; ("e", slot) and ("r", slot) numbers per parameter.
-        scalars: the tape's numbers, by slot.
-        entries: the tape's numbers per parameter, by slot.
+        ops: one tuple per number: the operation, then its operands. ("n", i) is number i; ("s", cell) and ("d", cell)
+            are numbers of the tape, of the host and of the device; ("e", cell) and ("r", cell) numbers per parameter.
+        scalars: the tape's numbers, by cell.
+        entries: the tape's numbers per parameter, by cell.
         device: where the numbers lie.
         closed: whether nothing may ask for a value: in a step that is captured.
     """
@@ -114,11 +114,11 @@ class DeviceLedger(Ledger):
         values = self.tensor(each)
         return bool((values == values[:1]).all())
 
-    def behind(self, slot: int, value: Any) -> Any:
+    def behind(self, cell: int, value: Any) -> Any:
         """What the tape has: kernels compute with numbers of the device as they come."""
         return value
 
-    def kept(self, value: Any) -> Any:
+    def without_ledger(self, value: Any) -> Any:
         """A number as a tensor of the device, for a state."""
         if isinstance(value, Number):
             return value.tensor()
@@ -144,22 +144,22 @@ class DeviceLedger(Ledger):
         """What was recorded may be read from here on."""
         self.closed = False
 
-    def held(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
         """`fn` of tensors in memory."""
         self._refuse_tensors()
         made: EagerTensors = fn(*args)
         return made
 
-    def measured(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
+    def measure(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
         """`fn` of tensors in memory, as torch gives it."""
         self._refuse_tensors()
         return fn(tensors)
 
-    def left(self, what: str) -> None:
+    def escapes(self, what: str) -> None:
         """A link has what lies outside the kernels."""
         self._refuse_tensors()
 
-    def brought(self, tensors: EagerTensors, fitted: EagerTensors, fit: Callable[[EagerTensors], EagerTensors]) -> None:
+    def load(self, tensors: EagerTensors, fitted: EagerTensors, fit: Callable[[EagerTensors], EagerTensors]) -> None:
         """Tensors from memory came onto the tape."""
 
     def _refuse_tensors(self) -> None:
@@ -219,7 +219,7 @@ class DeviceRows:
         return [self[name] for name in names]
 
 
-def met(parts: Sequence[tuple[tuple[str, ...], Tensor]], kind: str, device: torch.device) -> DeviceReduced:
+def over_classes(parts: Sequence[tuple[tuple[str, ...], Tensor]], kind: str, device: torch.device) -> DeviceReduced:
     """What the classes of parameters gave, together."""
     return DeviceReduced(tuple(n for names, _ in parts for n in names), [rows for _, rows in parts], kind, device)
 

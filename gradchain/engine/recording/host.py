@@ -27,8 +27,8 @@ _PLAIN = frozenset({float, int, bool})
 _PYTHON = {**HOST, **BESIDE, "div": operator.truediv}  # what a link's own code does with plain numbers
 
 
-class Other(Exception):  # noqa: N818  # not an error: this step takes another way through the links
-    """Something came out otherwise than in the traced step."""
+class GuardFailed(Exception):  # noqa: N818  # not an error: this step is another than the recorded one
+    """Something came out otherwise than in the recorded step."""
 
 
 class Op(NamedTuple):
@@ -36,11 +36,11 @@ class Op(NamedTuple):
 
     Attributes:
         fn: of the values it reads, one or two; of the list of all values, where `whole`.
-        reads: their slots.
-        out: the slot of the result, or -1 for a guard, which raises `Other`.
+        reads: their cells.
+        out: the cell of the result, or -1 for a guard, which raises `GuardFailed`.
         whole: whether `fn` takes the list.
         reduces: whether it passes over gradients, and is put off.
-        refuses: whether it may raise `Other` too, or runs a function of the user's, and must not run in vain.
+        refuses: whether it may raise `GuardFailed` too, or runs a function of the user's, and must not run in vain.
     """
 
     fn: Callable[..., Any]
@@ -55,19 +55,19 @@ class HostLedger(Ledger):
     """The program of the numbers of one step.
 
     Attributes:
-        values: what is in each slot: constants, what is given anew at each step, and what this step computed.
+        values: what is in each cell: constants, what is given anew at each step, and what this step computed.
         ops: what is computed, in order.
-        given: the slots that are filled anew at each step.
-        step: the slot of the facts of a step.
-        scalars, entries: the tape's numbers, and numbers per parameter, by slot of the tape.
-        sources, entry_sources: slot of the tape → slot here.
+        inputs: the cells that are filled anew at each step.
+        step: the cell of the facts of a step.
+        scalars, entries: the tape's numbers, and numbers per parameter, by cell of the tape.
+        sources, entry_sources: cell of the tape → cell here.
         broken: why the step cannot be run again from its numbers; "" if it can.
     """
 
     def __init__(self, scalars: list[Any], entries: list[Any], step: Step) -> None:
         self.values: list[Any] = []
         self.ops: list[Op] = []
-        self.given: list[int] = []
+        self.inputs: list[int] = []
         self.scalars, self.entries = scalars, entries
         self.sources: dict[int, int] = {}
         self.entry_sources: dict[int, int] = {}
@@ -78,20 +78,20 @@ class HostLedger(Ledger):
         self.step = self.input(step)
 
     def forget(self) -> None:
-        """The trace is done: let go of what it saw."""
+        """The recording is done: let go of what it saw."""
         self._tensors, self._shared, self._guarded = {}, {}, set()
 
-    # slots
+    # cells
 
     def input(self, value: Any) -> int:
-        """The slot of something that is given anew at each step."""
+        """The cell of something that is given anew at each step."""
         self.values.append(value)
-        self.given.append(len(self.values) - 1)
+        self.inputs.append(len(self.values) - 1)
         if isinstance(value, EagerTensors):
             self._tensors[id(value)] = len(self.values) - 1
         return len(self.values) - 1
 
-    def slot(self, value: Any) -> int:
+    def cell(self, value: Any) -> int:
         """Where a value is: that of a number, or of Tensors that are known; a new one for a constant."""
         if isinstance(value, (Number, Each)):
             if value.ledger is not self:
@@ -107,21 +107,21 @@ class HostLedger(Ledger):
 
     def _joined(self, scalars: Scalars) -> int:
         """Numbers per parameter that a link put together of numbers."""
-        slots: dict[int, int] = {}
-        at = {name: slots.setdefault(id(v), self.slot(v)) for name, v in scalars.items()}
-        return self.note(partial(_joined, at), tuple(slots.values()), _joined(at, self.values))
+        cells: dict[int, int] = {}
+        at = {name: cells.setdefault(id(v), self.cell(v)) for name, v in scalars.items()}
+        return self.note(partial(_joined, at), tuple(cells.values()), _joined(at, self.values))
 
-    def handle(self, slot: int) -> Any:
-        """What is in a slot, as links compute with it."""
-        value = self.values[slot]
-        return Each(self, slot, tuple(value)) if isinstance(value, Scalars) else Number(self, slot)
+    def handle(self, cell: int) -> Any:
+        """What is in a cell, as links compute with it."""
+        value = self.values[cell]
+        return Each(self, cell, tuple(value)) if isinstance(value, Scalars) else Number(self, cell)
 
     def plain(self, value: Any) -> Any:
         """A number, or numbers per parameter, without the ledger."""
         known = isinstance(value, (Number, Each)) or (type(value) is Scalars and value.column is None)
-        return self.values[self.slot(value)] if known else value
+        return self.values[self.cell(value)] if known else value
 
-    def kept(self, value: Any) -> Any:
+    def without_ledger(self, value: Any) -> Any:
         """A number, a count, or numbers per parameter, as they are now."""
         if isinstance(value, Count):
             return Count(value.names, self.plain(value.value))
@@ -135,8 +135,8 @@ class HostLedger(Ledger):
 
     def add(self, fn: Callable[..., Any], *args: Any, refuses: bool = False) -> int:
         """`fn` of some values, now and whenever the step is run again. Where the result is."""
-        reads = tuple(map(self.slot, args))
-        value = fn(*(self.values[slot] for slot in reads))
+        reads = tuple(map(self.cell, args))
+        value = fn(*(self.values[cell] for cell in reads))
         if len(reads) not in (1, 2):
             return self.note(partial(_spread, fn, reads), reads, value, refuses=refuses)
         self.values.append(value)
@@ -149,59 +149,59 @@ class HostLedger(Ledger):
             self._shared[key] = self.add(fn, *args)
         return self._shared[key]
 
-    def done(self, fn: Callable[..., Any], *args: Any) -> Any:
+    def call(self, fn: Callable[..., Any], *args: Any) -> Any:
         """`fn` of some values as a number, or as numbers per parameter."""
         return self.handle(self.add(fn, *args))
 
     # tensors in memory
 
-    def knows(self, tensors: Tensors) -> bool:
+    def has_cell(self, tensors: Tensors) -> bool:
         """Whether it is known how these come about."""
         return id(tensors) in self._tensors
 
-    def know(self, tensors: Tensors, slot: int) -> None:
-        """They are what is in a slot."""
-        self.values[slot] = tensors  # which keeps them alive, and with them their id
-        self._tensors[id(tensors)] = slot
+    def set_cell(self, tensors: Tensors, cell: int) -> None:
+        """They are what is in a cell."""
+        self.values[cell] = tensors  # which keeps them alive, and with them their id
+        self._tensors[id(tensors)] = cell
 
-    def brought(self, tensors: EagerTensors, fitted: EagerTensors, fit: Callable[[EagerTensors], EagerTensors]) -> None:
+    def load(self, tensors: EagerTensors, fitted: EagerTensors, fit: Callable[[EagerTensors], EagerTensors]) -> None:
         """Tensors from memory came onto the tape."""
-        if len(tensors) and not self.knows(tensors):
+        if len(tensors) and not self.has_cell(tensors):
             self.breaks("a link made tensors of its own")
         elif len(tensors):
-            dtypes, slot = [t.dtype for t in fitted._data], self.slot(tensors)
-            self.know(fitted, self.note(partial(_fitted, fit, dtypes, slot), (slot,), fitted, refuses=True))
+            dtypes, cell = [t.dtype for t in fitted._data], self.cell(tensors)
+            self.set_cell(fitted, self.note(partial(_fitted, fit, dtypes, cell), (cell,), fitted, refuses=True))
 
-    def held(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
         """`fn` of tensors in memory, and of numbers: tensors in memory, made anew whenever the step is run again."""
-        slots = tuple(map(self.slot, args))
-        made: EagerTensors = fn(*(self.values[slot] for slot in slots))
-        if not self.knows(made):
-            self.know(made, self.note(partial(_spread, fn, slots), slots, made))
+        cells = tuple(map(self.cell, args))
+        made: EagerTensors = fn(*(self.values[cell] for cell in cells))
+        if not self.has_cell(made):
+            self.set_cell(made, self.note(partial(_spread, fn, cells), cells, made))
         return made
 
-    def measured(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
+    def measure(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
         """`fn` of tensors in memory: a number, or numbers per parameter."""
-        slot = self.slot(tensors)
-        return self.handle(self.note(partial(_spread, fn, (slot,)), (slot,), fn(tensors), reduces=True))
+        cell = self.cell(tensors)
+        return self.handle(self.note(partial(_spread, fn, (cell,)), (cell,), fn(tensors), reduces=True))
 
-    def left(self, what: str) -> None:
+    def escapes(self, what: str) -> None:
         """A link has `what`, of which nobody knows what it makes."""
         self.breaks(f"a link reads {what}")
 
     # what core asks
 
-    def asked(self, of: Callable[..., Any], *args: Any) -> Any:
+    def number_from(self, of: Callable[..., Any], *args: Any) -> Any:
         """`of` the facts of a step and some numbers: a number, or numbers per parameter, of one kind at each step."""
         kinds: list[Any] = []
-        slot = self.add(partial(_alike, of, kinds), Number(self, self.step), *args, refuses=True)
+        cell = self.add(partial(_alike, of, kinds), Number(self, self.step), *args, refuses=True)
         if kinds[0] is None:
-            self.breaks(f"{self.values[slot]!r} is no number")
-        return self.handle(slot)
+            self.breaks(f"{self.values[cell]!r} is no number")
+        return self.handle(cell)
 
-    def made(self, of: Callable[..., Tensors], *args: Any) -> Tensors:
+    def tensors_from(self, of: Callable[..., Tensors], *args: Any) -> Tensors:
         """`of` the facts of a step and more: Tensors in memory."""
-        return self.held(of, Number(self, self.step), *args)
+        return self.in_memory(of, Number(self, self.step), *args)
 
     def reads(self, owner: str, what: str) -> None:
         """A link reads what the program does not hold."""
@@ -220,48 +220,48 @@ class HostLedger(Ledger):
             if isinstance(arg, Tensors):
                 return arg._apply(op, tuple(args))
         plain = all(type(self.plain(a)) in _PLAIN for a in args)
-        return self.done((_PYTHON if plain else ANY)[op], *args)
+        return self.call((_PYTHON if plain else ANY)[op], *args)
 
     def operand(self, value: Any) -> tuple[str, int]:
         """How an operation on the tape refers to a number, or to numbers per parameter."""
         if isinstance(value, Scalars):
-            slot = self.slot(value)
-            self.entry_sources[len(self.entries)] = slot
-            self.entries.append(self.values[slot])
+            cell = self.cell(value)
+            self.entry_sources[len(self.entries)] = cell
+            self.entries.append(self.values[cell])
             return ("e", len(self.entries) - 1)
         now = self.plain(value)
         if isinstance(now, Tensor) and (now.requires_grad or now.device.type != "cpu"):
             raise Unrecorded("a scalar lives on another device, or requires a gradient")
-        slot = self.slot(value)
+        cell = self.cell(value)
         if type(now) is not float:
-            slot = self.shared(("float", slot), float, Number(self, slot))
-        self.sources[len(self.scalars)] = slot
-        self.scalars.append(self.values[slot])
+            cell = self.shared(("float", cell), float, Number(self, cell))
+        self.sources[len(self.scalars)] = cell
+        self.scalars.append(self.values[cell])
         return ("s", len(self.scalars) - 1)
 
-    def behind(self, slot: int, value: Any) -> Any:
-        """The number that the tape has in a slot."""
-        return Number(self, self.sources[slot]) if slot in self.sources else value
+    def behind(self, cell: int, value: Any) -> Any:
+        """The number that the tape has in a cell."""
+        return Number(self, self.sources[cell]) if cell in self.sources else value
 
     # what leaves the ledger
 
     def truth(self, number: Number) -> bool:
         """Whether it holds: a guard."""
-        slot, truth = number.at, bool(self.values[number.at])
-        self._guard((slot, True), _still_true if truth else _still_false, slot)
+        cell, truth = number.at, bool(self.values[number.at])
+        self._guard((cell, True), _still_true if truth else _still_false, cell)
         return truth
 
     def item(self, number: Number) -> Any:
         """The number itself: a guard."""
-        slot, value = number.at, self.values[number.at]
+        cell, value = number.at, self.values[number.at]
         value = value.item() if isinstance(value, Tensor) else value
-        self._guard((slot, False), partial(_still, value), slot)
+        self._guard((cell, False), partial(_still, value), cell)
         return value
 
-    def _guard(self, key: tuple[int, bool], fn: Callable[[Any], None], slot: int) -> None:
+    def _guard(self, key: tuple[int, bool], fn: Callable[[Any], None], cell: int) -> None:
         if key not in self._guarded:
             self._guarded.add(key)
-            self.ops.append(Op(fn, (slot,), -1))
+            self.ops.append(Op(fn, (cell,), -1))
 
     def tensor(self, number: Number | Each) -> Tensor:
         """The value as float64: guards."""
@@ -270,11 +270,11 @@ class HostLedger(Ledger):
 
     def named(self, each: Each) -> dict[str, Any]:
         """Numbers per parameter, by name."""
-        return {name: self.done(partial(_entry, name), each) for name in each.names}
+        return {name: self.call(partial(_entry, name), each) for name in each.names}
 
     def alike(self, each: Each) -> bool:
         """Whether numbers per parameter are all the same: a guard."""
-        return bool(self.done(Scalars.alike, each))
+        return bool(self.call(Scalars.alike, each))
 
 
 def kind_of(value: Any) -> Any:
@@ -288,8 +288,8 @@ def kind_of(value: Any) -> Any:
     return None
 
 
-def _spread(fn: Callable[..., Any], slots: tuple[int, ...], values: list[Any]) -> Any:
-    return fn(*(values[slot] for slot in slots))
+def _spread(fn: Callable[..., Any], cells: tuple[int, ...], values: list[Any]) -> Any:
+    return fn(*(values[cell] for cell in cells))
 
 
 def _alike(of: Callable[..., Any], kinds: list[Any], *given: Any) -> Any:
@@ -298,18 +298,18 @@ def _alike(of: Callable[..., Any], kinds: list[Any], *given: Any) -> Any:
     if not kinds:
         kinds.append(kind_of(value))
     elif type(value) is not kinds[0] and kind_of(value) != kinds[0]:
-        raise Other
+        raise GuardFailed
     return value
 
 
 def _joined(at: dict[str, int], values: list[Any]) -> Scalars:
-    return Scalars({name: values[slot] for name, slot in at.items()})
+    return Scalars({name: values[cell] for name, cell in at.items()})
 
 
-def _fitted(fit: Callable[[Any], EagerTensors], dtypes: list[torch.dtype], slot: int, values: list[Any]) -> Any:
-    fitted = fit(values[slot])
+def _fitted(fit: Callable[[Any], EagerTensors], dtypes: list[torch.dtype], cell: int, values: list[Any]) -> Any:
+    fitted = fit(values[cell])
     if [t.dtype for t in fitted._data] != dtypes:
-        raise Other
+        raise GuardFailed
     return fitted
 
 
@@ -319,15 +319,15 @@ def _entry(name: str, scalars: Scalars) -> Any:
 
 def _still_true(value: Any) -> None:
     if not value:
-        raise Other
+        raise GuardFailed
 
 
 def _still_false(value: Any) -> None:
     if value:
-        raise Other
+        raise GuardFailed
 
 
 def _still(expected: Any, value: Any) -> None:
     value = value.item() if isinstance(value, Tensor) else value
     if type(value) is not type(expected) or not (value == expected or (value != value and expected != expected)):
-        raise Other
+        raise GuardFailed

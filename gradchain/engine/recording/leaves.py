@@ -77,6 +77,6 @@ def restored(state: State, new: S, ledger: Ledger | None, whole: Callable[[Lazy,
             before = state[name]
             changes[name] = before if name not in new.whole else whole(value, before)
         elif ledger is not None:
-            changes[name] = ledger.kept(value)
+            changes[name] = ledger.without_ledger(value)
     held = {n: restored(state.held()[n], inner, ledger, whole) for n, inner in new.held().items()}
     return (new.replace(**changes) if changes else new).holding(held)

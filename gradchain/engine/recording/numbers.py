@@ -51,11 +51,11 @@ class Ledger(ABC):
         """Whether numbers per parameter are all the same, which leaves the ledger."""
 
     @abstractmethod
-    def behind(self, slot: int, value: Any) -> Any:
-        """The number that the tape has in a slot, where it lies as `value`."""
+    def behind(self, cell: int, value: Any) -> Any:
+        """The number that the tape has in a cell, where it lies as `value`."""
 
     @abstractmethod
-    def kept(self, value: Any) -> Any:
+    def without_ledger(self, value: Any) -> Any:
         """What a state or a record keeps of a value: numbers without the ledger, anything else as it is."""
 
     @property
@@ -66,19 +66,19 @@ class Ledger(ABC):
     # tensors in memory
 
     @abstractmethod
-    def held(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
         """`fn` of tensors in memory, and of numbers: tensors in memory."""
 
     @abstractmethod
-    def measured(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
+    def measure(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
         """`fn` of tensors in memory: a number, or numbers per parameter."""
 
     @abstractmethod
-    def left(self, what: str) -> None:
+    def escapes(self, what: str) -> None:
         """A link has `what`, of which nobody knows what it makes."""
 
     @abstractmethod
-    def brought(self, tensors: EagerTensors, fitted: EagerTensors, fit: Callable[[EagerTensors], EagerTensors]) -> None:
+    def load(self, tensors: EagerTensors, fitted: EagerTensors, fit: Callable[[EagerTensors], EagerTensors]) -> None:
         """Tensors from memory came onto the tape, laid out as their weights."""
 
 

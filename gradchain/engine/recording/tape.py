@@ -76,7 +76,7 @@ class Reduced:
 
 
 def _of(ledger: HostLedger | None, fn: Callable[..., Any], *args: Any) -> Any:
-    return fn(*args) if ledger is None else ledger.done(fn, *args)
+    return fn(*args) if ledger is None else ledger.call(fn, *args)
 
 
 def _largest(rows: list[float]) -> float:
@@ -108,10 +108,10 @@ class Tape:
 
     Attributes:
         ops: one tuple per node: the operation, then its operands. An operand (node ids are ints) of a scalar is
-            ("s", slot), of one number per parameter ("e", slot); of those on a device ("d", slot) and ("r", slot), of
+            ("s", cell), of one number per parameter ("e", cell); of those on a device ("d", cell) and ("r", cell), of
             a number made of those ("n", i).
-        scalars: the numbers, by slot.
-        entries: one number per parameter, by slot.
+        scalars: the numbers, by cell.
+        entries: one number per parameter, by cell.
         ledger: what is done to numbers, where they lie on a device or the step shall be run again; else None.
         indices: which entries each node has.
         leaves: node → the tensors it stands for.
@@ -154,7 +154,7 @@ class Tape:
             extra = kind == "extra" and not laid
             self.leaves[known] = held = self._fit(tensors) if extra else tensors
             if extra and self.ledger is not None:
-                self.ledger.brought(tensors, held, self._fit)
+                self.ledger.load(tensors, held, self._fit)
             self._leaf_of[id(tensors)] = known
             self._alive.append(tensors)  # an id is only its own while the object lives
         return Lazy(self, known, tensors.index)
@@ -195,21 +195,21 @@ class Tape:
             if self.is_mask(node):
                 raise Unrecorded("the elements of a comparison are asked for")
             if op == "select":  # in the dtype it has, as by the reference
-                found = self.held(partial(_selected, self.indices[node]), self.computed(operands[0]))
+                found = self.in_memory(partial(_selected, self.indices[node]), self.computed(operands[0]))
             elif op == "overlay":
-                found = self.held(_overlaid, *map(self.computed, operands))
+                found = self.in_memory(_overlaid, *map(self.computed, operands))
             else:
                 found = self._compute(self, node)
             self._computed[node] = found
         return found
 
-    def held(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
         """`fn` of tensors in memory, and of numbers: tensors in memory."""
-        return fn(*args) if self.ledger is None else self.ledger.held(fn, *args)
+        return fn(*args) if self.ledger is None else self.ledger.in_memory(fn, *args)
 
-    def number(self, slot: int) -> Any:
-        """The scalar in a slot: a float, or in a ledger the number it is."""
-        return self.scalars[slot] if self.ledger is None else self.ledger.behind(slot, self.scalars[slot])
+    def number(self, cell: int) -> Any:
+        """The scalar in a cell: a float, or in a ledger the number it is."""
+        return self.scalars[cell] if self.ledger is None else self.ledger.behind(cell, self.scalars[cell])
 
     def reach(self, node: int) -> list[int]:
         """A node and all that it is computed from, in order."""
@@ -296,7 +296,7 @@ class Lazy(Tensors):
     def computed(self) -> EagerTensors:
         """These tensors in memory, for what no tape can hold."""
         if self.tape.ledger is not None:
-            self.tape.ledger.left("whole tensors")
+            self.tape.ledger.escapes("whole tensors")
         return self.tape.computed(self.node)
 
     def _lift(self, other: Tensors) -> Tensors:
@@ -343,7 +343,7 @@ class Lazy(Tensors):
         node, factor = self.tape.peeled(self.node)
         measured, tensors = partial(_measured, which, p), self.tape.computed(node)
         ledger = self.tape.ledger
-        return (measured(tensors) if ledger is None else ledger.measured(measured, tensors)) * abs(factor)
+        return (measured(tensors) if ledger is None else ledger.measure(measured, tensors)) * abs(factor)
 
     def norm(self, p: float = 2.0) -> Any:
         powers = self._powers(p)
@@ -375,7 +375,7 @@ class Lazy(Tensors):
     def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
         computed = self.tape.computed
         whole = [computed(o.node) if type(o) is Lazy else o for o in others]
-        return self.tape.leaf("extra", self.tape.held(partial(_mapped, fn), computed(self.node), *whole))
+        return self.tape.leaf("extra", self.tape.in_memory(partial(_mapped, fn), computed(self.node), *whole))
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self._index.subset(members)
@@ -387,7 +387,7 @@ class Lazy(Tensors):
             return lifted
         if not lifted._index.within(self._index):
             return self.tape.leaf(
-                "extra", self.tape.held(_overlaid, *map(self.tape.computed, (self.node, lifted.node)))
+                "extra", self.tape.in_memory(_overlaid, *map(self.tape.computed, (self.node, lifted.node)))
             )
         return self.tape.node(("overlay", self.node, lifted.node), self._index)
 
@@ -396,7 +396,7 @@ class Lazy(Tensors):
 
     def to(self, dtype: torch.dtype) -> Tensors:
         if self.tape.is_mask(self.node) or set(self.tape.dtypes(self.node)) != {dtype}:
-            return self.tape.leaf("extra", self.tape.held(partial(_rounded, dtype), self.tape.computed(self.node)))
+            return self.tape.leaf("extra", self.tape.in_memory(partial(_rounded, dtype), self.tape.computed(self.node)))
         leaf = self.tape.leaves.get(self.node)
         return self if leaf is None or all(t.dtype is dtype for t in leaf._data) else self * 1.0  # widened: no rounding
 

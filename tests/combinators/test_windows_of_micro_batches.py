@@ -405,3 +405,49 @@ def test_bind_autocast_is_a_dtype():
     """bind(autocast="float16") is a sentence."""
     with pytest.raises(TypeError, match=r"bind: autocast must be a torch.dtype or None, got 'float16'."):
         gch.sgd(0.1).bind(net(), autocast="float16")
+
+
+@pytest.mark.parametrize("every", [4, lambda step: 3 + step % 2], ids=["4", "a schedule"])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_a_micro_batch_that_is_only_added_leaves_what_the_links_leave(reduce, weighted, every):
+    """In an open window no kernel and no other link is asked: state and infos are those of a run in which all are."""
+    models = net(), net()
+    tx = gch.chain(gch.accumulate(every, reduce=reduce), gch.clip_by_norm(0.5), gch.adam(0.1))
+    short, whole = (tx.bind(model) for model in models)
+    for i, row in enumerate(data(13)):
+        weight = 0.5 + i % 3 if weighted else None
+        one = short.update(loss_of(models[0], row), weight=weight)
+        other = whole.update(loss_of(models[1], row), weight=weight, keep_grads=True)
+        for parameter in models[1].parameters():
+            parameter.grad = None
+        assert (one.reason, one.step, one.loss, one.detail) == (other.reason, other.step, other.loss, other.detail)
+        assert same(short.state_dict()["links"], whole.state_dict()["links"])
+        assert short.clocks == whole.clocks
+    assert same(weights(models[0]), weights(models[1]))
+    passed = short._bound.engine.num_counted
+    assert passed >= 5 and whole._bound.engine.num_counted == 0
+    assert f"{passed} micro-batches were only added to their window: no kernel ran" in short.explain()
+
+
+class penalty(gch.Transform):
+    """A link that adds to the loss, which no factor does."""
+
+    def scale_loss(self, loss, state, ctx):
+        assert isinstance(loss, torch.Tensor)
+        return 3.0 * loss + 1.0
+
+    def update(self, g, state, ctx):
+        return g / 3.0, state
+
+
+@pytest.mark.parametrize("links", [(), (gch.accumulate(2),), (gch.amp_scale(always=True),)])
+def test_a_link_of_the_users_gets_the_loss_itself(links):
+    """Links that only multiply it are one product; one that does more is called with the tensor."""
+    models = net(), net()
+    mine = gch.chain(*links, penalty(), gch.sgd(0.1)).bind(models[0])
+    plain = gch.chain(*links, gch.sgd(0.1)).bind(models[1])
+    for row in data(4):
+        mine.update(loss_of(models[0], row))
+        plain.update(loss_of(models[1], row))
+    assert distance(*models) < 1e-12

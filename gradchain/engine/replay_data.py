@@ -1,4 +1,4 @@
-"""What a traced step needs to be run again beside its numbers: its kernels over columns, and its state in and out."""
+"""What a step needs to be run again beside its numbers: its kernels over columns, and its state in and out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Count
@@ -26,10 +28,10 @@ class Call:
 
     Attributes:
         part: the program made ready.
-        columns: its tensors; the slot of those that are others at each step.
-        scalars: the slots of its numbers.
-        entries: the slots of its numbers per parameter.
-        key: what it computes in one step, the same on every way; None where that follows from a way's own numbers.
+        columns: its tensors; the cell of those that are others at each step.
+        scalars: the cells of its numbers.
+        entries: the cells of its numbers per parameter.
+        key: what it computes in one step, the same in every replay; None where that follows from the numbers of one.
     """
 
     part: Part
@@ -40,18 +42,18 @@ class Call:
 
     @classmethod
     def of(cls, part: Part, tape: Tape, ledger: HostLedger, lent: bool, column: Callable[[int], Column]) -> Call:
-        """A part of a traced step; `column` gives that of a leaf whose tensors stay."""
+        """A part of a recorded step; `column` gives that of a leaf whose tensors stay."""
         program = part.program
         anew = [_column(leaf, part, tape, ledger, lent) for leaf in program.columns]
         columns = [column(leaf) if at is None else at for leaf, at in zip(program.columns, anew, strict=True)]
-        numbers = [ledger.sources[s] if s in ledger.sources else ledger.slot(tape.scalars[s]) for s in program.scalars]
+        numbers = [ledger.sources[s] if s in ledger.sources else ledger.cell(tape.scalars[s]) for s in program.scalars]
         alike = not numbers and not program.entries and not any(tape.ops[i][1] == "extra" for i in program.columns)
         key = (id(part), *(0 if type(c) is int else id(c) for c in columns)) if alike else None
         return cls(part, columns, numbers, [ledger.entry_sources[s] for s in program.entries], key)
 
     @property
     def reads(self) -> tuple[int, ...]:
-        """The slots it reads."""
+        """The cells it reads."""
         return (*(c for c in self.columns if type(c) is int), *self.scalars, *self.entries)
 
     def arguments(self, values: list[Any]) -> tuple[list[Column], list[Any], Sequence[Any]]:
@@ -66,14 +68,14 @@ class Call:
 
 
 def _column(leaf: int, part: Part, tape: Tape, ledger: HostLedger, lent: bool) -> int | None:
-    """The slot of a leaf's column, where its tensors are others at each step."""
+    """The cell of a leaf's column, where its tensors are others at each step."""
     tensors, kind = tape.leaves[leaf], tape.ops[leaf][1]
     if kind in ("param", "state"):
         return None
     index = tensors.index
     position = None if part.names == index.names else [index.position[n] for n in part.names]
-    slot = ledger.slot(tensors)
-    return ledger.shared(("column", slot, part.names), partial(_rows, position, lent), ledger.handle(slot))
+    cell = ledger.cell(tensors)
+    return ledger.shared(("column", cell, part.names), partial(_rows, position, lent), ledger.handle(cell))
 
 
 def _rows(position: list[int] | None, lent: bool, tensors: EagerTensors) -> Column:
@@ -81,13 +83,13 @@ def _rows(position: list[int] | None, lent: bool, tensors: EagerTensors) -> Colu
     return Column(data if position is None else [data[i] for i in position], lent)
 
 
-def reduced_again(
+def replayed_reduction(
     ledger: HostLedger, memo: int, calls: list[Call], places: list[list[int] | None], size: int, rows: list[float]
 ) -> Number:
     """The numbers that a reduction over several classes gave, which are to be computed anew at each step."""
     keys = [call.key for call in calls]
     key = None if None in keys else tuple(keys)
-    reads = tuple(slot for call in calls for slot in call.reads)
+    reads = tuple(cell for call in calls for cell in call.reads)
     run = partial(_reduced, key, memo, calls, places, size)
     return Number(ledger, ledger.note(run, (memo, *reads), rows, reduces=True))
 
@@ -95,16 +97,16 @@ def reduced_again(
 def _reduced(
     key: Any, memo: int, calls: list[Call], places: list[list[int] | None], size: int, values: list[Any]
 ) -> list[float]:
-    done: dict[Any, list[float]] = values[memo]  # by a way that was tried before this one
+    done: dict[Any, list[float]] = values[memo]  # by a replay that was tried before this one
     if key is None or key not in done:
-        rows = gathered([call.run(values) for call in calls], places, size)
+        rows = rows_of_classes([call.run(values) for call in calls], places, size)
         if key is None:
             return rows
         done[key] = rows
     return done[key]
 
 
-def gathered(parts: list[list[float]], places: list[list[int] | None], size: int) -> list[float]:
+def rows_of_classes(parts: list[list[float]], places: list[list[int] | None], size: int) -> list[float]:
     """Numbers of classes put where each belongs."""
     if len(parts) == 1 and places[0] is None:
         return parts[0]
@@ -115,40 +117,40 @@ def gathered(parts: list[list[float]], places: list[list[int] | None], size: int
     return rows
 
 
-def computed_again(ledger: HostLedger, out: EagerTensors, calls: list[Call]) -> None:
+def replayed_computation(ledger: HostLedger, out: EagerTensors, calls: list[Call]) -> None:
     """Tensors in memory that kernels fill: they are not before these ran."""
-    slot = ledger.slot(out)
-    reads = (slot, *(slot for call in calls for slot in call.reads))
-    ledger.know(out, ledger.note(partial(_computed, slot, calls), reads, out))
+    cell = ledger.cell(out)
+    reads = (cell, *(cell for call in calls for cell in call.reads))
+    ledger.set_cell(out, ledger.note(partial(_computed, cell, calls), reads, out))
 
 
-def _computed(slot: int, calls: list[Call], values: list[Any]) -> Any:
+def _computed(cell: int, calls: list[Call], values: list[Any]) -> Any:
     for call in calls:
         call.run(values)
-    return values[slot]
+    return values[cell]
 
 
 # state
 
 
-Taken = tuple[tuple[str, ...], list[tuple[int, str, Any]], list[tuple[str, Any]]]
-"""(names of the links down to a state; slot, field and what a value must be like; field and what it must be)."""
+StateCells = tuple[tuple[str, ...], list[tuple[int, str, Any]], list[tuple[str, Any]]]
+"""(names of the links down to a state; cell, field and what a value must be like; field and what it must be)."""
 
 
-def take(taken: list[Taken], state: Links, values: list[Any]) -> bool:
-    """Put what `state` has into the slots. Whether it is a state of the traced kind."""
-    for path, numbers, fixed in taken:
+def fill_from_state(state_cells: list[StateCells], state: Links, values: list[Any]) -> bool:
+    """Put what `state` has into the cells. Whether it is a state of the recorded kind."""
+    for path, numbers, fixed in state_cells:
         inner: State = state
         for name in path:
             inner = inner.held()[name]
         fields = inner.__dict__
-        for slot, name, kind in numbers:
+        for cell, name, kind in numbers:
             value = fields[name]
             if type(value) is Count:
                 value = value.value
             if type(value) is not kind and _kind(value) != kind:
                 return False
-            values[slot] = value
+            values[cell] = value
         for name, value in fixed:
             if fields[name] != value:
                 return False
@@ -156,13 +158,15 @@ def take(taken: list[Taken], state: Links, values: list[Any]) -> bool:
 
 
 def _kind(value: Any) -> Any:
+    if isinstance(value, (int, float, Tensor)):
+        return type(value) if type(value) in (int, float) else kind_of(value)
     if isinstance(value, Tensors):
         return Tensors, value.index.names
-    return type(value) if type(value) in (int, float) else kind_of(value)
+    return kind_of(value)
 
 
-def traced(state: S, ledger: HostLedger, taken: list[Taken], path: tuple[str, ...] = ()) -> S:
-    """`state` with its numbers in the ledger; what is taken from there is added to `taken`."""
+def state_in_ledger(state: S, ledger: HostLedger, state_cells: list[StateCells], path: tuple[str, ...] = ()) -> S:
+    """`state` with its numbers in the ledger; what is state_cells from there is added to `state_cells`."""
     changes: dict[str, Any] = {}
     numbers: list[tuple[int, str, Any]] = []
     fixed: list[tuple[str, Any]] = []
@@ -174,54 +178,54 @@ def traced(state: S, ledger: HostLedger, taken: list[Taken], path: tuple[str, ..
         elif isinstance(inner, bool) or _kind(inner) is None:
             fixed.append((name, value))
         else:
-            slot = ledger.input(inner)
-            numbers.append((slot, name, _kind(inner)))
-            number = ledger.handle(slot)
+            cell = ledger.input(inner)
+            numbers.append((cell, name, _kind(inner)))
+            number = ledger.handle(cell)
             changes[name] = Count(value.names, number) if isinstance(value, Count) else number
     if numbers or fixed:
-        taken.append((path, numbers, fixed))
-    held = {name: traced(inner, ledger, taken, (*path, name)) for name, inner in state.held().items()}
+        state_cells.append((path, numbers, fixed))
+    held = {name: state_in_ledger(inner, ledger, state_cells, (*path, name)) for name, inner in state.held().items()}
     return state.replace(**changes).holding(held)
 
 
 @dataclass
-class Changes:
-    """Which fields of a state are others after each step, and the slots of what they become."""
+class StateChanges:
+    """Which fields of a state are others after each step, and the cells of what they become."""
 
     fields: list[tuple[str, int]]
-    links: list[tuple[str, Changes]]
+    links: list[tuple[str, StateChanges]]
 
     def put(self, state: S, values: list[Any]) -> S:
         """`state` after this step."""
-        changes: dict[str, Any] = {name: values[slot] for name, slot in self.fields}
+        changes: dict[str, Any] = {name: values[cell] for name, cell in self.fields}
         if self.links:
             known = state.held()
             changes["links"] = {**known, **{name: below.put(known[name], values) for name, below in self.links}}
         return state.replace(**changes)
 
-    def slots(self) -> list[int]:
-        """The slots of all of them."""
-        return [slot for _, slot in self.fields] + [slot for _, below in self.links for slot in below.slots()]
+    def cells(self) -> list[int]:
+        """The cells of all of them."""
+        return [cell for _, cell in self.fields] + [cell for _, below in self.links for cell in below.cells()]
 
 
-def changes_of(before: State, after: State, settled: State, ledger: HostLedger) -> Changes:
-    """What becomes of a traced state: `after` as the links left it, `settled` as it is kept."""
-    found = Changes([], [])
+def state_changes(before: State, after: State, settled: State, ledger: HostLedger) -> StateChanges:
+    """What becomes of a state with its numbers in the ledger: `after` as the links left it, `settled` as it is kept."""
+    found = StateChanges([], [])
     for name, value in after.items():
         if value is before[name] or (isinstance(value, Tensors) and name not in after.whole):
             continue
         kept = settled[name]
         if isinstance(value, Tensors):
-            if len(kept) and not ledger.knows(kept):
+            if len(kept) and not ledger.has_cell(kept):
                 ledger.breaks(f"{name} is made of what is not in memory")
-            slot = ledger.slot(kept)
+            cell = ledger.cell(kept)
         elif isinstance(value, Count):
-            slot = ledger.add(partial(Count, value.names), value.value)
+            cell = ledger.add(partial(Count, value.names), value.value)
         else:
-            slot = ledger.slot(value)
-        found.fields.append((name, slot))
+            cell = ledger.cell(value)
+        found.fields.append((name, cell))
     for name, inner in before.held().items():
-        below = changes_of(inner, after.held()[name], settled.held()[name], ledger)
+        below = state_changes(inner, after.held()[name], settled.held()[name], ledger)
         if below.fields or below.links:
             found.links.append((name, below))
     return found

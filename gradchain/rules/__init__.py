@@ -1,0 +1,30 @@
+"""Every rule by its name: links, combinators and aliases, those on top and the families that are here only.
+
+    >>> import gradchain as gch
+    >>> gch.rules.scale_by_adam is gch.scale_by_adam
+    True
+
+The front door has what is used every day. What goes beyond torch.optim's rules has a file in this room, and loads on
+first use.
+"""
+
+from typing import TYPE_CHECKING
+
+from gradchain import combinators, optimizers, transforms
+from gradchain._lazy import on_first_use
+from gradchain.combinators import *  # noqa: F403  # all of a room, whatever it has: its own list says
+from gradchain.core.chain import chain as chain
+from gradchain.optimizers import *  # noqa: F403
+from gradchain.transforms import *  # noqa: F403
+
+if TYPE_CHECKING:
+    from gradchain.adapters import from_torch as from_torch
+
+# Where each of the others lives: those of this room, as "rules.muon".
+_HOMES = {
+    "from_torch": "adapters",
+}
+
+if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it
+    __all__ = sorted(["chain", *_HOMES, *combinators.__all__, *optimizers.__all__, *transforms.__all__])
+    __getattr__, __dir__ = on_first_use(__name__, _HOMES)
