@@ -79,6 +79,11 @@ def is_dtensor(value: object) -> TypeGuard[DTensor]:
     return found is not None and isinstance(value, found.DTensor)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor: of a DTensor its shard, and without asking the others."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
 def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
     """What tells in one call whether other tensors are like these, one by one. None where torch has no such thing.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -28,6 +27,7 @@ from gradchain.updater.hyperparameters import Settings
 from gradchain.updater.info import Metrics, UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
+from gradchain.updater.saved import CLOCK
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
 from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
@@ -295,7 +295,7 @@ class Updater:
                 f"tick: nothing reads the clock {clock!r}. Clocks that are read: {', '.join(known) or 'none'}."
             )
         number = as_number(amount)
-        if number is None or not 0 <= number < math.inf:
+        if number is None or not CLOCK.holds(number) or not CLOCK.holds(self._bound.clocks[clock] + number):
             raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
         self._bound.clocks[clock] += number
 
@@ -397,14 +397,16 @@ class Updater:
             return self._walk.checkpoint.write()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
-        """Take up a state. Everything is checked before anything changes.
+        """Take up a state. Everything is checked before anything changes, each field by what its State declares.
 
         Args:
             state_dict: what `state_dict()` gave.
             strict: False loads what matches and reports the rest.
 
         Raises:
-            ValueError: it is not such a state, or is that of another chain or model: with addresses and names.
+            ValueError: it is not such a state, holds what no run can come to, or is that of another chain or model:
+                with addresses and names.
+            RuntimeError: inside `averaged()`, or the model has changed since it was bound.
         """
         return self.stage(state_dict, strict)()
 
@@ -430,8 +432,16 @@ class Updater:
     def save(self, path: str | PathLike[str], **extra: Any) -> None:
         """Write weights, buffers, state and `extra` into one file, atomically. All ranks call it, one writes.
 
+        The file is what `torch.save` writes, a dict of "format", "parts" and "extra" that `torch.load` reads, and after
+        it the checksum of all that. Where `path` is a link, the file that it leads to is replaced. A file that is
+        replaced gives its mode to the new one, else the umask does.
+
         Raises:
-            TypeError: `extra` holds what would not load without running code.
+            TypeError: `path` is no path, or `extra` holds what would not load without running code.
+            ValueError: `path` is a folder, a device or a FIFO, or `extra` holds itself.
+            OSError: it cannot be written, as on a full disk. The file before it is then as it was.
+            RuntimeError: inside `averaged()`, between `backward` and `step`, with sharded weights, or torch cannot
+                write a tensor.
         """
         files.save(path, {"updater": self.contents()}, extra)
 
@@ -439,11 +449,18 @@ class Updater:
         """Read what `save` wrote into the model and this updater, and return the extra.
 
         Hyperparameters that the code has otherwise than the file stay the code's, and a warning names them. Overrides
-        come back; `load_state_dict` reports them.
+        come back; `load_state_dict` reports them. Which weights require a gradient is the model's to say: the file does
+        not, and loading changes no `requires_grad`.
+
+        The checksum is verified before anything of the file is used; of a file of before there was one, those of its
+        zip. Whatever is raised, weights, buffers and state are untouched.
 
         Raises:
-            FileNotFoundError, ValueError: no such file, a damaged one, or one of another chain or model. Weights and
-                state are then untouched.
+            FileNotFoundError: there is no such file.
+            ValueError: it is no regular file, is damaged, or is of another chain or model.
+            OSError: it cannot be opened or read.
+            TypeError: `path` is no path.
+            RuntimeError: inside `averaged()`, with sharded weights, or the model has changed since it was bound.
         """
         parts, extra = files.load(path)
         files.check_names("load", ["updater"], parts)
