@@ -108,7 +108,7 @@ def reduced_by(module: DistributedDataParallel) -> list[Tensor]:
 def runs_last(parameter: Tensor, handle: Any) -> bool:
     """Whether the hook of a handle comes after all others that run once a gradient was accumulated."""
     hooks: dict[int, Any] = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
-    return next(reversed(hooks), None) == handle.id
+    return bool(next(reversed(hooks), None) == handle.id)
 
 
 def cloned(tensor: Tensor) -> Tensor:

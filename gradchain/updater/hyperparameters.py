@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from gradchain import schedules
 from gradchain.core.address import find
 from gradchain.core.config import from_config, to_config
 from gradchain.core.context import Context
@@ -19,6 +18,7 @@ from gradchain.core.spread import Spread
 from gradchain.core.step import Step
 from gradchain.core.transform import Transform, walk
 from gradchain.schedules import Schedule
+from gradchain.schedules import clocks_of as read_by
 from gradchain.selectors import PerParameter
 from gradchain.selectors.rules import starts_of
 
@@ -269,4 +269,4 @@ def clocks_of(value: Any) -> frozenset[str]:
     """The clocks that a hyperparameter's value reads; a number reads none."""
     if isinstance(value, Tensor) or not callable(value):
         return frozenset()
-    return schedules.clocks_of(value)
+    return read_by(value)

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from gradchain.core.chain import chain
-from gradchain.core.scalars import as_number
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
 from gradchain.selectors.base import predicate
@@ -27,7 +26,6 @@ from gradchain.updater.hyperparameters import Settings
 from gradchain.updater.info import Metrics, UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
-from gradchain.updater.saved import CLOCK
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
 from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
@@ -287,30 +285,14 @@ class Updater:
     @answering
     def tick(self, clock: str, amount: float = 1) -> None:
         """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
-        if clock in ("step", "micro"):
-            raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
-        if clock not in self._settled().clocks:
-            known = sorted(set(self._bound.clocks) - {"step", "micro"})
-            raise KeyError(
-                f"tick: nothing reads the clock {clock!r}. Clocks that are read: {', '.join(known) or 'none'}."
-            )
-        number = as_number(amount)
-        if number is None or not CLOCK.holds(number) or not CLOCK.holds(self._bound.clocks[clock] + number):
-            raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
-        self._bound.clocks[clock] += number
+        self._settled().tick(clock, amount)
 
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
 
         Every call counts once, at the next update that is applied.
         """
-        number = as_number(value)
-        if not isinstance(name, str) or number is None:
-            raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
-        count, latest = self._settled().news.get(name, (0, []))
-        self._bound.observations.tell_of_misspelling(name, self._bound.observed)
-        self._bound.observed[name] = float(number)
-        self._bound.news[name] = (count + 1, [*latest, float(number)])
+        self._settled().observe(name, value)
 
     def explain(self, *, source: bool = False) -> str:
         """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
