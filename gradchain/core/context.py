@@ -293,8 +293,9 @@ class Context:
         return self._step.overrides
 
     def held(self, reason: str) -> None:
-        """Note which link held the chain, and for what reason; the last to hold wins."""
-        self._notes.held = (self._path, reason)
+        """Note which link held the chain, and for what reason: the last link to hold, and its first word, win."""
+        if self._notes.held is None or self._notes.held[0] != self._path:
+            self._notes.held = (self._path, reason)
 
     def use(self, name: str, value: float) -> None:
         """Note the value that a scheduled or overridden hyperparameter had in this update."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -58,6 +59,16 @@ class Gradients:
         """What tells later whether a backward has reached a parameter."""
         grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
         return grads, [None if g is None else g._version for g in grads]
+
+    @contextmanager
+    def made_zero(self) -> Iterator[None]:
+        """A backward whose gradients are 0, whatever the loss is."""
+        handles = [p.register_hook(torch.zeros_like) for p in self._target.known if p.requires_grad]  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def reached(self, marks: Marks | None) -> bool:
         """Whether some gradient is another one, or was added to, since `marks`; without those there was none."""

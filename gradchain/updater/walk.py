@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypedDict
@@ -25,7 +26,8 @@ from gradchain.updater.info import UpdateInfo
 from gradchain.updater.modes import refuse_inference
 from gradchain.updater.ranks import LATE, withheld
 from gradchain.updater.state_dict import states
-from gradchain.updater.window import MicroBatch
+from gradchain.updater.target import Target
+from gradchain.updater.window import MicroBatch, weight_of
 
 _NO_GRADIENTS = (
     "a chain that only averages the weights takes no gradients. Call updater.step({}) after the weights have moved, or "
@@ -68,7 +70,7 @@ class Walk:
         self._wire()
 
     def update(
-        self, loss: Tensor | Callable[[], Tensor], weight: float | None, last: bool, keep_grads: bool, **backward: Any
+        self, loss: Tensor | Callable[[], Tensor], weight: Any, last: bool, keep_grads: bool, **backward: Any
     ) -> UpdateInfo:
         """Backward, the chain, the new weights."""
         closure = None
@@ -91,7 +93,7 @@ class Walk:
         self,
         loss: Tensor,
         *,
-        weight: float | None = None,
+        weight: Any = None,
         last: bool = False,
         retain_graph: bool | None = None,
         create_graph: bool = False,
@@ -101,15 +103,23 @@ class Walk:
         if not self.bound.takes_gradients:
             raise RuntimeError(f"update: {_NO_GRADIENTS}")
         micro = self.bound.micro
+        if weight is not None:
+            weight = weight_of(weight)
         micro.check(loss, weight, self.bound.gated)
         if self.in_backward is not None:
             self.in_backward.check_counted("update")
+            self.in_backward.check_ranks()
         self._refuse_late_closing("update", last)
+        if weight == 0 and self.in_backward is not None and self.bound.stands_alone:
+            micro.weight = weight
+            micro.add(loss)
+            return  # its hooks would update
         # may raise, as a schedule may: nothing has happened yet, and the open window stays
         scaled = self.bound.scaled(loss, weight)
         marks = self._opened(micro, weight)
         micro.last = micro.last or last
-        with withheld(self.bound.target, self.bound.withholds()):
+        withhold = self.bound.withholds()
+        with withheld(self.bound.target, withhold) if weight != 0 else self._of_nothing(withhold):
             micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
             try:
                 scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
@@ -124,6 +134,12 @@ class Walk:
             )
         micro.add(loss)
         self.bound.window.begun = True
+
+    @contextmanager
+    def _of_nothing(self, withhold: bool) -> Iterator[None]:
+        """The backward of a micro-batch of weight 0, whose gradients are 0; it runs, for ranks meet in it."""
+        with withheld(self.bound.target, withhold), self.bound.gradients.made_zero():
+            yield
 
     def _opened(self, micro: MicroBatch, weight: float | None) -> Marks | None:
         """Before a backward: `.grad` and the window as it wants them. What tells later whether it reached them."""
@@ -170,6 +186,8 @@ class Walk:
     ) -> UpdateInfo:
         if not self.bound.takes_gradients:
             grads, keep_grads = self._no_gradients(grads), True  # those in `.grad` are for somebody else
+        elif self.bound.micro.weight == 0 and grads is None and self.bound.stands_alone:
+            return self.bound.passed_over(self.bound.facts(), keep_grads)
         elif self.in_backward is not None:
             if grads is None:
                 return self.in_backward.finish()
@@ -223,6 +241,12 @@ class Walk:
         if self.in_backward is not None:
             self.in_backward.remove()
             self.in_backward = InBackward(self.bound)
+
+    def suitable(self, target: Target) -> Target:
+        """This model, if it may be rebound to; else ValueError."""
+        if self.in_backward is not None:
+            self.in_backward.check(target, "rebind")
+        return target
 
     # windows
 

@@ -14,7 +14,8 @@ import gradchain as gch
 # how a number may be given; those for whole numbers give one that is none no other value
 WHOLE = {
     "int64": np.int64, "int32": np.int32, "uint8": np.uint8, "an array of int": np.array,
-    "an array of one": lambda n: np.array([n]), "a tensor": torch.tensor, "a tensor of one": lambda n: torch.tensor([n]),
+    "an array of one": lambda n: np.array([n]), "a tensor": torch.tensor,
+    "a tensor of one": lambda n: torch.tensor([n]),
     "an int32 tensor": lambda n: torch.tensor(n, dtype=torch.int32), "a sum": lambda n: (torch.arange(n + 3) > 2).sum(),
     "a parameter": lambda n: nn.Parameter(torch.tensor(n), requires_grad=False),
 }  # fmt: skip

@@ -133,7 +133,8 @@ def test_a_branch_that_holds_beside_one_that_owns():
 def test_a_frozen_parameter_beside_one_that_owns_keeps_its_bits():
     model, before = net(), weights(net())
     updater = gch.partition(
-        (EARLY, gch.chain(gch.sgd(0.1), clamped())), (gch.rest, gch.chain(gch.freeze(gch.named("2.bias")), gch.sgd(0.1)))
+        (EARLY, gch.chain(gch.sgd(0.1), clamped())),
+        (gch.rest, gch.chain(gch.freeze(gch.named("2.bias")), gch.sgd(0.1))),
     ).bind(model)
     updater.update(loss_of(model, data(1)[0]))
     assert torch.equal(weights(model)["2.bias"], before["2.bias"])
