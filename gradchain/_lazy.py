@@ -32,7 +32,9 @@ def on_first_use(
         elif name in rooms:
             import_module(f"{package}.{name}")  # which makes it an attribute
         else:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+            from gradchain.words.names import answers  # only where something is missing
+
+            return answers(package)(name)
         return there[name]
 
     def names() -> list[str]:

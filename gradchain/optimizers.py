@@ -9,12 +9,14 @@ import torch
 from gradchain.combinators.masked import masked
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
-from gradchain.selectors import Predicate
+from gradchain.selectors import SelectorLike
 from gradchain.transforms.adam import scale_by_adam
 from gradchain.transforms.decay import add_decayed_weights
 from gradchain.transforms.lion import scale_by_lion
 from gradchain.transforms.scale import scale_by_learning_rate
 from gradchain.transforms.trace import trace
+from gradchain.words.arguments import answering
+from gradchain.words.names import answers
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["adam", "adamw", "lion", "nadamw", "sgd"]
 
 
-def _decay(weight_decay: Value, mask: Predicate | None) -> list[Transform]:
+def _decay(weight_decay: Value, mask: SelectorLike | None) -> list[Transform]:
     """The decay as none or one link: none for the number 0, masked where there is a mask."""
     if isinstance(weight_decay, (int, float)) and weight_decay == 0:
         return []
@@ -30,12 +32,13 @@ def _decay(weight_decay: Value, mask: Predicate | None) -> list[Transform]:
     return [decay if mask is None else masked(decay, mask)]
 
 
+@answering
 def sgd(
     learning_rate: Value,
     momentum: Value = 0.0,
     nesterov: bool = False,
     weight_decay: Value = 0.0,
-    mask: Predicate | None = None,
+    mask: SelectorLike | None = None,
     accumulator_dtype: torch.dtype | None = None,
 ) -> chain:
     """Gradient descent with momentum; the decay of the weights that `mask` selects is an L2 penalty, before momentum.
@@ -52,6 +55,7 @@ def sgd(
     return chain(*_decay(weight_decay, mask), *direction, scale_by_learning_rate(learning_rate))
 
 
+@answering
 def adam(
     learning_rate: Value,
     b1: Value = 0.9,
@@ -76,13 +80,14 @@ def adam(
     return chain(direction, scale_by_learning_rate(learning_rate))
 
 
+@answering
 def adamw(
     learning_rate: Value,
     b1: Value = 0.9,
     b2: Value = 0.999,
     eps: Value = 1e-8,
     weight_decay: Value = 0.01,
-    mask: Predicate | None = None,
+    mask: SelectorLike | None = None,
     *,
     eps_root: Value = 0.0,
     mu_dtype: torch.dtype | None = None,
@@ -101,13 +106,14 @@ def adamw(
     return chain(direction, *_decay(weight_decay, mask), scale_by_learning_rate(learning_rate))
 
 
+@answering
 def nadamw(
     learning_rate: Value,
     b1: Value = 0.9,
     b2: Value = 0.999,
     eps: Value = 1e-8,
     weight_decay: Value = 0.01,
-    mask: Predicate | None = None,
+    mask: SelectorLike | None = None,
     *,
     eps_root: Value = 0.0,
     mu_dtype: torch.dtype | None = None,
@@ -126,12 +132,13 @@ def nadamw(
     return adamw(learning_rate, b1, b2, eps, weight_decay, mask, eps_root=eps_root, nesterov=True, **dtypes)
 
 
+@answering
 def lion(
     learning_rate: Value,
     b1: Value = 0.9,
     b2: Value = 0.99,
     weight_decay: Value = 1e-3,
-    mask: Predicate | None = None,
+    mask: SelectorLike | None = None,
     mu_dtype: torch.dtype | None = None,
 ) -> chain:
     """Lion with decoupled decay of what `mask` selects: Chen et al., 2023, https://arxiv.org/abs/2302.06675.
@@ -145,3 +152,7 @@ def lion(
     """
     direction = scale_by_lion(b1, b2, mu_dtype)
     return chain(direction, *_decay(weight_decay, mask), scale_by_learning_rate(learning_rate))
+
+
+if not TYPE_CHECKING:  # to a checker a name that is not here is a mistake
+    __getattr__ = answers(__name__)

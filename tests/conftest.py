@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, settings
 
 import gradchain
 
+pytest_plugins = ["rows"]
+
 torch.set_num_threads(1)
 
 # Tests go over all links that there are, and evaluate what was printed. So all names are loaded here; what loads when

@@ -6,6 +6,8 @@ A name that gradchain has under the same spelling needs no entry. Every other is
 
 from __future__ import annotations
 
+from gradchain.words import names
+
 
 def _all(reason: str, names: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), reason)
@@ -22,25 +24,15 @@ EXAMPLES = "not here, because gradients per example belong to torch.func and Opa
 COUNTERS = "not here, because a Count is a Python int and cannot overflow"
 
 OPTAX: dict[str, str] = {
+    **names.OPTAX,
     # transforms
-    "clip": "gch.clip_by_value",
-    "clip_by_global_norm": "gch.clip_by_norm",
     "clip_by_block_rms": NORMS,
     "adaptive_grad_clip": NORMS,
     "unitwise_clip": NORMS,
     "unitwise_norm": NORMS,
-    "zero_nans": "gch.nan_to_num",
-    "keep_params_nonnegative": "gch.project",
-    "stateless_with_tree_map": "gch.stateless",
-    "identity": "gch.chain",
-    "set_to_zero": "gch.freeze",
     "normalize_by_update_norm": NORMS,
-    "centralize": "gch.stateless",
     "ema": "comes with the averages of updates",
     "add_noise": "comes with the links that draw random numbers",
-    "apply_every": "gch.accumulate",
-    "monitor": "gch.Context.record",
-    "snapshot": "gch.Context.record",
     "measure_with_ema": "comes with the averages of updates",
     "with_extra_args_support": "not here, because every link gets a Context",
     **_all(
@@ -53,24 +45,11 @@ OPTAX: dict[str, str] = {
     **_all(FREE, "scale_by_distance_over_gradients scale_by_polyak"),
     **_all(SEARCH, "scale_by_backtracking_linesearch scale_by_lbfgs scale_by_zoom_linesearch lbfgs"),
     # combinators
-    "named_chain": "gch.chain",
-    "multi_transform": "gch.partition",
-    "selective_transform": "gch.partition",
-    "MultiSteps": "gch.accumulate",
-    "skip_not_finite": "gch.skip_nonfinite",
     "skip_large_updates": "comes with the gates on the size of an update",
-    "apply_if_finite": "gch.skip_nonfinite",
-    "conditionally_mask": "gch.freeze",
-    "conditionally_transform": "gch.masked",
-    "inject_hyperparams": "gch.Updater.override",
-    "inject_stateful_hyperparams": "gch.Updater.override",
     "flatten": "not here, because fused kernels take many tensors at once as they are",
     "lookahead": "comes with the links that own the weights",
     # aliases
     "amsgrad": FAMILY,
-    "nadam": "gch.nadamw",
-    "sign_sgd": "gch.scale_by_sign",
-    "signum": "gch.scale_by_sign",
     **_all(
         FAMILY,
         """adabelief adadelta adafactor adagrad adamax adamaxw adan novograd optimistic_adam optimistic_adam_v2
@@ -80,34 +59,9 @@ OPTAX: dict[str, str] = {
     "noisy_sgd": "comes with the links that draw random numbers",
     "polyak_sgd": FREE,
     # schedules
-    "constant_schedule": "gch.constant",
-    "linear_schedule": "gch.linear",
-    "polynomial_schedule": "gch.schedules.polynomial",
-    "piecewise_constant_schedule": "gch.schedules.multi_step",
-    "piecewise_interpolate_schedule": "gch.join",
-    "exponential_decay": "gch.schedules.exponential",
-    "cosine_decay_schedule": "gch.cosine",
-    "cosine_onecycle_schedule": "gch.schedules.one_cycle",
-    "linear_onecycle_schedule": "gch.schedules.one_cycle",
-    "warmup_constant_schedule": "gch.linear",
-    "warmup_cosine_decay_schedule": "gch.schedules.warmup_cosine",
-    "warmup_exponential_decay_schedule": "gch.join",
-    "sgdr_schedule": "gch.schedules.cosine_restarts",
-    "join_schedules": "gch.join",
-    "Schedule": "gch.schedules.ScheduleLike",
     "StatefulSchedule": "not here, because a schedule is a function; what remembers is a link",
     "WrappedSchedule": "not here, because a schedule is a function; what remembers is a link",
     # utilities
-    "GradientTransformation": "gch.Transform",
-    "GradientTransformationExtraArgs": "gch.Transform",
-    "global_norm": "gch.Tensors.norm",
-    "incremental_update": "gch.average_params",
-    "periodic_update": "gch.average_params",
-    "init_empty_state": "gch.Transform.init",
-    "update_moment": "gch.Tensors.lerp",
-    "update_moment_per_elem_norm": "gch.Tensors.lerp",
-    "update_infinity_moment": "gch.Tensors.maximum",
-    "bias_correction": "gch.Count",
     "tree_map_params": "not here, because a state says itself which of its fields are Tensors",
     "scale_gradient": "not here, because it changes the loss, not the updates: torch.autograd.Function",
     "value_and_grad_from_state": SEARCH,
@@ -168,14 +122,12 @@ OPTAX: dict[str, str] = {
 
 # The rest of Optax's namespace is modules. Those that are not looked into, with the reason.
 MODULES: dict[str, str] = {
+    **names.OPTAX_MODULES,
     "assignment": "not here, because scipy.optimize.linear_sum_assignment has it",
     "experimental": EXAMPLES,
     "losses": LOSSES,
     "microbatching": EXAMPLES,
     "perturbations": "not here, because it differentiates through solvers, not an optimizer",
-    "projections": "gch.project",
     "second_order": "not here, because torch.func has hessians and products with them",
-    "tree": "gch.Tensors",
-    "tree_utils": "gch.Tensors",
 }
 LOOKED_INTO = ("contrib", "schedules", "transforms")

@@ -43,7 +43,9 @@ def every_kind_of_value() -> list[gch.chain]:
 
 
 def numbers_per_parameter(model: nn.Module) -> gch.chain:
-    lr = gch.multiply(gch.cosine(0.1, 0.0, 10), (gch.bias, 2.0), {"head.bias": 0.5}, halved, (is_wide, 3))
+    lr = gch.multiply(
+        gch.cosine(0.1, 0.0, 10), (gch.bias, 2.0), {"head.bias": 0.5}, halved, (is_wide, 3), (of_one, 2.0)
+    )
     assert_type(lr, gch.multiply)
     deep = gch.layer_decay(0.65, gch.selectors.depth.vit(12, prefix="backbone."))
     own = gch.layer_decay(0.9, lambda name, parameter, owner: parameter.ndim, total=5)
@@ -65,6 +67,14 @@ def is_wide(name: str, parameter: Tensor, owner: nn.Module | None) -> bool:
     return parameter.ndim == 2 and parameter.shape[0] > 100 and not isinstance(owner, nn.Embedding)
 
 
+def of_two(name: str, parameter: Tensor) -> bool:
+    return parameter.ndim == 2 and "head" in name
+
+
+def of_one(parameter: Tensor) -> bool:
+    return parameter.ndim == 2
+
+
 class under(gch.Selector):
     prefix: str
 
@@ -82,6 +92,11 @@ def every_kind_of_selector() -> gch.chain:
         gch.masked(decay, is_wide),
         gch.masked(decay, body & is_wide),
         gch.masked(decay, lambda name, parameter, owner: "norm" not in name),
+        gch.masked(decay, of_two),
+        gch.masked(decay, of_one),
+        gch.masked(decay, of_two | gch.bias),
+        gch.masked(decay, {"head.weight": True, "head.bias": False}),
+        gch.masked(decay, {"head": {"weight": True, "bias": False}}),
         gch.partition(
             ("critic", gch.named("critic.*"), gch.sgd(0.1)),
             (gch.embedding, gch.adam(1e-3)),

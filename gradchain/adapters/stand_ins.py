@@ -27,6 +27,10 @@ class StandIns:
 
     Attributes:
         first: what the optimizer remembers, and has changed, before its first step.
+        groups: the names in each parameter group that the optimizer made of those it was given.
+
+    Raises:
+        ValueError: it works on other tensors than it was given, or in groups that those are not parts of.
     """
 
     def __init__(
@@ -34,8 +38,8 @@ class StandIns:
     ) -> None:
         self._standing = {n: nn.Parameter(weights[n].detach()) for names in groups for n in names}
         self._name = {p: n for n, p in self._standing.items()}
-        self._groups = [list(names) for names in groups]
         self._optimizer = make([{"params": [self._standing[n] for n in names]} for names in groups])
+        self.groups = self._regrouped(groups)
         self._fields = [
             {k: copied(v) for k, v in group.items() if k != "params" and is_plain(v)}
             for group in self._optimizer.param_groups
@@ -44,6 +48,19 @@ class StandIns:
         nothing = Slots({name: {} for name in self._standing})
         self.first = self._remembered(), self._changed(self._fields, nothing)
         self._forget()
+
+    def _regrouped(self, given: Sequence[Sequence[str]]) -> list[list[str]]:
+        """The names in each group as it now is: a class may split those it was given."""
+        live = [group["params"] for group in self._optimizer.param_groups]
+        groups = [[self._name[p] for p in params if p in self._name] for params in live]
+        whole = sorted(n for names in groups for n in names) == sorted(self._standing)
+        parts = all(any(set(names) <= set(g) for g in given) for names in groups)
+        if not whole or not parts or list(map(len, groups)) != list(map(len, live)):
+            raise ValueError(
+                f"from_torch: {type(self._optimizer).__name__} cannot be the rule of a chain: it makes parameter "
+                "groups of other tensors than it is given, or not of each once. Run it outside the chain."
+            )
+        return groups
 
     def _forget(self) -> None:
         """Hold no memory between steps. The shapes stay: a class may have taken them down."""
@@ -90,7 +107,7 @@ class StandIns:
                 self.put_grad(name, grads.get(name))
             before = self._restored(state, group, fields)
             with _torch.on_host():
-                self._optimizer.step(*(() if closure is None else (lambda: closure(self),)))
+                self._optimizer.step(**({} if closure is None else {"closure": lambda: closure(self)}))
             return self.weights(), self._remembered(), self._changed(before, group)
         finally:
             self._forget()
@@ -110,7 +127,7 @@ class StandIns:
         self._optimizer.state = defaultdict(dict, {self._standing[n]: slots[n] for n in slots if slots[n]})
         own, shared = copied(self._own), {}
         for names, initial, numbers, live in zip(
-            self._groups, self._fields, fields, self._optimizer.param_groups, strict=True
+            self.groups, self._fields, fields, self._optimizer.param_groups, strict=True
         ):
             kept = copied(next((group[n] for n in names if group[n]), {}))
             own.update({k.removeprefix(_OWN): v for k, v in kept.items() if k.startswith(_OWN)})
@@ -140,7 +157,7 @@ class StandIns:
             if not isinstance(key, nn.Parameter):
                 beside[f"{_SHARED}{key}"] = copied(_plain(f"state[{key!r}]", value))
         found: dict[str, Any] = {}
-        for names, was, (live, plain) in zip(self._groups, before, self._now(), strict=True):
+        for names, was, (live, plain) in zip(self.groups, before, self._now(), strict=True):
             earlier = {k for n in names for k in group[n]}
             changed = {k: copied(live[k]) for k in plain if k in earlier or k not in was or not same(live[k], was[k])}
             found.update(dict.fromkeys(names, changed | beside))

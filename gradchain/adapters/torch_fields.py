@@ -18,6 +18,7 @@ from gradchain.core.hyper import Hyper, evaluated, is_number
 from gradchain.core.scalars import Scalars
 from gradchain.core.step import Step
 from gradchain.selectors import PerParameter
+from gradchain.words.arguments import ours
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
@@ -54,6 +55,11 @@ class Fields:
         self._given = dict(given)
         self.constants = {name: self._constant(name, value) for name, value in given.items()}
         group = self.made([nn.Parameter(torch.zeros(2, 2, device="cpu"))]).param_groups[0]
+        if group.get("differentiable"):
+            raise ValueError(
+                f"from_torch: {cls.__name__}: differentiable must be False, got True: the class works on copies, in "
+                "place, and has no derivative. The links of gradchain have one, under torch.func."
+            )
         self.hypers: dict[str, Field] = {}
         for name, value in group.items():
             if name in self._known or name in given:
@@ -81,12 +87,16 @@ class Fields:
         """An optimizer over these parameters. TypeError or ValueError, in a sentence, where the class refuses."""
         try:
             with _torch.on_host():
-                return self._cls(params, **{**self.constants, **changes})
-        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+                optimizer = self._cls(params, **{**self.constants, **changes})
+        except Exception as error:
             names = [n for n in self._known if n not in ("params", "self", "args", "kwargs")]
             takes = f" It takes: {', '.join(names)}." if isinstance(error, TypeError) else ""
+            meant = [own for word in self.constants if word not in self._known for own in ours(word, names)]
+            takes = f" Write {' and '.join(f'{word}=' for word in meant)}.{takes}" if meant else takes
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"from_torch: {self._cls.__name__}: {str(error).rstrip('.')}.{takes}") from None
+            raise kind(f"from_torch: {self._cls.__name__}: {words(error).rstrip('.')}.{takes}") from None
+        _refuse_inner(optimizer)
+        return optimizer
 
     def _accepted(self, values: Mapping[str, Any]) -> None:
         """Raises unless the class takes these numbers in place of its own."""
@@ -107,6 +117,33 @@ class Fields:
             i = int(part[:-1])
             out[whole] = (*parts[:i], value, *parts[i + 1 :])
         return out
+
+
+def words(error: Exception) -> str:
+    """What a class raised, in its words; with the error's name where those are no sentence."""
+    if isinstance(error, (TypeError, ValueError)) or (type(error) is RuntimeError and str(error)):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _refuse_inner(optimizer: Optimizer) -> None:
+    """ValueError for a class that keeps another optimizer: what that one remembers is in nobody's state."""
+    for name, value in vars(optimizer).items():
+        inner = _optimizer_in(value) if name not in ("state", "param_groups") else None
+        if inner is not None:
+            raise ValueError(
+                f"from_torch: {type(optimizer).__name__} cannot be the rule of a chain: it keeps another optimizer in "
+                f"its {name}, whose memory would be in no checkpoint. Give from_torch that one's class, "
+                f"{type(inner).__name__}, and say the rest by links, such as sam()."
+            )
+
+
+def _optimizer_in(value: Any) -> Optimizer | None:
+    """The first optimizer in a value, or in what lists and dicts hold."""
+    if isinstance(value, Optimizer):
+        return value
+    held = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return next((found for found in map(_optimizer_in, held) if found is not None), None)
 
 
 def _number(value: Any, default: Any) -> Any:

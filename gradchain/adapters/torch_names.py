@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+import inspect
 from collections.abc import Iterator
 
 from torch.optim import Optimizer
@@ -29,6 +30,17 @@ _REFUSED: dict[tuple[str, str], str] = {
         "it takes sparse gradients only, and every link takes dense ones. Use nn.Embedding(sparse=False) and "
         "scale_by_adam()."
     ),
+    ("torch", "ZeroRedundancyOptimizer"): (
+        "each rank steps its own part of the weights and sends it to the others, which a chain cannot follow. Give "
+        "from_torch the class inside, or shard the model too, by fully_shard (FSDP2), under a rule of gradchain's."
+    ),
+    ("torch", "PostLocalSGDOptimizer"): (
+        "it wraps an optimizer that already has its parameters, and averages them over ranks by itself. Give "
+        "from_torch the class inside, and call the averager after updater.update."
+    ),
+    ("torch", "_NamedOptimizer"): (
+        "it wraps an optimizer to name its parameters, as a chain does. Give from_torch the class inside."
+    ),
     ("torch_optimizer", "Lookahead"): (
         "it wraps an optimizer that already has its parameters, and mixes the weights at the first step of a period in "
         "place of the last. Give from_torch the inner optimizer."
@@ -48,7 +60,7 @@ def class_of(optimizer: str | type[Optimizer]) -> type[Optimizer]:
         raise TypeError(
             f"from_torch: optimizer must be a torch.optim.Optimizer class or its name, got {optimizer!r}.{cure}"
         )
-    reason = _REFUSED.get((optimizer.__module__.partition(".")[0], optimizer.__name__))
+    reason = _reason(optimizer)
     if reason is not None:
         raise ValueError(f"from_torch: {optimizer.__name__} cannot be the rule of a chain: {reason}")
     if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
@@ -57,6 +69,18 @@ def class_of(optimizer: str | type[Optimizer]) -> type[Optimizer]:
             "switched between them by its train() and eval(). Run it outside the chain."
         )
     return optimizer
+
+
+def _reason(cls: type[Optimizer]) -> str | None:
+    """Why a class, or one that it derives from, cannot be the rule of a chain; None where nothing is known against."""
+    for base in cls.__mro__:
+        reason = _REFUSED.get((base.__module__.partition(".")[0], base.__name__))
+        if reason is not None:
+            return reason
+    first = next(iter(inspect.signature(cls).parameters), "")
+    if first.rpartition("_")[2] in ("optimizer", "optim", "opt"):
+        return f"it wraps an optimizer that already has its parameters ({first}=). Give from_torch the class inside."
+    return None
 
 
 def name_of(cls: type[Optimizer]) -> str | type[Optimizer]:

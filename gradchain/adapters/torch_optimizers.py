@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradchain.adapters.stand_ins import StandIns
-from gradchain.adapters.torch_fields import Fields
+from gradchain.adapters.torch_fields import Fields, words
 from gradchain.adapters.torch_names import class_of, name_of
 from gradchain.core import _torch
 from gradchain.core.context import Context
@@ -67,9 +67,10 @@ class from_torch(Transform):
 
     It works on copies of weights, gradients and memory, so that a step that fails changes nothing, and needs room for
     those while it runs. Where gradchain has the rule itself (`adamw`, `sgd`, …) use that: it runs in place. What a
-    schedule gives is not checked by the class; numbers are. A class that asks for a closure (LBFGS) needs
-    `updater.update(closure)`; links before it see the first gradient only. Of the class only `step` is called: what
-    else it wants (SophiaG's update_hessian) does not happen.
+    schedule gives is not checked by the class; numbers are. A class that calls a closure (LBFGS, the SAM family) needs
+    `updater.update(closure)`: where it has not moved the weights yet, its first call is told what backward has found
+    and links before it have made of that; every other one is the loss and the gradient as they are at its weights. Of
+    the class only `step` is called: what else it wants (SophiaG's update_hessian) does not happen.
 
     Args:
         optimizer: the class, or its name: looked up in what `gch.register` was given, torch.optim, torch_optimizer,
@@ -83,8 +84,9 @@ class from_torch(Transform):
     State: whatever the class keeps.
     Units: gradient → weights, or a descent step in a mask or branch.
     Raises: KeyError for an unknown name; TypeError or ValueError for arguments that the class refuses, for one that
-        cannot be the rule of a chain (SparseAdam; Adahessian and Lookahead of torch_optimizer; those with train() and
-        eval()), for memory that no checkpoint can hold, and for sharded parameters.
+        cannot be the rule of a chain (SparseAdam; Adahessian of torch_optimizer; those with train() and eval(), that
+        wrap or keep another optimizer, shard their work over ranks, or step other tensors than they are given), for
+        memory that no checkpoint can hold, and for sharded parameters; what a step of the class raises, in a sentence.
     Equals: the class itself.
 
     >>> import gradchain as gch
@@ -119,10 +121,11 @@ class from_torch(Transform):
         return class_of(self.optimizer)
 
     @cached_property
-    def _wants_closure(self) -> bool:
-        """Whether a step of the class asks for one."""
+    def _takes_closure(self) -> tuple[bool, bool]:
+        """Whether a step of the class may be given one, and whether it must be."""
         parameters = inspect.signature(self.cls.step).parameters
-        return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
+        takes = "closure" in parameters
+        return takes, takes and parameters["closure"].default is inspect.Parameter.empty
 
     def init(self, params: Tensors) -> OptimizerState:
         return OptimizerState(*self._stand_ins(dict(params), params.index, [list(params)]).first)
@@ -132,14 +135,18 @@ class from_torch(Transform):
         old, grads, numbers = dict(params), dict(g), self._numbers()
         _refuse_derivatives(grads)
         groups = _grouped(old, numbers)
-        fields = [self._fields.grouped(_at(numbers, names[0])) for names in groups if names]
-        closure = self._closure(params.index, ctx) if self._wants_closure else None
         stand_ins = self._stand_ins(old, params.index, groups)
+        fields = [self._fields.grouped(_at(numbers, names[0]) if names else {}) for names in stand_ins.groups]
+        takes, must = self._takes_closure
+        closure = _Closure(params.index, old, grads, ctx) if must or (takes and ctx.evaluates) else None
         try:
             new, memory, group = stand_ins.step(old, grads, state.state, state.group, fields, closure)
-        except (TypeError, ValueError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {error}") from error
+        except Exception as error:
+            kind = None if closure is not None and error is closure.error else _kind(error)
+            if kind is None:
+                raise
+            cure = "" if closure is not None or not takes else _cure(error)
+            raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {words(error)}{cure}") from error
         if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):
             # where it evaluates what is not finite it may know what to do; where its step is not, it did not
             ctx.refuse(f"the weights that {_short(self.optimizer)} made of what it evaluated have inf or NaN")
@@ -171,21 +178,6 @@ class from_torch(Transform):
             index.kept[key] = StandIns(self._fields.made, groups, weights)
         return cast("StandIns", index.kept[key])
 
-    def _closure(self, index: Index, ctx: Context) -> Callable[[StandIns], Any]:
-        """What an optimizer calls to know the loss: at the weights it was given, the one that is known."""
-        known = [ctx.loss] if ctx.has_loss else []
-
-        @torch.no_grad()  # a class calls it with gradients on, for the closure of a user
-        def evaluated(stand_ins: StandIns) -> Any:
-            if known:
-                return known.pop()
-            loss, grads = ctx.evaluate(EagerTensors.at(index, stand_ins.weights()), gated=False)
-            for name in index.names:
-                stand_ins.put_grad(name, grads[name] if name in grads else None)
-            return loss
-
-        return evaluated
-
     @property
     def _fields(self) -> Fields:
         return cast("Fields", self.__dict__["_of_class"])
@@ -199,6 +191,55 @@ class from_torch(Transform):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return from_torch, (self.optimizer, self.arguments)
+
+
+class _Closure:
+    """What a class calls to know the loss where it has moved the weights to, and the gradients there.
+
+    Where it has not moved them yet, they are those that the chain brought, for the first call: backward has run.
+
+    Attributes:
+        error: what an evaluation raised, which is not the class's to say.
+    """
+
+    def __init__(self, index: Index, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor], ctx: Context) -> None:
+        self._index, self._weights, self._grads, self._ctx = index, weights, grads, ctx
+        self._known = ctx.has_loss
+        self.error: BaseException | None = None
+
+    @torch.no_grad()  # a class calls it with gradients on, for the closure of a user
+    def __call__(self, stand_ins: StandIns) -> Any:
+        weights, known = stand_ins.weights(), self._known
+        self._known = False
+        if known and all(torch.equal(weights[n], self._weights[n]) for n in weights):
+            loss, grads = self._ctx.loss, self._grads
+        else:
+            loss, grads = self._evaluated(weights)
+        for name in self._index.names:
+            stand_ins.put_grad(name, grads[name] if name in grads else None)
+        return self._ctx.micro.over_ranks(loss)  # by which a class decides, and all ranks must decide alike
+
+    def _evaluated(self, weights: dict[str, Tensor]) -> tuple[Any, Mapping[str, Tensor]]:
+        try:
+            return self._ctx.evaluate(EagerTensors.at(self._index, weights), gated=False)
+        except BaseException as error:
+            self.error = error
+            raise
+
+
+def _kind(error: Exception) -> type[Exception] | None:
+    """What a class's own failure is raised as in a sentence; None for one that means something to a program."""
+    if isinstance(error, (TypeError, ValueError)):
+        return TypeError if isinstance(error, TypeError) else ValueError
+    own = type(error) is RuntimeError or isinstance(error, (AssertionError, AttributeError, LookupError))
+    return RuntimeError if own or isinstance(error, NotImplementedError) else None
+
+
+def _cure(error: Exception) -> str:
+    """What to do where a class may have missed the closure that it calls optional."""
+    said = str(error)
+    missed = "closure" in said or "'NoneType' object is not callable" in said or isinstance(error, AssertionError)
+    return ". Where it asks for a closure, call updater.update(closure)" if missed else ""
 
 
 def _refuse_derivatives(grads: Mapping[str, Tensor]) -> None:

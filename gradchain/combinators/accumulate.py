@@ -35,6 +35,9 @@ class accumulate(KeepsWindow):
     below that): what is summed stays of the size of one gradient, which in float16 is all there is room for. On one
     rank r grows with a weight that is much larger than the first.
 
+    A micro-batch of weight 0, such as one without labels, adds nothing, whatever its loss is; a window of nothing else
+    is dropped, for the reason "empty", and nothing is applied.
+
     A window goes on into the next epoch; `updater.update(loss, last=True)` and `updater.flush()` close it early, and
     the mean is then over the n micro-batches it has. First in the outermost chain, the window lives in `.grad` and
     costs no memory; in a branch of `partition` it is a buffer.
@@ -94,7 +97,7 @@ class accumulate(KeepsWindow):
         weight = ctx.micro.weight
         if weight is None and self.reduce == "mean":
             return 1.0 / self.size(state)
-        return (weight or 1.0) / self._reference(state, ctx)
+        return (1.0 if weight is None else weight) / self._reference(state, ctx)
 
     def _reference(self, state: AccumulateState, ctx: Context) -> float:
         """What weights are relative to in the window that is open with this micro-batch."""
@@ -102,9 +105,10 @@ class accumulate(KeepsWindow):
             return 1.0
         if not state.micro:
             return self._relative_to(ctx.micro.mean_weight or 1.0, self.size(state))
-        wanted = self._relative_to(ctx.micro.weight or 1.0, state.size)
-        enough = ctx.micro.averaged_over_ranks or wanted < 4 * state.reference  # ranks talk where it opens only
-        return state.reference if enough else wanted
+        if ctx.micro.averaged_over_ranks or ctx.micro.weight == 0:
+            return state.reference  # ranks talk where it opens only
+        wanted = self._relative_to(1.0 if ctx.micro.weight is None else ctx.micro.weight, state.size)
+        return wanted if state.weight == 0 or wanted >= 4 * state.reference else state.reference
 
     def _relative_to(self, weight: float, size: int) -> float:
         """A reference for `size` micro-batches of that weight. Equal weights are then what none are, to the bit."""
@@ -119,6 +123,8 @@ class accumulate(KeepsWindow):
         """The state with an open window that is relative to `reference`."""
         if not state.micro or reference == state.reference:
             return state
+        if state.weight == 0:  # there is nothing in it
+            return state.replace(reference=reference)
         less = state.reference / reference
         window = (state.window * less).stored_as(state.window)
         return state.replace(window=window, weight=state.weight * less, loss=state.loss * less, reference=reference)
@@ -128,18 +134,27 @@ class accumulate(KeepsWindow):
             state = self.added(g, state, ctx)
         if not state.micro or (state.micro < state.size and not ctx.micro.last):
             return None, state
-        whole = self.reduce == "sum"
+        weight = ctx.micro.over_ranks(state.weight) if state.weighted else state.weight
+        if weight == 0:
+            ctx.explain("every micro-batch of the window has weight 0")
+            ctx.held("empty")
+            return None, self.drop_window(state)
         if ctx.has_loss or ctx.micro.flushing:
-            relative = state.reference if state.weighted else 1.0
-            ctx.micro.close(state.loss * relative if whole else state.loss / state.weight, state.scaled)
-        return self._reduced(state, ctx), self.drop_window(state)
+            ctx.micro.close(self._loss(state), state.scaled)
+        return self._reduced(state, weight), self.drop_window(state)
 
-    def _reduced(self, state: AccumulateState, ctx: Context) -> Tensors:
-        """The mean or sum of a window that closes."""
+    def _loss(self, state: AccumulateState) -> Any:
+        """The loss of a window that closes, of what it has on this rank."""
+        if self.reduce == "sum":
+            return state.loss * (state.reference if state.weighted else 1.0)
+        return state.loss / (1.0 if state.weight == 0 else state.weight)
+
+    def _reduced(self, state: AccumulateState, weight: float) -> Tensors:
+        """The mean or sum of a window that closes, of that weight."""
         if self.reduce == "sum":
             return state.window if state.reference == 1.0 else state.window * state.reference
         if state.weighted:
-            return state.window / ctx.micro.over_ranks(state.weight)
+            return state.window / weight
         return state.window if state.micro == state.size else state.window * (state.size / state.micro)
 
     @staticmethod
@@ -176,7 +191,7 @@ class accumulate(KeepsWindow):
             window = state.window.overlay(g).overlay(g + state.window)
         share = 1.0 if weight is None else weight / reference
         loss = state.loss
-        if ctx.has_loss:
+        if ctx.has_loss and weight != 0:  # whose loss may be NaN
             loss = loss + (ctx.loss if weight is None else share * ctx.loss)
         total, size = state.weight + share, self.size(state)
         return AccumulateState(window, state.micro + 1, size, total, scaled, loss, weight is not None, reference)

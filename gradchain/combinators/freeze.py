@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from gradchain.combinators.masked import check_selector
+from gradchain.combinators.masked import checked_selector
 from gradchain.core.context import Context
 from gradchain.core.index import Index
 from gradchain.core.roles import Freezes
+from gradchain.core.scalars import whole_number
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.selectors import Predicate
+from gradchain.selectors import SelectorLike
 
 
 class freeze(Freezes):
@@ -46,17 +47,19 @@ class freeze(Freezes):
     descends = False
     per_parameter = True
 
-    selector: Predicate
+    selector: SelectorLike
     until: int | None = None
 
     def check(self) -> None:
-        check_selector("freeze", self.selector)
+        object.__setattr__(self, "selector", checked_selector("freeze", self.selector))
         if self.until is None:
             return
-        if isinstance(self.until, bool) or not isinstance(self.until, int):
+        until = whole_number(self.until)
+        if until is None:
             raise TypeError(f"freeze: until must be a number of applied updates or None, got {self.until!r}.")
-        if self.until < 0:
+        if until < 0:
             raise ValueError(f"freeze: until must be at least 0, got {self.until!r}.")
+        object.__setattr__(self, "until", until)
 
     def frozen(self, index: Index) -> Iterable[str]:
         return index.members(self.selector) if self.until is None else ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradchain.core.chain import chain
@@ -11,7 +11,10 @@ from gradchain.core.index import Index
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.selectors import Predicate
+from gradchain.core.weights import Weights
+from gradchain.selectors import SelectorLike
+from gradchain.selectors.base import predicate
+from gradchain.words import values
 
 
 class masked(Transform):
@@ -25,7 +28,8 @@ class masked(Transform):
 
     Args:
         inner: a Transform.
-        selector: which parameters: `min_ndim(2)`, `named("head.*")`, any function of (name, parameter, owner).
+        selector: which parameters: `min_ndim(2)`, `named("head.*")`; any function of (name, parameter, owner), of
+            (name, parameter) or of (parameter); or a mapping of every name to True or False.
 
     Shapes: as the inner link.
     State: that of the inner link, for the members.
@@ -41,19 +45,22 @@ class masked(Transform):
     per_parameter = True
 
     inner: Transform
-    selector: Predicate
+    selector: SelectorLike
 
     def check(self) -> None:
         check_link("masked", "inner", self.inner)
-        check_selector("masked", self.selector)
+        object.__setattr__(self, "selector", checked_selector("masked", self.selector))
 
     def parts(self, index: Index | None) -> Iterable[tuple[str, Transform, Any]]:
         return as_chain(self.inner).parts(None if index is None else index.members(self.selector))
 
-    def update(self, g: Tensors, state: Links, ctx: Context) -> tuple[Tensors, State]:
+    def update(self, g: Tensors | Weights, state: Links, ctx: Context) -> tuple[Tensors | Weights, State]:
         members = ctx.members(self.selector)
-        out, inner = as_chain(self.inner).update(g.select(members), state, ctx.narrow(members))
-        return g.overlay(only_updates("masked", out)), inner
+        mine = g.select(members)
+        out, inner = as_chain(self.inner).update(mine, state, ctx.narrow(members))
+        if out is None:
+            raise RuntimeError("masked: a link in it held the chain. Move that link to the outermost chain.")
+        return in_place_of(mine, out, g, ctx), inner
 
 
 def as_chain(link: Transform) -> chain:
@@ -61,23 +68,39 @@ def as_chain(link: Transform) -> chain:
     return link if isinstance(link, chain) else chain(link)
 
 
-def only_updates(owner: str, out: object) -> Tensors:
-    """What a held link returned, if it is updates: only the outermost chain may hold or own the weights."""
-    if isinstance(out, Tensors):
-        return out
-    what = "held the chain" if out is None else "returned weights"
-    raise RuntimeError(f"{owner}: a link in it {what}. Move that link to the outermost chain.")
+def in_place_of(
+    mine: Tensors | Weights, made: Tensors | Weights, g: Tensors | Weights, ctx: Context
+) -> Tensors | Weights:
+    """`g` with what a held link made of `mine`, some of its entries: one that the link left out is absent.
+
+    Where the link, or one before it, owns the weights, all are weights: those of the others are what they would become.
+    """
+    if isinstance(made, Weights) or isinstance(g, Weights):
+        made, g = _weights(made, ctx), _weights(g, ctx)
+        return Weights(_overlaid(mine.index, made.tensors, g.tensors))
+    return _overlaid(mine.index, made, g)
+
+
+def _overlaid(mine: Index, made: Tensors, g: Tensors) -> Tensors:
+    gone = mine.without(made.index)
+    return (g.select(g.index.without(gone)) if len(gone) else g).overlay(made)
+
+
+def _weights(updates: Tensors | Weights, ctx: Context) -> Weights:
+    """The weights that these updates make."""
+    return updates if isinstance(updates, Weights) else Weights(ctx.new_params(updates).select(updates.index))
 
 
 def check_link(owner: str, name: str, link: object) -> None:
     """TypeError unless `link` is a Transform."""
     if not isinstance(link, Transform):
         hint = " Did you forget to call it?" if isinstance(link, type) and issubclass(link, Transform) else ""
-        raise TypeError(f"{owner}: {name} must be a Transform, got {link!r}.{hint}")
+        raise TypeError(f"{owner}: {name} must be a Transform, got {link!r}.{hint or values.cure(link)}")
 
 
-def check_selector(owner: str, selector: object) -> None:
-    """TypeError unless `selector` can be asked about a parameter."""
-    if not callable(selector) or isinstance(selector, (type, Transform)):
+def checked_selector(owner: str, selector: Any) -> Any:
+    """What can be asked about a parameter, from what was given as a selector. TypeError where that is nothing."""
+    if not isinstance(selector, Mapping) and (not callable(selector) or isinstance(selector, (type, Transform))):
         cure = " A name pattern is written gch.named(…)." if isinstance(selector, str) else ""
         raise TypeError(f"{owner}: selector must be a function of (name, parameter, owner), got {selector!r}.{cure}")
+    return predicate(selector, owner)

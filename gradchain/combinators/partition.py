@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, TypeAlias
 
-from gradchain.combinators.masked import as_chain, check_link, check_selector, only_updates
+from gradchain.combinators.masked import as_chain, check_link, checked_selector, in_place_of
 from gradchain.core.context import Context
 from gradchain.core.index import Index
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.selectors import Predicate, everything, resolve
+from gradchain.core.weights import Weights
+from gradchain.selectors import SelectorLike, everything, resolve
 from gradchain.selectors.source import code
 
-Branch: TypeAlias = "tuple[Predicate, Transform] | tuple[str, Predicate, Transform]"
+Branch: TypeAlias = "tuple[SelectorLike, Transform] | tuple[str, SelectorLike, Transform]"
 
 rest = everything
 """What the branches before it left: the selector for the last branch of a `partition`."""
@@ -57,14 +58,16 @@ class partition(Transform):
         if not self.branches:
             raise ValueError("partition: needs at least one branch (selector, link), got none.")
         given: list[Any] = []
+        checked: list[Any] = []
         for branch in self.branches:
             given_branch: Any = branch
             if not isinstance(given_branch, tuple) or len(given_branch) not in (2, 3):
                 raise TypeError(
                     f"partition: a branch must be (selector, link) or (name, selector, link), got {branch}."
                 )
-            check_selector("partition", branch[-2])
+            selector = checked_selector("partition", branch[-2])
             check_link("partition", "a branch's link", branch[-1])
+            checked.append((*branch[:-2], selector, branch[-1]))
             if len(branch) == 3:
                 given.append(branch[0])
         for name in given:
@@ -72,9 +75,10 @@ class partition(Transform):
                 raise ValueError(f"partition: a name must be a string free of '/', '.' and '#', got {name!r}.")
             if given.count(name) > 1:
                 raise ValueError(f"partition: names must be unique, got {name!r} twice.")
+        object.__setattr__(self, "branches", tuple(checked))
 
     @property
-    def named_branches(self) -> list[tuple[str, Predicate, Transform]]:
+    def named_branches(self) -> list[tuple[str, SelectorLike, Transform]]:
         """The branches with their names: the given one, else "branch", "branch#2" in order, "rest" for the rest."""
         out, unnamed = [], 0
         for branch in self.branches:
@@ -119,7 +123,7 @@ class partition(Transform):
             )
         return out
 
-    def update(self, g: Tensors, state: Any, ctx: Context) -> tuple[Tensors | None, State]:
+    def update(self, g: Tensors | Weights, state: Any, ctx: Context) -> tuple[Tensors | Weights | None, State]:
         states, out, held = dict(state.links), g, False
         for name, link, members in self.members(ctx.params.index):
             mine = g.select(members)
@@ -130,7 +134,7 @@ class partition(Transform):
                 held = True
                 out = out.select(out.index.without(members))
             else:
-                out = out.overlay(only_updates("partition", branch))
+                out = in_place_of(mine, branch, out, ctx)
         # an update in which every branch held is no update: the chain holds
         return (None if held and not len(out) else out), Links(states)
 

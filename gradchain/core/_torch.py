@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 from torch.utils import _pytree
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gradchain.core.operations import OPERATIONS
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
+    from torch.nn.parallel import DistributedDataParallel
 
 Number: TypeAlias = "float | Tensor"
 Column: TypeAlias = "list[Tensor] | list[Number] | Number"
@@ -95,6 +97,31 @@ def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
         return check if check(*tensors) else None
     except (AttributeError, TypeError, RuntimeError):
         return None
+
+
+def reduced_by(module: DistributedDataParallel) -> list[Tensor]:
+    """The parameters whose gradients a DDP module reduces over ranks: all but those it was told to ignore."""
+    delayed: list[Tensor] = getattr(module, "_delay_all_reduce_params", [])
+    return [*getattr(module, "_module_parameters", ()), *delayed]
+
+
+def runs_last(parameter: Tensor, handle: Any) -> bool:
+    """Whether the hook of a handle comes after all others that run once a gradient was accumulated."""
+    hooks: dict[int, Any] = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
+    return bool(next(reversed(hooks), None) == handle.id)
+
+
+def cloned(tensor: Tensor) -> Tensor:
+    """A tensor in memory of its own; one made of others, as low-bit classes keep, by what it is made of.
+
+    Such a class implements what its owner computes with, and a clone may not be among it.
+    """
+    if type(tensor) is Tensor or not is_traceable_wrapper_subclass(tensor) or is_dtensor(tensor):
+        return tensor.detach().clone()
+    names, how = tensor.__tensor_flatten__()
+    inner = {name: cloned(getattr(tensor, name)) for name in names}
+    made: Tensor = type(tensor).__tensor_unflatten__(inner, how, tensor.size(), tensor.stride())
+    return made
 
 
 def number_of_meshes(*columns: Any) -> int:

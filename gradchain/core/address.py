@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from gradchain.words.arguments import ours
+
 
 def find(query: str, known: Iterable[str], what: str) -> str:
     """The one known address that is `query` or ends in it, at a `/` or `.`.
@@ -25,6 +27,7 @@ def find(query: str, known: Iterable[str], what: str) -> str:
         return found[0]
     if found:
         raise KeyError(f"{what}: {query!r} is ambiguous. It could be any of: {', '.join(found)}.")
-    near = difflib.get_close_matches(query, [*known, *(a.rpartition(".")[2] for a in known)], n=3, cutoff=0.5)
+    short = {address.rpartition(".")[2] for address in known}
+    near = ours(query, short) or difflib.get_close_matches(query, [*known, *sorted(short)], n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
     raise KeyError(f"{what}: there is no {query!r}.{hint} There are: {', '.join(known) or 'none'}.")

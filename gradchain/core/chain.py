@@ -14,6 +14,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, named_parts
 from gradchain.core.weights import Weights
 from gradchain.selectors.source import code
+from gradchain.words import values
 
 
 class chain(Transform):
@@ -70,7 +71,9 @@ class chain(Transform):
                 raise ValueError(f"chain: a name must be free of '/', '.' and '#', got {name!r}.")
             return (name, link)
         hint = " Did you forget to call it?" if isinstance(entry, type) and issubclass(entry, Transform) else ""
-        raise TypeError(f"chain: links must be Transforms or (name, Transform) pairs, got {code(entry)}.{hint}")
+        hint = hint or values.cure(link if isinstance(name, str) else entry)
+        got = type(entry).__name__ if values.is_model(entry) else code(entry)
+        raise TypeError(f"chain: links must be Transforms or (name, Transform) pairs, got {got}.{hint}")
 
     @property
     def named(self) -> list[tuple[str, Transform]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 
 import torch
 
+from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.index import Index
 from gradchain.core.roles import Freezes, Gate, KeepsWindow, WindowState
@@ -30,14 +32,24 @@ def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> N
     """
     stateful = set(_stateful(chain, state))
     frozen = _frozen(chain, index)
-    for path, names in _paths(chain, index):
-        _check_sign(path, [name for name in names if name not in frozen])
+    moves = takes_gradients(chain)
+    paths = list(_paths(chain, index))
+    for path, names in paths:
+        _check_sign(path, [name for name in names if name not in frozen] if moves else [])
         _check_order(path)
         _check_holders(path, stateful)
+    _check_owners(chain, index)
     _check_states(chain, state)
     for address, link, _ in walk(chain, index):
         _check_place(address, link, [n for n, _, _ in chain.parts(index)])
+    _warn_of_late_clips([path for path, _ in paths])
     _warn_of_autocast(chain, index, ctx)
+
+
+def takes_gradients(chain: Transform) -> bool:
+    """Whether a chain has more to do than to average weights that something else moves."""
+    leaves = list(_leaves("", chain, None))
+    return not leaves or any(link.role != "average" for _, link in leaves)
 
 
 def _check_states(chain: Transform, state: State, path: str = "") -> None:
@@ -86,7 +98,8 @@ def _check_sign(path: list[tuple[str, Transform]], names: list[str]) -> None:
         )
     if len(flips) > 1:
         raise ValueError(
-            f"chain: {which} would climb: the sign is flipped {len(flips)} times, by {' and '.join(flips)}. Keep one."
+            f"chain: {which} would climb: the sign is flipped {len(flips)} times, by {' and '.join(flips)}. Keep one; "
+            "to climb on purpose write scale_by_learning_rate(…, flip_sign=False)."
         )
 
 
@@ -104,7 +117,7 @@ def _check_order(path: list[tuple[str, Transform]]) -> None:
                 f"chain: {address} comes after {_first(path, 'learning_rate')}: the decay would be added to the step "
                 "with the wrong sign and not be multiplied by the learning rate. Put it before."
             )
-        if link.role in ("average", "weights") or (link.role == "optimizer" and "/" not in address):
+        if link.role == "average" or (link.role == "optimizer" and "/" not in address):
             late = [(a, x) for a, x in after if x.role != "average" and (link.role == "average" or x.role != "weights")]
             if late:
                 what = "averages weights that are not final" if link.role == "average" else "owns the weights"
@@ -115,6 +128,26 @@ def _check_order(path: list[tuple[str, Transform]]) -> None:
                 "Put the scale after it.",
                 stacklevel=6,
             )
+
+
+def _check_owners(link: Transform, index: Index, path: str = "") -> None:
+    """Refuse what comes after a link that owns weights, in whatever that is held: it would get weights of all."""
+    parts = [(f"{path}/{name}" if path else name, part, seen) for name, part, seen in link.parts(index)]
+    for i, (address, part, seen) in enumerate(parts):
+        # parts that see the same are in a row; branches see parameters of their own
+        after = [entry for entry in parts[i + 1 :] if entry[2] is seen]
+        owner = next((a for a, x in _leaves(address, part, seen) if x.role == "weights"), None)
+        late = (a for entry in after for a, x in _leaves(*entry) if x.role not in ("weights", "average"))
+        first = next(late, None) if owner else None
+        if first:
+            raise ValueError(f"chain: {owner} owns the weights, but {first} comes after it. Put {owner} after that.")
+        _check_owners(part, seen, address)
+
+
+def _leaves(address: str, link: Transform, index: Index | None) -> Iterator[tuple[str, Transform]]:
+    """A link, or those that it holds and that hold none. An empty chain is none: it does nothing."""
+    held = [(address, link), *((a, x) for a, x, _ in walk(link, index, address))]
+    return ((a, x) for a, x in held if not isinstance(x, chain) and not list(x.parts(None)))
 
 
 def _first(path: list[tuple[str, Transform]], role: str) -> str:
@@ -136,8 +169,8 @@ def _check_holders(path: list[tuple[str, Transform]], stateful: set[str]) -> Non
 def _check_place(address: str, link: Transform, outermost: list[str]) -> None:
     if address in outermost:
         return
-    if link.role in ("unscale", "weights", "average"):
-        why = {"unscale": "touches the loss", "weights": "owns the weights", "average": "averages the final weights"}
+    if link.role in ("unscale", "average"):
+        why = {"unscale": "touches the loss", "average": "averages the final weights"}
         raise ValueError(f"chain: {address} {why[link.role]}. Put it in the outermost chain.")
     if link.holds and not _in_branch(address):
         raise ValueError(
@@ -159,6 +192,29 @@ def _stateful(link: Transform, state: State, path: str = "") -> Iterator[str]:
         if any(isinstance(v, Count) or (isinstance(v, Tensors) and len(v)) for _, v in inner.items()):
             yield address
         yield from _stateful(part, inner, address)
+
+
+def _warn_of_late_clips(paths: list[list[tuple[str, Transform]]]) -> None:
+    """A clip that bounds what is already a step, once for each; one whose bound is infinite only measures."""
+    late: dict[str, str] = {}
+    for path in paths:
+        rate = None
+        for address, link in path:
+            if rate is not None and link.role == "clip" and not _only_measures(link):
+                late.setdefault(address, rate)
+            if link.role == "learning_rate" or link.descends:
+                rate = address
+    for address, rate in late.items():
+        warnings.warn(
+            f"chain: {address} comes after {rate}: it bounds the step, with the learning rate in it, and not the "
+            "gradient. To clip gradients put it first; to clip their direction put it right before the learning rate.",
+            stacklevel=6,
+        )
+
+
+def _only_measures(link: Transform) -> bool:
+    given = [link.__dict__[name] for name in link.hypers]
+    return any(isinstance(value, float) and value == math.inf for value in given)
 
 
 def _warn_of_autocast(chain: Transform, index: Index, ctx: Context) -> None:

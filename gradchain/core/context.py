@@ -19,7 +19,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 
 if TYPE_CHECKING:
-    from gradchain.selectors import Predicate
+    from gradchain.selectors import SelectorLike
 
 
 class Context:
@@ -209,7 +209,7 @@ class Context:
         """Whether this is a link of the outermost chain: not in a mask, nor in a branch."""
         return self._outermost
 
-    def members(self, selector: Predicate) -> Index:
+    def members(self, selector: SelectorLike) -> Index:
         """Which of the parameters in sight `selector` matches."""
         return self.params.index.members(selector)
 
@@ -293,8 +293,9 @@ class Context:
         return self._step.overrides
 
     def held(self, reason: str) -> None:
-        """Note which link held the chain, and for what reason; the last to hold wins."""
-        self._notes.held = (self._path, reason)
+        """Note which link held the chain, and for what reason: the last link to hold, and its first word, win."""
+        if self._notes.held is None or self._notes.held[0] != self._path:
+            self._notes.held = (self._path, reason)
 
     def use(self, name: str, value: float) -> None:
         """Note the value that a scheduled or overridden hyperparameter had in this update."""

@@ -12,12 +12,13 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, overload
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradchain.core.scalars import Scalars, on_host
 from gradchain.core.spread import Spread
 from gradchain.schedules import Schedule
 from gradchain.selectors import PerParameter
+from gradchain.words import values
 
 if TYPE_CHECKING:
     from gradchain.core.context import Context
@@ -61,6 +62,12 @@ class Interval:
         out = (numbers < low) if left == "[" else (numbers <= low)
         out |= (numbers > high) if right == "]" else (numbers >= high)
         return out | ((numbers != numbers.trunc()) & numbers.isfinite()) if self.text.startswith("integer") else out
+
+    @property
+    def has_negatives(self) -> bool:
+        """Whether a number below 0 may lie inside."""
+        assert self._parsed is not None
+        return self._parsed[1] < 0
 
     @property
     def rule(self) -> str:
@@ -107,7 +114,9 @@ class Hyper:
         if isinstance(value, Tensor):
             self.checked(on_host(value), owner)
             return value
-        return value if varies(value) else self.checked(on_host(value), owner)
+        if varies(value) and not isinstance(value, (type, nn.Module)):
+            return value
+        return self.checked(on_host(value), owner)
 
     def accepts(self, value: float | Scalars) -> bool:
         """Whether a host number may stand here, or a column of them, without the sentence that says why not."""
@@ -128,11 +137,14 @@ class Hyper:
             if value.ndim:
                 raise ValueError(
                     f"{owner}: {self.name} must be a number or a 0-d tensor, got shape {tuple(value.shape)}."
+                    f"{values.cure(value)}"
                 )
             return value  # its value stays where it is: nothing here may wait for it
         if not is_number(value):
+            got = type(value).__name__ if values.is_model(value) else repr(value)
             raise TypeError(
-                f"{owner}: {self.name} must be a number or a schedule (step -> value), got {value!r}.{cause}"
+                f"{owner}: {self.name} must be a number or a schedule (step -> value), got {got}.{cause}"
+                f"{values.cure(value)}"
             )
         if not self.interval.holds(value):
             raise ValueError(f"{owner}: {self.name} must be {self.interval.rule}, got {value!r}.{cause}")

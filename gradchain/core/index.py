@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradchain.selectors import resolve
 
 if TYPE_CHECKING:
-    from gradchain.selectors import Predicate
+    from gradchain.selectors import SelectorLike
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Index:
         # what is in another Index too, and what is not: asked at every step; None is all of it
         self._shared: dict[int, Index | None] = {}
         self._rest: dict[int, Index | None] = {}
-        self._members: dict[Predicate, Index | None] = {}
+        self._members: dict[object, Index | None] = {}
         self._parts: dict[object, list[tuple[Any, Index | None]]] = {}
         self.kept: dict[object, object] = {}  # what else was decided once about these parameters: it holds no Index
         if len(self.position) != len(self.names):
@@ -146,7 +146,7 @@ class Index:
         """Whether `other` has all of these entries."""
         return self.subset(other) is self
 
-    def members(self, selector: Predicate) -> Index:
+    def members(self, selector: SelectorLike) -> Index:
         """The entries `selector` matches. Resolved once, over all parameters: a selector is static.
 
         ValueError if it matches none of them at all; that it matches none of these is no error.

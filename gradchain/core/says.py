@@ -27,6 +27,7 @@ class Says(TypedDict, total=False):
     read_once: frozenset[str]
     calls_back: bool
     uniform: frozenset[str]
+    observes: frozenset[str]
 
 
 class Said:

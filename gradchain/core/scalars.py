@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from numbers import Integral, Real
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor
 from gradchain.core import _torch
 from gradchain.core.index import Index
 from gradchain.core.operations import OPERATIONS
+from gradchain.schedules._check import as_number as as_number
+from gradchain.schedules._check import whole_number as whole_number
 
 # A float to its reader; in fact a float, an int, a 0-d tensor or Scalars. Any, so that rules read as arithmetic.
 Scalar: TypeAlias = Any
@@ -25,18 +26,20 @@ R = TypeVar("R")
 
 
 def on_host(value: Any) -> Any:
-    """A number as Python has it, of numpy too; a 0-d tensor where reading it costs nothing. Anything else as it is.
+    """A number as Python has it, of numpy too; that in a tensor of one where reading it costs nothing, else 0-d.
 
     One on an accelerator stays there, for reading it would wait; so does one that a gradient or `torch.func` follows.
+    Anything else as it is.
     """
     if type(value) is float or type(value) is int:
         return value
     if isinstance(value, Tensor):
+        if value.ndim and value.numel() == 1:
+            value = value.reshape(())
         followed = value.requires_grad or _torch.under_functorch()
         return value if value.ndim or value.device.type != "cpu" or followed else value.item()
-    if isinstance(value, Real) and not isinstance(value, bool):
-        return int(value) if isinstance(value, Integral) else float(value)
-    return value
+    number = as_number(value)
+    return value if number is None else number
 
 
 class Operand(Generic[R]):
@@ -46,6 +49,7 @@ class Operand(Generic[R]):
     """
 
     __slots__ = ()
+    __array_ufunc__ = None  # numpy's numbers leave `x * operand` to the operand
     __hash__ = None  # type: ignore[assignment]  # elementwise things have no truth, hence no equality to hash by
 
     def _binary(self, op: str, a: Any, b: Any) -> R:
@@ -92,6 +96,12 @@ class Operand(Generic[R]):
 
     def __ge__(self, other: Any) -> R:
         return self._binary("ge", self, other)
+
+
+def as_operand(value: Any) -> Any:
+    """A number of numpy's as Python has it; anything else as it is."""
+    number = None if isinstance(value, (int, float, Tensor, Operand)) else as_number(value)
+    return value if number is None else number
 
 
 HOST: dict[str, Callable[..., Any]] = {name: o.host for name, o in OPERATIONS.items() if o.host is not None}
@@ -220,7 +230,7 @@ class Scalars(Operand[Any], Mapping[str, Any]):
             if x is not None:
                 assert self._index is not None
                 return Scalars.over(self._index, of_columns(x, y))
-        rule = HOST[op]
+        rule, a, b = HOST[op], as_operand(a), as_operand(b)
         if isinstance(a, Scalars):
             recorded = hasattr(b, "_apply")  # it knows what to do
             return a.map(rule, b) if isinstance(b, (int, float, Tensor, Scalars)) and not recorded else NotImplemented

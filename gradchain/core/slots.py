@@ -27,6 +27,9 @@ class Slots(Scalars):
     def __reduce__(self) -> tuple[Any, ...]:
         return Slots, (dict(self),)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Slots:
+        return self.copied()
+
     def select(self, names: Iterable[str]) -> Slots:
         """The entries of these names."""
         return Slots({n: self[n] for n in names if n in self})
@@ -43,7 +46,7 @@ class Slots(Scalars):
 def copied(value: Any) -> Any:
     """A plain value in memory of its own. TypeError for one that no checkpoint can hold."""
     if isinstance(value, Tensor):
-        return value.detach().clone()
+        return _torch.cloned(value)
     if isinstance(value, dict):
         return {key: copied(inner) for key, inner in value.items()}
     if type(value) in (list, tuple):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gradchain.core.index import Fact, Index
-from gradchain.core.scalars import Operand, Scalar, Scalars, where
+from gradchain.core.scalars import Operand, Scalar, Scalars, as_operand, where
 
 
 class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
@@ -138,7 +138,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def _binary(self, op: str, a: Any, b: Any) -> Any:
         other = b if a is self else a
         if not isinstance(other, (int, float, Tensor, Operand)):
-            return NotImplemented
+            number = as_operand(other)
+            if number is other:
+                return NotImplemented
+            a, b = (a, number) if a is self else (number, b)
         if isinstance(other, Tensor) and other.ndim:
             raise TypeError(
                 f"Tensors: arithmetic takes numbers, 0-d tensors, Scalars or Tensors, got a tensor of shape "

@@ -10,7 +10,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
 from torch import Tensor
-from typing_extensions import Self, dataclass_transform
+from typing_extensions import Self, Unpack, dataclass_transform
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, evaluated, varies
@@ -24,6 +24,7 @@ from gradchain.core.weights import Weights
 from gradchain.schedules import Schedule
 from gradchain.selectors import PerParameter
 from gradchain.selectors.source import code
+from gradchain.words.arguments import Nothing, answering
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,7 @@ class Transform:
         calls_back: whether `update` calls a function of the user's, which must then be called at every step.
         multiplies_loss: whether `scale_loss` does nothing but multiply: then those of several links are one product.
         uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
+        observes: the names given to `updater.observe` that it waits for.
 
     What else the updater does with a link goes by type: `Gate`, `KeepsWindow` and `Freezes` are Transforms to derive
     from, `WindowState` and `AverageState` States.
@@ -74,6 +76,7 @@ class Transform:
     calls_back: ClassVar[bool] = False
     multiplies_loss: ClassVar[bool] = False
     uniform: ClassVar[frozenset[str]] = frozenset()
+    observes: ClassVar[frozenset[str]] = frozenset()
     hypers: ClassVar[dict[str, Hyper]] = {}
 
     def __init_subclass__(cls, *, role_only: bool = False) -> None:
@@ -98,6 +101,7 @@ class Transform:
                 setattr(cls, name, hyper)
             cls.hypers[name] = hyper
         dataclass(frozen=True, repr=False, init="__init__" not in cls.__dict__)(cls)
+        cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
         if "update" in cls.__dict__:
             cls.update = _resolving(cls.__dict__["update"])  # type: ignore[method-assign]
         if "says" in cls.__dict__:
@@ -181,6 +185,8 @@ class Transform:
         if isinstance(value, (int, float, Scalars)) and hyper.accepts(value):
             return value
         cause = f" It came from {source!r} at step {ctx.clocks.get('step')}." if varies(source) else ""
+        if override is not None and override.factor is not None:
+            cause += f" An override multiplies it by {override.factor!r}."
         return hyper.checked(value, ctx.address or type(self).__name__, cause)
 
     def _value_in(self, hyper: Hyper, sight: Context, step: Step) -> Any:
@@ -193,12 +199,22 @@ class Transform:
         return self.value_of(hyper, sight.turned(step))
 
     def bind(
-        self, target: Any, *, autocast: torch.dtype | None = None, in_backward: bool = False, **options: Any
+        self,
+        target: Any,
+        *,
+        autocast: torch.dtype | None = None,
+        in_backward: bool = False,
+        **options: Unpack[Nothing],
     ) -> Updater:
         """This chain bound to a model: see `Updater`."""
         from gradchain.updater import Updater  # the one door upwards: a chain is where a user meets the Updater
 
         return Updater(self, target, autocast=autocast, in_backward=in_backward, **options)
+
+    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(_absent(type(self).__name__, name))
 
     def check_uniform(self, name: str, given: Any) -> None:
         """TypeError for a per-parameter value where there is one number for all parameters."""
@@ -238,7 +254,11 @@ def _resolving(update: Callable[..., Any]) -> Callable[..., Any]:
     """`update` as it is called from outside: hyperparameters resolved before it, its state settled after it."""
 
     @functools.wraps(update)
-    def resolved(self: Transform, updates: Any, state: Any, ctx: Context) -> tuple[Any, State]:
+    def resolved(
+        self: Transform, updates: Any = None, state: Any = None, ctx: Context | None = None, **other: Any
+    ) -> tuple[Any, State]:
+        if ctx is None or other:  # a loss, most often
+            raise TypeError(_unbound(type(self).__name__))
         link = self.at(ctx)
         out, new = update(link, updates, state, ctx)
         if out is None and self.holds:
@@ -246,6 +266,28 @@ def _resolving(update: Callable[..., Any]) -> Callable[..., Any]:
         return out, settled(state, new, ctx.address or type(self).__name__)
 
     return resolved
+
+
+def _absent(owner: str, name: str) -> str:
+    """The sentence for an attribute that a link has not: most often it is the Updater's."""
+    if name[:1] == "_":
+        return f"{owner!r} object has no attribute {name!r}"
+    from gradchain.updater import Updater, foreign
+
+    if name in foreign.NAMES:
+        return f"{owner}: has no {name!r}. Bind it, updater = {owner}(…).bind(model); then use {foreign.NAMES[name]}."
+    if not hasattr(Updater, name):
+        return f"{owner}: has no {name!r}."
+    call = "(…)" if callable(getattr(Updater, name)) else ""
+    return f"{owner}: has no {name!r} before it is bound. Write updater = {owner}(…).bind(model); updater.{name}{call}."
+
+
+def _unbound(owner: str) -> str:
+    """The sentence for an `update` that was not given what a link's own takes."""
+    return (
+        f"{owner}: update must be given (updates, state, ctx), a link's own arguments. To train a model bind it: "
+        f"updater = {owner}(…).bind(model); updater.update(loss)."
+    )
 
 
 def named_parts(links: Iterable[Transform | tuple[str, Transform]]) -> list[tuple[str, Transform]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from gradchain.core.index import Index
 from gradchain.core.tensors import Tensors
 
 
@@ -15,6 +17,18 @@ class Weights:
     """
 
     tensors: Tensors
+
+    @property
+    def index(self) -> Index:
+        """The parameters that they are of."""
+        return self.tensors.index
+
+    def select(self, names: Iterable[str]) -> Weights:
+        """Those of some parameters."""
+        return Weights(self.tensors.select(names))
+
+    def __len__(self) -> int:
+        return len(self.tensors)
 
 
 def apply_updates(params: Tensors, updates: Tensors | Weights | None) -> Tensors:

@@ -10,12 +10,14 @@ first use.
 
 from typing import TYPE_CHECKING
 
-from gradchain import combinators, optimizers, transforms
 from gradchain._lazy import on_first_use
 from gradchain.combinators import *  # noqa: F403  # all of a room, whatever it has: its own list says
+from gradchain.combinators import __all__ as _of_combinators
 from gradchain.core.chain import chain as chain
 from gradchain.optimizers import *  # noqa: F403
+from gradchain.optimizers import __all__ as _of_optimizers
 from gradchain.transforms import *  # noqa: F403
+from gradchain.transforms import __all__ as _of_transforms
 
 if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
@@ -26,5 +28,5 @@ _HOMES = {
 }
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it
-    __all__ = sorted(["chain", *_HOMES, *combinators.__all__, *optimizers.__all__, *transforms.__all__])
+    __all__ = sorted(["chain", *_HOMES, *_of_combinators, *_of_optimizers, *_of_transforms])
     __getattr__, __dir__ = on_first_use(__name__, _HOMES)

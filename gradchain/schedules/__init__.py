@@ -1,5 +1,7 @@
 """Schedules: functions step -> value, as frozen values that can be joined, multiplied, compared and printed."""
 
+import typing as _typing
+
 from gradchain.schedules.arithmetic import clipped, combined
 from gradchain.schedules.averaging import ema_exponential, ema_warmup
 from gradchain.schedules.base import Schedule, ScheduleLike, clocks_of, evaluate
@@ -12,6 +14,7 @@ from gradchain.schedules.phases import one_cycle, warmup_stable_decay
 from gradchain.schedules.ramps import constant, linear, polynomial
 from gradchain.schedules.repeats import repeated
 from gradchain.schedules.stairs import multi_step, piecewise, step_decay
+from gradchain.words.names import answers as _answers
 
 __all__ = [
     "Schedule",
@@ -45,3 +48,6 @@ __all__ = [
     "warmup_cosine",
     "warmup_stable_decay",
 ]
+
+if not _typing.TYPE_CHECKING:  # to a checker a name that is not here is a mistake
+    __getattr__ = _answers(__name__)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar, SupportsFloat, TypeAlias
 from typing_extensions import dataclass_transform
 
 from gradchain.schedules._check import as_number, bad
+from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
     from gradchain.schedules.arithmetic import clipped, combined
@@ -57,6 +58,7 @@ class Schedule:
                 # dataclass would take the inherited method for the field's default.
                 raise TypeError(f"{cls.__name__}: a field may not be called {name!r}, which every Schedule has.")
         dataclass(frozen=True, repr=False)(cls)
+        cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
 
     def curve(self, t: float) -> float:
         """The value at time t, where 0 <= t, and t <= length if there is one."""

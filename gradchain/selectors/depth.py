@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
+from gradchain.selectors.plain import plain_number
 from gradchain.selectors.source import code
 from gradchain.selectors.written import Written
 
@@ -67,7 +68,7 @@ class vit(Depth):
     stem: tuple[str, ...] = ("cls_token", "mask_token", "pos_embed", "patch_embed")
 
     def __post_init__(self) -> None:
-        _check_counts("vit", "layers", (self.layers,))
+        object.__setattr__(self, "layers", *_counts("vit", "layers", (self.layers,)))
 
     @property
     def total(self) -> int:
@@ -97,8 +98,7 @@ class swin(Depth):
     stem: tuple[str, ...] = ("patch_embed",)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))
-        _check_counts("swin", "depths", self.depths)
+        object.__setattr__(self, "depths", _counts("swin", "depths", tuple(self.depths)))
 
     @property
     def total(self) -> int:
@@ -132,11 +132,11 @@ class convnext(Depth):
     last: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))
-        _check_counts("convnext", "depths", self.depths)
+        object.__setattr__(self, "depths", _counts("convnext", "depths", tuple(self.depths)))
         if len(self.depths) != 4:
             raise ValueError(f"depth.convnext: depths must be four numbers, got {self.depths!r}.")
-        _check_counts("convnext", "last", () if self.last is None else (self.last,))
+        if self.last is not None:
+            object.__setattr__(self, "last", *_counts("convnext", "last", (self.last,)))
 
     @property
     def _last(self) -> int:
@@ -172,7 +172,7 @@ class convnext_stages(Depth):
     stem: tuple[str, ...] = ("cls_token", "mask_token", "pos_embed", "downsample_layers")
 
     def __post_init__(self) -> None:
-        _check_counts("convnext_stages", "layers", (self.layers,))
+        object.__setattr__(self, "layers", *_counts("convnext_stages", "layers", (self.layers,)))
 
     @property
     def total(self) -> int:
@@ -207,11 +207,9 @@ class resnet(Depth):
     stem: tuple[str, ...] = ("stem", "conv1", "bn1")
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))
-        _check_counts("resnet", "depths", self.depths)
+        object.__setattr__(self, "depths", _counts("resnet", "depths", tuple(self.depths)))
         if self.together is not None:
-            object.__setattr__(self, "together", tuple(self.together))
-            _check_counts("resnet", "together", self.together)
+            object.__setattr__(self, "together", _counts("resnet", "together", tuple(self.together)))
             if len(self.together) != len(self.depths):
                 raise ValueError(
                     f"depth.resnet: together must have a number for each of the {len(self.depths)} stages, got "
@@ -246,7 +244,12 @@ def _in_a_row(parts: list[str], stem: tuple[str, ...], row: str) -> int | None:
     return int(parts[1]) + 1 if parts[0] == row else None
 
 
-def _check_counts(owner: str, name: str, values: tuple[int, ...]) -> None:
+def _counts(owner: str, name: str, values: tuple[int, ...]) -> tuple[int, ...]:
+    """The values as Python's integers, of at least 1."""
+    counts = []
     for value in values:
-        if type(value) is not int or value < 1:
+        count = plain_number(value)
+        if not isinstance(count, int) or count < 1:
             raise ValueError(f"depth.{owner}: {name} must be integers of at least 1, got {code(value)}.")
+        counts.append(count)
+    return tuple(counts)

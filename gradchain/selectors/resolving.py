@@ -3,18 +3,22 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gradchain.selectors.base import ParameterFacts, Predicate, Selector, check_predicate, truth
+from gradchain.selectors.asking import ALL, shown, sight, taken
+from gradchain.selectors.base import ParameterFacts, Selector, SelectorLike, predicate, truth
 from gradchain.selectors.names import some
 from gradchain.selectors.source import code
 
 
-def resolve(selector: Predicate, parameters: Iterable[ParameterFacts], *, allow_empty: bool = False) -> tuple[str, ...]:
+def resolve(
+    selector: SelectorLike, parameters: Iterable[ParameterFacts], *, allow_empty: bool = False
+) -> tuple[str, ...]:
     """Returns the names of the selected parameters, in the order given.
 
     The selector is called once per parameter.
 
     Args:
-        selector: a selector, or any function `(name, parameter, owner) -> bool`.
+        selector: a selector; any function `(name, parameter, owner) -> bool`, or of `(name, parameter)` or
+            `(parameter)`; or a mapping of every name to True or False.
         parameters: `(name, parameter, owner)` of every parameter there is, selected or not.
         allow_empty: lets the selector match nothing, and its patterns too.
 
@@ -32,28 +36,33 @@ def resolve(selector: Predicate, parameters: Iterable[ParameterFacts], *, allow_
     Traceback (most recent call last):
     ValueError: ndim(4) matches none of the 2 parameters: w, b. Change the selector, or leave out what it selects for.
     """
-    check_predicate(selector, "resolve")
-    facts = list(parameters)
+    asks = predicate(selector, "resolve")
+    facts, given = list(parameters), sight(asks, "resolve")
     _check_names(facts)
-    chosen = tuple(entry[0] for entry in facts if asked(selector, entry, "Selector", truth))
+    chosen = tuple(entry[0] for entry in facts if asked(asks, entry, given, "Selector", truth))
     if allow_empty:
         return chosen
-    sentences = selector.unmatched(facts) if facts and isinstance(selector, Selector) else []
+    sentences = asks.unmatched(facts) if facts and isinstance(asks, Selector) else []
     if sentences:
         raise ValueError(" ".join(sentences))
     if not chosen:
-        raise ValueError(_nothing(selector, [name for name, _, _ in facts]))
+        raise ValueError(_nothing(asks, [name for name, _, _ in facts]))
     return chosen
 
 
 def asked(
-    function: Callable[..., Any], entry: ParameterFacts, what: str = "Function", check: Callable[..., Any] | None = None
+    function: Callable[..., Any],
+    entry: ParameterFacts,
+    given: slice = ALL,
+    what: str = "Function",
+    check: Callable[..., Any] | None = None,
 ) -> Any:
     """Returns what a function answers of a parameter.
 
     Args:
-        function: takes `(name, parameter, owner)`.
+        function: takes `(name, parameter, owner)`, or some of it.
         entry: these three.
+        given: which of them it takes: its `sight`.
         what: what the function is, for the error.
         check: makes of the answer and the function what is returned, or raises.
 
@@ -61,10 +70,11 @@ def asked(
         Exception: what the function or the check raised, with the parameter's name added.
     """
     try:
-        answer = function(*entry)
+        answer = function(*taken(entry, given))
         return answer if check is None else check(answer, function)
     except Exception as error:
-        _raise_with_name(error, f"({what} {code(function)}, parameter {code(entry[0])}.)")
+        called = "" if given == ALL else f", called as {shown(function, given)}"
+        _raise_with_name(error, f"({what} {code(function)}, parameter {code(entry[0])}{called}.)")
         raise
 
 
@@ -86,7 +96,7 @@ def _check_names(facts: list[ParameterFacts]) -> None:
         seen.add(name)
 
 
-def _nothing(selector: Predicate, names: list[str]) -> str:
+def _nothing(selector: object, names: list[str]) -> str:
     if not names:
         return f"{code(selector)} has no parameters to select from. Give a model that has some."
     return (

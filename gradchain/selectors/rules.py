@@ -10,19 +10,24 @@ import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
 
-from gradchain.selectors.base import ParameterFacts, Predicate, check_predicate
+from gradchain.selectors.asking import sight
+from gradchain.selectors.base import ParameterFacts, SelectorLike, predicate
 from gradchain.selectors.depth import Depth
+from gradchain.selectors.plain import plain_number
 from gradchain.selectors.resolving import asked, resolve
 from gradchain.selectors.source import code
 from gradchain.selectors.written import Written
 
-Factor: TypeAlias = Callable[[str, torch.Tensor, "torch.nn.Module | None"], float]
-"""Any function `(name, parameter, owner) -> factor`."""
+Factor: TypeAlias = (
+    Callable[[str, torch.Tensor, torch.nn.Module | None], float]
+    | Callable[[str, torch.Tensor], float]
+    | Callable[[torch.Tensor], float]
+)
+"""Any function `(name, parameter, owner) -> factor`, or of `(name, parameter)` or `(parameter)`."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class Rule(Written):
 Value: TypeAlias = "float | torch.Tensor | Callable[[float], float] | PerParameter"
 """What a hyperparameter is given as: one for all parameters, or one for each."""
 
-Rules: TypeAlias = "Rule | tuple[Predicate, float] | Mapping[str, float] | Factor"
+Rules: TypeAlias = "Rule | tuple[SelectorLike, float] | Mapping[str, float] | Factor"
 """What `multiply` takes as a rule."""
 
 
@@ -90,9 +95,9 @@ class first(Rule):
     multiply(0.05, first((norm, 0.0), (bias, 0.5)))
     """
 
-    pairs: tuple[tuple[Predicate, float], ...]
+    pairs: tuple[tuple[SelectorLike, float], ...]
 
-    def __init__(self, *pairs: tuple[Predicate, float]) -> None:
+    def __init__(self, *pairs: tuple[SelectorLike, float]) -> None:
         if not pairs:
             raise ValueError("first: needs at least one pair (selector, factor), got none.")
         object.__setattr__(self, "pairs", tuple(_checked_pair("first", pair) for pair in pairs))
@@ -147,22 +152,28 @@ class layer_decay(Rule):
                 f"layer_decay: depth must be a function (name, parameter, owner) -> int, got {code(self.depth)}. "
                 "Ready ones are in gch.selectors.depth."
             )
+        sight(self.depth, "layer_decay")
         if self.total is None and not isinstance(self.depth, Depth):
             raise TypeError("layer_decay: total must be the number of layers where depth is a function, got None.")
-        if self.total is not None and (type(self.total) is not int or self.total < 1):
-            raise ValueError(f"layer_decay: total must be an integer of at least 1, got {self.total!r}.")
+        if self.total is not None:
+            total = plain_number(self.total)
+            if not isinstance(total, int) or total < 1:
+                raise ValueError(f"layer_decay: total must be an integer of at least 1, got {self.total!r}.")
+            object.__setattr__(self, "total", total)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (self.rate, self.depth), {} if self.total is None else {"total": self.total}
 
     def factors(self, parameters: Sequence[ParameterFacts]) -> list[tuple[float, str] | None]:
-        total = self.total if self.total is not None else self.depth.total  # type: ignore[attr-defined]  # a Depth
+        total = self.total if self.total is not None else self.depth.total  # type: ignore[union-attr]  # a Depth
         out: list[tuple[float, str] | None] = []
+        given = sight(self.depth, "layer_decay")
         for entry in parameters:
-            layer = asked(self.depth, entry)
-            if type(layer) is not int or not 0 <= layer < total:
+            answer = asked(self.depth, entry, given)
+            layer = plain_number(answer)
+            if not isinstance(layer, int) or not 0 <= layer < total:
                 raise ValueError(
-                    f"layer_decay: depth must be an integer in [0, {total}), got {layer!r} for parameter "
+                    f"layer_decay: depth must be an integer in [0, {total}), got {answer!r} for parameter "
                     f"{code(entry[0])}."
                 )
             out.append((self.rate ** (total - layer - 1), f"layer {layer} of {total}"))
@@ -199,8 +210,7 @@ scale_by_learning_rate(multiply(cosine(0.001, 0.0, 1000), (named("backbone.*"), 
     rules: tuple[Any, ...]
 
     def __init__(self, value: Value, *rules: Rules) -> None:
-        check_value("multiply", value)
-        object.__setattr__(self, "value", value)
+        object.__setattr__(self, "value", checked_value("multiply", value))
         object.__setattr__(self, "rules", tuple(_checked_rule(rule) for rule in rules))
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -241,17 +251,15 @@ class choose(PerParameter):
     scale_by_learning_rate(choose((bias, linear(0.1, 0.01, 1000)), rest=linear(0.0, 0.01, 1000)))
     """
 
-    pairs: tuple[tuple[Predicate, Value], ...]
+    pairs: tuple[tuple[SelectorLike, Value], ...]
     rest: Value
 
-    def __init__(self, *pairs: tuple[Predicate, Value], rest: Value) -> None:
+    def __init__(self, *pairs: tuple[SelectorLike, Value], rest: Value) -> None:
         if not pairs:
             raise ValueError("choose: needs at least one pair (selector, value), got none.")
-        for pair in pairs:
-            check_value("choose", _two("choose", "value", pair)[1])
-        check_value("choose", rest)
-        object.__setattr__(self, "pairs", pairs)
-        object.__setattr__(self, "rest", rest)
+        checked = [(_two("choose", "value", pair)[0], checked_value("choose", pair[1])) for pair in pairs]
+        object.__setattr__(self, "pairs", tuple(checked))
+        object.__setattr__(self, "rest", checked_value("choose", rest))
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.pairs, {"rest": self.rest}
@@ -296,22 +304,27 @@ def starts_of(value: Any) -> Iterator[Any]:
         yield value
 
 
-def check_value(owner: str, value: object) -> None:
-    """Refuses what can be no hyperparameter's value.
+def checked_value(owner: str, value: Any) -> Any:
+    """Returns a hyperparameter's value, a number of numpy as Python has it; refuses what can be none.
 
     Args:
         owner: begins the sentence of the error.
         value: what was given.
 
     Raises:
-        TypeError: it is no number, schedule, 0-d tensor or per-parameter value.
+        TypeError: it is no number, schedule, tensor of one number or per-parameter value.
     """
-    number = isinstance(value, (Real, torch.Tensor)) and not isinstance(value, bool)
-    if not number and not isinstance(value, PerParameter) and (not callable(value) or isinstance(value, type)):
+    if isinstance(value, (PerParameter, torch.Tensor)):
+        return value  # a tensor is read anew at every update
+    number = plain_number(value)
+    if number is not None:
+        return number
+    if not callable(value) or isinstance(value, type):
         raise TypeError(
             f"{owner}: a value must be a number, a schedule (step -> value) or a per-parameter value, got "
             f"{code(value)}."
         )
+    return value
 
 
 class by_name(Rule):
@@ -347,7 +360,10 @@ def _checked_rule(rule: Any) -> Any:
         return by_name(tuple(rule.items()))
     if isinstance(rule, tuple):
         return _checked_pair("multiply", rule)
-    if isinstance(rule, Rule) or (callable(rule) and not isinstance(rule, type)):
+    if isinstance(rule, Rule):
+        return rule
+    if callable(rule) and not isinstance(rule, type):
+        sight(rule, "multiply")
         return rule
     raise TypeError(
         "multiply: a rule must be (selector, factor), first(…), layer_decay(…), a mapping from names or a function "
@@ -360,18 +376,18 @@ def _factors(rule: Any, parameters: Sequence[ParameterFacts]) -> Iterable[tuple[
         return rule.factors(parameters)
     if isinstance(rule, tuple):
         return first(rule).factors(parameters)
-    return [(_given_factor(rule, entry), code(rule)) for entry in parameters]
+    given = sight(rule, "multiply")
+    return [(_given_factor(rule, entry, given), code(rule)) for entry in parameters]
 
 
-def _given_factor(rule: Factor, entry: ParameterFacts) -> float:
-    return _checked_number("multiply", f"the factor of {code(rule)} for {code(entry[0])}", asked(rule, entry))
+def _given_factor(rule: Factor, entry: ParameterFacts, given: slice) -> float:
+    return _checked_number("multiply", f"the factor of {code(rule)} for {code(entry[0])}", asked(rule, entry, given))
 
 
 def _two(owner: str, what: str, pair: Any) -> tuple[Any, Any]:
     if not isinstance(pair, tuple) or len(pair) != 2:
         raise TypeError(f"{owner}: a pair must be (selector, {what}), got {code(pair)}.")
-    check_predicate(pair[0], owner)
-    return pair
+    return predicate(pair[0], owner), pair[1]
 
 
 def _checked_pair(owner: str, pair: Any) -> tuple[Any, float]:
@@ -381,8 +397,9 @@ def _checked_pair(owner: str, pair: Any) -> tuple[Any, float]:
 
 def _checked_number(owner: str, what: str, value: Any) -> float:
     """`value` if it is a finite number, one of numpy's as Python's."""
-    if isinstance(value, bool) or not isinstance(value, Real):
+    number = plain_number(value)
+    if number is None:
         raise TypeError(f"{owner}: {what} must be a number, got {code(value)}.")
-    if not math.isfinite(value):
+    if not math.isfinite(number):
         raise ValueError(f"{owner}: {what} must be finite, got {value!r}.")
-    return int(value) if isinstance(value, Integral) else float(value)
+    return number

@@ -5,6 +5,7 @@ from typing import final
 import torch
 
 from gradchain.selectors.base import Selector
+from gradchain.selectors.plain import plain_number
 from gradchain.selectors.source import code
 
 
@@ -29,7 +30,7 @@ class ndim(Selector):
     n: int
 
     def __post_init__(self) -> None:
-        _check_count("ndim", self.n)
+        object.__setattr__(self, "n", _count("ndim", self.n))
 
     def __call__(self, name: str, parameter: torch.Tensor, owner: torch.nn.Module | None) -> bool:
         return parameter.ndim == self.n
@@ -57,12 +58,14 @@ class min_ndim(Selector):
     n: int
 
     def __post_init__(self) -> None:
-        _check_count("min_ndim", self.n)
+        object.__setattr__(self, "n", _count("min_ndim", self.n))
 
     def __call__(self, name: str, parameter: torch.Tensor, owner: torch.nn.Module | None) -> bool:
         return parameter.ndim >= self.n
 
 
-def _check_count(rule: str, n: object) -> None:
-    if isinstance(n, bool) or not isinstance(n, int) or n < 0:
+def _count(rule: str, n: object) -> int:
+    count = plain_number(n)
+    if not isinstance(count, int) or count < 0:
         raise ValueError(f"{rule}: n must be a non-negative integer, got {code(n)}.")
+    return count

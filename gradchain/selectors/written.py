@@ -8,6 +8,7 @@ from typing import Any
 from typing_extensions import dataclass_transform
 
 from gradchain.selectors.source import code
+from gradchain.words.arguments import answering
 
 
 @dataclass_transform(frozen_default=True)
@@ -17,6 +18,7 @@ class Written:
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, repr=False)(cls)
+        cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
         made = cls.__hash__
 
         def kept(self: Any) -> int:

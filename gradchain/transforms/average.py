@@ -14,6 +14,7 @@ from gradchain.core.hyper import Hyper, HyperOr
 from gradchain.core.index import Index
 from gradchain.core.roles import AverageState
 from gradchain.core.says import Says
+from gradchain.core.scalars import whole_number
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
@@ -86,9 +87,11 @@ class average_params(Transform):
 
     def check(self) -> None:
         for name, least in (("start", 0), ("every", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"average_params: {name} must be an integer of at least {least}, got {value!r}.")
+            value = whole_number(getattr(self, name))
+            if value is None or value < least:
+                given = getattr(self, name)
+                raise ValueError(f"average_params: {name} must be an integer of at least {least}, got {given!r}.")
+            object.__setattr__(self, name, value)
         if self.buffers not in ("keep", "copy", "average"):
             raise ValueError(f"average_params: buffers must be 'keep', 'copy' or 'average', got {self.buffers!r}.")
 

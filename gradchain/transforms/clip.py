@@ -12,12 +12,12 @@ from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
 from gradchain.core.says import Says
-from gradchain.core.scalars import Scalar, Scalars, maximum, where
+from gradchain.core.scalars import Scalar, Scalars, as_number, maximum, where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.selectors import Predicate
-from gradchain.selectors.base import check_predicate
+from gradchain.selectors import SelectorLike
+from gradchain.selectors.base import predicate
 from gradchain.selectors.source import code
 
 
@@ -60,7 +60,7 @@ class clip_by_norm(Transform):
 
     max_norm: Annotated[Hyper, "(0, inf]"]
     p: float = 2.0
-    per: Literal["all", "tensor"] | Sequence[Predicate] = "all"
+    per: Literal["all", "tensor"] | Sequence[SelectorLike] = "all"
     eps: Hyper = Hyper(1e-6, "[0, inf)")
 
     def says(self) -> Says:
@@ -68,10 +68,12 @@ class clip_by_norm(Transform):
         return {"per_parameter": True} if self.per == "tensor" else {"uniform": frozenset({"max_norm", "eps"})}
 
     def check(self) -> None:
-        if isinstance(self.p, bool) or not isinstance(self.p, (int, float)):
+        p = as_number(self.p)
+        if p is None:
             raise TypeError(f"clip_by_norm: p must be a number above 0, or inf, got {self.p!r}.")
-        if not self.p > 0:
+        if not p > 0:
             raise ValueError(f"clip_by_norm: p must be above 0, or inf, got {self.p!r}.")
+        object.__setattr__(self, "p", p)
         choices = "per must be 'all', 'tensor' or a list of selectors"
         if isinstance(self.per, str):
             if self.per not in ("all", "tensor"):
@@ -83,9 +85,8 @@ class clip_by_norm(Transform):
             raise TypeError(f"clip_by_norm: {choices}, got {code(self.per)}.{cure}")
         if not self.per:
             raise ValueError(f"clip_by_norm: {choices}, got an empty one.")
-        for selector in self.per:
-            check_predicate(selector, "clip_by_norm")
-        object.__setattr__(self, "per", tuple(self.per))  # a list would have no hash
+        # a list would have no hash
+        object.__setattr__(self, "per", tuple(predicate(selector, "clip_by_norm") for selector in self.per))
 
     def init(self, params: Tensors) -> State:
         if not isinstance(self.per, str):

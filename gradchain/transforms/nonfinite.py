@@ -8,7 +8,7 @@ import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.scalars import Scalar, Scalars
+from gradchain.core.scalars import Scalar, Scalars, as_number
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -49,10 +49,12 @@ class nan_to_num(Transform):
         for name, value in (("posinf", self.posinf), ("neginf", self.neginf)):
             if value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            number = as_number(value)
+            if number is None:
                 raise TypeError(f"nan_to_num: {name} must be a finite number or None, got {value!r}.")
-            if not math.isfinite(value):
+            if not math.isfinite(number):
                 raise ValueError(f"nan_to_num: {name} must be a finite number or None, got {value!r}.")
+            object.__setattr__(self, name, number)
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         largest = Scalars({f.name: torch.finfo(f.parameter.dtype).max for f in g.index.facts})

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
+from gradchain.core.says import Says
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -75,6 +76,10 @@ class reduce_on_plateau(Transform):
     mode: str = "min"
     base: Hyper = Hyper(1.0, "(0, inf)")
     worst: Hyper = Hyper(math.inf, "(0, inf]")
+
+    def says(self) -> Says:
+        """It waits for its number."""
+        return {"observes": frozenset({self.observed})}
 
     def check(self) -> None:
         if not isinstance(self.observed, str):

@@ -12,8 +12,8 @@ from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
-from gradchain.selectors import Predicate, everything
-from gradchain.selectors.base import check_predicate
+from gradchain.selectors import SelectorLike, everything
+from gradchain.selectors.base import predicate
 from gradchain.transforms._arity import arity
 
 
@@ -52,14 +52,14 @@ class project(Transform):
     calls_back = True
 
     fn: Callable[[Tensor], Tensor] | Callable[[Tensor, Tensor], Tensor]
-    selector: Predicate = everything
+    selector: SelectorLike = everything
 
     @cached_property
     def _arity(self) -> int:
         return arity("project", self.fn, "new", "new, old")
 
     def check(self) -> None:
-        check_predicate(self.selector, "project")
+        object.__setattr__(self, "selector", predicate(self.selector, "project"))
         self._arity  # noqa: B018  # raises, and is then known
 
     def init(self, params: Tensors) -> State:

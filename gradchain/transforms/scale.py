@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Annotated
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.says import Says
+from gradchain.core.signs import is_negative
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -20,7 +22,7 @@ class scale(Transform):
     A parameter group's learning-rate multiplier is written `multiply` in the learning rate itself.
 
     Args:
-        step_size: any finite number or schedule. A negative number flips the sign; a schedule is taken not to.
+        step_size: any finite number or schedule. A negative one flips the sign: see `scale_by_schedule`.
 
     Shapes: elementwise, any.
     Units: step_size times the unit of the updates.
@@ -38,24 +40,28 @@ class scale(Transform):
     step_size: Hyper
 
     def says(self) -> Says:
-        """A negative number flips the sign; of a schedule it is not known."""
-        given = self.__dict__["step_size"]
-        return {"descends": given < 0} if isinstance(given, (int, float)) else {}
+        """What is negative flips the sign."""
+        return {"descends": self._flips}
+
+    @cached_property
+    def _flips(self) -> bool | None:
+        return is_negative(self.__dict__["step_size"])
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         return self.step_size * g, state
 
 
 class scale_by_schedule(Transform):
-    """Multiply the updates by a schedule's value, without flipping the sign.
+    """Multiply the updates by a schedule's value, whatever its sign.
 
         u = f(step) g
 
-    `step` counts applied updates from 0: the first update is multiplied by f(0). For the learning rate use
-    `scale_by_learning_rate`, which flips the sign.
+    `step` counts applied updates from 0: the first update is multiplied by f(0). A learning rate that is not negative
+    goes into `scale_by_learning_rate`, which flips the sign.
 
     Args:
-        step_size_fn: a function step -> factor.
+        step_size_fn: a function step -> factor. bind looks at it at a few steps: one that is negative there flips the
+            sign, one that is positive does not, and one of both signs, or that cannot be asked yet, is trusted.
 
     Shapes: elementwise, any.
     Units: dimensionless factor.
@@ -67,11 +73,18 @@ class scale_by_schedule(Transform):
     scale_by_schedule(linear(0.0, 1.0, 100))
     """
 
-    descends = False
     role = "scale"
     per_parameter = True
 
     step_size_fn: Hyper
+
+    def says(self) -> Says:
+        """A negative schedule flips the sign."""
+        return {"descends": self._flips}
+
+    @cached_property
+    def _flips(self) -> bool | None:
+        return is_negative(self.__dict__["step_size_fn"])
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         return self.step_size_fn * g, state
@@ -85,7 +98,7 @@ class scale_by_learning_rate(Transform):
     Args:
         learning_rate: at least 0; a number or a schedule, which reads the applied updates from 0. Write
             `multiply(rate, (selector, 0.1))` for groups with a multiplier, `choose` for groups with their own rates.
-        flip_sign: False multiplies by plus the learning rate: the chain then climbs.
+        flip_sign: False multiplies by plus the learning rate: for updates that point down already, or to climb.
 
     Shapes: elementwise, any.
     Units: weights per unit of the updates before it.
@@ -104,8 +117,8 @@ class scale_by_learning_rate(Transform):
     flip_sign: bool = True
 
     def says(self) -> Says:
-        """It flips the sign, unless told not to."""
-        return {"descends": self.flip_sign}
+        """It flips the sign; who tells it not to is trusted to know why."""
+        return {"descends": True if self.flip_sign else None}
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         return (-self.learning_rate if self.flip_sign else self.learning_rate) * g, state

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.chain import chain
-from gradchain.core.checks import check_chain
+from gradchain.core.checks import check_chain, takes_gradients
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
-from gradchain.core.roles import AverageState, Gate
+from gradchain.core.roles import AverageState, Gate, KeepsWindow
+from gradchain.core.scalars import as_number
 from gradchain.core.state import Links, merged
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
@@ -27,7 +28,9 @@ from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Journal, Pending
+from gradchain.updater.observations import PATIENCE, Observations
 from gradchain.updater.ranks import over_ranks
+from gradchain.updater.saved import CLOCK
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch, Window
@@ -42,12 +45,14 @@ class Bound:
         gradients: its `.grad` fields.
         window: the window that lies in them.
         micro: the micro-batch that comes next.
+        takes_gradients: whether the chain does; one that only averages weights does not.
         state: the chain's state.
         active: the parameters that have any; one that has never had a gradient has none.
         hypers: the hyperparameters and their overrides.
         clocks: named counters; "step" and "micro" are always among them.
         num_skipped: updates that a gate kept from being applied.
         observed: numbers that links may look at.
+        observations: which of those links wait for.
         news: how often each was observed, and the numbers since the last applied update.
         records: the last value of everything that links recorded.
         autocast: the dtype the forward computes in.
@@ -67,11 +72,17 @@ class Bound:
         self.lent_averages: list[str] = []  # addresses of averages whose tensors a user holds
         self.engine = Engine()
         self.journal = Journal(self.engine.forget)
+        self.observations = Observations(tx)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
         scaling = [link for _, link in tx.named if type(link).scale_loss is not Transform.scale_loss]
+        self._windows = any(isinstance(link, KeepsWindow) for _, link, _ in walk(tx, None))
         self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
         self.attach(target)
-        self.active = target.index.subset([f.name for f in target.index.facts if f.parameter.requires_grad])
+        self.takes_gradients = takes_gradients(tx)
+        facts = target.index.facts  # without gradients, what is averaged may move whether it requires one or not
+        self.active = target.index.subset(
+            [f.name for f in facts if f.parameter.requires_grad or not self.takes_gradients]
+        )
         self.state: Links = self.fresh_state()
         check_chain(tx, target.index, self.state, self.now())
 
@@ -95,6 +106,28 @@ class Bound:
         """Keep just the clocks that some schedule reads, and "step" and "micro"; a new one starts at 0."""
         read = [*dict.fromkeys(("step", "micro", *sorted(self.hypers.clocks())))]
         self.clocks = {name: self.clocks.get(name, 0) for name in read}
+
+    def tick(self, clock: str, amount: float) -> None:
+        """Advance a named clock that a schedule reads."""
+        if clock in ("step", "micro"):
+            raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
+        if clock not in self.clocks:
+            known = ", ".join(sorted(set(self.clocks) - {"step", "micro"})) or "none"
+            raise KeyError(f"tick: nothing reads the clock {clock!r}. Clocks that are read: {known}.")
+        number = as_number(amount)
+        if number is None or not CLOCK.holds(number) or not CLOCK.holds(self.clocks[clock] + number):
+            raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
+        self.clocks[clock] += number
+
+    def observe(self, name: str, value: Any) -> None:
+        """Put a number where links see it, once."""
+        number = as_number(value)
+        if not isinstance(name, str) or number is None:
+            raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
+        count, latest = self.news.get(name, (0, []))
+        self.observations.tell_of_misspelling(name, self.observed)
+        self.observed[name] = float(number)
+        self.news[name] = (count + 1, [*latest, float(number)])
 
     def facts(
         self,
@@ -125,7 +158,9 @@ class Bound:
             flushing,
             weight,
             partial(over_ranks, self.target) if self.target.distributed else None,
-            partial(self.micro.mean_weight, weight, self.target) if weight and self.target.distributed else None,
+            None
+            if weight is None or not self.target.distributed
+            else partial(self.micro.mean_weight, weight, self.target),
         )
 
     def now(self) -> Context:
@@ -206,6 +241,8 @@ class Bound:
             only_adds: what the method of that name says.
             waiting: the micro-batch that comes next, where this was not its predecessor's end.
         """
+        if self.observations.awaited and self.clocks["step"] >= PATIENCE:
+            self.observations.tell_of_silence(self.observed)
         journal = self.journal
         journal.open = journal.busy = True
         active, before = self.activated(received)
@@ -232,7 +269,7 @@ class Bound:
         if applied:
             clocks["step"] += 1
             news = {name: (count, []) for name, (count, _) in news.items()} if news else news
-        elif not parked:
+        elif info.reason not in ("window", "empty"):
             skipped += 1
         clocks["micro"] += not step.flushing
         micro, unsynchronised = waiting, window.unsynchronised
@@ -253,6 +290,21 @@ class Bound:
                 window.park()
 
         return follow
+
+    @property
+    def stands_alone(self) -> bool:
+        """Whether each micro-batch is an update of this process alone: no link keeps a window, no rank has a share."""
+        return not self._windows and not self.target.distributed
+
+    def passed_over(self, step: Step, keep_grads: bool) -> UpdateInfo:
+        """What a micro-batch of weight 0 comes to that stands alone: nothing is applied."""
+        self.journal.open = self.journal.busy = True
+        notes = Notes(step)
+        notes.held, notes.detail = ("", "empty"), "the micro-batch has weight 0"
+        outcome = Outcome(False, self.state, notes, Commit())
+        info = self.info(outcome, step)
+        self.journal.write(Pending(Commit(), self._following(outcome, info, step, self.active, keep_grads, None)))
+        return info
 
     def _tell_of_new_averages(self) -> None:
         """A kernel writes averages where they lie; autograd must know, for a graph of the user's may hold them."""

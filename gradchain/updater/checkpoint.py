@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -20,6 +21,9 @@ from gradchain.updater.memory import without_repeats
 from gradchain.updater.saved import FORMAT, check, unexpected
 from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, kind_of, to_dict
 
+_waiting: tuple[weakref.ref[Checkpoint], ...] = ()
+"""Those whose state was loaded without weights, and whose weights no updater has updated since."""
+
 
 class Checkpoint:
     """Reads and writes one bound chain."""
@@ -27,6 +31,21 @@ class Checkpoint:
     def __init__(self, bound: Bound) -> None:
         self._bound = bound
         self._loaded: dict[str, int] | None = None  # the fingerprint of a state loaded since the last update
+        self._seen: tuple[weakref.ref[Checkpoint], ...] = ()  # those that waited when this last looked
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": ()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._wait(self._loaded)
+
+    def _wait(self, loaded: Mapping[str, int] | None) -> None:
+        """Have the next update of these weights look whether they are those that a state was saved with."""
+        global _waiting
+        self._loaded = None if loaded is None else dict(loaded)
+        if loaded is not None:
+            _waiting = (*_waiting, weakref.ref(self))
 
     # out
 
@@ -65,14 +84,14 @@ class Checkpoint:
 
     # in
 
-    def stage(self, saved: Mapping[str, Any], strict: bool) -> Callable[..., LoadReport]:
-        """Check a saved state; the function returned makes it the updater's."""
+    def stage(self, saved: Mapping[str, Any], strict: bool, weights: bool = False) -> Callable[..., LoadReport]:
+        """Check a saved state; the function returned makes it the updater's. Whether its weights come with it."""
         try:
-            return self._staged(saved, strict)
+            return self._staged(saved, strict, weights)
         except RecursionError:
             raise ValueError("load_state_dict: the state is nested deeper than any is, or holds itself.") from None
 
-    def _staged(self, saved: Mapping[str, Any], strict: bool) -> Callable[..., LoadReport]:
+    def _staged(self, saved: Mapping[str, Any], strict: bool, weights: bool) -> Callable[..., LoadReport]:
         bound, report = self._bound, LoadReport()
         bound.target.check()
         check(saved)
@@ -103,7 +122,7 @@ class Checkpoint:
             bound.observed = dict(saved["observed"])
             bound.news = {name: (count, latest) for name, (count, *latest) in saved["news"].items()}
             bound.num_skipped = saved["num_skipped"]
-            self._loaded = dict(saved["fingerprint"])
+            self._wait(None if weights else saved["fingerprint"])
 
         def commit(writes: Commit | None = None) -> LoadReport:
             bound.journal.discard()
@@ -154,7 +173,7 @@ class Checkpoint:
         weights, buffers = self._bound.parameters(), self._bound.target.buffers()
         for what, places, saved in (("weight", weights, contents["weights"]), ("buffer", buffers, contents["buffers"])):
             _check_tensors(what, places, saved)
-        commit_state = self.stage(contents["state"], True)
+        commit_state = self.stage(contents["state"], True, weights=True)
 
         def commit() -> LoadReport:
             writes = Commit()
@@ -167,17 +186,32 @@ class Checkpoint:
         return commit
 
     def warn_of_other_weights(self) -> None:
-        """Once after a load: the state belongs to weights, and those of the model should be they."""
-        if self._loaded is None:
-            return
-        saved, self._loaded = self._loaded, None
-        now = fingerprint(self._bound.parameters())
+        """Once after a load: the state belongs to weights, and those of the model should be they.
+
+        Updaters may share weights: the first update of any of them is the last look at what was loaded.
+        """
+        if _waiting is not self._seen:
+            self._look()
+
+    def _look(self) -> None:
+        global _waiting
+        mine = set(map(id, self._bound.target.known))
+        there = [other for other in (ref() for ref in _waiting) if other is not None and other._loaded is not None]
+        ended = [other for other in there if not mine.isdisjoint(map(id, other._bound.target.known))]
+        _waiting = self._seen = tuple(weakref.ref(other) for other in there if other not in ended)
+        for other in ended:
+            other._compare()
+
+    def _compare(self) -> None:
+        saved, self._loaded = self._loaded or {}, None
+        target = self._bound.target  # as last seen: a look might raise for what is another updater's to say
+        now = fingerprint(dict(zip(target.index.names, target.known, strict=True)))
         other = [name for name in now if name in saved and now[name] != saved[name]]
         if other:
             warnings.warn(
                 f"update: the state was saved with other weights: {len(other)} of {len(now)} parameters differ, first "
                 f"{other[0]!r}. Load the weights too, or use updater.save and updater.load.",
-                stacklevel=5,
+                stacklevel=8,  # whoever called update or step
             )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
+from gradchain.updater.autograd import raise_explained
 from gradchain.updater.bound import Bound
 from gradchain.updater.gradients import Gradients
 from gradchain.updater.ranks import over_ranks
@@ -39,7 +40,12 @@ class Evaluation:
             gradients.clear()
             with torch.enable_grad():
                 loss = self._closure()
-                self._bound.scaled(loss, self._bound.micro.weight).backward()
+                scaled = self._bound.scaled(loss, self._bound.micro.weight)
+                try:
+                    scaled.backward()
+                except RuntimeError as error:
+                    raise_explained(error)
+                    raise
             found = gradients.gather(another_comes=True)
         finally:
             journal.home()

@@ -20,7 +20,8 @@ from gradchain.updater.state_dict import states
 
 def explanation(bound: Bound, source: bool) -> str:
     """The plan of the last step in words, line by line; with `source`, the kernels too."""
-    return "\n".join([*_head(bound), *_kernels(bound, source), *_state(bound), *_schedules(bound)])
+    waiting = bound.observations.silent(bound.observed)
+    return "\n".join([*_head(bound), *_kernels(bound, source), *_state(bound), *_schedules(bound), *waiting])
 
 
 def _head(bound: Bound) -> Iterator[str]:

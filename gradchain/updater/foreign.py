@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import difflib
+from collections.abc import Iterable, Mapping
 
-_NAMES = {
+from gradchain.words.arguments import cure, not_taken
+
+NAMES = {
     "param_groups": "hyperparams() reads the numbers, override(name, value) sets them, masked and partition group",
     "state": "state_dict()",
     "get_lr": "hyperparams()",
@@ -36,8 +38,30 @@ _NAMES = {
     "initialize_count_status": "flush() or update(loss, last=True) for a window that is not full",
     "clip_grad": "clip_by_norm(…) in the chain",
     "minimize": "update(loss)",
+    "train": "averaged(), which has the average weights inside `with` only",
+    "eval": "averaged(), which has the average weights inside `with` only",
+    "module": "averages(), or averaged()",
+    "update_parameters": "average_params(…) in the chain, which every update moves",
+    "store": "averaged(), which puts the weights back after `with`",
+    "restore": "averaged(), which puts the weights back after `with`",
+    "copy_to": "copy_average_to(module)",
+    "ema": "averages()",
+    "no_sync": "context(), which withholds synchronisation inside a window",
+    "last_epoch": "num_updates, or clocks",
+    "clip_grad_norm_": "clip_by_norm(…) in the chain",
+    "parameters": "names",
+    "named_parameters": "names",
+    "model": "names; it is the model that you bound",
+    "grad_norm": "metrics['clip_by_norm.norm']",
+    "load_checkpoint": "load(path)",
+    "save_checkpoint": "save(path)",
+    "init": "state_dict(): bind made the state",
+    "accumulate": "accumulate(…) in the chain",
     "apply_gradients": "step(grads=…)",
 }
+
+BIND = ("autocast", "in_backward")
+"""What `bind` takes besides the target."""
 
 _OPTIONS = {
     "lr": "the learning rate is in the chain: scale_by_learning_rate(…)",
@@ -62,16 +86,25 @@ _OPTIONS = {
 }
 
 
-def answer(name: str) -> str:
+def answer(name: str, known: Iterable[str]) -> str:
     """The sentence for an attribute that an Updater does not have."""
-    if name in _NAMES:
-        return f"Updater: has no {name!r}; use {_NAMES[name]}."
-    return f"Updater: has no {name!r}."
+    if name in NAMES:
+        return f"Updater: has no {name!r}; use {NAMES[name]}."
+    near = [] if name[:1] == "_" else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"Updater: has no {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
 
 
-def refuse_options(options: Mapping[str, Any]) -> None:
+def refuse_arguments(owner: str, options: Mapping[str, object], takes: Iterable[str] = ()) -> None:
+    """TypeError for an argument that a method of the Updater does not take."""
+    names = list(takes)
+    for name in options:
+        if name not in names:
+            raise TypeError(not_taken(owner, name, names))
+
+
+def refuse_options(options: Mapping[str, object]) -> None:
     """TypeError for an argument that `bind` does not take."""
     for name in options:
         if name in _OPTIONS:
             raise TypeError(f"bind: does not take {name!r}: {_OPTIONS[name]}.")
-        raise TypeError(f"bind: does not take {name!r}. It takes autocast=.")
+        raise TypeError(f"bind: does not take {name!r}{cure(name, BIND)}. It takes autocast= and in_backward=.")

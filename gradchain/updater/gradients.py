@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import torch
@@ -58,6 +59,16 @@ class Gradients:
         """What tells later whether a backward has reached a parameter."""
         grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
         return grads, [None if g is None else g._version for g in grads]
+
+    @contextmanager
+    def made_zero(self) -> Iterator[None]:
+        """A backward whose gradients are 0, whatever the loss is."""
+        handles = [p.register_hook(torch.zeros_like) for p in self._target.known if p.requires_grad]  # type: ignore[no-untyped-call]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def reached(self, marks: Marks | None) -> bool:
         """Whether some gradient is another one, or was added to, since `marks`; without those there was none."""
@@ -122,7 +133,8 @@ class Gradients:
     def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:
         """Gradients that a user passed by name, as updates."""
         if not isinstance(grads, Mapping):
-            cure = "A closure goes to update(closure)." if callable(grads) else "See updater.names."
+            cure = "A loss goes to update(loss)." if isinstance(grads, Tensor) else "See updater.names."
+            cure = "A closure goes to update(closure)." if callable(grads) else cure
             raise TypeError(f"step: grads must map names to gradients, got {type(grads).__name__}. {cure}")
         parameters = dict(zip(self._target.index.names, self._target.parameters(), strict=True))
         found = {}
@@ -207,10 +219,16 @@ def _kept(grad: Tensor) -> Tensor:
 
 def _dense(name: str, grad: Tensor) -> Tensor:
     if grad.layout != torch.strided:
-        raise TypeError(
-            f"step: the gradient of {name!r} is sparse ({grad.layout}). Make it dense: nn.Embedding(sparse=False)."
-        )
+        raise TypeError(sparse(name, grad))
     return grad
+
+
+def sparse(name: str, grad: Tensor) -> str:
+    """The sentence for a gradient that is not dense."""
+    return (
+        f"step: the gradient of {name!r} is sparse ({grad.layout}), and links take dense ones. Make it dense: "
+        "sparse=False in nn.Embedding, nn.EmbeddingBag or F.embedding, sparse_grad=False in torch.gather."
+    )
 
 
 def owned(tensors: Tensors, lent: set[int]) -> Tensors:

@@ -8,17 +8,17 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from gradchain import schedules
 from gradchain.core.address import find
 from gradchain.core.config import from_config, to_config
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, Interval, Override, is_number, varies
 from gradchain.core.index import Index
-from gradchain.core.scalars import Scalars, on_host
+from gradchain.core.scalars import Scalars, as_number, on_host
 from gradchain.core.spread import Spread
 from gradchain.core.step import Step
 from gradchain.core.transform import Transform, walk
 from gradchain.schedules import Schedule
+from gradchain.schedules import clocks_of as read_by
 from gradchain.selectors import PerParameter
 from gradchain.selectors.rules import starts_of
 
@@ -151,6 +151,8 @@ class Hyperparameters:
     def override(self, name: str, value: Any, factor: float | None, clocks: Mapping[str, float]) -> None:
         """Put a number, a schedule or a factor in place of a hyperparameter; neither of them ends that."""
         full = find(name, self._fields, "override")
+        number = as_number(factor)
+        factor = factor if number is None else number
         if value is None and factor is None:
             self.overrides.pop(full, None)
             return
@@ -158,8 +160,7 @@ class Hyperparameters:
             raise ValueError("override: give a value or factor=, not both.")
         override = self._checked(full, Override(value, factor))
         if factor is not None:
-            address, link, hyper = self._fields[full]
-            link.value_of(hyper, self._sight(address, clocks, {full: override}))  # raises where it is out of range
+            self._check_factor(full, override, clocks)
         self.overrides[full] = override
 
     def _checked(self, full: str, override: Override) -> Override:
@@ -177,6 +178,22 @@ class Hyperparameters:
         link.check_uniform(hyper.name, value)
         check_spread(value, hyper, address, self._seen[address])
         return made
+
+    def _check_factor(self, full: str, override: Override, clocks: Mapping[str, float]) -> None:
+        """ValueError where a factor takes a hyperparameter out of its range: now, or whatever it will be."""
+        address, link, hyper = self._fields[full]
+        now = link.value_of(hyper, self._sight(address, clocks, {}))
+        assert override.factor is not None
+        found = f", which makes {now * override.factor:.6g} of {now:.6g}" if is_number(now) else ""
+        rule = f"override: factor must leave {full} {hyper.interval.rule}, got {override.factor!r}{found}."
+        if override.factor < 0 and not hyper.interval.has_negatives:  # a schedule may be at 0 now
+            raise ValueError(rule)
+        try:
+            link.value_of(hyper, self._sight(address, clocks, {full: override}))
+        except ValueError:
+            if is_number(now) and hyper.interval.holds(now * override.factor):
+                raise  # its optimizer class refuses
+            raise ValueError(rule) from None
 
     def saved_overrides(self) -> dict[str, Any]:
         """The overrides as plain data."""
@@ -252,4 +269,4 @@ def clocks_of(value: Any) -> frozenset[str]:
     """The clocks that a hyperparameter's value reads; a number reads none."""
     if isinstance(value, Tensor) or not callable(value):
         return frozenset()
-    return schedules.clocks_of(value)
+    return read_by(value)

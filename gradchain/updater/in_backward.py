@@ -6,16 +6,21 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.transform import walk
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
 from gradchain.updater.bound import Bound
+from gradchain.updater.gradients import sparse
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Pending
+from gradchain.updater.ranks import AFTER_ITS_TURN, Replicas
+from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch
 
 
@@ -25,11 +30,15 @@ class InBackward:
     No gradient outlives its parameter's turn, so the peak of memory is lower by nearly all gradients. Only chains in
     which each parameter's update depends on that parameter alone can do so. An exception in backward leaves the
     parameters that had their turn updated, each wholly, and the updater torn: it refuses everything until a load.
+
+    On several ranks a gradient must be whole when its turn comes: FSDP2 reduces it before, and so do hooks of the
+    user's, after which ours run; DDP does so after it, and is refused.
     """
 
     def __init__(self, bound: Bound) -> None:
-        check(bound)
         self._bound = bound
+        self._replicas = Replicas()
+        self.check(bound.target)
         self._engines: dict[str, Engine] = {}
         self._states: dict[str, Links] | None = None  # the new states of this backward; None outside one
         self._info: UpdateInfo | None = None
@@ -41,30 +50,47 @@ class InBackward:
         They go with this: the model holds nothing of it, and is left nothing.
         """
         wanted = {name: p for name, p in self._bound.parameters().items() if p.requires_grad}
-        handles = [
+        self._handles = [
             parameter.register_post_accumulate_grad_hook(_hook(name, weakref.ref(self)))  # type: ignore[no-untyped-call]
             for name, parameter in wanted.items()
         ]
         self._heard = list(map(id, wanted.values()))
-        self._release = weakref.finalize(self, _remove, handles)
+        self._release = weakref.finalize(self, _remove, self._handles)
         self._release.atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_release"}
+        lost = ("_release", "_handles", "_replicas")
+        return {name: value for name, value in self.__dict__.items() if name not in lost}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
+        self._replicas = Replicas()
         self._listen()  # a copied parameter has no hooks
+
+    def check(self, target: Target, owner: str = "bind") -> None:
+        """ValueError for a chain that needs several gradients at once, or a model of which none is whole in time."""
+        check(self._bound)
+        if self._replicas.reduce(target):
+            raise ValueError(f"{owner}: {AFTER_ITS_TURN}")
 
     def arrived(self, name: str, parameter: Tensor) -> None:
         """Backward has the gradient of a parameter: update it, if this backward is the updater's."""
-        if self._states is not None and parameter.grad is not None:
-            self._update(name, parameter)
+        if self._states is None or parameter.grad is None:
+            return
+        if name in self._states:
+            raise RuntimeError(
+                f"update: {name!r} must have its whole gradient when its turn comes, got more of it later in the same "
+                "backward, as of a reduction over ranks or a module that ran twice under FSDP2 or a reentrant "
+                "checkpoint. Bind without in_backward."
+            )
+        self._update(name, parameter)
 
     def _update(self, name: str, parameter: Tensor) -> None:
         bound = self._bound
         grad, parameter.grad = parameter.grad, None
         assert grad is not None
+        if grad.layout is not torch.strided:
+            raise TypeError(sparse(name, grad))
         received = EagerTensors.at(bound.target.index, {name: grad.detach()})
         active, whole = bound.activated(received)
         engine = self._engines.setdefault(name, Engine())
@@ -82,18 +108,24 @@ class InBackward:
 
         bound.journal.write(Pending(outcome.commit, follow, ends=False))
 
-    def check_micro_batch(self, backwards: int) -> None:
-        """RuntimeError for a second backward before a step: each is an update."""
-        if backwards:
+    def check_ranks(self) -> None:
+        """RuntimeError under DDP, before anything happens."""
+        if self._replicas.reduce(self._bound.target):
+            raise RuntimeError(f"update: {AFTER_ITS_TURN}")
+
+    def check_counted(self, owner: str) -> None:
+        """RuntimeError while the update of a backward waits for the step that counts it."""
+        if self._bound.micro.backwards:
             raise RuntimeError(
-                "backward: with in_backward=True each backward is an update, so there is one to a step. Sum the "
-                "losses, or call update(loss) for each."
+                f"{owner}: a backward has updated the weights, as in_backward=True has it, and waits for its step(), "
+                "which counts the update. Call updater.step() first. Losses of one update are summed before backward."
             )
 
     def open(self) -> None:
         """Backward begins: gradients are taken as they come."""
         self._bound.target.lie()
-        if [id(p) for p in self._bound.target.known if p.requires_grad] != self._heard:
+        wanted = [p for p in self._bound.target.known if p.requires_grad]
+        if list(map(id, wanted)) != self._heard or not all(map(_torch.runs_last, wanted, self._handles)):
             self.remove()
             self._listen()
         self._states, self._info = {}, None
@@ -120,7 +152,7 @@ class InBackward:
     def finish(self) -> UpdateInfo:
         """What the backward before it did, as an update."""
         info, bound = self._info, self._bound
-        if info is None:
+        if info is None or not bound.micro.backwards:  # a load has written over it
             raise RuntimeError(
                 "step: an updater bound with in_backward=True updates in updater.backward(loss), which has not run. "
                 "Call updater.update(loss)."

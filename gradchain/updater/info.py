@@ -15,7 +15,8 @@ class UpdateInfo:
 
     Attributes:
         applied: whether weights changed. Never waits for a device.
-        reason: "applied", "window", "overflow", "nonfinite", or the reason a user's link holds for.
+        reason: "applied", "window", "overflow", "nonfinite", "empty" (all that it would be made of has weight 0), or
+            the reason a user's link holds for.
         detail: a sentence on why the chain was held, where the link gave one.
         loss: the loss as it was given, detached; None where `step` was called on its own.
         step: applied updates before this one.

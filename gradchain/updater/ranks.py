@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import weakref
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from gradchain.core import _torch
 from gradchain.updater.target import Target
@@ -16,6 +20,47 @@ LATE = (
     "this micro-batch would close the window, but it ran without synchronisation over ranks. Say it where the forward "
     "runs: with updater.context(last=True)."
 )
+
+AFTER_ITS_TURN = (
+    "in_backward=True must have each gradient reduced over ranks before its parameter's turn, got a model under "
+    "DistributedDataParallel, which reduces them after it. Bind without in_backward: DDP keeps room for all gradients "
+    "anyway. fully_shard (FSDP2) reduces in time."
+)
+
+
+class Replicas:
+    """The DDP modules that there are, and those that are made from now on, whoever makes them.
+
+    What is bound may not show them: one may bind the module inside, or wrap it later. torch says of each module which
+    other it is given to, and that is all that is asked as long as there is no DDP.
+    """
+
+    def __init__(self) -> None:
+        known: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # else there are none
+            known.update(found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel))
+        self._known = known
+        handle = register_module_module_registration_hook(_noting(known))
+        weakref.finalize(self, handle.remove).atexit = False
+
+    def reduce(self, target: Target) -> bool:
+        """Whether one of them reduces gradients of what is bound."""
+        if not self._known or not self._over(target):
+            return False
+        gc.collect()  # it may be there no more, but for a cycle
+        return self._over(target)
+
+    def _over(self, target: Target) -> bool:
+        bound = set(map(id, target.known))
+        return any(id(p) in bound and p.requires_grad for module in self._known for p in _torch.reduced_by(module))
+
+
+def _noting(known: weakref.WeakSet[DistributedDataParallel]) -> Callable[[nn.Module, str, Any], None]:
+    def note(module: nn.Module, name: str, held: Any) -> None:
+        if isinstance(module, DistributedDataParallel):
+            known.add(module)
+
+    return note
 
 
 @contextmanager

@@ -36,6 +36,7 @@ class Target:
         seen: dict[int, int] = {}
         names: set[str] = set()
         for place in self._found(source):
+            check_dense(place)
             number = seen.get(id(place.tensor))
             if number is None:  # otherwise a tied weight, which is one parameter under its first name
                 check_parameter(place.path, place.tensor)
@@ -159,6 +160,16 @@ def _buffers(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
     for name, child in module._modules.items():
         if child is not None:
             yield from _buffers(child, f"{prefix}{name}.")
+
+
+def check_dense(place: Place) -> None:
+    """ValueError for a parameter whose gradients will be sparse."""
+    owner = place.owner
+    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse and place.tensor.requires_grad:
+        raise ValueError(
+            f"bind: {place.path!r} must have dense gradients, got an {type(owner).__name__} with sparse=True. Make it "
+            "with sparse=False, or set its attribute sparse to False, or freeze it: requires_grad_(False)."
+        )
 
 
 def check_parameter(name: str, tensor: Any, owner: str = "bind") -> None:

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from gradchain.core.chain import chain
-from gradchain.core.hyper import is_number
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
+from gradchain.selectors.base import predicate
 from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
@@ -25,13 +26,13 @@ from gradchain.updater.hyperparameters import Settings
 from gradchain.updater.info import Metrics, UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
-from gradchain.updater.saved import CLOCK
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
-from gradchain.updater.walk import Walk
+from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
+from gradchain.words.arguments import Nothing, answering
 
 if TYPE_CHECKING:
-    from gradchain.selectors import Predicate
+    from gradchain.selectors import SelectorLike
 
 
 class Updater:
@@ -47,7 +48,8 @@ class Updater:
         autocast: the dtype the forward computes in under `context()`; None leaves that to the weights, or to an
             autocast around it.
         in_backward: update each parameter during backward, as soon as its gradient is there, and free the gradient:
-            the peak of memory is lower by nearly all gradients. For chains in which every link is `per_parameter`.
+            the peak of memory is lower by nearly all gradients. For chains in which every link is `per_parameter`. On
+            several ranks a gradient must be reduced before its turn: FSDP2 and hooks of your own do so, DDP does not.
 
     Raises:
         TypeError, ValueError: for what cannot be bound, and for a chain whose order cannot be meant.
@@ -67,7 +69,7 @@ class Updater:
         *,
         autocast: torch.dtype | None = None,
         in_backward: bool = False,
-        **options: Any,
+        **options: Unpack[Nothing],
     ) -> None:
         foreign.refuse_options(options)
         refuse_transforms("bind")
@@ -83,10 +85,10 @@ class Updater:
         self,
         loss: Tensor | Callable[[], Tensor],
         *,
-        weight: float | None = None,
+        weight: float | Tensor | None = None,
         last: bool = False,
         keep_grads: bool = False,
-        **backward: Any,
+        **backward: Unpack[BackwardOptions],
     ) -> UpdateInfo:
         """Backward, the chain, the new weights: all of it or nothing, whatever exception or signal breaks it off.
 
@@ -95,7 +97,8 @@ class Updater:
 
         Args:
             loss: a scalar; or a closure that returns one and does not call backward, for links such as `sam`.
-            weight: what this micro-batch counts in the mean over its window, such as its number of tokens.
+            weight: what this micro-batch counts in the mean over its window, such as its number of tokens; a number, or
+                a tensor of one. With 0 it adds nothing, whatever its loss is, and alone it applies nothing.
             last: close the window with this micro-batch, full or not.
             keep_grads: leave in `.grad` what the chain received, in place of None.
             **backward: retain_graph, create_graph, inputs: as `torch.Tensor.backward` has them.
@@ -105,17 +108,17 @@ class Updater:
                 untouched.
         """
         self._check("update")
+        if backward:
+            foreign.refuse_arguments("update", backward, ("weight", "last", "keep_grads", *BACKWARD))
         return self._bound.journal.guard(self._walk.update, loss, weight, last, keep_grads, **backward)
 
     def backward(
         self,
         loss: Tensor,
         *,
-        weight: float | None = None,
+        weight: float | Tensor | None = None,
         last: bool = False,
-        retain_graph: bool | None = None,
-        create_graph: bool = False,
-        inputs: Any = None,
+        **backward: Unpack[BackwardOptions],
     ) -> None:
         """Backward of a loss through the chain's scaling. May be called often before `step()`: gradients sum.
 
@@ -123,11 +126,17 @@ class Updater:
         window. See `update` for the arguments.
         """
         self._check("backward")
-        options = {"weight": weight, "last": last, "retain_graph": retain_graph, "create_graph": create_graph}
-        self._bound.journal.guard(self._walk.backward, loss, inputs=inputs, **options)
+        if backward:
+            foreign.refuse_arguments("backward", backward, ("weight", "last", *BACKWARD))
+        self._bound.journal.guard(self._walk.backward, loss, weight=weight, last=last, **backward)
 
     def step(
-        self, grads: Mapping[str, Tensor | None] | None = None, *, last: bool = False, keep_grads: bool = False
+        self,
+        grads: Mapping[str, Tensor | None] | None = None,
+        *,
+        last: bool = False,
+        keep_grads: bool = False,
+        **options: Unpack[Nothing],
     ) -> UpdateInfo:
         """The chain and the new weights, from the gradients that lie in `.grad` or are given.
 
@@ -140,14 +149,19 @@ class Updater:
             keep_grads: leave in `.grad` what the chain received, in place of None.
         """
         self._check("step")
+        if options:
+            foreign.refuse_arguments("step", options, ("grads", "last", "keep_grads"))
         with outside_inference():
             return self._bound.journal.guard(self._walk.step, grads, last, keep_grads)
 
+    @answering
     def zero_grad(self) -> None:
         """Drop the gradients and the open window. Weights, state and clocks stay."""
         bound = self._settled()
+        self._walk.check_dropped("zero_grad")
         bound.journal.guard(bound.journal.write, Pending(Commit(), bound.drop_window))
 
+    @answering
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full, by the mean over what it has. Falsy if none is open.
 
@@ -157,6 +171,7 @@ class Updater:
         with outside_inference():
             return self._bound.journal.guard(self._walk.flush)
 
+    @answering
     def context(
         self, *, last: bool | None = None, autocast: torch.dtype | bool | None = None
     ) -> AbstractContextManager[None]:
@@ -250,6 +265,7 @@ class Updater:
         with outside_inference():
             return self._bound.hypers.settings(self._bound.clocks)
 
+    @answering
     def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
         """Set a hyperparameter from now on, in place of the code's: by a value, or times `factor`.
 
@@ -266,30 +282,17 @@ class Updater:
             self._settled().hypers.override(name, value, factor, self._bound.clocks)
             self._bound.follow_clocks()
 
+    @answering
     def tick(self, clock: str, amount: float = 1) -> None:
         """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
-        if clock in ("step", "micro"):
-            raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
-        if clock not in self._settled().clocks:
-            known = sorted(set(self._bound.clocks) - {"step", "micro"})
-            raise KeyError(
-                f"tick: nothing reads the clock {clock!r}. Clocks that are read: {', '.join(known) or 'none'}."
-            )
-        if not CLOCK.holds(amount) or not CLOCK.holds(self._bound.clocks[clock] + amount):
-            raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
-        self._bound.clocks[clock] += amount
+        self._settled().tick(clock, amount)
 
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
 
         Every call counts once, at the next update that is applied.
         """
-        number = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
-        if not isinstance(name, str) or not is_number(number):
-            raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
-        count, latest = self._settled().news.get(name, (0, []))
-        self._bound.observed[name] = float(number)
-        self._bound.news[name] = (count + 1, [*latest, float(number)])
+        self._settled().observe(name, value)
 
     def explain(self, *, source: bool = False) -> str:
         """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
@@ -353,6 +356,7 @@ class Updater:
 
     # state
 
+    @answering
     def state_dict(self, *, sync: bool = False) -> dict[str, Any]:
         """Everything but the weights as plain data that shares no memory with the live state.
 
@@ -363,11 +367,7 @@ class Updater:
             RuntimeError: inside such a window without `sync`.
         """
         self._check("state_dict")
-        if self._bound.micro.backwards:
-            raise RuntimeError(
-                "state_dict: a backward is waiting for its step(), and its gradient would be lost. Call updater.step() "
-                "first, or updater.zero_grad() to drop it."
-            )
+        self._walk.check_waiting("state_dict", "its gradient would be lost")
         if self._bound.window.unsynchronised and not sync:
             raise RuntimeError(
                 "state_dict: the open window differs from rank to rank. Save where a window closes, or call "
@@ -462,27 +462,24 @@ class Updater:
             ValueError: a parameter has another shape than its state, and no `remap`.
         """
         self._check("rebind")
+        self._walk.check_dropped("rebind")
         with outside_inference():
-            anew = self._walk.hook_anew
-            return self._bound.journal.guard(rebound, self._bound, Target(target), remap or {}, anew)
+            changed, anew = self._walk.suitable(Target(target)), self._walk.hook_anew
+            return self._bound.journal.guard(rebound, self._bound, changed, remap or {}, anew)
 
-    def reset(self, selector: Predicate | None = None) -> None:
+    def reset(self, selector: SelectorLike | None = None) -> None:
         """Start the state afresh, of all parameters or those a selector matches. Clocks and weights stay."""
         self._check("reset")
         with outside_inference():
             bound = self._bound
-            members = None if selector is None else bound.active.members(selector)
+            members = None if selector is None else bound.active.members(predicate(selector, "reset"))
             bound.state = bound.journal.guard(lambda: restarted(bound.state, bound.fresh_state(), members))
 
     # copies
 
     def __getstate__(self) -> dict[str, Any]:
         self._check("copy")
-        if self._bound.micro.backwards:
-            raise RuntimeError(
-                "copy: a backward is waiting for its step(), and torch copies no gradient of a parameter. Call "
-                "updater.step() first, or updater.zero_grad() to drop it."
-            )
+        self._walk.check_waiting("copy", "torch copies no gradient of a parameter")
         return self.__dict__
 
     def __copy__(self) -> NoReturn:
@@ -494,5 +491,7 @@ class Updater:
     def __repr__(self) -> str:
         return f"{self._bound.chain!r}.bind(<{len(self.names)} parameters>)"
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(foreign.answer(name))
+    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(foreign.answer(name, (n for n in dir(Updater) if n[:1] != "_")))

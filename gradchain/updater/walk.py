@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
 
 from gradchain.core.roles import WindowState
 from gradchain.core.state import Links
+from gradchain.updater.autograd import raise_explained
 from gradchain.updater.bound import Bound
 from gradchain.updater.checkpoint import Checkpoint
 from gradchain.updater.evaluation import Evaluation
@@ -24,7 +26,24 @@ from gradchain.updater.info import UpdateInfo
 from gradchain.updater.modes import refuse_inference
 from gradchain.updater.ranks import LATE, withheld
 from gradchain.updater.state_dict import states
-from gradchain.updater.window import MicroBatch
+from gradchain.updater.target import Target
+from gradchain.updater.window import MicroBatch, weight_of
+
+_NO_GRADIENTS = (
+    "a chain that only averages the weights takes no gradients. Call updater.step({}) after the weights have moved, or "
+    "put an optimizer in front of the average."
+)
+
+
+class BackwardOptions(TypedDict, total=False):
+    """What a backward takes besides the loss, as `torch.Tensor.backward` has it."""
+
+    retain_graph: bool | None
+    create_graph: bool
+    inputs: Any
+
+
+BACKWARD = tuple(BackwardOptions.__annotations__)
 
 
 class Walk:
@@ -51,7 +70,7 @@ class Walk:
         self._wire()
 
     def update(
-        self, loss: Tensor | Callable[[], Tensor], weight: float | None, last: bool, keep_grads: bool, **backward: Any
+        self, loss: Tensor | Callable[[], Tensor], weight: Any, last: bool, keep_grads: bool, **backward: Any
     ) -> UpdateInfo:
         """Backward, the chain, the new weights."""
         closure = None
@@ -74,25 +93,39 @@ class Walk:
         self,
         loss: Tensor,
         *,
-        weight: float | None = None,
+        weight: Any = None,
         last: bool = False,
         retain_graph: bool | None = None,
         create_graph: bool = False,
         inputs: Any = None,
     ) -> None:
         refuse_inference("backward")
+        if not self.bound.takes_gradients:
+            raise RuntimeError(f"update: {_NO_GRADIENTS}")
         micro = self.bound.micro
+        if weight is not None:
+            weight = weight_of(weight)
         micro.check(loss, weight, self.bound.gated)
         if self.in_backward is not None:
-            self.in_backward.check_micro_batch(micro.backwards)
+            self.in_backward.check_counted("update")
+            self.in_backward.check_ranks()
         self._refuse_late_closing("update", last)
+        if weight == 0 and self.in_backward is not None and self.bound.stands_alone:
+            micro.weight = weight
+            micro.add(loss)
+            return  # its hooks would update
         # may raise, as a schedule may: nothing has happened yet, and the open window stays
         scaled = self.bound.scaled(loss, weight)
         marks = self._opened(micro, weight)
         micro.last = micro.last or last
-        with withheld(self.bound.target, self.bound.withholds()):
+        withhold = self.bound.withholds()
+        with withheld(self.bound.target, withhold) if weight != 0 else self._of_nothing(withhold):
             micro.unsynchronised = micro.unsynchronised or self._gradients_withheld()
-            scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+            try:
+                scaled.backward(retain_graph=retain_graph, create_graph=create_graph, inputs=inputs)
+            except RuntimeError as error:
+                raise_explained(error)
+                raise
         reached = self.bound.gradients.reached(marks) if self.in_backward is None else self.in_backward.close()
         if not reached and not self._gradients_withheld():
             raise RuntimeError(
@@ -101,6 +134,12 @@ class Walk:
             )
         micro.add(loss)
         self.bound.window.begun = True
+
+    @contextmanager
+    def _of_nothing(self, withhold: bool) -> Iterator[None]:
+        """The backward of a micro-batch of weight 0, whose gradients are 0; it runs, for ranks meet in it."""
+        with withheld(self.bound.target, withhold), self.bound.gradients.made_zero():
+            yield
 
     def _opened(self, micro: MicroBatch, weight: float | None) -> Marks | None:
         """Before a backward: `.grad` and the window as it wants them. What tells later whether it reached them."""
@@ -145,13 +184,19 @@ class Walk:
         last: bool = False,
         look: bool = True,
     ) -> UpdateInfo:
-        if self.in_backward is not None and grads is None:
-            return self.in_backward.finish()
+        if not self.bound.takes_gradients:
+            grads, keep_grads = self._no_gradients(grads), True  # those in `.grad` are for somebody else
+        elif self.bound.micro.weight == 0 and grads is None and self.bound.stands_alone:
+            return self.bound.passed_over(self.bound.facts(), keep_grads)
+        elif self.in_backward is not None:
+            if grads is None:
+                return self.in_backward.finish()
+            self.in_backward.check_counted("step")
         micro, window = self.bound.micro, self.bound.window
         scaled = micro.backwards > 0 and grads is None
         gradients = self.bound.gradients
         received = gradients.gather(look, closure is not None) if grads is None else gradients.given(grads)
-        if not len(received) and not self._gradients_withheld():
+        if not len(received) and self.bound.takes_gradients and not self._gradients_withheld():
             raise RuntimeError(
                 "step: no bound parameter has a gradient. Call updater.update(loss), or loss.backward() first."
             )
@@ -169,11 +214,39 @@ class Walk:
         lent = keep_grads or grads is not None
         return self.bound.run(received, step, lent, keep_grads=keep_grads, only_adds=only_adds)
 
+    def check_waiting(self, owner: str, lost: str) -> None:
+        """RuntimeError while a backward waits for its step: `lost` says what would become of its gradient."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted(owner)
+        if self.bound.micro.backwards:
+            raise RuntimeError(
+                f"{owner}: a backward is waiting for its step(), and {lost}. Call updater.step() first, or "
+                "updater.zero_grad() to drop it."
+            )
+
+    def check_dropped(self, owner: str) -> None:
+        """RuntimeError where the updater cannot drop what a backward did: it has updated the weights."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted(owner)
+
+    @staticmethod
+    def _no_gradients(grads: Mapping[str, Tensor | None] | None) -> Mapping[str, Tensor | None]:
+        """What a step takes where the chain takes no gradients. RuntimeError where some are given."""
+        if grads and any(grad is not None for grad in grads.values()):
+            raise RuntimeError(f"step: {_NO_GRADIENTS}")
+        return {} if grads is None else grads
+
     def hook_anew(self) -> None:
         """The model is another: hooks go from the old parameters to the new ones."""
         if self.in_backward is not None:
             self.in_backward.remove()
             self.in_backward = InBackward(self.bound)
+
+    def suitable(self, target: Target) -> Target:
+        """This model, if it may be rebound to; else ValueError."""
+        if self.in_backward is not None:
+            self.in_backward.check(target, "rebind")
+        return target
 
     # windows
 
@@ -225,6 +298,8 @@ class Walk:
 
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full."""
+        if self.in_backward is not None:
+            self.in_backward.check_counted("flush")
         if self.bound.micro.backwards:
             raise RuntimeError("flush: a backward is waiting for its step(). Call updater.step(last=True).")
         self.bound.state = self.bound.window.reduced(self.bound.state, "flush")

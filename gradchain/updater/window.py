@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +14,8 @@ from torch import Tensor
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
-from gradchain.core.hyper import is_number
 from gradchain.core.roles import KeepsWindow, WindowState
+from gradchain.core.scalars import as_number
 from gradchain.core.state import Links
 from gradchain.core.tensors import Tensors
 from gradchain.updater.ranks import (
@@ -26,6 +27,14 @@ from gradchain.updater.ranks import (
     unreduced,
 )
 from gradchain.updater.target import Target
+
+
+def weight_of(given: Any) -> float:
+    """The weight of a micro-batch as Python has it, read from wherever it lies. ValueError where it can be none."""
+    number = as_number(given)
+    if number is None or not 0 <= number <= sys.float_info.max:
+        raise ValueError(f"update: weight must be a finite number of at least 0, got {given!r}.")
+    return number
 
 
 @dataclass
@@ -56,12 +65,14 @@ class MicroBatch:
 
         Args:
             loss: what the user passed.
-            weight: the weight of the micro-batch, or None.
+            weight: the weight of the micro-batch, a number, or None.
             gated: gives whether a link will stop a non-finite gradient.
         """
         if not isinstance(loss, Tensor):
             got = type(loss).__name__
-            raise TypeError(f"update: loss must be a scalar tensor or a closure that returns one, got {got}.")
+            cure = " Return the loss." if loss is None else ""
+            cure = " It must have its graph: leave out .item()." if isinstance(loss, (int, float)) else cure
+            raise TypeError(f"update: loss must be a scalar tensor or a closure that returns one, got {got}.{cure}")
         if loss.numel() != 1:
             raise ValueError(f"update: loss must be a scalar, got shape {tuple(loss.shape)}. Reduce it: loss.mean().")
         if loss.is_complex():
@@ -70,12 +81,12 @@ class MicroBatch:
             raise ValueError(
                 "update: loss has no graph: it was computed under torch.no_grad(), detached, or from no parameter."
             )
-        if weight is not None and not (is_number(weight) and 0 < weight < math.inf):
-            raise ValueError(f"update: weight must be a finite number above 0, got {weight!r}.")
         if self.backwards and weight != self.weight:
             raise ValueError(
                 f"update: weight must be that of the micro-batch's first backward, {self.weight!r}, got {weight!r}."
             )
+        if weight == 0:
+            return  # a mean over no labels is NaN, and nothing is made of it
         if loss.device.type == "cpu" and not math.isfinite(loss.item()) and not gated():
             raise FloatingPointError(
                 f"update: loss is {loss.item()}; weights and state are untouched. To skip such updates put "

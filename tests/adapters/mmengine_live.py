@@ -9,8 +9,9 @@ import warnings
 from typing import Any
 
 import torch
-from mmengine.optim import DefaultOptimWrapperConstructor, OptimWrapper
-from mmengine.registry import PARAM_SCHEDULERS
+from later import later
+
+optim, registry = later("mmengine.optim"), later("mmengine.registry")
 
 logging.disable(logging.CRITICAL)  # MMEngine logs every registration that it does not find in a scope
 
@@ -51,7 +52,7 @@ def trajectory(
     """The values at every iteration: built in list order, then by iteration, and at the end of an epoch by epoch."""
     total = max_iters if max_epochs is None else max_epochs * epoch_length
     assert total is not None
-    wrapper = OptimWrapper(optimizer)
+    wrapper = optim.OptimWrapper(optimizer)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the order of step calls, which nothing here depends on
         built = []
@@ -59,7 +60,9 @@ def trajectory(
             by_epoch = scheduler.get("by_epoch", True)
             scheduler.setdefault("end", (max_epochs or 1) if by_epoch else total)
             built.append(
-                PARAM_SCHEDULERS.build(scheduler, default_args={"optimizer": wrapper, "epoch_length": epoch_length})
+                registry.PARAM_SCHEDULERS.build(
+                    scheduler, default_args={"optimizer": wrapper, "epoch_length": epoch_length}
+                )
             )
         seen = []
         for i in range(total):
@@ -173,7 +176,7 @@ class Run:
 def constructed(model: torch.nn.Module, wrapper: dict[str, Any]) -> dict[str, dict[str, Any] | None]:
     """What its own constructor makes of a paramwise_cfg: by name, the settings of the group."""
     config = copy.deepcopy(wrapper)
-    groups = DefaultOptimWrapperConstructor(config, config.pop("paramwise_cfg"))(model).optimizer.param_groups
+    groups = optim.DefaultOptimWrapperConstructor(config, config.pop("paramwise_cfg"))(model).optimizer.param_groups
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     settings: dict[str, Any] = dict.fromkeys(names.values())
     for group in groups:

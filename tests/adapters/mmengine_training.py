@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -10,28 +11,30 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
-import mmengine_live  # noqa: F401  # it silences MMEngine's log
 import torch
-from mmengine.hooks import EMAHook
-from mmengine.model.averaged_model import ExponentialMovingAverage
-from mmengine.optim import OptimWrapperDict, build_optim_wrapper
-from mmengine.registry import MODELS, PARAM_SCHEDULERS
+from later import later
+from mmengine_live import optim, registry
 from torch import Tensor, nn
 
 from gradchain.adapters import mmengine
 
+averaged_model, hooks = later("mmengine.model.averaged_model"), later("mmengine.hooks")
 
-@MODELS.register_module(force=True)
-class ExpMomentumEMA(ExponentialMovingAverage):  # type: ignore[misc]  # mmengine has no types
-    """mmdet's, which is no part of MMEngine: its formula, as notes have it."""
 
-    def __init__(self, model: nn.Module, momentum: float = 0.0002, gamma: int = 2000, **given: Any) -> None:
-        super().__init__(model, momentum=momentum, **given)
-        self.gamma = gamma
+@functools.cache
+def exp_momentum_ema() -> Any:
+    """mmdet's average, which is no part of MMEngine: its formula, as notes have it. MMEngine then knows it by name."""
 
-    def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
-        momentum = (1 - self.momentum) * math.exp(-float(1 + steps) / self.gamma) + self.momentum
-        averaged_param.lerp_(source_param, momentum)
+    class ExpMomentumEMA(averaged_model.ExponentialMovingAverage):  # type: ignore[misc]  # mmengine has no types
+        def __init__(self, model: nn.Module, momentum: float = 0.0002, gamma: int = 2000, **given: Any) -> None:
+            super().__init__(model, momentum=momentum, **given)
+            self.gamma = gamma
+
+        def avg_func(self, averaged_param: Tensor, source_param: Tensor, steps: int) -> None:
+            momentum = (1 - self.momentum) * math.exp(-float(1 + steps) / self.gamma) + self.momentum
+            averaged_param.lerp_(source_param, momentum)
+
+    return registry.MODELS.register_module(force=True)(ExpMomentumEMA)
 
 
 class Small(nn.Module):
@@ -93,7 +96,8 @@ class Training:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the order of step calls, which is the Runner's
             schedulers = self._schedulers(wrapper)
-            hook = next((EMAHook(**{k: v for k, v in h.items() if k != "type"}) for h in self.hooks or ()), None)
+            exp_momentum_ema()
+            hook = next((hooks.EMAHook(**{k: v for k, v in h.items() if k != "type"}) for h in self.hooks or ()), None)
             runner = SimpleNamespace(model=net, iter=0, epoch=0, max_iters=self.steps, max_epochs=self.max_epochs or 1)
             if hook is not None:
                 hook.before_run(runner)
@@ -109,14 +113,15 @@ class Training:
     def _wrapper(self, net: Small) -> Any:
         config = copy.deepcopy(dict(self.optim_wrapper))
         if config.get("constructor") != "MultiOptimWrapperConstructor":
-            return build_optim_wrapper(net, config)
+            return optim.build_optim_wrapper(net, config)
         del config["constructor"]
-        return OptimWrapperDict(**{key: build_optim_wrapper(getattr(net, key), one) for key, one in config.items()})
+        made = {key: optim.build_optim_wrapper(getattr(net, key), one) for key, one in config.items()}
+        return optim.OptimWrapperDict(**made)
 
     def _schedulers(self, wrapper: Any) -> list[Any]:
         """In the Runner's order; one list is built for each of several optimizers."""
         given = self.param_scheduler or []
-        several = isinstance(wrapper, OptimWrapperDict)
+        several = isinstance(wrapper, optim.OptimWrapperDict)
         pairs = [(wrapper, given)]
         if several:
             by_key = given if isinstance(given, dict) and "type" not in given else dict.fromkeys(wrapper.keys(), given)
@@ -128,7 +133,7 @@ class Training:
                     end = (self.max_epochs or 1) if entry.get("by_epoch", True) else self.steps
                     entry.setdefault("end", end)
                 default = {"optimizer": of, "epoch_length": self.epoch_length}
-                built.append(PARAM_SCHEDULERS.build(entry, default_args=default))
+                built.append(registry.PARAM_SCHEDULERS.build(entry, default_args=default))
         return built
 
     def _advance(self, schedulers: list[Any], i: int) -> None:
@@ -146,7 +151,7 @@ class Training:
 
     @staticmethod
     def _train_step(net: Small, wrapper: Any, x: Tensor, y: Tensor) -> None:
-        if not isinstance(wrapper, OptimWrapperDict):
+        if not isinstance(wrapper, optim.OptimWrapperDict):
             wrapper.update_params((net(x) - y).square().mean())
             return
         for one in wrapper.values():

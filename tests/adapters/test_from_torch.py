@@ -1,6 +1,7 @@
 """from_torch against the raw optimizers: every class of torch.optim and torch_optimizer, bit for bit."""
 
 import copy
+import inspect
 import warnings
 
 import pytest
@@ -389,15 +390,19 @@ def test_names_in_the_documented_order():
     assert repr(gch.from_torch("Yogi", lr=0.1, betas=[0.9, 0.99])) == 'from_torch("Yogi", lr=0.1, betas=(0.9, 0.99))'
 
 
-LINKS = [gch.from_torch("SGD", lr=gch.linear(0.1, 0.0, 9), momentum=0.9), gch.from_torch("Lamb")]
+MADE = {
+    "scheduled": lambda: gch.from_torch("SGD", lr=gch.linear(0.1, 0.0, 9), momentum=0.9),
+    "plain": lambda: gch.from_torch("Lamb"),
+}
 
 
-@pytest.mark.parametrize("link", LINKS, ids=["scheduled", "plain"])
-def test_a_config_makes_it_again(link):
+@pytest.mark.parametrize("made", MADE.values(), ids=MADE)
+def test_a_config_makes_it_again(made):
     """Through JSON too."""
     import json
     import pickle
 
+    link = made()
     config = gch.to_config(gch.chain(link))
     assert gch.from_config(json.loads(json.dumps(config))) == gch.chain(link)
     assert pickle.loads(pickle.dumps(link)) == link == copy.deepcopy(link) and hash(link) == hash(copy.deepcopy(link))
@@ -436,6 +441,54 @@ def test_refusals(error, sentence, make):
     """Each in a sentence."""
     with pytest.raises(error, match=sentence):
         make()
+
+
+DIFFERENTIABLE = sorted(
+    name
+    for name, cls in vars(torch.optim).items()
+    if isinstance(cls, type) and "differentiable" in inspect.signature(cls).parameters
+)
+
+
+@pytest.mark.parametrize("name", DIFFERENTIABLE)
+def test_a_class_that_is_to_be_differentiable_is_refused_where_it_is_given(name):
+    """Every class of torch that has the argument; given, in a config, or by a class's own default."""
+    cls = getattr(torch.optim, name)
+
+    class by_default(cls):
+        def __init__(self, params, differentiable=True):
+            super().__init__(params, differentiable=differentiable)
+
+    for make in (
+        lambda: gch.from_torch(name, differentiable=True),
+        lambda: gch.from_torch(cls, [("differentiable", True)]),
+        lambda: gch.from_config({"link": "from_torch", "optimizer": name, "differentiable": True}),
+        lambda: gch.from_torch(by_default),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^from_torch: \w+: differentiable must be False, got True: .*torch\.func"
+        ):
+            make()
+    gch.from_torch(name, differentiable=False)
+
+
+def test_what_a_class_asserts_is_told_with_its_name():
+    """Such as capturable=True away from an accelerator: nothing has changed."""
+    updater, model = bound("Adam", lr=0.1, capturable=True)
+    before = copy.deepcopy(model)
+    with pytest.raises(ValueError, match=r"^from_torch: Adam: If capturable=True"):
+        updater.update(loss_of(model, batches()[0]))
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [({"learning_rate": 0.1}, "lr="), ({"b1": 0.9}, "betas="), ({"beta2": 0.9}, "betas="),
+     ({"wd": 0.1}, "weight_decay="), ({"epsilon": 0.1}, "eps=")],
+)  # fmt: skip
+def test_a_word_of_ours_is_answered_with_that_of_the_class(given, written):
+    with pytest.raises(TypeError, match=rf"from_torch: AdamW: .* Write {written}\. It takes: lr, "):
+        gch.from_torch("AdamW", **given)
 
 
 def test_lbfgs_needs_a_closure():

@@ -1,27 +1,13 @@
 """average_params against MMEngine's averaged models, driven as its EMAHook drives them."""
 
-import math
-
 import pytest
 import torch
+from mmengine_training import averaged_model, exp_momentum_ema
 from torch import nn
 
 import gradchain as gch
 
-averaged_model = pytest.importorskip("mmengine.model.averaged_model")
 STEPS = 40
-
-
-class ExpMomentumEMA(averaged_model.ExponentialMovingAverage):
-    """mmdet's, which is not on PyPI for this torch: its formula, as notes have it."""
-
-    def __init__(self, model, gamma, **given):
-        super().__init__(model, **given)
-        self.gamma = gamma
-
-    def avg_func(self, averaged_param, source_param, steps):
-        momentum = (1 - self.momentum) * math.exp(-float(1 + steps) / self.gamma) + self.momentum
-        averaged_param.lerp_(source_param, momentum)
 
 
 def net():
@@ -46,7 +32,7 @@ KINDS = {
         gch.schedules.ema_warmup(0.9, 5),
     ),
     "exp-momentum": (
-        lambda m, **o: ExpMomentumEMA(m, 7, momentum=0.1, **o),
+        lambda m, **o: exp_momentum_ema()(m, momentum=0.1, gamma=7, **o),
         gch.schedules.ema_exponential(0.9, 7),
     ),
     "mean": (lambda m, **o: averaged_model.StochasticWeightAverage(m, **o), "mean"),

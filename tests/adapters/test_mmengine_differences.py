@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.optim import AmpOptimWrapper, build_optim_wrapper
+from mmengine_live import optim
 from torch import nn
 
 from gradchain.adapters import mmengine
@@ -34,7 +34,7 @@ def loss_of(model: nn.Module, i: int = 0) -> torch.Tensor:
 def test_an_open_window_is_in_the_checkpoint() -> None:
     """MMEngine's optimizer wrapper saves neither its count nor the gradients so far."""
     wrapper = {"optimizer": SGD, "accumulative_counts": 4}
-    assert not {"_inner_count", "window"} & set(build_optim_wrapper(net(), wrapper).state_dict())
+    assert not {"_inner_count", "window"} & set(optim.build_optim_wrapper(net(), wrapper).state_dict())
     whole, first = net(), net()
     updater, broken = read(whole, wrapper, FALLING), read(first, wrapper, FALLING)
     for i in range(10):
@@ -81,7 +81,7 @@ def test_float16_runs_on_any_device() -> None:
     model = net(torch.float32)
     if not torch.cuda.is_available():
         with pytest.raises(AssertionError, match="only available training"):
-            AmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+            optim.AmpOptimWrapper(optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     updater = read(model, {"type": "AmpOptimWrapper", "optimizer": SGD})
     with updater.context():
         out = model(torch.ones(1, 2))
@@ -106,7 +106,7 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
     """On the CPU; MMEngine's clip makes NaN of every weight."""
     wrapper = {"optimizer": SGD, "clip_grad": {"max_norm": 1.0}}
     theirs, ours = net(), net()
-    build_optim_wrapper(theirs, copy.deepcopy(wrapper)).update_params(loss_of(theirs) * torch.inf)
+    optim.build_optim_wrapper(theirs, copy.deepcopy(wrapper)).update_params(loss_of(theirs) * torch.inf)
     assert theirs[0].weight.isnan().all()
     with pytest.raises(FloatingPointError, match="weights and state are untouched"):
         read(ours, wrapper).update(loss_of(ours) * torch.inf)
@@ -144,7 +144,7 @@ def test_a_parameter_that_thaws_is_trained() -> None:
     wrapper = {"optimizer": SGD, "paramwise_cfg": {"bias_lr_mult": 2.0}}
     model = net()
     model[0].requires_grad_(False)
-    theirs = build_optim_wrapper(model, copy.deepcopy(wrapper))
+    theirs = optim.build_optim_wrapper(model, copy.deepcopy(wrapper))
     assert not any(p is model[0].weight for group in theirs.optimizer.param_groups for p in group["params"])
     updater, before = read(model, wrapper), model[0].weight.clone()
     updater.update(loss_of(model))

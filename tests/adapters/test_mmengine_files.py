@@ -6,7 +6,7 @@ import re
 import warnings
 
 import pytest
-from mmengine import Config
+from later import later
 
 from gradchain.adapters import mmengine
 
@@ -561,7 +561,7 @@ def by_mmengine(path):
     """What MMEngine reads, without what stands for a place in its packages: the module of a class, `_scope_`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
-        return without_scope(Config.fromfile(path).to_dict())
+        return without_scope(later("mmengine").Config.fromfile(path).to_dict())
 
 
 def without_scope(value):

@@ -17,8 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine.model import BaseModel
-from mmengine.runner import Runner
+from later import later
 from mmengine_stand_in import stand_in
 from mmengine_training import Small, Training, batches, model
 from torch import Tensor
@@ -170,15 +169,18 @@ def test_the_same_weights_after_200_iterations(name: str) -> None:
         assert gch.from_config(gch.to_config(one.chain)) == one.chain
 
 
-class Toy(BaseModel):  # type: ignore[misc]  # mmengine has no types
+def toy() -> Any:
     """The small model as a Runner wants it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = model()
+    class Toy(later("mmengine.model").BaseModel):  # type: ignore[misc]  # mmengine has no types
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = model()
 
-    def forward(self, x: Tensor, y: Tensor, mode: str) -> dict[str, Tensor]:
-        return {"loss": (self.net(x) - y).square().mean()}
+        def forward(self, x: Tensor, y: Tensor, mode: str) -> dict[str, Tensor]:
+            return {"loss": (self.net(x) - y).square().mean()}
+
+    return Toy()
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of")  # accumulation steps schedulers first
@@ -191,8 +193,8 @@ def test_the_runner_itself(tmp_path: Path) -> None:
         hooks=[{"type": "EMAHook", "momentum": 0.02, "begin_iter": 3}],
     )
     logging.disable(logging.CRITICAL)
-    runner = Runner(
-        Toy(), str(tmp_path),
+    runner = later("mmengine.runner").Runner(
+        toy(), str(tmp_path),
         train_dataloader=DataLoader(list(batches(training.epoch_length)), collate_fn=lambda rows: rows[0]),
         train_cfg={"by_epoch": True, "max_epochs": training.max_epochs},
         optim_wrapper=copy.deepcopy(dict(training.optim_wrapper)),
@@ -202,7 +204,7 @@ def test_the_runner_itself(tmp_path: Path) -> None:
         experiment_name="gradchain",
     )  # fmt: skip
     runner.train()
-    net = Toy()
+    net = toy()
     updater = training.updater(net)
     for _ in range(training.max_epochs or 0):
         for x, y in batches(training.epoch_length):

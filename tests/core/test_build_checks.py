@@ -63,7 +63,7 @@ REFUSED = {
     "sign twice": (
         [gch.scale(-1.0), gch.scale_by_adam(), LR],
         "chain: 4 parameters, first '0.weight', would climb: the sign is flipped 2 times, by scale and "
-        "scale_by_learning_rate. Keep one.",
+        "scale_by_learning_rate. Keep one; to climb on purpose write scale_by_learning_rate(…, flip_sign=False).",
     ),
     "clip before unscale": (
         [gch.clip_by_norm(1.0), gch.amp_scale(always=True), LR],
@@ -108,9 +108,14 @@ REFUSED = {
         [gch.masked(gch.amp_scale(always=True), EARLY), LR],
         "chain: masked/amp_scale touches the loss. Put it in the outermost chain.",
     ),
-    "weights inside": (
-        [gch.partition((EARLY, gch.chain(LR, gch.project(torch.sigmoid))), (gch.rest, LR))],
-        "chain: partition/branch/project owns the weights. Put it in the outermost chain.",
+    "project in a branch first": (
+        [gch.partition((EARLY, gch.chain(gch.project(torch.sigmoid), LR)), (gch.rest, LR))],
+        "chain: partition/branch/project owns the weights, but partition/branch/scale_by_learning_rate comes after it. "
+        "Put partition/branch/project after that.",
+    ),
+    "project in a mask, then others": (
+        [LR, gch.masked(gch.project(torch.sigmoid), EARLY), gch.masked(gch.trace(0.9), LATE)],
+        "chain: masked/project owns the weights, but masked#2/trace comes after it. Put masked/project after that.",
     ),
     "average inside": (
         [gch.partition((EARLY, gch.chain(LR, gch.average_params(0.9))), (gch.rest, LR))],
@@ -151,6 +156,10 @@ def test_refused(kind):
         assert str(raised.value) == sentence
 
 
+OF_THE_STEP = (
+    "it bounds the step, with the learning rate in it, and not the gradient. To clip gradients put it first; to clip "
+    "their direction put it right before the learning rate."
+)
 WARNED = {
     "scale divided out": (
         [gch.scale(0.1), gch.scale_by_adam(), LR], {},
@@ -169,6 +178,41 @@ WARNED = {
         [gch.amp_scale(), LR], {},
         "bind: amp_scale does nothing: neither the autocast nor a parameter is float16. Bind with "
         "autocast=torch.float16, or leave it out.",
+    ),
+    "a clip of the step": (
+        [LR, gch.clip_by_norm(1.0)], {}, f"chain: clip_by_norm comes after scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip behind an alias": (
+        [gch.sgd(0.1, momentum=0.9), gch.clip_by_value(1.0)], {},
+        f"chain: clip_by_value comes after scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip behind a negative scale": (
+        [gch.scale_by_adam(), gch.scale(-0.1), gch.clip_by_norm(1.0, per="tensor")], {},
+        f"chain: clip_by_norm comes after scale: {OF_THE_STEP}",
+    ),
+    "a clip behind branches": (
+        [gch.partition((EARLY, gch.adam(0.1)), (gch.rest, gch.sgd(0.2))), gch.clip_by_norm(1.0)], {},
+        f"chain: clip_by_norm comes after partition/branch/scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip in a branch": (
+        [gch.partition((EARLY, gch.chain(gch.adam(0.1), gch.clip_by_norm(1.0))), (gch.rest, gch.sgd(0.2)))], {},
+        f"chain: partition/branch/clip_by_norm comes after partition/branch/scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip in a mask": (
+        [LR, gch.masked(gch.clip_by_value(1.0), EARLY)], {},
+        f"chain: masked/clip_by_value comes after scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip behind a class in a branch": (
+        [gch.partition((EARLY, gch.from_torch("SGD", lr=0.1)), (gch.rest, gch.sgd(0.2))), gch.clip_by_norm(1.0)], {},
+        f"chain: clip_by_norm comes after partition/branch/from_torch: {OF_THE_STEP}",
+    ),
+    "a scheduled clip": (
+        [LR, gch.clip_by_norm(gch.linear(1.0, 2.0, 3))], {},
+        f"chain: clip_by_norm comes after scale_by_learning_rate: {OF_THE_STEP}",
+    ),
+    "a clip behind a rate that climbs on purpose": (
+        [gch.scale_by_learning_rate(0.1, flip_sign=False), gch.clip_by_norm(1.0), gch.scale(-1.0)], {},
+        f"chain: clip_by_norm comes after scale_by_learning_rate: {OF_THE_STEP}",
     ),
 }  # fmt: skip
 
@@ -204,10 +248,15 @@ LEGITIMATE = {
     "decay then clip then rate": [gch.add_decayed_weights(0.1), gch.clip_by_norm(1.0), LR],
     "clip of the direction": [gch.scale_by_adam(), gch.clip_by_norm(1.0), LR],
     "momentum after the rate (LARS)": [LR, gch.trace(0.9)],
+    "a clip that measures the step": [LR, gch.clip_by_norm(float("inf"))],
+    "a clip before a window of steps": [gch.partition((EARLY, gch.chain(gch.clip_by_norm(1.0), LR)), (gch.rest, LR))],
     "holders before holders": [gch.skip_nonfinite(), gch.accumulate(2), gch.amp_scale(always=True), LR],
     "a clip before a window": [gch.clip_by_norm(1.0), gch.accumulate(2), LR],
     "a branch that holds": [gch.partition((EARLY, gch.chain(gch.accumulate(2), gch.scale_by_adam())), (gch.rest,
                             gch.trace(0.9))), LR],
+    "project in a mask and in a branch": [LR, gch.masked(gch.project(torch.sigmoid), EARLY),
+                                          gch.partition((LATE, gch.project(torch.tanh)), (gch.rest, gch.chain())),
+                                          gch.average_params(0.9)],
     "project and two averages": [LR, gch.project(torch.sigmoid), gch.average_params(0.9), gch.average_params("mean")],
     "a user's function": [gch.stateless(trusted)],
     "a user's function and a rate": [gch.stateless(trusted), LR],

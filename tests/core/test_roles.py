@@ -85,6 +85,7 @@ SAID = {
     "read_once": (frozenset(), frozenset({"size"})),
     "calls_back": (False, True),
     "uniform": (frozenset(), frozenset({"size"})),
+    "observes": (frozenset(), frozenset({"val_loss"})),
 }
 
 
@@ -144,7 +145,7 @@ def test_says_about_something_else_is_a_sentence(name):
     with pytest.raises(ValueError) as raised:
         gch.chain(link, LR).bind(net())
     assert str(raised.value) == (
-        "mine: says must be about descends, per_parameter, holds, read_once, calls_back, uniform, got "
+        "mine: says must be about descends, per_parameter, holds, read_once, calls_back, uniform, observes, got "
         f"{name!r}."
     )  # fmt: skip
 

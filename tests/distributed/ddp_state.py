@@ -217,6 +217,33 @@ def reading_chain():
     return gch.chain(seen_before_and_after(), gch.sgd(0.1))
 
 
+class Ahead(torch.optim.Optimizer):
+    """Moves the weights, and asks there first: as what averages by itself does."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure):
+        params = self.param_groups[0]["params"]
+        for way in (0.25, -0.25):
+            for p in params:
+                p.add_(way)
+            loss = float(closure())
+        for p in params:
+            p.sub_(self.param_groups[0]["lr"] * loss * p.grad)
+
+
+def classes_with_closures():
+    search = {"max_iter": 5, "line_search_fn": "strong_wolfe"}
+    return {"lbfgs": gch.from_torch("LBFGS", lr=0.1, **search), "ahead": gch.from_torch(Ahead)}
+
+
+@scenario
+def closures_of_classes(rank):
+    return {name: closures(rank, link) for name, link in classes_with_closures().items()}
+
+
 @scenario
 def sam(rank):
     return closures(rank, sam_chain())

@@ -4,17 +4,16 @@ import torch
 import torch.distributed as dist
 from ddp_state import shared_folder
 from ddp_windows import counts, full_chain, gan_chains, gan_nets, plain_chain, summed, train_gan
+from later import later
 from little_task import loss_of, net, rows, share, train, weights
-from torch.distributed import checkpoint
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
-from torch.distributed.tensor.debug import CommDebugMode
 from two_ranks import Scenarios, sentence
 
 import gradchain as gch
 from gradchain.core import eager
 
+device_mesh, fsdp = later("torch.distributed.device_mesh"), later("torch.distributed.fsdp")
+checkpoint = later("torch.distributed.checkpoint")
+tensor, debug = later("torch.distributed.tensor"), later("torch.distributed.tensor.debug")
 scenario = Scenarios()
 
 
@@ -24,12 +23,12 @@ def no_pointer(self):
 
 def sharded(model, each=True, **options):
     """FSDP2 of each layer with weights, and of the whole."""
-    DTensor.data_ptr = no_pointer
-    mesh = init_device_mesh("cpu", (2,))
+    tensor.DTensor.data_ptr = no_pointer
+    mesh = device_mesh.init_device_mesh("cpu", (2,))
     for layer in model if each else ():
         if list(layer.parameters()):
-            fully_shard(layer, mesh=mesh, **options)
-    return fully_shard(model, mesh=mesh, **options)
+            fsdp.fully_shard(layer, mesh=mesh, **options)
+    return fsdp.fully_shard(model, mesh=mesh, **options)
 
 
 def run(rank, chain, micros=8, each=True, context=True, **options):
@@ -47,7 +46,7 @@ def run(rank, chain, micros=8, each=True, context=True, **options):
         "names": updater.names,
         "updates": updater.num_updates,
         "norm": updater.metrics.get("clip_by_norm.norm"),
-        "sharded": all(isinstance(p, DTensor) for p in updater._bound.target.parameters()),
+        "sharded": all(isinstance(p, tensor.DTensor) for p in updater._bound.target.parameters()),
     }
 
 
@@ -102,18 +101,20 @@ def many_links():
 @scenario
 def reductions(rank):
     """Over all shards, also where a rank has none of a tensor, and in one collective."""
-    mesh = init_device_mesh("cpu", (2,))
+    mesh = device_mesh.init_device_mesh("cpu", (2,))
     whole = {"row": torch.randn(1, 4), "column": torch.randn(5, 2), "one": torch.randn(1), "none": torch.randn(0, 3)}
     dist.broadcast_object_list(box := [whole])
     whole = {name: value.double() for name, value in box[0].items()}
-    shards = gch.Tensors.of({name: distribute_tensor(value, mesh, [Shard(0)]) for name, value in whole.items()})
+    shards = gch.Tensors.of(
+        {name: tensor.distribute_tensor(value, mesh, [tensor.Shard(0)]) for name, value in whole.items()}
+    )
     plain, out = gch.Tensors.of(whole), {}
     for p in (1.0, 2.0, 3.0, float("inf")):
         out[f"norm {p}"] = [(0.5 * t).norm(p) for t in (shards, plain)]
         out[f"norms {p}"] = [list((0.5 * t).norms(p).values()) for t in (shards, plain)]
     out["sum"] = [(0.5 * t).sum() for t in (shards, plain)]
     out["finite"] = [t.all_finite() for t in (shards, plain)]
-    with CommDebugMode() as talk:
+    with debug.CommDebugMode() as talk:
         shards.norm()
         shards.all_finite()
     return {"pairs": out, "talk": sum(talk.get_comm_counts().values())}
@@ -333,9 +334,9 @@ def bound_after_a_forward(rank):
 @scenario
 def part_of_a_model(rank):
     """Only a part is sharded, the rest is wrapped by nobody: its gradients differ from rank to rank."""
-    DTensor.data_ptr = no_pointer
+    tensor.DTensor.data_ptr = no_pointer
     model = net()
-    fully_shard(model[0], mesh=init_device_mesh("cpu", (2,)))
+    fsdp.fully_shard(model[0], mesh=device_mesh.init_device_mesh("cpu", (2,)))
     updater = gch.chain(gch.accumulate(2), gch.clip_by_norm(0.2), gch.adamw(0.05)).bind(model)
     for micro in range(4):  # the same rows on both ranks: so that they agree without a reduction
         updater.update(loss_of(model(share(micro, None))))
@@ -354,7 +355,7 @@ def low_precision(rank):
     """bfloat16 compute and float32 reduction: FSDP2 then keeps a window elsewhere. Nobody else's loss gets in."""
     out = []
     for stranger in (False, True):
-        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        policy = fsdp.MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         model = sharded(net().float(), mp_policy=policy)
         updater = gch.chain(gch.accumulate(2), gch.sgd(0.1)).bind(model)
         for micro in range(4):

@@ -105,6 +105,13 @@ def test_sam(ran, kind):
         assert distance(result["grads"], grads, [torch.zeros_like(g) for g in grads]) < 1e-10
 
 
+@pytest.mark.parametrize("name", ["lbfgs", "ahead"])
+def test_classes_that_call_a_closure(ran, name):
+    """from_torch: at weights that the class moved, the loss and the gradient are those of all ranks."""
+    expected, _ = closures_alone(on_ranks.classes_with_closures()[name])
+    close([r[name] for r in ran("closures_of_classes")], expected, weights(net()))
+
+
 def test_sam_in_weighted_windows(ran):
     model = net()
     updater = on_ranks.sam_in_windows().bind(model)

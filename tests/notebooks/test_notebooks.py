@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-import nbclient
-import nbformat
 import pytest
+from later import later
+
+nbclient, nbformat = later("nbclient"), later("nbformat")
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 import torch
+from later import later
 from torch.optim import lr_scheduler
-from transformers import optimization as hf
 
 from gradchain import schedules as gs
+
+jax, optax, hf = later("jax"), later("optax"), later("transformers.optimization")
 
 
 @dataclass(frozen=True)

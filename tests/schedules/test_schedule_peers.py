@@ -9,9 +9,8 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 
 import numpy as np
-import optax
 import pytest
-from schedule_cases import CASES, Case, optax_values, torch_values
+from schedule_cases import CASES, Case, optax, optax_values, torch_values
 from torch.optim import lr_scheduler
 
 from gradchain import schedules as gs

@@ -133,6 +133,7 @@ def test_every_dead_pattern_is_named():
 
 
 ASK = "<lambda>: a selector must return True or False, got"
+NUMBERS = "A number for each parameter is multiply(value, function), where the number goes."
 AT = '(Selector <lambda>, parameter "body.weight".)'
 
 
@@ -145,7 +146,8 @@ AT = '(Selector <lambda>, parameter "body.weight".)'
             f"{ASK} a Tensor of shape (2,). "
             f"Select by name, shape or owner; for a choice by value, wrap it in bool(...). {AT}",
         ),
-        (1, f"{ASK} 1 (int). Wrap it in bool(...). {AT}"),
+        (1, f"{ASK} 1 (int). Wrap it in bool(...). {NUMBERS} {AT}"),
+        (0.5, f"{ASK} 0.5 (float). Wrap it in bool(...). {NUMBERS} {AT}"),
         ("yes", f'{ASK} "yes" (str). Wrap it in bool(...). {AT}'),
     ],
 )
@@ -217,12 +219,6 @@ def test_a_missing_owner_names_the_parameter():
         resolve(~owner(nn.LayerNorm), [("w", torch.ones(1), None)])
 
 
-def test_a_function_with_other_arguments():
-    """A function of the name alone gets Python's sentence, with the parameter."""
-    with pytest.raises(TypeError, match=r"takes 1 positional argument but 3 were given \(Selector <lambda>, parameter"):
-        resolve(lambda name: True, FACTS)
-
-
 @pytest.mark.parametrize(
     ("selector", "got"),
     [
@@ -230,12 +226,11 @@ def test_a_function_with_other_arguments():
         (nn.Linear, "the class torch.nn.Linear. Write owner(torch.nn.Linear)."),
         (MODEL["ln"], "a LayerNorm module. Write owner(torch.nn.LayerNorm), or its name: named(...)."),
         (named, "the class gradchain.selectors.names.named. Call it: named(...)."),
-        ({"w": True}, "{'w': True}. See gradchain.selectors for ready ones."),
         (None, "None. See gradchain.selectors for ready ones."),
     ],
 )
 def test_what_is_no_selector(selector, got):
-    """A string, a class, a module, a mask of booleans or None is refused with what to write."""
+    """A string, a class, a module or None is refused with what to write."""
     with sentence(TypeError, f"resolve: a selector must be a function (name, parameter, owner) -> bool, got {got}"):
         resolve(selector, FACTS)
 

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 import torch
-from little import data, distance, loss_of, net, weights
+from little import data, distance, loss_of, net
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.parallel import DataParallel
@@ -266,15 +266,63 @@ def test_layouts():
     assert {n: p.stride() for n, p in ours.named_parameters()} == strides
 
 
-def test_sparse_gradients_are_refused():
-    """A sparse gradient is a sentence with the cure."""
-    model = nn.Embedding(4, 2, sparse=True)
-    updater = gch.sgd(0.1).bind(model)
-    kept = weights(model)
-    sentence = "step: the gradient of 'weight' is sparse .torch.sparse_coo.. Make it dense: nn.Embedding.sparse=False."
-    with pytest.raises(TypeError, match=sentence):
-        updater.update(model(torch.tensor([1])).sum())
-    assert torch.equal(model.weight, kept["weight"])
+class Words(nn.Embedding):
+    """A subclass, as libraries have them."""
+
+
+SPARSE = {
+    "embedding": lambda: nn.Embedding(4, 2, sparse=True),
+    "bag": lambda: nn.EmbeddingBag(4, 2, sparse=True),
+    "subclass": lambda: Words(4, 2, sparse=True),
+    "inside": lambda: nn.Sequential(nn.Embedding(4, 2, sparse=True), nn.Linear(2, 1)),
+    "dict": lambda: {"words": nn.Embedding(4, 2, sparse=True), "head": nn.Linear(2, 1)},
+    "given": lambda: nn.Embedding.from_pretrained(torch.ones(4, 2), freeze=False, sparse=True),
+    "tied": lambda: [nn.Linear(2, 1), tied()],
+}
+
+
+def tied():
+    """The second name of its weight is that of a sparse embedding."""
+    module = nn.ModuleDict({"head": nn.Linear(2, 4), "words": nn.Embedding(4, 2, sparse=True)})
+    module["words"].weight = module["head"].weight
+    return module
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("kind", SPARSE)
+def test_gradients_that_will_be_sparse_are_told_at_bind(kind, in_backward):
+    with pytest.raises(ValueError, match=r"^bind: '.*weight' must have dense gradients, got an .*sparse=False"):
+        gch.sgd(0.1).bind(SPARSE[kind](), in_backward=in_backward)
+
+
+def test_a_sparse_embedding_that_gets_no_gradient_or_is_not_bound_is_right():
+    model = nn.Sequential(nn.Embedding(4, 2, sparse=True), nn.Linear(2, 1))
+    gch.sgd(0.1).bind(model[1]).update(model(torch.tensor([1])).sum())
+    model[0].weight.requires_grad_(False)
+    gch.sgd(0.1).bind(model).update(model(torch.tensor([1])).sum())
+    model[0].weight.requires_grad_(True)
+    model[0].sparse = False
+    gch.sgd(0.1).bind(model).update(model(torch.tensor([1])).sum())
+
+
+SPARSE_LOSSES = {
+    "embedding": lambda w: nn.functional.embedding(torch.tensor([1]), w, sparse=True).sum(),
+    "bag": lambda w: nn.functional.embedding_bag(torch.tensor([[1]]), w, sparse=True).sum(),
+    "gather": lambda w: torch.gather(w, 0, torch.tensor([[1, 1]]), sparse_grad=True).sum(),
+}
+
+
+@pytest.mark.parametrize("in_backward", [False, True])
+@pytest.mark.parametrize("kind", SPARSE_LOSSES)
+def test_a_sparse_gradient_is_told_with_its_cure(kind, in_backward):
+    """Where bind could not know: the sentence says what makes such gradients, and the weights stay."""
+    weight = nn.Parameter(torch.ones(4, 2))
+    updater = gch.sgd(0.1).bind({"words": weight}, in_backward=in_backward)
+    with pytest.raises(
+        TypeError, match=r"^step: the gradient of 'words' is sparse .* Make it dense: sparse=False in nn"
+    ):
+        updater.update(SPARSE_LOSSES[kind](weight))
+    assert torch.equal(weight, torch.ones(4, 2))
 
 
 def _lazy():

@@ -266,7 +266,7 @@ def test_no_copy_between_backward_and_step(how: str, name: str) -> None:
     life = LIVES[name]
     model, updater = life.begin("native")
     updater.backward(loss_of(model, data(1)[0]))
-    with pytest.raises(RuntimeError, match=r"copy: a backward is waiting for its step\(\)"):
+    with pytest.raises(RuntimeError, match=r"copy: a backward .* its step\(\)"):
         COPIES[how]((model, updater))
     updater.step()
     assert_goes_on(life, (model, updater), COPIES[how]((model, updater)), "native", 1)

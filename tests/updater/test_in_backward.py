@@ -76,7 +76,7 @@ def test_a_second_backward_and_a_bare_step_are_refused() -> None:
     with pytest.raises(RuntimeError, match="has not run"):
         updater.step()
     updater.backward(net(x).sum())
-    with pytest.raises(RuntimeError, match="one to a step"):
+    with pytest.raises(RuntimeError, match=r"Call updater\.step\(\) first\. Losses of one update are summed"):
         updater.backward(net(x).sum())
 
 
@@ -163,3 +163,51 @@ def test_keeping_gradients_is_refused_before_anything_happens() -> None:
     with pytest.raises(ValueError, match="frees each gradient"):
         updater.update(net(torch.randn(2, 4, dtype=torch.float64)).sum(), keep_grads=True)
     assert torch.equal(net[3].bias, before) and updater.num_micro == 0
+
+
+BETWEEN = {
+    "backward": lambda u, m, loss: u.backward(loss()),
+    "update": lambda u, m, loss: u.update(loss()),
+    "closure": lambda u, m, loss: u.update(loss),
+    "grads": lambda u, m, loss: u.step({"0.weight": torch.ones(5, 4, dtype=torch.float64)}),
+    "zero_grad": lambda u, m, loss: u.zero_grad(),
+    "flush": lambda u, m, loss: u.flush(),
+    "state_dict": lambda u, m, loss: u.state_dict(),
+    "save": lambda u, m, loss: u.save("never.pt"),
+    "deepcopy": lambda u, m, loss: copy.deepcopy((m, u)),
+    "rebind": lambda u, m, loss: u.rebind(m),
+}
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_what_waits_for_its_step_is_said_to_be_an_update(between: str) -> None:
+    """Whatever would lose or mix up the count names step(); nothing changes, and that step counts the update."""
+    net, other = model(), model()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    updater, expected = gch.adam(0.1).bind(net, in_backward=True), gch.adam(0.1).bind(other, in_backward=True)
+    for _ in range(2):
+        expected.update(other(x).square().sum())
+    updater.update(net(x).square().sum())
+    updater.backward(net(x).square().sum())
+    with pytest.raises(RuntimeError, match=r"^\w+: a backward has updated the weights.*Call updater\.step\(\) first"):
+        BETWEEN[between](updater, net, lambda: net(x).square().sum())
+    assert updater.step().applied
+    assert updater.clocks == expected.clocks
+    assert updater.state_dict()["links"]["scale_by_adam"]["count"] == 2
+    assert all(map(torch.equal, net.parameters(), other.parameters()))
+    assert updater.update(net(x).square().sum()).step == 2
+
+
+def test_a_load_forgets_the_update_that_waits_for_its_step() -> None:
+    """The state loaded is not that of the backward: a step after it has nothing to count."""
+    net = model()
+    x = torch.randn(2, 4, dtype=torch.float64)
+    updater = gch.adam(0.1).bind(net, in_backward=True)
+    saved, weights = updater.state_dict(), copy.deepcopy(net.state_dict())
+    updater.backward(net(x).sum())
+    updater.load_state_dict(saved)
+    net.load_state_dict(weights)
+    with pytest.raises(RuntimeError, match="has not run"):
+        updater.step()
+    assert updater.num_updates == 0
+    assert updater.update(net(x).sum()).step == 0

@@ -95,7 +95,9 @@ BAD_OVERRIDES = {
     "nan": (("learning_rate", math.nan), {}, ValueError, r"scale_by_learning_rate: learning_rate must be in \[0, inf"),
     "type": (("learning_rate", "0.1"), {}, TypeError, "scale_by_learning_rate: learning_rate must be a number or a sc"),
     "both": (("learning_rate", 1.0), {"factor": 2.0}, ValueError, "override: give a value or factor=, not both."),
-    "factor": (("b1",), {"factor": 2.0}, ValueError, r"scale_by_adam: b1 must be in \[0, 1\), got 1.8."),
+    "factor": (
+        ("b1",), {"factor": 2.0}, ValueError,
+        r"override: factor must leave scale_by_adam.b1 in \[0, 1\), got 2.0, which makes 1.8 of 0.9."),
     "factor type": (("b1",), {"factor": "2"}, TypeError, "override: factor must be a finite number, got '2'."),
     "factor nan": (("b1",), {"factor": math.nan}, ValueError, "override: factor must be a finite number, got nan."),
     "read once": (("init_scale", 4.0), {}, ValueError, "override: amp_scale.init_scale is read once, before the first"),
@@ -113,6 +115,62 @@ def test_bad_overrides(kind):
     with untouched(model, updater), pytest.raises(error, match=sentence):
         updater.override(*args, **options)
     assert train(model, updater)
+
+
+LINKS = {
+    "rate": (gch.scale_by_learning_rate(0.1), "learning_rate"),
+    "schedule": (gch.scale_by_learning_rate(gch.linear(0.0, 0.1, 10)), "learning_rate"),
+    "function": (gch.scale_by_learning_rate(lambda step: 0.01 * step), "learning_rate"),
+    "per parameter": (gch.scale_by_learning_rate(gch.multiply(0.1, (gch.bias, 2.0))), "learning_rate"),
+    "tensor": (gch.scale_by_learning_rate(torch.tensor(0.1)), "learning_rate"),
+    "decay": (gch.add_decayed_weights(0.0), "weight_decay"),
+    "b1": (gch.scale_by_adam(), "b1"),
+    "clip": (gch.clip_by_norm(1.0), "max_norm"),
+    "window": (gch.accumulate(2), "every"),
+}
+
+
+@pytest.mark.parametrize("factor", [-1.0, -1, -0.5, -1e-9])
+@pytest.mark.parametrize("kind", LINKS)
+def test_a_negative_factor_is_refused_at_once_where_no_number_below_0_may_stand(kind, factor):
+    """Also where the number is 0 now, and would be out of range at a later step: the factor is what is wrong."""
+    link, name = LINKS[kind]
+    model = net()
+    updater = (gch.chain(link) if "rate" in name else gch.chain(link, gch.sgd(0.1))).bind(model)
+    with (
+        untouched(model, updater),
+        pytest.raises(ValueError, match=rf"^override: factor must leave \w+\.{name} .*, got"),
+    ):
+        updater.override(name, factor=factor)
+    train(model, updater)
+    assert updater.num_micro == 1
+
+
+@pytest.mark.parametrize(("name", "factor"), [("b1", 1.2), ("every", 0.3), ("max_norm", 0.0), ("b2", 1e9)])
+def test_a_factor_that_leaves_the_range_is_what_the_sentence_is_about(name, factor):
+    model = net()
+    updater = gch.chain(gch.accumulate(2), gch.clip_by_norm(1.0), gch.adam(0.1)).bind(model)
+    with untouched(model, updater), pytest.raises(ValueError, match=rf"^override: factor must leave .*{name} .*of "):
+        updater.override(name, factor=factor)
+
+
+def test_a_factor_that_a_schedule_leaves_the_range_with_is_named_later():
+    """The sentence of the update says that an override multiplies."""
+    model = net()
+    updater = gch.adam(0.1, b1=gch.linear(0.1, 0.9, 2)).bind(model)
+    updater.override("b1", factor=2.0)
+    with pytest.raises(
+        ValueError, match=r"b1 must be in \[0, 1\), got 1.0\. It came .* An override multiplies it by 2.0"
+    ):
+        for _ in range(3):
+            train(model, updater)
+
+
+def test_a_negative_factor_is_right_where_numbers_below_0_are():
+    model = net()
+    updater = gch.chain(gch.scale_by_adam(), gch.scale(0.1), gch.scale(-1.0)).bind(model)
+    updater.override("scale.step_size", factor=-1)
+    assert updater.hyperparams()["scale.step_size"] == -0.1
 
 
 @pytest.mark.parametrize("value", [math.nan, -1.0, "x", None])

@@ -33,7 +33,7 @@ _BY_NAME: dict[str, dict[str, Callable[[torch.device], Executor]]] = {
 _DEFAULT: dict[str, Sequence[str]] = {"cpu": ("native", "patterns", "blocks"), "cuda": ()}
 
 # what os.environ keeps, where it can be had: to ask os.environ itself, at every step, takes twenty times as long
-_environment: Any = getattr(os.environ, "_data", os.environ)
+_environment: Any = vars(os.environ).get("_data", os.environ)
 _KEY: Any = os.environ.encodekey(VARIABLE) if _environment is not os.environ else VARIABLE
 
 _chosen: dict[tuple[str, str], tuple[Executor, ...]] = {}
