@@ -396,7 +396,7 @@ class Updater:
         """Check a state, and return what makes it this updater's."""
         self._check("load_state_dict", loads=True)
         with outside_inference():
-            return self._walk.checkpoint.stage(state_dict, strict)
+            return self._bound.journal.guard(self._walk.checkpoint.stage, state_dict, strict)
 
     def contents(self) -> dict[str, Any]:
         """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
@@ -409,7 +409,7 @@ class Updater:
         """Check weights, buffers and state, and return what makes them this updater's."""
         self._check("load", loads=True)
         with outside_inference():
-            return self._walk.checkpoint.stage_contents(contents)
+            return self._bound.journal.guard(self._walk.checkpoint.stage_contents, contents)
 
     def save(self, path: str | PathLike[str], **extra: Any) -> None:
         """Write weights, buffers, state and `extra` into one file, atomically. All ranks call it, one writes.
