@@ -271,7 +271,7 @@ class _Reader:
             for key in slot.keys() & current[name].keys():
                 old, new = current[name][key], slot[key]
                 if not _may_follow(old, new):
-                    self._mismatch(f"{shown(old)} for {name!r} {key!r}", shown(new))
+                    self._mismatch(f"{_told(old)} for {name!r} {key!r}", _told(new))
                     return current
         return Slots({name: _on(self.facts[name].device, slot) for name, slot in slots.items()}).copied()
 
@@ -304,6 +304,10 @@ def _may_follow(old: Any, new: Any) -> bool:
             old.dtype == new.dtype or (not new.ndim and old.is_floating_point() == new.is_floating_point())
         )
     return old is None or new is None or (is_number(old) and is_number(new)) or type(old) is type(new)
+
+
+def _told(value: Any) -> str:
+    return kind_of(value) if isinstance(value, Tensor) else shown(value)
 
 
 def _tensors_in(value: Any) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """10,000 mutations of checkpoints: bytes of files and plain data. Prints the table that is kept beside it.
 
-python tests/updater/mutated_long.py > tests/updater/mutated_long.txt
+PYTHONPATH=tests python tests/updater/mutated_long.py > tests/updater/mutated_long.txt
 """
 
 from __future__ import annotations
