@@ -86,22 +86,13 @@ def test_every_rule_is_found_among_the_rules():
         assert found is registry.get(name, found) is getattr(gch, name, found)
 
 
-def shown_to_checkers(file: Path) -> list[ast.ImportFrom]:
-    """What checkers read in place of a file that lists names: its stub, or what it imports for them."""
-    stub = file.with_suffix(".pyi")
-    if stub.is_file():
-        nodes = [n for n in ast.parse(stub.read_text()).body if isinstance(n, ast.ImportFrom)]
-        return [n for n in nodes if n.module != "gradchain._version"]
-    tree = ast.parse(file.read_text())
-    (block,) = (n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
-    return block.body
-
-
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
 def test_a_checker_sees_the_names_that_there_are(door):
     """What the file imports for checkers is what loads, from the same module, and each name is in its list once."""
+    tree = ast.parse(Path(door.__file__).read_text())
+    (block,) = (n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
     seen = {}
-    for node in shown_to_checkers(Path(door.__file__)):
+    for node in block.body:
         (alias,) = node.names
         assert alias.asname == alias.name
         seen[alias.name] = f"{node.module}.".removeprefix("gradchain.")[:-1]

@@ -268,8 +268,9 @@ ASKED_BY_NAME = {
     ("engine/executors/build.py", "frozen"),
     ("engine/executors/build.py", "register_at_fork"),
     ("engine/executors/native.py", "register_at_fork"),
-    ("updater/files.py", "O_DIRECTORY"),
     ("updater/gradients.py", "shape"),
+    ("updater/sealed.py", "O_DIRECTORY"),
+    ("updater/sealed.py", "O_NONBLOCK"),
 }
 
 

@@ -12,8 +12,8 @@ from test_house import ABOVE, FILES, LAW, name_of, room_of
 
 # Tests of each room of the law that need no other room: not the table of cases, whose rows are of all rooms.
 TESTS = (
-    "core/test_build_checks.py",
     "core/test_roles.py",
+    "core/test_tensor_hyperparameters.py",
     "schedules/test_schedule_errors.py",
     "schedules/test_schedule_overlays.py",
     "selectors/test_selectors_resolve.py",

@@ -91,8 +91,8 @@ class Fields:
         except Exception as error:
             names = [n for n in self._known if n not in ("params", "self", "args", "kwargs")]
             takes = f" It takes: {', '.join(names)}." if isinstance(error, TypeError) else ""
-            words = [meant for word in self.constants if word not in self._known for meant in ours(word, names)]
-            takes = f" Write {' and '.join(f'{word}=' for word in words)}.{takes}" if words else takes
+            meant = [own for word in self.constants if word not in self._known for own in ours(word, names)]
+            takes = f" Write {' and '.join(f'{word}=' for word in meant)}.{takes}" if meant else takes
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"from_torch: {self._cls.__name__}: {in_words(error).rstrip('.')}.{takes}") from None
         _refuse_inner(optimizer)

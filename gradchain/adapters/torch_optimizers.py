@@ -16,8 +16,10 @@ from gradchain.adapters.torch_fields import Fields, in_words
 from gradchain.adapters.torch_names import class_of, name_of
 from gradchain.core import _torch
 from gradchain.core.context import Context
+from gradchain.core.domain import Domain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.readable import shown
 from gradchain.core.scalars import Scalars
 from gradchain.core.slots import Slots
 from gradchain.core.state import State
@@ -32,6 +34,21 @@ class OptimizerState(State):
 
     state: Slots  # what the optimizer keeps of each parameter, by its own names
     group: Slots  # what it changed by itself in the parameter's group, and what it keeps beside both
+
+    def problem(self) -> str | None:
+        for name, slot in self.state.items():
+            if "step" in slot and not _STEP.holds(slot["step"]):
+                return f"the step of {name!r} must be {_STEP.rule}, got {shown(slot['step'])}"
+            for key in _SQUARES & slot.keys():
+                if type(slot[key]) is Tensor and (found := _SQUARE.offender(slot[key])) is not None:
+                    return f"{key} of {name!r} must be {_SQUARE.rule}, got {found!r}"
+        return None
+
+
+# What torch.optim's classes, and others after them, mean by these names. Of other names nothing is known.
+_STEP = Domain(None, "[0, inf)")
+_SQUARE = Domain(None, "[0, inf] or NaN")
+_SQUARES = frozenset({"acc_delta", "col_var", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "row_var", "square_avg"})
 
 
 class from_torch(Transform):

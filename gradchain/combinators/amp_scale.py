@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -17,8 +17,9 @@ from gradchain.core.tensors import Tensors
 class AmpState(State):
     """What amp_scale remembers."""
 
-    scale: float  # what the loss is multiplied by
-    growth_tracker: int = 0  # updates in a row without overflow since the scale last changed
+    scale: Annotated[float, "(0, inf)"]  # what the loss is multiplied by
+    # updates in a row without overflow since the scale last changed
+    growth_tracker: Annotated[int, "integer [0, inf)"] = 0
 
 
 class amp_scale(Gate):
@@ -96,7 +97,7 @@ class amp_scale(Gate):
 
     @staticmethod
     def _scale(state: AmpState) -> float:
-        """The scale, which is 0 in checkpoints of before there was a least."""
+        """The scale; a checkpoint may have one below the least."""
         return maximum(state.scale, _LEAST)  # type: ignore[no-any-return]  # a number, as these are
 
     def refused(self, why: str, state: AmpState, ctx: Context) -> AmpState:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.refusal import first_offender
@@ -13,7 +15,7 @@ from gradchain.core.tensors import Tensors
 class SkipState(State):
     """What skip_nonfinite remembers."""
 
-    consecutive: int = 0  # skips in a row so far
+    consecutive: Annotated[int, "integer [0, inf)"] = 0  # skips in a row so far
 
 
 class skip_nonfinite(Gate):

@@ -79,6 +79,11 @@ def is_dtensor(value: object) -> TypeGuard[DTensor]:
     return found is not None and isinstance(value, found.DTensor)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of a tensor: of a DTensor its shard, and without asking the others."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
 def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
     """What tells in one call whether other tensors are like these, one by one. None where torch has no such thing.
 
@@ -103,7 +108,7 @@ def reduced_by(module: DistributedDataParallel) -> list[Tensor]:
 def runs_last(parameter: Tensor, handle: Any) -> bool:
     """Whether the hook of a handle comes after all others that run once a gradient was accumulated."""
     hooks: dict[int, Any] = getattr(parameter, "_post_accumulate_grad_hooks", None) or {}
-    return bool(hooks) and next(reversed(hooks)) == handle.id
+    return bool(next(reversed(hooks), None) == handle.id)
 
 
 def cloned(tensor: Tensor) -> Tensor:

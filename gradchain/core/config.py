@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain import _lazy, schedules, selectors
+from gradchain._lazy import load
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform, registry
+from gradchain.schedules import Schedule
+from gradchain.selectors import Selector
 from gradchain.selectors.written import Written
 
 registered: dict[str, Callable[..., Any]] = {}
@@ -62,7 +64,7 @@ def from_config(config: Any, names: Mapping[str, Any] | None = None) -> Any:
 def own_link(name: str) -> type[Transform] | None:
     """The link of gradchain's that is called so, whether anybody has used it before or not."""
     if name not in registry:
-        _lazy.load(name)
+        load(name)
     return registry.get(name)
 
 
@@ -93,7 +95,7 @@ def _read_fields(config: Mapping[str, Any], names: Mapping[str, Any], *own: str)
 
 def _write_value(kind: str) -> Callable[[Any], dict[str, Any]]:
     def write(value: Any) -> dict[str, Any]:
-        if isinstance(value, (selectors.Selector, Written)):
+        if isinstance(value, (Selector, Written)):
             args, kwargs = value.arguments()
         else:
             args, kwargs = (), {f.name: getattr(value, f.name) for f in fields(value)}
@@ -114,14 +116,14 @@ def _write_mapping(value: Mapping[Any, Any]) -> dict[str, Any]:
     return {"dict": [[to_config(k), to_config(v)] for k, v in value.items()]}
 
 
-_KINDS: dict[str, type[Any]] = {"schedule": schedules.Schedule, "selector": selectors.Selector, "rule": Written}
+_KINDS: dict[str, type[Any]] = {"schedule": Schedule, "selector": Selector, "rule": Written}
 
 _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
     ((bool, int, str, type(None)), lambda value: value),
     (float, _write_number),
     (Transform, _write_link),
-    (schedules.Schedule, _write_value("schedule")),
-    (selectors.Selector, _write_value("selector")),
+    (Schedule, _write_value("schedule")),
+    (Selector, _write_value("selector")),
     (Written, _write_value("rule")),
     (tuple, lambda value: {"tuple": [to_config(v) for v in value]}),
     (list, lambda value: [to_config(v) for v in value]),

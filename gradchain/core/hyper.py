@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, overload
 
@@ -22,6 +23,9 @@ from gradchain.words import values
 if TYPE_CHECKING:
     from gradchain.core.context import Context
     from gradchain.selectors.rules import Value as Value
+
+_MOST = sys.float_info.max
+_INFINITIES = (math.inf, -math.inf)
 
 
 @dataclass(frozen=True)
@@ -43,9 +47,21 @@ class Interval:
         """Whether `value` lies inside (NaN lies in no interval)."""
         assert self._parsed is not None
         left, low, high, right = self._parsed
-        if self.text.startswith("integer") and math.isfinite(value) and value != int(value):
+        if not (value > low or (value == low and left == "[")):
             return False
-        return (value > low or (value == low and left == "[")) and (value < high or (value == high and right == "]"))
+        if not (value < high or (value == high and right == "]")):
+            return False
+        if not -_MOST <= value <= _MOST:
+            return value in _INFINITIES  # else it is an integer that no float can be
+        return not self.text.startswith("integer") or value == int(value)
+
+    def outside(self, numbers: Tensor) -> Tensor:
+        """Whether each element lies outside; a NaN does not."""
+        assert self._parsed is not None
+        left, low, high, right = self._parsed
+        out = (numbers < low) if left == "[" else (numbers <= low)
+        out |= (numbers > high) if right == "]" else (numbers >= high)
+        return out | ((numbers != numbers.trunc()) & numbers.isfinite()) if self.text.startswith("integer") else out
 
     @property
     def has_negatives(self) -> bool:

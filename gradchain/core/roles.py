@@ -6,7 +6,7 @@ A link or state of a user's takes part by deriving from one of these in place of
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from gradchain.core.context import Context
 from gradchain.core.index import Index
@@ -28,11 +28,22 @@ class WindowState(State):
     whole: ClassVar[frozenset[str]] = frozenset({"window"})
 
     window: Tensors  # the sum of the gradients; no entries while no window is open
-    micro: int = 0  # micro-batches in the window so far
-    size: int = 0  # how many it is to have, fixed when it opened; 0 while none is open
-    weight: float = 0.0  # the sum of their weights
+    micro: Annotated[int, "integer [0, inf)"] = 0  # micro-batches in the window so far
+    # how many it is to have, fixed when it opened; 0 while none is open
+    size: Annotated[int, "integer [0, inf)"] = 0
+    weight: Annotated[float, "[0, inf]"] = 0.0  # the sum of their weights
     scaled: bool = False  # whether the chain scaled their losses: then it may lie in `.grad`, else the link sums
-    loss: Any = 0.0  # the sum of weight times loss; a number, or a 0-d tensor where the loss is on an accelerator
+    # the sum of weight times loss; a number, or a 0-d tensor where the loss is on an accelerator
+    loss: Annotated[Any, "[-inf, inf] or NaN"] = 0.0
+
+    def problem(self) -> str | None:
+        if self.micro:
+            return None if self.micro < self.size else f"size must be above micro, {self.micro!r}, got {self.size!r}"
+        entries = ", ".join(self.window)
+        if self.size or self.weight or entries:
+            found = f"size {self.size!r}, weight {self.weight!r} and a window of {entries or 'nothing'}"
+            return f"where micro is 0 no window is open, got {found}"
+        return None
 
 
 class AverageState(State):

@@ -11,11 +11,12 @@ from typing import Any, ClassVar, TypeVar
 from typing_extensions import Self, dataclass_transform
 
 from gradchain.core import _torch
+from gradchain.core.domain import Domain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
 
-_OWN = frozenset({"held", "holding", "items", "own", "replace"})
+_OWN = frozenset({"domains", "held", "holding", "items", "own", "problem", "replace"})
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -27,11 +28,17 @@ class State:
     of held links by name. The same fields at every step. Names in `whole` are Tensors replaced as they are returned:
     for all others, an entry that an update did not return stays as it was. Names in `added` came after others: where a
     checkpoint lacks one, its default is what that checkpoint means.
+
+    What a checkpoint may hold is declared beside the field, in the words of a hyperparameter's interval: a number
+    `scale: Annotated[float, "(0, inf)"]`, the elements of Tensors `nu: Annotated[Tensors, "[0, inf] or NaN"]`, since a
+    run that diverged is saved and loaded too. A Count needs no such words, for it is an integer of at least 0, nor do
+    Tensors that may hold anything. What fields must be to one another is for `problem` to say.
     """
 
     whole: ClassVar[frozenset[str]] = frozenset()
     added: ClassVar[frozenset[str]] = frozenset()
     own: ClassVar[tuple[str, ...]] = ()  # the names of the link's own fields, known once
+    domains: ClassVar[Mapping[str, Domain]] = _NONE  # what each of them may hold
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -40,6 +47,9 @@ class State:
             raise TypeError(f"{cls.__name__}: a field must not be called {taken!r}, which every State has already.")
         dataclass(frozen=True, eq=False)(cls)
         cls.own = tuple(f.name for f in fields(cls) if f.name != "links")  # type: ignore[arg-type]
+
+        declared = {n: Domain.declared(a, cls.__module__) for n, a in inspect.get_annotations(cls).items()}
+        cls.domains = {name: declared.get(name) or cls.domains.get(name, Domain()) for name in cls.own}
 
         def flatten(state: Any) -> tuple[list[Any], Any]:
             return [state[f.name] for f in fields(state)], None
@@ -52,6 +62,10 @@ class State:
         copy.__dict__.update(self.__dict__)
         copy.__dict__.update(changes)
         return copy
+
+    def problem(self) -> str | None:
+        """What its fields cannot be together, in a clause, if a checkpoint has them so; each by itself is right."""
+        return None
 
     def __getitem__(self, name: str) -> Any:
         """One of the fields, by name."""

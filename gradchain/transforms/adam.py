@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 
 from gradchain.core.context import Context
@@ -17,7 +19,7 @@ class AdamState(State):
 
     count: Count  # t, updates of each parameter so far
     mu: Tensors  # m, the mean gradient
-    nu: Tensors  # v, the mean squared gradient
+    nu: Annotated[Tensors, "[0, inf] or NaN"]  # v, the mean squared gradient
 
 
 class scale_by_adam(Transform):

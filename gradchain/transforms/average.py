@@ -29,7 +29,7 @@ class HyperOrMean(HyperOr):
 class AverageParamsState(AverageState):
     """What average_params remembers; `buffers` has no entries with buffers="keep"."""
 
-    num_averaged: int = 0  # how many weights went into the average
+    num_averaged: Annotated[int, "integer [0, inf)"] = 0  # how many weights went into the average
 
 
 class average_params(Transform):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
@@ -15,11 +16,11 @@ from gradchain.core.transform import Transform
 class PlateauState(State):
     """What reduce_on_plateau remembers."""
 
-    value: float  # what `base` has come to
-    best: float
-    num_bad: int = 0
-    cooldown_left: int = 0
-    num_seen: int = 0  # of the observations
+    value: Annotated[float, "[0, inf)"]  # what `base` has come to
+    best: Annotated[float, "[-inf, inf]"]
+    num_bad: Annotated[int, "integer [0, inf)"] = 0
+    cooldown_left: Annotated[int, "integer [0, inf)"] = 0
+    num_seen: Annotated[int, "integer [0, inf)"] = 0  # of the observations
 
 
 class reduce_on_plateau(Transform):

@@ -17,6 +17,7 @@ from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.roles import AverageState, Gate, KeepsWindow
+from gradchain.core.scalars import as_number
 from gradchain.core.state import Links, merged
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
@@ -29,6 +30,7 @@ from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Journal, Pending
 from gradchain.updater.observations import PATIENCE, Observations
 from gradchain.updater.ranks import over_ranks
+from gradchain.updater.saved import CLOCK
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch, Window
@@ -104,6 +106,28 @@ class Bound:
         """Keep just the clocks that some schedule reads, and "step" and "micro"; a new one starts at 0."""
         read = [*dict.fromkeys(("step", "micro", *sorted(self.hypers.clocks())))]
         self.clocks = {name: self.clocks.get(name, 0) for name in read}
+
+    def tick(self, clock: str, amount: float) -> None:
+        """Advance a named clock that a schedule reads."""
+        if clock in ("step", "micro"):
+            raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
+        if clock not in self.clocks:
+            known = ", ".join(sorted(set(self.clocks) - {"step", "micro"})) or "none"
+            raise KeyError(f"tick: nothing reads the clock {clock!r}. Clocks that are read: {known}.")
+        number = as_number(amount)
+        if number is None or not CLOCK.holds(number) or not CLOCK.holds(self.clocks[clock] + number):
+            raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
+        self.clocks[clock] += number
+
+    def observe(self, name: str, value: Any) -> None:
+        """Put a number where links see it, once."""
+        number = as_number(value)
+        if not isinstance(name, str) or number is None:
+            raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
+        count, latest = self.news.get(name, (0, []))
+        self.observations.tell_of_misspelling(name, self.observed)
+        self.observed[name] = float(number)
+        self.news[name] = (count + 1, [*latest, float(number)])
 
     def facts(
         self,

@@ -12,22 +12,14 @@ from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.config import differences, to_config
-from gradchain.core.hyper import is_number
+from gradchain.core.readable import is_readable
 from gradchain.core.state import Links, merged, narrowed
 from gradchain.engine.commit import Commit, Copies
 from gradchain.updater.bound import Bound
 from gradchain.updater.journal import Pending
-from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, to_dict
-
-FORMAT = 1
-_KEYS = frozenset(
-    {"format", "chain", "clocks", "links", "overrides", "observed", "news", "num_skipped", "inactive", "fingerprint"}
-)
-_KINDS = {
-    "clocks": dict, "links": dict, "overrides": dict, "observed": dict, "news": dict, "fingerprint": dict,
-    "inactive": list, "num_skipped": int,
-}  # fmt: skip
-
+from gradchain.updater.memory import without_repeats
+from gradchain.updater.saved import FORMAT, check, unexpected
+from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, kind_of, to_dict
 
 _waiting: tuple[weakref.ref[Checkpoint], ...] = ()
 """Those whose state was loaded without weights, and whose weights no updater has updated since."""
@@ -78,7 +70,7 @@ class Checkpoint:
         """Weights, buffers and the state given as plain data."""
         return {
             "weights": {name: p.detach() for name, p in self._bound.parameters().items()},
-            "buffers": dict(self._bound.target.buffers()),
+            "buffers": {name: b.detach() for name, b in self._bound.target.buffers().items()},
             "state": state,
         }
 
@@ -94,19 +86,28 @@ class Checkpoint:
 
     def stage(self, saved: Mapping[str, Any], strict: bool, weights: bool = False) -> Callable[..., LoadReport]:
         """Check a saved state; the function returned makes it the updater's. Whether its weights come with it."""
+        try:
+            return self._staged(saved, strict, weights)
+        except RecursionError:
+            raise ValueError("load_state_dict: the state is nested deeper than any is, or holds itself.") from None
+
+    def _staged(self, saved: Mapping[str, Any], strict: bool, weights: bool) -> Callable[..., LoadReport]:
         bound, report = self._bound, LoadReport()
         bound.target.check()
-        self._check_format(saved)
+        check(saved)
+        report.unexpected += unexpected(saved)
         base, active = self._base(saved, strict)
-        state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report)
+        buffers = bound.target.buffers()
+        state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report, buffers)
         self._check_window(state, report)
-        overrides, lost = bound.hypers.restored(saved["overrides"])
+        overrides, lost, wrong = bound.hypers.restored(saved["overrides"])
+        report.mismatched += wrong
         clocks = self._clocks(saved["clocks"], bound.hypers.clocks_under(overrides), bool(lost), report)
         if strict and report.problems():
             problems = report.problems()
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise ValueError(
-                f"load_state_dict: the state is that of another chain or model: {'; '.join(problems[:5])}{more}. "
+                f"load_state_dict: the state is not one of this chain and model: {'; '.join(problems[:5])}{more}. "
                 "strict=False loads what matches."
             )
         report.differences = differences(saved["chain"], to_config(bound.chain))
@@ -131,23 +132,6 @@ class Checkpoint:
             return report
 
         return commit
-
-    def _check_format(self, saved: Any) -> None:
-        if not isinstance(saved, Mapping) or not set(saved) >= _KEYS:
-            found = sorted(map(str, saved))[:6] if isinstance(saved, Mapping) else type(saved).__name__
-            raise ValueError(f"load_state_dict: expected what state_dict() gives, found {found}.")
-        if saved["format"] != FORMAT:
-            raise ValueError(f"load_state_dict: format must be {FORMAT}, got {saved['format']!r}.")
-        for key, kind in _KINDS.items():
-            if not isinstance(saved[key], kind):
-                raise ValueError(f"load_state_dict: {key} must be a {kind.__name__}, got {type(saved[key]).__name__}.")
-        for key in ("clocks", "observed", "fingerprint"):
-            if not all(map(is_number, saved[key].values())):
-                raise ValueError(f"load_state_dict: {key} must be a dict of numbers, got {dict(saved[key])!r}.")
-
-        for name, numbers in saved["news"].items():
-            if not isinstance(numbers, list) or not numbers or not all(map(is_number, numbers)):
-                raise ValueError(f"load_state_dict: news must be lists of numbers, got {numbers!r} for {name!r}.")
 
     def _check_window(self, state: Links, report: LoadReport) -> None:
         """A window that lies in `.grad` must have the parameters' dtypes; one that the link sums itself need not."""
@@ -194,7 +178,8 @@ class Checkpoint:
         def commit() -> LoadReport:
             writes = Commit()
             for places, saved in ((weights, contents["weights"]), (buffers, contents["buffers"])):
-                writes.add(Copies([*places.values()], [saved[name] for name in places]))
+                pairs = [(without_repeats(p, p), without_repeats(saved[n], p)) for n, p in places.items()]
+                writes.add(Copies([p for p, _ in pairs], [value for _, value in pairs]))
             writes.after(_torch.forget_casts)
             return commit_state(writes)
 
@@ -230,15 +215,26 @@ class Checkpoint:
             )
 
 
-def _check_tensors(what: str, places: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+def _check_tensors(what: str, places: Mapping[str, Tensor], saved: Any) -> None:
+    if not isinstance(saved, Mapping) or not all(isinstance(value, Tensor) for value in saved.values()):
+        raise ValueError(f"load: expected a tensor for every {what}, found {type(saved).__name__} of other things.")
     problems = [f"{what} {name!r} is missing" for name in places if name not in saved]
     problems += [f"{what} {name!r} is unexpected" for name in saved if name not in places]
     problems += [
-        f"{what} {name!r}: expected shape {tuple(place.shape)} in {place.dtype}, found "
-        f"{tuple(saved[name].shape)} in {saved[name].dtype}"
+        f"{what} {name!r}: expected {kind_of(place)}, found {kind_of(saved[name])}"
         for name, place in places.items()
-        if name in saved and (saved[name].shape != place.shape or saved[name].dtype != place.dtype)
+        if name in saved and not _can_be_copied(saved[name], place)
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise ValueError(f"load: the file is of another model: {'; '.join(problems[:3])}{more}.")
+
+
+def _can_be_copied(tensor: Tensor, place: Tensor) -> bool:
+    if tensor.is_nested or (is_readable(tensor), tensor.layout) != (is_readable(place), place.layout):
+        return False
+    if tensor.shape != place.shape or tensor.dtype != place.dtype:
+        return False
+    if without_repeats(place, place) is place:
+        return True
+    return torch.equal(without_repeats(tensor, place).expand_as(tensor), tensor)

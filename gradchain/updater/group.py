@@ -65,11 +65,11 @@ class Group(Mapping[str, Updater]):
         return reports
 
     def save(self, path: str | PathLike[str], **extra: Any) -> None:
-        """Write weights, buffers and state of every updater, and `extra`, into one file, atomically."""
+        """Write weights, buffers and state of every updater, and `extra`, into one file, as `Updater.save` does."""
         files.save(path, {name: updater.contents() for name, updater in self.items()}, extra)
 
     def load(self, path: str | PathLike[str]) -> dict[str, Any]:
-        """Read what `save` wrote; all is checked before anything changes. Returns the extra."""
+        """Read what `save` wrote, as `Updater.load` does: all is checked before anything changes. Returns the extra."""
         parts, extra = files.load(path)
         files.check_names("load", self, parts)
         staged = [u.stage_contents(parts[name]) for name, u in self.items()]

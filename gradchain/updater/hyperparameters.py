@@ -8,16 +8,17 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from gradchain import schedules
 from gradchain.core.address import find
 from gradchain.core.config import from_config, to_config
 from gradchain.core.context import Context
-from gradchain.core.hyper import Hyper, Override, is_number
+from gradchain.core.hyper import Hyper, Interval, Override, is_number, varies
 from gradchain.core.index import Index
 from gradchain.core.scalars import Scalars, as_number, on_host
 from gradchain.core.spread import Spread
 from gradchain.core.step import Step
 from gradchain.core.transform import Transform, walk
+from gradchain.schedules import Schedule
+from gradchain.schedules import clocks_of as read_by
 from gradchain.selectors import PerParameter
 from gradchain.selectors.rules import starts_of
 
@@ -157,20 +158,26 @@ class Hyperparameters:
             return
         if value is not None and factor is not None:
             raise ValueError("override: give a value or factor=, not both.")
+        override = self._checked(full, Override(value, factor))
+        if factor is not None:
+            self._check_factor(full, override, clocks)
+        self.overrides[full] = override
+
+    def _checked(self, full: str, override: Override) -> Override:
+        """An override as it is kept. TypeError or ValueError where its value or factor can be none."""
         address, link, hyper = self._fields[full]
+        value, factor = override.value, override.factor
         if hyper.name in link.read_once:
             raise ValueError(f"override: {full} is read once, before the first update. Give it to {address}(…).")
-        override = Override(value, factor)
         if factor is not None:
-            if not is_number(factor) or not math.isfinite(factor):
+            if not is_number(factor) or not _FINITE.holds(factor):
                 kind = ValueError if is_number(factor) else TypeError
                 raise kind(f"override: factor must be a finite number, got {factor!r}.")
-            self._check_factor(full, override, clocks)
-        else:
-            override = Override(hyper.given(value, address))
-            link.check_uniform(hyper.name, value)
-            check_spread(value, hyper, address, self._seen[address])
-        self.overrides[full] = override
+            return override
+        made = Override(hyper.given(value, address))
+        link.check_uniform(hyper.name, value)
+        check_spread(value, hyper, address, self._seen[address])
+        return made
 
     def _check_factor(self, full: str, override: Override, clocks: Mapping[str, float]) -> None:
         """ValueError where a factor takes a hyperparameter out of its range: now, or whatever it will be."""
@@ -192,20 +199,46 @@ class Hyperparameters:
         """The overrides as plain data."""
         return {a: {"value": to_config(o.value), "factor": o.factor} for a, o in self.overrides.items()}
 
-    def restored(self, saved: Mapping[str, Any]) -> tuple[dict[str, Override], list[str]]:
-        """Overrides from plain data, and a sentence for each that cannot be had again."""
-        found, lost = {}, []
+    def restored(self, saved: Mapping[str, Any]) -> tuple[dict[str, Override], list[str], list[str]]:
+        """Overrides from plain data, a sentence for each that cannot be had again, and one for each that is none.
+
+        What this chain, model or program does not have, such as a function of the user's, cannot be had again. What no
+        override can be, such as a number out of range, is wrong.
+        """
+        found: dict[str, Override] = {}
+        lost, wrong = [], []
         for address, data in saved.items():
             try:
-                if address not in self._fields:
-                    raise KeyError(f"the chain has no {address}")
-                override = Override(from_config(data["value"]), data["factor"])
-                at, _, hyper = self._fields[address]
-                check_spread(override.value, hyper, at, self._seen[at])
-                found[address] = override
-            except (KeyError, TypeError, ValueError) as error:
+                found[address] = self._restored(address, data)
+            except KeyError as error:
                 lost.append(f"override of {address} was not restored: {str(error.args[0]).rstrip('.')}")
-        return found, lost
+            except RecursionError:
+                raise
+            except Exception as error:  # whatever a class of ours says to arguments that it never had
+                why = str(error).removeprefix("override: ").rstrip(".")
+                wrong.append(f"override of {address} cannot be: {type(error).__name__}: {why}")
+        return found, lost, wrong
+
+    def _restored(self, full: str, data: Mapping[str, Any]) -> Override:
+        """One override from plain data. KeyError for what this chain, model or program does not have."""
+        if full not in self._fields:
+            raise KeyError(f"the chain has no {full}")
+        address, link, hyper = self._fields[full]
+        value = from_config(data["value"])
+        if not (value is None or is_number(value) or isinstance(value, (Schedule, PerParameter))):
+            raise TypeError(f"value must be a number, a schedule or numbers per parameter, got {value!r}")
+        if isinstance(value, PerParameter):
+            try:
+                Spread.of(value, self._seen[address])
+            except ValueError as error:
+                raise KeyError(str(error)) from None  # it selects nothing in this model
+        override = self._checked(full, Override(value, data["factor"]))
+        if override.factor is not None and not varies(link.__dict__[hyper.name]):
+            link.value_of(hyper, self._sight(address, {"step": 0}, {full: override}))  # raises where it is out of range
+        return override
+
+
+_FINITE = Interval()
 
 
 def _fields_of(chain: Transform) -> dict[str, tuple[str, Transform, Hyper]]:
@@ -236,4 +269,4 @@ def clocks_of(value: Any) -> frozenset[str]:
     """The clocks that a hyperparameter's value reads; a number reads none."""
     if isinstance(value, Tensor) or not callable(value):
         return frozenset()
-    return schedules.clocks_of(value)
+    return read_by(value)

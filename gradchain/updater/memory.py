@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gradchain.core import _torch
+from gradchain.core.readable import reach
 
 REBIND = "Carry the state over with updater.rebind(model)."
 PLAIN = (Tensor, nn.Parameter)
@@ -107,7 +108,7 @@ def memory_for(what: str, tensor: Tensor) -> str | None:
     """What keeps a tensor's elements from being read: a storage that ends before they do."""
     if type(tensor) not in PLAIN or tensor.is_meta or tensor.numel() == 0 or tensor.layout != torch.strided:
         return None
-    size, needed = tensor.element_size(), tensor.storage_offset() + _reach(tensor)
+    size, needed = tensor.element_size(), tensor.storage_offset() + reach(tensor)
     there = tensor.untyped_storage().nbytes()
     if there < needed * size:
         return (
@@ -115,6 +116,15 @@ def memory_for(what: str, tensor: Tensor) -> str | None:
             f"{tuple(tensor.shape)} needs {needed * size}. Resize the storage back first."
         )
     return None
+
+
+def without_repeats(tensor: Tensor, place: Tensor) -> Tensor:
+    """`tensor` once in each direction in which `place`, as after `expand`, is one element many times; or as it is."""
+    if place.layout is torch.strided and not place.is_nested:
+        for dim, (size, stride) in enumerate(zip(place.shape, place.stride(), strict=True)):
+            if size > 1 and stride == 0:
+                tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _covered(name: str, tensor: Tensor) -> str | None:
@@ -125,11 +135,6 @@ def _covered(name: str, tensor: Tensor) -> str | None:
             f"{tensor.stride()}. Give it some: parameter.data = parameter.data.clone()."
         )
     return None
-
-
-def _reach(tensor: Tensor) -> int:
-    """How many elements of memory lie from the first to the last of a tensor that has any."""
-    return 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
 
 
 def _covers_itself(tensor: Tensor) -> bool:
@@ -166,7 +171,7 @@ def overlap(tensors: Sequence[Tensor]) -> tuple[int, int] | None:
     Views that lie between one another in one storage have none.
     """
     spans = [
-        _Span(str(t.device), t.data_ptr(), t.data_ptr() + _reach(t) * t.element_size(), i, t)
+        _Span(str(t.device), t.data_ptr(), t.data_ptr() + reach(t) * t.element_size(), i, t)
         for i, t in enumerate(tensors)
         if type(t) in PLAIN and not t.is_meta and t.numel()
     ]
@@ -188,7 +193,7 @@ def _meeting(spans: list[_Span]) -> tuple[int, int] | None:
     if len(spans) < 2:
         return None
     for one, other in pairwise(spans):
-        if other.begin < one.end and one.tensor.numel() == _reach(one.tensor):  # it fills its span
+        if other.begin < one.end and one.tensor.numel() == reach(one.tensor):  # it fills its span
             return _in_order(one, other)
     start, size = spans[0].begin, max(span.end for span in spans) - spans[0].begin
     steps = [s * p.tensor.element_size() for p in spans for s in p.tensor.stride()]

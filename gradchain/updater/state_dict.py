@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from gradchain.core._torch import LOW, is_dtensor
+from gradchain.core.domain import Domain
 from gradchain.core.eager import EagerTensors
+from gradchain.core.hyper import is_number
 from gradchain.core.index import Index
+from gradchain.core.readable import is_readable, shown
+from gradchain.core.roles import AverageState, WindowState
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.slots import Slots, is_plain, mapped
 from gradchain.core.state import S, State
@@ -86,8 +90,25 @@ def _plain(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else value
 
 
-def from_dict(link: Transform, state: State, saved: Mapping[str, Any], index: Index, report: LoadReport) -> State:
-    """`state` with what `saved` has; every mismatch goes into the report and leaves that field as it was."""
+def from_dict(
+    link: Transform,
+    state: State,
+    saved: Mapping[str, Any],
+    index: Index,
+    report: LoadReport,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> State:
+    """`state` with what `saved` has; every mismatch goes into the report and leaves that field as it was.
+
+    Args:
+        link: whose state it is.
+        state: what it is now.
+        saved: what it is to become, as plain data.
+        index: the parameters.
+        report: what does not fit is added here.
+        buffers: those of the model, of which an average may be.
+    """
+    facts = {f.name: f.parameter for f in index.facts}
     new: dict[str, State] = {}
     known = dict(states(link, state))
     report.unexpected += [address for address in saved if address not in known]
@@ -101,17 +122,61 @@ def from_dict(link: Transform, state: State, saved: Mapping[str, Any], index: In
             report.mismatched.append(f"{address}: expected its fields, found {type(given).__name__}")
             continue
         report.unexpected += [f"{address}.{name}" for name in given if name not in fields]
-        changes = {}
+        changes, before = {}, len(report.problems())
         for name, value in fields.items():
             if name not in given and name in current.added:
                 changes[name] = getattr(type(current), name)
             elif name not in given:
                 report.missing.append(f"{address}.{name}")
             else:
-                reader = _Reader(f"{address}.{name}", index, report, name in current.whole)
+                whole = _Whole.of(current, name, facts, buffers) if name in current.whole else None
+                reader = _Reader(f"{address}.{name}", index, facts, report, current.domains[name], whole)
                 changes[name] = reader.read(value, given[name])
         new[address] = current.replace(**changes)
+        fits = len(report.problems()) == before
+        problem = new[address].problem()
+        if fits and problem is not None:
+            report.mismatched.append(f"{address}: {problem}")
+        if problem is not None or (not fits and isinstance(current, WindowState)):
+            new[address] = current  # some fields of one and some of the other are neither
     return rebuilt(link, state, new)
+
+
+@dataclass
+class _Whole:
+    """What the entries of a field may be that come and go.
+
+    Attributes:
+        places: name → a tensor that an entry of this name must be like.
+        closed: whether there can be no others.
+        copies: whether entries are kept in the dtypes of those.
+    """
+
+    places: Mapping[str, Tensor]
+    closed: bool = False
+    copies: bool = False
+
+    @classmethod
+    def of(
+        cls, state: State, name: str, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor] | None
+    ) -> _Whole:
+        """That of one field: a window is of parameters, what an average has beside the weights is of buffers."""
+        if isinstance(state, AverageState) and name == "buffers":
+            return cls(buffers or {}, buffers is not None, True)
+        return cls(parameters, isinstance(state, WindowState) and name == "window")
+
+    def fits(self, name: str, tensor: Tensor) -> bool:
+        """Whether an entry may be this tensor."""
+        if not is_readable(tensor):
+            return False
+        if name not in self.places:
+            return not self.closed
+        place = self.places[name]
+        if tensor.shape != place.shape or not _can_lie(tensor, place):
+            return False
+        if self.copies and tensor.dtype not in (place.dtype, torch.float32 if place.dtype in LOW else place.dtype):
+            return False
+        return (tensor.is_complex(), tensor.is_floating_point()) == (place.is_complex(), place.is_floating_point())
 
 
 @dataclass
@@ -120,8 +185,10 @@ class _Reader:
 
     address: str
     index: Index
+    facts: Mapping[str, Tensor]
     report: LoadReport
-    whole: bool
+    domain: Domain
+    whole: _Whole | None
 
     def read(self, current: Any, saved: Any) -> Any:
         if isinstance(current, Tensors):
@@ -141,46 +208,53 @@ class _Reader:
         if not isinstance(saved, Mapping) or not all(isinstance(v, Tensor) for v in saved.values()):
             self._mismatch("a tensor per parameter", type(saved).__name__)
             return current
-        if self.whole:
-            return self._whole(saved)
+        if self.whole is not None:
+            return self._whole(current, saved, self.whole)
         self.report.missing += [f"{self.address}[{n}]" for n in current if n not in saved]
         self.report.unexpected += [f"{self.address}[{n}]" for n in saved if n not in current]
         out = {}
         for name, old in current.items():
             new = saved.get(name, old)
-            if new.dtype in LOW and old.dtype is torch.float32:  # as earlier versions kept it: nothing is rounded
-                new = new.float()
-            if new.shape != old.shape or new.dtype != old.dtype or not _can_lie(new, old):
-                self._mismatch(f"{_kind(old)} for {name!r}", _kind(new))
+            if new.dtype in LOW and old.dtype is torch.float32 and is_readable(new):
+                new = new.float()  # as earlier versions kept it: nothing is rounded
+            if not _is_like(new, old) or not _can_lie(new, old):
+                self._mismatch(f"{kind_of(old)} for {name!r}", kind_of(new))
                 new = old
-            out[name] = _laid(new, old) if new is not old else old
+            out[name] = _laid(new, old) if new is not old and self._inside(name, new) else old
         return EagerTensors.at(current.index, out)
 
-    def _whole(self, saved: Mapping[str, Tensor]) -> Tensors:
-        """Entries that come and go, as an open window: those of parameters must have their shapes."""
-        facts = {f.name: f.parameter for f in self.index.facts}
+    def _inside(self, name: str, tensor: Tensor) -> bool:
+        found = self.domain.offender(tensor)
+        if found is not None:
+            self._mismatch(f"{self.domain.rule} for {name!r}", repr(found))
+        return found is None
+
+    def _whole(self, current: Tensors, saved: Mapping[str, Tensor], whole: _Whole) -> Tensors:
+        """Entries that come and go, as an open window."""
         for name, tensor in saved.items():
-            if name not in facts:
-                continue
-            if tensor.shape != facts[name].shape or not _can_lie(tensor, facts[name]):
-                self._mismatch(f"shape {tuple(facts[name].shape)}{_shards(facts[name])} for {name!r}", _kind(tensor))
-                return EagerTensors.at(self.index, {})
-        moved = {n: _laid(t, facts[n]) if n in facts else t.clone() for n, t in saved.items()}
+            if not whole.fits(name, tensor):
+                place = whole.places.get(name)
+                self._mismatch(f"{'no tensor' if place is None else kind_of(place)} for {name!r}", kind_of(tensor))
+                return current
+            if not self._inside(name, tensor):
+                return current
+        facts = self.facts
+        moved = {n: _laid(t, facts[n]) if n in facts else t.detach().clone() for n, t in saved.items()}
         if all(n in facts for n in moved):
             return EagerTensors.at(self.index, {n: moved[n] for n in self.index.names if n in moved})
         return EagerTensors.at(Index.of(moved), moved)
 
     def _count(self, current: Count, saved: Any) -> Count:
-        if isinstance(saved, int) and not isinstance(saved, bool):
-            return Count(current.names, saved)
-        if isinstance(saved, Mapping) and set(saved) == set(current.names):
-            return Count(current.names, dict(saved))
-        self._mismatch("a count, or one per parameter", repr(saved)[:60])
+        if not isinstance(saved, Mapping) and COUNT.holds(saved):
+            return Count(current.names, int(saved))
+        if isinstance(saved, Mapping) and set(saved) == set(current.names) and all(map(COUNT.holds, saved.values())):
+            return Count(current.names, {name: int(count) for name, count in saved.items()})
+        self._mismatch(f"{COUNT.rule}, or one per parameter", shown(saved))
         return current
 
     def _scalars(self, current: Scalars, saved: Any) -> Scalars:
         if not isinstance(saved, Mapping) or set(saved) != set(current):
-            self._mismatch("a number per parameter", repr(saved)[:60])
+            self._mismatch("a number per parameter", shown(saved))
             return current
         return Scalars({name: self._number(value, saved[name]) for name, value in current.items()})
 
@@ -191,22 +265,55 @@ class _Reader:
             self._mismatch("a dict per parameter", repr(sorted(map(str, slots)))[:60])
             return current
         for name, slot in slots.items():
+            if not all(map(is_readable, _tensors_in(slot))):
+                self._mismatch(f"tensors in memory for {name!r}", "one that is not")
+                return current
             for key in slot.keys() & current[name].keys():
                 old, new = current[name][key], slot[key]
-                if isinstance(old, Tensor) and isinstance(new, Tensor) and old.shape != new.shape:
-                    self._mismatch(f"{_kind(old)} for {name!r} {key!r}", _kind(new))
+                if not _may_follow(old, new):
+                    self._mismatch(f"{_told(old)} for {name!r} {key!r}", _told(new))
                     return current
-        devices = {f.name: f.parameter.device for f in self.index.facts}
-        return Slots({name: _on(devices[name], slot) for name, slot in slots.items()}).copied()
+        return Slots({name: _on(self.facts[name].device, slot) for name, slot in slots.items()}).copied()
 
     def _number(self, current: Any, saved: Any) -> Any:
-        if isinstance(saved, Tensor) and saved.ndim == 0:
-            return saved.clone()
-        word = current is not None and isinstance(saved, str) != isinstance(current, str)  # None may become anything
-        if saved is None or (isinstance(saved, (bool, int, float, str)) and not word):
-            return saved
-        self._mismatch(f"a number like {current!r}", type(saved).__name__)
+        if self.domain.is_any:
+            right, rule = _is_number_like(current, saved), f"a number like {shown(current)}"
+        else:
+            right, rule = self.domain.holds(saved), self.domain.rule
+        if right:
+            return saved.detach().clone() if isinstance(saved, Tensor) else saved
+        self._mismatch(rule, shown(saved))
         return current
+
+
+COUNT = Domain(int, "integer [0, inf)")
+
+
+def _is_number_like(current: Any, saved: Any) -> bool:
+    """Whether a field of which nothing is said may become this: None may become anything, and anything None."""
+    if current is None or saved is None:
+        return saved is None or isinstance(saved, (bool, str)) or Domain().holds(saved)
+    kind = next((kind for kind in (bool, str) if isinstance(current, kind)), None)
+    return Domain(kind).holds(saved)
+
+
+def _may_follow(old: Any, new: Any) -> bool:
+    """Whether a slot of another library may have become this: a tensor or a number stays what it is."""
+    if isinstance(old, Tensor) and isinstance(new, Tensor):
+        return old.shape == new.shape and (
+            old.dtype == new.dtype or (not new.ndim and old.is_floating_point() == new.is_floating_point())
+        )
+    return old is None or new is None or (is_number(old) and is_number(new)) or type(old) is type(new)
+
+
+def _told(value: Any) -> str:
+    return kind_of(value) if isinstance(value, Tensor) else shown(value)
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    mapped(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
 
 
 def _on(device: torch.device, slot: Any) -> Any:
@@ -214,8 +321,17 @@ def _on(device: torch.device, slot: Any) -> Any:
     return mapped(slot, lambda tensor: tensor.to(device) if tensor.ndim else tensor)
 
 
-def _kind(tensor: Tensor) -> str:
+def kind_of(tensor: Tensor) -> str:
+    """What a tensor is, as a sentence has it."""
+    if not is_readable(tensor):
+        strided = tensor.layout is torch.strided and not tensor.is_nested
+        return "a tensor without values" if tensor.is_meta or strided else f"a tensor in {tensor.layout}"
     return f"shape {tuple(tensor.shape)} in {str(tensor.dtype).removeprefix('torch.')}{_shards(tensor)}"
+
+
+def _is_like(tensor: Tensor, place: Tensor) -> bool:
+    """Whether a tensor has values, and as many and of the dtype that another has."""
+    return is_readable(tensor) and tensor.shape == place.shape and tensor.dtype == place.dtype
 
 
 def _shards(tensor: Tensor) -> str:
@@ -231,7 +347,7 @@ def _can_lie(tensor: Tensor, place: Tensor) -> bool:
 
 def _laid(tensor: Tensor, place: Tensor) -> Tensor:
     """A copy of `tensor` on the device of `place`, and in its shards."""
-    moved = tensor.to(place.device)
+    moved = tensor.detach().to(place.device)
     if not is_dtensor(place) or is_dtensor(tensor):
         return moved.clone()
     from torch.distributed.tensor import distribute_tensor  # only where there are DTensors: importing it takes time

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from gradchain.core.chain import chain
-from gradchain.core.scalars import as_number
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
 from gradchain.selectors.base import predicate
@@ -287,30 +285,14 @@ class Updater:
     @answering
     def tick(self, clock: str, amount: float = 1) -> None:
         """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
-        if clock in ("step", "micro"):
-            raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
-        if clock not in self._settled().clocks:
-            known = sorted(set(self._bound.clocks) - {"step", "micro"})
-            raise KeyError(
-                f"tick: nothing reads the clock {clock!r}. Clocks that are read: {', '.join(known) or 'none'}."
-            )
-        number = as_number(amount)
-        if number is None or not 0 <= number < math.inf:
-            raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
-        self._bound.clocks[clock] += number
+        self._settled().tick(clock, amount)
 
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
 
         Every call counts once, at the next update that is applied.
         """
-        number = as_number(value)
-        if not isinstance(name, str) or number is None:
-            raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
-        count, latest = self._settled().news.get(name, (0, []))
-        self._bound.observations.tell_of_misspelling(name, self._bound.observed)
-        self._bound.observed[name] = float(number)
-        self._bound.news[name] = (count + 1, [*latest, float(number)])
+        self._settled().observe(name, value)
 
     def explain(self, *, source: bool = False) -> str:
         """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
@@ -397,14 +379,16 @@ class Updater:
             return self._walk.checkpoint.write()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
-        """Take up a state. Everything is checked before anything changes.
+        """Take up a state. Everything is checked before anything changes, each field by what its State declares.
 
         Args:
             state_dict: what `state_dict()` gave.
             strict: False loads what matches and reports the rest.
 
         Raises:
-            ValueError: it is not such a state, or is that of another chain or model: with addresses and names.
+            ValueError: it is not such a state, holds what no run can come to, or is that of another chain or model:
+                with addresses and names.
+            RuntimeError: inside `averaged()`, or the model has changed since it was bound.
         """
         return self.stage(state_dict, strict)()
 
@@ -412,7 +396,7 @@ class Updater:
         """Check a state, and return what makes it this updater's."""
         self._check("load_state_dict", loads=True)
         with outside_inference():
-            return self._walk.checkpoint.stage(state_dict, strict)
+            return self._bound.journal.guard(self._walk.checkpoint.stage, state_dict, strict)
 
     def contents(self) -> dict[str, Any]:
         """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
@@ -425,13 +409,21 @@ class Updater:
         """Check weights, buffers and state, and return what makes them this updater's."""
         self._check("load", loads=True)
         with outside_inference():
-            return self._walk.checkpoint.stage_contents(contents)
+            return self._bound.journal.guard(self._walk.checkpoint.stage_contents, contents)
 
     def save(self, path: str | PathLike[str], **extra: Any) -> None:
         """Write weights, buffers, state and `extra` into one file, atomically. All ranks call it, one writes.
 
+        The file is what `torch.save` writes, a dict of "format", "parts" and "extra" that `torch.load` reads, and after
+        it the checksum of all that. Where `path` is a link, the file that it leads to is replaced. A file that is
+        replaced gives its mode to the new one, else the umask does.
+
         Raises:
-            TypeError: `extra` holds what would not load without running code.
+            TypeError: `path` is no path, or `extra` holds what would not load without running code.
+            ValueError: `path` is a folder, a device or a FIFO, or `extra` holds itself.
+            OSError: it cannot be written, as on a full disk. The file before it is then as it was.
+            RuntimeError: inside `averaged()`, between `backward` and `step`, with sharded weights, or torch cannot
+                write a tensor.
         """
         files.save(path, {"updater": self.contents()}, extra)
 
@@ -439,11 +431,18 @@ class Updater:
         """Read what `save` wrote into the model and this updater, and return the extra.
 
         Hyperparameters that the code has otherwise than the file stay the code's, and a warning names them. Overrides
-        come back; `load_state_dict` reports them.
+        come back; `load_state_dict` reports them. Which weights require a gradient is the model's to say: the file does
+        not, and loading changes no `requires_grad`.
+
+        The checksum is verified before anything of the file is used; of a file of before there was one, those of its
+        zip. Whatever is raised, weights, buffers and state are untouched.
 
         Raises:
-            FileNotFoundError, ValueError: no such file, a damaged one, or one of another chain or model. Weights and
-                state are then untouched.
+            FileNotFoundError: there is no such file.
+            ValueError: it is no regular file, is damaged, or is of another chain or model.
+            OSError: it cannot be opened or read.
+            TypeError: `path` is no path.
+            RuntimeError: inside `averaged()`, with sharded weights, or the model has changed since it was bound.
         """
         parts, extra = files.load(path)
         files.check_names("load", ["updater"], parts)

@@ -155,13 +155,15 @@ def test_the_scale_has_a_floor(backoff, init, dtype):
     assert weight.tolist() == ([1.0, 1.0] if dtype is torch.float16 else [0.0, 0.0])
 
 
-def test_a_checkpoint_with_a_scale_of_zero_goes_on():
-    """As one was written after very many overflows before there was a floor."""
+def test_a_checkpoint_with_a_scale_of_zero_is_refused():
+    """It would divide by zero. strict=False keeps the scale there is, and the run goes on."""
     weight = torch.ones(2, requires_grad=True)
     updater = gch.chain(gch.amp_scale(always=True), gch.sgd(1.0)).bind({"w": weight})
     saved = updater.state_dict()
     saved["links"]["amp_scale"]["scale"] = 0.0
-    updater.load_state_dict(saved)
+    with pytest.raises(ValueError, match=r"amp_scale.scale: expected a number in \(0, inf\), found 0.0. strict=False"):
+        updater.load_state_dict(saved)
+    assert updater.load_state_dict(saved, strict=False).mismatched
     assert updater.update(weight.sum()) and weight.tolist() == [0.0, 0.0]
 
 

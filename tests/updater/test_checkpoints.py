@@ -204,7 +204,7 @@ def edited(change):
     return make
 
 
-HEAD = "load_state_dict: the state is that of another chain or model: "
+HEAD = "load_state_dict: the state is not one of this chain and model: "
 WRONG = {
     "another chain": (
         lambda: state_of(gch.sgd(0.1, momentum=0.9), net()),
@@ -213,7 +213,7 @@ WRONG = {
     "another model": (
         lambda: state_of(gch.chain(gch.accumulate(2), gch.adam(0.1)), nn.Sequential(nn.Linear(3, 2)).double()),
         HEAD + r"scale_by_adam.mu\[2.weight\] is missing.*"
-        r"accumulate.window: expected shape \(4, 3\) for '0.weight', found shape \(2, 3\)",
+        r"accumulate.window: expected shape \(4, 3\) in float64 for '0.weight', found shape \(2, 3\)",
     ),
     "another dtype": (
         lambda: state_of(gch.chain(gch.accumulate(2), gch.adam(0.1)), net(dtype=torch.float32)),
@@ -233,15 +233,72 @@ WRONG = {
     ),
     "a count that is none": (
         edited(lambda s: s["links"]["scale_by_adam"].update(count="3")),
-        HEAD + "scale_by_adam.count: expected a count, or one per parameter, found '3'. strict",
+        HEAD + r"scale_by_adam.count: expected an integer in \[0, inf\), or one per parameter, found '3'. strict",
     ),
     "counts of others": (
         edited(lambda s: s["links"]["scale_by_adam"].update(count={"a": 1})),
-        HEAD + "scale_by_adam.count: expected a count, or one per parameter, found {'a': 1}. strict",
+        HEAD + r"scale_by_adam.count: expected an integer in \[0, inf\), or one per parameter, found {'a': 1}. strict",
     ),
     "a number that is none": (
         edited(lambda s: s["links"]["accumulate"].update(micro="x")),
-        HEAD + "accumulate.micro: expected a number like 1, found str. strict",
+        HEAD + r"accumulate.micro: expected an integer in \[0, inf\), found 'x'. strict",
+    ),
+    "a window of no size": (
+        edited(lambda s: s["links"]["accumulate"].update(size=0)),
+        HEAD + "accumulate: size must be above micro, 1, got 0. strict",
+    ),
+    "a window that is full": (
+        edited(lambda s: s["links"]["accumulate"].update(micro=2)),
+        HEAD + "accumulate: size must be above micro, 2, got 2. strict",
+    ),
+    "a window that is not open": (
+        edited(lambda s: s["links"]["accumulate"].update(micro=0)),
+        HEAD + "accumulate: where micro is 0 no window is open, got size 2, weight 1.0 and a window of 0.weight, 0.bia",
+    ),
+    "a window of others": (
+        edited(lambda s: s["links"]["accumulate"]["window"].update(zz=torch.ones(2))),
+        HEAD + "accumulate.window: expected no tensor for 'zz', found shape .2,. in float32. strict",
+    ),
+    "a weight that is none": (
+        edited(lambda s: s["links"]["accumulate"].update(weight=-1.0)),
+        HEAD + r"accumulate.weight: expected a number in \[0, inf\], found -1.0. strict",
+    ),
+    "a clock below zero": (
+        edited(lambda s: s["clocks"].update(step=-5)),
+        "load_state_dict: clocks must be a dict of finite numbers of at least 0, whole ones for 'step' and 'micro', ",
+    ),
+    "a step between two": (edited(lambda s: s["clocks"].update(step=1.5)), "load_state_dict: clocks must be a dict of"),
+    "a clock of NaN": (
+        edited(lambda s: s["clocks"].update(micro=float("nan"))), "load_state_dict: clocks must be a dict",
+    ),
+    "skips below zero": (
+        edited(lambda s: s.update(num_skipped=-1)),
+        r"load_state_dict: num_skipped must be an integer in \[0, inf\), got -1.",
+    ),
+    "an override out of range": (
+        edited(lambda s: s["overrides"].update({"scale_by_adam.b1": {"value": 1.5, "factor": None}})),
+        HEAD + r"override of scale_by_adam.b1 cannot be: ValueError: scale_by_adam: b1 must be in \[0, 1\), got 1.5. ",
+    ),
+    "a factor out of range": (
+        edited(lambda s: s["overrides"].update({"scale_by_adam.b1": {"value": None, "factor": 2.0}})),
+        HEAD + r"override of scale_by_adam.b1 cannot be: ValueError: scale_by_adam: b1 must be in \[0, 1\), got 1.8",
+    ),
+    "an override of two": (
+        edited(lambda s: s["overrides"].update({"scale_by_adam.b1": {"value": 0.5, "factor": 2.0}})),
+        "load_state_dict: overrides must be either a value or a factor, as data, got .* for 'scale_by_adam.b1'.",
+    ),
+    "news that are too many": (
+        edited(lambda s: s["news"].update(val=[1, 0.5, 0.25])),
+        "load_state_dict: news must be a count of at least 2, and as many numbers at most, got .* for 'val'.",
+    ),
+    "a field more": (edited(lambda s: s.update(epoch=3)), HEAD + "the field 'epoch' is unexpected. strict"),
+    "a tensor without values": (
+        edited(lambda s: s["links"]["scale_by_adam"]["mu"].update({"2.weight": torch.empty(2, 4, device="meta")})),
+        HEAD + r"scale_by_adam.mu: expected shape \(2, 4\) in float64 for '2.weight', found a tensor without val",
+    ),
+    "a state that holds itself": (
+        edited(lambda s: s["chain"].update(links=[s["chain"]])),
+        "load_state_dict: the state is nested deeper than any is, or holds itself.",
     ),
     "fields that are none": (
         edited(lambda s: s["links"].update(scale_by_adam=[1])), HEAD + "scale_by_adam: expected its fields, found list",
@@ -339,12 +396,12 @@ FILES = {
     ),
     "another model": (
         lambda p: adam(net(dtype=torch.float32)).save(p),
-        r"load: the file is of another model: weight '0.weight': expected shape \(4, 3\) in torch.float64, found \(4"
+        r"load: the file is of another model: weight '0.weight': expected shape \(4, 3\) in float64, found shape \(4"
         r".*\(and 1 more\).",
     ),
     "another chain": (
         lambda p: gch.sgd(0.1, momentum=0.9).bind(net(3)).save(p),
-        "load_state_dict: the state is that of another chain or model: scale_by_adam is missing; trace is unexpected.",
+        "load_state_dict: the state is not one of this chain and model: scale_by_adam is missing; trace is unexpected.",
     ),
     "a group": (
         lambda p: gch.group(a=adam(net())).save(p), "load: expected the updaters .'updater'., found .'a'..",
@@ -453,3 +510,84 @@ def test_a_complex_slot_in_bfloat16_is_saved_as_pairs_and_comes_back(tmp_path):
     assert first.shape == (3, 2) and first.dtype == torch.bfloat16
     assert torch.equal(first, second)
     assert torch.equal(links[0]["nu"]["w"], links[1]["nu"]["w"])
+
+
+def test_a_clock_does_not_tick_to_where_no_checkpoint_has_it():
+    """Infinite, or an integer beyond 64 bits; what it ticks to can always be saved and loaded."""
+    model = net()
+    updater = gch.adam(gch.by("epoch", gch.linear(0.1, 0.0, 10))).bind(model)
+    updater.tick("epoch", 1e308)
+    for amount in (1e308, 10**400, 2**63, float("inf"), float("nan"), -1, True, "x"):
+        with untouched(model, updater), pytest.raises(ValueError, match="tick: amount must be a finite number of at l"):
+            updater.tick("epoch", amount)
+    assert updater.load_state_dict(updater.state_dict()).problems() == []
+
+
+def test_buffers_of_one_element_many_times(tmp_path):
+    """As `expand` makes them: they are saved and loaded. What differs along the way has no place there."""
+
+    def made(number):
+        model = net()
+        model.register_buffer("wide", torch.full((3, 1), number).expand(3, 5))
+        return model, adam(model)
+
+    made(2.0)[1].save(tmp_path / "run.pt")
+    model, updater = made(1.0)
+    updater.load(tmp_path / "run.pt")
+    assert model.wide.stride() == (1, 0) and model.wide.tolist() == [[2.0] * 5] * 3
+    contents = copy.deepcopy(updater.contents())
+    contents["buffers"]["wide"] = torch.arange(15.0).reshape(3, 5)
+    before = snapshot(model, updater)
+    with pytest.raises(ValueError, match="load: the file is of another model: buffer 'wide': expected shape"):
+        updater.stage_contents(contents)
+    assert same(snapshot(model, updater), before)
+
+
+def test_requires_grad_is_the_models(tmp_path):
+    """A file says nothing of it, and loading changes none."""
+    model, updater = net(), None
+    updater = adam(model)
+    updater.save(tmp_path / "run.pt")
+    other = net(3)
+    late = adam(other)
+    other[0].weight.requires_grad_(False)
+    late.load(tmp_path / "run.pt")
+    assert [p.requires_grad for p in other.parameters()] == [False, True, True, True]
+    assert torch.equal(other[0].weight, model[0].weight)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_weights_and_buffers_that_are_no_tensors_of_the_model():
+    """Each is refused before the first is written: without values, sparse, of another dtype, no tensors at all."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+    updater = adam(model)
+    emptied = torch.ones(4, dtype=torch.float64)
+    emptied.untyped_storage().resize_(0)
+    wrong = {
+        "meta": torch.empty(4, device="meta", dtype=torch.float64), "sparse": torch.ones(4).double().to_sparse(),
+        "float": torch.ones(4), "none": None, "list": [1.0] * 4, "emptied": emptied, "shape": torch.ones(5).double(),
+        "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(2)]),
+    }  # fmt: skip
+    for value in wrong.values():
+        for part, name in (("weights", "1.bias"), ("weights", "0.bias"), ("buffers", "1.running_mean")):
+            contents = {**updater.contents()}
+            contents[part] = {**contents[part], name: value}
+            with untouched(model, updater), pytest.raises(ValueError, match=r"^load: "):
+                updater.stage_contents(contents)
+    for contents in (None, [], {"weights": None, "buffers": {}, "state": {}}, {"weights": {}, "buffers": {}}):
+        with untouched(model, updater), pytest.raises(ValueError, match=r"^load: "):
+            updater.stage_contents(contents)
+
+
+def test_a_group_refuses_what_is_none():
+    """Of any kind, and nothing changes."""
+    one, other = net(), net(1)
+    group = gch.group(a=adam(one), b=adam(other))
+    good = group.state_dict()
+    for bad in (None, 3, [], {}, {"a": good["a"]}, {**good, 3: good["a"]}, {**good, "b": None}, {"a": 1, "b": 2}):
+        with (
+            untouched(one, group["a"]),
+            untouched(other, group["b"]),
+            pytest.raises(ValueError, match=r"^(group|load)"),
+        ):
+            group.load_state_dict(bad)

@@ -188,7 +188,7 @@ def test_group_load_is_all_or_nothing(tmp_path):
         both.generator.load(tmp_path / "run.pt")
     states = both.state_dict()
     states["discriminator"] = states["generator"]
-    with untouched(a, both.generator), pytest.raises(ValueError, match="load_state_dict: the state is that of another"):
+    with untouched(a, both.generator), pytest.raises(ValueError, match="load_state_dict: the state is not one of this"):
         both.load_state_dict(states)
     with pytest.raises(ValueError, match="group: expected the updaters"):
         both.load_state_dict({"generator": states["generator"]})

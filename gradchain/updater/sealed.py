@@ -1,0 +1,266 @@
+"""One file on disk that is whole, or is refused: written beside its name and put there, read only once it is verified.
+
+The file is the zip that `torch.save` writes, so that `torch.load` reads it by hand, and after it a seal of 48 bytes:
+16 that say what it is, and the 32 of a BLAKE2b checksum of all that comes before them. The seal stands behind the zip,
+not in its comment: it is made while torch writes the zip, and that ends with the length of its comment. Readers of zips
+look for the directory from the end and pass over what follows it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import hashlib
+import os
+import secrets
+import stat
+import time
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+_MARK = b"gradchain seal\x01\n"
+_SEAL = len(_MARK) + hashlib.blake2b(digest_size=32).digest_size
+_END_OF_ZIP = b"PK\x05\x06"  # begins the last 22 bytes of a zip without a comment
+_FOLDER = 0x10  # of a part that has none of its bytes read: torch hands out memory that nobody wrote to
+_CHUNK = 1 << 20
+_STARTED = time.time()
+_KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISLNK, "a symbolic link that leads to itself"),
+)
+
+
+# writing
+
+
+def write(path: Path, contents: object) -> None:
+    """Write `contents` and a seal. The file has its name only when it is whole and on disk.
+
+    A symbolic link stays one: what it leads to is replaced. A new file has the mode that the umask leaves, and one that
+    replaces another has that one's.
+    """
+    with in_words("save", path):
+        target = Path(os.path.realpath(path))
+        if not target.parent.is_dir():
+            raise FileNotFoundError(f"save: there is no folder {str(target.parent)!r}. Create it first.")
+        mode = _mode_of(path, target)
+        _sweep(target)
+        temporary = f"{_beside(target)}{secrets.token_hex(4)}.tmp"
+        try:
+            with open(temporary, "xb") as file:
+                _write_sealed(file, contents)
+                file.flush()
+                os.fsync(file.fileno())
+            if mode is not None:
+                os.chmod(temporary, mode)
+            os.replace(temporary, target)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(target.parent)
+
+
+class _Sealing:
+    """A file that is written to, and the checksum of all that was.
+
+    Attributes:
+        failed: what kept it from being written: torch says in place of it that its position is not what it expected.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._sum = file, hashlib.blake2b(digest_size=32)
+        self.failed: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of it."""
+        try:
+            self._file.write(data)
+        except OSError as error:
+            self.failed = self.failed or error
+            raise
+        self._sum.update(data)
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        """Nothing: who opened the file does it."""
+
+    def seal(self) -> bytes:
+        """What is to stand behind all that was written."""
+        return _MARK + self._sum.digest()
+
+
+def _write_sealed(file: BinaryIO, contents: object) -> None:
+    sealing = _Sealing(file)
+    try:
+        torch.save(contents, sealing)  # type: ignore[arg-type]  # it asks for no more than that
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        if sealing.failed is not None:
+            raise sealing.failed from error
+        raise RuntimeError(f"save: torch cannot write the contents: {error}") from error
+    file.write(sealing.seal())
+
+
+def _mode_of(path: Path, target: Path) -> int | None:
+    """The mode of the regular file that is to be replaced, None where there is none. ValueError for anything else."""
+    try:
+        found = os.lstat(target)
+    except FileNotFoundError:
+        return None
+    _check_regular("save", path, found.st_mode)
+    return stat.S_IMODE(found.st_mode)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the new name on disk too: a file that is whole but not findable is lost with the power.
+
+    The new file stands there already, so an error would say what is not so: that it was not saved.
+    """
+    if not hasattr(os, "O_DIRECTORY"):
+        return  # Windows has no such call
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _beside(path: Path) -> str:
+    """How the names of files begin that are being written for `path`; cut so that they fit where it fits."""
+    name = path.name if len(os.fsencode(path.name)) <= 200 else path.name[:48]
+    return str(path.parent / f".{name}.")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what runs that were killed inside a write left beside `path`, if it is older than this process."""
+    for left in glob.glob(f"{glob.escape(_beside(path))}*.tmp"):
+        with contextlib.suppress(OSError):
+            if os.stat(left).st_mtime < _STARTED:
+                os.unlink(left)
+
+
+# reading
+
+
+def read(path: Path) -> tuple[Any, bool]:
+    """What lies in a file, verified before any of it is unpickled, and whether the file has a seal."""
+    with in_words("load", path), _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            sealed = _has_seal(file, size)
+            problem = _problem(file, size, sealed)
+            file.seek(0)
+            contents = None if problem else torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is to seek where no file has bytes
+                raise
+            raise ValueError(
+                f"load: {str(path)!r} cannot be read: it is cut short, or no checkpoint of gradchain "
+                f"({type(error).__name__})."
+            ) from error
+    if problem:
+        raise ValueError(f"load: {str(path)!r} cannot be read: {problem}.")
+    return contents, sealed
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, open for reading. ValueError for what is none: opening a FIFO or a device may wait, or act."""
+    _check_regular("load", path, os.stat(path).st_mode)
+    with open(path, "rb", opener=_without_waiting) as file:
+        _check_regular("load", path, os.fstat(file.fileno()).st_mode)  # it may have become another meanwhile
+        yield file
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has no such flag
+
+
+def _has_seal(file: BinaryIO, size: int) -> bool:
+    file.seek(max(0, size - _SEAL))
+    return file.read(len(_MARK)) == _MARK
+
+
+def _problem(file: BinaryIO, size: int, sealed: bool) -> str:
+    """Why the file cannot be what was written, "" where it is: by its seal, or else by the checksums in its zip."""
+    if sealed and not _is_whole(file, size):
+        return "it is damaged, its checksum is not that of its contents"
+    with zipfile.ZipFile(file) as archive:
+        parts = archive.infolist()
+        if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in parts):
+            return "it is compressed, which no checkpoint is"
+        if any(part.is_dir() or part.external_attr & _FOLDER for part in parts):
+            return "it is damaged, it has folders in it"
+        if sum(part.file_size for part in parts) > size:
+            return "it is damaged, its parts are larger than the file"
+        if sealed:
+            return ""
+        file.seek(max(0, size - 22))
+        if file.read(4) != _END_OF_ZIP:
+            return "it is damaged, it does not end where its zip ends"
+        if not any(part.CRC for part in parts):  # as torch writes it under set_crc32_options(False)
+            warnings.warn(
+                f"load: {file.name!r} has no checksums, so nothing can tell whether it is damaged. Save it anew with "
+                "updater.save.",
+                stacklevel=5,
+            )
+            return ""
+        damaged = archive.testzip()
+        return "" if damaged is None else f"it is damaged, the checksum of {damaged!r} is not that of its contents"
+
+
+def _is_whole(file: BinaryIO, size: int) -> bool:
+    """Whether the checksum in the seal is that of what lies before it."""
+    file.seek(0)
+    found, left = hashlib.blake2b(digest_size=32), size - _SEAL
+    while left > 0 and (chunk := file.read(min(_CHUNK, left))):
+        found.update(chunk)
+        left -= len(chunk)
+    return file.read(_SEAL) == _MARK + found.digest()
+
+
+# both
+
+
+def path_of(owner: str, path: str | PathLike[str]) -> Path:
+    """The path that a user gave. TypeError or ValueError for what cannot be one."""
+    if not isinstance(path, (str, PathLike)) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"{owner}: path must be a str or an os.PathLike of one, got {type(path).__name__}.")
+    if "\0" in os.fspath(path) or not os.fspath(path):
+        raise ValueError(f"{owner}: path must be the name of a file, got {os.fspath(path)!r}.")
+    return Path(path)
+
+
+def _check_regular(owner: str, path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "a device")
+        raise ValueError(f"{owner}: {str(path)!r} must be a regular file, got {kind}.")
+
+
+@contextmanager
+def in_words(owner: str, path: Path) -> Iterator[None]:
+    """An OSError of the system says which file it is about, and keeps its class and number."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.errno is None:  # it is in words already
+            raise
+        raise FileNotFoundError(f"{owner}: there is no file {str(path)!r}.") from None
+    except OSError as error:
+        what = "written" if owner == "save" else "read"
+        made = type(OSError(error.errno, ""))(f"{owner}: {str(path)!r} cannot be {what}: {error.strerror or error}.")
+        made.errno = error.errno
+        raise made from error
