@@ -121,7 +121,7 @@ class Fields:
 
 def in_words(error: Exception) -> str:
     """What a class raised, in its words; with the error's name where those are no sentence."""
-    if isinstance(error, (TypeError, ValueError)) or (type(error) is RuntimeError and str(error)):
+    if str(error) and (isinstance(error, (TypeError, ValueError, AssertionError)) or type(error) is RuntimeError):
         return str(error)
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 

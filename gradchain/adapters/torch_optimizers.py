@@ -146,7 +146,9 @@ class from_torch(Transform):
             if kind is None:
                 raise
             cure = "" if closure is not None or not takes else _cure(error)
-            raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {in_words(error)}{cure}") from error
+            raise kind(
+                f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {in_words(error).rstrip('.')}{cure}."
+            ) from error
         if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):
             # where it evaluates what is not finite it may know what to do; where its step is not, it did not
             ctx.refuse(f"the weights that {_short(self.optimizer)} made of what it evaluated have inf or NaN")
@@ -229,16 +231,17 @@ class _Closure:
 
 def _kind(error: Exception) -> type[Exception] | None:
     """What a class's own failure is raised as in a sentence; None for one that means something to a program."""
-    if isinstance(error, (TypeError, ValueError)):
+    if isinstance(error, (TypeError, ValueError, AssertionError)):
         return TypeError if isinstance(error, TypeError) else ValueError
-    own = type(error) is RuntimeError or isinstance(error, (AssertionError, AttributeError, LookupError))
+    own = type(error) is RuntimeError or isinstance(error, (AttributeError, LookupError))
     return RuntimeError if own or isinstance(error, NotImplementedError) else None
 
 
 def _cure(error: Exception) -> str:
     """What to do where a class may have missed the closure that it calls optional."""
     said = str(error)
-    missed = "closure" in said or "'NoneType' object is not callable" in said or isinstance(error, AssertionError)
+    missed = "closure" in said or "'NoneType' object is not callable" in said
+    missed = missed or (isinstance(error, AssertionError) and not said)
     return ". Where it asks for a closure, call updater.update(closure)" if missed else ""
 
 
