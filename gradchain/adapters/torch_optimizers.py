@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradchain.adapters.stand_ins import StandIns
-from gradchain.adapters.torch_fields import Fields, words
+from gradchain.adapters.torch_fields import Fields, bare, words
 from gradchain.adapters.torch_names import class_of, name_of
 from gradchain.core import _torch
 from gradchain.core.context import Context
@@ -238,7 +238,7 @@ def _kind(error: Exception) -> type[Exception] | None:
 def _cure(error: Exception) -> str:
     """What to do where a class may have missed the closure that it calls optional."""
     said = str(error)
-    missed = "closure" in said or "'NoneType' object is not callable" in said or isinstance(error, AssertionError)
+    missed = bare(error) or "closure" in said or "'NoneType' object is not callable" in said
     return ". Where it asks for a closure, call updater.update(closure)" if missed else ""
 
 
