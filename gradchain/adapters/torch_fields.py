@@ -94,7 +94,7 @@ class Fields:
             meant = [own for word in self.constants if word not in self._known for own in ours(word, names)]
             takes = f" Write {' and '.join(f'{word}=' for word in meant)}.{takes}" if meant else takes
             kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"from_torch: {self._cls.__name__}: {words(error).rstrip('.')}.{takes}") from None
+            raise kind(f"from_torch: {self._cls.__name__}: {in_words(error).rstrip('.')}.{takes}") from None
         _refuse_inner(optimizer)
         return optimizer
 
@@ -124,7 +124,7 @@ def bare(error: Exception) -> bool:
     return isinstance(error, AssertionError) and (not str(error) or str(error).startswith("assert "))
 
 
-def words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """What a class raised, in its words; with the error's name where those are no sentence."""
     said = str(error)
     asserted = isinstance(error, AssertionError) and not bare(error)

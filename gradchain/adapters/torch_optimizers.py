@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradchain.adapters.stand_ins import StandIns
-from gradchain.adapters.torch_fields import Fields, bare, words
+from gradchain.adapters.torch_fields import Fields, bare, in_words
 from gradchain.adapters.torch_names import class_of, name_of
 from gradchain.core import _torch
 from gradchain.core.context import Context
@@ -146,7 +146,7 @@ class from_torch(Transform):
             if kind is None:
                 raise
             cure = "" if closure is not None or not takes else _cure(error)
-            raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {words(error)}{cure}") from error
+            raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {in_words(error)}{cure}") from error
         if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):
             # where it evaluates what is not finite it may know what to do; where its step is not, it did not
             ctx.refuse(f"the weights that {_short(self.optimizer)} made of what it evaluated have inf or NaN")
