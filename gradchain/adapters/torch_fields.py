@@ -119,11 +119,18 @@ class Fields:
         return out
 
 
+def bare(error: Exception) -> bool:
+    """Whether it is an assert that says nothing but what was asserted."""
+    return isinstance(error, AssertionError) and (not str(error) or str(error).startswith("assert "))
+
+
 def in_words(error: Exception) -> str:
     """What a class raised, in its words; with the error's name where those are no sentence."""
-    if str(error) and (isinstance(error, (TypeError, ValueError, AssertionError)) or type(error) is RuntimeError):
-        return str(error)
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    said = str(error)
+    asserted = isinstance(error, AssertionError) and not bare(error)
+    if isinstance(error, (TypeError, ValueError)) or asserted or (type(error) is RuntimeError and said):
+        return said
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _refuse_inner(optimizer: Optimizer) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradchain.adapters.stand_ins import StandIns
-from gradchain.adapters.torch_fields import Fields, in_words
+from gradchain.adapters.torch_fields import Fields, bare, in_words
 from gradchain.adapters.torch_names import class_of, name_of
 from gradchain.core import _torch
 from gradchain.core.context import Context
@@ -146,9 +146,7 @@ class from_torch(Transform):
             if kind is None:
                 raise
             cure = "" if closure is not None or not takes else _cure(error)
-            raise kind(
-                f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {in_words(error).rstrip('.')}{cure}."
-            ) from error
+            raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {in_words(error)}{cure}") from error
         if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):
             # where it evaluates what is not finite it may know what to do; where its step is not, it did not
             ctx.refuse(f"the weights that {_short(self.optimizer)} made of what it evaluated have inf or NaN")
@@ -231,17 +229,16 @@ class _Closure:
 
 def _kind(error: Exception) -> type[Exception] | None:
     """What a class's own failure is raised as in a sentence; None for one that means something to a program."""
-    if isinstance(error, (TypeError, ValueError, AssertionError)):
+    if isinstance(error, (TypeError, ValueError)):
         return TypeError if isinstance(error, TypeError) else ValueError
-    own = type(error) is RuntimeError or isinstance(error, (AttributeError, LookupError))
+    own = type(error) is RuntimeError or isinstance(error, (AssertionError, AttributeError, LookupError))
     return RuntimeError if own or isinstance(error, NotImplementedError) else None
 
 
 def _cure(error: Exception) -> str:
     """What to do where a class may have missed the closure that it calls optional."""
     said = str(error)
-    missed = "closure" in said or "'NoneType' object is not callable" in said
-    missed = missed or (isinstance(error, AssertionError) and not said)
+    missed = bare(error) or "closure" in said or "'NoneType' object is not callable" in said
     return ". Where it asks for a closure, call updater.update(closure)" if missed else ""
 
 

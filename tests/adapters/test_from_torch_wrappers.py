@@ -169,26 +169,25 @@ class Raising(SGD):
 
 
 RAISED = [
-    (AssertionError(), ValueError, "AssertionError"),
-    (AssertionError("lr too high"), ValueError, "lr too high"),
-    (AttributeError("no d"), RuntimeError, "AttributeError: no d"),
-    (IndexError("far"), RuntimeError, "IndexError: far"),
-    (KeyError("exp_avg"), RuntimeError, "KeyError: 'exp_avg'"),
-    (NotImplementedError("aten.clone"), RuntimeError, "NotImplementedError: aten.clone"),
-    (RuntimeError("sizes"), RuntimeError, "sizes"),
-    (TypeError("got 3"), TypeError, "got 3"),
-    (ValueError("enough"), ValueError, "enough"),
+    (AssertionError(), RuntimeError, "AssertionError$"),
+    (AttributeError("no d"), RuntimeError, "AttributeError: no d$"),
+    (IndexError("far"), RuntimeError, "IndexError: far$"),
+    (KeyError("exp_avg"), RuntimeError, "KeyError: 'exp_avg'$"),
+    (NotImplementedError("aten.clone"), RuntimeError, "NotImplementedError: aten.clone$"),
+    (RuntimeError("sizes"), RuntimeError, "sizes$"),
+    (TypeError("got 3"), TypeError, "got 3$"),
+    (ValueError("enough"), ValueError, "enough$"),
 ]
 
 
-@pytest.mark.parametrize(("error", "kind", "words"), RAISED, ids=[words for *_, words in RAISED])
+@pytest.mark.parametrize(("error", "kind", "words"), RAISED, ids=lambda v: type(v).__name__)
 def test_what_a_step_raises_says_of_which_class_it_is(error, kind, words, monkeypatch):
     model = net()
     masked = gch.masked(gch.from_torch(Raising), gch.named("0.*"))
     updater = gch.chain(masked, gch.masked(gch.sgd(0.1), ~gch.named("0.*"))).bind(model)
     monkeypatch.setattr(Raising, "error", error)
     before = copy.deepcopy(model)
-    with pytest.raises(kind, match=rf"^masked/from_torch: Raising: {words}\.$") as caught:
+    with pytest.raises(kind, match=f"^masked/from_torch: Raising: {words}") as caught:
         updater.update(loss_of(model, batches(1)[0]))
     assert caught.value.__cause__ is error
     assert_same(model, before)
@@ -204,9 +203,9 @@ def test_what_means_something_to_a_program_goes_through(error, monkeypatch):
     assert caught.value is error
 
 
-@pytest.mark.parametrize(("error", "kind", "words"), RAISED, ids=[words for *_, words in RAISED])
+@pytest.mark.parametrize(("error", "kind", "words"), RAISED, ids=lambda v: type(v).__name__)
 def test_what_a_constructor_raises_says_of_which_class_it_is(error, kind, words, monkeypatch):
     monkeypatch.setattr(Raising, "error", error)
     monkeypatch.setattr(Raising, "where", "init")
-    with pytest.raises((TypeError, ValueError), match=rf"^from_torch: Raising: {words}\."):
+    with pytest.raises((TypeError, ValueError), match=rf"^from_torch: Raising: {words.rstrip('$')}\."):
         gch.from_torch(Raising)
