@@ -149,7 +149,7 @@ class accumulate(KeepsWindow):
             return state.loss * (state.reference if state.weighted else 1.0)
         return state.loss / (1.0 if state.weight == 0 else state.weight)
 
-    def _reduced(self, state: AccumulateState, weight: Any) -> Tensors:
+    def _reduced(self, state: AccumulateState, weight: float) -> Tensors:
         """The mean or sum of a window that closes, of that weight."""
         if self.reduce == "sum":
             return state.window if state.reference == 1.0 else state.window * state.reference
