@@ -139,7 +139,7 @@ def test_saved_between_an_observation_and_its_update():
     assert updater.metrics["reduce_on_plateau.value"] < LR
     bad = updater.state_dict()
     bad["news"] = {"val_loss": []}
-    with pytest.raises(ValueError, match="news must be lists of numbers, got \\[\\] for 'val_loss'"):
+    with pytest.raises(ValueError, match="news must be lists of numbers by name, got \\[\\] for 'val_loss'"):
         updater.load_state_dict(bad)
 
 
