@@ -37,6 +37,8 @@ def train(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], path: Path)
         with updater.context():
             loss = F.cross_entropy(model(inputs), targets)
         info = updater.update(loss, weight=len(inputs))
+        updater.backward(loss, weight=(targets != -100).sum())
+        updater.step()
         assert_type(info, gch.UpdateInfo)
         if info and info["front.norm"] > 10.0:
             updater.override("learning_rate", factor=0.5)

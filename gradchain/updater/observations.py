@@ -49,5 +49,5 @@ class Observations:
             warnings.warn(
                 f"observe: {self._read[near[0]]} waits for {near[0]!r}, and {name!r} was observed. Is it the same? "
                 f"Then call updater.observe({near[0]!r}, value).",
-                stacklevel=3,
+                stacklevel=4,
             )
