@@ -119,7 +119,7 @@ def test_a_folder_without_gradchain_is_refused(tmp_path):
 
 
 def test_a_cell_that_one_version_cannot_run_is_told_and_the_others_go_on(versions):
-    run = Run(versions("\ndel amp_scale\n"), [("d", "R0"), ("d", "R1")], rounds=1, pairs=1)
+    run = Run(versions("\ndel _HOMES['amp_scale']\n"), [("d", "R0"), ("d", "R1")], rounds=1, pairs=1)
     *_, rows = run.measured()
     assert [(row["recipe"], row["rounds"]) for row in rows] == [("R1", [1])]
     assert list(run.failed) == [("d", "R0")]
@@ -127,7 +127,8 @@ def test_a_cell_that_one_version_cannot_run_is_told_and_the_others_go_on(version
 
 
 def test_two_that_do_not_compute_the_same_are_told_apart(versions):
-    other = "\n_adam = scale_by_adam\ndef scale_by_adam(b1, b2, eps):\n    return _adam(0.5, b2, eps)\n"
+    other = "\nfrom gradchain.transforms.adam import scale_by_adam as _adam\n"
+    other += "def scale_by_adam(b1, b2, eps):\n    return _adam(0.5, b2, eps)\n"
     run = Run(versions(other), [("d", "R1"), ("d", "R4")], rounds=1, pairs=1)
     (rows,) = run.measured()
     assert not run.failed
