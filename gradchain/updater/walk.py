@@ -305,8 +305,8 @@ class Walk:
         self.bound.state = self.bound.window.reduced(self.bound.state, "flush")
         if not self._open_micros():
             return UpdateInfo("window", int(self.bound.clocks["step"]), None, {}, dict, "no window is open")
-        self.checkpoint.warn_of_other_weights()
         params = self.bound.gradients.params()
+        self.checkpoint.warn_of_other_weights()  # after a look: the model may have been given other tensors
         nothing = params.select(())
         step = self.bound.facts(params, flushing=True, scaled=True, micro=MicroBatch(last=True))
         return self.bound.run(nothing, step, False, waiting=self.bound.micro)
