@@ -36,7 +36,8 @@ class Kernels:
         self._patches = ExitStack()
 
     def __enter__(self) -> Kernels:
-        drive, fire = self._timed(native.driver()), Commit.fire
+        printed, fire = any(hasattr(runner, "_drive") for runner in self._runners), Commit.fire
+        drive = self._timed(native.driver()) if printed else None  # without a compiler there is none
 
         def fired(commit: Commit) -> None:
             # printed C passes through the driver below; what calls torch's kernels is a write of its own

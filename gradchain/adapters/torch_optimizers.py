@@ -138,7 +138,7 @@ class from_torch(Transform):
         stand_ins = self._stand_ins(old, params.index, groups)
         fields = [self._fields.grouped(_at(numbers, names[0]) if names else {}) for names in stand_ins.groups]
         takes, must = self._takes_closure
-        closure = _Closure(params.index, old, grads, ctx) if must or (takes and ctx.evaluates) else None
+        closure = _Closure(params.index, old, grads, ctx, self.cls) if must or (takes and ctx.evaluates) else None
         try:
             new, memory, group = stand_ins.step(old, grads, state.state, state.group, fields, closure)
         except Exception as error:
@@ -202,16 +202,21 @@ class _Closure:
         error: what an evaluation raised, which is not the class's to say.
     """
 
-    def __init__(self, index: Index, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor], ctx: Context) -> None:
+    def __init__(
+        self, index: Index, weights: Mapping[str, Tensor], grads: Mapping[str, Tensor], ctx: Context,
+        cls: type[Optimizer],
+    ) -> None:  # fmt: skip
         self._index, self._weights, self._grads, self._ctx = index, weights, grads, ctx
         self._known = ctx.has_loss
+        # torch's own call it before they move anything; to compare what others did waits for a device
+        self._asks_first = cls.__module__.startswith("torch.optim.")
         self.error: BaseException | None = None
 
     @torch.no_grad()  # a class calls it with gradients on, for the closure of a user
     def __call__(self, stand_ins: StandIns) -> Any:
         weights, known = stand_ins.weights(), self._known
         self._known = False
-        if known and all(torch.equal(weights[n], self._weights[n]) for n in weights):
+        if known and (self._asks_first or all(torch.equal(weights[n], self._weights[n]) for n in weights)):
             loss, grads = self._ctx.loss, self._grads
         else:
             loss, grads = self._evaluated(weights)

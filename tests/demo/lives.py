@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import sys
-import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -23,7 +22,7 @@ import torch
 from gradchain.demo.__main__ import main
 from gradchain.demo.recipe import digits
 from gradchain.demo.training import Training
-from gradchain.updater import files
+from gradchain.updater import sealed
 
 EPOCHS, EVERY, KILLS = 5, 7, 5
 OPTIONS = ["--epochs", str(EPOCHS), "--quiet"]
@@ -36,16 +35,15 @@ def die():
 
 def die_in_write(point, number):
     """Let the life end inside its `number`-th checkpoint: where, says `point`."""
-    make, save, fsync, replace = tempfile.mkstemp, torch.save, os.fsync, os.replace
+    write, save, fsync, replace = sealed._write_sealed, torch.save, os.fsync, os.replace
     calls = []
 
     def reached():
         calls.append(1)
         return len(calls) == number
 
-    def empty(*args, **kwargs):
-        made = make(*args, **kwargs)
-        return die() if reached() else made
+    def empty(file, contents):
+        return die() if reached() else write(file, contents)
 
     def half(contents, file):
         buffer = io.BytesIO()
@@ -68,7 +66,7 @@ def die_in_write(point, number):
         if reached():
             die()
 
-    where = {"empty": (tempfile, "mkstemp"), "half": (torch, "save"), "unsynced": (os, "fsync")}
+    where = {"empty": (sealed, "_write_sealed"), "half": (torch, "save"), "unsynced": (os, "fsync")}
     setattr(*where.get(point, (os, "replace")), locals()[point])
 
 
@@ -90,7 +88,7 @@ def tell_at(micro, pipe):
 
 def torn_write(path, contents):
     with open(path, "wb") as file:
-        torch.save(contents, file)
+        sealed._write_sealed(file, contents)
 
 
 def fork(folder, point, number, variant):
@@ -119,7 +117,7 @@ def live(folder, point, number, variant, pipe):
     if variant == "forgetful":
         torch.set_rng_state = lambda state: None
     if variant == "torn":
-        files._write = torn_write
+        sealed.write = torn_write
     load = Training.load
 
     def loading(run, path):

@@ -254,7 +254,7 @@ def test_a_window_that_is_first_lies_in_the_gradients():
         with Watch() as watch:
             info = updater.step()
         # the mean of the losses, a 0-d tensor; a step that is run again makes none that no link reads
-        losses = ["aten.mul.Tensor", "aten.add.Tensor", "aten.div.Tensor"][: 3 if info else 2]
+        losses = ["aten.add.Tensor", "aten.div.Tensor"][: 2 if info else 1]
         assert watch.operations == losses or (info and not watch.operations and t > 2)
         assert set(watch.new.values()) <= {8}
         if not info:
