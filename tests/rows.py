@@ -9,6 +9,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 
+import pytest
+
 SHOWN = 10
 
 
@@ -30,7 +32,9 @@ def seconds(reports: Iterable) -> Counter[str]:
     """The seconds of each row, of set-up, call and what comes after it."""
     spent: Counter[str] = Counter()
     for report in reports:
-        for name, row in getattr(report, "user_properties", ()):
+        if not isinstance(report, pytest.TestReport):
+            continue  # among what is told of are tests that were deselected
+        for name, row in report.user_properties:
             if name == "row":
                 spent[row] += report.duration
     return spent
