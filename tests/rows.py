@@ -9,8 +9,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 
-import pytest
-
 SHOWN = 10
 
 
@@ -32,7 +30,7 @@ def seconds(reports: Iterable) -> Counter[str]:
     """The seconds of each row, of set-up, call and what comes after it."""
     spent: Counter[str] = Counter()
     for report in reports:
-        if not isinstance(report, pytest.TestReport):
+        if not hasattr(report, "duration"):
             continue  # among what is told of are tests that were deselected
         for name, row in report.user_properties:
             if name == "row":
