@@ -13,11 +13,11 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
+from gradchain._numbers import as_number as as_number
+from gradchain._numbers import whole_number as whole_number
 from gradchain.core import _torch
 from gradchain.core.index import Index
 from gradchain.core.operations import OPERATIONS
-from gradchain.schedules._check import as_number as as_number
-from gradchain.schedules._check import whole_number as whole_number
 
 # A float to its reader; in fact a float, an int, a 0-d tensor or Scalars. Any, so that rules read as arithmetic.
 Scalar: TypeAlias = Any

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from gradchain.selectors.plain import plain_number
+from gradchain._numbers import as_number
 from gradchain.selectors.source import code
 from gradchain.selectors.written import Written
 
@@ -248,7 +248,7 @@ def _counts(owner: str, name: str, values: tuple[int, ...]) -> tuple[int, ...]:
     """The values as Python's integers, of at least 1."""
     counts = []
     for value in values:
-        count = plain_number(value)
+        count = as_number(value)
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"depth.{owner}: {name} must be integers of at least 1, got {code(value)}.")
         counts.append(count)

@@ -14,10 +14,10 @@ from typing import Any, TypeAlias
 
 import torch
 
+from gradchain._numbers import as_number
 from gradchain.selectors.asking import sight
 from gradchain.selectors.base import ParameterFacts, SelectorLike, predicate
 from gradchain.selectors.depth import Depth
-from gradchain.selectors.plain import plain_number
 from gradchain.selectors.resolving import asked, resolve
 from gradchain.selectors.source import code
 from gradchain.selectors.written import Written
@@ -156,7 +156,7 @@ class layer_decay(Rule):
         if self.total is None and not isinstance(self.depth, Depth):
             raise TypeError("layer_decay: total must be the number of layers where depth is a function, got None.")
         if self.total is not None:
-            total = plain_number(self.total)
+            total = as_number(self.total)
             if not isinstance(total, int) or total < 1:
                 raise ValueError(f"layer_decay: total must be an integer of at least 1, got {self.total!r}.")
             object.__setattr__(self, "total", total)
@@ -170,7 +170,7 @@ class layer_decay(Rule):
         given = sight(self.depth, "layer_decay")
         for entry in parameters:
             answer = asked(self.depth, entry, given)
-            layer = plain_number(answer)
+            layer = as_number(answer)
             if not isinstance(layer, int) or not 0 <= layer < total:
                 raise ValueError(
                     f"layer_decay: depth must be an integer in [0, {total}), got {answer!r} for parameter "
@@ -316,7 +316,7 @@ def checked_value(owner: str, value: Any) -> Any:
     """
     if isinstance(value, (PerParameter, torch.Tensor)):
         return value  # a tensor is read anew at every update
-    number = plain_number(value)
+    number = as_number(value)
     if number is not None:
         return number
     if not callable(value) or isinstance(value, type):
@@ -397,7 +397,7 @@ def _checked_pair(owner: str, pair: Any) -> tuple[Any, float]:
 
 def _checked_number(owner: str, what: str, value: Any) -> float:
     """`value` if it is a finite number, one of numpy's as Python's."""
-    number = plain_number(value)
+    number = as_number(value)
     if number is None:
         raise TypeError(f"{owner}: {what} must be a number, got {code(value)}.")
     if not math.isfinite(number):

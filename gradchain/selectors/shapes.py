@@ -4,8 +4,8 @@ from typing import final
 
 import torch
 
+from gradchain._numbers import as_number
 from gradchain.selectors.base import Selector
-from gradchain.selectors.plain import plain_number
 from gradchain.selectors.source import code
 
 
@@ -65,7 +65,7 @@ class min_ndim(Selector):
 
 
 def _count(rule: str, n: object) -> int:
-    count = plain_number(n)
+    count = as_number(n)
     if not isinstance(count, int) or count < 0:
         raise ValueError(f"{rule}: n must be a non-negative integer, got {code(n)}.")
     return count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -124,6 +125,8 @@ class Bound:
         number = as_number(value)
         if not isinstance(name, str) or number is None:
             raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
+        if isinstance(number, int) and abs(number) > sys.float_info.max:
+            raise ValueError(f"observe: {name!r} must be a number that a float can hold, got an integer beyond that.")
         count, latest = self.news.get(name, (0, []))
         self.observations.tell_of_misspelling(name, self.observed)
         self.observed[name] = float(number)

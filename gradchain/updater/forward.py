@@ -56,13 +56,12 @@ class Forward(AbstractContextManager[None]):
 
 def _leave(entered: list[Any], raised: tuple[Any, ...]) -> None:
     """Leave what was entered, the last first; all of it, whatever one raises."""
-    while entered:
+    if entered:
         _, manager = entered.pop()
         try:
             manager.__exit__(*raised)
         finally:
-            if entered:
-                _leave(entered, raised)
+            _leave(entered, raised)
 
 
 def _must_synchronise(bound: Bound) -> bool:

@@ -253,6 +253,9 @@ def test_observe():
     for bad in (torch.ones(2), "1", None, True):
         with pytest.raises(TypeError, match="observe: takes a name and a number, got 'x' and "):
             updater.observe("x", bad)
+    for far in (10**400, -(10**400)):
+        with untouched(model, updater), pytest.raises(ValueError, match="observe: 'x' must be a number that a float"):
+            updater.observe("x", far)
 
 
 # what comes back
