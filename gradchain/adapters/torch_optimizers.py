@@ -209,7 +209,7 @@ class _Closure:
         self._index, self._weights, self._grads, self._ctx = index, weights, grads, ctx
         self._known = ctx.has_loss
         # torch's own call it before they move anything; to compare what others did waits for a device
-        self._asks_first = cls.__module__.startswith("torch.optim.")
+        self._asks_first = f"{cls.__module__}.".startswith("torch.optim.")
         self.error: BaseException | None = None
 
     @torch.no_grad()  # a class calls it with gradients on, for the closure of a user

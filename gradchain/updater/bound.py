@@ -183,6 +183,8 @@ class Bound:
             return loss
         ctx = Context.of(self.facts(weight=weight))
         factor = self.chain.scale_loss(1.0, self.state, ctx, until) if self._multiplies_loss else None
+        if type(factor) is float and factor == 1.0:  # no link is active: the graph stays as it is
+            return loss
         with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
             return self.chain.scale_loss(loss, self.state, ctx, until) if factor is None else loss * factor
 

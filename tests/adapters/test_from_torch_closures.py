@@ -175,3 +175,27 @@ def test_a_link_before_the_class_changes_what_it_is_first_told():
         for p in twin.parameters():
             p.add_(0.25).sub_(0.25).sub_(0.05 * (p.grad + 0.1 * loss))
     assert_same(model, twin, 1e-12)
+
+
+ASKING = [c for c in vars(torch.optim).values() if isinstance(c, type) and issubclass(c, torch.optim.Optimizer)]
+ASKING = [c for c in ASKING if c not in (torch.optim.Optimizer, torch.optim.SparseAdam)]
+
+
+@pytest.mark.parametrize("cls", ASKING, ids=lambda c: c.__name__)
+def test_torchs_own_ask_before_they_move(cls):
+    """So what backward has found is right for their first call, and nothing has to be compared."""
+    assert f"{cls.__module__}.".startswith("torch.optim.")  # by which from_torch knows them
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    optimizer, seen = cls([parameter], lr=0.1), []
+
+    def closure():
+        optimizer.zero_grad()
+        seen.append(parameter.detach().clone())
+        loss = (parameter**2).sum()
+        loss.backward()
+        return loss
+
+    for _ in range(2):
+        before, calls = parameter.detach().clone(), len(seen)
+        optimizer.step(closure)
+        assert torch.equal(seen[calls], before) and not torch.equal(parameter, before)

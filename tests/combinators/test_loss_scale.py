@@ -176,3 +176,12 @@ def test_a_scale_at_its_floor_grows_again():
     for _ in range(130):
         assert updater.update(weight.sum())
     assert updater.metrics["scale"] == 2.0**3
+
+
+def test_a_loss_that_no_link_scales_keeps_its_graph():
+    """An amp_scale without anything in float16 is not there: nothing is multiplied by 1."""
+    model = net()
+    with pytest.warns(UserWarning, match="amp_scale"):
+        updater = gch.chain(gch.amp_scale(), gch.sgd(0.1)).bind(model)
+    loss = loss_of(model, data(1)[0])
+    assert updater._bound.scaled(loss, None) is loss

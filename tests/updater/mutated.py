@@ -227,6 +227,20 @@ class Tally:
         self.counts[kind] += 1
         self.faults.append(f"{kind}: {what}")
 
+    def loaded(self, what: str, owner: str, load: Callable[[], Any]) -> Any:
+        """What a load gives, or None where it refuses: in a documented way, or that is a fault."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                return load()
+            except ValueError as error:
+                self.counts["refused"] += 1
+                if not str(error).startswith(owner) or not str(error).endswith("."):
+                    self.fault("undocumented", f"{what}: {error}")
+            except Exception as error:
+                self.fault("undocumented", f"{what}: {type(error).__name__}: {error}")
+        return None
+
 
 def contents_of(updater: gch.Updater) -> Any:
     return copy.deepcopy(updater.contents())
@@ -254,23 +268,13 @@ def plain(scene: Scene, rng: random.Random, many: int, within: str = "") -> Tall
         if equal(mutated, donor):
             tally.counts["no change"] += 1
             continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                report = updater.load_state_dict(mutated)
-            except ValueError as error:
-                tally.counts["refused"] += 1
-                if not str(error).startswith("load_state_dict: ") or not str(error).endswith("."):
-                    tally.fault("undocumented", f"{what}: {error}")
-                if not same(contents_of(updater), before):
-                    tally.fault("changed", what)
-                    model, updater = scene.run(2)
-                continue
-            except Exception as error:
-                tally.fault("undocumented", f"{what}: {type(error).__name__}: {error}")
-                model, updater = scene.run(2)
-                continue
-        judge(tally, what, mutated, model, updater, report)
+        report = tally.loaded(what, "load_state_dict: ", lambda u=updater, m=mutated: u.load_state_dict(m))
+        if report is not None:
+            judge(tally, what, mutated, model, updater, report)
+        elif same(contents_of(updater), before):
+            continue
+        else:
+            tally.fault("changed", what)
         model, updater = scene.run(2)
     return tally
 
@@ -340,22 +344,11 @@ def of_bytes(scene: Scene, kind: str, folder: Path, rng: random.Random, many: in
         damage = DAMAGES[k % len(DAMAGES)]
         what = f"{scene.name}: {kind}, {damage.__name__}, {k}"
         path.write_bytes(damaged(kind, whole, old.getvalue(), damage, rng))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                updater.load(path)
-            except ValueError as error:
-                tally.counts["refused"] += 1
-                if not str(error).startswith("load") or not str(error).endswith("."):
-                    tally.fault("undocumented", f"{what}: {error}")
-                if not same(contents_of(updater), before):
-                    tally.fault("changed", what)
-                    _, updater = scene.run(2)
+        if tally.loaded(what, "load", lambda u=updater: u.load(path)) is None:
+            if same(contents_of(updater), before):
                 continue
-            except Exception as error:
-                tally.fault("undocumented", f"{what}: {type(error).__name__}: {error}")
-                continue
-        if kind == "file" or (kind == "old file" and not same(updater.contents(), right)):
+            tally.fault("changed", what)
+        elif kind == "file" or (kind == "old file" and not same(updater.contents(), right)):
             tally.fault("silent", what)
         else:
             tally.counts["the same contents" if kind == "old file" else "taken as given"] += 1
