@@ -62,6 +62,7 @@ class accumulate(KeepsWindow):
     uniform = frozenset({"every"})
 
     multiplies_loss = True
+    factor_holds = True
 
     every: Annotated[Hyper, "integer [1, inf)"]
     reduce: str = "mean"

@@ -60,6 +60,7 @@ class amp_scale(Gate):
     role = "unscale"
     holds = "overflow"
     multiplies_loss = True
+    factor_holds = True
     read_once = frozenset({"init_scale"})
     uniform = frozenset({"init_scale", "growth_factor", "backoff_factor", "growth_interval"})
 

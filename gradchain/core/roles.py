@@ -91,7 +91,8 @@ class KeepsWindow(Transform, role_only=True):
     def added(self, g: Tensors, state: Any, ctx: Context) -> Any:
         """The state with one more micro-batch that leaves the window open: what `update` gives beside None.
 
-        Asked where nothing else is to happen: the window lies in `.grad`, is open already, and `g` is the sum there.
+        Asked where nothing else is to happen: the window lies in `.grad`, and `g` is the sum there. Where none is open
+        yet, every schedule is a number.
         """
         _, new = self.update(g, state, ctx)
         return new

@@ -61,6 +61,8 @@ class Transform:
         read_once: hyperparameters that only `init` reads, which an override would not reach.
         calls_back: whether `update` calls a function of the user's, which must then be called at every step.
         multiplies_loss: whether `scale_loss` does nothing but multiply: then those of several links are one product.
+        factor_holds: whether that factor is the same for all micro-batches without a weight that are added to an open
+            window: it follows from the link's constants and its state.
         uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
         observes: the names given to `updater.observe` that it waits for.
 
@@ -75,6 +77,7 @@ class Transform:
     read_once: ClassVar[frozenset[str]] = frozenset()
     calls_back: ClassVar[bool] = False
     multiplies_loss: ClassVar[bool] = False
+    factor_holds: ClassVar[bool] = False
     uniform: ClassVar[frozenset[str]] = frozenset()
     observes: ClassVar[frozenset[str]] = frozenset()
     hypers: ClassVar[dict[str, Hyper]] = {}

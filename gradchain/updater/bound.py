@@ -78,6 +78,8 @@ class Bound:
         scaling = [link for _, link in tx.named if type(link).scale_loss is not Transform.scale_loss]
         self._windows = any(isinstance(link, KeepsWindow) for _, link, _ in walk(tx, None))
         self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
+        self._factor_holds = self._multiplies_loss and all(link.factor_holds for link in scaling)
+        self._factor: tuple[Links | None, Any] = None, 1.0  # of the loss, with an open window, in this state
         self.attach(target)
         self.takes_gradients = takes_gradients(tx)
         facts = target.index.facts  # without gradients, what is averaged may move whether it requires one or not
@@ -181,12 +183,27 @@ class Bound:
         """The loss through the scaling of the links, or of those in front of `until`, whatever the gradient mode is."""
         if not self._scales_loss:
             return loss
-        ctx = Context.of(self.facts(weight=weight))
-        factor = self.chain.scale_loss(1.0, self.state, ctx, until) if self._multiplies_loss else None
+        if not self._multiplies_loss:
+            ctx = Context.of(self.facts(weight=weight))
+            with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
+                return self.chain.scale_loss(loss, self.state, ctx, until)
+        factor = self._loss_factor(weight, until)
         if type(factor) is float and factor == 1.0:  # no link is active: the graph stays as it is
             return loss
-        with nullcontext() if torch.is_grad_enabled() else torch.enable_grad():
-            return self.chain.scale_loss(loss, self.state, ctx, until) if factor is None else loss * factor
+        if torch.is_grad_enabled():
+            return loss * factor
+        with torch.enable_grad():
+            return loss * factor
+
+    def _loss_factor(self, weight: float | None, until: str | None) -> Any:
+        """The product of what the links multiply a loss by. In an open window it is asked for once, where it holds."""
+        state, factor = self._factor
+        if weight is None and until is None and state is self.state and not self.hypers.overrides:
+            return factor
+        factor = self.chain.scale_loss(1.0, self.state, Context.of(self.facts(weight=weight)), until)
+        alike = self._factor_holds and weight is None and until is None and not self.hypers.overrides
+        self._factor = (self.state if alike and self.window.micro(self.state) else None), factor
+        return factor
 
     def make_room(self, weight: float | None) -> None:
         """Make the open window in `.grad` have room for a micro-batch of this weight."""
@@ -201,12 +218,12 @@ class Bound:
         return not self.window.closes(self.state, self.now, self.micro.last or last)
 
     def only_adds(self, received: Tensors, last: bool) -> bool:
-        """Whether all that is left to this micro-batch is to be counted: its gradients are in the open window.
+        """Whether all that is left to this micro-batch is to be counted: its gradients are in the window, or are it.
 
         Then the first link holds the chain, and nothing is asked of weights or kernels.
         """
         known = received.index is self.active and not self.target.distributed
-        return known and self.window.only_adds(self.state, self.micro.last or last) and not _torch.casting()
+        return known and self.window.only_adds(self.state, self.now, self.micro.last or last) and not _torch.casting()
 
     def drop_window(self) -> None:
         """Forget the gradients and the open window. Weights, state and clocks stay. It may be done again."""
@@ -322,6 +339,8 @@ class Bound:
         notes, commit = Notes(step), Commit()
         with _torch.no_grad():
             new = self.window.added(received, self.state, Context.of(step, notes))
+        if self._factor[0] is self.state:
+            self._factor = new, self._factor[1]  # what scales a loss is as it was
         commit.after(partial(self.engine.count_only, self.state, new))
         return Outcome(False, new, notes, commit)
 

@@ -123,19 +123,17 @@ class Window:
         held = self.state(state)
         return 0 if held is None else held.micro
 
-    def only_adds(self, state: Links, last: bool) -> bool:
-        """Whether the coming micro-batch is added to the open window and leaves that open."""
-        held = self.state(state)
-        if held is None or self._link is None or last or not held.micro:
-            return False
-        return held.micro + 1 < self._link.size(held)
+    def only_adds(self, state: Links, now: Callable[[], Context], last: bool) -> bool:
+        """Whether the coming micro-batch opens a window or is added to one, and leaves that open."""
+        return self.name is not None and not self.closes(state, now, last)
 
     def added(self, received: Tensors, state: Links, ctx: Context) -> Links:
         """`state` after such a micro-batch, of which the context notes that it holds the chain."""
         assert self.name is not None and self._link is not None
         ctx = ctx.enter(self.name)
         ctx.held(self._link.holds)
-        made = self._link.added(received, state.links[self.name], ctx)
+        link = self._link if self.micro(state) else self._link.at(ctx)
+        made = link.added(received, state.links[self.name], ctx)
         return state.holding({**state.links, self.name: made})
 
     def closes(self, state: Links, now: Callable[[], Context], last: bool) -> bool:
