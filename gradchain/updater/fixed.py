@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradchain.core.roles import AverageState
-from gradchain.core.slots import Slots
+from gradchain.core.slots import Slots, is_plain
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -22,7 +22,7 @@ CURE = (
     "torch.distributed.checkpoint fills what is there already, and leaves out the rest: save and load "
     'state_dict(form="fixed")'
 )
-_VARYING = ("overrides", "clocks", "observed", "news")
+_VARYING = ("overrides", "observed", "news")  # clocks are known to the chain
 _KEYS = ("format", "tensors", "rest")
 
 
@@ -35,7 +35,9 @@ def check_form(form: object) -> None:
         raise ValueError(f"state_dict: form must be 'plain' or 'fixed', got {form!r}.")
 
 
-def to_fixed(plain: Mapping[str, Any], link: Transform, fresh: State, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+def to_fixed(
+    plain: Mapping[str, Any], link: Transform, fresh: State, parameters: Mapping[str, Tensor]
+) -> dict[str, Any]:
     """A plain state as tensors of every parameter, zeros where it has none, and bytes of all else.
 
     Args:
@@ -121,7 +123,8 @@ def _opened(rest: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         right &= all(address in state["links"] for address, fields in there.items() if any(fields.values()))
     except Exception as error:
         raise ValueError(
-            f"load_state_dict: rest must be the bytes that state_dict gives, and cannot be read ({type(error).__name__})."
+            "load_state_dict: rest must be the bytes that state_dict gives, and cannot be read "
+            f"({type(error).__name__})."
         ) from error
     if not right:
         raise ValueError("load_state_dict: rest must be the bytes that state_dict gives, and holds something else.")
@@ -146,17 +149,21 @@ def inventory(plain: Mapping[str, Any], link: Transform, state: State) -> list[l
 def lost(saved: Mapping[str, Any]) -> list[str]:
     """What its inventory says that a plain state has, and it has not."""
     paths = saved.get("inventory", [])
-    if not isinstance(paths, list) or not all(isinstance(path, list) and path for path in paths):
+    if not isinstance(paths, list) or not all(map(_is_path, paths)):
         raise ValueError("load_state_dict: inventory must be a list of paths, as state_dict() gives it.")
     return [
-        f"{_address(path)}[{path[-1]!r}]"
-        for path in paths
-        if isinstance(inner := _at(saved, path[:-1]), Mapping) and path[-1] not in inner
+        _told(path) for path in paths if isinstance(inner := _at(saved, path[:-1]), Mapping) and path[-1] not in inner
     ]
 
 
-def _address(path: list[Any]) -> str:
-    return ".".join(map(str, path[1:3])) if path[0] == "links" else str(path[0])
+def _is_path(path: Any) -> bool:
+    return isinstance(path, list) and len(path) >= (4 if path[:1] == ["links"] else 2) and is_plain(path)
+
+
+def _told(path: list[Any]) -> str:
+    """A path as reports have it: `trace.trace[weight]`."""
+    place, keys = (f"{path[1]}.{path[2]}", path[3:]) if path[0] == "links" else (path[0], path[1:])
+    return place + "".join(f"[{key}]" for key in keys)
 
 
 def _at(value: Any, path: Any) -> Any:

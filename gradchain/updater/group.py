@@ -7,8 +7,8 @@ from os import PathLike
 from typing import Any
 
 from gradchain.updater import files
-from gradchain.updater.journal import insist
 from gradchain.updater.fixed import Form
+from gradchain.updater.journal import insist
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.updater import Updater
 

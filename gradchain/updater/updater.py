@@ -363,8 +363,7 @@ class Updater:
 
         Args:
             sync: inside a window that ranks have not reduced yet, reduce it first; all ranks must call it.
-            form: "fixed" for torch.distributed.checkpoint, which fills a state that is there: "tensors" by address,
-                field and name, as many and sharded at any time as when bound, and "rest", bytes of all else.
+            form: "fixed" for torch.distributed.checkpoint: keys and shapes are those of a state that is fresh.
 
         Raises:
             RuntimeError: inside such a window without `sync`.

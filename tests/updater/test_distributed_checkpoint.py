@@ -2,12 +2,11 @@
 
 import io
 import re
-import warnings
 
 import pytest
 import torch
 from later import later
-from little import net, same, snapshot, untouched, weights
+from little import net, same, snapshot, untouched
 from test_checkpoint_links import CHAINS, EARLY, model, train
 
 import gradchain as gch
@@ -39,8 +38,8 @@ def load(folder, net, updater):
     return updater.load_state_dict(found["updater"])
 
 
-@pytest.mark.parametrize("before", [0, 2, 3])
-@pytest.mark.parametrize("k", [0, 1, 3, 6])
+@pytest.mark.parametrize("before", [0, 3])
+@pytest.mark.parametrize("k", [1, 3, 6])
 @pytest.mark.parametrize("kind", [*CHAINS, *MORE])
 def test_continue_is_bitwise(kind, k, before, tmp_path):
     """Saved after k micro-batches and loaded into an updater that has done others, every link continues to the bit."""
@@ -79,14 +78,14 @@ def test_dtypes_of_windows(dtype, tmp_path):
 
 def test_what_is_set_beside_the_code(tmp_path):
     """Overrides, clocks, what was observed, and parameters that were not trained."""
-    tx = gch.chain(gch.reduce_on_plateau("val"), gch.sgd(gch.by("epoch", gch.linear(0.1, 0.01, 5)), momentum=0.9))
+    tx = gch.chain(gch.sgd(gch.by("epoch", gch.linear(0.1, 0.01, 5)), momentum=0.9), gch.reduce_on_plateau("val"))
     early, fresh = model(), model()
     early[0].weight.requires_grad_(False)
     updater, other = tx.bind(early), tx.bind(fresh)
     train(early, updater, 0, 3)
     updater.tick("epoch", 2)
     updater.observe("val", 1.5)
-    updater.override("momentum", 0.5)
+    updater.override("trace.decay", 0.5)
     updater.override("learning_rate", factor=0.5)
     save(tmp_path, early, updater)
     report = load(tmp_path, fresh, other)
@@ -112,21 +111,25 @@ def test_shape_is_the_same_at_every_step(kind):
         assert shape(updater.state_dict(form="fixed")) == first
 
 
-def set_beside(net, updater):
-    updater.override("learning_rate", 0.01)
+def nothing(net, updater):
+    pass
+
+
+def given(net, updater):
+    updater.step({name: torch.ones_like(p) for name, p in net.named_parameters()})
 
 
 PLAIN = {
-    "memory": (gch.from_torch("Adam", lr=0.05), 2, None, r"from_torch.memory\['exp_avg'\] is missing"),
-    "window": (gch.chain(gch.accumulate(4), gch.adam(0.1)), 2, None, r"accumulate.window\['0.weight'\] is missing"),
-    "buffer": (MORE["a wide window"], 2, None, r"accumulate.window\['0.weight'\] is missing"),
-    "override": (gch.adam(0.1), 2, set_beside, r"overrides\['.*learning_rate'\] is missing"),
-    "observed": (
-        gch.chain(gch.adam(0.1)),
-        1,
-        lambda net, updater: updater.observe("val", 1.0),
-        r"(observed|news)\['val'\] is missing",
+    "memory": (gch.from_torch("Adam", lr=0.05), 2, nothing, r"from_torch.state\[0.weight\]\[exp_avg\] is missing"),
+    "window": (MORE["a window in .grad"], 0, given, r"accumulate.window\[0.weight\] is missing"),
+    "buffer": (MORE["a wide window"], 0, given, r"accumulate.window\[0.weight\] is missing"),
+    "override": (
+        gch.adam(0.1),
+        2,
+        lambda net, updater: updater.override("learning_rate", 0.01),
+        r"overrides\[.*learning_rate\] is missing",
     ),
+    "observed": (gch.adam(0.1), 1, lambda net, updater: updater.observe("val", 1.0), r"news\[val\] is missing"),
 }
 
 
@@ -138,8 +141,7 @@ def test_the_plain_form_is_not_half_filled(kind, stateful, tmp_path):
     early, fresh = model(), model()
     updater, other = tx.bind(early), tx.bind(fresh)
     train(early, updater, 0, k)
-    if more is not None:
-        more(early, updater)
+    more(early, updater)
     checkpoint.save({"updater": updater if stateful else updater.state_dict()}, checkpoint_id=tmp_path)
     found = {"updater": other if stateful else other.state_dict()}
     with untouched(fresh, other), pytest.raises(ValueError, match=message) as error:
@@ -157,7 +159,7 @@ def test_unequal_counts_in_the_plain_form(tmp_path):
     updater, other = tx.bind(early), tx.bind(fresh)
     train(early, updater, 0, 4)
     checkpoint.save({"updater": updater.state_dict()}, checkpoint_id=tmp_path)
-    with pytest.raises(Exception, match="count"):
+    with pytest.raises(checkpoint.api.CheckpointException, match=r"scale_by_adam\.count"):
         checkpoint.load({"updater": other.state_dict()}, checkpoint_id=tmp_path)
 
 
@@ -187,7 +189,7 @@ WRONG = {
         lambda s: s.update(rest=rest({"state": {"links": {}}, "tensors": {"a": {"b": {"c": [1, 2]}}}})),
         "holds something else",
     ),
-    "no tensors": (lambda s: s.pop("tensors"), r"window\[0.weight\] is missing"),
+    "no tensors": (lambda s: s.pop("tensors"), r"mu\[0.weight\] is missing"),
     "a tensor less": (lambda s: s["tensors"]["accumulate"]["window"].pop("0.bias"), r"window\[0.bias\] is missing"),
     "one in another dtype": (
         lambda s: s["tensors"]["scale_by_adam"]["mu"].update({"0.bias": torch.zeros(4)}),
@@ -213,7 +215,7 @@ def test_damage_is_refused(kind):
 
 def test_forms():
     updater = gch.adam(0.1).bind(net())
-    with pytest.raises(ValueError, match="state_dict: form must be 'plain' or 'fixed', got 'flat'."):
+    with pytest.raises(ValueError, match=r"state_dict: form must be 'plain' or 'fixed', got 'flat'\."):
         updater.state_dict(form="flat")
 
 
@@ -225,4 +227,6 @@ def test_a_group(tmp_path):
     found = again.state_dict(form="fixed")
     checkpoint.load(found, checkpoint_id=tmp_path)
     again.load_state_dict(found)
-    assert same(again.state_dict(), group.state_dict())
+    for name, state in again.state_dict().items():
+        other = group[name].state_dict()
+        assert same(state | {"fingerprint": {}}, other | {"fingerprint": {}})  # the weights are others
