@@ -90,7 +90,8 @@ def is_fixed(saved: Any) -> bool:
 def from_fixed(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str, ...]]]:
     """The plain state, and the address, field and name of each tensor that it lacks. ValueError where it is none."""
     state, there = _opened(saved["rest"])
-    tensors, lost = saved.get("tensors", {}), []  # where no link has any, no tensor says that there was a dict
+    tensors = saved.get("tensors", {})  # where no link has any, no tensor says that there was a dict
+    absent: list[tuple[str, ...]] = []
     links = {address: dict(fields) for address, fields in state["links"].items()}
     for address, fields in there.items():
         for name, entries in fields.items():
@@ -98,7 +99,7 @@ def from_fixed(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str
             for n, (dtype, kept) in entries.items():
                 tensor = _at(tensors, (address, name, n))
                 if not isinstance(tensor, Tensor):
-                    lost.append((address, name, n))
+                    absent.append((address, name, n))
                     continue
                 if tensor.dtype != kept:
                     raise ValueError(
@@ -109,7 +110,7 @@ def from_fixed(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str
             if found:
                 links[address][name] = {**links[address].get(name, {}), **found}
     more = {key: value for key, value in saved.items() if key not in _KEYS}
-    return {**state, **more, "links": links}, lost
+    return {**state, **more, "links": links}, absent
 
 
 def _opened(rest: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -21,7 +21,7 @@ HELD = (
 )
 WHOLE = (
     "{}: the weights are sharded (FSDP2), and one file holds whole ones. Save and load them with "
-    "torch.distributed.checkpoint, and updater.state_dict() beside them."
+    'torch.distributed.checkpoint, and updater.state_dict(form="fixed") beside them.'
 )
 
 
