@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradchain.core.roles import AverageState
-from gradchain.core.slots import Slots, is_plain
+from gradchain.core.slots import Slots
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -158,7 +158,9 @@ def lost(saved: Mapping[str, Any]) -> list[str]:
 
 
 def _is_path(path: Any) -> bool:
-    return isinstance(path, list) and len(path) >= (4 if path[:1] == ["links"] else 2) and is_plain(path)
+    if not isinstance(path, list) or len(path) < (4 if path[:1] == ["links"] else 2):
+        return False
+    return all(key is None or isinstance(key, (str, int, float)) for key in path)
 
 
 def _told(path: list[Any]) -> str:
