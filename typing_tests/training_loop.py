@@ -71,7 +71,7 @@ def by_hand(model: nn.Module, loss: Tensor) -> dict[str, Any]:
     assert_type(report, gch.LoadReport)
     updater.reset(gch.named("head.*"))
     updater.rebind(model, remap={"head.weight": lambda slot: slot[:10]})
-    return updater.state_dict(sync=True)
+    return updater.state_dict(sync=True, form="fixed")
 
 
 def targets_of_bind(model: nn.Module, tensor: Tensor) -> None:

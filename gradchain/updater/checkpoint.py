@@ -16,10 +16,11 @@ from gradchain.core.readable import is_readable
 from gradchain.core.state import Links, merged, narrowed
 from gradchain.engine.commit import Commit, Copies
 from gradchain.updater.bound import Bound
+from gradchain.updater.fixed import CURE, Form, from_fixed, inventory, is_fixed, lost, to_fixed
 from gradchain.updater.journal import Pending
 from gradchain.updater.memory import without_repeats
 from gradchain.updater.saved import FORMAT, check, unexpected
-from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, kind_of, to_dict
+from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, kind_of, states, to_dict
 
 _waiting: tuple[weakref.ref[Checkpoint], ...] = ()
 """Those whose state was loaded without weights, and whose weights no updater has updated since."""
@@ -49,11 +50,11 @@ class Checkpoint:
 
     # out
 
-    def write(self) -> dict[str, Any]:
-        """The state as plain data."""
+    def write(self, form: Form = "plain") -> dict[str, Any]:
+        """The state as plain data, or in a shape that is the same before the first update and after any."""
         bound = self._bound
         bound.target.check()
-        return {
+        plain = {
             "format": FORMAT,
             "chain": to_config(bound.chain),
             "clocks": dict(bound.clocks),
@@ -65,6 +66,11 @@ class Checkpoint:
             "inactive": [name for name in bound.target.index.names if name not in bound.active],
             "fingerprint": fingerprint(bound.parameters()),
         }
+        if form == "plain":
+            return {**plain, "inventory": inventory(plain, bound.chain, bound.state)}
+        with torch.no_grad():
+            fresh = bound.chain.init(bound.gradients.params())
+        return to_fixed(plain, bound.chain, fresh, bound.parameters())
 
     def contents(self, state: dict[str, Any]) -> dict[str, Any]:
         """Weights, buffers and the state given as plain data."""
@@ -79,7 +85,7 @@ class Checkpoint:
         if self._bound.target.sharded:
             raise RuntimeError(
                 f"{owner}: the weights are sharded (FSDP2), and one file holds whole ones. Save and load them with "
-                "torch.distributed.checkpoint, and updater.state_dict() beside them."
+                'torch.distributed.checkpoint, and updater.state_dict(form="fixed") beside them.'
             )
 
     # in
@@ -94,24 +100,31 @@ class Checkpoint:
     def _staged(self, saved: Mapping[str, Any], strict: bool, weights: bool) -> Callable[..., LoadReport]:
         bound, report = self._bound, LoadReport()
         bound.target.check()
+        absent: list[tuple[str, ...]] = []
+        if is_fixed(saved):
+            saved, absent = from_fixed(saved)
         check(saved)
         report.unexpected += unexpected(saved)
+        unfilled = lost(saved)
         base, active = self._base(saved, strict)
         buffers = bound.target.buffers()
         state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report, buffers)
         self._check_window(state, report)
-        overrides, lost, wrong = bound.hypers.restored(saved["overrides"])
+        known = {address for address, _ in states(bound.chain, state)}
+        entries = [f"{address}.{name}[{n}]" for address, name, n in absent if address in known]
+        report.missing += [line for line in (*entries, *unfilled) if line not in report.missing]
+        overrides, gone, wrong = bound.hypers.restored(saved["overrides"])
         report.mismatched += wrong
-        clocks = self._clocks(saved["clocks"], bound.hypers.clocks_under(overrides), bool(lost), report)
+        clocks = self._clocks(saved["clocks"], bound.hypers.clocks_under(overrides), bool(gone), report)
         if strict and report.problems():
             problems = report.problems()
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise ValueError(
                 f"load_state_dict: the state is not one of this chain and model: {'; '.join(problems[:5])}{more}. "
-                "strict=False loads what matches."
+                f"{CURE + '. ' if unfilled else ''}strict=False loads what matches."
             )
         report.differences = differences(saved["chain"], to_config(bound.chain))
-        report.overrides = [f"override of {a} is in force: {o}" for a, o in overrides.items()] + lost
+        report.overrides = [f"override of {a} is in force: {o}" for a, o in overrides.items()] + gone
 
         def follow() -> None:
             bound.journal.torn = False
@@ -127,7 +140,7 @@ class Checkpoint:
         def commit(writes: Commit | None = None) -> LoadReport:
             bound.journal.discard()
             bound.journal.guard(bound.journal.write, Pending(writes or Commit(), follow))
-            for line in lost:
+            for line in gone:
                 warnings.warn(f"load_state_dict: {line}.", stacklevel=4)
             return report
 

@@ -7,6 +7,7 @@ from os import PathLike
 from typing import Any
 
 from gradchain.updater import files
+from gradchain.updater.fixed import Form
 from gradchain.updater.journal import insist
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.updater import Updater
@@ -52,9 +53,9 @@ class Group(Mapping[str, Updater]):
         """`name/address` → the number the coming update of that updater will use."""
         return {f"{n}/{a}": v for n, u in self.items() for a, v in u.hyperparams().items()}
 
-    def state_dict(self, sync: bool = False) -> dict[str, Any]:
-        """The state of every updater, by name."""
-        return {name: updater.state_dict(sync=sync) for name, updater in self.items()}
+    def state_dict(self, sync: bool = False, form: Form = "plain") -> dict[str, Any]:
+        """The state of every updater, by name; see `Updater.state_dict`."""
+        return {name: updater.state_dict(sync=sync, form=form) for name, updater in self.items()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> dict[str, LoadReport]:
         """Load every updater's state; all are checked before any changes."""

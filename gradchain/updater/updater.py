@@ -22,6 +22,7 @@ from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, restarted
 from gradchain.updater.explanation import explanation
+from gradchain.updater.fixed import Form, check_form
 from gradchain.updater.hyperparameters import Settings
 from gradchain.updater.info import Metrics, UpdateInfo
 from gradchain.updater.journal import Pending
@@ -357,15 +358,17 @@ class Updater:
     # state
 
     @answering
-    def state_dict(self, *, sync: bool = False) -> dict[str, Any]:
+    def state_dict(self, *, sync: bool = False, form: Form = "plain") -> dict[str, Any]:
         """Everything but the weights as plain data that shares no memory with the live state.
 
         Args:
             sync: inside a window that ranks have not reduced yet, reduce it first; all ranks must call it.
+            form: "fixed" for torch.distributed.checkpoint: keys and shapes are those of a state that is fresh.
 
         Raises:
             RuntimeError: inside such a window without `sync`.
         """
+        check_form(form)
         self._check("state_dict")
         self._walk.check_waiting("state_dict", "its gradient would be lost")
         if self._bound.window.unsynchronised and not sync:
@@ -376,13 +379,13 @@ class Updater:
         with outside_inference():
             if sync:
                 self._bound.state = self._bound.window.reduced(self._bound.state, "state_dict")
-            return self._walk.checkpoint.write()
+            return self._walk.checkpoint.write(form)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
         """Take up a state. Everything is checked before anything changes, each field by what its State declares.
 
         Args:
-            state_dict: what `state_dict()` gave.
+            state_dict: what `state_dict()` gave, in either form.
             strict: False loads what matches and reports the rest.
 
         Raises:

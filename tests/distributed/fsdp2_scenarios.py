@@ -282,13 +282,17 @@ def distributed_checkpoint(rank):
     first, second = sharded(net()), sharded(net())
     updater = full_chain(2).bind(first)
     train(updater, first, range(4), rank)
-    checkpoint.save({"model": first.state_dict(), "updater": updater.state_dict()}, checkpoint_id=folder)
+    updater.override("learning_rate", factor=1.0)
+    state = updater.state_dict(form="fixed")
+    checkpoint.save({"model": first.state_dict(), "updater": state}, checkpoint_id=folder)
     again = full_chain(2).bind(second)
-    found = {"model": second.state_dict(), "updater": again.state_dict()}
+    found = {"model": second.state_dict(), "updater": again.state_dict(form="fixed")}
     checkpoint.load(found, checkpoint_id=folder)
     second.load_state_dict(found["model"])
-    again.load_state_dict(found["updater"])
-    result = {"weights": train(again, second, range(4, 8), rank)}
+    report = again.load_state_dict(found["updater"])
+    shards = {type(t) for fields in state["tensors"].values() for entries in fields.values() for t in entries.values()}
+    result = {"weights": train(again, second, range(4, 8), rank), "shards": shards == {tensor.DTensor}}
+    result["overrides"] = report.overrides
     dist.barrier()
     if rank == 0:
         for file in folder.iterdir():

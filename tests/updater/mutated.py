@@ -247,8 +247,8 @@ def contents_of(updater: gch.Updater) -> Any:
 
 
 def comparable(state: Any) -> Any:
-    """What loading takes up: hyperparameters are the code's, and fingerprints are of the weights there are."""
-    made = {name: value for name, value in state.items() if name not in ("chain", "fingerprint")}
+    """What loading takes up: hyperparameters are the code's, fingerprints and inventories only tell of it."""
+    made = {name: value for name, value in state.items() if name not in ("chain", "fingerprint", "inventory")}
     windows = {address: fields for address, fields in state["links"].items() if address.endswith("accumulate")}
     for address, fields in windows.items():  # checkpoints of before there was a reference mean 1.0
         made["links"] = {**made["links"], address: {"reference": 1.0, **fields}}
