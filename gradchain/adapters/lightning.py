@@ -36,6 +36,8 @@ def callback(*, averages: bool = True, close_windows: bool = True, log: bool = T
                 optimizer.flush()
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, *batch: Any) -> None:
+            if trainer.is_last_batch:  # before the validation that the epoch ends with
+                self.on_train_epoch_end(trainer, pl_module)
             if log:
                 pl_module.log_dict(numbers(trainer.optimizers))
 
