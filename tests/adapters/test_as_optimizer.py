@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed.checkpoint as files
 from adapters.trainer_chains import CHAINS, batches, loss_of, model_of, same, stored
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
 from torch.optim import lr_scheduler as schedulers
@@ -370,3 +371,22 @@ def test_an_updater_in_an_optimizers_place_names_the_door(word):
     scaler.scale(torch.ones(1))
     with pytest.raises(AttributeError, match=r"as_optimizer\(\)"):
         scaler.step(updater)
+
+
+@pytest.mark.filterwarnings("ignore")  # that torch.distributed is not initialised, and its own deprecations
+@pytest.mark.parametrize("name", [name for name in CHAINS if name != "from_torch"])
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+def test_distributed_checkpoints_files_bring_all_back(name, flat, tmp_path):
+    """Into what a fresh run has, which is of the same shapes; a class of from_torch has no memory before its step."""
+    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    model, optimizer = bound(CHAINS[name])
+    train(optimizer, model, BATCHES[:5])
+    files.save({"it": get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=tmp_path)
+    again, resumed = bound(CHAINS[name], seed=3)
+    again.load_state_dict(model.state_dict())
+    into = {"it": get_optimizer_state_dict(again, resumed, options=options)}
+    files.load(into, checkpoint_id=tmp_path)
+    set_optimizer_state_dict(again, resumed, into["it"], options=options)
+    train(optimizer, model, BATCHES[5:12])
+    train(resumed, again, BATCHES[5:12])
+    assert same(model, again)
