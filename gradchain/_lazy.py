@@ -28,7 +28,7 @@ def on_first_use(
 
     def load_name(name: str) -> Any:
         if name in homes:
-            there[name] = getattr(import_module(f"gradchain.{homes[name]}"), name)
+            there[name] = at_home(homes[name], name)
         elif name in rooms:
             import_module(f"{package}.{name}")  # which makes it an attribute
         else:
@@ -42,6 +42,11 @@ def on_first_use(
         return sorted({*own, *homes, *rooms})
 
     return load_name, names
+
+
+def at_home(home: str, name: str) -> Any:
+    """What a module of gradchain has under a name; it is imported now."""
+    return getattr(import_module(f"gradchain.{home}"), name)
 
 
 def load(name: str) -> None:

@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "transforms": {"core", "schedules", "selectors", "words"},
     "combinators": {"core", "schedules", "selectors", "words"},
     "optimizers": {"core", "schedules", "selectors", "transforms", "combinators", "words"},
-    "updater": {"core", "engine", "schedules", "selectors", "words"},
+    "updater": {"_lazy", "core", "engine", "schedules", "selectors", "words"},
     "<front door>": {"_lazy", "_version"},
     "rules": {"_lazy", "core", "schedules", "selectors", "transforms", "combinators", "optimizers"},
     "adapters": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater", "words"},

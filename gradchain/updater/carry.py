@@ -19,6 +19,8 @@ from gradchain.core.slots import Slots, mapped
 from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.tensors import Tensors
 from gradchain.engine.commit import Commit
+from gradchain.selectors import SelectorLike
+from gradchain.selectors.base import predicate
 from gradchain.updater.bound import Bound
 from gradchain.updater.gradients import Gradients
 from gradchain.updater.journal import Pending
@@ -147,6 +149,12 @@ def _slots(
 
 def _shape(tensor: Tensor) -> str:
     return f"{tuple(tensor.shape)}{' of complex numbers' if tensor.is_complex() else ''}"
+
+
+def reset(bound: Bound, selector: SelectorLike | None) -> None:
+    """Start the state afresh, of all parameters or those a selector matches."""
+    members = None if selector is None else bound.active.members(predicate(selector, "reset"))
+    bound.state = restarted(bound.state, bound.fresh_state(), members)
 
 
 def restarted(state: Links, fresh: Links, members: Index | None) -> Links:

@@ -8,14 +8,15 @@ from collections.abc import Iterable, Mapping
 from gradchain.words.arguments import cure, not_taken
 
 NAMES = {
-    "param_groups": "hyperparams() reads the numbers, override(name, value) sets them, masked and partition group",
-    "state": "state_dict()",
+    "param_groups": "as_optimizer() in a trainer or under a scheduler. hyperparams() reads the numbers, "
+    "override(name, value) sets them, masked and partition group",
+    "state": "state_dict(); in a trainer as_optimizer()",
     "get_lr": "hyperparams()",
     "get_last_lr": "hyperparams()",
     "get_momentum": "hyperparams()",
     "lr": "hyperparams() reads it, override('learning_rate', value) sets it",
     "learning_rate": "hyperparams() reads it, override('learning_rate', value) sets it",
-    "defaults": "hyperparams()",
+    "defaults": "hyperparams(); in a trainer as_optimizer()",
     "add_param_group": "rebind(model)",
     "optimizer": "chain, which holds the links",
     "optim_context": "context()",

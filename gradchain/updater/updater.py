@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from gradchain._lazy import at_home
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
-from gradchain.selectors.base import predicate
 from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
-from gradchain.updater.carry import CarryReport, rebound, restarted
+from gradchain.updater.carry import CarryReport, rebound, reset
 from gradchain.updater.explanation import explanation
 from gradchain.updater.fixed import Form, check_form
 from gradchain.updater.hyperparameters import Settings
@@ -33,6 +33,7 @@ from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
 from gradchain.words.arguments import Nothing, answering
 
 if TYPE_CHECKING:
+    from gradchain.adapters.optimizer import ChainOptimizer
     from gradchain.selectors import SelectorLike
 
 
@@ -218,6 +219,14 @@ class Updater:
             raise ValueError("capturing: an updater bound with in_backward=True updates in backward hooks: bind anew.")
         return capturing(self._bound)
 
+    def as_optimizer(self) -> ChainOptimizer:
+        """A real `torch.optim.Optimizer` over this updater: for Lightning, Accelerate, transformers, ignite.
+
+        And for torch's schedulers and GradScaler. It is described at its class, `adapters.optimizer.ChainOptimizer`.
+        """
+        made: ChainOptimizer = at_home("adapters.optimizer", "ChainOptimizer")(self)
+        return made
+
     # what there is to read, and to set beside the code
 
     @property
@@ -324,9 +333,7 @@ class Updater:
         """
         self._check("averages")
         with outside_inference():
-            address, state = averages.average_state(self._bound.chain, self._bound.state, name)
-            if address not in self._bound.lent_averages:
-                self._bound.lent_averages.append(address)
+            state = averages.average_state(self._bound.chain, self._bound.state, name, self._bound.lent_averages)[1]
             return averages.averages(self._bound.target, state)
 
     def copy_average_to(self, module: nn.Module, name: str | None = None) -> None:
@@ -370,12 +377,7 @@ class Updater:
         """
         check_form(form)
         self._check("state_dict")
-        self._walk.check_waiting("state_dict", "its gradient would be lost")
-        if self._bound.window.unsynchronised and not sync:
-            raise RuntimeError(
-                "state_dict: the open window differs from rank to rank. Save where a window closes, or call "
-                "state_dict(sync=True) on every rank."
-            )
+        self._walk.check_writable(sync)
         with outside_inference():
             if sync:
                 self._bound.state = self._bound.window.reduced(self._bound.state, "state_dict")
@@ -474,9 +476,7 @@ class Updater:
         """Start the state afresh, of all parameters or those a selector matches. Clocks and weights stay."""
         self._check("reset")
         with outside_inference():
-            bound = self._bound
-            members = None if selector is None else bound.active.members(predicate(selector, "reset"))
-            bound.state = bound.journal.guard(lambda: restarted(bound.state, bound.fresh_state(), members))
+            self._bound.journal.guard(reset, self._bound, selector)
 
     # copies
 

@@ -224,6 +224,15 @@ class Walk:
                 "updater.zero_grad() to drop it."
             )
 
+    def check_writable(self, sync: bool) -> None:
+        """RuntimeError where a state would lack a gradient, or hold a window that differs from rank to rank."""
+        self.check_waiting("state_dict", "its gradient would be lost")
+        if self.bound.window.unsynchronised and not sync:
+            raise RuntimeError(
+                "state_dict: the open window differs from rank to rank. Save where a window closes, or call "
+                "state_dict(sync=True) on every rank."
+            )
+
     def check_dropped(self, owner: str) -> None:
         """RuntimeError where the updater cannot drop what a backward did: it has updated the weights."""
         if self.in_backward is not None:

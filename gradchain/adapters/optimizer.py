@@ -1,0 +1,267 @@
+"""An updater as a `torch.optim.Optimizer`, for trainers that call the step themselves: `updater.as_optimizer()`."""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradchain.core.hyper import Override, varies
+from gradchain.core.roles import WindowState
+from gradchain.core.transform import Transform, walk
+from gradchain.updater import Updater
+from gradchain.updater.info import UpdateInfo
+from gradchain.updater.state_dict import states
+
+_REST = "gradchain"
+"""The key of what has no fixed shape, as bytes in a tensor, in the state of the first parameter."""
+_PAGE = 4096
+
+
+@dataclass(frozen=True)
+class _Dial(Override):
+    """What a trainer turned a learning rate to. One object for the whole run: a compiled step knows overrides by it."""
+
+    under: Override | None = None  # the user's
+    at: list[float] = field(default_factory=lambda: [1.0])  # what the number is multiplied by
+    rate: list[float | None] = field(default_factory=lambda: [None])  # or what it is, where the rate is a constant
+
+    def source(self, given: Any) -> Any:
+        return given if self.under is None else self.under.source(given)
+
+    def applied(self, number: Any) -> Any:
+        rate = self.rate[0]
+        if rate is not None:
+            return rate
+        return (number if self.under is None else self.under.applied(number)) * self.at[0]
+
+
+class ChainOptimizer(Optimizer):
+    """An Updater as trainers, schedulers and scalers of others want it. Made by `updater.as_optimizer()`.
+
+    There is one group, with all parameters. Its "lr" is the learning rate where the chain has one constant number for
+    it, and else a factor, 1.0, of whatever rates the chain has: then a scheduler on top multiplies. An override of the
+    user's stays in force and is multiplied likewise.
+
+    `step` takes true gradients from `.grad`, as the trainer has unscaled, clipped and reduced them, and leaves them
+    there until the trainer's `zero_grad`, which keeps an open window of `accumulate`.
+
+    Attributes:
+        updater: the Updater, whose state this is.
+        info: what the last step came to, or None.
+    """
+
+    updater: Updater
+    info: UpdateInfo | None
+
+    def __init__(self, updater: Updater) -> None:
+        bound = updater._bound
+        if updater._walk.in_backward is not None:
+            raise ValueError(
+                "as_optimizer: an updater bound with in_backward=True updates in backward hooks, and a trainer steps "
+                "after backward. Bind without in_backward."
+            )
+        self.updater, self.info = updater, None
+        self._learn()
+        super().__init__(list(bound.target.parameters()), {"lr": self._neutral})
+
+    def _learn(self) -> None:
+        """Look at the chain: its learning rates, and where a group's "lr" leaves them as they are."""
+        links = list(walk(self.updater.chain, None))
+        rates = {f"{address}.{name}": link for address, link, _ in links for name in _rates(link)}
+        given = [link.__dict__[full.rpartition(".")[2]] for full, link in rates.items()]
+        constant = bool(given) and not any(map(varies, given)) and len(set(given)) == 1 and given[0] > 0
+        self._rates, self._neutral = tuple(rates), float(given[0]) if constant else 1.0
+        self._constant = constant
+        self._scales = any(type(link).scale_loss is not Transform.scale_loss for _, link, _ in links)
+        self._dials: dict[str, tuple[Override | None, _Dial]] = {}
+        self._index = self.updater._bound.target.index
+
+    # what trainers call
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """The chain and the new weights from `.grad`. A closure is called first, for its loss and its backward."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self.updater._bound.target.index is not self._index:
+            self._follow()
+        lr = self.param_groups[0]["lr"]
+        if lr == self._neutral:
+            self.info = self.updater.step(keep_grads=True)
+        else:
+            with self._turned(float(lr)):
+                self.info = self.updater.step(keep_grads=True)
+        return loss
+
+    def flush(self) -> UpdateInfo:
+        """Apply the open window although it is not full, as at the end of an epoch. Falsy if none is open."""
+        with self._turned(float(self.param_groups[0]["lr"])):
+            return self.updater.flush()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused but for the one group there is."""
+        if self.param_groups:
+            raise ValueError(
+                "as_optimizer: its parameters are those that the chain is bound to. Bind the whole model, or "
+                "updater.rebind(model)."
+            )
+        super().add_param_group(param_group)
+
+    @contextmanager
+    def _turned(self, lr: float) -> Iterator[None]:
+        """The chain's learning rates as the group has them."""
+        hypers = self.updater._bound.hypers
+        mine = hypers.overrides
+        if lr != self._neutral:
+            hypers.overrides = {**mine, **{full: self._dial(full, mine.get(full), lr) for full in self._rates}}
+            if not self._rates:
+                raise ValueError(
+                    f"as_optimizer: the group's lr must be {self._neutral}, got {lr!r}: the chain has no learning rate "
+                    "for a scheduler to turn. Put scale_by_learning_rate(…) in it."
+                )
+        try:
+            yield
+        finally:
+            hypers.overrides = mine
+
+    def _dial(self, full: str, under: Override | None, lr: float) -> Override:
+        known, dial = self._dials.get(full, (None, None))
+        if dial is None or known is not under:
+            dial = _Dial(under=under)
+            self._dials[full] = under, dial
+        dial.at[0] = lr / self._neutral
+        dial.rate[0] = lr if self._constant and under is None else None
+        return dial
+
+    def _follow(self) -> None:
+        """The updater was bound to another model since."""
+        self._index = self.updater._bound.target.index
+        self.param_groups[0]["params"] = list(self.updater._bound.target.parameters())
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """A GradScaler asks this first. One scale is enough."""
+        if self._scales:
+            raise RuntimeError(
+                "as_optimizer: the chain has amp_scale, and a GradScaler scales the loss too. Leave amp_scale out of "
+                "the chain; skip_nonfinite() stays, or the scaler does."
+            )
+        return False
+
+    # state
+
+    @property
+    def state(self) -> Any:
+        """Parameter → its slots. A copy: what is written into it reaches nothing; `load_state_dict` does."""
+        updater = self.__dict__.get("updater")
+        if updater is None:  # in a class that a trainer derives from this one, around another instance
+            raise AttributeError("state")
+        slots = _split(updater)
+        found = zip(updater._bound.target.parameters(), updater.names, strict=True)
+        return defaultdict(dict, {p: slots[name] for p, name in found if name in slots})
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        """Torch's constructor sets an empty one; the updater has the state."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Take up what `state_dict()` gave, bit for bit. Nothing changes where it is of another chain or model."""
+        given = dict(state_dict)
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = before(self, given)
+            given = given if changed is None else changed
+        groups, slots = given["param_groups"], given["state"]
+        names = self.updater.names
+        saved = groups[0]["params"] if len(groups) == 1 else []
+        if len(saved) != len(names):
+            raise ValueError(
+                f"load_state_dict: expected one group with {len(names)} parameters, found {len(groups)} with "
+                f"{[len(group['params']) for group in groups]}."
+            )
+        found = {name: slots[key] for name, key in zip(names, saved, strict=True) if key in slots}
+        self.updater.load_state_dict(_joined(found))
+        kept = {key: value for key, value in groups[0].items() if key != "params"}
+        self.param_groups[0] = {"params": self.param_groups[0]["params"], **kept}
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"updater": self.updater, "defaults": self.defaults, "param_groups": self.param_groups}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.info = None
+        self._learn()
+
+
+def _rates(link: Transform) -> list[str]:
+    """The names of a link's learning rates."""
+    wanted = {"learning_rate": link.hypers, "optimizer": ("lr",)}.get(link.role, ())
+    return [name for name in wanted if name in link.hypers and name not in link.read_once]
+
+
+def _split(updater: Updater) -> dict[str, dict[str, Tensor]]:
+    """The state by parameter: tensors under "address/field", and the rest as bytes with the first that is trained.
+
+    A closed window has zeros, for the shapes of a state are the same at every step.
+    """
+    saved, bound = updater.state_dict(), updater._bound
+    parameters = bound.parameters()
+    windows = {address for address, state in states(bound.chain, bound.state) if isinstance(state, WindowState)}
+    slots: dict[str, dict[str, Tensor]] = {name: {} for name in bound.active.names or updater.names}
+    for address, fields in saved["links"].items():
+        for name, value in fields.items():
+            window = address in windows and name == "window"
+            if not isinstance(value, dict) or not (window or _by_parameter(value, slots)):
+                continue
+            for parameter in slots if window else value:
+                tensor = value.get(parameter)
+                slots[parameter][f"{address}/{name}"] = (
+                    torch.zeros_like(parameters[parameter]).detach() if tensor is None else tensor
+                )
+            fields[name] = [*value]
+    slots[next(iter(slots))][_REST] = _bytes_of(saved)
+    return slots
+
+
+def _by_parameter(value: Mapping[str, Any], slots: Mapping[str, Any]) -> bool:
+    return bool(value) and all(name in slots and isinstance(held, Tensor) for name, held in value.items())
+
+
+def _bytes_of(rest: Any) -> Tensor:
+    """As bytes in a tensor of a length that hardly ever changes."""
+    file = io.BytesIO()
+    torch.save(rest, file)
+    data = file.getvalue()
+    size = 2 * _PAGE
+    while size < 2 * len(data):
+        size *= 2
+    return torch.frombuffer(bytearray(len(data).to_bytes(8, "little") + data.ljust(size, b"\0")), dtype=torch.uint8)
+
+
+def _joined(slots: Mapping[str, Mapping[str, Any]]) -> Any:
+    """The updater's state, from what `_split` made of it. ValueError where that is not what it is."""
+    rest = next((held[_REST] for held in slots.values() if isinstance(held, Mapping) and _REST in held), None)
+    try:
+        assert isinstance(rest, Tensor)
+        data = bytes(rest.cpu().tolist())
+        saved = torch.load(io.BytesIO(data[8 : 8 + int.from_bytes(data[:8], "little")]), weights_only=True)
+        for address, fields in saved["links"].items():
+            for name, names in fields.items():
+                if isinstance(names, list):
+                    fields[name] = {parameter: slots[parameter][f"{address}/{name}"] for parameter in names}
+    except Exception as error:
+        raise ValueError(
+            "load_state_dict: expected the state that as_optimizer()'s state_dict() gave, found another or a part of "
+            f"one ({type(error).__name__}: {error})."
+        ) from error
+    return saved
