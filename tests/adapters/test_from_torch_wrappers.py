@@ -53,7 +53,8 @@ class Half(Optimizer):
     """Leaves out what is no matrix of more rows than columns."""
 
     def __init__(self, params, lr=0.1):
-        super().__init__([p for g in params for p in g["params"]][:1] if isinstance(params[0], dict) else params, {})
+        params = [p for g in params for p in g["params"]] if isinstance(params[0], dict) else params
+        super().__init__(params[:1], {})
 
 
 class Merged(SGD):
