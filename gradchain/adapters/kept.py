@@ -105,5 +105,5 @@ def _enum(name: Any, package: str) -> type[Enum] | None:
 def _helper(name: Any, package: str) -> type[Any] | None:
     """That class, if its objects are no more than their attributes."""
     found = _known(name, package)
-    plain = found is not None and found.__new__ is object.__new__ and not hasattr(found, "__slots__")
+    plain = found is not None and not any({"__new__", "__slots__"} & vars(base).keys() for base in found.__mro__[:-1])
     return found if plain else None

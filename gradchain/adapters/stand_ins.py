@@ -136,7 +136,7 @@ class StandIns:
             weights, memory, changed = self.weights(), self._remembered(), self._changed(before, group)
             if self._evaluate is None:
                 return weights, memory, changed, {}
-            weights, memory = copied(weights), memory.copied()  # eval() may write to both
+            weights, memory = {n: w.clone() for n, w in weights.items()}, memory.copied()  # eval() may write to both
             self._evaluate()
             return weights, memory, changed, self.weights()
         finally:
@@ -154,7 +154,7 @@ class StandIns:
     def _restored(self, state: Slots, group: Slots, fields: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Make the optimizer remember; the fields of its groups as they then are."""
         slots = state.copied()
-        memory = {self._standing[n]: read(slots[n], self._package) for n in slots if slots[n]}
+        memory: dict[Tensor, Any] = {self._standing[n]: read(slots[n], self._package) for n in slots if slots[n]}
         self._optimizer.state = defaultdict(dict, memory)
         own, shared = copied(self._own), {}
         for names, initial, numbers, live in zip(

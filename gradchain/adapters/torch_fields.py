@@ -56,7 +56,8 @@ class Fields:
     def __init__(self, cls: type[Optimizer], given: Mapping[str, Any]) -> None:
         self._cls, self._known = cls, inspect.signature(cls).parameters
         self._given = dict(given)
-        self.flags = {n: v for n, v in given.items() if n not in self._known and isinstance(v, PerParameter)}
+        beside = {n: v for n, v in given.items() if n not in self._known and isinstance(v, PerParameter)}
+        self.flags = {n: v for n, v in beside.items() if _mentions(cls, n)}
         self.constants = {name: self._constant(name, v) for name, v in given.items() if name not in self.flags}
         groups = self._tried().param_groups
         group = groups[0]
@@ -148,6 +149,18 @@ def in_words(error: Exception) -> str:
     if isinstance(error, (TypeError, ValueError)) or asserted or (type(error) in (Exception, RuntimeError) and said):
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _mentions(cls: type[Optimizer], name: str) -> bool:
+    """Whether the source of a class has this word: one that it has not is a slip, and no flag of its groups."""
+    for base in cls.__mro__[: cls.__mro__.index(Optimizer)]:
+        try:
+            source = inspect.getsource(inspect.getmodule(base) or base)
+        except (OSError, TypeError):
+            return True  # there is none to look at
+        if f"'{name}'" in source or f'"{name}"' in source:
+            return True
+    return False
 
 
 def _refuse_inner(optimizer: Optimizer) -> None:

@@ -88,10 +88,15 @@ class from_torch(Transform):
     and links before it have made of that; every other one is the loss and the gradient as they are at its weights. Of
     the class only `step` is called: what else it wants (SophiaG's update_hessian) does not happen.
 
+    A class with train() and eval() (schedulefree) has two sets of weights: the model has those that are trained, and
+    `with updater.averaged():` those that its eval() makes. What a class reads in its groups and does not take itself,
+    such as Muon's `use_muon`, is given per parameter: `use_muon=gch.choose((gch.ndim(2), 1), rest=0)`. The classes of
+    every package are listed in docs/from_torch.md.
+
     Args:
         optimizer: the class, or its name: looked up in what `gch.register` was given, torch.optim, torch_optimizer,
             and, where installed, lion_pytorch, dadaptation, prodigyopt, Sophia, bitsandbytes, transformers
-            (Adafactor).
+            (Adafactor), schedulefree, pytorch_optimizer, timm, torchao and heavyball.
             The first that has it wins; "torch_optimizer.RAdam" asks for one of them.
         arguments: pairs of a name and a value, for what `dataclasses.replace` writes.
         **given: what the class takes besides the parameters.
@@ -100,9 +105,9 @@ class from_torch(Transform):
     State: whatever the class keeps.
     Units: gradient → weights, or a descent step in a mask or branch.
     Raises: KeyError for an unknown name; TypeError or ValueError for arguments that the class refuses, for one that
-        cannot be the rule of a chain (SparseAdam; Adahessian of torch_optimizer; those with train() and eval(), that
-        wrap or keep another optimizer, shard their work over ranks, or step other tensors than they are given), for
-        memory that no checkpoint can hold, and for sharded parameters; what a step of the class raises, in a sentence.
+        cannot be the rule of a chain (SparseAdam; Adahessian; those that take the model, wrap or keep another
+        optimizer, shard their work over ranks, or step other tensors than they are given), for memory
+        that no checkpoint can hold, and for sharded parameters; what a step of the class raises, in a sentence.
     Equals: the class itself.
 
     >>> import gradchain as gch

@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -143,6 +145,13 @@ def bare(name: str, cls: type[Optimizer], model: nn.Module) -> Optimizer:
     return made
 
 
+def seed() -> None:
+    """Every generator that a class may draw from."""
+    torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)  # some draw from this one
+
+
 def bare_step(
     optimizer: Optimizer, model: nn.Module, batch: tuple[Tensor, Tensor], closure: bool,
     clip: Callable[[nn.Module], None] | None = None,
@@ -155,7 +164,7 @@ def bare_step(
         return loss.detach()
 
     evaluated()  # before a class asks too, as in a chain: some look at the gradients first
-    torch.manual_seed(3)
+    seed()
     if closure:
         optimizer.step(evaluated)
         return
@@ -165,7 +174,7 @@ def bare_step(
 
 
 def our_step(updater: gch.Updater, model: nn.Module, batch: tuple[Tensor, Tensor], closure: bool) -> None:
-    torch.manual_seed(3)
+    seed()
     updater.update((lambda: loss_of(model, batch)) if closure else loss_of(model, batch))
 
 

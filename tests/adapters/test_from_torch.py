@@ -472,6 +472,14 @@ def test_what_a_class_asserts_is_told_with_its_name():
     assert_same(model, before)
 
 
+@pytest.mark.parametrize("word", ["lrr", "momentm", "use_muon", "learning_rate"])
+@pytest.mark.parametrize("cls", ["SGD", "AdamW", "torch_optimizer.RAdam", "torch.Muon"])
+def test_a_rule_per_parameter_for_what_the_class_never_mentions_is_a_slip(cls, word):
+    """A flag of groups is what the class reads in them; another word is an argument that it does not take."""
+    with pytest.raises(TypeError, match=rf"^from_torch: \w+: .*'{word}'.*It takes: "):
+        gch.from_torch(cls, **{word: gch.choose((gch.ndim(2), 1), rest=0)})
+
+
 @pytest.mark.parametrize(
     ("given", "written"),
     [({"learning_rate": 0.1}, "lr="), ({"b1": 0.9}, "betas="), ({"beta2": 0.9}, "betas="),
