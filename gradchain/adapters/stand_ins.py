@@ -60,7 +60,6 @@ class StandIns:
             for group in self._optimizer.param_groups
         ]
         self._own = self._attributes()
-        self._tables = {k: dict(v) for k, v in vars(self._optimizer).items() if self._is_table(k, v)}
         nothing = Slots({name: {} for name in self._standing})
         self.first = self._remembered(), self._changed(self._fields, nothing)
         self._forget()
@@ -83,7 +82,6 @@ class StandIns:
         for parameter in self._standing.values():
             parameter.data, parameter.grad = parameter.data.new_zeros(()).expand(parameter.shape), None
         self._optimizer.state = defaultdict(dict)
-        vars(self._optimizer).update({name: dict(table) for name, table in self._tables.items()})
 
     def _attributes(self) -> dict[str, Any]:
         """The plain values an optimizer keeps on itself; those that hold its parameters are not among them."""
@@ -93,10 +91,6 @@ class StandIns:
             if name not in _NOT_KEPT and not isinstance(value, OrderedDict)  # the latter are hooks
             if is_plain(value) and not self._holds_parameters(value)
         }
-
-    def _is_table(self, name: str, value: Any) -> bool:
-        """Whether it may be what an optimizer looks up by its parameters, or by where they lie: that changes."""
-        return type(value) is dict and name not in _NOT_KEPT and (not value or self._holds_parameters(value))
 
     def _holds_parameters(self, value: Any) -> bool:
         if isinstance(value, dict):

@@ -64,6 +64,7 @@ _REFUSED: dict[tuple[str, str], str] = {
     ("torch_optimizer", "Adahessian"): _ONCE_MORE,
     ("pytorch_optimizer", "AdaHessian"): _ONCE_MORE,
     ("pytorch_optimizer", "SophiaH"): _ONCE_MORE,
+    ("timm", "Adahessian"): _ONCE_MORE,
 }
 
 

@@ -34,6 +34,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "pytorch_optimizer.BSAM": {"num_data": 8},
     "pytorch_optimizer.Ranger21": {"num_iterations": 20},
     "pytorch_optimizer.SaRA": {"lr": 1e-2, "threshold": 0.2},
+    "timm.SGDP": {"lr": 1e-2},
     "torch.LBFGS": {"max_iter": 4},
     "torch_optimizer.LARS": {"lr": 1e-2},
     "torch_optimizer.SGDW": {"lr": 1e-2},
@@ -61,6 +62,8 @@ REFUSED: dict[str, str] = {
     **{f"pytorch_optimizer.{name}": _WRAPS for name in (
         "Lookahead", "Magma", "OrthoGrad", "PCGrad", "SafeFP16Optimizer", "ScheduleFreeWrapper", "TRAC",
     )},
+    "timm.Adahessian": _GRAPH,
+    "timm.Lookahead": _WRAPS,
     "torch.SparseAdam": "takes sparse gradients only",
     "torch_optimizer.Adahessian": _GRAPH,
     "torch_optimizer.Lookahead": _WRAPS,
