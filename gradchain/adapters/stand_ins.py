@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gradchain.adapters.kept import read, written
 from gradchain.core import _torch
-from gradchain.core.slots import Slots, copied, is_plain, mapped, same
+from gradchain.core.slots import Slots, copied, is_plain, same
 
 _OWN = "self."  # in front of what an optimizer keeps on itself, beside what it keeps in a parameter group
 _SHARED = "state."  # and in front of what it keeps in its state under no parameter
@@ -24,21 +25,35 @@ class StandIns:
         make: parameter groups → optimizer.
         groups: the names in each parameter group.
         weights: name → weight, as the constructor sees it.
+        flags: for each group what is said of it beside its parameters; none where nothing is.
 
     Attributes:
         first: what the optimizer remembers, and has changed, before its first step.
         groups: the names in each parameter group that the optimizer made of those it was given.
+        has_two_sets: whether the optimizer has weights to train and, by its eval(), others to evaluate.
 
     Raises:
         ValueError: it works on other tensors than it was given, or in groups that those are not parts of.
     """
 
     def __init__(
-        self, make: Callable[[Any], Optimizer], groups: Sequence[Sequence[str]], weights: Mapping[str, Tensor]
+        self,
+        make: Callable[[Any], Optimizer],
+        groups: Sequence[Sequence[str]],
+        weights: Mapping[str, Tensor],
+        flags: Sequence[Mapping[str, Any]],
     ) -> None:
         self._standing = {n: nn.Parameter(weights[n].detach()) for names in groups for n in names}
         self._name = {p: n for n, p in self._standing.items()}
-        self._optimizer = make([{"params": [self._standing[n] for n in names]} for names in groups])
+        given = [{"params": [self._standing[n] for n in names], **f} for names, f in zip(groups, flags, strict=True)]
+        plain = len(given) == 1 and not flags[0]  # some classes take no groups
+        self._optimizer = make(given[0]["params"] if plain else given)
+        train, evaluate = getattr(self._optimizer, "train", None), getattr(self._optimizer, "eval", None)
+        self._evaluate = evaluate if callable(train) and callable(evaluate) else None
+        if self._evaluate is not None and train is not None:
+            train()
+        self.has_two_sets = self._evaluate is not None
+        self._package = type(self._optimizer).__module__.partition(".")[0]
         self.groups = self._regrouped(groups)
         self._fields = [
             {k: copied(v) for k, v in group.items() if k != "params" and is_plain(v)}
@@ -78,6 +93,8 @@ class StandIns:
         }
 
     def _holds_parameters(self, value: Any) -> bool:
+        if isinstance(value, dict):
+            return any(map(self._holds_parameters, (*value, *value.values())))
         if isinstance(value, (list, tuple)):
             return any(map(self._holds_parameters, value))
         return isinstance(value, nn.Parameter)
@@ -90,8 +107,10 @@ class StandIns:
         group: Slots,
         fields: Sequence[Mapping[str, Any]],
         closure: Callable[[StandIns], Any] | None,
-    ) -> tuple[dict[str, Tensor], Slots, Slots]:
-        """One step: the new weights, and what the optimizer remembers now. Nothing that is given is changed.
+    ) -> tuple[dict[str, Tensor], Slots, Slots, dict[str, Tensor]]:
+        """One step: the new weights, what the optimizer remembers now, and the weights that its eval() makes of those.
+
+        Nothing that is given is changed.
 
         Args:
             weights: of every parameter.
@@ -108,7 +127,12 @@ class StandIns:
             before = self._restored(state, group, fields)
             with _torch.on_host():
                 self._optimizer.step(**({} if closure is None else {"closure": lambda: closure(self)}))
-            return self.weights(), self._remembered(), self._changed(before, group)
+            weights, memory, changed = self.weights(), self._remembered(), self._changed(before, group)
+            if self._evaluate is None:
+                return weights, memory, changed, {}
+            weights, memory = {n: w.clone() for n, w in weights.items()}, memory.copied()  # eval() may write to both
+            self._evaluate()
+            return weights, memory, changed, self.weights()
         finally:
             self._forget()
 
@@ -124,7 +148,8 @@ class StandIns:
     def _restored(self, state: Slots, group: Slots, fields: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Make the optimizer remember; the fields of its groups as they then are."""
         slots = state.copied()
-        self._optimizer.state = defaultdict(dict, {self._standing[n]: slots[n] for n in slots if slots[n]})
+        memory: dict[Tensor, Any] = {self._standing[n]: read(slots[n], self._package) for n in slots if slots[n]}
+        self._optimizer.state = defaultdict(dict, memory)
         own, shared = copied(self._own), {}
         for names, initial, numbers, live in zip(
             self.groups, self._fields, fields, self._optimizer.param_groups, strict=True
@@ -132,11 +157,13 @@ class StandIns:
             kept = copied(next((group[n] for n in names if group[n]), {}))
             own.update({k.removeprefix(_OWN): v for k, v in kept.items() if k.startswith(_OWN)})
             shared.update({k.removeprefix(_SHARED): v for k, v in kept.items() if k.startswith(_SHARED)})
+            for later in [k for k, v in live.items() if k != "params" and k not in initial and is_plain(v)]:
+                del live[later]
             live.update(copied(initial))
             live.update({k: v for k, v in kept.items() if not k.startswith((_OWN, _SHARED))})
             live.update(numbers)
         vars(self._optimizer).update(own)
-        self._optimizer.state.update(shared)
+        self._optimizer.state.update({k: read(v, self._package) for k, v in shared.items()})
         return [copied({k: v for k, v in g.items() if k in f}) for g, f in self._now()]
 
     def _now(self) -> list[tuple[dict[str, Any], set[str]]]:
@@ -147,7 +174,7 @@ class StandIns:
         found: dict[str, Any] = {name: {} for name in self._standing}
         for key, slot in self._optimizer.state.items():
             if isinstance(key, nn.Parameter):
-                found[self._name[key]] = {k: _plain(f"state[{k!r}]", v) for k, v in slot.items()}
+                found[self._name[key]] = {k: self._plain(f"state[{k!r}]", v) for k, v in slot.items()}
         return Slots(found)
 
     def _changed(self, before: Sequence[Mapping[str, Any]], group: Slots) -> Slots:
@@ -155,7 +182,7 @@ class StandIns:
         beside = {_OWN + k: v for k, v in self._attributes().items() if k not in self._own or not same(v, self._own[k])}
         for key, value in self._optimizer.state.items():
             if not isinstance(key, nn.Parameter):
-                beside[f"{_SHARED}{key}"] = copied(_plain(f"state[{key!r}]", value))
+                beside[f"{_SHARED}{key}"] = copied(self._plain(f"state[{key!r}]", value))
         found: dict[str, Any] = {}
         for names, was, (live, plain) in zip(self.groups, before, self._now(), strict=True):
             earlier = {k for n in names for k in group[n]}
@@ -163,9 +190,9 @@ class StandIns:
             found.update(dict.fromkeys(names, changed | beside))
         return Slots(found)
 
-
-def _plain(place: str, value: Any) -> Any:
-    """What an optimizer remembers, if a checkpoint can hold it."""
-    if not is_plain(value):
-        raise TypeError(f"{place} is a {type(value).__name__}, which no checkpoint can hold")
-    return mapped(value, Tensor.detach)
+    def _plain(self, place: str, value: Any) -> Any:
+        """What the optimizer remembers, as a checkpoint can hold it."""
+        try:
+            return written(value, self._package, Tensor.detach)
+        except TypeError as error:
+            raise TypeError(f"{place}: {error}") from None

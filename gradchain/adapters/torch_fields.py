@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -14,8 +15,9 @@ from torch.optim import Optimizer
 
 from gradchain.core import _torch
 from gradchain.core.context import Context
-from gradchain.core.hyper import Hyper, evaluated, is_number
+from gradchain.core.hyper import Hyper, evaluated, is_number, varies
 from gradchain.core.scalars import Scalars
+from gradchain.core.slots import same
 from gradchain.core.step import Step
 from gradchain.selectors import PerParameter
 from gradchain.words.arguments import ours
@@ -47,14 +49,18 @@ class Fields:
 
     Attributes:
         hypers: the numbers, by name; one of a pair or list is `betas[0]`.
+        flags: numbers that the class reads in its groups and does not take itself, given per parameter.
         constants: arguments of the class in which a number stands for every schedule.
     """
 
     def __init__(self, cls: type[Optimizer], given: Mapping[str, Any]) -> None:
         self._cls, self._known = cls, inspect.signature(cls).parameters
         self._given = dict(given)
-        self.constants = {name: self._constant(name, value) for name, value in given.items()}
-        group = self.made([nn.Parameter(torch.zeros(2, 2, device="cpu"))]).param_groups[0]
+        beside = {n: v for n, v in given.items() if n not in self._known and isinstance(v, PerParameter)}
+        self.flags = {n: v for n, v in beside.items() if _mentions(cls, n)}
+        self.constants = {name: self._constant(name, v) for name, v in given.items() if name not in self.flags}
+        groups = self._tried().param_groups
+        group = groups[0]
         if group.get("differentiable"):
             raise ValueError(
                 f"from_torch: {cls.__name__}: differentiable must be False, got True: the class works on copies, in "
@@ -62,7 +68,9 @@ class Fields:
             )
         self.hypers: dict[str, Field] = {}
         for name, value in group.items():
-            if name in self._known or name in given:
+            # where flags make the class give groups numbers of their own, there is no one number to tell
+            told = varies(given.get(name)) or all(same(value, other.get(name)) for other in groups)
+            if told and (name in self._known or name in given):
                 self._add(name, given.get(name, value), value)
 
     def _add(self, name: str, given: Any, value: Any) -> None:
@@ -101,9 +109,19 @@ class Fields:
     def _accepted(self, values: Mapping[str, Any]) -> None:
         """Raises unless the class takes these numbers in place of its own."""
         changes = self.grouped(values)
-        self.made(
-            [nn.Parameter(torch.zeros(2, 2, device="cpu"))], **{n: v for n, v in changes.items() if n in self._known}
-        )
+        self._tried(**{n: v for n, v in changes.items() if n in self._known})
+
+    def _tried(self, **changes: Any) -> Optimizer:
+        """The class over a matrix that is nobody's; with flags, over one in a group for each of what these may be."""
+        flags = [[_number(start, None) for start in value.starts()] for value in self.flags.values()]
+        groups = [dict(zip(self.flags, values, strict=True)) for values in itertools.product(*flags)]
+        params = [nn.Parameter(torch.zeros(2, 2, device="cpu")) for _ in groups]
+        if not self.flags:
+            try:
+                return self.made(params, **changes)
+            except (TypeError, ValueError):
+                return self.made([{"params": params}], **changes)  # it may take groups only, or say better why not
+        return self.made([{"params": [p], **group} for p, group in zip(params, groups, strict=True)], **changes)
 
     def grouped(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Numbers by the names of hyperparameters, as the fields of a parameter group."""
@@ -128,9 +146,21 @@ def in_words(error: Exception) -> str:
     """What a class raised, in its words; with the error's name where those are no sentence."""
     said = str(error)
     asserted = isinstance(error, AssertionError) and not bare(error)
-    if isinstance(error, (TypeError, ValueError)) or asserted or (type(error) is RuntimeError and said):
+    if isinstance(error, (TypeError, ValueError)) or asserted or (type(error) in (Exception, RuntimeError) and said):
         return said
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _mentions(cls: type[Optimizer], name: str) -> bool:
+    """Whether the source of a class has this word: one that it has not is a slip, and no flag of its groups."""
+    for base in cls.__mro__[: cls.__mro__.index(Optimizer)]:
+        try:
+            source = inspect.getsource(inspect.getmodule(base) or base)
+        except (OSError, TypeError):
+            return True  # there is none to look at
+        if f"'{name}'" in source or f'"{name}"' in source:
+            return True
+    return False
 
 
 def _refuse_inner(optimizer: Optimizer) -> None:

@@ -19,12 +19,21 @@ PACKAGES: dict[str, str] = {
     "Sophia": "Sophia",
     "bitsandbytes": "bitsandbytes.optim",
     "transformers": "transformers",
+    "schedulefree": "schedulefree",
+    "pytorch_optimizer": "pytorch_optimizer",
+    "timm": "timm.optim",
+    "torchao": "torchao.optim",
+    "heavyball": "heavyball",
 }
 """Package → the module that has its classes, in the order in which a name is looked up; those not installed are not."""
 
 registered: dict[str, type[Optimizer]] = {}
 """What `gch.register` was given: looked up first."""
 
+_OVER_RANKS = "its ranks step parts of the weights and exchange them in its step, which a chain cannot follow."
+_ONCE_MORE = (
+    "it differentiates the gradient once more, and a chain's gradients have no graph. Run it outside the chain."
+)
 _REFUSED: dict[tuple[str, str], str] = {
     ("torch", "SparseAdam"): (
         "it takes sparse gradients only, and every link takes dense ones. Use nn.Embedding(sparse=False) and "
@@ -45,9 +54,17 @@ _REFUSED: dict[tuple[str, str], str] = {
         "it wraps an optimizer that already has its parameters, and mixes the weights at the first step of a period in "
         "place of the last. Give from_torch the inner optimizer."
     ),
-    ("torch_optimizer", "Adahessian"): (
-        "it differentiates the gradient once more, and a chain's gradients have no graph. Run it outside the chain."
+    ("heavyball", "SplitOpt"): (
+        "it keeps an optimizer for each set of parameters, as partition does. Give partition a from_torch for each."
     ),
+    ("pytorch_optimizer", "DeMo"): f"{_OVER_RANKS} Use a link of ours, under DDP.",
+    ("pytorch_optimizer", "DistributedMuon"): (
+        f"{_OVER_RANKS} Use pytorch_optimizer.Muon, or fully_shard (FSDP2) under a rule of gradchain's."
+    ),
+    ("torch_optimizer", "Adahessian"): _ONCE_MORE,
+    ("pytorch_optimizer", "AdaHessian"): _ONCE_MORE,
+    ("pytorch_optimizer", "SophiaH"): _ONCE_MORE,
+    ("timm", "Adahessian"): _ONCE_MORE,
 }
 
 
@@ -63,11 +80,6 @@ def class_of(optimizer: str | type[Optimizer]) -> type[Optimizer]:
     reason = _reason(optimizer)
     if reason is not None:
         raise ValueError(f"from_torch: {optimizer.__name__} cannot be the rule of a chain: {reason}")
-    if callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None)):
-        raise ValueError(
-            f"from_torch: {optimizer.__name__} cannot be the rule of a chain: it has two sets of weights and is "
-            "switched between them by its train() and eval(). Run it outside the chain."
-        )
     return optimizer
 
 
@@ -77,9 +89,18 @@ def _reason(cls: type[Optimizer]) -> str | None:
         reason = _REFUSED.get((base.__module__.partition(".")[0], base.__name__))
         if reason is not None:
             return reason
-    first = next(iter(inspect.signature(cls).parameters), "")
+    parameters = inspect.signature(cls).parameters
+    first = next(iter(parameters), "")
     if first.rpartition("_")[2] in ("optimizer", "optim", "opt"):
         return f"it wraps an optimizer that already has its parameters ({first}=). Give from_torch the class inside."
+    inner = [n for n, p in parameters.items() if n.endswith("base_optimizer") and p.default is inspect.Parameter.empty]
+    if inner:
+        return (
+            f"it keeps another optimizer, of the class it is given ({inner[0]}=), whose memory would be in no "
+            "checkpoint. Give from_torch that class, and say the rest by links, such as sam()."
+        )
+    if first == "model":
+        return "it takes the whole model and steps in backward or by its structure. Use bind(…, in_backward=True)."
     return None
 
 
@@ -105,7 +126,7 @@ def _classes(package: str) -> dict[str, type[Optimizer]]:
         return {}
     try:
         module = importlib.import_module(PACKAGES[package])
-    except ImportError:  # it is there, and cannot be had: another may have the name
+    except (ImportError, OSError, RuntimeError):  # it is there, and cannot be had: another may have the name
         return {}
     if package == "transformers":  # it has one, and looking at all its names would import all of it
         return {"Adafactor": module.Adafactor}

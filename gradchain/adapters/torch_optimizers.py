@@ -18,8 +18,10 @@ from gradchain.core import _torch
 from gradchain.core.context import Context
 from gradchain.core.domain import Domain
 from gradchain.core.eager import EagerTensors
+from gradchain.core.hyper import evaluated
 from gradchain.core.index import Index
 from gradchain.core.readable import shown
+from gradchain.core.roles import AverageState
 from gradchain.core.scalars import Scalars
 from gradchain.core.slots import Slots
 from gradchain.core.state import State
@@ -36,19 +38,33 @@ class OptimizerState(State):
     group: Slots  # what it changed by itself in the parameter's group, and what it keeps beside both
 
     def problem(self) -> str | None:
-        for name, slot in self.state.items():
-            if "step" in slot and not _STEP.holds(slot["step"]):
-                return f"the step of {name!r} must be {_STEP.rule}, got {shown(slot['step'])}"
-            for key in _SQUARES & slot.keys():
-                if type(slot[key]) is Tensor and (found := _SQUARE.offender(slot[key])) is not None:
-                    return f"{key} of {name!r} must be {_SQUARE.rule}, got {found!r}"
-        return None
+        return _problem(self.state)
+
+
+class TwoSetsState(AverageState):
+    """What from_torch remembers of a class with train() and eval(): its average is what eval() makes of the weights."""
+
+    state: Slots
+    group: Slots
+
+    def problem(self) -> str | None:
+        return _problem(self.state)
 
 
 # What torch.optim's classes, and others after them, mean by these names. Of other names nothing is known.
 _STEP = Domain(None, "[0, inf)")
 _SQUARE = Domain(None, "[0, inf] or NaN")
 _SQUARES = frozenset({"acc_delta", "col_var", "exp_avg_sq", "exp_inf", "max_exp_avg_sq", "row_var", "square_avg"})
+
+
+def _problem(memory: Slots) -> str | None:
+    for name, slot in memory.items():
+        if "step" in slot and not _STEP.holds(slot["step"]):
+            return f"the step of {name!r} must be {_STEP.rule}, got {shown(slot['step'])}"
+        for key in _SQUARES & slot.keys():
+            if type(slot[key]) is Tensor and (found := _SQUARE.offender(slot[key])) is not None:
+                return f"{key} of {name!r} must be {_SQUARE.rule}, got {found!r}"
+    return None
 
 
 class from_torch(Transform):
@@ -72,10 +88,15 @@ class from_torch(Transform):
     and links before it have made of that; every other one is the loss and the gradient as they are at its weights. Of
     the class only `step` is called: what else it wants (SophiaG's update_hessian) does not happen.
 
+    A class with train() and eval() (schedulefree) has two sets of weights: the model has those that are trained, and
+    `with updater.averaged():` those that its eval() makes. What a class reads in its groups and does not take itself,
+    such as Muon's `use_muon`, is given per parameter: `use_muon=gch.choose((gch.ndim(2), 1), rest=0)`. The classes of
+    every package are listed in docs/from_torch.md.
+
     Args:
         optimizer: the class, or its name: looked up in what `gch.register` was given, torch.optim, torch_optimizer,
             and, where installed, lion_pytorch, dadaptation, prodigyopt, Sophia, bitsandbytes, transformers
-            (Adafactor).
+            (Adafactor), schedulefree, pytorch_optimizer, timm, torchao and heavyball.
             The first that has it wins; "torch_optimizer.RAdam" asks for one of them.
         arguments: pairs of a name and a value, for what `dataclasses.replace` writes.
         **given: what the class takes besides the parameters.
@@ -84,9 +105,9 @@ class from_torch(Transform):
     State: whatever the class keeps.
     Units: gradient → weights, or a descent step in a mask or branch.
     Raises: KeyError for an unknown name; TypeError or ValueError for arguments that the class refuses, for one that
-        cannot be the rule of a chain (SparseAdam; Adahessian of torch_optimizer; those with train() and eval(), that
-        wrap or keep another optimizer, shard their work over ranks, or step other tensors than they are given), for
-        memory that no checkpoint can hold, and for sharded parameters; what a step of the class raises, in a sentence.
+        cannot be the rule of a chain (SparseAdam; Adahessian; those that take the model, wrap or keep another
+        optimizer, shard their work over ranks, or step other tensors than they are given), for memory
+        that no checkpoint can hold, and for sharded parameters; what a step of the class raises, in a sentence.
     Equals: the class itself.
 
     >>> import gradchain as gch
@@ -127,22 +148,28 @@ class from_torch(Transform):
         takes = "closure" in parameters
         return takes, takes and parameters["closure"].default is inspect.Parameter.empty
 
-    def init(self, params: Tensors) -> OptimizerState:
-        return OptimizerState(*self._stand_ins(dict(params), params.index, [list(params)]).first)
+    def init(self, params: Tensors) -> OptimizerState | TwoSetsState:
+        at = Context(params, step=0)
+        flags = {name: evaluated(value, at) for name, value in self._fields.flags.items()}
+        stand_ins = self._stand_ins(dict(params), params.index, flags)
+        if stand_ins.has_two_sets:
+            return TwoSetsState(params.clone(), params.select(()), *stand_ins.first)
+        return OptimizerState(*stand_ins.first)
 
-    def update(self, g: Tensors, state: OptimizerState, ctx: Context) -> tuple[Tensors | Weights, OptimizerState]:
+    def update(
+        self, g: Tensors, state: OptimizerState | TwoSetsState, ctx: Context
+    ) -> tuple[Tensors | Weights, OptimizerState | TwoSetsState]:
         params = ctx.params.select(state.state)
         old, grads, numbers = dict(params), dict(g), self._numbers()
         _refuse_derivatives(grads)
-        groups = _grouped(old, numbers)
-        stand_ins = self._stand_ins(old, params.index, groups)
+        stand_ins = self._stand_ins(old, params.index, numbers)
         fields = [self._fields.grouped(_at(numbers, names[0]) if names else {}) for names in stand_ins.groups]
         takes, must = self._takes_closure
         closure = _Closure(params.index, old, grads, ctx, self.cls) if must or (takes and ctx.evaluates) else None
         try:
-            new, memory, group = stand_ins.step(old, grads, state.state, state.group, fields, closure)
+            new, memory, group, to_evaluate = stand_ins.step(old, grads, state.state, state.group, fields, closure)
         except Exception as error:
-            kind = None if closure is not None and error is closure.error else _kind(error)
+            kind = None if closure is not None and error is closure.error else _kind(error, self.cls)
             if kind is None:
                 raise
             cure = "" if closure is not None or not takes else _cure(error)
@@ -150,21 +177,26 @@ class from_torch(Transform):
         if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):
             # where it evaluates what is not finite it may know what to do; where its step is not, it did not
             ctx.refuse(f"the weights that {_short(self.optimizer)} made of what it evaluated have inf or NaN")
+        after = state.replace(state=memory, group=group)
+        if isinstance(after, TwoSetsState):
+            after = after.replace(average=after.average.overlay(EagerTensors.at(params.index, to_evaluate)))
         if ctx.outermost:
-            out = Weights(EagerTensors.at(params.index, {n: new[n] for n in g}))
-            return out, OptimizerState(memory, group)
+            return Weights(EagerTensors.at(params.index, {n: new[n] for n in g})), after
         differences = {n: _difference(new[n], old[n]) for n in g}
-        return EagerTensors.at(params.index, differences), OptimizerState(memory, group)
+        return EagerTensors.at(params.index, differences), after
 
     def _numbers(self) -> dict[str, Any]:
         """The numbers of this update that are not those the class was constructed with."""
         given, now = self.__dict__["_given"], self.__dict__
         return {n: now[n] for n in self.hypers if now[n] is not given[n] or isinstance(now[n], Scalars)}
 
-    def _stand_ins(self, weights: dict[str, Tensor], index: Index, groups: list[list[str]]) -> StandIns:
-        """The stand-ins for these parameters, made when first asked for."""
+    def _stand_ins(self, weights: dict[str, Tensor], index: Index, numbers: Mapping[str, Any]) -> StandIns:
+        """The stand-ins for these parameters, in groups by these numbers; made when first asked for."""
+        groups = _grouped(weights, numbers)
+        flags = [{n: _at(numbers, names[0])[n] for n in self._fields.flags} for names in groups if names]
         places = frozenset((w.dtype, w.device) for w in weights.values())
-        key = (self.__dict__["_made"], tuple(map(tuple, groups)) if len(groups) > 1 else None, places)
+        told = tuple(tuple(said.values()) for said in flags)
+        key = (self.__dict__["_made"], tuple(map(tuple, groups)) if len(groups) > 1 else None, told, places)
         if _torch.under_functorch():
             raise RuntimeError(
                 "from_torch: its class works in place, which torch.func cannot follow. Use a link of ours."
@@ -175,7 +207,7 @@ class from_torch(Transform):
                 f"from_torch: {sharded!r} is sharded, and no class is known to be right there. Use a link of ours."
             )
         if key not in index.kept:
-            index.kept[key] = StandIns(self._fields.made, groups, weights)
+            index.kept[key] = StandIns(self._fields.made, groups, weights, flags)
         return cast("StandIns", index.kept[key])
 
     @property
@@ -232,12 +264,14 @@ class _Closure:
             raise
 
 
-def _kind(error: Exception) -> type[Exception] | None:
+def _kind(error: Exception, cls: type[Optimizer]) -> type[Exception] | None:
     """What a class's own failure is raised as in a sentence; None for one that means something to a program."""
     if isinstance(error, (TypeError, ValueError)):
         return TypeError if isinstance(error, TypeError) else ValueError
-    own = type(error) is RuntimeError or isinstance(error, (AssertionError, AttributeError, LookupError))
-    return RuntimeError if own or isinstance(error, NotImplementedError) else None
+    package = cls.__module__.partition(".")[0]
+    own = type(error) in (Exception, RuntimeError) or type(error).__module__.partition(".")[0] == package
+    usual = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError)
+    return RuntimeError if own or isinstance(error, usual) else None
 
 
 def _cure(error: Exception) -> str:

@@ -249,14 +249,6 @@ def test_overrides_reach_the_group_and_are_checked_by_the_class():
     assert_same(model, twin)
 
 
-class TwoFaced(torch.optim.SGD):
-    def train(self):
-        pass
-
-    def eval(self):
-        pass
-
-
 class Restless(torch.optim.Optimizer):
     """Keeps numbers everywhere: in its group, on itself, in its state under no parameter; and writes to gradients."""
 
@@ -429,7 +421,6 @@ def test_a_class_of_the_users_needs_its_name_in_from_config():
         (TypeError, "Its arguments go to", lambda: gch.from_torch(torch.optim.SGD(net().parameters()))),
         (ValueError, "SparseAdam cannot be .* sparse gradients only", lambda: gch.from_torch("SparseAdam")),
         (ValueError, "Lookahead cannot be .* inner optimizer", lambda: gch.from_torch("Lookahead")),
-        (ValueError, r"two sets of weights .* train\(\) and eval\(\)", lambda: gch.from_torch(TwoFaced)),
         (ValueError, "Adahessian cannot be .* once more", lambda: gch.from_torch("Adahessian")),
         (ValueError, "from_torch: Muon: .*2D", lambda: gch.from_torch("Muon").bind(nn.Linear(2, 2))),
         (ValueError, "sign is flipped 2 times", lambda: gch.chain(gch.sgd(0.1), gch.from_torch("SGD")).bind(net())),
@@ -479,6 +470,14 @@ def test_what_a_class_asserts_is_told_with_its_name():
     with pytest.raises(RuntimeError, match=r"^from_torch: Adam: If capturable=True"):
         updater.update(loss_of(model, batches()[0]))
     assert_same(model, before)
+
+
+@pytest.mark.parametrize("word", ["lrr", "momentm", "use_muon", "learning_rate"])
+@pytest.mark.parametrize("cls", ["SGD", "AdamW", "torch_optimizer.RAdam", "torch.Muon"])
+def test_a_rule_per_parameter_for_what_the_class_never_mentions_is_a_slip(cls, word):
+    """A flag of groups is what the class reads in them; another word is an argument that it does not take."""
+    with pytest.raises(TypeError, match=rf"^from_torch: \w+: .*'{word}'.*It takes: "):
+        gch.from_torch(cls, **{word: gch.choose((gch.ndim(2), 1), rest=0)})
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,8 @@ class Half(Optimizer):
     """Leaves out what is no matrix of more rows than columns."""
 
     def __init__(self, params, lr=0.1):
-        super().__init__([p for g in params for p in g["params"]][:1] if isinstance(params[0], dict) else params, {})
+        params = [p for g in params for p in g["params"]] if isinstance(params[0], dict) else params
+        super().__init__(params[:1], {})
 
 
 class Merged(SGD):
@@ -148,6 +149,37 @@ def test_groups_that_a_class_splits_are_as_by_itself(each, tmp_path):
         updater.update(loss_of(model, batch))
         raw_step(optimizer, twin, batch)
         assert_same(model, twin)
+
+
+class ByAddress(Optimizer):
+    """Finds what it keeps by where a parameter lies, in a table that it fills once."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+        self.known, self.at = {}, {}
+
+    @torch.no_grad()
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            if p not in self.known:
+                self.known[p], self.at[p.data_ptr()] = p.data, p
+            kept = self.state[self.at[p.data_ptr()]]
+            kept["sum"] = kept.get("sum", 0) + p.grad
+            self.known[p].sub_(self.param_groups[0]["lr"] * kept["sum"])
+
+
+def test_what_a_class_finds_by_address_is_found_anew_at_each_step():
+    """Weights lie elsewhere at every step of a chain; the table is no memory either, and in no checkpoint."""
+    model, twin = net(), net()
+    updater, optimizer = gch.chain(gch.from_torch(ByAddress)).bind(model), ByAddress(twin.parameters())
+    held = []
+    for batch in batches(6):
+        updater.update(loss_of(model, batch))
+        raw_step(optimizer, twin, batch)
+        held += [torch.empty_like(p) for p in model.parameters()]  # so that memory is not given out again as it was
+        assert_same(model, twin)
+    kept = updater.state_dict()["links"]["from_torch"]
+    assert kept["group"] == {"0.weight": {}, "2.weight": {}} and list(kept["state"]["0.weight"]) == ["sum"]
 
 
 # what a class raises
