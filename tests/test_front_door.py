@@ -19,6 +19,7 @@ from docs.doc_blocks import blocks
 
 import gradchain as gch
 from gradchain import optimizers
+from gradchain.adapters.torch_names import PACKAGES
 from gradchain.core.transform import registry
 
 ROOT = Path(gch.__file__).parent
@@ -316,14 +317,13 @@ assert not set(given) & {name.partition(".")[0] for name in sys.modules}
 """
     )
     assert alone(program, given=others) == [
-        "from_torch: there is no optimizer 'Lamb' in torch, torch_optimizer, lion_pytorch, dadaptation, prodigyopt, "
-        "Sophia, bitsandbytes, transformers, as far as installed: torch.",
+        f"from_torch: there is no optimizer 'Lamb' in {', '.join(PACKAGES)}, as far as installed: torch.",
         *(
             f"from_torch: there is no optimizer {name!r}: {name.partition('.')[0]} is not installed here."
             for name in ("torch_optimizer.Lamb", "lion_pytorch.Lion", "transformers.Adafactor")
         ),
-        "from_torch: there is no optimizer 'Adamm' in torch, torch_optimizer, lion_pytorch, dadaptation, prodigyopt, "
-        "Sophia, bitsandbytes, transformers, as far as installed: torch. Did you mean 'Adam' or 'RAdam' or 'NAdam'?",
+        f"from_torch: there is no optimizer 'Adamm' in {', '.join(PACKAGES)}, as far as installed: torch. "
+        "Did you mean 'Adam' or 'RAdam' or 'NAdam'?",
     ]
 
 
