@@ -48,7 +48,8 @@ class amp_scale(Gate):
     State: `scale` and `growth_tracker`, two numbers.
     Units: unchanged.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: torch.amp.GradScaler, step by step, down to the least scale: GradScaler goes on to 0.
+    Equals: torch.amp.GradScaler, step by step where the factors are powers of 2, down to the least scale: GradScaler
+        goes on to 0. It keeps its scale in float32, and this is a float64 number: other factors are rounded there.
     Paper: Micikevicius et al., 2017, section 3.2, https://arxiv.org/abs/1710.03740
 
     >>> import gradchain as gch

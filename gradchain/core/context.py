@@ -1,4 +1,4 @@
-"""What a link may look at while it updates: read-only, and nothing that was not given."""
+"""What a link may look at while it updates: nothing that was not given, and nothing that it may write to."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 class Context:
     """What a link may look at: the weights, the clocks, the loss, facts about each parameter.
 
-    Reading what was not given raises; there is no default step.
+    Reading what was not given raises; there is no default step. What is read is what everybody has, not a copy: the
+    weights and buffers are those of the model, the clocks those of the updater. A link must not write to them, nor to
+    the updates it is given, and nothing keeps it from doing so: it returns new ones.
 
     Args:
         params: the weights before this update.

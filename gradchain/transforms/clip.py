@@ -27,9 +27,9 @@ class clip_by_norm(Transform):
         u = g min(1, max_norm / (‖g‖_p + eps))
 
     The norm is over all parameters in sight: those of the chain, or the members in `masked` and `partition`. Updates
-    inside the bound pass bit for bit. A NaN or inf anywhere makes NaN of all that share its norm, as in torch:
-    put `skip_nonfinite` or `amp_scale` before. The norm before clipping is recorded as "norm"; an infinite `max_norm`
-    only measures.
+    inside the bound pass bit for bit. A NaN anywhere makes NaN of all that share its norm; an inf becomes NaN itself
+    and makes 0 of all else, both as in torch: put `skip_nonfinite` or `amp_scale` before. The norm before clipping is
+    recorded as "norm"; an infinite `max_norm` only measures.
 
     Args:
         max_norm: the bound, above 0; inf measures and returns the updates unchanged. It may differ per parameter with

@@ -106,8 +106,8 @@ class Updater:
             **backward: retain_graph, create_graph, inputs: as `torch.Tensor.backward` has them.
 
         Raises:
-            ValueError, TypeError, RuntimeError, FloatingPointError: in a sentence; weights, state and clocks are then
-                untouched.
+            ValueError, TypeError, RuntimeError, FloatingPointError: in a sentence; all is untouched. With in_backward,
+                parameters that had their turn stay updated, and all calls refuse until weights and state are loaded.
         """
         self._check("update")
         if backward:

@@ -25,7 +25,8 @@ from gradchain.core.transform import registry
 
 README = (ROOT / "README.md").read_text()
 ENGINE = (ROOT / "docs" / "engine.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/engine.md"]
+LINKS = (ROOT / "docs" / "links.md").read_text()
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/engine.md", "docs/links.md"]
 COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt torch -e '.[demo]' && "
     ".venv/bin/python -m gradchain.demo",
@@ -59,6 +60,11 @@ def check_comments(markdown: str, name: str) -> int:
 
 def test_comments_behind_prints_say_what_is_printed(folder):
     assert check_comments(README, "README.md") >= 6
+
+
+def test_the_page_of_links_says_what_its_code_prints(folder):
+    """What a link owns, counts and reads, when clocks tick, how a file is laid out and what a load leaves alone."""
+    assert check_comments(LINKS, "docs/links.md") == LINKS.count("\nprint(") > 0
 
 
 def test_a_comment_that_says_something_else_is_refused(folder):

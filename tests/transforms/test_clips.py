@@ -1,6 +1,7 @@
 """Clips, and numbers that are none: groups, absent entries, infinite bounds."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -193,3 +194,23 @@ def test_nan_to_num_refuses(value, kind):
     with pytest.raises(kind) as caught:
         nan_to_num(posinf=value)
     assert str(caught.value) == f"nan_to_num: posinf must be a finite number or None, got {value!r}."
+
+
+@pytest.mark.parametrize("norm", [0.5, 2.0, INF])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("bad", "elsewhere"), [(INF, 0.0), (-INF, 0.0), (NAN, NAN)])
+def test_what_is_not_finite_is_as_torch_has_it(bad, elsewhere, dtype, norm):
+    """An inf becomes NaN and all else 0; a NaN makes NaN of all. An infinite bound lets everything be."""
+    grads = {"a": torch.tensor([bad, 3.0], dtype=dtype), "b": torch.ones(1, dtype=dtype)}
+    weights = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads.values()]
+    for w, g in zip(weights, grads.values(), strict=True):
+        w.grad = g.clone()
+    torch.nn.utils.clip_grad_norm_(weights, 1.0, norm)
+    g = gch.Tensors.of(grads)
+    clip, measure = clip_by_norm(1.0, p=norm), clip_by_norm(INF, p=norm)
+    u, _ = clip.update(g, clip.init(g), gch.Context())
+    same = partial(torch.testing.assert_close, equal_nan=True, rtol=0, atol=0)
+    same([*u.values()], [w.grad for w in weights])
+    same(u["a"], torch.tensor([NAN, elsewhere], dtype=dtype))
+    same(u["b"], torch.tensor([elsewhere], dtype=dtype))
+    same([*measure.update(g, measure.init(g), gch.Context())[0].values()], [*grads.values()])
