@@ -14,6 +14,7 @@ from gradchain.core.state import State
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Copies
 from gradchain.updater.journal import Journal, insist
+from gradchain.updater.memory import fits_repeats, without_repeats
 from gradchain.updater.state_dict import states
 from gradchain.updater.target import Target
 
@@ -109,19 +110,23 @@ def copy_to(module: nn.Module, values: dict[str, Tensor]) -> None:
     """Write averages into another module of the same structure: weights and buffers."""
     target = Target(module)
     places = {**dict(zip(target.index.names, target.parameters(), strict=True)), **target.buffers()}
-    problems = [
-        f"{name!r} is missing" if name not in places else f"{name!r} has shape {tuple(places[name].shape)}"
-        for name, value in values.items()
-        if name not in places or places[name].shape != value.shape
-    ]
+    problems = [problem for name, value in values.items() if (problem := _problem(name, value, places.get(name)))]
     if problems:
         raise ValueError(f"copy_average_to: the module must have the structure of the bound one, but {problems[0]}.")
     insist(_writing(places, values))
 
 
+def _problem(name: str, value: Tensor, place: Tensor | None) -> str | None:
+    if place is None:
+        return f"{name!r} is missing"
+    if place.shape != value.shape:
+        return f"{name!r} has shape {tuple(place.shape)}"
+    return None if fits_repeats(value, place) else f"{name!r} has several elements in one place of memory"
+
+
 def _writing(places: dict[str, Tensor], values: dict[str, Tensor]) -> Callable[[], None]:
-    names = [name for name, place in places.items() if name in values and values[name] is not place]
-    write = Copies([places[name] for name in names], [values[name] for name in names])
+    pairs = [(place, values[name]) for name, place in places.items() if name in values and values[name] is not place]
+    write = Copies([without_repeats(p, p) for p, _ in pairs], [without_repeats(v, p) for p, v in pairs])
 
     def put() -> None:
         write()

@@ -18,7 +18,7 @@ from gradchain.engine.commit import Commit, Copies
 from gradchain.updater.bound import Bound
 from gradchain.updater.fixed import CURE, Form, from_fixed, inventory, is_fixed, lost, to_fixed
 from gradchain.updater.journal import Pending
-from gradchain.updater.memory import without_repeats
+from gradchain.updater.memory import fits_repeats, without_repeats
 from gradchain.updater.saved import FORMAT, check, unexpected
 from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, kind_of, states, to_dict
 
@@ -248,6 +248,4 @@ def _can_be_copied(tensor: Tensor, place: Tensor) -> bool:
         return False
     if tensor.shape != place.shape or tensor.dtype != place.dtype:
         return False
-    if without_repeats(place, place) is place:
-        return True
-    return torch.equal(without_repeats(tensor, place).expand_as(tensor), tensor)
+    return fits_repeats(tensor, place)

@@ -127,6 +127,13 @@ def without_repeats(tensor: Tensor, place: Tensor) -> Tensor:
     return tensor
 
 
+def fits_repeats(tensor: Tensor, place: Tensor) -> bool:
+    """Whether all elements of `tensor` that `place` has in one element of memory are equal."""
+    if without_repeats(place, place) is place:
+        return True
+    return torch.equal(without_repeats(tensor, place).expand_as(tensor), tensor)
+
+
 def _covered(name: str, tensor: Tensor) -> str | None:
     """What keeps a tensor's elements from being written one by one: that two of them are one."""
     if type(tensor) in PLAIN and tensor.numel() and _covers_itself(tensor):

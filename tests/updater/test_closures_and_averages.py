@@ -332,3 +332,60 @@ def test_a_graph_that_holds_old_averages_is_stale():
     assert updater.update(model(rows).square().mean())
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         kept.backward()
+
+
+class Expanded(nn.Module):
+    """A buffer of which several elements are one in memory: torch refuses to write to it."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.body = nn.Linear(3, 2)
+        self.register_buffer("one", torch.full((1, 1), 2.0).expand(shape))
+        self.register_buffer("rows", torch.arange(3.0)[:, None].expand(3, 4))
+        self.register_buffer("plain", torch.zeros(2))
+
+    def forward(self, x):
+        return self.body(x) * self.one.sum()
+
+
+def stored(model):
+    return {n: t.clone() for n, t in sorted(model.state_dict().items())}
+
+
+@pytest.mark.parametrize("raises", [False, True])
+@pytest.mark.parametrize("shape", [(3, 5), (1, 4), (0, 4)], ids=str)
+@pytest.mark.parametrize("buffers", ["keep", "copy", "average"])
+def test_an_expanded_buffer_is_swapped_in_and_out(buffers, shape, raises):
+    """By the memory it has, once; and the updater goes on."""
+    model = Expanded(shape)
+    updater = gch.chain(gch.sgd(0.1), gch.average_params(0.5, buffers=buffers)).bind(model)
+    x = torch.ones(4, 3)
+    updater.update(model(x).square().mean())
+    with torch.no_grad():
+        for buffer in (model.one.as_strided((1,), (1,)), model.rows.as_strided((3,), (1,)), model.plain):
+            buffer += 1.0
+    updater.update(model(x).square().mean())
+    before = stored(model)
+    expected = {n: t.clone() for n, t in sorted(updater.averages().items())}
+    with contextlib.suppress(BoomError), updater.averaged():
+        assert same(stored(model), expected)
+        if raises:
+            raise BoomError
+    assert same(stored(model), before)
+    updater.update(model(x).square().mean())
+    assert updater.num_updates == 3
+    other = Expanded(shape)
+    updater.copy_average_to(other)
+    assert same(stored(other), dict(sorted(updater.averages().items())))
+
+
+def test_what_does_not_fit_into_an_expanded_buffer_is_refused_before_anything_is_copied():
+    """Elements that are one in the module's memory, and differ in the average."""
+    model, other = Expanded((3, 5)), Expanded((3, 5))
+    model.rows = torch.arange(12.0).reshape(3, 4)
+    updater = gch.chain(gch.sgd(0.1), gch.average_params(0.5)).bind(model)
+    updater.update(model(torch.ones(4, 3)).square().mean())
+    before = stored(other)
+    with pytest.raises(ValueError, match=r"copy_average_to: .* but 'rows' has several elements in one place"):
+        updater.copy_average_to(other)
+    assert same(stored(other), before)
