@@ -52,6 +52,20 @@ def test_an_optimizer_of_torch_is_found_whatever_its_case(name):
     assert re.search(r'Write gch\.from_torch\("(RMSprop|Adagrad|ASGD|Rprop|RAdam)", …\)\.$', refused(gch, name))
 
 
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_rule_that_is_not_on_top_is_found_in_its_room(room, monkeypatch):
+    """Also one whose name Optax or torch has too; a name that is on top is given as it is there."""
+    added = ["scale_by_of_a_family", "nadam", "Lion"]
+    monkeypatch.setattr(gch.rules, "__all__", [*gch.rules.__all__, *added])
+    below = sorted({*gch.rules.__all__} - {*gch.__all__, *dir(ROOMS[room])})
+    assert {*added} <= {*below}
+    for name in below:
+        assert refused(ROOMS[room], name).endswith(f": there is no {name!r}. Write gch.rules.{name}.")
+    assert " Did you mean gch.rules.scale_by_of_a_family" in refused(ROOMS[room], "scale_by_of_family")
+    if room == "selectors":
+        assert refused(gch.selectors, "adamw").endswith(" Write gch.adamw.")
+
+
 @pytest.mark.parametrize("name", sorted({*gch.__all__, *gch.schedules.__all__, *gch.selectors.__all__} - {"by"}))
 def test_a_misspelling_of_ours_is_mended(name):
     """One letter too many, in every public name of six letters or more."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 TORCH: dict[str, str] = {
@@ -129,7 +130,7 @@ OPTAX_MODULES: dict[str, str] = {
     "tree_utils": "gch.Tensors",
 }
 
-_ROOMS = ("gradchain", "gradchain.schedules", "gradchain.selectors")
+_ROOMS = ("gradchain", "gradchain.schedules", "gradchain.selectors", "gradchain.rules")
 
 
 def answers(room: str) -> Callable[[str], Any]:
@@ -159,7 +160,7 @@ def cure(name: str) -> str:
 def _ours() -> Iterator[str]:
     """Every public name, as one writes it; a shorter way to it comes last."""
     for room in reversed(_ROOMS):
-        for name in getattr(import_module(room), "__all__", ()):
+        for name in getattr(import_module(room), "__all__", ()) if find_spec(room) else ():  # the law may stand alone
             yield f"{room.replace('gradchain', 'gch', 1)}.{name}"
 
 
