@@ -6,14 +6,17 @@ What is refused is listed with the words of the refusal, so that a class that be
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
 import random
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -77,7 +80,16 @@ CLOSURES = frozenset({
 })  # fmt: skip
 """Classes whose step needs a closure."""
 
+SWITCHED = frozenset({
+    "heavyball.MSAMLaProp", "heavyball.SFAdamW", "pytorch_optimizer.SPlus",
+    *(f"pytorch_optimizer.ScheduleFree{name}" for name in ("AdamW", "RAdam", "SGD")),
+    *(f"schedulefree.{n}" for n in ("RAdamScheduleFree", "SGDScheduleFree", "SGDScheduleFreeReference")),
+    *(f"schedulefree.AdamWScheduleFree{kind}" for kind in ("", "Paper", "Reference")),
+})  # fmt: skip
+"""Classes with a `train()` and an `eval()` that swap the weights."""
 
+
+@functools.cache
 def classes(package: str) -> dict[str, type[Optimizer]]:
     """Every public optimizer class of a package that is installed, by name; none where it cannot be imported."""
     if importlib.util.find_spec(package) is None:
@@ -94,9 +106,19 @@ def classes(package: str) -> dict[str, type[Optimizer]]:
     return {n: c for n, c in sorted(public.items()) if issubclass(c, Optimizer) and c is not Optimizer}
 
 
-def every() -> dict[str, type[Optimizer]]:
-    """All of them: "package.Class" → class."""
-    return {f"{package}.{n}": c for package in PACKAGES for n, c in classes(package).items()}
+def written(table: str) -> list[str]:
+    """Those of installed packages that the table in the docs has, "package.Class": to know them imports no package."""
+    sections = {s.partition("\n")[0]: re.findall(r"(?m)^\| `(\w+)` \|", s) for s in re.split(r"(?m)^## ", table)[1:]}
+    installed = [package for package in PACKAGES if importlib.util.find_spec(package) is not None]
+    return [f"{package}.{n}" for package in installed for n in sections.get(package, [])]
+
+
+def class_of(name: str) -> type[Optimizer]:
+    """The class; a test of one whose package cannot be imported here is skipped."""
+    package, _, short = name.partition(".")
+    if not classes(package):
+        pytest.skip(f"{package} cannot be imported here")
+    return classes(package)[short]
 
 
 @dataclass(frozen=True)
