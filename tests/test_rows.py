@@ -13,7 +13,10 @@ import rows
 from cases import CASES
 
 TESTS = Path(__file__).parent
-PEERS = {"accelerate", "jax", "lightning", "matplotlib", "mmengine", "nbclient", "optax", "sklearn", "transformers"}
+PEERS = {
+    "accelerate", "bitsandbytes", "heavyball", "jax", "lightning", "matplotlib", "mmengine", "nbclient", "optax",
+    "pytorch_optimizer", "schedulefree", "sklearn", "timm", "torchao", "transformers",
+}  # fmt: skip
 
 COLLECT = """
 import json, sys, pytest
