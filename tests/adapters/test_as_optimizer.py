@@ -5,13 +5,15 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed.checkpoint as files
 from adapters.trainer_chains import CHAINS, batches, loss_of, model_of, same, stored
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict, set_optimizer_state_dict
+from later import later
 from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 import gradchain as gch
+
+files = later("torch.distributed.checkpoint")
+state_dicts = later("torch.distributed.checkpoint.state_dict")
 
 BATCHES = batches(24)
 chains = pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in CHAINS.items()])
@@ -209,15 +211,15 @@ def test_averaged_model_and_swalr():
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
 def test_distributed_checkpoints_calls_bring_all_back(make, flat):
     """Without a fake step, at every place of a window."""
-    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    options = state_dicts.StateDictOptions(flatten_optimizer_state_dict=flat)
     for cut in (0, 1, 5):
         model, optimizer = bound(make)
         train(optimizer, model, BATCHES[:cut])
-        saved = stored(get_optimizer_state_dict(model, optimizer, options=options))
+        saved = stored(state_dicts.get_optimizer_state_dict(model, optimizer, options=options))
         assert optimizer.updater.num_micro == cut
         again, resumed = bound(make, seed=3)
         again.load_state_dict(model.state_dict())
-        set_optimizer_state_dict(again, resumed, saved, options=options)
+        state_dicts.set_optimizer_state_dict(again, resumed, saved, options=options)
         train(optimizer, model, BATCHES[cut : cut + 7])
         train(resumed, again, BATCHES[cut : cut + 7])
         assert same(model, again), cut
@@ -378,15 +380,15 @@ def test_an_updater_in_an_optimizers_place_names_the_door(word):
 @pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
 def test_distributed_checkpoints_files_bring_all_back(name, flat, tmp_path):
     """Into what a fresh run has, which is of the same shapes; a class of from_torch has no memory before its step."""
-    options = StateDictOptions(flatten_optimizer_state_dict=flat)
+    options = state_dicts.StateDictOptions(flatten_optimizer_state_dict=flat)
     model, optimizer = bound(CHAINS[name])
     train(optimizer, model, BATCHES[:5])
-    files.save({"it": get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=tmp_path)
+    files.save({"it": state_dicts.get_optimizer_state_dict(model, optimizer, options=options)}, checkpoint_id=tmp_path)
     again, resumed = bound(CHAINS[name], seed=3)
     again.load_state_dict(model.state_dict())
-    into = {"it": get_optimizer_state_dict(again, resumed, options=options)}
+    into = {"it": state_dicts.get_optimizer_state_dict(again, resumed, options=options)}
     files.load(into, checkpoint_id=tmp_path)
-    set_optimizer_state_dict(again, resumed, into["it"], options=options)
+    state_dicts.set_optimizer_state_dict(again, resumed, into["it"], options=options)
     train(optimizer, model, BATCHES[5:12])
     train(resumed, again, BATCHES[5:12])
     assert same(model, again)
