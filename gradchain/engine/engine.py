@@ -156,6 +156,7 @@ class Engine:
     def count_only(self, before: Links, state: Links) -> None:
         """A micro-batch was added to the open window, for which there was nothing to run."""
         self.num_counted += 1
+        self.last = []
         if before is self._state:
             self._state = state
             self._buffers.settle(state)

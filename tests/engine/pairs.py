@@ -45,6 +45,11 @@ class Pair:
         assert self.recorded._bound.engine.num_replayed == 0
         return self.again._bound.engine.num_replayed
 
+    @property
+    def counted(self) -> int:
+        """How many micro-batches were added to their window, and nothing else ran."""
+        return self.again._bound.engine.num_counted
+
     def each(self, do: Callable[[nn.Module, gch.Updater], object]) -> list[Any]:
         """Do the same to both, with the same outcome: a value, or an exception's sentence."""
         pairs = zip(self.models, (self.again, self.recorded), strict=True)

@@ -511,7 +511,7 @@ def test_memory_that_no_update_can_use_is_a_sentence_everywhere(kind, in_backwar
 def test_memory_that_goes_between_backward_and_step(when):
     """The gradients are there and the weights are not: a sentence; with the memory back the same gradients apply."""
     model = Net()
-    updater = trained(model, gch.chain(gch.accumulate(2), gch.sgd(0.5)))
+    updater = trained(model, gch.chain(gch.accumulate(1 if when == "before step" else 2), gch.sgd(0.5)))
     storage = model.rows[0].weight.untyped_storage()
     kept, size = model.rows[0].weight.detach().clone(), storage.nbytes()
     updater.backward(loss_of(model))
