@@ -49,7 +49,7 @@ AROUND = [lambda v: v, lambda v: {"a": v, 0: v}, lambda v: [v], lambda v: (v, 1)
 
 
 @pytest.mark.parametrize("around", range(len(AROUND)))
-@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("value", VALUES, ids=[f"{type(value).__name__} {i}" for i, value in enumerate(VALUES)])
 def test_there_and_back_through_a_file(value, around):
     """Of the same type, in plain values on the way, as torch.load with weights_only has them."""
     value = AROUND[around](value)
