@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -35,6 +36,14 @@ from gradchain.updater.saved import CLOCK
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch, Window
+
+
+def _no_state() -> Links | None:
+    return None
+
+
+_NO_FACTOR: tuple[Callable[[], Links | None], Any] = _no_state, 1.0
+"""The factor of a loss that an open window holds: of which state, which must not be kept alive, and the number."""
 
 
 class Bound:
@@ -79,7 +88,7 @@ class Bound:
         self._windows = any(isinstance(link, KeepsWindow) for _, link, _ in walk(tx, None))
         self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
         self._factor_holds = self._multiplies_loss and all(link.factor_holds for link in scaling)
-        self._factor: tuple[Links | None, Any] = None, 1.0  # of the loss, with an open window, in this state
+        self._factor = _NO_FACTOR
         self.attach(target)
         self.takes_gradients = takes_gradients(tx)
         facts = target.index.facts  # without gradients, what is averaged may move whether it requires one or not
@@ -88,6 +97,9 @@ class Bound:
         )
         self.state: Links = self.fresh_state()
         check_chain(tx, target.index, self.state, self.now())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_factor": _NO_FACTOR}  # a copy's state is another
 
     def attach(self, target: Target) -> None:
         """Look at this model from now on."""
@@ -197,12 +209,13 @@ class Bound:
 
     def _loss_factor(self, weight: float | None, until: str | None) -> Any:
         """The product of what the links multiply a loss by. In an open window it is asked for once, where it holds."""
-        state, factor = self._factor
-        if weight is None and until is None and state is self.state and not self.hypers.overrides:
+        of, factor = self._factor
+        if weight is None and until is None and of() is self.state and not self.hypers.overrides:
             return factor
         factor = self.chain.scale_loss(1.0, self.state, Context.of(self.facts(weight=weight)), until)
         alike = self._factor_holds and weight is None and until is None and not self.hypers.overrides
-        self._factor = (self.state if alike and self.window.micro(self.state) else None), factor
+        held = alike and self.window.micro(self.state) > 0
+        self._factor = (weakref.ref(self.state), factor) if held else _NO_FACTOR
         return factor
 
     def make_room(self, weight: float | None) -> None:
@@ -339,8 +352,8 @@ class Bound:
         notes, commit = Notes(step), Commit()
         with _torch.no_grad():
             new = self.window.added(received, self.state, Context.of(step, notes))
-        if self._factor[0] is self.state:
-            self._factor = new, self._factor[1]  # what scales a loss is as it was
+        if self._factor[0]() is self.state:
+            self._factor = weakref.ref(new), self._factor[1]  # what scales a loss is as it was
         commit.after(partial(self.engine.count_only, self.state, new))
         return Outcome(False, new, notes, commit)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import pickle
+import weakref
 
 import pytest
 import torch
@@ -111,3 +114,33 @@ def test_in_a_window_the_links_that_say_so_are_asked_once(monkeypatch):
     for _ in range(6):
         updater.update(model(torch.ones(2, 3).double()).square().mean())
     assert (len(asked), updater.num_updates) == (2, 1)  # as it opens, and once for all that are added to it
+
+
+@pytest.mark.parametrize("end", ["closes", "zero_grad", "load", "reset"])
+def test_no_window_is_kept_alive(end):
+    updater, model = bound(3)
+    fresh = updater.state_dict()
+    for number in range(2):
+        updater.update(model(torch.full((2, 3), 1.0 + number).double()).square().mean())
+    window = [weakref.ref(grad) for grad in updater._bound.window.state(updater._bound.state).window.values()]
+    assert all(ref() is not None for ref in window)
+    if end == "closes":
+        updater.update(model(torch.ones(2, 3).double()).square().mean())
+    elif end == "load":
+        updater.load_state_dict(fresh)
+    else:
+        getattr(updater, end)()
+    gc.collect()
+    assert [ref() for ref in window] == [None] * 4
+
+
+def test_a_held_factor_is_no_part_of_a_file():
+    updater, model = bound(4)
+    for _ in range(2):
+        updater.update(model(torch.ones(2, 3).double()).square().mean())
+    copied, again = pickle.loads(pickle.dumps((model, updater)))
+    for m, u in ((model, updater), (copied, again)):
+        for _ in range(2):
+            u.update(m(torch.ones(2, 3).double()).square().mean())
+    assert all(map(torch.equal, model.state_dict().values(), copied.state_dict().values()))
+    assert again.num_updates == 1
