@@ -121,14 +121,14 @@ class ChainOptimizer(Optimizer):
         """The chain's learning rates as the group has them."""
         hypers = self.updater._bound.hypers
         mine = hypers.overrides
-        if lr != self._neutral:
-            hypers.overrides = {**mine, **{full: self._dial(full, mine.get(full), lr) for full in self._rates}}
-            if not self._rates:
-                raise ValueError(
-                    f"as_optimizer: the group's lr must be {self._neutral}, got {lr!r}: the chain has no learning rate "
-                    "for a scheduler to turn. Put scale_by_learning_rate(…) in it."
-                )
+        if lr != self._neutral and not self._rates:
+            raise ValueError(
+                f"as_optimizer: the group's lr must be {self._neutral}, got {lr!r}: the chain has no learning rate "
+                "for a scheduler to turn. Put scale_by_learning_rate(…) in it."
+            )
         try:
+            if lr != self._neutral:
+                hypers.overrides = {**mine, **{full: self._dial(full, mine.get(full), lr) for full in self._rates}}
             yield
         finally:
             hypers.overrides = mine

@@ -19,21 +19,14 @@ from gradchain.updater.state_dict import states
 from gradchain.updater.target import Target
 
 
-def average_state(
-    chain: Transform, state: State, name: str | None, lent: list[str] | None = None
-) -> tuple[str, AverageState]:
-    """The link that averages the weights: address and state; `lent` learns of it.
-
-    KeyError if there is none, or more and no name.
-    """
+def average_state(chain: Transform, state: State, name: str | None) -> tuple[str, AverageState]:
+    """The link that averages the weights: address and state. KeyError if there is none, or more and no name."""
     links = {address: inner for address, inner in states(chain, state) if isinstance(inner, AverageState)}
     if not links:
         raise KeyError("averaged: no link averages the weights. End the chain with average_params(0.999).")
     if name is None and len(links) > 1:
         raise KeyError(f"averaged: there are several averages, name one of: {', '.join(links)}.")
     address = next(iter(links)) if name is None else find(name, links, "averaged")
-    if lent is not None and address not in lent:
-        lent.append(address)
     return address, links[address]
 
 

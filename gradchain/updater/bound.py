@@ -79,7 +79,7 @@ class Bound:
         self.observed: dict[str, float] = {}
         self.news: dict[str, tuple[int, list[float]]] = {}
         self.records: dict[str, Any] = {}
-        self.lent_averages: list[str] = []  # addresses of averages whose tensors a user holds
+        self.lent_averages: set[str] = set()  # addresses of averages whose tensors a user holds
         self.engine = Engine()
         self.journal = Journal(self.engine.forget)
         self.observations = Observations(tx)
@@ -209,11 +209,11 @@ class Bound:
 
     def _loss_factor(self, weight: float | None, until: str | None) -> Any:
         """The product of what the links multiply a loss by. In an open window it is asked for once, where it holds."""
+        alike = self._factor_holds and weight is None and until is None and not self.hypers.overrides
         of, factor = self._factor
-        if weight is None and until is None and of() is self.state and not self.hypers.overrides:
+        if alike and of() is self.state:
             return factor
         factor = self.chain.scale_loss(1.0, self.state, Context.of(self.facts(weight=weight)), until)
-        alike = self._factor_holds and weight is None and until is None and not self.hypers.overrides
         held = alike and self.window.micro(self.state) > 0
         self._factor = (weakref.ref(self.state), factor) if held else _NO_FACTOR
         return factor

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -224,8 +224,7 @@ class Updater:
 
         And for torch's schedulers and GradScaler. It is described at its class, `adapters.optimizer.ChainOptimizer`.
         """
-        made: ChainOptimizer = at_home("adapters.optimizer", "ChainOptimizer")(self)
-        return made
+        return cast("ChainOptimizer", at_home("adapters.optimizer", "ChainOptimizer")(self))
 
     # what there is to read, and to set beside the code
 
@@ -333,7 +332,8 @@ class Updater:
         """
         self._check("averages")
         with outside_inference():
-            state = averages.average_state(self._bound.chain, self._bound.state, name, self._bound.lent_averages)[1]
+            address, state = averages.average_state(self._bound.chain, self._bound.state, name)
+            self._bound.lent_averages.add(address)
             return averages.averages(self._bound.target, state)
 
     def copy_average_to(self, module: nn.Module, name: str | None = None) -> None:
