@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +13,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradchain.core.hyper import Override, varies
-from gradchain.core.roles import WindowState
 from gradchain.core.transform import Transform, walk
 from gradchain.updater import Updater
 from gradchain.updater.info import UpdateInfo
-from gradchain.updater.state_dict import states
 
 _REST = "gradchain"
 """The key of what has no fixed shape, as bytes in a tensor, in the state of the first parameter."""
@@ -188,7 +185,13 @@ class ChainOptimizer(Optimizer):
                 f"{[len(group['params']) for group in groups]}."
             )
         found = {name: slots[key] for name, key in zip(names, saved, strict=True) if key in slots}
-        self.updater.load_state_dict(_joined(found))
+        try:
+            self.updater.load_state_dict(_joined(found))
+        except ValueError as error:
+            raise ValueError(
+                "load_state_dict: expected the state that as_optimizer()'s state_dict() gave, found another or a part "
+                f"of one. {error}"
+            ) from error
         kept = {key: value for key, value in groups[0].items() if key != "params"}
         self.param_groups[0] = {"params": self.param_groups[0]["params"], **kept}
         for after in self._optimizer_load_state_dict_post_hooks.values():
@@ -210,58 +213,37 @@ def _rates(link: Transform) -> list[str]:
 
 
 def _split(updater: Updater) -> dict[str, dict[str, Tensor]]:
-    """The state by parameter: tensors under "address/field", and the rest as bytes with the first that is trained.
-
-    A closed window has zeros, for the shapes of a state are the same at every step.
-    """
-    saved, bound = updater.state_dict(), updater._bound
-    parameters = bound.parameters()
-    windows = {address for address, state in states(bound.chain, bound.state) if isinstance(state, WindowState)}
-    slots: dict[str, dict[str, Tensor]] = {name: {} for name in bound.active.names or updater.names}
-    for address, fields in saved["links"].items():
-        for name, value in fields.items():
-            window = address in windows and name == "window"
-            if not isinstance(value, dict) or not (window or _by_parameter(value, slots)):
-                continue
-            for parameter in slots if window else value:
-                tensor = value.get(parameter)
-                slots[parameter][f"{address}/{name}"] = (
-                    torch.zeros_like(parameters[parameter]).detach() if tensor is None else tensor
-                )
-            fields[name] = [*value]
-    slots[next(iter(slots))][_REST] = _bytes_of(saved)
+    """The state in its fixed form by parameter: tensors under "address/field", and the rest with the first of all."""
+    fixed, active = updater.state_dict(form="fixed"), updater._bound.active.names or updater.names
+    slots: dict[str, dict[str, Tensor]] = {name: {} for name in active}
+    for address, fields in fixed["tensors"].items():
+        for name, entries in fields.items():
+            for parameter in slots.keys() & entries.keys():
+                slots[parameter][f"{address}/{name}"] = entries[parameter]
+    slots[active[0]][_REST] = _as_tensor(fixed["rest"])
     return slots
 
 
-def _by_parameter(value: Mapping[str, Any], slots: Mapping[str, Any]) -> bool:
-    return bool(value) and all(name in slots and isinstance(held, Tensor) for name, held in value.items())
-
-
-def _bytes_of(rest: Any) -> Tensor:
-    """As bytes in a tensor of a length that hardly ever changes."""
-    file = io.BytesIO()
-    torch.save(rest, file)
-    data = file.getvalue()
+def _as_tensor(data: bytes) -> Tensor:
+    """Bytes in a tensor of a length that hardly ever changes."""
     size = 2 * _PAGE
     while size < 2 * len(data):
         size *= 2
     return torch.frombuffer(bytearray(len(data).to_bytes(8, "little") + data.ljust(size, b"\0")), dtype=torch.uint8)
 
 
-def _joined(slots: Mapping[str, Mapping[str, Any]]) -> Any:
-    """The updater's state, from what `_split` made of it. ValueError where that is not what it is."""
-    rest = next((held[_REST] for held in slots.values() if isinstance(held, Mapping) and _REST in held), None)
-    try:
-        assert isinstance(rest, Tensor)
-        data = bytes(rest.cpu().tolist())
-        saved = torch.load(io.BytesIO(data[8 : 8 + int.from_bytes(data[:8], "little")]), weights_only=True)
-        for address, fields in saved["links"].items():
-            for name, names in fields.items():
-                if isinstance(names, list):
-                    fields[name] = {parameter: slots[parameter][f"{address}/{name}"] for parameter in names}
-    except Exception as error:
-        raise ValueError(
-            "load_state_dict: expected the state that as_optimizer()'s state_dict() gave, found another or a part of "
-            f"one ({type(error).__name__}: {error})."
-        ) from error
-    return saved
+def _joined(slots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The fixed form, from what `_split` made of it. ValueError where that is not what it is."""
+    tensors: dict[str, Any] = {}
+    rest = None
+    for parameter, held in slots.items():
+        for key, tensor in held.items() if isinstance(held, Mapping) else ():
+            address, _, name = str(key).rpartition("/")
+            if key == _REST:
+                rest = tensor
+            else:
+                tensors.setdefault(address, {}).setdefault(name, {})[parameter] = tensor
+    if not isinstance(rest, Tensor) or rest.dtype != torch.uint8:
+        raise ValueError(f"No parameter has the bytes of {_REST!r}.")
+    data = bytes(rest.cpu().tolist())
+    return {"tensors": tensors, "rest": data[8 : 8 + int.from_bytes(data[:8], "little")]}
