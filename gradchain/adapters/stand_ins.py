@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gradchain.adapters.kept import read, written
+from gradchain.adapters.plain_memory import read, written
 from gradchain.core import _torch
 from gradchain.core.slots import Slots, copied, is_plain, same
 

@@ -20,7 +20,7 @@ from gradchain.core.scalars import Scalars
 from gradchain.core.slots import same
 from gradchain.core.step import Step
 from gradchain.selectors import PerParameter
-from gradchain.words.arguments import ours
+from gradchain.words.arguments import our_words
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
@@ -54,9 +54,9 @@ class Fields:
     """
 
     def __init__(self, cls: type[Optimizer], given: Mapping[str, Any]) -> None:
-        self._cls, self._known = cls, inspect.signature(cls).parameters
+        self._cls, self._signature = cls, inspect.signature(cls).parameters
         self._given = dict(given)
-        beside = {n: v for n, v in given.items() if n not in self._known and isinstance(v, PerParameter)}
+        beside = {n: v for n, v in given.items() if n not in self._signature and isinstance(v, PerParameter)}
         self.flags = {n: v for n, v in beside.items() if _mentions(cls, n)}
         self.constants = {name: self._constant(name, v) for name, v in given.items() if name not in self.flags}
         groups = self._tried().param_groups
@@ -70,7 +70,7 @@ class Fields:
         for name, value in group.items():
             # where flags make the class give groups numbers of their own, there is no one number to tell
             told = varies(given.get(name)) or all(same(value, other.get(name)) for other in groups)
-            if told and (name in self._known or name in given):
+            if told and (name in self._signature or name in given):
                 self._add(name, given.get(name, value), value)
 
     def _add(self, name: str, given: Any, value: Any) -> None:
@@ -89,7 +89,7 @@ class Fields:
         return _number(value, self._default(name))
 
     def _default(self, name: str) -> Any:
-        return self._known[name].default if name in self._known else None
+        return self._signature[name].default if name in self._signature else None
 
     def made(self, params: Any, **changes: Any) -> Optimizer:
         """An optimizer over these parameters. TypeError or ValueError, in a sentence, where the class refuses."""
@@ -97,9 +97,9 @@ class Fields:
             with _torch.on_host():
                 optimizer = self._cls(params, **{**self.constants, **changes})
         except Exception as error:
-            names = [n for n in self._known if n not in ("params", "self", "args", "kwargs")]
+            names = [n for n in self._signature if n not in ("params", "self", "args", "kwargs")]
             takes = f" It takes: {', '.join(names)}." if isinstance(error, TypeError) else ""
-            meant = [own for word in self.constants if word not in self._known for own in ours(word, names)]
+            meant = [own for word in self.constants if word not in self._signature for own in our_words(word, names)]
             takes = f" Write {' and '.join(f'{word}=' for word in meant)}.{takes}" if meant else takes
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"from_torch: {self._cls.__name__}: {in_words(error).rstrip('.')}.{takes}") from None
@@ -109,7 +109,7 @@ class Fields:
     def _accepted(self, values: Mapping[str, Any]) -> None:
         """Raises unless the class takes these numbers in place of its own."""
         changes = self.grouped(values)
-        self._tried(**{n: v for n, v in changes.items() if n in self._known})
+        self._tried(**{n: v for n, v in changes.items() if n in self._signature})
 
     def _tried(self, **changes: Any) -> Optimizer:
         """The class over a matrix that is nobody's; with flags, over one in a group for each of what these may be."""

@@ -206,9 +206,9 @@ class from_torch(Transform):
             raise TypeError(
                 f"from_torch: {sharded!r} is sharded, and no class is known to be right there. Use a link of ours."
             )
-        if key not in index.kept:
-            index.kept[key] = StandIns(self._fields.made, groups, weights, flags)
-        return cast("StandIns", index.kept[key])
+        if key not in index.memo:
+            index.memo[key] = StandIns(self._fields.made, groups, weights, flags)
+        return cast("StandIns", index.memo[key])
 
     @property
     def _fields(self) -> Fields:
@@ -239,16 +239,16 @@ class _Closure:
         cls: type[Optimizer],
     ) -> None:  # fmt: skip
         self._index, self._weights, self._grads, self._ctx = index, weights, grads, ctx
-        self._known = ctx.has_loss
+        self._has_loss = ctx.has_loss
         # torch's own call it before they move anything; to compare what others did waits for a device
         self._asks_first = f"{cls.__module__}.".startswith("torch.optim.")
         self.error: BaseException | None = None
 
     @torch.no_grad()  # a class calls it with gradients on, for the closure of a user
     def __call__(self, stand_ins: StandIns) -> Any:
-        weights, known = stand_ins.weights(), self._known
-        self._known = False
-        if known and (self._asks_first or all(torch.equal(weights[n], self._weights[n]) for n in weights)):
+        weights, has_loss = stand_ins.weights(), self._has_loss
+        self._has_loss = False
+        if has_loss and (self._asks_first or all(torch.equal(weights[n], self._weights[n]) for n in weights)):
             loss, grads = self._ctx.loss, self._grads
         else:
             loss, grads = self._evaluated(weights)

@@ -91,7 +91,7 @@ class _Builder:
     def __init__(
         self, config: Mapping[str, Any], epoch_length: int | None, batch_size: int | None, strict: bool
     ) -> None:
-        self.given = NEW if "optim_wrapper" in config else OLD
+        self.keys = NEW if "optim_wrapper" in config else OLD
         if "optim_wrapper" not in config and "optimizer" not in config:
             raise ValueError("convert: the config must have optim_wrapper, or optimizer of the old format.")
         self.length = _length(config)
@@ -104,18 +104,18 @@ class _Builder:
 
     def parts(self, config: Mapping[str, Any]) -> list[Any]:
         """The optimizers of a config: each with its chain."""
-        given: dict[str, Any] = {key: copy.deepcopy(config[key]) for key in self.given if key in config}
-        hooks = given.pop("custom_hooks", None)
-        scaling: Any = given.pop("auto_scale_lr", None)
+        parts: dict[str, Any] = {key: copy.deepcopy(config[key]) for key in self.keys if key in config}
+        hooks = parts.pop("custom_hooks", None)
+        scaling: Any = parts.pop("auto_scale_lr", None)
         if isinstance(scaling, dict) and scaling.get("enable"):
             if self.batch_size is None:
                 raise ValueError(
                     "convert: --batch-size must be given where auto_scale_lr is enabled: that of all ranks."
                 )
             scaling["batch_size"] = self.batch_size
-        schedulers = given.pop("param_scheduler", None)
+        schedulers = parts.pop("param_scheduler", None)
         return unbound(
-            given["optim_wrapper"] if self.given is NEW else given,
+            parts["optim_wrapper"] if self.keys is NEW else parts,
             schedulers,
             **{self.length[0]: self.length[1]},
             epoch_length=self.epoch_length,
@@ -196,7 +196,7 @@ def _row(path: Path, config: Mapping[str, Any], builder: _Builder, parts: list[A
             if path[-1] in (builder.length[0], f"total_{builder.length[0][4:]}")
             else "not read",
         )
-    if path[0] not in builder.given:
+    if path[0] not in builder.keys:
         return key, shown, "not read: the other format is there"
     return key, shown, _became(path, config, builder, parts)
 

@@ -75,8 +75,8 @@ class accumulate(KeepsWindow):
     def check(self) -> None:
         if self.reduce not in ("mean", "sum"):
             raise ValueError(f"accumulate: reduce must be 'mean' or 'sum', got {self.reduce!r}.")
-        given: object = self.dtype
-        if given is not None and not (isinstance(given, torch.dtype) and given.is_floating_point):
+        dtype: object = self.dtype
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise TypeError(f"accumulate: dtype must be a floating-point torch.dtype or None, got {self.dtype!r}.")
 
     def init(self, params: Tensors) -> AccumulateState:

@@ -30,7 +30,7 @@ class partition(Transform):
     from this update, and the others go on. A name makes the branch's address: `partition/critic/scale_by_adam`.
 
     Args:
-        *given: pairs (selector, link) or triples (name, selector, link). `rest` as the last selector takes what is
+        *pairs: pairs (selector, link) or triples (name, selector, link). `rest` as the last selector takes what is
             left.
         branches: the same, as one iterable, after them.
 
@@ -50,18 +50,18 @@ class partition(Transform):
 
     branches: tuple[Branch, ...]
 
-    def __init__(self, *given: Branch, branches: Iterable[Branch] = ()) -> None:
-        object.__setattr__(self, "branches", (*given, *branches))  # the keyword is what dataclasses.replace calls
+    def __init__(self, *pairs: Branch, branches: Iterable[Branch] = ()) -> None:
+        object.__setattr__(self, "branches", (*pairs, *branches))  # the keyword is what dataclasses.replace calls
         self.check()
 
     def check(self) -> None:
         if not self.branches:
             raise ValueError("partition: needs at least one branch (selector, link), got none.")
-        given: list[Any] = []
+        names: list[Any] = []
         checked: list[Any] = []
         for branch in self.branches:
-            given_branch: Any = branch
-            if not isinstance(given_branch, tuple) or len(given_branch) not in (2, 3):
+            entry: Any = branch
+            if not isinstance(entry, tuple) or len(entry) not in (2, 3):
                 raise TypeError(
                     f"partition: a branch must be (selector, link) or (name, selector, link), got {branch}."
                 )
@@ -69,11 +69,11 @@ class partition(Transform):
             check_link("partition", "a branch's link", branch[-1])
             checked.append((*branch[:-2], selector, branch[-1]))
             if len(branch) == 3:
-                given.append(branch[0])
-        for name in given:
+                names.append(branch[0])
+        for name in names:
             if type(name) is not str or not name or set(name) & set("/.#"):
                 raise ValueError(f"partition: a name must be a string free of '/', '.' and '#', got {name!r}.")
-            if given.count(name) > 1:
+            if names.count(name) > 1:
                 raise ValueError(f"partition: names must be unique, got {name!r} twice.")
         object.__setattr__(self, "branches", tuple(checked))
 
@@ -105,7 +105,7 @@ class partition(Transform):
         root = index.root
         left, out = dict.fromkeys(root.names), []
         for name, selector, link in self.named_branches:
-            matched = resolve(selector, root.known, allow_empty=selector is rest)
+            matched = resolve(selector, root.entries, allow_empty=selector is rest)
             mine = [n for n in matched if n in left]
             if matched and not mine and selector is not rest:
                 raise ValueError(

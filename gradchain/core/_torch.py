@@ -151,8 +151,8 @@ def unreduced(module: Any) -> list[tuple[Any, str, Tensor]]:
     for group in [state._fsdp_param_group] if groups is None else groups:
         for parameter in () if group is None else group.fsdp_params:
             places = [(parameter, "unsharded_accumulated_grad"), (getattr(parameter, "_unsharded_param", None), "grad")]
-            kept = [(holder, name, getattr(holder, name, None)) for holder, name in places]
-            found += [(holder, name, grad) for holder, name, grad in kept if grad is not None]
+            holders = [(holder, name, getattr(holder, name, None)) for holder, name in places]
+            found += [(holder, name, grad) for holder, name, grad in holders if grad is not None]
     return found
 
 

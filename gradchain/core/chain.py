@@ -54,9 +54,9 @@ class chain(Transform):
         flat: list[Transform | tuple[str, Transform]] = []
         for entry in (*entries, *links):  # the keyword is what dataclasses.replace calls
             flat.extend(entry.links if isinstance(entry, chain) else [self._checked(entry)])
-        given = [e[0] for e in flat if isinstance(e, tuple)]
-        for name in given:
-            if given.count(name) > 1 or any(type(e).__name__ == name for e in flat):
+        names = [e[0] for e in flat if isinstance(e, tuple)]
+        for name in names:
+            if names.count(name) > 1 or any(type(e).__name__ == name for e in flat):
                 raise ValueError(f"chain: names must be unique, got {name!r} twice. Give one of them another name.")
         object.__setattr__(self, "links", tuple(flat))
         object.__setattr__(self, "_named", named_parts(flat))
@@ -124,11 +124,11 @@ class chain(Transform):
         at = ctx.enter(name)
         at.explain(why)
         at.held(link.holds)
-        kept = {n: before.links[n] for n in names[names.index(name) :]}
+        rest = {n: before.links[n] for n in names[names.index(name) :]}
         resolved = link.at(at)
         assert isinstance(resolved, Gate)
-        kept[name] = resolved.refused(why, before.links[name], at)
-        return {**states, **kept}
+        rest[name] = resolved.refused(why, before.links[name], at)
+        return {**states, **rest}
 
     def scale_loss(self, loss: Any, state: Links, ctx: Context, until: str | None = None) -> Any:
         """The loss as backward should see it; with `until`, as only the links in front of that one scale it."""

@@ -213,8 +213,8 @@ def _warn_of_late_clips(paths: list[list[tuple[str, Transform]]]) -> None:
 
 
 def _only_measures(link: Transform) -> bool:
-    given = [link.__dict__[name] for name in link.hypers]
-    return any(isinstance(value, float) and value == math.inf for value in given)
+    values = [link.__dict__[name] for name in link.hypers]
+    return any(isinstance(value, float) and value == math.inf for value in values)
 
 
 def _warn_of_autocast(chain: Transform, index: Index, ctx: Context) -> None:

@@ -74,8 +74,8 @@ def _name_of(value: Any) -> str:
 
 
 def _write_link(link: Transform) -> dict[str, Any]:
-    known = {made: name for name, made in (*registered.items(), *registry.items()) if isinstance(made, type)}
-    head = {"link": known.get(type(link)) or _name_of(type(link))}
+    names = {made: name for name, made in (*registered.items(), *registry.items()) if isinstance(made, type)}
+    head = {"link": names.get(type(link)) or _name_of(type(link))}
     if isinstance(link, chain):
         entries = [[e[0], to_config(e[1])] if isinstance(e, tuple) else to_config(e) for e in link.links]
         return {**head, "links": entries}
@@ -89,8 +89,8 @@ def _write_fields(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_fields(config: Mapping[str, Any], names: Mapping[str, Any], *own: str) -> dict[str, Any]:
-    given = config.get("fields", {k: v for k, v in config.items() if k not in own})
-    return {name: from_config(value, names) for name, value in given.items()}
+    written = config.get("fields", {k: v for k, v in config.items() if k not in own})
+    return {name: from_config(value, names) for name, value in written.items()}
 
 
 def _write_value(kind: str) -> Callable[[Any], dict[str, Any]]:
@@ -99,8 +99,8 @@ def _write_value(kind: str) -> Callable[[Any], dict[str, Any]]:
             args, kwargs = value.arguments()
         else:
             args, kwargs = (), {f.name: getattr(value, f.name) for f in fields(value)}
-        known = _known(kind).get(type(value).__name__) is type(value)
-        out: dict[str, Any] = {kind: type(value).__name__ if known else _name_of(type(value))}
+        own = _own_classes(kind).get(type(value).__name__) is type(value)
+        out: dict[str, Any] = {kind: type(value).__name__ if own else _name_of(type(value))}
         if args:
             out["args"] = [to_config(a) for a in args]
         return {**out, **_write_fields(kwargs)}
@@ -135,7 +135,7 @@ _WRITERS: list[tuple[Any, Callable[[Any], Any]]] = [
 ]
 
 
-def _known(kind: str) -> dict[str, Any]:
+def _own_classes(kind: str) -> dict[str, Any]:
     """gradchain's own schedules, selectors or rules, by class name: the public ones and what operators make of them."""
     classes = _KINDS[kind].__subclasses__()
     for cls in classes:  # grows meanwhile: rules are of several kinds
@@ -174,7 +174,7 @@ def _read_link(config: Mapping[str, Any], names: Mapping[str, Any]) -> Transform
 
 def _read_value(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Any]:
     def read(config: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
-        cls: Any = _lookup(config[kind], _known(kind), names)
+        cls: Any = _lookup(config[kind], _own_classes(kind), names)
         args = [from_config(a, names) for a in config.get("args", [])]
         return cls(*args, **_read_fields(config, names, kind, "args"))
 
@@ -183,8 +183,8 @@ def _read_value(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], A
 
 def _read_class(config: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
     module, _, name = config["class"].partition(":")
-    known = module.startswith("torch.nn") and hasattr(torch.nn, name)
-    return _lookup(config["class"], {config["class"]: getattr(torch.nn, name)} if known else {}, names)
+    in_torch = module.startswith("torch.nn") and hasattr(torch.nn, name)
+    return _lookup(config["class"], {config["class"]: getattr(torch.nn, name)} if in_torch else {}, names)
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {

@@ -51,11 +51,11 @@ class Context:
         observed: Mapping[str, float] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        given = dict(clocks or {})
+        all_clocks = dict(clocks or {})
         if step is not None:
-            given["step"] = step
+            all_clocks["step"] = step
         ask = None if evaluate is None else lambda weights, path: evaluate(weights)
-        facts = Step(params, given, loss, ask, observed=observed or {}, autocast=autocast)
+        facts = Step(params, all_clocks, loss, ask, observed=observed or {}, autocast=autocast)
         self._set(facts, Notes(facts), "", None, True)
 
     @classmethod
@@ -124,8 +124,8 @@ class Context:
         """The weights before this update; inside a mask or branch, those of its members."""
         params = self._notes.params
         if params is None:
-            given = self._need("params", self._step.params)
-            params = self._notes.params = given if isinstance(given, Tensors) else given()
+            source = self._need("params", self._step.params)
+            params = self._notes.params = source if isinstance(source, Tensors) else source()
         assert params is not None
         return params if self._index is None else params.select(self._index)
 
@@ -306,8 +306,8 @@ class Context:
 
 def _news(name: str, step: Step, seen: int) -> tuple[Sequence[float], int]:
     if step.news is None:
-        given = [step.observed[name]] if name in step.observed else []
-        return given, seen + len(given)
+        news = [step.observed[name]] if name in step.observed else []
+        return news, seen + len(news)
     count, latest = step.news.get(name, (seen, ()))
     return latest[len(latest) - min(count - seen, len(latest)) :], count
 

@@ -107,9 +107,9 @@ class Hyper:
         return value
 
     def __set__(self, link: object, value: Value) -> None:
-        link.__dict__[self.name] = self.given(value, self.owner)
+        link.__dict__[self.name] = self.parse(value, self.owner)
 
-    def given(self, value: Any, owner: str) -> Any:
+    def parse(self, value: Any, owner: str) -> Any:
         """What a user put here, as it is kept: checked as far as it is known before the first update."""
         if isinstance(value, Tensor):
             self.checked(on_host(value), owner)
@@ -173,9 +173,9 @@ class HyperOr(Hyper):
 
     def _worded(self, value: str) -> None:
         if value not in self.words:
-            known = " or ".join(map(repr, self.words))
+            words = " or ".join(map(repr, self.words))
             raise ValueError(
-                f"{self.owner}: {self.name} must be {self.interval.rule}, a schedule or {known}, got {value!r}."
+                f"{self.owner}: {self.name} must be {self.interval.rule}, a schedule or {words}, got {value!r}."
             )
 
 
@@ -191,9 +191,9 @@ class Override:
     value: Any = None
     factor: float | None = None
 
-    def source(self, given: Any) -> Any:
+    def source(self, own: Any) -> Any:
         """What the number in force comes from: what the code has, which a factor leaves there, or else the value."""
-        return self.value if self.factor is None else given
+        return self.value if self.factor is None else own
 
     def applied(self, number: Any) -> Any:
         """The number in force, given that of its source."""

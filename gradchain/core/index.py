@@ -44,7 +44,7 @@ class Index:
 
     __slots__ = (
         "__weakref__", "_all", "_members", "_parts", "_rest", "_root", "_serial", "_shared", "_subsets",
-        "complex", "facts", "kept", "names", "position",
+        "complex", "facts", "memo", "names", "position",
     )  # fmt: skip
 
     def __init__(self, facts: Iterable[Fact], root: Index | None = None) -> None:
@@ -67,7 +67,7 @@ class Index:
         self._rest: dict[int, Index | None] = {}
         self._members: dict[object, Index | None] = {}
         self._parts: dict[object, list[tuple[Any, Index | None]]] = {}
-        self.kept: dict[object, object] = {}  # what else was decided once about these parameters: it holds no Index
+        self.memo: dict[object, object] = {}  # what else was decided once about these parameters: it holds no Index
         if len(self.position) != len(self.names):
             twice = next(n for i, n in enumerate(self.names) if self.position[n] != i)
             raise ValueError(f"Tensors: names must be unique, got {twice!r} twice.")
@@ -119,14 +119,14 @@ class Index:
             return self if shared is None else shared
         wanted = names if isinstance(names, (set, frozenset, dict)) else frozenset(names)
         if 2 * len(wanted) < len(self.names):  # a few of many: as in backward, one parameter at a time
-            kept = tuple(sorted((n for n in wanted if n in self.position), key=self.position.__getitem__))
+            chosen = tuple(sorted((n for n in wanted if n in self.position), key=self.position.__getitem__))
         else:
-            kept = tuple(n for n in self.names if n in wanted)
-        if len(kept) == len(self.names):
+            chosen = tuple(n for n in self.names if n in wanted)
+        if len(chosen) == len(self.names):
             return self
-        found = self._subsets.get(kept)
+        found = self._subsets.get(chosen)
         if found is None:
-            found = self._subsets[kept] = Index((self.facts[self.position[n]] for n in kept), self.root)
+            found = self._subsets[chosen] = Index((self.facts[self.position[n]] for n in chosen), self.root)
         return found
 
     def _noted(self, part: Index) -> Index | None:
@@ -154,19 +154,19 @@ class Index:
         found = self._members.get(selector, _UNKNOWN)
         if found is _UNKNOWN:
             root = self.root
-            matched = resolve(selector, self.known) if root is self else root.members(selector)
+            matched = resolve(selector, self.entries) if root is self else root.members(selector)
             found = self._members[selector] = self._noted(self.subset(matched))
         return self if found is None else found
 
     def parts(self, key: object, decide: Callable[[], Iterable[tuple[T, Index]]]) -> list[tuple[T, Index]]:
         """Labelled parts of these parameters, which a link decides once; by what it decides them."""
-        known = self._parts.get(key)
-        if known is None:
-            known = self._parts[key] = [(label, self._noted(part)) for label, part in decide()]
-        return [(label, self if part is None else part) for label, part in known]
+        labelled = self._parts.get(key)
+        if labelled is None:
+            labelled = self._parts[key] = [(label, self._noted(part)) for label, part in decide()]
+        return [(label, self if part is None else part) for label, part in labelled]
 
     @property
-    def known(self) -> list[tuple[str, Tensor, nn.Module | None]]:
+    def entries(self) -> list[tuple[str, Tensor, nn.Module | None]]:
         """What a selector is asked about: name, parameter and owner of each entry."""
         return [(f.name, f.parameter, f.owner) for f in self.facts]
 

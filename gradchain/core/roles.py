@@ -121,8 +121,8 @@ class Gate(Transform, role_only=True):
 
     def refused(self, why: str, state: Any, ctx: Context) -> State:
         """The state after it held for what is not finite: a scale backed off, a skip counted. `why` says what was."""
-        kept: State = state
-        return kept
+        same: State = state
+        return same
 
 
 class Freezes(Transform, role_only=True):

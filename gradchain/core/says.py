@@ -42,16 +42,16 @@ class Said:
         said = link.says()
         unknown = next((name for name in said if name not in Says.__annotations__), None)
         if unknown is not None:
-            known = ", ".join(Says.__annotations__)
-            raise ValueError(f"{owner.__name__}: says must be about {known}, got {unknown!r}.")
+            allowed = ", ".join(Says.__annotations__)
+            raise ValueError(f"{owner.__name__}: says must be about {allowed}, got {unknown!r}.")
         return said.get(self.name, self.common)
 
 
 def check_role(cls: type[Transform]) -> None:
     """ValueError for a role that no check knows."""
-    known = get_args(Role)
-    if not isinstance(cls.role, str) or cls.role not in known:
-        names = ", ".join(repr(name) for name in known if name)
+    allowed = get_args(Role)
+    if not isinstance(cls.role, str) or cls.role not in allowed:
+        names = ", ".join(repr(name) for name in allowed if name)
         raise ValueError(
             f"{cls.__name__}: role must be one of {names}, got {cls.role!r}. Leave it out where none is meant."
         )

@@ -170,9 +170,9 @@ class Scalars(Operand[Any], Mapping[str, Any]):
                 return mapped
         mine, names = self._named, iter(self)
         rows = [o._named if isinstance(o, Scalars) else None for o in others]
-        kept = [n for n in names if all(row is None or n in row for row in rows)]
+        shared = [n for n in names if all(row is None or n in row for row in rows)]
         pairs = list(zip(rows, others, strict=True))
-        return Scalars({n: fn(mine[n], *(o if row is None else row[n] for row, o in pairs)) for n in kept})
+        return Scalars({n: fn(mine[n], *(o if row is None else row[n] for row, o in pairs)) for n in shared})
 
     def _mapped_column(self, fn: Callable[..., Any], others: tuple[Any, ...]) -> Scalars | None:
         """`fn` of each distinct number; None where it gives something else than floats."""
@@ -310,8 +310,8 @@ class Count(Operand[Any]):
     def select(self, names: Iterable[str]) -> Count:
         """The counts of these parameters."""
         mine = set(self._names)
-        kept = [n for n in names if n in mine]
-        return Count(kept, {n: self.of(n) for n in kept})
+        shared = [n for n in names if n in mine]
+        return Count(shared, {n: self.of(n) for n in shared})
 
     def __bool__(self) -> bool:
         return bool(self.value)

@@ -48,15 +48,15 @@ class Spread:
 
         ValueError where one of them matches nothing.
         """
-        found = index.kept.get(value)
+        found = index.memo.get(value)
         if found is None:
             root = index.root
             if root is index:
-                found = cls(index, value.settings(index.known))
+                found = cls(index, value.settings(index.entries))
             else:
                 whole, position = cls.of(value, root), root.position
                 found = cls(index, [whole.settings[position[name]] for name in index.names])
-            index.kept[value] = found
+            index.memo[value] = found
         return cast(Spread, found)
 
     def scalars(self, index: Index, numbers: list[Any]) -> Scalars:

@@ -110,7 +110,7 @@ _torch.register_pytree(
 S = TypeVar("S", bound=State)
 
 
-def settled(old: State, new: S, owner: str) -> S:
+def as_stored(old: State, new: S, owner: str) -> S:
     """`new` as it is kept: rounded to the stored dtypes, entries that were absent this time as `old` has them."""
     if new is old:
         return new

@@ -17,7 +17,7 @@ from gradchain.core.hyper import Hyper, evaluated, varies
 from gradchain.core.index import Index
 from gradchain.core.says import Role, Said, Says, check_role
 from gradchain.core.scalars import Scalars, on_host
-from gradchain.core.state import Empty, Links, State, settled
+from gradchain.core.state import Empty, Links, State, as_stored
 from gradchain.core.step import Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
@@ -130,8 +130,8 @@ class Transform:
 
     def drop_window(self, state: Any, /) -> State:
         """The state without its open window of micro-batches. By default: that of the held links."""
-        kept: State = state
-        return kept.holding({n: link.drop_window(kept.held()[n]) for n, link, _ in self.parts(None)})
+        own: State = state
+        return own.holding({n: link.drop_window(own.held()[n]) for n, link, _ in self.parts(None)})
 
     def parts(self, index: Index | None) -> Iterable[tuple[str, Transform, Any]]:
         """The held links: name, link, and which of `index`'s parameters each sees (None where index is None)."""
@@ -178,10 +178,10 @@ class Transform:
 
     def value_of(self, hyper: Hyper, ctx: Context) -> Any:
         """The number a hyperparameter has under the schedules and overrides of `ctx`, checked."""
-        given = self.__dict__[hyper.name]
+        own = self.__dict__[hyper.name]
         overrides = ctx.overridden()
         override = overrides.get(f"{ctx.address}.{hyper.name}") if overrides else None
-        source = given if override is None else override.source(given)
+        source = own if override is None else override.source(own)
         value = evaluated(source, ctx)
         if override is not None:
             value = override.applied(value)
@@ -194,9 +194,9 @@ class Transform:
 
     def _value_in(self, hyper: Hyper, sight: Context, step: Step) -> Any:
         """The number a hyperparameter has in an update, at the address of `sight`."""
-        given = self.__dict__[hyper.name]
-        if isinstance(given, Schedule) and not step.overrides:  # without a context, which is paid at every step
-            value = given.at(step.clocks)
+        own = self.__dict__[hyper.name]
+        if isinstance(own, Schedule) and not step.overrides:  # without a context, which is paid at every step
+            value = own.at(step.clocks)
             if type(value) is float and hyper.accepts(value):
                 return value
         return self.value_of(hyper, sight.turned(step))
@@ -219,20 +219,20 @@ class Transform:
         def __getattr__(self, name: str) -> Any:
             raise AttributeError(_absent(type(self).__name__, name))
 
-    def check_uniform(self, name: str, given: Any) -> None:
+    def check_uniform(self, name: str, source: Any) -> None:
         """TypeError for a per-parameter value where there is one number for all parameters."""
-        if name in self.uniform and isinstance(given, PerParameter):
+        if name in self.uniform and isinstance(source, PerParameter):
             raise TypeError(
-                f"{type(self).__name__}: {name} must be one number for all parameters, got {given!r}. partition gives "
+                f"{type(self).__name__}: {name} must be one number for all parameters, got {source!r}. partition gives "
                 "groups of parameters links of their own."
             )
 
     def __post_init__(self) -> None:
         for name in self.hypers:
-            given = self.__dict__[name]
-            self.check_uniform(name, given)
-            if isinstance(given, Tensor) and name in self.read_once:
-                self.__dict__[name] = on_host(given)  # what it holds later does not matter
+            source = self.__dict__[name]
+            self.check_uniform(name, source)
+            if isinstance(source, Tensor) and name in self.read_once:
+                self.__dict__[name] = on_host(source)  # what it holds later does not matter
         self.check()
 
     def __repr__(self) -> str:
@@ -266,7 +266,7 @@ def _resolving(update: Callable[..., Any]) -> Callable[..., Any]:
         out, new = update(link, updates, state, ctx)
         if out is None and self.holds:
             ctx.held(self.holds)
-        return out, settled(state, new, ctx.address or type(self).__name__)
+        return out, as_stored(state, new, ctx.address or type(self).__name__)
 
     return resolved
 

@@ -39,7 +39,7 @@ class Commit:
     def __init__(self) -> None:
         self._writes: list[Any] = []
         self._after: list[Callable[[], object]] = []
-        self._settled = 0  # so many of those
+        self._num_ended = 0  # so many of those
 
     def add(self, write: Write) -> None:
         """One more thing to write."""
@@ -69,9 +69,9 @@ class Commit:
             with _torch.no_grad():
                 for write in self._writes:
                     write()
-        while self._settled < len(self._after):
-            self._after[self._settled]()
-            self._settled += 1
+        while self._num_ended < len(self._after):
+            self._after[self._num_ended]()
+            self._num_ended += 1
 
 
 class Copies:

@@ -236,7 +236,7 @@ class Engine:
         """The kernels of a recorded step, ready to run: what it comes to. `why` its numbers were not recorded."""
         tape, roots, written, commit = recorded.tape, recorded.roots, recorded.written, Commit()
         self._buffers.begin()
-        settled: Links = restored(
+        stored: Links = restored(
             request.state,
             recorded.new,
             tape.ledger,
@@ -248,7 +248,7 @@ class Engine:
             self._write(part, tape, commit)
         if self.captured is not None:
             commit.add(self.captured.complete())
-        commit.after(partial(self._buffers.settle, settled))
+        commit.after(partial(self._buffers.settle, stored))
         where: list[int] | None = None
         if written is not None:
             data, position = request.params._data, request.params.index.position
@@ -257,12 +257,12 @@ class Engine:
         if isinstance(tape.ledger, DeviceLedger):
             commit.after(tape.ledger.open)  # what was recorded may be read from here on
         if recorded.inputs is not None:
-            why = self._keep_replay(request, recorded, settled, parts, where, commit)
-        commit.after(partial(self._finish, settled, why))
-        return Outcome(written is not None, settled, recorded.notes, commit)
+            why = self._keep_replay(request, recorded, stored, parts, where, commit)
+        commit.after(partial(self._finish, stored, why))
+        return Outcome(written is not None, stored, recorded.notes, commit)
 
     def _keep_replay(
-        self, request: Request, recorded: Recording, settled: Links, parts: list[Part], where: list[int] | None,
+        self, request: Request, recorded: Recording, stored: Links, parts: list[Part], where: list[int] | None,
         commit: Commit,
     ) -> str:  # fmt: skip
         """Keep a step that was recorded with its numbers, if those are all there is. Why it was recorded."""
@@ -270,7 +270,7 @@ class Engine:
         assert ledger is not None
         plain = [{n: ledger.without_ledger(v) for n, v in noted.items()} for noted in (notes.records, notes.used)]
         calls = partial(self._calls, parts, tape)
-        replay = replay_of(request, recorded, settled, calls, where, list(self.last))
+        replay = replay_of(request, recorded, stored, calls, where, list(self.last))
         notes.records, notes.used = plain
         if isinstance(replay, str):
             self._replays.failed()

@@ -248,13 +248,13 @@ def _line(op: Op) -> Line:
 
 
 def replay_of(
-    request: Request, recorded: Recording, settled: Links, calls: Callable[[], list[Call]], written: list[int] | None,
+    request: Request, recorded: Recording, stored: Links, calls: Callable[[], list[Call]], written: list[int] | None,
     parts: list[Part],
 ) -> Replay | str:  # fmt: skip
     """How to run a recorded step again, or why that cannot be."""
     assert recorded.inputs is not None
     ledger = recorded.inputs.ledger
-    changes = state_changes(recorded.lazy, recorded.new, settled, ledger)
+    changes = state_changes(recorded.lazy, recorded.new, stored, ledger)
     made = [] if ledger.broken else calls()
     return ledger.broken or Replay(request, recorded, changes, made, written, parts)
 
@@ -271,7 +271,7 @@ class Replays:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[Any, ...], list[Replay]] = {}
+        self._replays: dict[tuple[Any, ...], list[Replay]] = {}
         self._recent: dict[Replay, None] = {}  # in the order they were gone, the latest last
         # the last two; and what was gone after any two, when last they were: a window is the same many steps long
         self._before: tuple[Replay | None, Replay | None] = (None, None)
@@ -283,7 +283,7 @@ class Replays:
         """State or weights are not where they were."""
         if self._recent and not any(replay.ran for replay in self._recent):
             self.failed()
-        self._known.clear()
+        self._replays.clear()
         self._recent.clear()
         self._after.clear()
         self._before = (None, None)
@@ -291,7 +291,7 @@ class Replays:
     def find(self, request: Request) -> tuple[Replay, list[Any]] | None:
         """The replay of a step, and its numbers; None where none that is kept is its own."""
         kind = request.kind
-        known = self._known.get(kind) if self._known else None
+        known = self._replays.get(kind) if self._replays else None
         if known is None:
             return None
         memo: dict[Any, Any] = {}
@@ -332,15 +332,15 @@ class Replays:
 
     def add(self, replay: Replay) -> None:
         """Keep a replay, in place of the one that was not used for longest."""
-        self._known.setdefault(replay.kind, []).insert(0, replay)
+        self._replays.setdefault(replay.kind, []).insert(0, replay)
         self._follow(replay)
         if len(self._recent) > MOST_REPLAYS:
             oldest = next(iter(self._recent))
             del self._recent[oldest]
             self._after = {before: replay for before, replay in self._after.items() if oldest not in (*before, replay)}
-            self._known[oldest.kind].remove(oldest)
-            if not self._known[oldest.kind]:
-                del self._known[oldest.kind]
+            self._replays[oldest.kind].remove(oldest)
+            if not self._replays[oldest.kind]:
+                del self._replays[oldest.kind]
             if not oldest.ran:
                 self.failed()
 

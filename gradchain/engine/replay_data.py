@@ -208,13 +208,13 @@ class StateChanges:
         return [cell for _, cell in self.fields] + [cell for _, below in self.links for cell in below.cells()]
 
 
-def state_changes(before: State, after: State, settled: State, ledger: HostLedger) -> StateChanges:
+def state_changes(before: State, after: State, stored: State, ledger: HostLedger) -> StateChanges:
     """What becomes of a state with its numbers in the ledger: `after` as the links left it, `settled` as it is kept."""
     found = StateChanges([], [])
     for name, value in after.items():
         if value is before[name] or (isinstance(value, Tensors) and name not in after.whole):
             continue
-        kept = settled[name]
+        kept = stored[name]
         if isinstance(value, Tensors):
             if len(kept) and not ledger.has_cell(kept):
                 ledger.breaks(f"{name} is made of what is not in memory")
@@ -225,7 +225,7 @@ def state_changes(before: State, after: State, settled: State, ledger: HostLedge
             cell = ledger.cell(value)
         found.fields.append((name, cell))
     for name, inner in before.held().items():
-        below = state_changes(inner, after.held()[name], settled.held()[name], ledger)
+        below = state_changes(inner, after.held()[name], stored.held()[name], ledger)
         if below.fields or below.links:
             found.links.append((name, below))
     return found

@@ -86,7 +86,7 @@ class overlay(Schedule):
         return sorted({begin for begin, *_ in self.windows} | ends)
 
     @cached_property
-    def _kept(self) -> dict[tuple[int, int], float]:
+    def _border_values(self) -> dict[tuple[int, int], float]:
         """Values by (segment, number of strides into it), each that before the step; (k, 0) is what segment k finds."""
         return {}
 
@@ -97,7 +97,7 @@ class overlay(Schedule):
 
     def _found(self, segment: int) -> float:
         """The value that a segment finds: that of the last step before it."""
-        kept = self._kept
+        kept = self._border_values
         known = segment
         while known > 0 and (known, 0) not in kept:
             known -= 1
@@ -118,7 +118,7 @@ class overlay(Schedule):
         return value
 
     def _walk(self, segment: int, acting: Sequence[Change], step: float) -> float:
-        first, kept = self._borders[segment], self._kept
+        first, kept = self._borders[segment], self._border_values
         stride = int((step - first) // STRIDE)
         known = stride
         while (segment, known) not in kept:

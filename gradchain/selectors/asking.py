@@ -46,11 +46,11 @@ def sight(function: Callable[..., Any], rule: str) -> slice:
     return _FORMS[least or min(most, 3)]
 
 
-def taken(entry: tuple[Any, ...], given: slice) -> tuple[Any, ...]:
+def taken(entry: tuple[Any, ...], form: slice) -> tuple[Any, ...]:
     """These of `(name, parameter, owner)`."""
-    return entry[given]
+    return entry[form]
 
 
-def shown(function: Callable[..., Any], given: slice) -> str:
+def shown(function: Callable[..., Any], form: slice) -> str:
     """How a function is called: `fn(name, parameter)`."""
-    return f"{code(function)}({', '.join(('name', 'parameter', 'owner')[given])})"
+    return f"{code(function)}({', '.join(('name', 'parameter', 'owner')[form])})"

@@ -42,7 +42,7 @@ class owner(Selector):
         object.__setattr__(self, "module_types", module_types)
 
     def __call__(self, name: str, parameter: torch.Tensor, owner: torch.nn.Module | None) -> bool:
-        return isinstance(known(owner, self), self.module_types)
+        return isinstance(require_owner(owner, self), self.module_types)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.module_types, {}
@@ -81,14 +81,14 @@ class owner_named(Selector):
         object.__setattr__(self, "patterns", patterns)
 
     def __call__(self, name: str, parameter: torch.Tensor, owner: torch.nn.Module | None) -> bool:
-        classes = [cls.__name__ for cls in type(known(owner, self)).__mro__]
+        classes = [cls.__name__ for cls in type(require_owner(owner, self)).__mro__]
         return any(fnmatchcase(cls, pattern) for cls in classes for pattern in self.patterns)
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.patterns, {}
 
 
-def known(owner: torch.nn.Module | None, selector: Selector) -> torch.nn.Module:
+def require_owner(owner: torch.nn.Module | None, selector: Selector) -> torch.nn.Module:
     """Returns the owner, which must be known.
 
     Args:

@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from gradchain.selectors.base import Selector
-from gradchain.selectors.owners import known
+from gradchain.selectors.owners import require_owner
 from gradchain.selectors.source import code
 
 # read along the parents: torch's own norms, their lazy and fused subclasses, and those of other libraries
@@ -65,15 +65,15 @@ def _is_bias(selector: Selector, name: str, owner: nn.Module | None) -> bool:
 
 
 def _is_norm(selector: Selector, name: str, owner: nn.Module | None) -> bool:
-    return any(_NORM_NAME.search(cls.__name__) for cls in type(known(owner, selector)).__mro__)
+    return any(_NORM_NAME.search(cls.__name__) for cls in type(require_owner(owner, selector)).__mro__)
 
 
 def _is_embedding(selector: Selector, name: str, owner: nn.Module | None) -> bool:
-    return isinstance(known(owner, selector), _EMBEDDINGS)
+    return isinstance(require_owner(owner, selector), _EMBEDDINGS)
 
 
 def _is_depthwise(selector: Selector, name: str, owner: nn.Module | None) -> bool:
-    conv = known(owner, selector)
+    conv = require_owner(owner, selector)
     return isinstance(conv, _CONVOLUTIONS) and conv.in_channels == conv.groups
 
 

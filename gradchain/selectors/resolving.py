@@ -37,9 +37,9 @@ def resolve(
     ValueError: ndim(4) matches none of the 2 parameters: w, b. Change the selector, or leave out what it selects for.
     """
     asks = predicate(selector, "resolve")
-    facts, given = list(parameters), sight(asks, "resolve")
+    facts, form = list(parameters), sight(asks, "resolve")
     _check_names(facts)
-    chosen = tuple(entry[0] for entry in facts if asked(asks, entry, given, "Selector", truth))
+    chosen = tuple(entry[0] for entry in facts if answer_of(asks, entry, form, "Selector", truth))
     if allow_empty:
         return chosen
     sentences = asks.unmatched(facts) if facts and isinstance(asks, Selector) else []
@@ -50,10 +50,10 @@ def resolve(
     return chosen
 
 
-def asked(
+def answer_of(
     function: Callable[..., Any],
     entry: ParameterFacts,
-    given: slice = ALL,
+    form: slice = ALL,
     what: str = "Function",
     check: Callable[..., Any] | None = None,
 ) -> Any:
@@ -62,7 +62,7 @@ def asked(
     Args:
         function: takes `(name, parameter, owner)`, or some of it.
         entry: these three.
-        given: which of them it takes: its `sight`.
+        form: which of them it takes: its `sight`.
         what: what the function is, for the error.
         check: makes of the answer and the function what is returned, or raises.
 
@@ -70,10 +70,10 @@ def asked(
         Exception: what the function or the check raised, with the parameter's name added.
     """
     try:
-        answer = function(*taken(entry, given))
+        answer = function(*taken(entry, form))
         return answer if check is None else check(answer, function)
     except Exception as error:
-        called = "" if given == ALL else f", called as {shown(function, given)}"
+        called = "" if form == ALL else f", called as {shown(function, form)}"
         _raise_with_name(error, f"({what} {code(function)}, parameter {code(entry[0])}{called}.)")
         raise
 

@@ -18,7 +18,7 @@ from gradchain._numbers import as_number
 from gradchain.selectors.asking import sight
 from gradchain.selectors.base import ParameterFacts, SelectorLike, predicate
 from gradchain.selectors.depth import Depth
-from gradchain.selectors.resolving import asked, resolve
+from gradchain.selectors.resolving import answer_of, resolve
 from gradchain.selectors.source import code
 from gradchain.selectors.written import Written
 
@@ -167,9 +167,9 @@ class layer_decay(Rule):
     def factors(self, parameters: Sequence[ParameterFacts]) -> list[tuple[float, str] | None]:
         total = self.total if self.total is not None else self.depth.total  # type: ignore[union-attr]  # a Depth
         out: list[tuple[float, str] | None] = []
-        given = sight(self.depth, "layer_decay")
+        form = sight(self.depth, "layer_decay")
         for entry in parameters:
-            answer = asked(self.depth, entry, given)
+            answer = answer_of(self.depth, entry, form)
             layer = as_number(answer)
             if not isinstance(layer, int) or not 0 <= layer < total:
                 raise ValueError(
@@ -376,12 +376,12 @@ def _factors(rule: Any, parameters: Sequence[ParameterFacts]) -> Iterable[tuple[
         return rule.factors(parameters)
     if isinstance(rule, tuple):
         return first(rule).factors(parameters)
-    given = sight(rule, "multiply")
-    return [(_given_factor(rule, entry, given), code(rule)) for entry in parameters]
+    form = sight(rule, "multiply")
+    return [(_given_factor(rule, entry, form), code(rule)) for entry in parameters]
 
 
-def _given_factor(rule: Factor, entry: ParameterFacts, given: slice) -> float:
-    return _checked_number("multiply", f"the factor of {code(rule)} for {code(entry[0])}", asked(rule, entry, given))
+def _given_factor(rule: Factor, entry: ParameterFacts, form: slice) -> float:
+    return _checked_number("multiply", f"the factor of {code(rule)} for {code(entry[0])}", answer_of(rule, entry, form))
 
 
 def _two(owner: str, what: str, pair: Any) -> tuple[Any, Any]:

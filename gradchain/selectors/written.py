@@ -21,13 +21,13 @@ class Written:
         cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
         made = cls.__hash__
 
-        def kept(self: Any) -> int:
+        def cached_hash(self: Any) -> int:
             # asked at every step, of what may be a thousand rules
             if "_hash" not in self.__dict__:
                 self.__dict__["_hash"] = made(self)
             return self.__dict__["_hash"]  # type: ignore[no-any-return]
 
-        cls.__hash__ = kept  # type: ignore[method-assign]
+        cls.__hash__ = cached_hash  # type: ignore[method-assign]
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Returns `(args, kwargs)` with `type(self)(*args, **kwargs) == self`: for the repr, and for a config."""

@@ -78,7 +78,7 @@ def _back(journal: Journal, own: list[Callable[[], None]]) -> None:
     journal.away = own[0] if own else None
     journal.averaged = False
     journal.home()
-    journal.settled()
+    journal.close()
 
 
 def _swap(target: Target, state: AverageState) -> tuple[Callable[[], None], Callable[[], None]]:

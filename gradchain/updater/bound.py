@@ -127,8 +127,8 @@ class Bound:
         if clock in ("step", "micro"):
             raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
         if clock not in self.clocks:
-            known = ", ".join(sorted(set(self.clocks) - {"step", "micro"})) or "none"
-            raise KeyError(f"tick: nothing reads the clock {clock!r}. Clocks that are read: {known}.")
+            named = ", ".join(sorted(set(self.clocks) - {"step", "micro"})) or "none"
+            raise KeyError(f"tick: nothing reads the clock {clock!r}. Clocks that are read: {named}.")
         number = as_number(amount)
         if number is None or not CLOCK.holds(number) or not CLOCK.holds(self.clocks[clock] + number):
             raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
@@ -235,8 +235,8 @@ class Bound:
 
         Then the first link holds the chain, and nothing is asked of weights or kernels.
         """
-        known = received.index is self.active and not self.target.distributed
-        return known and self.window.only_adds(self.state, self.now, self.micro.last or last) and not _torch.casting()
+        whole = received.index is self.active and not self.target.distributed
+        return whole and self.window.only_adds(self.state, self.now, self.micro.last or last) and not _torch.casting()
 
     def drop_window(self) -> None:
         """Forget the gradients and the open window. Weights, state and clocks stay. It may be done again."""
@@ -405,9 +405,9 @@ class Bound:
         changes = {}
         for address, inner in states(self.chain, state):
             held = {n: v for n, v in inner.items() if isinstance(v, Tensors) and len(v)}
-            kept = {n: owned(v, lent) for n, v in held.items()}
-            if any(kept[n] is not v for n, v in held.items()):
-                changes[address] = inner.replace(**kept)
+            own = {n: owned(v, lent) for n, v in held.items()}
+            if any(own[n] is not v for n, v in held.items()):
+                changes[address] = inner.replace(**own)
         return rebuilt(self.chain, state, changes) if changes else state
 
     def info(self, outcome: Outcome, step: Step) -> UpdateInfo:

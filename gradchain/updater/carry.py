@@ -70,8 +70,8 @@ def carried(
     index, buffers = target.index, target.buffers()
     unknown = [name for name in remap if name not in index]
     if unknown:
-        known = ", ".join(index.names[:8])
-        raise KeyError(f"rebind: remap names {unknown[0]!r}, which is no parameter. There are: {known}.")
+        shown = ", ".join(index.names[:8])
+        raise KeyError(f"rebind: remap names {unknown[0]!r}, which is no parameter. There are: {shown}.")
     before, new = dict(states(tx, old)), {}
     had: set[str] = set()
     for address, state in states(tx, fresh):
@@ -85,10 +85,10 @@ def carried(
             elif isinstance(value, (Count, Scalars)):
                 names = value.names if isinstance(value, Count) else tuple(value)
                 had |= set(was.names if isinstance(was, Count) else was)
-                kept = was.select(names)
-                if isinstance(kept, Slots):
-                    kept = _reshaped(f"{address}.{name}", kept, remap, was_of, index)
-                changes[name] = value.overlay(kept)
+                carried = was.select(names)
+                if isinstance(carried, Slots):
+                    carried = _reshaped(f"{address}.{name}", carried, remap, was_of, index)
+                changes[name] = value.overlay(carried)
             else:
                 changes[name] = was
         new[address] = state.replace(**changes)

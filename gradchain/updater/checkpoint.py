@@ -110,8 +110,8 @@ class Checkpoint:
         buffers = bound.target.buffers()
         state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report, buffers)
         self._check_window(state, report)
-        known = {address for address, _ in states(bound.chain, state)}
-        entries = [f"{address}.{name}[{n}]" for address, name, n in absent if address in known]
+        here = {address for address, _ in states(bound.chain, state)}
+        entries = [f"{address}.{name}[{n}]" for address, name, n in absent if address in here]
         report.missing += [line for line in (*entries, *unfilled) if line not in report.missing]
         overrides, gone, wrong = bound.hypers.restored(saved["overrides"])
         report.mismatched += wrong
@@ -208,9 +208,9 @@ class Checkpoint:
 
     def _look(self) -> None:
         global _waiting
-        mine = set(map(id, self._bound.target.known))
+        mine = set(map(id, self._bound.target.last_seen))
         there = [other for other in (ref() for ref in _waiting) if other is not None and other._loaded is not None]
-        ended = [other for other in there if not mine.isdisjoint(map(id, other._bound.target.known))]
+        ended = [other for other in there if not mine.isdisjoint(map(id, other._bound.target.last_seen))]
         _waiting = self._seen = tuple(weakref.ref(other) for other in there if other not in ended)
         for other in ended:
             other._compare()
@@ -218,7 +218,7 @@ class Checkpoint:
     def _compare(self) -> None:
         saved, self._loaded = self._loaded or {}, None
         target = self._bound.target  # as last seen: a look might raise for what is another updater's to say
-        now = fingerprint(dict(zip(target.index.names, target.known, strict=True)))
+        now = fingerprint(dict(zip(target.index.names, target.last_seen, strict=True)))
         other = [name for name in now if name in saved and now[name] != saved[name]]
         if other:
             warnings.warn(

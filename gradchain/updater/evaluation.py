@@ -28,11 +28,11 @@ class Evaluation:
         """The unscaled loss at `weights`, and its gradients as the link at `address` would have received them."""
         gradients, journal = self._bound.gradients, self._bound.journal
         own = gradients.params().select(weights.index).clone()
-        kept = gradients.gather(another_comes=True)
+        gathered = gradients.gather(another_comes=True)
 
         def back() -> None:
             _write(gradients, own)
-            gradients.put_back(kept)
+            gradients.put_back(gathered)
 
         journal.away = back
         try:

@@ -91,8 +91,8 @@ def _schedules(bound: Bound) -> Iterator[str]:
     every = bound.window.every(bound.state, bound.now)
     for address, link, _ in walk(bound.chain, None):
         for name in link.hypers:
-            for given in starts_of(link.__dict__[name]):
-                length = length_of(given)
+            for schedule in starts_of(link.__dict__[name]):
+                length = length_of(schedule)
                 if length is not None:
                     micro = f", micro-batch {int(length * every):,}" if every > 1 else ""
-                    yield f"{address}.{name} ends at update {length:,}{micro}: {given!r}"
+                    yield f"{address}.{name} ends at update {length:,}{micro}: {schedule!r}"

@@ -51,8 +51,8 @@ def to_fixed(
     there: dict[str, Any] = {}
     for address, name, places in _places(link, fresh, parameters):
         held = links.get(address, {}).get(name, {})
-        kept = {n: held[n].to(p.dtype) if n in held else torch.zeros_like(p) for n, p in places.items()}
-        tensors.setdefault(address, {})[name] = kept
+        filled = {n: held[n].to(p.dtype) if n in held else torch.zeros_like(p) for n, p in places.items()}
+        tensors.setdefault(address, {})[name] = filled
         here = {n: [held[n].dtype, p.dtype] for n, p in places.items() if n in held}
         there.setdefault(address, {})[name] = here
         if here:
@@ -96,14 +96,14 @@ def from_fixed(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str
     for address, fields in there.items():
         for name, entries in fields.items():
             found = {}
-            for n, (dtype, kept) in entries.items():
+            for n, (dtype, stored) in entries.items():
                 tensor = _at(tensors, (address, name, n))
                 if not isinstance(tensor, Tensor):
                     absent.append((address, name, n))
                     continue
-                if tensor.dtype != kept:
+                if tensor.dtype != stored:
                     raise ValueError(
-                        f"load_state_dict: {address}.{name} was saved in {str(kept)[6:]} for {n!r} and was read into "
+                        f"load_state_dict: {address}.{name} was saved in {str(stored)[6:]} for {n!r} and was read into "
                         f"{str(tensor.dtype)[6:]}, which rounds it. Bind the chain with the dtypes it was saved with."
                     )
                 found[n] = tensor.to(dtype)

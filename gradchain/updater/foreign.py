@@ -87,11 +87,11 @@ _OPTIONS = {
 }
 
 
-def answer(name: str, known: Iterable[str]) -> str:
+def answer(name: str, names: Iterable[str]) -> str:
     """The sentence for an attribute that an Updater does not have."""
     if name in NAMES:
         return f"Updater: has no {name!r}; use {NAMES[name]}."
-    near = [] if name[:1] == "_" else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    near = [] if name[:1] == "_" else difflib.get_close_matches(name, names, n=1, cutoff=0.6)
     return f"Updater: has no {name!r}.{f' Did you mean {near[0]!r}?' if near else ''}"
 
 

@@ -75,9 +75,9 @@ class _Autocast:
     _idle: ClassVar[dict[Any, list[torch.autocast]]] = {}
 
     def __init__(self, device: str, dtype: torch.dtype) -> None:
-        self._known = self._idle.setdefault((device, dtype, torch.is_autocast_cache_enabled()), [])
+        self._pool = self._idle.setdefault((device, dtype, torch.is_autocast_cache_enabled()), [])
         try:
-            self._real = self._known.pop()
+            self._real = self._pool.pop()
         except IndexError:  # none was made, or all are in use: forwards may be nested, and other threads have theirs
             self._real = torch.autocast(device, dtype=dtype)
 
@@ -86,7 +86,7 @@ class _Autocast:
 
     def __exit__(self, *raised: Any) -> None:
         self._real.__exit__(*raised)
-        self._known.append(self._real)
+        self._pool.append(self._real)
 
 
 def _autocasting(bound: Bound, wanted: torch.dtype | bool | None) -> AbstractContextManager[Any] | None:
@@ -94,7 +94,7 @@ def _autocasting(bound: Bound, wanted: torch.dtype | bool | None) -> AbstractCon
     dtype = bound.autocast if wanted is None or wanted is True else wanted
     if dtype is None:
         return None
-    device = bound.target.known[0].device.type
+    device = bound.target.last_seen[0].device.type
     if isinstance(dtype, torch.dtype):
         return _Autocast(device, dtype)
     if dtype is not False:

@@ -39,7 +39,7 @@ class Gradients:
     def clear(self, look: bool = True) -> None:
         """Set every `.grad` to None: of the parameters, or without a `look` of those that were last seen there."""
         self._window = []
-        for parameter in self._target.parameters() if look else self._target.known:
+        for parameter in self._target.parameters() if look else self._target.last_seen:
             parameter.grad = None  # to ask before whether there is one takes longer
 
     def put_back(self, window: Tensors) -> None:
@@ -57,13 +57,13 @@ class Gradients:
 
     def marks(self, look: bool) -> Marks:
         """What tells later whether a backward has reached a parameter."""
-        grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
+        grads = [p.grad for p in (self._target.parameters() if look else self._target.last_seen)]
         return grads, [None if g is None else g._version for g in grads]
 
     @contextmanager
     def made_zero(self) -> Iterator[None]:
         """A backward whose gradients are 0, whatever the loss is."""
-        handles = [p.register_hook(torch.zeros_like) for p in self._target.known if p.requires_grad]  # type: ignore[no-untyped-call]
+        handles = [p.register_hook(torch.zeros_like) for p in self._target.last_seen if p.requires_grad]  # type: ignore[no-untyped-call]
         try:
             yield
         finally:
@@ -73,8 +73,8 @@ class Gradients:
     def reached(self, marks: Marks | None) -> bool:
         """Whether some gradient is another one, or was added to, since `marks`; without those there was none."""
         if marks is None:
-            return any(p.grad is not None for p in self._target.known)
-        for parameter, before, version in zip(self._target.known, *marks, strict=True):
+            return any(p.grad is not None for p in self._target.last_seen)
+        for parameter, before, version in zip(self._target.last_seen, *marks, strict=True):
             grad = parameter.grad
             if grad is not None and (grad is not before or grad._version != version):
                 return True
@@ -89,20 +89,20 @@ class Gradients:
                 DDP's, which that backward overwrites: it is then copied.
         """
         index = self._target.index
-        grads = [p.grad for p in (self._target.parameters() if look else self._target.known)]
+        grads = [p.grad for p in (self._target.parameters() if look else self._target.last_seen)]
         window, self._window = self._window, []
         if window and not another_comes and all(map(operator.is_, grads, window)):
             return self._gathered(grads)  # autograd has added to what was gathered last, where it lies
-        known = None if another_comes else self._as_before(grads)
-        if known is not None:
-            return known
+        same = None if another_comes else self._as_before(grads)
+        if same is not None:
+            return same
         missing = [grad is None for grad in grads]
         self._target.lie()  # before gradients are held to weights that may be no more what they were
         found = {}
         for name, grad in zip(index.names, grads, strict=True):
             if grad is not None:
-                grad = _kept(grad)
-                _check_found(name, grad, self._target.known[index.position[name]])
+                grad = _detached(grad)
+                _check_found(name, grad, self._target.last_seen[index.position[name]])
                 found[name] = _dense(name, grad.clone() if another_comes and grad._base is not None else grad)
         gathered = EagerTensors.at(index, found)
         if not index.complex:
@@ -130,7 +130,7 @@ class Gradients:
         gathered.alike = self._alike
         return gathered
 
-    def given(self, grads: Mapping[str, Tensor | None]) -> Tensors:
+    def from_mapping(self, grads: Mapping[str, Tensor | None]) -> Tensors:
         """Gradients that a user passed by name, as updates."""
         if not isinstance(grads, Mapping):
             cure = "A loss goes to update(loss)." if isinstance(grads, Tensor) else "See updater.names."
@@ -143,12 +143,12 @@ class Gradients:
                 raise KeyError(f"step: there is no parameter {name!r} to give a gradient to. See updater.names.")
             if grad is not None:
                 _check_given(name, grad, parameters[name])
-                found[name] = _dense(name, _kept(grad.detach()))
+                found[name] = _dense(name, _detached(grad.detach()))
         return EagerTensors.at(self._target.index, {n: found[n] for n in self._target.index.names if n in found})
 
     def params(self, look: bool = True) -> EagerTensors:
         """The weights, as Tensors over the memory of the model; without a `look`, those that were last seen there."""
-        index, parameters = self._target.index, self._target.parameters() if look else self._target.known
+        index, parameters = self._target.index, self._target.parameters() if look else self._target.last_seen
         lie = self._target.lie()
         if index.complex:
             params = EagerTensors.at(index, dict(zip(index.names, parameters, strict=True)))
@@ -173,7 +173,7 @@ class Gradients:
 
     def _weights_of(self, tensors: EagerTensors) -> list[Tensor]:
         """The weights that these are for. ValueError where one does not fit: before any is written."""
-        position, current = self._target.index.position, self._target.known
+        position, current = self._target.index.position, self._target.last_seen
         stray = next((name for name in tensors if name not in position), None)
         if stray is not None:
             raise ValueError(f"update: the chain returned an update for {stray!r}, which is no parameter.")
@@ -210,7 +210,7 @@ def _check_given(name: str, grad: Any, parameter: Tensor) -> None:
         raise TypeError(f"step: the gradient of {name!r} must be {kind}, as the parameter is, got {grad.dtype}.")
 
 
-def _kept(grad: Tensor) -> Tensor:
+def _detached(grad: Tensor) -> Tensor:
     """A gradient as it may be kept: without a graph, and none of inference mode, which nothing may write to."""
     if grad.is_inference():
         return grad.clone()

@@ -65,8 +65,8 @@ class Settings(Mapping[str, Mapping[str, float]]):
         for name, row in self._values.items():
             cells = [name]
             for address in self._addresses:
-                known = address in row
-                cells += [f"{row[address]:.6g}" if known else "", ", ".join(self.rules[name][address]) if known else ""]
+                there = address in row
+                cells += [f"{row[address]:.6g}" if there else "", ", ".join(self.rules[name][address]) if there else ""]
             rows.append(cells)
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for cells in rows:
@@ -103,8 +103,8 @@ class Hyperparameters:
         """
         seen = {address: part for address, _, part in walk(self._chain, index)}
         for full, (address, link, hyper) in self._fields.items():
-            for given in (link.__dict__[hyper.name], self.overrides.get(full, Override()).value):
-                check_spread(given, hyper, address, seen[address])
+            for value in (link.__dict__[hyper.name], self.overrides.get(full, Override()).value):
+                check_spread(value, hyper, address, seen[address])
         self._seen, self._names = seen, index.names
 
     def values(self, clocks: Mapping[str, float]) -> dict[str, Any]:
@@ -128,8 +128,8 @@ class Hyperparameters:
         found = {}
         for full, (address, link, hyper) in self._fields.items():
             ctx = self._sight(address, clocks, self.overrides)
-            override, given = self.overrides.get(full), link.__dict__[hyper.name]
-            source = given if override is None else override.source(given)
+            override, own = self.overrides.get(full), link.__dict__[hyper.name]
+            source = own if override is None else override.source(own)
             if isinstance(source, PerParameter):
                 spread = Spread.of(source, ctx.index)
                 matched = {n: s.rules for n, s in zip(ctx.index.names, spread.settings, strict=True)}
@@ -144,9 +144,9 @@ class Hyperparameters:
 
     def clocks_under(self, overrides: Mapping[str, Override]) -> frozenset[str]:
         """The named clocks that some schedule would read under these overrides."""
-        given = [link.__dict__[hyper.name] for _, link, hyper in self._fields.values()]
-        given += [override.value for override in overrides.values()]
-        return frozenset(name for value in given for start in starts_of(value) for name in clocks_of(start))
+        sources = [link.__dict__[hyper.name] for _, link, hyper in self._fields.values()]
+        sources += [override.value for override in overrides.values()]
+        return frozenset(name for value in sources for start in starts_of(value) for name in clocks_of(start))
 
     def override(self, name: str, value: Any, factor: float | None, clocks: Mapping[str, float]) -> None:
         """Put a number, a schedule or a factor in place of a hyperparameter; neither of them ends that."""
@@ -174,7 +174,7 @@ class Hyperparameters:
                 kind = ValueError if is_number(factor) else TypeError
                 raise kind(f"override: factor must be a finite number, got {factor!r}.")
             return override
-        made = Override(hyper.given(value, address))
+        made = Override(hyper.parse(value, address))
         link.check_uniform(hyper.name, value)
         check_spread(value, hyper, address, self._seen[address])
         return made

@@ -124,7 +124,7 @@ class InBackward:
     def open(self) -> None:
         """Backward begins: gradients are taken as they come."""
         self._bound.target.lie()
-        wanted = [p for p in self._bound.target.known if p.requires_grad]
+        wanted = [p for p in self._bound.target.last_seen if p.requires_grad]
         if list(map(id, wanted)) != self._heard or not all(map(_torch.runs_last, wanted, self._handles)):
             self.remove()
             self._listen()

@@ -120,11 +120,11 @@ class Journal:
     def _finish(self, pending: Pending) -> None:
         pending.finish()
         if pending.ends:
-            self.settled()
+            self.close()
         else:
             self.pending = None
 
-    def settled(self) -> None:
+    def close(self) -> None:
         """What was begun has come to its end. In this order: until nothing is pending, nothing is dropped."""
         self.busy, self.lost = False, ""
         self.pending = None

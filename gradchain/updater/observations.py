@@ -43,7 +43,7 @@ class Observations:
         """Warn of a name, the first time, that no link reads and that is like one that was never observed."""
         if name in self._read or name in self._told:
             return
-        near = difflib.get_close_matches(name, [known for known in self._read if known not in observed], n=1)
+        near = difflib.get_close_matches(name, [awaited for awaited in self._read if awaited not in observed], n=1)
         if near:
             self._told.add(name)
             warnings.warn(

@@ -36,29 +36,29 @@ class Replicas:
     """
 
     def __init__(self) -> None:
-        known: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
+        modules: weakref.WeakSet[DistributedDataParallel] = weakref.WeakSet()
         if torch.distributed.is_available() and torch.distributed.is_initialized():  # else there are none
-            known.update(found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel))
-        self._known = known
-        handle = register_module_module_registration_hook(_noting(known))
+            modules.update(found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel))
+        self._modules = modules
+        handle = register_module_module_registration_hook(_noting(modules))
         weakref.finalize(self, handle.remove).atexit = False
 
     def reduce(self, target: Target) -> bool:
         """Whether one of them reduces gradients of what is bound."""
-        if not self._known or not self._over(target):
+        if not self._modules or not self._over(target):
             return False
         gc.collect()  # it may be there no more, but for a cycle
         return self._over(target)
 
     def _over(self, target: Target) -> bool:
-        bound = set(map(id, target.known))
-        return any(id(p) in bound and p.requires_grad for module in self._known for p in _torch.reduced_by(module))
+        bound = set(map(id, target.last_seen))
+        return any(id(p) in bound and p.requires_grad for module in self._modules for p in _torch.reduced_by(module))
 
 
-def _noting(known: weakref.WeakSet[DistributedDataParallel]) -> Callable[[nn.Module, str, Any], None]:
+def _noting(modules: weakref.WeakSet[DistributedDataParallel]) -> Callable[[nn.Module, str, Any], None]:
     def note(module: nn.Module, name: str, held: Any) -> None:
         if isinstance(module, DistributedDataParallel):
-            known.add(module)
+            modules.add(module)
 
     return note
 
@@ -106,10 +106,10 @@ def taken_unreduced(target: Target) -> None:
         setattr(holder, attribute, None)
 
 
-def put_back_unreduced(target: Target, kept: list[tuple[Any, str, Tensor]]) -> None:
+def put_back_unreduced(target: Target, taken: list[tuple[Any, str, Tensor]]) -> None:
     """Give FSDP2 what was taken from it, and nothing else, so that it goes on summing."""
     taken_unreduced(target)
-    for holder, attribute, tensor in kept:
+    for holder, attribute, tensor in taken:
         setattr(holder, attribute, tensor)
 
 

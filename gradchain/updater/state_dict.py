@@ -110,28 +110,28 @@ def from_dict(
     """
     facts = {f.name: f.parameter for f in index.facts}
     new: dict[str, State] = {}
-    known = dict(states(link, state))
-    report.unexpected += [address for address in saved if address not in known]
-    for address, current in known.items():
+    current_states = dict(states(link, state))
+    report.unexpected += [address for address in saved if address not in current_states]
+    for address, current in current_states.items():
         fields = dict(current.items())
         if fields and address not in saved:
             report.missing.append(address)
             continue
-        given = saved.get(address, {})
-        if not isinstance(given, Mapping):
-            report.mismatched.append(f"{address}: expected its fields, found {type(given).__name__}")
+        found = saved.get(address, {})
+        if not isinstance(found, Mapping):
+            report.mismatched.append(f"{address}: expected its fields, found {type(found).__name__}")
             continue
-        report.unexpected += [f"{address}.{name}" for name in given if name not in fields]
+        report.unexpected += [f"{address}.{name}" for name in found if name not in fields]
         changes, before = {}, len(report.problems())
         for name, value in fields.items():
-            if name not in given and name in current.added:
+            if name not in found and name in current.added:
                 changes[name] = getattr(type(current), name)
-            elif name not in given:
+            elif name not in found:
                 report.missing.append(f"{address}.{name}")
             else:
                 whole = _Whole.of(current, name, facts, buffers) if name in current.whole else None
                 reader = _Reader(f"{address}.{name}", index, facts, report, current.domains[name], whole)
-                changes[name] = reader.read(value, given[name])
+                changes[name] = reader.read(value, found[name])
         new[address] = current.replace(**changes)
         fits = len(report.problems()) == before
         problem = new[address].problem()

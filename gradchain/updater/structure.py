@@ -88,7 +88,7 @@ class Structure:
         return [m for m in self.modules if is_fsdp2(m)]
 
 
-def followed(numbers: Mapping[tuple[int, str], int], known: Sequence[Place], now: Sequence[Place]) -> list[Place]:
+def followed(numbers: Mapping[tuple[int, str], int], last: Sequence[Place], now: Sequence[Place]) -> list[Place]:
     """The places of the bound parameters as they are now, or RuntimeError where that is not for them to follow.
 
     A parameter is followed under its names: to another tensor that its module holds there now, and with its tensor to
@@ -97,17 +97,17 @@ def followed(numbers: Mapping[tuple[int, str], int], known: Sequence[Place], now
 
     Args:
         numbers: which parameter each key was of at bind, tied ones too.
-        known: the parameters when last looked at, each under its first name.
+        last: the parameters when last looked at, each under its first name.
         now: every place there is; bare tensors are none, and stay what they are.
     """
     there = {place.key: place for place in now}
-    before = {id(place.tensor): place for place in known}
-    out = [place if place.owner is None else _current(place, there.get(place.key), before) for place in known]
+    before = {id(place.tensor): place for place in last}
+    out = [place if place.owner is None else _current(place, there.get(place.key), before) for place in last]
     holders: dict[int, int] = {}
     for i, place in enumerate(out):
         first = holders.setdefault(id(place.tensor), i)
         if first != i:
-            raise _other(known[i], f"{known[first].path!r} too")
+            raise _mismatch(last[i], f"{last[first].path!r} too")
     for place in now:
         number = numbers.get(place.key)
         if number is None:
@@ -121,22 +121,22 @@ def followed(numbers: Mapping[tuple[int, str], int], known: Sequence[Place], now
     return out
 
 
-def _current(known: Place, now: Place | None, before: Mapping[int, Place]) -> Place:
+def _current(last: Place, now: Place | None, before: Mapping[int, Place]) -> Place:
     """Where a parameter is that was there when last looked at."""
     if now is None:
-        raise _other(known, "nothing")
-    if stands_in(now.tensor, known.tensor):
-        return known
-    if now.tensor is known.tensor:
+        raise _mismatch(last, "nothing")
+    if stands_in(now.tensor, last.tensor):
+        return last
+    if now.tensor is last.tensor:
         return now
     if id(now.tensor) in before:
-        raise _other(known, f"what was {before[id(now.tensor)].path!r}")
-    if now.owner is not known.owner:
-        raise _other(known, f"one of another module, {type(now.owner).__name__}")
-    if now.tensor.is_meta and not known.tensor.is_meta:
-        raise RuntimeError(without_values(known.path, known.tensor.device))  # it is untied too, which is no news
-    if is_dtensor(now.tensor) != is_dtensor(known.tensor):
-        raise _other(known, f"a {type(now.tensor).__name__}")
+        raise _mismatch(last, f"what was {before[id(now.tensor)].path!r}")
+    if now.owner is not last.owner:
+        raise _mismatch(last, f"one of another module, {type(now.owner).__name__}")
+    if now.tensor.is_meta and not last.tensor.is_meta:
+        raise RuntimeError(without_values(last.path, last.tensor.device))  # it is untied too, which is no news
+    if is_dtensor(now.tensor) != is_dtensor(last.tensor):
+        raise _mismatch(last, f"a {type(now.tensor).__name__}")
     return now
 
 
@@ -148,9 +148,9 @@ def _untied(place: Place, first: Place) -> RuntimeError:
     return RuntimeError(f"{place.path!r} was tied to {first.path!r} and now is a tensor of its own. {cure}")
 
 
-def _other(known: Place, now: str) -> RuntimeError:
-    shape = tuple(known.tensor.shape)
-    return RuntimeError(f"{known.path!r} was a parameter of shape {shape} and now is {now}. {REBIND}")
+def _mismatch(last: Place, now: str) -> RuntimeError:
+    shape = tuple(last.tensor.shape)
+    return RuntimeError(f"{last.path!r} was a parameter of shape {shape} and now is {now}. {REBIND}")
 
 
 def stands_in(now: Tensor, parameter: Tensor) -> bool:

@@ -24,7 +24,7 @@ class Target:
     Attributes:
         roots: the bound modules, with what comes before their names.
         index: the parameters, each under its first name.
-        known: the parameters, as they were when last looked at.
+        last_seen: the parameters, as they were when last looked at.
         replicated, sharded: the modules that are under DDP, and those that FSDP2 shards.
         distributed: whether gradients are averaged over ranks.
     """
@@ -50,9 +50,9 @@ class Target:
         if not self._places:
             raise ValueError("bind: found no parameter to update. Bind a module, a dict, or (name, tensor) pairs.")
         self.index = Index([Fact(place.path, place.tensor, place.owner) for place in self._places])
-        self.known = [place.tensor for place in self._places]
-        self._memory = Memory(self.index.names, self.known)
-        problem = self._memory.problem(self.known)
+        self.last_seen = [place.tensor for place in self._places]
+        self._memory = Memory(self.index.names, self.last_seen)
+        problem = self._memory.problem(self.last_seen)
         if problem is not None:
             raise ValueError(f"bind: {problem}")
         self._settle(Structure(self.roots))
@@ -118,31 +118,31 @@ class Target:
         """
         if not self._structure.still():
             self._follow()
-        return self.known
+        return self.last_seen
 
     def lie(self) -> object:
         """What is the same object for as long as the parameters that were last seen lie in memory as they did."""
-        return self._memory.lie(self.known)
+        return self._memory.lie(self.last_seen)
 
     def check(self) -> None:
         """RuntimeError, in a sentence with its cure, unless all of the model is what was bound: a walk over it."""
         self._follow()
-        self._memory.lie(self.known)
+        self._memory.lie(self.last_seen)
 
     def _follow(self) -> None:
         """Take up what the model has now in place of what it had; nothing changes on an error."""
         structure = Structure(self.roots)
         places = followed(self._numbers, self._places, structure.places)
-        known = [place.tensor for place in places]
-        changed = [place for place, before in zip(places, self.known, strict=True) if place.tensor is not before]
+        tensors = [place.tensor for place in places]
+        changed = [place for place, before in zip(places, self.last_seen, strict=True) if place.tensor is not before]
         for place in changed:
             check_parameter(place.path, place.tensor, "update")
-        problem = self._memory.problem(known) if changed else None
+        problem = self._memory.problem(tensors) if changed else None
         if problem is not None:
             raise RuntimeError(problem)
         for fact, place in zip(self.index.facts, places, strict=True):
             fact.parameter, fact.owner = place.tensor, place.owner
-        self._places, self.known = places, known if changed else self.known
+        self._places, self.last_seen = places, tensors if changed else self.last_seen
         there = {place.key: place.tensor for place in structure.places}
         if not any(p.key in there and stands_in(there[p.key], p.tensor) for p in places):
             self._settle(structure)  # otherwise the one before is what will be there again

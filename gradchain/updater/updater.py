@@ -159,7 +159,7 @@ class Updater:
     @answering
     def zero_grad(self) -> None:
         """Drop the gradients and the open window. Weights, state and clocks stay."""
-        bound = self._settled()
+        bound = self._recovered()
         self._walk.check_dropped("zero_grad")
         bound.journal.guard(bound.journal.write, Pending(Commit(), bound.drop_window))
 
@@ -186,7 +186,7 @@ class Updater:
             last: the coming micro-batch closes the window, full or not.
             autocast: a dtype, or False for none, in place of what `bind` was given; for this forward.
         """
-        self._settled()
+        self._recovered()
         return self._walk.context(last, autocast)
 
     def capturing(self) -> AbstractContextManager[CapturedUpdate]:
@@ -241,36 +241,36 @@ class Updater:
     @property
     def num_updates(self) -> int:
         """How many updates were applied: the clock "step"."""
-        return int(self._settled().clocks["step"])
+        return int(self._recovered().clocks["step"])
 
     @property
     def num_micro(self) -> int:
         """How many micro-batches were stepped, held ones too: the clock "micro"."""
-        return int(self._settled().clocks["micro"])
+        return int(self._recovered().clocks["micro"])
 
     @property
     def num_skipped(self) -> int:
         """How many updates were skipped for an overflow or a non-finite gradient."""
-        return self._settled().num_skipped
+        return self._recovered().num_skipped
 
     @property
     def clocks(self) -> dict[str, float]:
         """Every clock, by name."""
-        return dict(self._settled().clocks)
+        return dict(self._recovered().clocks)
 
     @property
     def metrics(self) -> Metrics:
         """The last value of everything that links recorded, by address."""
-        return Metrics(self._settled().records)
+        return Metrics(self._recovered().records)
 
     def hyperparams(self) -> dict[str, Any]:
         """Address → the number the coming update will use; a dict of numbers by parameter where they differ."""
         with outside_inference():
-            return self._settled().hypers.values(self._bound.clocks)
+            return self._recovered().hypers.values(self._bound.clocks)
 
     def settings(self) -> Settings:
         """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
-        self._settled().target.check()
+        self._recovered().target.check()
         with outside_inference():
             return self._bound.hypers.settings(self._bound.clocks)
 
@@ -288,20 +288,20 @@ class Updater:
             ValueError, TypeError: the value is out of range.
         """
         with outside_inference():
-            self._settled().hypers.override(name, value, factor, self._bound.clocks)
+            self._recovered().hypers.override(name, value, factor, self._bound.clocks)
             self._bound.follow_clocks()
 
     @answering
     def tick(self, clock: str, amount: float = 1) -> None:
         """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
-        self._settled().tick(clock, amount)
+        self._recovered().tick(clock, amount)
 
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
 
         Every call counts once, at the next update that is applied.
         """
-        self._settled().observe(name, value)
+        self._recovered().observe(name, value)
 
     def explain(self, *, source: bool = False) -> str:
         """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
@@ -310,7 +310,7 @@ class Updater:
             source: with the source of compiled kernels.
         """
         with outside_inference():
-            return explanation(self._settled(), source)
+            return explanation(self._recovered(), source)
 
     # averages
 
@@ -343,7 +343,7 @@ class Updater:
             state = averages.average_state(self._bound.chain, self._bound.state, name)[1]
             averages.copy_to(module, averages.stored_averages(self._bound.target, state))
 
-    def _settled(self) -> Bound:
+    def _recovered(self) -> Bound:
         """What is bound, once all that an earlier call left is put in order."""
         journal = self._bound.journal
         if journal.open:

@@ -87,7 +87,7 @@ class Walk:
     def backward(self, loss: Tensor, **options: Any) -> None:
         """Backward of a loss through the chain's scaling; its `step` comes later."""
         self._backward(loss, **options)
-        self.bound.journal.settled()
+        self.bound.journal.close()
 
     def _backward(
         self,
@@ -195,7 +195,7 @@ class Walk:
         micro, window = self.bound.micro, self.bound.window
         scaled = micro.backwards > 0 and grads is None
         gradients = self.bound.gradients
-        received = gradients.gather(look, closure is not None) if grads is None else gradients.given(grads)
+        received = gradients.gather(look, closure is not None) if grads is None else gradients.from_mapping(grads)
         if not len(received) and self.bound.takes_gradients and not self._gradients_withheld():
             raise RuntimeError(
                 "step: no bound parameter has a gradient. Call updater.update(loss), or loss.backward() first."
@@ -302,8 +302,8 @@ class Walk:
 
     def _open_micros(self) -> int:
         """How many micro-batches are in a window, wherever it lies."""
-        known = states(self.bound.chain, self.bound.state)
-        return max((inner.micro for _, inner in known if isinstance(inner, WindowState)), default=0)
+        every_state = states(self.bound.chain, self.bound.state)
+        return max((inner.micro for _, inner in every_state if isinstance(inner, WindowState)), default=0)
 
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full."""

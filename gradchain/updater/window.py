@@ -29,11 +29,11 @@ from gradchain.updater.ranks import (
 from gradchain.updater.target import Target
 
 
-def weight_of(given: Any) -> float:
+def weight_of(weight: Any) -> float:
     """The weight of a micro-batch as Python has it, read from wherever it lies. ValueError where it can be none."""
-    number = as_number(given)
+    number = as_number(weight)
     if number is None or not 0 <= number <= sys.float_info.max:
-        raise ValueError(f"update: weight must be a finite number of at least 0, got {given!r}.")
+        raise ValueError(f"update: weight must be a finite number of at least 0, got {weight!r}.")
     return number
 
 

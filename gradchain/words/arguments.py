@@ -18,7 +18,7 @@ class Nothing(TypedDict):
     """What `**options` may hold to a checker, where they are taken only to be refused in a sentence."""
 
 
-OURS: dict[str, tuple[str, ...]] = {
+OUR_WORDS: dict[str, tuple[str, ...]] = {
     "lr": ("learning_rate", "step_size", "step_size_fn", "start", "value"),
     "rate": ("learning_rate", "step_size"),
     "factor": ("gamma", "step_size", "value"),
@@ -248,16 +248,16 @@ def not_taken(owner: str, word: str, takes: Iterable[str]) -> str:
 
 def cure(word: str, takes: Iterable[str]) -> str:
     """What to write in place of an argument that is not taken, behind a colon; nothing where nothing is known."""
-    known = set(takes)
-    found = ours(word, known)
+    taken = set(takes)
+    found = our_words(word, taken)
     if not found and word not in INSTEAD:
-        found = difflib.get_close_matches(word, known, n=1, cutoff=0.7)
+        found = difflib.get_close_matches(word, taken, n=1, cutoff=0.7)
     if found:
         return f": write {' and '.join(f'{name}=' for name in found)}"
     return f": {INSTEAD[word]}" if word in INSTEAD else ""
 
 
-def ours(word: str, known: Iterable[str]) -> list[str]:
+def our_words(word: str, taken: Iterable[str]) -> list[str]:
     """Which of the names that are known are ours for this word of another library."""
-    there = set(known)
-    return next((names for names in (part.split() for part in OURS.get(word, ())) if there.issuperset(names)), [])
+    there = set(taken)
+    return next((names for names in (part.split() for part in OUR_WORDS.get(word, ())) if there.issuperset(names)), [])

@@ -152,12 +152,12 @@ def cure(name: str) -> str:
     meant = _elsewhere(name) or {**OPTAX_MODULES, **OPTAX, **TORCH}.get(name) or _of_torch(name)
     if meant:
         return f" Write {meant}."
-    ours = {shown.rpartition(".")[2]: shown for shown in _ours()}
-    near = difflib.get_close_matches(name, ours, n=3, cutoff=0.7)
-    return f" Did you mean {' or '.join(ours[n] for n in near)}?" if near else ""
+    public = {shown.rpartition(".")[2]: shown for shown in _public_names()}
+    near = difflib.get_close_matches(name, public, n=3, cutoff=0.7)
+    return f" Did you mean {' or '.join(public[n] for n in near)}?" if near else ""
 
 
-def _ours() -> Iterator[str]:
+def _public_names() -> Iterator[str]:
     """Every public name, as one writes it; a shorter way to it comes last."""
     for room in reversed(_ROOMS):
         for name in getattr(import_module(room), "__all__", ()) if find_spec(room) else ():  # the law may stand alone
@@ -166,7 +166,7 @@ def _ours() -> Iterator[str]:
 
 def _elsewhere(name: str) -> str | None:
     """Where this very name is ours."""
-    return next((shown for shown in (*_ours(),)[::-1] if shown.rpartition(".")[2] == name), None)
+    return next((shown for shown in (*_public_names(),)[::-1] if shown.rpartition(".")[2] == name), None)
 
 
 def _of_torch(name: str) -> str | None:

@@ -239,7 +239,7 @@ PARAMWISE = [row for row in rows("paramwise.jsonl.gz") if own(row)]
 def test_rules_without_a_model_come_to_the_recorded_settings(module):
     """Written for any model and resolved by this one, by factors and by values."""
     model = modules().build(module)
-    facts = Target(model).index.known
+    facts = Target(model).index.entries
     tried = 0
     for row in (row for row in PARAMWISE if row["module"] == module):
         config = {"constructor": row["constructor"], **row["optim_wrapper"]}

@@ -271,7 +271,7 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-fault-that-is-forgotten",
         "adapters/mmengine/params.py",
-        "        known.check_used()\n",
+        "        paramwise.check_used()\n",
         "        pass\n",
         "adapters/test_mmengine_constructors.py::test_what_cannot_act_is_named[config9-sentence9]",
     ),
@@ -334,7 +334,7 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-role-that-no-check-knows",
         "core/says.py",
-        "or cls.role not in known",
+        "or cls.role not in allowed",
         "or cls.role is None",
         "core/test_roles.py::test_any_other_role_is_a_sentence_when_the_class_is_made[cilp]",
     ),

@@ -185,7 +185,12 @@ def kept(updater, model):
     """What an error must leave as it is: weights, buffers, state, clocks and the parameters the updater knows."""
     bound = updater._bound
     weights = {n: t.clone() for n, t in model.state_dict().items()}
-    return [[p.detach().clone() for p in bound.target.known], weights, to_dict(bound.chain, bound.state), bound.clocks]
+    return [
+        [p.detach().clone() for p in bound.target.last_seen],
+        weights,
+        to_dict(bound.chain, bound.state),
+        bound.clocks,
+    ]
 
 
 @pytest.mark.parametrize("kind", REFUSED)
@@ -446,7 +451,7 @@ def test_a_copy_looks_at_its_own_model(how):
     target = trained(model, steps=0)._bound.target
     other, copied = how((model, target))
     model.body.append(square())
-    assert [p.shape for p in copied.parameters()] == [p.shape for p in copied.known]
+    assert [p.shape for p in copied.parameters()] == [p.shape for p in copied.last_seen]
     copied.check()
     with pytest.raises(RuntimeError, match=r"'body.3.weight' was nothing"):
         target.parameters()
@@ -627,7 +632,7 @@ def test_zero_grad_drops_what_is_known_of_a_changed_model():
     updater = trained(model, gch.chain(gch.accumulate(2), gch.sgd(0.1)), steps=1)
     model.body.append(square())
     updater.zero_grad()
-    assert all(p.grad is None for p in updater._bound.target.known)
+    assert all(p.grad is None for p in updater._bound.target.last_seen)
     with pytest.raises(RuntimeError, match=r"'body.3.weight' was nothing"):
         updater.update(loss_of(model))
 

@@ -13,74 +13,74 @@ from gradchain.adapters.mmengine.paramwise import Group, Paramwise, Visit, visit
 __all__ = ["by_depth", "default", "force_default", "old_default", "swin"]
 
 
-def default(known: Paramwise, model: nn.Module) -> list[Group]:
+def default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """DefaultOptimWrapperConstructor: the longest custom key that is part of the name, else the rules by kind."""
-    return _default(known, model, frozen=False, forced=False)
+    return _default(paramwise, model, frozen=False, forced=False)
 
 
-def force_default(known: Paramwise, model: nn.Module) -> list[Group]:
+def force_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """ForceDefaultOptimWrapperConstructor of MMPose and MMSegmentation: the rules also on top of a custom key."""
-    return _default(known, model, frozen=True, forced=bool(known.given.get("force_default_settings", False)))
+    return _default(paramwise, model, frozen=True, forced=bool(paramwise.cfg.get("force_default_settings", False)))
 
 
-def _default(known: Paramwise, model: nn.Module, *, frozen: bool, forced: bool) -> list[Group]:
+def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bool) -> list[Group]:
     groups: list[Group] = []
     taken: set[int] = set()
     for visit in visits(model):
-        if known.given.get("bypass_duplicate", False) and id(visit.parameter) in taken:
+        if paramwise.cfg.get("bypass_duplicate", False) and id(visit.parameter) in taken:
             continue
         if not (frozen or visit.parameter.requires_grad):
             continue
         items: dict[str, Any] = {}
         if visit.parameter.requires_grad:
-            found = known.winner(visit.tested)
+            found = paramwise.winner(visit.tested)
             if found is not None:
                 # whatever the entry has becomes an item of the group, `lr` and `weight_decay` too
-                items = {**_by_key(known, *found), **found[1]}
+                items = {**_by_key(paramwise, *found), **found[1]}
             if found is None or forced:
-                items |= _by_kind(known, visit)
+                items |= _by_kind(paramwise, visit)
         taken.add(id(visit.parameter))
         groups.append(([visit.parameter], items))
     return groups
 
 
-def _by_key(known: Paramwise, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _by_key(paramwise: Paramwise, key: str, entry: Mapping[str, Any]) -> dict[str, Any]:
     place = f"custom_keys[{key!r}]"
-    items = {"lr": known.base("lr") * known.factor(f"{place}['lr_mult']", entry.get("lr_mult", 1.0))}
-    if known.decays:
-        factor = known.factor(f"{place}['decay_mult']", entry.get("decay_mult", 1.0))
-        items["weight_decay"] = known.base("weight_decay") * factor
+    items = {"lr": paramwise.base("lr") * paramwise.factor(f"{place}['lr_mult']", entry.get("lr_mult", 1.0))}
+    if paramwise.decays:
+        factor = paramwise.factor(f"{place}['decay_mult']", entry.get("decay_mult", 1.0))
+        items["weight_decay"] = paramwise.base("weight_decay") * factor
     return items
 
 
-def _by_kind_of_lr(known: Paramwise, visit: Visit) -> dict[str, Any]:
+def _by_kind_of_lr(paramwise: Paramwise, visit: Visit) -> dict[str, Any]:
     items: dict[str, Any] = {}
     free = not visit.deformable
-    if visit.name == "bias" and free and not visit.norm and known.rule("bias_lr_mult") is not None:
-        items["lr"] = known.base("lr") * known.rule("bias_lr_mult")
+    if visit.name == "bias" and free and not visit.norm and paramwise.rule("bias_lr_mult") is not None:
+        items["lr"] = paramwise.base("lr") * paramwise.rule("bias_lr_mult")
     offset = not free and "conv_offset" in visit.prefix and isinstance(visit.module, nn.Conv2d)
-    if offset and known.rule("dcn_offset_lr_mult") is not None:
-        items["lr"] = known.base("lr") * known.rule("dcn_offset_lr_mult")
+    if offset and paramwise.rule("dcn_offset_lr_mult") is not None:
+        items["lr"] = paramwise.base("lr") * paramwise.rule("dcn_offset_lr_mult")
     return items
 
 
-def _by_kind(known: Paramwise, visit: Visit) -> dict[str, Any]:
-    items = _by_kind_of_lr(known, visit)
-    if known.decays:
+def _by_kind(paramwise: Paramwise, visit: Visit) -> dict[str, Any]:
+    items = _by_kind_of_lr(paramwise, visit)
+    if paramwise.decays:
         bias, free, flat = visit.name == "bias", not visit.deformable, visit.parameter.ndim == 1
         kinds = {"norm": visit.norm, "bias": bias and free, "dwconv": visit.depthwise, "flat": flat and free}
-        _decay(known, [kind for kind, there in kinds.items() if there], items)
+        _decay(paramwise, [kind for kind, there in kinds.items() if there], items)
     return items
 
 
-def _decay(known: Paramwise, kinds: list[str], items: dict[str, Any]) -> None:
+def _decay(paramwise: Paramwise, kinds: list[str], items: dict[str, Any]) -> None:
     """The first kind that has a multiplier; a rule that is not set leaves the parameter to the next."""
-    factor = next((f for f in (known.rule(f"{kind}_decay_mult") for kind in kinds) if f is not None), None)
+    factor = next((f for f in (paramwise.rule(f"{kind}_decay_mult") for kind in kinds) if f is not None), None)
     if factor is not None:
-        items["weight_decay"] = known.base("weight_decay") * factor
+        items["weight_decay"] = paramwise.base("weight_decay") * factor
 
 
-def old_default(known: Paramwise, model: nn.Module) -> list[Group]:
+def old_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """DefaultOptimizerConstructor of mmcv 1.x: norm > depthwise > bias, and a rule that is not set takes its own too.
 
     Frozen parameters are kept, and nothing but the multipliers of a custom key is read.
@@ -90,71 +90,73 @@ def old_default(known: Paramwise, model: nn.Module) -> list[Group]:
     for visit in visits(model):
         items: dict[str, Any] = {}
         if visit.parameter.requires_grad:
-            if known.given.get("bypass_duplicate", False) and id(visit.parameter) in taken:
+            if paramwise.cfg.get("bypass_duplicate", False) and id(visit.parameter) in taken:
                 continue
-            found = known.winner(visit.tested)
+            found = paramwise.winner(visit.tested)
             kinds = {
                 "norm": visit.norm,
                 "dwconv": visit.depthwise,
                 "bias": visit.name == "bias" and not visit.deformable,
             }
-            items = _by_kind_of_lr(known, visit) if found is None else _by_key(known, *found)
-            if found is None and known.decays:
-                _decay(known, [kind for kind, there in kinds.items() if there][:1], items)
+            items = _by_kind_of_lr(paramwise, visit) if found is None else _by_key(paramwise, *found)
+            if found is None and paramwise.decays:
+                _decay(paramwise, [kind for kind, there in kinds.items() if there][:1], items)
         taken.add(id(visit.parameter))
         groups.append(([visit.parameter], items))
     return groups
 
 
-def by_depth(known: Paramwise, model: nn.Module) -> list[Group]:
+def by_depth(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimWrapperConstructor of MMPretrain: the model says how deep, rules say what decays."""
     ask = getattr(model, "get_layer_depth", None)
     if ask is None:
-        known.refuse(
+        paramwise.refuse(
             f"the model must have a method get_layer_depth, {type(model).__name__} has none.", NotImplementedError
         )
-    if not known.decays:
-        known.refuse("optimizer must have weight_decay.")
-    rate = known.number("layer_decay_rate", 1.0)
+    if not paramwise.decays:
+        paramwise.refuse("optimizer must have weight_decay.")
+    rate = paramwise.number("layer_decay_rate", 1.0)
     groups: list[Group] = []
     for visit in visits(model):
         if not visit.parameter.requires_grad:
             continue
-        found = known.winner(visit.full)
-        items: dict[str, Any] = {"weight_decay": known.base("weight_decay")}
+        found = paramwise.winner(visit.full)
+        items: dict[str, Any] = {"weight_decay": paramwise.base("weight_decay")}
         if found is not None:
             place = f"custom_keys[{found[0]!r}]['decay_mult']"
-            items["weight_decay"] *= known.factor(place, found[1].get("decay_mult", 1.0))
+            items["weight_decay"] *= paramwise.factor(place, found[1].get("decay_mult", 1.0))
             items |= {key: value for key, value in found[1].items() if key != "decay_mult"}
         else:
             kinds = {"norm": visit.norm, "bias": visit.name == "bias", "flat": visit.parameter.ndim == 1}
-            _decay(known, [kind for kind, there in kinds.items() if there], items)
+            _decay(paramwise, [kind for kind, there in kinds.items() if there], items)
         depth, total = ask(visit.full)
         scale = rate ** (total - depth - 1)
         groups.append(
-            ([visit.parameter], items | {"lr": known.base("lr") * scale, "lr_scale": scale, "layer_id": depth})
+            ([visit.parameter], items | {"lr": paramwise.base("lr") * scale, "lr_scale": scale, "layer_id": depth})
         )
     return groups
 
 
-def swin(known: Paramwise, model: nn.Module) -> list[Group]:
+def swin(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """SwinOptimWrapperConstructor of MMAction2: every custom key that is part of the name multiplies.
 
     Its first form had the keys at the top of paramwise_cfg, and looked for them in names that begin with `base.`
     """
-    entries = known.given.get("custom_keys", {})
+    entries = paramwise.cfg.get("custom_keys", {})
     groups: list[Group] = []
-    for visit in visits(model, known.root):
+    for visit in visits(model, paramwise.root):
         items: dict[str, Any] = {}
         if visit.parameter.requires_grad:
             keys = [key for key in entries if key in visit.tested]
-            known.used.update(keys)
-            items["lr"] = known.base("lr") * _product(known, entries, keys, "lr_mult")
-            if known.decays:
-                items["weight_decay"] = known.base("weight_decay") * _product(known, entries, keys, "decay_mult")
+            paramwise.used.update(keys)
+            items["lr"] = paramwise.base("lr") * _product(paramwise, entries, keys, "lr_mult")
+            if paramwise.decays:
+                items["weight_decay"] = paramwise.base("weight_decay") * _product(
+                    paramwise, entries, keys, "decay_mult"
+                )
         groups.append(([visit.parameter], items))
     return groups
 
 
-def _product(known: Paramwise, entries: Mapping[str, Any], keys: list[str], name: str) -> Any:
-    return math.prod(known.factor(f"{key}[{name!r}]", entries[key].get(name, 1.0)) for key in keys)
+def _product(paramwise: Paramwise, entries: Mapping[str, Any], keys: list[str], name: str) -> Any:
+    return math.prod(paramwise.factor(f"{key}[{name!r}]", entries[key].get(name, 1.0)) for key in keys)

@@ -310,7 +310,7 @@ class _File:
                 for part, one in zip(parts, value, strict=True):
                     self._assign(part, one, literals)
             case _:
-                self._change(target, literals, lambda owner, key: owner.__setitem__(key, _kept(owner, value)))
+                self._change(target, literals, lambda owner, key: owner.__setitem__(key, _hooked_in(owner, value)))
 
     def _delete(self, target: ast.expr, literals: Literals) -> None:
         if not isinstance(target, ast.Name):
@@ -331,7 +331,7 @@ class _File:
             literals.refuse(target, str(error) if isinstance(error, UnreadableError) else f"fails with {error!r}.")
 
 
-def _kept(owner: Any, value: Any) -> Any:
+def _hooked_in(owner: Any, value: Any) -> Any:
     """What a dict or list keeps of a value that is put into it."""
     return hooked(value) if isinstance(owner, Inherited) else value
 

@@ -74,40 +74,46 @@ def _mixmim(depths: list[int], head: int) -> Depth:
 
 
 def _merged(
-    known: Paramwise, model: nn.Module, depth: Depth, scale: Callable[[int], float], decay: Callable[[str, Tensor], Any]
+    paramwise: Paramwise,
+    model: nn.Module,
+    depth: Depth,
+    scale: Callable[[int], float],
+    decay: Callable[[str, Tensor], Any],
 ) -> list[Group]:
     """A group for each depth with decay, and one for each without."""
     groups: dict[tuple[int, bool], Group] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             layer, value = depth(name), decay(name, parameter)
-            items = {"weight_decay": value, "lr_scale": scale(layer), "lr": scale(layer) * known.base("lr")}
+            items = {"weight_decay": value, "lr_scale": scale(layer), "lr": scale(layer) * paramwise.base("lr")}
             # which decay a group has, its first parameter says
             groups.setdefault((layer, value == 0), ([], items))[0].append(parameter)
     return list(groups.values())
 
 
-def _flat_free(known: Paramwise, more: Callable[[str], bool]) -> Callable[[str, Tensor], Any]:
+def _flat_free(paramwise: Paramwise, more: Callable[[str], bool]) -> Callable[[str, Tensor], Any]:
     """No decay for what has one dimension, for biases, and for more."""
-    base = known.base("weight_decay")
+    base = paramwise.base("weight_decay")
     return lambda name, p: 0.0 if p.ndim == 1 or name.endswith(".bias") or more(name) else base
 
 
-def _backbone(known: Paramwise, model: nn.Module, attribute: str = "") -> Any:
+def _backbone(paramwise: Paramwise, model: nn.Module, attribute: str = "") -> Any:
     """The model's backbone, or what it has by that name."""
     found: Any = model
     for name in filter(None, ("backbone", attribute)):
         if not hasattr(found, name):
-            known.refuse(f"a {type(found).__name__} must have {name}, and has none.", AttributeError)
+            paramwise.refuse(f"a {type(found).__name__} must have {name}, and has none.", AttributeError)
         found = getattr(found, name)
     return found
 
 
-def mmseg(known: Paramwise, model: nn.Module) -> list[Group]:
+def mmseg(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimizerConstructor and LayerDecayOptimizerConstructor of MMSegmentation and MMDetection."""
-    layers, kind = known.number("num_layers"), known.given.get("decay_type", "layer_wise")
-    rate = known.number("layer_decay_rate" if known.constructor == "LayerDecayOptimizerConstructor" else "decay_rate")
-    cls, total = type(_backbone(known, model)).__name__, layers + 2
+    layers, kind = paramwise.number("num_layers"), paramwise.cfg.get("decay_type", "layer_wise")
+    rate = paramwise.number(
+        "layer_decay_rate" if paramwise.constructor == "LayerDecayOptimizerConstructor" else "decay_rate"
+    )
+    cls, total = type(_backbone(paramwise, model)).__name__, layers + 2
     if "layer_wise" in kind and "ConvNeXt" in cls:
         depth = _convnext(layers)
     elif "layer_wise" in kind and ("BEiT" in cls or "MAE" in cls):
@@ -116,58 +122,58 @@ def mmseg(known: Paramwise, model: nn.Module) -> list[Group]:
         depth = _convnext_stages(total - 1)
     else:
         rule = "it must be layer_wise for a ConvNeXt, BEiT or MAE, or stage_wise for a ConvNeXt"
-        known.refuse(f"{rule}, got {kind!r} for a {cls}.", NotImplementedError)
-    free = _flat_free(known, lambda name: name in ("pos_embed", "cls_token"))
-    return _merged(known, model, depth, lambda layer: rate ** (total - layer - 1), free)
+        paramwise.refuse(f"{rule}, got {kind!r} for a {cls}.", NotImplementedError)
+    free = _flat_free(paramwise, lambda name: name in ("pos_embed", "cls_token"))
+    return _merged(paramwise, model, depth, lambda layer: rate ** (total - layer - 1), free)
 
 
-def mmpose(known: Paramwise, model: nn.Module) -> list[Group]:
+def mmpose(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LayerDecayOptimWrapperConstructor of MMPose, for a ViT."""
-    total, rate = known.number("num_layers") + 2, known.number("layer_decay_rate")
-    free = _flat_free(known, lambda name: "pos_embed" in name)
-    return _merged(known, model, _vit("layers", total - 1), lambda layer: rate ** (total - layer - 1), free)
+    total, rate = paramwise.number("num_layers") + 2, paramwise.number("layer_decay_rate")
+    free = _flat_free(paramwise, lambda name: "pos_embed" in name)
+    return _merged(paramwise, model, _vit("layers", total - 1), lambda layer: rate ** (total - layer - 1), free)
 
 
-def mmaction(known: Paramwise, model: nn.Module) -> list[Group]:
+def mmaction(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimizerConstructor of MMAction2, for an MViT or a ViT."""
-    layers, rate = known.number("num_layers"), known.number("decay_rate")
-    cls, kind = type(_backbone(known, model)).__name__, known.given.get("decay_type", "layer_wise")
+    layers, rate = paramwise.number("num_layers"), paramwise.number("decay_rate")
+    cls, kind = type(_backbone(paramwise, model)).__name__, paramwise.cfg.get("decay_type", "layer_wise")
     if "layer_wise" not in kind or not ("MViT" in cls or "VisionTransformer" in cls):
         rule = "it must be layer_wise for an MViT or VisionTransformer"
-        known.refuse(f"{rule}, got {kind!r} for a {cls}.", NotImplementedError)
+        paramwise.refuse(f"{rule}, got {kind!r} for a {cls}.", NotImplementedError)
     if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in model.modules()):
-        known.refuse("the model must have no batch norms.", AssertionError)
-    free = _flat_free(known, lambda name: False)
-    return _merged(known, model, _vit("blocks", layers + 1), lambda layer: rate ** (layers - layer + 1), free)
+        paramwise.refuse("the model must have no batch norms.", AssertionError)
+    free = _flat_free(paramwise, lambda name: False)
+    return _merged(paramwise, model, _vit("blocks", layers + 1), lambda layer: rate ** (layers - layer + 1), free)
 
 
-def mmselfsup(known: Paramwise, model: nn.Module) -> list[Group]:
+def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimWrapperConstructor of MMSelfSup: custom keys alone say what decays, the shortest wins."""
-    kind, base = known.optimizer.get("model_type"), known.base("weight_decay")
-    rate = known.factor("layer_decay_rate", known.optimizer.get("layer_decay_rate", 1.0))
+    kind, base = paramwise.optimizer.get("model_type"), paramwise.base("weight_decay")
+    rate = paramwise.factor("layer_decay_rate", paramwise.optimizer.get("layer_decay_rate", 1.0))
     if kind not in ("vit", "swin", "mixmim"):
-        known.refuse(f"optimizer must have a model_type, 'vit', 'swin' or 'mixmim', got {kind!r}.", AssertionError)
+        paramwise.refuse(f"optimizer must have a model_type, 'vit', 'swin' or 'mixmim', got {kind!r}.", AssertionError)
     if kind == "vit":
-        total = len(_backbone(known, model, "layers")) + 2
+        total = len(_backbone(paramwise, model, "layers")) + 2
         depth = _vit("layers", total - 1)
     else:
-        depths = list(_backbone(known, model, "depths"))
+        depths = list(_backbone(paramwise, model, "depths"))
         total = sum(depths) + (2 if kind == "swin" else 1)
         depth = (_swin if kind == "swin" else _mixmim)(depths, total - 1)
 
     def decay(name: str, parameter: Tensor) -> Any:
-        found = [(key, entry) for key, entry in known.custom if key in name][-1:]
-        known.used.update(key for key, _ in found)
-        factors = [known.factor(f"custom_keys[{k!r}]['decay_mult']", e.get("decay_mult", 1.0)) for k, e in found]
+        found = [(key, entry) for key, entry in paramwise.custom if key in name][-1:]
+        paramwise.used.update(key for key, _ in found)
+        factors = [paramwise.factor(f"custom_keys[{k!r}]['decay_mult']", e.get("decay_mult", 1.0)) for k, e in found]
         return base * factors[0] if factors else base
 
-    return _merged(known, model, depth, lambda layer: rate ** (total - layer - 1), decay)
+    return _merged(paramwise, model, depth, lambda layer: rate ** (total - layer - 1), decay)
 
 
-def tsm(known: Paramwise, model: nn.Module) -> list[Group]:
+def tsm(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """TSMOptimWrapperConstructor of MMAction2: the biases learn twice as fast, the last layer five times."""
-    if "fc_lr5" not in known.given:
-        known.refuse("paramwise_cfg must have fc_lr5.", KeyError)
+    if "fc_lr5" not in paramwise.cfg:
+        paramwise.refuse("paramwise_cfg must have fc_lr5.", KeyError)
     first: list[list[Tensor]] = []
     rest: list[list[Tensor]] = []
     norms: list[Tensor] = []
@@ -180,20 +186,22 @@ def tsm(known: Paramwise, model: nn.Module) -> list[Group]:
         elif isinstance(module, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
             norms += [p for p in own if p.requires_grad]
         elif not module._modules and own:
-            known.refuse(f"every layer must be a convolution, Linear or normalisation, got a {type(module).__name__}.")
-    return _tsm_groups(known, first, rest, norms)
+            paramwise.refuse(
+                f"every layer must be a convolution, Linear or normalisation, got a {type(module).__name__}."
+            )
+    return _tsm_groups(paramwise, first, rest, norms)
 
 
 def _tsm_groups(
-    known: Paramwise, first: list[list[Tensor]], rest: list[list[Tensor]], norms: list[Tensor]
+    paramwise: Paramwise, first: list[list[Tensor]], rest: list[list[Tensor]], norms: list[Tensor]
 ) -> list[Group]:
-    lr, decay = known.base("lr"), known.base("weight_decay")
+    lr, decay = paramwise.base("lr"), paramwise.base("weight_decay")
     weights, biases = [own[0] for own in rest], [own[1] for own in rest if len(own) == 2]
     if not weights or not biases:
-        known.refuse(
+        paramwise.refuse(
             "the model must have a layer with a weight and one with a bias after its first convolution.", IndexError
         )
-    last = 5 if known.given["fc_lr5"] else 1
+    last = 5 if paramwise.cfg["fc_lr5"] else 1
     return [
         ([own[0] for own in first], {"lr": lr, "weight_decay": decay}),
         ([own[1] for own in first if len(own) == 2], {"lr": lr * 2, "weight_decay": 0}),
@@ -205,24 +213,24 @@ def _tsm_groups(
     ]
 
 
-def yolov5(known: Paramwise, model: nn.Module) -> list[Group]:
+def yolov5(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """YOLOv5OptimizerConstructor of MMYOLO: weights decay, by the size of the batch; norms and biases do not."""
-    return _yolo(known, model, ())
+    return _yolo(paramwise, model, ())
 
 
-def yolov7(known: Paramwise, model: nn.Module) -> list[Group]:
+def yolov7(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """YOLOv7OptimWrapperConstructor of MMYOLO: its implicit knowledge goes with the norms."""
-    return _yolo(known, model, ("ImplicitA", "ImplicitM"))
+    return _yolo(paramwise, model, ("ImplicitA", "ImplicitM"))
 
 
-def _yolo(known: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> list[Group]:
-    decay = known.optimizer.get("weight_decay", 0)
-    if known.given and "base_total_batch_size" not in known.given:
-        known.refuse("paramwise_cfg must have base_total_batch_size.", AssertionError)
-    if "batch_size_per_gpu" in known.optimizer:
-        base = known.number("base_total_batch_size", 64)
+def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> list[Group]:
+    decay = paramwise.optimizer.get("weight_decay", 0)
+    if paramwise.cfg and "base_total_batch_size" not in paramwise.cfg:
+        paramwise.refuse("paramwise_cfg must have base_total_batch_size.", AssertionError)
+    if "batch_size_per_gpu" in paramwise.optimizer:
+        base = paramwise.number("base_total_batch_size", 64)
         world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-        total = world * known.factor("batch_size_per_gpu", known.optimizer["batch_size_per_gpu"])
+        total = world * paramwise.factor("batch_size_per_gpu", paramwise.optimizer["batch_size_per_gpu"])
         scale = total * max(round(base / total), 1) / base
         decay = decay * scale if scale != 1 else decay
     weights: list[Tensor] = []
@@ -237,6 +245,6 @@ def _yolo(known: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> list
         if isinstance(bias, nn.Parameter):
             biases.append(bias)
     # these groups have the decay that the optimizer's class has by itself
-    free = known.arguments.get("weight_decay")
+    free = paramwise.arguments.get("weight_decay")
     rest = {} if free is None else {"weight_decay": free.default}
     return [(weights, {"weight_decay": decay}), (norms, dict(rest)), (biases, dict(rest))]

@@ -49,9 +49,9 @@ class Optimizer:
         self.args = {key: value for key, value in items.items() if key not in left_out}
         if "_delete_" in items:
             self.entry.object_to("'_delete_' must not be left in a config: it is an order to the reader of the file.")
-        self._type = self._known(given)
+        self._type = self._registered(given)
 
-    def _known(self, given: Any) -> Any:
+    def _registered(self, given: Any) -> Any:
         """What `registry.builder` is asked for."""
         if isinstance(given, type) and not given.__module__.startswith("torch.optim."):
             return given

@@ -105,14 +105,14 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
     >>> settings["0.bias"], settings["1.bias"]
     ({'lr': 0.2, 'weight_decay': 0.05}, {'lr': 0.1, 'weight_decay': 0.0})
     """
-    facts = Target(model).index.known
+    facts = Target(model).index.entries
     wrapped = getattr(model, "module", None)
     inner = wrapped if isinstance(wrapped, nn.Module) else model
     if not isinstance(optim_wrapper, Mapping):
         raise TypeError(f"mmengine.param_settings: optim_wrapper must be a dict, got {optim_wrapper!r}.")
     if not str(optim_wrapper.get("constructor")).endswith(SEVERAL):
         return _of_one(inner, optim_wrapper, strict, facts)
-    known = Paramwise(SEVERAL, {}, {}, strict)
+    paramwise = Paramwise(SEVERAL, {}, {}, strict)
     if "modules" in optim_wrapper:
         return _of_modules(inner, optim_wrapper, optim_wrapper["modules"], strict, facts)
     settings = {}
@@ -120,7 +120,7 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
         if name in ("constructor", "type"):
             continue
         if not isinstance(config, Mapping):
-            known.refuse(f"{name} must be the dict of an optimizer wrapper, got {config!r}.", TypeError)
+            paramwise.refuse(f"{name} must be the dict of an optimizer wrapper, got {config!r}.", TypeError)
         modules = config.get("modules", name)
         if isinstance(modules, str) and modules in inner._modules:
             settings[name] = _of_one(getattr(inner, modules), {**config, "constructor": DEFAULT}, strict, facts)
@@ -130,20 +130,20 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
 
 
 def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Sequence[ParameterFacts]) -> Settings:
-    known, how = read(model, config, strict)
-    groups: list[Group] = how.build(known, model) if how is not None else [(list(model.parameters()), {})]
+    paramwise, how = read(model, config, strict)
+    groups: list[Group] = how.build(paramwise, model) if how is not None else [(list(model.parameters()), {})]
     if how is not None and "custom_keys" in how.reads:
-        known.check_used()
-    return _settled(known, groups, facts, {id(p) for p in model.parameters() if p.requires_grad})
+        paramwise.check_used()
+    return _settings_of(paramwise, groups, facts, {id(p) for p in model.parameters() if p.requires_grad})
 
 
 def _of_modules(
     model: nn.Module, config: Mapping[str, Any], modules: Any, strict: bool, facts: Sequence[ParameterFacts]
 ) -> Settings:
     """One optimizer for modules by name, direct children first, else whatever a regex matches the whole name of."""
-    known, _ = read(model, {**config, "constructor": DEFAULT}, strict)
-    if known.given:
-        known.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
+    paramwise, _ = read(model, {**config, "constructor": DEFAULT}, strict)
+    if paramwise.cfg:
+        paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
     patterns = modules if isinstance(modules, list) else [modules]
     every = dict(model.named_modules())
     found = [
@@ -152,33 +152,33 @@ def _of_modules(
         for name in ([pattern] if pattern in model._modules else every)
         if name == pattern or re.fullmatch(pattern, name)
     ]
-    return _settled(known, [([p for module in found for p in module.parameters()], {})], facts, set())
+    return _settings_of(paramwise, [([p for module in found for p in module.parameters()], {})], facts, set())
 
 
 def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Paramwise, Constructor | None]:
     """The config with its faults noted, and its constructor; None where all parameters are one group."""
     optimizer, given = config.get("optimizer"), config.get("paramwise_cfg")
     name = str(config.get("constructor") or DEFAULT).replace(":", ".").rpartition(".")
-    known = Paramwise(name[2], optimizer if isinstance(optimizer, Mapping) else {}, given or {}, strict)
-    how = CONSTRUCTORS.get(_with_scope(name[0], name[2], model, known.optimizer))
+    paramwise = Paramwise(name[2], optimizer if isinstance(optimizer, Mapping) else {}, given or {}, strict)
+    how = CONSTRUCTORS.get(_with_scope(name[0], name[2], model, paramwise.optimizer))
     if how is None:
-        known.refuse(f"constructor must be one of {', '.join(sorted(CONSTRUCTORS))}, {SEVERAL}, got {name[2]!r}.")
+        paramwise.refuse(f"constructor must be one of {', '.join(sorted(CONSTRUCTORS))}, {SEVERAL}, got {name[2]!r}.")
     if not isinstance(optimizer, Mapping):
-        known.refuse(f"optim_wrapper must have optimizer, a dict, got {optimizer!r}.", TypeError)
+        paramwise.refuse(f"optim_wrapper must have optimizer, a dict, got {optimizer!r}.", TypeError)
     if given is not None and not isinstance(given, Mapping):
-        known.refuse(f"paramwise_cfg must be a dict or None, got {given!r}.", TypeError)
-    check_places(config, known)
+        paramwise.refuse(f"paramwise_cfg must be a dict or None, got {given!r}.", TypeError)
+    check_places(config, paramwise)
     if given is None and name[2].startswith("LayerDecay"):
-        known.refuse("paramwise_cfg must be given.", TypeError)
-    nested = [entry for entry in known.given.values() if isinstance(entry, Mapping)]
-    if how.build is constructors.swin and nested and "custom_keys" not in known.given:
-        known.given, known.root = {"custom_keys": known.given}, "base"
+        paramwise.refuse("paramwise_cfg must be given.", TypeError)
+    nested = [entry for entry in paramwise.cfg.values() if isinstance(entry, Mapping)]
+    if how.build is constructors.swin and nested and "custom_keys" not in paramwise.cfg:
+        paramwise.cfg, paramwise.root = {"custom_keys": paramwise.cfg}, "base"
     if how.inherits:
-        known.check_decays()
-    if not (known.given or how.always):
-        return known, None
-    known.check_keys(how.reads, how.in_entries, items=how.items)
-    return known, how
+        paramwise.check_decays()
+    if not (paramwise.cfg or how.always):
+        return paramwise, None
+    paramwise.check_keys(how.reads, how.in_entries, items=how.items)
+    return paramwise, how
 
 
 def _with_scope(scope: str, name: str, model: nn.Module, optimizer: Mapping[str, Any]) -> str:
@@ -189,12 +189,12 @@ def _with_scope(scope: str, name: str, model: nn.Module, optimizer: Mapping[str,
     return f"mmaction.{name}" if name == BY_LAYER and (scope == "mmaction" or (not scope and video)) else name
 
 
-def _settled(
-    known: Paramwise, groups: Iterable[Group], facts: Sequence[ParameterFacts], wanted: Collection[int]
+def _settings_of(
+    paramwise: Paramwise, groups: Iterable[Group], facts: Sequence[ParameterFacts], wanted: Collection[int]
 ) -> Settings:
     """By name, what the optimizer makes of groups: each is completed by its defaults, and a parameter is in one."""
     names = {id(parameter): name for name, parameter, _ in facts}
-    defaults = {key: known.default(key) for key in ("lr", "weight_decay")}
+    defaults = {key: paramwise.default(key) for key in ("lr", "weight_decay")}
     defaults = {key: value for key, value in defaults.items() if value is not None}
     place: dict[str, int] = {}
     settings: Settings = dict.fromkeys(names.values())
@@ -202,18 +202,20 @@ def _settled(
         for parameter in parameters:
             name = names[id(parameter)]
             if place.get(name, number) != number:
-                known.refuse(
+                paramwise.refuse(
                     f"a parameter must be in one group, {name!r} is in two, by a shared module or a tied weight. Where "
                     "the constructor reads it, bypass_duplicate=True takes it once."
                 )
             if name in place:
-                known.faults.append(f"{name!r} is twice in one group, and would move twice at each step.")
+                paramwise.faults.append(f"{name!r} is twice in one group, and would move twice at each step.")
             place[name] = number
-            settings[name] = defaults | {key: value for key, value in items.items() if not known.usual(key, value)}
+            settings[name] = defaults | {key: value for key, value in items.items() if not paramwise.usual(key, value)}
     if not place:
-        known.refuse("the optimizer must get a parameter, and gets none.")
+        paramwise.refuse("the optimizer must get a parameter, and gets none.")
     left = [name for number, name in names.items() if number in wanted and name not in place]
     if left:
-        known.faults.append(f"every trained parameter must be in a group, got none for {', '.join(map(repr, left))}.")
-    known.report()
+        paramwise.faults.append(
+            f"every trained parameter must be in a group, got none for {', '.join(map(repr, left))}."
+        )
+    paramwise.report()
     return settings

@@ -31,14 +31,14 @@ INSIDE = (*RULES, "custom_keys", "bypass_duplicate", "layer_decay_rate", "decay_
 class Paramwise:
     """One optimizer's config.
 
-    constructor: what reads it, for the sentences; optimizer, given: the optimizer's own dict, and `paramwise_cfg`;
+    constructor: what reads it, for the sentences; optimizer, cfg: the optimizer's own dict, and `paramwise_cfg`;
     root: what names begin with when keys are looked for in them; used: the keys of `custom_keys` that took a parameter;
     faults: what cannot act, in sentences.
     """
 
     constructor: str
     optimizer: Mapping[str, Any]
-    given: Mapping[str, Any]
+    cfg: Mapping[str, Any]
     strict: bool
     root: str = ""
     used: set[str] = field(default_factory=set)
@@ -100,13 +100,13 @@ class Paramwise:
 
     def rule(self, name: str) -> Any:
         """A multiplier at the top of paramwise_cfg; None where it is not set."""
-        value = self.given.get(name)
+        value = self.cfg.get(name)
         return None if value is None else self.factor(name, value)
 
     @cached_property
     def custom(self) -> list[tuple[str, Mapping[str, Any]]]:
         """The custom keys, the longest first, equally long ones by the alphabet."""
-        keys = self.given.get("custom_keys", {})
+        keys = self.cfg.get("custom_keys", {})
         if not isinstance(keys, Mapping):
             self.refuse(f"custom_keys must be a dict, got {keys!r}.", TypeError)
         for key, entry in keys.items():
@@ -123,23 +123,23 @@ class Paramwise:
 
     def number(self, key: str, default: Any = None) -> Any:
         """A number of paramwise_cfg that the constructor computes with."""
-        return self.factor(key, self.given.get(key, default))
+        return self.factor(key, self.cfg.get(key, default))
 
     def check_decays(self) -> None:
         """Multipliers of a weight decay that the optimizer has not: MMEngine refuses these."""
         if self.decays:
             return
-        named = [key for key in DECAYS[:3] if key in self.given]
+        named = [key for key in DECAYS[:3] if key in self.cfg]
         named += [f"custom_keys[{key!r}]['decay_mult']" for key, entry in self.custom if "decay_mult" in entry]
         if named:
             self.refuse(f"optimizer must have weight_decay where {named[0]} multiplies it.")
-        if "flat_decay_mult" in self.given:
+        if "flat_decay_mult" in self.cfg:
             self.faults.append("optimizer must have weight_decay where flat_decay_mult multiplies it.")
 
     def check_keys(self, known: Iterable[str], in_entries: Iterable[str], *, items: bool) -> None:
         """Keys that nobody reads. items: whether other keys of an entry become items of the parameter group."""
         readable = {*known, "_delete_"}  # left of a config's inheritance
-        for key in self.given:
+        for key in self.cfg:
             if key in ("lr_mult", "decay_mult"):
                 self.faults.append(f"paramwise_cfg: {key} must be in an entry of custom_keys; here nothing reads it.")
             elif key not in readable:

@@ -387,7 +387,7 @@ class Numbers:
                 out[field] = value
         return out
 
-    def given(self, field: str) -> set[Any]:
+    def first_values(self, field: str) -> set[Any]:
         """The different numbers that parameters begin with."""
         base = self.optimizer.base(field)
         return {s.get(field, base) for s in self.part.settings.values() if s is not None} or {base}
@@ -402,7 +402,7 @@ class Numbers:
 
     def value(self, field: str) -> Value | None:
         """The value of one field; None where the optimizer has no such number."""
-        given = self.given(field)
+        given = self.first_values(field)
         make = self.fields.get(field, constant)
         if given == {None}:
             if not isinstance(make(1.0), constant):

@@ -33,25 +33,25 @@ class Symbolic:
     """The rules of one optimizer's config: a value per field, for a model that is not there yet."""
 
     def __init__(self, config: Mapping[str, Any], strict: bool) -> None:
-        self.known, how = read(nn.Module(), config, strict)
+        self.paramwise, how = read(nn.Module(), config, strict)
         self._missing_ok = not strict
-        self.known.report()
+        self.paramwise.report()
         self._forced = False
         self._there = how is not None
         if how is not None and how.build not in (constructors.default, constructors.force_default):
-            self.known.refuse(
+            self.paramwise.refuse(
                 "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where "
                 "the model is at hand.",
                 NotImplementedError,
             )
         if how is not None and how.build is constructors.force_default:
-            self._forced = bool(self.known.given.get("force_default_settings", False))
+            self._forced = bool(self.paramwise.cfg.get("force_default_settings", False))
 
     def fields(self) -> list[str]:
         """What entries of custom_keys set that is no multiplier."""
         if not self._there:
             return []
-        names = [name for _, entry in self.known.custom for name in entry]
+        names = [name for _, entry in self.paramwise.custom for name in entry]
         return list(dict.fromkeys(name for name in names if name not in _MULTIPLIERS.values()))
 
     def value(self, field: str, base: float, curve: Callable[[float], Value], *, proportional: bool) -> Value:
@@ -66,7 +66,8 @@ class Symbolic:
         if not self._there:
             return curve(base)
         custom = [
-            (_contains(key, self._missing_ok), self._of_entry(entry, field, base)) for key, entry in self.known.custom
+            (_contains(key, self._missing_ok), self._of_entry(entry, field, base))
+            for key, entry in self.paramwise.custom
         ]
         kinds = [(selector, base * factor) for selector, factor in self._kinds(field)]
         pairs = _shortened([*kinds, *custom] if self._forced else [*custom, *kinds], base)
@@ -80,37 +81,37 @@ class Symbolic:
     def _of_entry(self, entry: Mapping[str, Any], field: str, base: float) -> float:
         """What a custom key makes of a field."""
         if field in entry:
-            return self.known.factor(field, entry[field])  # type: ignore[no-any-return]
+            return self.paramwise.factor(field, entry[field])  # type: ignore[no-any-return]
         name = _MULTIPLIERS.get(field)
-        if name is None or (field == "weight_decay" and not self.known.decays):
+        if name is None or (field == "weight_decay" and not self.paramwise.decays):
             return base
-        return base * self.known.factor(name, entry.get(name, 1.0))  # type: ignore[no-any-return]
+        return base * self.paramwise.factor(name, entry.get(name, 1.0))  # type: ignore[no-any-return]
 
     def _factors(self, field: str, base: float, pairs: Pairs) -> Pairs | None:
         """The pairs with factors in place of values, as the config has them; None where a value is none of those."""
-        entries = [entry for _, entry in self.known.custom]
+        entries = [entry for _, entry in self.paramwise.custom]
         if any(field in entry for entry in entries):
             return None
         name = _MULTIPLIERS.get(field, "")
         written = [1.0, *(entry.get(name, 1.0) for entry in entries), *(factor for _, factor in self._kinds(field))]
-        known = {base * factor: float(factor) for factor in reversed(written)}
-        return [(selector, known[value]) for selector, value in pairs]
+        factors = {base * factor: float(factor) for factor in reversed(written)}
+        return [(selector, factors[value]) for selector, value in pairs]
 
     def _kinds(self, field: str) -> Pairs:
         """The rules by kind of parameter, the first that matches counts."""
-        known, apart = self.known, "dcn_offset_lr_mult" in self.known.given
+        paramwise, apart = self.paramwise, "dcn_offset_lr_mult" in self.paramwise.cfg
         free = bias & ~_OFFSET if apart else bias
         given: dict[str, Selector] = {}
         if field == "lr":
             given = {"dcn_offset_lr_mult": _OFFSET, "bias_lr_mult": free & ~NORM}
-        elif field == "weight_decay" and known.decays:
+        elif field == "weight_decay" and paramwise.decays:
             given = {
                 "norm_decay_mult": NORM,
                 "bias_decay_mult": free,
                 "dwconv_decay_mult": depthwise & owner(nn.Conv2d),
                 "flat_decay_mult": ndim(1) & ~_OFFSET if apart else ndim(1),
             }
-        found = [(selector, known.rule(name)) for name, selector in given.items()]
+        found = [(selector, paramwise.rule(name)) for name, selector in given.items()]
         return [(selector, factor) for selector, factor in found if factor is not None]
 
 

@@ -60,7 +60,7 @@ def values(
     >>> params.values(model, wrapper, settings, "lr", float)
     0.1
     """
-    facts = Target(model).index.known
+    facts = Target(model).index.entries
     optimizer = Paramwise("values", optim_wrapper["optimizer"], {}, strict=True)
     base = _of_group({key: optimizer.default(key) for key in (field, "betas")}, field)
     wanted = {name: _of_group(items, field, base) for name, items in settings.items() if items is not None}

@@ -134,7 +134,7 @@ def load(source: str) -> ctypes.CDLL:
         raise NoKernel("GRADCHAIN_NATIVE=0 turns native kernels off")
     try:
         with _process.lock:
-            told, found = _process.without_cache, _known(source)
+            told, found = _process.without_cache, _library_for(source)
     except NoKernel as reason:
         _warn(reason)
         raise
@@ -154,7 +154,7 @@ def _warn(reason: NoKernel) -> None:
         warnings.warn(f"gradchain runs without native kernels, several times slower: {reason}", stacklevel=3)
 
 
-def _known(source: str) -> ctypes.CDLL:
+def _library_for(source: str) -> ctypes.CDLL:
     if os.name != "posix":
         raise NoKernel(f"native kernels are for Linux and macOS, not for {os.name}; {_SILENCE[3:]}")
     name, version = compiler()
@@ -235,7 +235,7 @@ def _library(command: list[str], source: str, key: str) -> ctypes.CDLL:
     """From the cache, or built there; built in a temporary folder where the cache is unfit, read-only or full."""
     try:
         cache = cache_folder()
-        return _kept(cache, key) or _built(command, source, cache, cache / key)
+        return _from_cache(cache, key) or _built(command, source, cache, cache / key)
     except OSError as error:
         unfit = str(error)
     try:
@@ -315,7 +315,7 @@ def _private(folder: Path, sticky: bool) -> None:
 # files
 
 
-def _kept(folder: Path, key: str) -> ctypes.CDLL | None:
+def _from_cache(folder: Path, key: str) -> ctypes.CDLL | None:
     """The library from the cache, if it is there, ours and whole; anything else of its name goes."""
     for path in sorted(folder.glob(f"{key}-*.so")):
         if _is_sound(path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradchain.adapters.kept import read, written
+from gradchain.adapters.plain_memory import read, written
 from gradchain.core.slots import copied, is_plain
 
 PACKAGE = __name__.partition(".")[0]

@@ -74,22 +74,22 @@ def _read_dict(value: dict[Any, Any], package: str) -> Any:
     if _SIZE in value:
         return torch.Size(value[_SIZE])
     if _MEMBER in value:
-        return _asked(_enum, value[_MEMBER], package)(value.get("value"))
+        return _class_for(_enum, value[_MEMBER], package)(value.get("value"))
     if _HELPER not in value:
         return value
-    helper = object.__new__(_asked(_helper, value[_HELPER], package))
+    helper = object.__new__(_class_for(_helper, value[_HELPER], package))
     vars(helper).update({k: v for k, v in value.items() if k != _HELPER})
     return helper
 
 
-def _asked(look_up: Callable[[Any, str], type[Any] | None], name: Any, package: str) -> type[Any]:
+def _class_for(look_up: Callable[[Any, str], type[Any] | None], name: Any, package: str) -> type[Any]:
     found = look_up(name, package)
     if found is None:
         raise TypeError(f"its memory has a {name!r}, which is no class of {package}'s")
     return found
 
 
-def _known(name: Any, package: str) -> type[Any] | None:
+def _loaded_class(name: Any, package: str) -> type[Any] | None:
     """The class of that name, if the package has loaded it."""
     module, _, short = str(name).rpartition(".")
     found = getattr(sys.modules.get(module), short, None)
@@ -98,12 +98,12 @@ def _known(name: Any, package: str) -> type[Any] | None:
 
 
 def _enum(name: Any, package: str) -> type[Enum] | None:
-    found = _known(name, package)
+    found = _loaded_class(name, package)
     return found if found is not None and issubclass(found, Enum) else None
 
 
 def _helper(name: Any, package: str) -> type[Any] | None:
     """That class, if its objects are no more than their attributes."""
-    found = _known(name, package)
+    found = _loaded_class(name, package)
     plain = found is not None and not any({"__new__", "__slots__"} & vars(base).keys() for base in found.__mro__[:-1])
     return found if plain else None
