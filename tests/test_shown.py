@@ -15,7 +15,8 @@ from gradchain.core.transform import Transform
 from gradchain.selectors.source import LINE
 
 NAMES = {name: value for name, value in vars(rules).items() if callable(value)}
-KNOWN = {**vars(gch.schedules), **vars(gch.selectors), **NAMES, **vars(gch), "torch": torch, "inf": float("inf")}
+FRONT = {name: getattr(gch, name) for name in gch.__all__}
+KNOWN = {**vars(gch.schedules), **vars(gch.selectors), **NAMES, **FRONT, "torch": torch, "inf": float("inf")}
 rows = pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES])
 LINKS = [case.link for case in CASES]
 
