@@ -117,7 +117,7 @@ def test_every_link_of_readme_holds_on_the_package_index(absolute):
     page = (ROOT / "README.md").read_text()
     made = absolute(page, HOME)
     found = targets(made)
-    assert len(found) == len(targets(page)) > 20
+    assert len(found) == len(targets(page)) > 12
     assert [url for url in found if not urlsplit(url).scheme] == []
     ours = [url for url in found if urlsplit(url).netloc in ("github.com", "raw.githubusercontent.com")]
     shown = [path for path in map(place, ours) if path is not None]
