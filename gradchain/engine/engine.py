@@ -73,8 +73,9 @@ def _none_where_it_cannot(
         except (Unrecorded, NoKernel) as reason:
             if self.captured is not None:
                 raise self.captured.refusal(str(reason)) from None
+            if self.reason != str(reason):  # where all steps do, one is enough to look whether it was said
+                notice("engine", f"steps of a chain run by the reference, operation after operation: {reason}")
             self.reason = str(reason)
-            notice("engine", f"steps of a chain run by the reference, operation after operation: {reason}")
             self._count(f"the reference ran it: {reason}")
             return None
 
