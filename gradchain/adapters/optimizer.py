@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradchain.core.hyper import Override, varies
+from gradchain.core.scalars import as_number
 from gradchain.core.transform import Transform, walk
 from gradchain.updater import Updater
 from gradchain.updater.info import UpdateInfo
@@ -176,15 +178,9 @@ class ChainOptimizer(Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, given)
             given = given if changed is None else changed
-        groups, slots = given["param_groups"], given["state"]
         names = self.updater.names
-        saved = groups[0]["params"] if len(groups) == 1 else []
-        if len(saved) != len(names):
-            raise ValueError(
-                f"load_state_dict: expected one group with {len(names)} parameters, found {len(groups)} with "
-                f"{[len(group['params']) for group in groups]}."
-            )
-        found = {name: slots[key] for name, key in zip(names, saved, strict=True) if key in slots}
+        group, slots = _checked(given, len(names))
+        found = {name: slots[key] for name, key in zip(names, group["params"], strict=True) if key in slots}
         try:
             self.updater.load_state_dict(_joined(found))
         except ValueError as error:
@@ -192,8 +188,7 @@ class ChainOptimizer(Optimizer):
                 "load_state_dict: expected the state that as_optimizer()'s state_dict() gave, found another or a part "
                 f"of one. {error}"
             ) from error
-        kept = {key: value for key, value in groups[0].items() if key != "params"}
-        self.param_groups[0] = {"params": self.param_groups[0]["params"], **kept}
+        self.param_groups[0] = {**group, "params": self.param_groups[0]["params"]}
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -204,6 +199,25 @@ class ChainOptimizer(Optimizer):
         super().__setstate__(state)
         self.info = None
         self._learn()
+
+
+def _checked(given: Mapping[str, Any], count: int) -> tuple[dict[str, Any], Mapping[Any, Any]]:
+    """The group and the slots of what `state_dict()` gave. ValueError where they cannot be."""
+    groups, slots = given.get("param_groups"), given.get("state")
+    if not isinstance(groups, (list, tuple)) or not isinstance(slots, Mapping):
+        raise ValueError(
+            "load_state_dict: expected a dict with the list 'param_groups' and the dict 'state', found "
+            f"{type(groups).__name__} and {type(slots).__name__}."
+        )
+    many = [len(g["params"]) if isinstance(g, Mapping) and isinstance(g.get("params"), list) else g for g in groups]
+    if many != [count] or len(set(groups[0]["params"])) != count:
+        raise ValueError(
+            f"load_state_dict: expected one group with {count} parameters, found {len(groups)} with {many}."
+        )
+    lr = as_number(groups[0].get("lr"))
+    if lr is None or not math.isfinite(lr):
+        raise ValueError(f"load_state_dict: expected a group whose lr is a number, found {groups[0].get('lr')!r}.")
+    return dict(groups[0]), slots
 
 
 def _rates(link: Transform) -> list[str]:

@@ -312,18 +312,42 @@ def test_state_is_plain_and_each_tensor_has_its_place():
         lambda saved: saved["state"][1].popitem(),
         lambda saved: saved["state"][0].update(gradchain=torch.zeros(64, dtype=torch.uint8)),
         lambda saved: saved["param_groups"].append(dict(saved["param_groups"][0])),
+        lambda saved: saved["param_groups"].clear(),
+        lambda saved: saved["param_groups"][0].pop("lr"),
+        lambda saved: saved["param_groups"][0].update(lr=None),
+        lambda saved: saved["param_groups"][0].update(lr="0.1"),
+        lambda saved: saved["param_groups"][0].update(lr=float("nan")),
+        lambda saved: saved["param_groups"][0].update(lr=torch.ones(2)),
+        lambda saved: saved["param_groups"][0].pop("params"),
+        lambda saved: saved["param_groups"][0].update(params=None),
+        lambda saved: saved["param_groups"][0].update(params=[0, 0, 1, 2]),
+        lambda saved: saved["param_groups"].__setitem__(0, [0, 1, 2, 3]),
+        lambda saved: saved.update(param_groups=None),
+        lambda saved: saved.update(state=[]),
+        lambda saved: saved["state"].update({0: None}),
+        lambda saved: saved.pop("param_groups"),
+        lambda saved: saved.pop("state"),
     ],
-    ids=["no state", "fewer parameters", "no rest", "no slot", "no bytes", "two groups"],
+    ids=["no state", "fewer parameters", "no rest", "no slot", "no bytes", "two groups", "no groups", "no lr",
+         "lr None", "lr a word", "lr NaN", "lr of two", "no params", "params None", "one twice", "group a list",
+         "groups None", "state a list", "slots None", "groups gone", "state gone"],
 )  # fmt: skip
 def test_what_is_not_its_state_changes_nothing(spoil):
     model, optimizer = bound(CHAINS["constant"])
     train(optimizer, model, BATCHES[:3])
-    saved = optimizer.state_dict()
+    saved = copy.deepcopy(optimizer.state_dict())
     spoil(saved)
-    before = optimizer.updater.state_dict()["clocks"]
+    train(optimizer, model, BATCHES[3:5])
+    optimizer.param_groups[0].update(lr=5e-3, initial_lr=1e-2)
+    untouched, twin = copy.deepcopy((model, optimizer))
     with pytest.raises(ValueError, match="load_state_dict: expected"):
         optimizer.load_state_dict(saved)
-    assert optimizer.updater.state_dict()["clocks"] == before
+    assert same(model, untouched) and optimizer.updater.clocks == twin.updater.clocks
+    assert {k: v for k, v in optimizer.param_groups[0].items() if k != "params"} == {"lr": 5e-3, "initial_lr": 1e-2}
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], model.parameters(), strict=True))
+    train(optimizer, model, BATCHES[5:8])
+    train(twin, untouched, BATCHES[5:8])
+    assert same(model, untouched)
 
 
 def test_a_state_of_torchs_class_is_refused():
