@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from gradchain.selectors import SelectorLike
 
 
-class Updater:
+class Updater(foreign.Stranger):
     """A chain bound to a model: the one stateful object of a training loop.
 
     `update(loss)` is `backward(loss)` and `step()`: the loss through the chain's scaling, backward, the gradients
@@ -64,6 +65,7 @@ class Updater:
     ('applied', 1)
     """
 
+    @answering
     def __init__(
         self,
         tx: Transform,
@@ -153,6 +155,8 @@ class Updater:
         self._check("step")
         if options:
             foreign.refuse_arguments("step", options, ("grads", "last", "keep_grads"))
+        if grads is None and "accelerate.state" in sys.modules:
+            foreign.refuse_held_back()
         with outside_inference():
             return self._bound.journal.guard(self._walk.step, grads, last, keep_grads)
 
@@ -493,8 +497,3 @@ class Updater:
 
     def __repr__(self) -> str:
         return f"{self._bound.chain!r}.bind(<{len(self.names)} parameters>)"
-
-    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
-
-        def __getattr__(self, name: str) -> Any:
-            raise AttributeError(foreign.answer(name, (n for n in dir(Updater) if n[:1] != "_")))
