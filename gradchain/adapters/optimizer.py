@@ -61,7 +61,6 @@ class ChainOptimizer(Optimizer):
     info: UpdateInfo | None
 
     def __init__(self, updater: Updater) -> None:
-        bound = updater._bound
         if updater._walk.in_backward is not None:
             raise ValueError(
                 "as_optimizer: an updater bound with in_backward=True updates in backward hooks, and a trainer steps "
@@ -69,7 +68,19 @@ class ChainOptimizer(Optimizer):
             )
         self.updater, self.info = updater, None
         self._learn()
-        super().__init__(list(bound.target.parameters()), {"lr": self._neutral})
+        super().__init__(self._members(), {"lr": self._neutral})
+
+    def _members(self) -> list[Tensor]:
+        """The parameters of the group, in the order in which a state dict numbers them."""
+        return list(self.updater._bound.target.parameters())
+
+    def _names(self) -> tuple[str, ...]:
+        """Their names."""
+        return self.updater.names
+
+    def _gradients(self) -> Mapping[str, Tensor | None] | None:
+        """What a step takes them from; None is `.grad`."""
+        return None
 
     def _learn(self) -> None:
         """Look at the chain: its learning rates, and where a group's "lr" leaves them as they are."""
@@ -95,10 +106,10 @@ class ChainOptimizer(Optimizer):
             self._follow()
         lr = self.param_groups[0]["lr"]
         if lr == self._neutral:
-            self.info = self.updater.step(keep_grads=True)
+            self.info = self.updater.step(self._gradients(), keep_grads=True)
         else:
             with self._turned(float(lr)):
-                self.info = self.updater.step(keep_grads=True)
+                self.info = self.updater.step(self._gradients(), keep_grads=True)
         return loss
 
     def flush(self) -> UpdateInfo:
@@ -144,7 +155,7 @@ class ChainOptimizer(Optimizer):
     def _follow(self) -> None:
         """The updater was bound to another model since."""
         self._index = self.updater._bound.target.index
-        self.param_groups[0]["params"] = list(self.updater._bound.target.parameters())
+        self.param_groups[0]["params"] = self._members()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -178,7 +189,7 @@ class ChainOptimizer(Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, given)
             given = given if changed is None else changed
-        names = self.updater.names
+        names = self._names()
         group, slots = _checked(given, len(names))
         found = {name: slots[key] for name, key in zip(names, group["params"], strict=True) if key in slots}
         try:

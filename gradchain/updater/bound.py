@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -57,7 +57,7 @@ class Bound:
         micro: the micro-batch that comes next.
         takes_gradients: whether the chain does; one that only averages weights does not.
         state: the chain's state.
-        active: the parameters that have any; one that has never had a gradient has none.
+        active: the parameters that have any; one that has never had a gradient has none, nor one beside `only`.
         hypers: the hyperparameters and their overrides.
         clocks: named counters; "step" and "micro" are always among them.
         num_skipped: updates that a gate kept from being applied.
@@ -69,7 +69,9 @@ class Bound:
         journal: what is being changed, and how it is put in order where that is broken off.
     """
 
-    def __init__(self, tx: chain, target: Target, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self, tx: chain, target: Target, autocast: torch.dtype | None = None, only: Collection[str] | None = None
+    ) -> None:
         self.chain = tx
         self.autocast = autocast
         self.hypers = Hyperparameters(tx)
@@ -93,7 +95,11 @@ class Bound:
         self.takes_gradients = takes_gradients(tx)
         facts = target.index.facts  # without gradients, what is averaged may move whether it requires one or not
         self.active = target.index.subset(
-            [f.name for f in facts if f.parameter.requires_grad or not self.takes_gradients]
+            [
+                f.name
+                for f in facts
+                if (f.parameter.requires_grad or not self.takes_gradients) and (only is None or f.name in only)
+            ]
         )
         self.state: Links = self.fresh_state()
         check_chain(tx, target.index, self.state, self.now())
