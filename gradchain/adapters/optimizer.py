@@ -90,7 +90,7 @@ class ChainOptimizer(Optimizer):
         constant = bool(given) and not any(map(varies, given)) and len(set(given)) == 1 and given[0] > 0
         self._rates, self._neutral = tuple(rates), float(given[0]) if constant else 1.0
         self._constant = constant
-        self._scales = any(type(link).scale_loss is not Transform.scale_loss for _, link, _ in links)
+        self._scales = any(link.role == "unscale" for _, link, _ in links)
         self._dials: dict[str, tuple[Override | None, _Dial]] = {}
         self._index = self.updater._bound.target.index
 

@@ -1,7 +1,5 @@
 """Our chain in other people's trainers, with the packages themselves: equal to our loop, and exact when resumed."""
 
-import warnings
-
 import pytest
 import torch
 from adapters.trainer_chains import CHAINS, loss_of, model_of, same
@@ -17,7 +15,6 @@ from adapters.trainer_runs import (
     ours,
     widened_loss_of,
 )
-from torch.utils.data import DataLoader
 
 import gradchain as gch
 
@@ -291,76 +288,3 @@ def test_an_override_is_multiplied_by_a_trainers_scheduler(name, tmp_path):
         updater.override("learning_rate", **{key: wanted(number) * 0.9**number})
         updater.update(loss_of(model, batch))
     assert gap(module.model, model) < 1e-6
-
-
-# the callbacks
-
-
-def test_lightnings_callback_validates_averages_closes_windows_and_logs(tmp_path):
-    from gradchain.adapters.lightning import callback
-
-    module = lightning_module(lambda: gch.chain(gch.accumulate(5), gch.clip_by_norm(1.0), *AVERAGED))
-    seen = []
-    module.validation_step = lambda *_: seen.append(module.model[0].weight.detach().clone())
-    lightning = pytest.importorskip("lightning.pytorch")
-    trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[callback()], num_sanity_val_steps=0,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, DataLoader(DATA[:12], batch_size=None), DataLoader(DATA[:1], batch_size=None))
-    updater = trainer.optimizers[0].updater
-    assert updater.num_updates == 6 and updater.num_micro == 24  # 5, 5 and what is left, twice
-    assert "clip_by_norm.norm" in trainer.callback_metrics
-    assert len(seen) == 2 and not torch.equal(seen[1], module.model[0].weight)
-    assert torch.equal(seen[1], updater.averages()["0.weight"])
-
-
-def test_lightnings_callback_puts_the_weights_back_where_validation_fails(tmp_path):
-    from gradchain.adapters.lightning import callback
-
-    module = lightning_module(lambda: gch.chain(*AVERAGED))
-
-    def fails(*_):
-        raise ArithmeticError("mine")
-
-    module.validation_step = fails
-    lightning = pytest.importorskip("lightning.pytorch")
-    trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[callback()], num_sanity_val_steps=0,
-    )  # fmt: skip
-    with warnings.catch_warnings(), pytest.raises(ArithmeticError, match="mine"):
-        warnings.simplefilter("ignore")
-        trainer.fit(module, DataLoader(DATA[:4], batch_size=None), DataLoader(DATA[:1], batch_size=None))
-    assert same(module.model, ours(lambda: gch.chain(*AVERAGED), DATA[:4])[0])
-
-
-def test_transformers_callback_evaluates_averages_closes_windows_and_logs(tmp_path):
-    from gradchain.adapters.transformers import callback
-
-    make = lambda: gch.chain(gch.accumulate(5), gch.clip_by_norm(1.0), *AVERAGED)  # noqa: E731
-    net, trainer = hf_trainer(make, tmp_path, 24, decay=1.0)
-    seen, forward = [], net.forward
-    net.forward = lambda x: seen.append((net.training, net.model[0].weight.detach().clone())) or forward(x)
-    transformers = pytest.importorskip("transformers")
-
-    class Watches(transformers.TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **given):
-            kept.update(logs)
-
-    kept, trainer.eval_dataset = {}, [{"x": row} for row in DATA[0]]
-    trainer.args.eval_strategy, trainer.args.eval_steps = transformers.trainer_utils.IntervalStrategy.STEPS, 12
-    for each in (callback(), Watches()):
-        trainer.add_callback(each)
-    trainer.train()
-    updater = trainer.optimizer.optimizer.updater
-    assert updater.num_updates == 5 and updater.num_micro == 24
-    own = [weight for training, weight in seen if training]
-    evaluated = [weight for training, weight in seen if not training]
-    assert len(evaluated) == 2 and not any(torch.equal(evaluated[0], weight) for weight in own)
-    assert "clip_by_norm.norm" in kept
-
-
-AVERAGED = (gch.sgd(0.1), gch.average_params(0.9))

@@ -2,6 +2,7 @@
 
 import pytest
 import zero_scenarios as on_ranks
+from adapters.trainer_table import YES, check
 from two_ranks import run
 
 pytestmark = pytest.mark.distributed
@@ -50,3 +51,9 @@ def test_another_state_changes_nothing(ran):
 
 def test_closures(ran):
     assert ran("closures") == [True, True]
+
+
+def test_the_row_in_the_docs(ran):
+    """The table in docs/trainers.md, beside the other consumers."""
+    trained, resumed = (all(value for found in ran(name) for value in found.values()) for name in ("trains", "resumes"))
+    check("ZeroRedundancyOptimizer, 2 ranks", "torch", YES[trained], YES[resumed], ran("refuses")[0]["bare"])

@@ -4,6 +4,7 @@ import copy
 
 import torch
 import torch.distributed as dist
+from adapters.trainer_table import answers
 from little_task import loss_of, share, weights
 from torch import nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
@@ -118,6 +119,12 @@ def refuses(rank):
     said["groups"] = sentence(ValueError, made, [{"params": [p]} for p in model.parameters()])
     said["strangers"] = sentence(ValueError, made, net().parameters())
     said["none"] = sentence(ValueError, made, [])
+    updater = CHAINS["constant"]().bind(model)
+    given = {
+        "as parameters": lambda: ZeroRedundancyOptimizer(updater, torch.optim.AdamW),
+        "its class": lambda: ZeroRedundancyOptimizer(model.parameters(), gch.Updater),
+    }
+    said["bare"] = answers(given)
     said["options"] = sentence(TypeError, made, model.parameters(), lr=0.1)
     return said
 

@@ -26,7 +26,7 @@ from gradchain.core.transform import registry
 README = (ROOT / "README.md").read_text()
 ENGINE = (ROOT / "docs" / "engine.md").read_text()
 LINKS = (ROOT / "docs" / "links.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/engine.md", "docs/links.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/engine.md", "docs/links.md", "docs/trainers.md"]
 COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt torch -e '.[demo]' && "
     ".venv/bin/python -m gradchain.demo",
