@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradchain.core import _torch
 from gradchain.core.hyper import Override, varies
 from gradchain.core.scalars import as_number
 from gradchain.core.transform import Transform, walk
 from gradchain.updater import Updater
 from gradchain.updater.info import UpdateInfo
+from gradchain.updater.modes import outside_inference
 
 _REST = "gradchain"
 """The key of what has no fixed shape, as bytes in a tensor, in the state of the first parameter."""
@@ -98,6 +100,13 @@ class ChainOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """The chain and the new weights from `.grad`. A closure is called first, for its loss and its backward."""
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _torch.watches_optimizers():
+            return _watched(self) if closure is None else _watched(self, closure)
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # or torch wraps it, which costs a quarter of a small step
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -106,11 +115,18 @@ class ChainOptimizer(Optimizer):
             self._follow()
         lr = self.param_groups[0]["lr"]
         if lr == self._neutral:
-            self.info = self.updater.step(self._gradients(), keep_grads=True)
+            self.info = self._stepped()
         else:
             with self._turned(float(lr)):
-                self.info = self.updater.step(self._gradients(), keep_grads=True)
+                self.info = self._stepped()
         return loss
+
+    def _stepped(self) -> UpdateInfo:
+        """The updater's own step, but that it is no question whether a trainer holds this micro-batch back."""
+        updater = self.updater
+        updater._check("step")
+        with outside_inference():
+            return updater._bound.journal.guard(updater._walk.step, self._gradients(), False, True)
 
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full, as at the end of an epoch. Falsy if none is open."""
@@ -210,6 +226,10 @@ class ChainOptimizer(Optimizer):
         super().__setstate__(state)
         self.info = None
         self._learn()
+
+
+_watched = Optimizer.profile_hook_step(ChainOptimizer._step)
+"""A step that hooks and profilers are told of."""
 
 
 def _checked(given: Mapping[str, Any], count: int) -> tuple[dict[str, Any], Mapping[Any, Any]]:

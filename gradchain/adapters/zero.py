@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from gradchain.core.roles import KeepsWindow
 from gradchain.core.transform import Transform, walk
 from gradchain.updater import Updater
 from gradchain.updater.bound import Bound
+from gradchain.updater.info import UpdateInfo
 from gradchain.updater.modes import outside_inference
 from gradchain.updater.structure import unwrapped
 from gradchain.updater.target import Target
@@ -82,10 +83,9 @@ class PartOptimizer(ChainOptimizer):
     def _gradients(self) -> Mapping[str, Tensor | None]:
         return {name: p.grad for name, p in self._part.items()}
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """The chain and the new weights of this part."""
+    def _stepped(self) -> UpdateInfo:
         self._arrived()
-        return super().step(closure)
+        return super()._stepped()
 
     @property
     def state(self) -> Any:

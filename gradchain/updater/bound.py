@@ -26,6 +26,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, walk
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine, Outcome
+from gradchain.engine.recording.leaves import same_memory
 from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
@@ -385,13 +386,13 @@ class Bound:
             if done is not None:
                 # under DDP a gradient may lie in a bucket, which the next reduction overwrites
                 shared = lent or self.target.replicated
-                return done._replace(state=self._owning(done.state, received, lent)) if shared else done
+                return done._replace(state=self._owning(done.state, state, received, lent)) if shared else done
             notes, commit = Notes(step), Commit()
             out, new = self.chain.update(received, state, Context.of(step, notes))
             assert isinstance(new, Links)
             if out is not None:
                 self.gradients.write(commit, out)
-            return Outcome(out is not None, self._owning(new, received, lent), notes, commit)
+            return Outcome(out is not None, self._owning(new, state, received, lent), notes, commit)
 
     def activated(self, received: Tensors) -> tuple[Index, Links]:
         """The active parameters and the state, with state for those whose first gradient this is."""
@@ -401,16 +402,22 @@ class Bound:
         active = self.target.index.subset([*self.active.names, *new])
         return active, merged(self.state, self._fresh_state_of(active))
 
-    def _owning(self, state: Links, received: Tensors, users: bool) -> Links:
-        """`state`, sharing no memory with the weights, nor with gradients that stay the user's."""
+    def _owning(self, state: Links, before: Links, received: Tensors, users: bool) -> Links:
+        """`state`, sharing no memory with the weights, nor with gradients that stay the user's.
+
+        What it keeps in the tensors in which the state before had it is its own already.
+        """
+        if same_memory(state, before, whole=True):
+            return state
         lent = {id(p) for p in self.target.parameters()}
         # a gradient that is a view lies in a bucket of DDP's, which the next reduction overwrites
         lent |= {id(t._base) for t in received.values() if t._base is not None}
         if users:
             lent |= {id(t) for t in received.values()}
         changes = {}
+        own_already = {id(v) for _, inner in states(self.chain, before) for _, v in inner.items()}
         for address, inner in states(self.chain, state):
-            held = {n: v for n, v in inner.items() if isinstance(v, Tensors) and len(v)}
+            held = {n: v for n, v in inner.items() if isinstance(v, Tensors) and len(v) and id(v) not in own_already}
             own = {n: owned(v, lent) for n, v in held.items()}
             if any(own[n] is not v for n, v in held.items()):
                 changes[address] = inner.replace(**own)

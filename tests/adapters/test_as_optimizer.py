@@ -8,6 +8,7 @@ import torch
 from adapters.trainer_chains import CHAINS, batches, loss_of, model_of, same, stored
 from later import later
 from torch.optim import lr_scheduler as schedulers
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 import gradchain as gch
@@ -252,6 +253,29 @@ def test_hooks_are_called():
     assert called == ["before", "after", "saving", 1, "loaded"]
 
 
+def test_hooks_for_all_optimizers_are_called_and_may_change_the_closure():
+    model, optimizer = bound(CHAINS["constant"])
+    called = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *a: called.append("before")),
+        register_optimizer_step_post_hook(lambda *a: called.append("after")),
+        optimizer.register_step_pre_hook(lambda o, args, kwargs: ((o, lambda: called.append("closure")), {})),
+    ]
+    train(optimizer, model, BATCHES[:1])
+    for handle in handles:
+        handle.remove()
+    train(optimizer, model, BATCHES[1:2])
+    assert called == ["before", "closure", "after"] and optimizer.updater.num_updates == 2
+
+
+def test_a_profiler_sees_its_steps():
+    model, optimizer = bound(CHAINS["constant"])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(optimizer, model, BATCHES[:2])
+    (seen,) = (event for event in profile.key_averages() if event.key == "Optimizer.step#ChainOptimizer.step")
+    assert seen.count == 2
+
+
 def test_a_closure_is_called_with_gradients_on_and_its_loss_returned():
     model, optimizer = bound(CHAINS["constant"])
 
@@ -398,6 +422,26 @@ def test_an_updater_in_an_optimizers_place_names_the_door(word):
     scaler.scale(torch.ones(1))
     with pytest.raises(AttributeError, match=r"as_optimizer\(\)"):
         scaler.step(updater)
+
+
+def test_an_updater_is_no_list_of_parameters_or_optimizers():
+    """Where something goes over it: torch's classes, and torch.distributed.checkpoint, which takes several."""
+    model = model_of()
+    updater = gch.chain(gch.sgd(0.1)).bind(model)
+    for take in (list, torch.optim.AdamW, lambda it: state_dicts.get_state_dict(model, it)):
+        with pytest.raises(
+            TypeError, match=r"Updater: is no optimizer of torch's, nor a list of them. as_optimizer\(\)"
+        ):
+            take(updater)
+
+
+def test_the_updaters_class_in_a_class_of_optimizers_place_names_the_doors():
+    with pytest.raises(
+        TypeError, match=r"Updater: missing .*chain\(…\).bind\(model\).*as_optimizer\(\).*optimizer_class"
+    ):
+        gch.Updater(model_of().parameters())
+    with pytest.raises(TypeError, match=r"Updater: missing .*as_optimizer\(\)"):
+        gch.Updater([{"params": [*model_of().parameters()]}], lr=0.1)
 
 
 @pytest.mark.filterwarnings("ignore")  # that torch.distributed is not initialised, and its own deprecations

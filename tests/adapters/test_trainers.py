@@ -1,5 +1,7 @@
 """Our chain in other people's trainers, with the packages themselves: equal to our loop, and exact when resumed."""
 
+import copy
+
 import pytest
 import torch
 from adapters.trainer_chains import CHAINS, loss_of, model_of, same
@@ -155,6 +157,27 @@ def test_accelerate_resumes_bit_for_bit(make, cut, tmp_path):
     again[0].load_state(str(tmp_path))
     accelerated_steps(*again, DATA[cut : cut + 7])
     assert same(run[1], again[1])
+
+
+def test_a_micro_batch_that_accelerate_holds_back_is_no_step_of_an_updater(anew):
+    """It was given to `prepare` as it is, which nobody can see; nothing changes. Its own words are not asked."""
+    accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = model_of()
+    model, updater = accelerator.prepare(model, CHAINS["constant"]().bind(model))
+    start = copy.deepcopy(model)
+    with accelerator.accumulate(model):
+        accelerator.backward(loss_of(model, DATA[0]))
+        with pytest.raises(RuntimeError, match=r"step: Accelerate holds this micro-batch back .*as_optimizer\(\)"):
+            updater.step()
+        assert same(model, start) and updater.clocks == {"step": 0, "micro": 0}
+        assert all(p.grad is not None for p in model.parameters())
+        assert updater.update(loss_of(model, DATA[0])).applied  # a loop of its own
+        accelerator.backward(loss_of(model, DATA[0]))
+        updater.as_optimizer().step()  # one that was not prepared steps, as torch's would
+        assert updater.step({name: p.grad for name, p in model.named_parameters()}).applied
+    with accelerator.accumulate(model):
+        accelerator.backward(loss_of(model, DATA[1]))
+        assert updater.step().applied and updater.num_updates == 4
 
 
 # ignite
