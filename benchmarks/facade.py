@@ -112,7 +112,7 @@ def main() -> int:
     given = parser.parse_args()
     pin(1, given.core)
     torch.set_num_threads(1)
-    result = {**report.circumstances(given.rounds), "facade": measure(given.rounds)}
+    result = {**report.circumstances(given.rounds), "cells": [], "facade": measure(given.rounds)}
     for name, figures in result["facade"].items():
         print(f"{name:45} {figures['us'][1]:7.1f} µs  {figures['over_us'][1]:+6.1f}")
     more = result["facade"]["as_optimizer().step()"]["over_us"][1]
