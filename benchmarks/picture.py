@@ -40,7 +40,8 @@ svg { font: 12px system-ui, sans-serif }
 def newest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The cells to draw, by workload and recipe, each with the date of its run."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for result in sorted(results, key=lambda result: str(result["date"])):
+    measured = [result for result in results if result.get("cells")]  # other figures have files of other forms
+    for result in sorted(measured, key=lambda result: str(result["date"])):
         if result["threads"] == 1 and result["native"] and result["rounds"] >= ENOUGH:
             found |= {(c["workload"], c["recipe"]): {**c, "date": result["date"]} for c in result["cells"]}
     return [found[w, r] for w in WORKLOADS for r in RECIPES if (w, r) in found]
