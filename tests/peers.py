@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,6 +91,14 @@ def sgd(weights: Weights, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(weights.values(), lr=lr)
 
 
+def in_float64() -> AbstractContextManager[Any]:
+    """JAX in float64, inside a `with`. The last JAX for Python 3.10 has the switch among its experiments."""
+    import jax
+    from jax import experimental
+
+    return jax.enable_x64(True) if hasattr(jax, "enable_x64") else experimental.enable_x64(True)
+
+
 def of_optax(name: str, make: Callable[[Any, Any], Any], **rest: Any) -> Peer:
     """Optax in float64, under jit. `make(optax, lr)` gives the whole transformation, lr being what the problem has."""
 
@@ -98,7 +107,7 @@ def of_optax(name: str, make: Callable[[Any, Any], Any], **rest: Any) -> Peer:
         import optax
 
         assert not problem.bend, "the gradient would have to be traced"
-        with jax.enable_x64(True):
+        with in_float64():
             tx = make(optax, problem.lr)
             params = start = {n: jax.numpy.asarray(p.numpy()) for n, p in problem.params.items()}
             state = tx.init(params)

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from harness import Problem, observed
-from peers import Rule, Weights
+from peers import Rule, Weights, in_float64
 from torch import Tensor, nn
 
 import gradchain as gch
@@ -20,7 +20,7 @@ def optax_plateau(problem: Problem) -> list[dict[str, Any]]:
     import jax
     import optax
 
-    with jax.enable_x64(True):
+    with in_float64():
         tx = optax.contrib.reduce_on_plateau(factor=0.5, patience=3, rtol=1e-4, cooldown=1, min_scale=0.2)
         params = start = {n: jax.numpy.asarray(p.numpy()) for n, p in problem.params.items()}
         state, out = tx.init(params), []
@@ -277,7 +277,7 @@ def optax_sam(problem: Problem) -> list[dict[str, Any]]:
     import jax
     import optax
 
-    with jax.enable_x64(True):
+    with in_float64():
         tx = optax.contrib.sam(
             optax.sgd(problem.rate(0)),
             optax.chain(optax.contrib.normalize(), optax.sgd(0.5)),

@@ -126,7 +126,7 @@ def _check_order(path: list[tuple[str, Transform]]) -> None:
             warnings.warn(
                 f"chain: {_first(after, 'normalise')} divides out the scale of {address}, which comes before it. "
                 "Put the scale after it.",
-                stacklevel=6,
+                stacklevel=7,
             )
 
 
@@ -208,7 +208,7 @@ def _warn_of_late_clips(paths: list[list[tuple[str, Transform]]]) -> None:
         warnings.warn(
             f"chain: {address} comes after {rate}: it bounds the step, with the learning rate in it, and not the "
             "gradient. To clip gradients put it first; to clip their direction put it right before the learning rate.",
-            stacklevel=6,
+            stacklevel=7,
         )
 
 
@@ -223,12 +223,12 @@ def _warn_of_autocast(chain: Transform, index: Index, ctx: Context) -> None:
         warnings.warn(
             "bind: float16 autocast without amp_scale(): small gradients underflow to zero. Put amp_scale() in front "
             "of the chain, after accumulate.",
-            stacklevel=6,
+            stacklevel=7,
         )
     idle = [a for a, link in scalers if isinstance(link, Gate) and not link.active(ctx)]
     if idle and ctx.autocast is None:
         warnings.warn(
             f"bind: {idle[0]} does nothing: neither the autocast nor a parameter is float16. Bind with "
             "autocast=torch.float16, or leave it out.",
-            stacklevel=6,
+            stacklevel=7,
         )

@@ -13,7 +13,7 @@ from little import data, loss_of, net
 
 import gradchain as gch
 from gradchain.core import notices
-from gradchain.engine.executors import build
+from gradchain.engine.executors import build, devices
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +21,7 @@ def anew(monkeypatch):
     """As in a process in which nothing was said yet."""
     monkeypatch.setattr(notices, "_said", set())
     monkeypatch.setattr(build, "_process", build._Process())
+    monkeypatch.setattr(devices, "_chosen", {})  # executors keep the kernels that other tests have loaded
 
 
 def run(tx, steps=3, dtype=torch.float32):

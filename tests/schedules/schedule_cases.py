@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from later import later
+from peers import in_float64
 from torch.optim import lr_scheduler
 
 from gradchain import schedules as gs
 
-jax, optax, hf = later("jax"), later("optax"), later("transformers.optimization")
+optax, hf = later("optax"), later("transformers.optimization")
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ def torch_values(make: Callable[[torch.optim.Optimizer], Any], lr: float, count:
 
 def optax_values(make: Callable[[], Callable[[Any], Any]], count: int) -> list[float]:
     """Optax's values in float64."""
-    with jax.enable_x64(True):
+    with in_float64():
         schedule = make()
         return [float(schedule(np.int64(step))) for step in range(count)]
 
