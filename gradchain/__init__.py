@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradchain.core.config import to_config as to_config
     from gradchain.core.context import Context as Context
     from gradchain.core.hyper import Hyper as Hyper
+    from gradchain.core.roles import AtTicks as AtTicks
     from gradchain.core.roles import AverageState as AverageState
     from gradchain.core.roles import Freezes as Freezes
     from gradchain.core.roles import Gate as Gate
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
 
 # Where each name lives. Its module is loaded when the name is asked for first; to a checker all are imported above.
 _HOMES = {
+    "AtTicks": "core.roles",
     "AverageState": "core.roles",
     "Context": "core.context",
     "Count": "core.scalars",

@@ -17,7 +17,7 @@ from gradchain._lazy import at_home
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
-from gradchain.updater import averages, files, foreign
+from gradchain.updater import averages, files, foreign, ticks
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, reset
@@ -293,8 +293,8 @@ class Updater:
 
     @answering
     def tick(self, clock: str, amount: float = 1) -> None:
-        """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
-        self._recovered().tick(clock, amount)
+        """Advance a clock that a `by(clock, …)` schedule or an average reads. "step" and "micro" tick by themselves."""
+        ticks.tick(self._recovered(), clock, amount, (self._check, self._walk.check_dropped))
 
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
