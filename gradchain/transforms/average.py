@@ -18,7 +18,6 @@ from gradchain.core.scalars import whole_number
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 
-
 _TICK_ALONE = ("step", "micro")
 
 
@@ -51,9 +50,9 @@ class average_params(AtTicks):
         every: average every so many updates from `start` on, an integer of at least 1.
         buffers: "keep" leaves the model's buffers (batch-norm statistics) as they are; "copy" keeps those of the last
             averaging; "average" averages the floating-point ones as the weights, and copies the others.
-        on: the name of a clock: the average is taken when `updater.tick(on)` is called, of the weights as they are then,
-            and updates leave it alone. `start`, `every`, schedules and "mean" count its ticks in place of updates. None
-            averages at updates. "step" and "micro" are not for it.
+        on: the name of a clock, other than "step" and "micro": the average is taken when `updater.tick(on)` is called,
+            of the weights as they are then, and updates leave it alone. `start`, `every`, schedules and "mean" count
+            ticks in place of updates, and it may stand anywhere in the chain. None averages at updates.
         dtype: the dtype the average is stored in; None for the parameter's, and float32 for float16 and bfloat16: an
             average that moves by a thousandth at a time stands still in these, as a mean of squares does. Averaged
             buffers follow that rule too.
@@ -100,8 +99,9 @@ class average_params(AtTicks):
     on: str | None = None
 
     def says(self) -> Says:
-        """Averaged buffers are averaged as the parameters are, so these then have one decay."""
-        return {"uniform": frozenset({"decay"})} if self.buffers == "average" else {}
+        """Averaged buffers are averaged as the parameters are, so these have one decay. At ticks no update matters."""
+        says: Says = {"per_parameter": self.on is not None}
+        return {**says, "uniform": frozenset({"decay"})} if self.buffers == "average" else says
 
     def check(self) -> None:
         for name, least in (("start", 0), ("every", 1)):

@@ -91,7 +91,7 @@ def _bytes(value: Any) -> int:
 def _ticks(bound: Bound) -> Iterator[str]:
     for address, link in bound.hypers.at_ticks().items():
         assert link.clock is not None
-        yield f"{address} works at the ticks of {link.clock!r}, {bound.clocks[link.clock]:,g} so far, and not at updates"
+        yield f"{address} works at ticks of {link.clock!r}, {bound.clocks[link.clock]:,g} so far, not at updates"
 
 
 def _schedules(bound: Bound) -> Iterator[str]:

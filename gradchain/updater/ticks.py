@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from gradchain.core import _torch
-from gradchain.core.scalars import as_number, whole_number
+from gradchain.core.scalars import as_number
 from gradchain.core.state import State, as_stored
 from gradchain.core.tensors import Tensors
 from gradchain.engine.commit import Commit, Copies
@@ -33,8 +33,7 @@ def tick(bound: Bound, clock: str, amount: float, checks: Iterable[Callable[[str
     if not links:
         bound.clocks[clock] += number
         return
-    times = whole_number(number)
-    if times is None:
+    if number != int(number):
         raise ValueError(
             f"tick: amount must be an integer of at least 0 for {clock!r}, at whose ticks {links[0]} works, got "
             f"{amount!r}."
@@ -47,7 +46,7 @@ def tick(bound: Bound, clock: str, amount: float, checks: Iterable[Callable[[str
             "the update."
         )
     with outside_inference():
-        bound.journal.guard(_work, bound, clock, links, times)
+        bound.journal.guard(_work, bound, clock, links, int(number))
 
 
 def _checked(bound: Bound, clock: str, amount: Any) -> float:
