@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from gradchain.transforms.sign import scale_by_sign as scale_by_sign
     from gradchain.transforms.stateless import stateless as stateless
     from gradchain.transforms.trace import trace as trace
+    from gradchain.updater.deployed import read_weights as read_weights
     from gradchain.updater.group import Group as Group
     from gradchain.updater.group import group as group
     from gradchain.updater.info import UpdateInfo as UpdateInfo
@@ -157,6 +158,7 @@ _HOMES = {
     "owner_named": "selectors",
     "partition": "combinators.partition",
     "project": "transforms.project",
+    "read_weights": "updater.deployed",
     "reduce_on_plateau": "transforms.plateau",
     "register": "adapters",
     "rest": "combinators.partition",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from os import PathLike
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -22,11 +20,13 @@ from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, reset
 from gradchain.updater.explanation import explanation
+from gradchain.updater.files import FilePath, Format
 from gradchain.updater.fixed import Form, check_form
 from gradchain.updater.hyperparameters import Settings
 from gradchain.updater.info import Metrics, UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
+from gradchain.updater.parts import Which
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
 from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
@@ -215,9 +215,7 @@ class Updater:
             ValueError, RuntimeError: for what cannot be captured.
         """
         self._check("capturing")
-        if self._walk.in_backward is not None:
-            raise ValueError("capturing: an updater bound with in_backward=True updates in backward hooks: bind anew.")
-        return capturing(self._bound)
+        return capturing(self._bound, self._walk.in_backward is not None)
 
     def as_optimizer(self) -> ChainOptimizer:
         """A real `torch.optim.Optimizer` over this updater: for Lightning, Accelerate, transformers, ignite.
@@ -403,12 +401,12 @@ class Updater:
         with outside_inference():
             return self._bound.journal.guard(self._walk.checkpoint.stage, state_dict, strict)
 
-    def contents(self) -> dict[str, Any]:
+    def contents(self, weights: Which = "all") -> dict[str, Any]:
         """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
         self._check("save")
         self._walk.checkpoint.refuse_sharded("save")
         with outside_inference():
-            return self._walk.checkpoint.contents(self.state_dict(sync=True))
+            return self._walk.checkpoint.contents(self.state_dict(sync=True), weights)
 
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""
@@ -416,12 +414,19 @@ class Updater:
         with outside_inference():
             return self._bound.journal.guard(self._walk.checkpoint.stage_contents, contents)
 
-    def save(self, path: str | PathLike[str], **extra: Any) -> None:
+    def save(self, path: FilePath, *, weights: Which = "all", format: Format | None = None, **extra: Any) -> None:
         """Write weights, buffers, state and `extra` into one file, atomically. All ranks call it, one writes.
 
         The file is what `torch.save` writes, a dict of "format", "parts" and "extra" that `torch.load` reads, and after
         it the checksum of all that. Where `path` is a link, the file that it leads to is replaced. A file that is
         replaced gives its mode to the new one, else the umask does.
+
+        Args:
+            path: the file. `gch.read_weights(path)` gives its weights without a model.
+            weights: "trainable" leaves out frozen ones, "none" all, and buffers: `load` leaves them as they are then.
+            format: "safetensors" is for other tools too: weights by name, all else behind "gradchain/". None goes by
+                the suffix.
+            **extra: plain data and tensors, which `load` returns.
 
         Raises:
             TypeError: `path` is no path, or `extra` holds what would not load without running code.
@@ -430,9 +435,9 @@ class Updater:
             RuntimeError: inside `averaged()`, between `backward` and `step`, with sharded weights, or torch cannot
                 write a tensor.
         """
-        files.save(path, {"updater": self.contents()}, extra)
+        files.save(path, {"updater": self}, weights, format, extra)
 
-    def load(self, path: str | PathLike[str]) -> dict[str, Any]:
+    def load(self, path: FilePath) -> dict[str, Any]:
         """Read what `save` wrote into the model and this updater, and return the extra.
 
         Hyperparameters that the code has otherwise than the file stay the code's, and a warning names them. Overrides
@@ -449,12 +454,7 @@ class Updater:
             TypeError: `path` is no path.
             RuntimeError: inside `averaged()`, with sharded weights, or the model has changed since it was bound.
         """
-        parts, extra = files.load(path)
-        files.check_names("load", ["updater"], parts)
-        report = self.stage_contents(parts["updater"])()
-        if report.differences:
-            warnings.warn(f"load: {'; '.join(report.differences)}. The code's is used.", stacklevel=2)
-        return extra
+        return files.load(path, {"updater": self})
 
     def rebind(self, target: Any, remap: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> CarryReport:
         """Bind to a changed model: state goes along by name, new names start afresh, vanished ones leave.
