@@ -86,9 +86,9 @@ def tell_at(micro, pipe):
     Training.steps = steps
 
 
-def torn_write(path, contents):
+def torn_write(path, put):
     with open(path, "wb") as file:
-        sealed._write_sealed(file, contents)
+        put(file)
 
 
 def fork(folder, point, number, variant):
