@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 
 from gradchain.core.transform import walk
 from gradchain.engine.captured import Captured
@@ -55,15 +55,9 @@ class CapturedUpdate:
         self._bound.engine.captured = None
 
 
-def capturing(bound: Bound, in_backward: bool) -> AbstractContextManager[CapturedUpdate]:
-    """One update that is captured; see Updater.capturing."""
-    if in_backward:
-        raise ValueError("capturing: an updater bound with in_backward=True updates in backward hooks: bind anew.")
-    return _captured(bound)
-
-
 @contextmanager
-def _captured(bound: Bound) -> Iterator[CapturedUpdate]:
+def capturing(bound: Bound) -> Iterator[CapturedUpdate]:
+    """One update that is captured; see Updater.capturing."""
     _refuse(bound)
     captured = bound.engine.captured = Captured()
     state, clocks, records, news = bound.state, dict(bound.clocks), dict(bound.records), bound.news

@@ -152,7 +152,8 @@ def _told(path: tuple[str, ...]) -> str:
 
 def _order(tensor: Tensor) -> list[int]:
     """The dimensions from the outermost in memory to the innermost, where it is dense; else as they are."""
-    order = sorted(range(tensor.ndim), key=lambda dim: -tensor.stride(dim))
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda dim: -strides[dim])
     return order if tensor.permute(order).is_contiguous() and not tensor.is_contiguous() else [*range(tensor.ndim)]
 
 

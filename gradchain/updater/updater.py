@@ -19,14 +19,13 @@ from gradchain.updater import averages, files, foreign, ticks
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, reset
-from gradchain.updater.explanation import explanation
 from gradchain.updater.files import FilePath, Format
 from gradchain.updater.fixed import Form, check_form
-from gradchain.updater.hyperparameters import Settings
-from gradchain.updater.info import Metrics, UpdateInfo
+from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
 from gradchain.updater.parts import Which
+from gradchain.updater.readings import Readings
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
 from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from gradchain.selectors import SelectorLike
 
 
-class Updater:
+class Updater(Readings):
     """A chain bound to a model: the one stateful object of a training loop.
 
     `update(loss)` is `backward(loss)` and `step()`: the loss through the chain's scaling, backward, the gradients
@@ -215,7 +214,9 @@ class Updater:
             ValueError, RuntimeError: for what cannot be captured.
         """
         self._check("capturing")
-        return capturing(self._bound, self._walk.in_backward is not None)
+        if self._walk.in_backward is not None:
+            raise ValueError("capturing: an updater bound with in_backward=True updates in backward hooks: bind anew.")
+        return capturing(self._bound)
 
     def as_optimizer(self) -> ChainOptimizer:
         """A real `torch.optim.Optimizer` over this updater: for Lightning, Accelerate, transformers, ignite.
@@ -224,53 +225,7 @@ class Updater:
         """
         return cast("ChainOptimizer", at_home("adapters.optimizer", "ChainOptimizer")(self))
 
-    # what there is to read, and to set beside the code
-
-    @property
-    def chain(self) -> chain:
-        """The chain, as it was bound."""
-        return self._bound.chain
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the parameters, in order."""
-        return self._bound.target.index.names
-
-    @property
-    def num_updates(self) -> int:
-        """How many updates were applied: the clock "step"."""
-        return int(self._recovered().clocks["step"])
-
-    @property
-    def num_micro(self) -> int:
-        """How many micro-batches were stepped, held ones too: the clock "micro"."""
-        return int(self._recovered().clocks["micro"])
-
-    @property
-    def num_skipped(self) -> int:
-        """How many updates were skipped for an overflow or a non-finite gradient."""
-        return self._recovered().num_skipped
-
-    @property
-    def clocks(self) -> dict[str, float]:
-        """Every clock, by name."""
-        return dict(self._recovered().clocks)
-
-    @property
-    def metrics(self) -> Metrics:
-        """The last value of everything that links recorded, by address."""
-        return Metrics(self._recovered().records)
-
-    def hyperparams(self) -> dict[str, Any]:
-        """Address → the number the coming update will use; a dict of numbers by parameter where they differ."""
-        with outside_inference():
-            return self._recovered().hypers.values(self._bound.clocks)
-
-    def settings(self) -> Settings:
-        """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
-        self._recovered().target.check()
-        with outside_inference():
-            return self._bound.hypers.settings(self._bound.clocks)
+    # what there is to set beside the code
 
     @answering
     def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
@@ -291,7 +246,20 @@ class Updater:
 
     @answering
     def tick(self, clock: str, amount: float = 1) -> None:
-        """Advance a clock that a `by(clock, …)` schedule or an average reads. "step" and "micro" tick by themselves."""
+        """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves.
+
+        Links that work at its ticks do so now, all or nothing: `average_params(0.999, on="ema")` averages the weights
+        as they are, once for each of `amount` ticks. Nothing of an open window changes.
+
+        Args:
+            clock: its name.
+            amount: how far it goes, at least 0; a whole number where a link works at its ticks.
+
+        Raises:
+            KeyError: nothing reads such a clock.
+            ValueError: it ticks by itself, or the amount is no such number.
+            RuntimeError: a link works at its ticks, and it is inside `averaged()` or in the middle of an update.
+        """
         ticks.tick(self._recovered(), clock, amount, (self._check, self._walk.check_dropped))
 
     def observe(self, name: str, value: float | Tensor) -> None:
@@ -300,15 +268,6 @@ class Updater:
         Every call counts once, at the next update that is applied.
         """
         self._recovered().observe(name, value)
-
-    def explain(self, *, source: bool = False) -> str:
-        """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
-
-        Args:
-            source: with the source of compiled kernels.
-        """
-        with outside_inference():
-            return explanation(self._recovered(), source)
 
     # averages
 
@@ -340,13 +299,6 @@ class Updater:
         with outside_inference():
             state = averages.average_state(self._bound.chain, self._bound.state, name)[1]
             averages.copy_to(module, averages.stored_averages(self._bound.target, state))
-
-    def _recovered(self) -> Bound:
-        """What is bound, once all that an earlier call left is put in order."""
-        journal = self._bound.journal
-        if journal.open:
-            journal.settle()
-        return self._bound
 
     def _check(self, owner: str, loads: bool = False) -> None:
         """Before anything is changed or written. RuntimeError where `owner` must not be called."""
@@ -430,7 +382,9 @@ class Updater:
 
         Raises:
             TypeError: `path` is no path, or `extra` holds what would not load without running code.
-            ValueError: `path` is a folder, a device or a FIFO, or `extra` holds itself.
+            ValueError: `path` is a folder, a device or a FIFO, `extra` holds itself, or an argument is none of its
+                words. As safetensors: a tensor is sparse, without values or of a dtype that the format has not.
+            ModuleNotFoundError: the package safetensors is to write it and is not installed.
             OSError: it cannot be written, as on a full disk. The file before it is then as it was.
             RuntimeError: inside `averaged()`, between `backward` and `step`, with sharded weights, or torch cannot
                 write a tensor.
@@ -442,7 +396,8 @@ class Updater:
 
         Hyperparameters that the code has otherwise than the file stay the code's, and a warning names them. Overrides
         come back; `load_state_dict` reports them. Which weights require a gradient is the model's to say: the file does
-        not, and loading changes no `requires_grad`.
+        not, and loading changes no `requires_grad`. Weights that were not saved stay as they are, and the next update
+        warns if they are others than those that the state was saved with.
 
         The checksum is verified before anything of the file is used; of a file of before there was one, those of its
         zip. Whatever is raised, weights, buffers and state are untouched.
@@ -452,6 +407,7 @@ class Updater:
             ValueError: it is no regular file, is damaged, or is of another chain or model.
             OSError: it cannot be opened or read.
             TypeError: `path` is no path.
+            ModuleNotFoundError: it is a file of safetensors, and that package is not installed.
             RuntimeError: inside `averaged()`, with sharded weights, or the model has changed since it was bound.
         """
         return files.load(path, {"updater": self})
@@ -490,9 +446,6 @@ class Updater:
             "copy.copy: two updaters must not share one state: each would count half of the steps. Copy the model too: "
             "copy.deepcopy((model, updater))."
         )
-
-    def __repr__(self) -> str:
-        return f"{self._bound.chain!r}.bind(<{len(self.names)} parameters>)"
 
     if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
 

@@ -418,8 +418,8 @@ def nested(depth):
 
 
 TREES = {
-    **{kind: value for kind, value in LOADS.items()},
-    "floats": [float("nan"), float("inf"), -float("inf"), -0.0, 0.1, 1e-320], "integers": [2**64, -(2**70), 10**5000, 0],
+    **LOADS, "floats": [float("nan"), float("inf"), -float("inf"), -0.0, 0.1, 1e-320],
+    "integers": [2**64, -(2**70), 10**5000, 0],
     "strings": ["", "ü\ud800\0", "$tensor", '"gradchain.seal":"' + "0" * 64 + '"'], "words": {"$tensor": 1, "$x": {}},
     "ordered": OrderedDict(b=1, a=(2, [3])), "size": torch.Size([2, 3]), "bools": [True, False, None, 1, 1.0],
     "parameter": nn.Parameter(torch.ones(2)), "frozen": nn.Parameter(torch.ones(2), requires_grad=False),
