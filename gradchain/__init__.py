@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from gradchain.core.config import to_config as to_config
     from gradchain.core.context import Context as Context
     from gradchain.core.hyper import Hyper as Hyper
+    from gradchain.core.roles import AtTicks as AtTicks
     from gradchain.core.roles import AverageState as AverageState
     from gradchain.core.roles import Freezes as Freezes
     from gradchain.core.roles import Gate as Gate
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from gradchain.transforms.sign import scale_by_sign as scale_by_sign
     from gradchain.transforms.stateless import stateless as stateless
     from gradchain.transforms.trace import trace as trace
+    from gradchain.updater.deployed import read_weights as read_weights
     from gradchain.updater.group import Group as Group
     from gradchain.updater.group import group as group
     from gradchain.updater.info import UpdateInfo as UpdateInfo
@@ -94,6 +96,7 @@ if TYPE_CHECKING:
 
 # Where each name lives. Its module is loaded when the name is asked for first; to a checker all are imported above.
 _HOMES = {
+    "AtTicks": "core.roles",
     "AverageState": "core.roles",
     "Context": "core.context",
     "Count": "core.scalars",
@@ -155,6 +158,7 @@ _HOMES = {
     "owner_named": "selectors",
     "partition": "combinators.partition",
     "project": "transforms.project",
+    "read_weights": "updater.deployed",
     "reduce_on_plateau": "transforms.plateau",
     "register": "adapters",
     "rest": "combinators.partition",

@@ -176,6 +176,15 @@ ROWS: tuple[Bad, ...] = (
         0.9,
     ),
     other(
+        gch.average_params,
+        "on",
+        "step",
+        ValueError,
+        "average_params: on must be the name of a clock that updater.tick advances, or None, got 'step'. None averages "
+        "at updates.",
+        0.9,
+    ),
+    other(
         gch.stateless,
         "fn",
         3,

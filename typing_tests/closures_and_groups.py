@@ -24,6 +24,7 @@ def gan(generator: nn.Module, discriminator: nn.Module, real: Tensor) -> None:
         assert_type(name, str)
         assert_type(updater, gch.Updater)
     both.save("gan.pt", epoch=1)
+    both.save("gan.pt", weights="none", epoch=1)
     epoch: int = both.load("gan.pt")["epoch"]
     reports = both.load_state_dict(both.state_dict(), strict=False)
     assert_type(reports, dict[str, gch.LoadReport])

@@ -187,6 +187,29 @@ class halfway(gch.Transform):
         return g, state.replace(average=average, times=state.times + 1)
 
 
+class count_ticks(gch.AtTicks):
+    """One that works at the ticks of a clock."""
+
+    descends = False
+    often: str = "ema"
+
+    @property
+    def clock(self) -> str:
+        return self.often
+
+    def init(self, params: gch.Tensors) -> HalfwayState:
+        return HalfwayState(params.clone(), params.select(()))
+
+    def update(self, g: gch.Tensors, state: HalfwayState, ctx: gch.Context) -> tuple[gch.Tensors, HalfwayState]:
+        return g, state
+
+    def ticked(self, state: HalfwayState, ctx: gch.Context) -> HalfwayState:
+        return state.replace(average=state.average.lerp(ctx.params, 0.5), times=ctx.step + 1)
+
+
+at_ticks = gch.chain(gch.sgd(0.1), count_ticks(), gch.average_params("mean", on="ema", every=2))
+
+
 def centred(updates: gch.Tensors, params: gch.Tensors) -> gch.Tensors:
     return updates.map(lambda g: g - g.mean()).where(params > 0, 0.0)
 

@@ -11,7 +11,7 @@ import torch
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.roles import Freezes, Gate, KeepsWindow, WindowState
+from gradchain.core.roles import AtTicks, Freezes, Gate, KeepsWindow, WindowState
 from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
@@ -117,10 +117,11 @@ def _check_order(path: list[tuple[str, Transform]]) -> None:
                 f"chain: {address} comes after {_first(path, 'learning_rate')}: the decay would be added to the step "
                 "with the wrong sign and not be multiplied by the learning rate. Put it before."
             )
-        if link.role == "average" or (link.role == "optimizer" and "/" not in address):
-            late = [(a, x) for a, x in after if x.role != "average" and (link.role == "average" or x.role != "weights")]
+        averages = _averages_updates(link)
+        if averages or (link.role == "optimizer" and "/" not in address):
+            late = [(a, x) for a, x in after if x.role != "average" and (averages or x.role != "weights")]
             if late:
-                what = "averages weights that are not final" if link.role == "average" else "owns the weights"
+                what = "averages weights that are not final" if averages else "owns the weights"
                 raise ValueError(f"chain: {address} {what}, but {late[0][0]} comes after it. Put {address} after that.")
         if link.role == "scale" and "normalise" in roles[i:]:
             warnings.warn(
@@ -128,6 +129,11 @@ def _check_order(path: list[tuple[str, Transform]]) -> None:
                 "Put the scale after it.",
                 stacklevel=7,
             )
+
+
+def _averages_updates(link: Transform) -> bool:
+    """Whether it averages the weights that an update is about to make; at ticks they are final wherever it stands."""
+    return link.role == "average" and not (isinstance(link, AtTicks) and link.clock is not None)
 
 
 def _check_owners(link: Transform, index: Index, path: str = "") -> None:
@@ -169,7 +175,7 @@ def _check_holders(path: list[tuple[str, Transform]], stateful: set[str]) -> Non
 def _check_place(address: str, link: Transform, outermost: list[str]) -> None:
     if address in outermost:
         return
-    if link.role in ("unscale", "average"):
+    if link.role == "unscale" or _averages_updates(link):
         why = {"unscale": "touches the loss", "average": "averages the final weights"}
         raise ValueError(f"chain: {address} {why[link.role]}. Put it in the outermost chain.")
     if link.holds and not _in_branch(address):

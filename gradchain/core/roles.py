@@ -125,6 +125,27 @@ class Gate(Transform, role_only=True):
         return same
 
 
+class AtTicks(Transform, role_only=True):
+    """A link that does its work when a named clock ticks, where it is given one: not at updates, without gradients.
+
+    `updater.tick(clock)` asks it for its new state. Its schedules, and `ctx.step`, are then in that clock: they read
+    how often it has ticked. Its `update` is still asked at updates.
+
+    >>> import gradchain as gch
+    >>> gch.average_params(0.9, on="ema").clock
+    'ema'
+    """
+
+    @property
+    def clock(self) -> str | None:
+        """The name of the clock, or None where it works at updates as other links do."""
+        raise NotImplementedError(f"{type(self).__name__}: a link that works at ticks needs clock.")
+
+    def ticked(self, state: Any, ctx: Context) -> State:
+        """The state after one more tick; its tensors are of the same parameters. Changes none of its arguments."""
+        raise NotImplementedError(f"{type(self).__name__}: a link that works at ticks needs ticked(state, ctx).")
+
+
 class Freezes(Transform, role_only=True):
     """A link that makes the entries of some parameters absent, for good or for a while.
 

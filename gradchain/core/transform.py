@@ -66,8 +66,8 @@ class Transform:
         uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
         observes: the names given to `updater.observe` that it waits for.
 
-    What else the updater does with a link goes by type: `Gate`, `KeepsWindow` and `Freezes` are Transforms to derive
-    from, `WindowState` and `AverageState` States.
+    What else the updater does with a link goes by type: `AtTicks`, `Gate`, `KeepsWindow` and `Freezes` are Transforms
+    to derive from, `WindowState` and `AverageState` States.
     """
 
     descends: ClassVar[bool | None] = None

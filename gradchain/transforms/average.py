@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,13 @@ from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import Hyper, HyperOr
 from gradchain.core.index import Index
-from gradchain.core.roles import AverageState
+from gradchain.core.roles import AtTicks, AverageState
 from gradchain.core.says import Says
 from gradchain.core.scalars import whole_number
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
+
+_TICK_ALONE = ("step", "micro")
 
 
 class HyperOrMean(HyperOr):
@@ -32,7 +33,7 @@ class AverageParamsState(AverageState):
     num_averaged: Annotated[int, "integer [0, inf)"] = 0  # how many weights went into the average
 
 
-class average_params(Transform):
+class average_params(AtTicks):
     """Keep an average of the weights to be; the updates pass unchanged.
 
         a_t = decay a_(t-1) + (1 - decay) w_t      or, with "mean", the mean of all w_t averaged so far
@@ -49,6 +50,9 @@ class average_params(Transform):
         every: average every so many updates from `start` on, an integer of at least 1.
         buffers: "keep" leaves the model's buffers (batch-norm statistics) as they are; "copy" keeps those of the last
             averaging; "average" averages the floating-point ones as the weights, and copies the others.
+        on: the name of a clock, other than "step" and "micro": the average is taken when `updater.tick(on)` is called,
+            of the weights as they are then, and updates leave it alone. `start`, `every`, schedules and "mean" count
+            ticks in place of updates, and it may stand anywhere in the chain. None averages at updates.
         dtype: the dtype the average is stored in; None for the parameter's, and float32 for float16 and bfloat16: an
             average that moves by a thousandth at a time stands still in these, as a mean of squares does. Averaged
             buffers follow that rule too.
@@ -70,6 +74,18 @@ class average_params(Transform):
     >>> import gradchain as gch
     >>> gch.average_params(0.999, start=100)
     average_params(0.999, start=100)
+
+    The generator of a GAN that steps twice per batch, averaged once:
+
+    >>> import torch
+    >>> generator = torch.nn.Linear(2, 2)
+    >>> updater = gch.chain(gch.adam(1e-3), gch.average_params("mean", on="ema")).bind(generator)
+    >>> for noise in torch.ones(3, 4, 2):
+    ...     for _ in range(2):
+    ...         info = updater.update(generator(noise).square().mean())
+    ...     updater.tick("ema")
+    >>> updater.clocks
+    {'step': 6, 'micro': 6, 'ema': 3}
     """
 
     descends = False
@@ -80,10 +96,12 @@ class average_params(Transform):
     every: int = 1
     buffers: str = "keep"
     dtype: torch.dtype | None = None
+    on: str | None = None
 
     def says(self) -> Says:
-        """Averaged buffers are averaged as the parameters are, so these then have one decay."""
-        return {"uniform": frozenset({"decay"})} if self.buffers == "average" else {}
+        """Averaged buffers are averaged as the parameters are, so these have one decay. At ticks no update matters."""
+        says: Says = {"per_parameter": self.on is not None}
+        return {**says, "uniform": frozenset({"decay"})} if self.buffers == "average" else says
 
     def check(self) -> None:
         for name, least in (("start", 0), ("every", 1)):
@@ -94,6 +112,21 @@ class average_params(Transform):
             object.__setattr__(self, name, value)
         if self.buffers not in ("keep", "copy", "average"):
             raise ValueError(f"average_params: buffers must be 'keep', 'copy' or 'average', got {self.buffers!r}.")
+        clock: object = self.on
+        if clock is not None and (not isinstance(clock, str) or not clock.isidentifier() or clock in _TICK_ALONE):
+            raise ValueError(
+                f"average_params: on must be the name of a clock that updater.tick advances, or None, got {clock!r}. "
+                "None averages at updates."
+            )
+
+    def written(self) -> dict[str, Any]:
+        """Its fields; a clock only where there is one, as configs of before there was any have it."""
+        fields = super().written()
+        return fields if self.on is not None else {name: fields[name] for name in fields if name != "on"}
+
+    @property
+    def clock(self) -> str | None:
+        return self.on
 
     def init(self, params: Tensors) -> AverageParamsState:
         slots = params.slow_slot(self.dtype)
@@ -102,16 +135,23 @@ class average_params(Transform):
     def update(
         self, g: Tensors | Weights, state: AverageParamsState, ctx: Context
     ) -> tuple[Tensors | Weights, AverageParamsState]:
-        new = ctx.new_params(g).select(state.average.index)
+        return g, state if self.on is not None else self._next(ctx.new_params(g), state, ctx)
+
+    def ticked(self, state: AverageParamsState, ctx: Context) -> AverageParamsState:
+        return self._next(ctx.params, state, ctx)
+
+    def _next(self, weights: Tensors, state: AverageParamsState, ctx: Context) -> AverageParamsState:
+        """The state with one more average, of these weights."""
+        new = weights.select(state.average.index)
         age = ctx.step - self.start
         if age < 0:
-            return g, AverageParamsState(new, self._averaged_buffers(state, ctx, 1.0))
+            return AverageParamsState(new, self._averaged_buffers(state, ctx, 1.0))
         if age % self.every:
-            return g, state
+            return state
         mean: object = self.decay
         weight = 1 / (state.num_averaged + 1) if mean == "mean" else 1 - self.decay
         average = state.average.lerp(new, weight)
-        return g, AverageParamsState(average, self._averaged_buffers(state, ctx, weight), state.num_averaged + 1)
+        return AverageParamsState(average, self._averaged_buffers(state, ctx, weight), state.num_averaged + 1)
 
     def _averaged_buffers(self, state: AverageState, ctx: Context, weight: Hyper | float) -> Tensors:
         return state.buffers if self.buffers == "keep" else ctx.of_buffers(self._averaged, state.buffers, weight)

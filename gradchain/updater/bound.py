@@ -33,7 +33,6 @@ from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Journal, Pending
 from gradchain.updater.observations import PATIENCE, Observations
 from gradchain.updater.ranks import over_ranks
-from gradchain.updater.saved import CLOCK
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch, Window
@@ -128,18 +127,6 @@ class Bound:
         """Keep just the clocks that some schedule reads, and "step" and "micro"; a new one starts at 0."""
         read = [*dict.fromkeys(("step", "micro", *sorted(self.hypers.clocks())))]
         self.clocks = {name: self.clocks.get(name, 0) for name in read}
-
-    def tick(self, clock: str, amount: float) -> None:
-        """Advance a named clock that a schedule reads."""
-        if clock in ("step", "micro"):
-            raise ValueError(f"tick: {clock!r} ticks by itself, once per {'update' if clock == 'step' else 'step()'}.")
-        if clock not in self.clocks:
-            named = ", ".join(sorted(set(self.clocks) - {"step", "micro"})) or "none"
-            raise KeyError(f"tick: nothing reads the clock {clock!r}. Clocks that are read: {named}.")
-        number = as_number(amount)
-        if number is None or not CLOCK.holds(number) or not CLOCK.holds(self.clocks[clock] + number):
-            raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
-        self.clocks[clock] += number
 
     def observe(self, name: str, value: Any) -> None:
         """Put a number where links see it, once."""
@@ -284,7 +271,7 @@ class Bound:
             waiting: the micro-batch that comes next, where this was not its predecessor's end.
         """
         if self.observations.awaited and self.clocks["step"] >= PATIENCE:
-            self.observations.tell_of_silence(self.observed)
+            self.observations.tell_of_silence(self.observed, self.clocks)
         journal = self.journal
         journal.open = journal.busy = True
         active, before = self.activated(received)

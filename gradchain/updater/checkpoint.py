@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.config import differences, to_config
-from gradchain.core.readable import is_readable
+from gradchain.core.roles import AverageState
 from gradchain.core.state import Links, merged, narrowed
 from gradchain.engine.commit import Commit, Copies
 from gradchain.updater.bound import Bound
 from gradchain.updater.fixed import CURE, Form, from_fixed, inventory, is_fixed, lost, to_fixed
 from gradchain.updater.journal import Pending
-from gradchain.updater.memory import fits_repeats, without_repeats
+from gradchain.updater.memory import without_repeats
+from gradchain.updater.parts import Part, Which, part_of
 from gradchain.updater.saved import FORMAT, check, unexpected
-from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, kind_of, states, to_dict
+from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, states, to_dict
 
 _waiting: tuple[weakref.ref[Checkpoint], ...] = ()
 """Those whose state was loaded without weights, and whose weights no updater has updated since."""
@@ -72,13 +72,11 @@ class Checkpoint:
             fresh = bound.chain.init(bound.gradients.params())
         return to_fixed(plain, bound.chain, fresh, bound.parameters())
 
-    def contents(self, state: dict[str, Any]) -> dict[str, Any]:
-        """Weights, buffers and the state given as plain data."""
-        return {
-            "weights": {name: p.detach() for name, p in self._bound.parameters().items()},
-            "buffers": {name: b.detach() for name, b in self._bound.target.buffers().items()},
-            "state": state,
-        }
+    def contents(self, state: dict[str, Any], weights: Which) -> dict[str, Any]:
+        """Weights, or those of them, buffers and the state given as plain data."""
+        bound = self._bound
+        averages = [address for address, s in states(bound.chain, bound.state) if isinstance(s, AverageState)]
+        return part_of(bound.target, bound.parameters(), state, averages, weights)
 
     def refuse_sharded(self, owner: str) -> None:
         """One file is for whole weights."""
@@ -90,14 +88,14 @@ class Checkpoint:
 
     # in
 
-    def stage(self, saved: Mapping[str, Any], strict: bool, weights: bool = False) -> Callable[..., LoadReport]:
-        """Check a saved state; the function returned makes it the updater's. Whether its weights come with it."""
+    def stage(self, saved: Mapping[str, Any], strict: bool, weights: Collection[str] = ()) -> Callable[..., LoadReport]:
+        """Check a saved state; the function returned makes it the updater's. `weights` are those that come with it."""
         try:
             return self._staged(saved, strict, weights)
         except RecursionError:
             raise ValueError("load_state_dict: the state is nested deeper than any is, or holds itself.") from None
 
-    def _staged(self, saved: Mapping[str, Any], strict: bool, weights: bool) -> Callable[..., LoadReport]:
+    def _staged(self, saved: Mapping[str, Any], strict: bool, weights: Collection[str]) -> Callable[..., LoadReport]:
         bound, report = self._bound, LoadReport()
         bound.target.check()
         absent: list[tuple[str, ...]] = []
@@ -135,7 +133,7 @@ class Checkpoint:
             bound.observed = dict(saved["observed"])
             bound.news = {name: (count, latest) for name, (count, *latest) in saved["news"].items()}
             bound.num_skipped = saved["num_skipped"]
-            self._wait(None if weights else saved["fingerprint"])
+            self._wait({name: bits for name, bits in saved["fingerprint"].items() if name not in weights} or None)
 
         def commit(writes: Commit | None = None) -> LoadReport:
             bound.journal.discard()
@@ -180,19 +178,16 @@ class Checkpoint:
         """Check saved weights, buffers and state; the function returned makes them the model's and the updater's."""
         self.refuse_sharded("load")
         self._bound.target.check()
-        if not isinstance(contents, Mapping) or not {"weights", "buffers", "state"} <= set(contents):
-            found = sorted(map(str, contents)) if isinstance(contents, Mapping) else type(contents).__name__
-            raise ValueError(f"load: expected weights, buffers and state of an updater, found {found}.")
+        part = Part.read("load", contents)
         weights, buffers = self._bound.parameters(), self._bound.target.buffers()
-        for what, places, saved in (("weight", weights, contents["weights"]), ("buffer", buffers, contents["buffers"])):
-            _check_tensors(what, places, saved)
-        commit_state = self.stage(contents["state"], True, weights=True)
+        part.check(weights, buffers)
+        commit_state = self.stage(part.state, True, part.weights)
 
         def commit() -> LoadReport:
             writes = Commit()
-            for places, saved in ((weights, contents["weights"]), (buffers, contents["buffers"])):
-                pairs = [(without_repeats(p, p), without_repeats(saved[n], p)) for n, p in places.items()]
-                writes.add(Copies([p for p, _ in pairs], [value for _, value in pairs]))
+            for places, saved in ((weights, part.weights), (buffers, part.buffers)):
+                pairs = [(places[name], tensor) for name, tensor in saved.items()]
+                writes.add(Copies([without_repeats(p, p) for p, _ in pairs], [without_repeats(t, p) for p, t in pairs]))
             writes.after(_torch.forget_casts)
             return commit_state(writes)
 
@@ -226,26 +221,3 @@ class Checkpoint:
                 f"{other[0]!r}. Load the weights too, or use updater.save and updater.load.",
                 stacklevel=8,  # whoever called update or step
             )
-
-
-def _check_tensors(what: str, places: Mapping[str, Tensor], saved: Any) -> None:
-    if not isinstance(saved, Mapping) or not all(isinstance(value, Tensor) for value in saved.values()):
-        raise ValueError(f"load: expected a tensor for every {what}, found {type(saved).__name__} of other things.")
-    problems = [f"{what} {name!r} is missing" for name in places if name not in saved]
-    problems += [f"{what} {name!r} is unexpected" for name in saved if name not in places]
-    problems += [
-        f"{what} {name!r}: expected {kind_of(place)}, found {kind_of(saved[name])}"
-        for name, place in places.items()
-        if name in saved and not _can_be_copied(saved[name], place)
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
-        raise ValueError(f"load: the file is of another model: {'; '.join(problems[:3])}{more}.")
-
-
-def _can_be_copied(tensor: Tensor, place: Tensor) -> bool:
-    if tensor.is_nested or (is_readable(tensor), tensor.layout) != (is_readable(place), place.layout):
-        return False
-    if tensor.shape != place.shape or tensor.dtype != place.dtype:
-        return False
-    return fits_repeats(tensor, place)

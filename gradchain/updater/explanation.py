@@ -41,9 +41,9 @@ class Explanation(str):
 
 def explanation(bound: Bound, source: bool) -> Explanation:
     """The plan of the last step in words, line by line; with `source`, the kernels too."""
-    waiting = bound.observations.silent(bound.observed)
-    lines = [*_head(bound), *_kernels(bound, source), *_state(bound), *_schedules(bound), *waiting]
-    return Explanation("\n".join(lines))
+    waiting = bound.observations.silent(bound.observed, bound.clocks)
+    parts = (_head(bound), _kernels(bound, source), _state(bound), _ticks(bound), _schedules(bound), waiting)
+    return Explanation("\n".join(line for part in parts for line in part))
 
 
 def _head(bound: Bound) -> Iterator[str]:
@@ -109,12 +109,21 @@ def _bytes(value: Any) -> int:
     return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
 
 
+def _ticks(bound: Bound) -> Iterator[str]:
+    for address, link in bound.hypers.at_ticks().items():
+        assert link.clock is not None
+        yield f"{address} works at ticks of {link.clock!r}, {bound.clocks[link.clock]:,g} so far, not at updates"
+
+
 def _schedules(bound: Bound) -> Iterator[str]:
     every = bound.window.every(bound.state, bound.now)
+    clocks = {address: link.clock for address, link in bound.hypers.at_ticks().items()}
     for address, link, _ in walk(bound.chain, None):
         for name in link.hypers:
             for schedule in starts_of(link.__dict__[name]):
                 length = length_of(schedule)
-                if length is not None:
+                if length is not None and address in clocks:
+                    yield f"{address}.{name} ends at tick {length:,} of {clocks[address]!r}: {schedule!r}"
+                elif length is not None:
                     micro = f", micro-batch {int(length * every):,}" if every > 1 else ""
                     yield f"{address}.{name} ends at update {length:,}{micro}: {schedule!r}"

@@ -2,54 +2,111 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from gradchain.updater import sealed
+from gradchain.core.readable import shown
+from gradchain.updater import safe_tensors, sealed
+from gradchain.updater.journal import insist
+from gradchain.updater.parts import Which, check_which
+from gradchain.updater.state_dict import LoadReport
 
 FORMAT = 2
 _UNSEALED = 1  # the format of files that had no seal yet
+Format = Literal["torch", "safetensors"]
+FilePath: TypeAlias = "str | PathLike[str]"
 _PLAIN = (str, int, float, bool, type(None))
 
 
-def save(path: str | PathLike[str], parts: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
-    """Write `parts` and `extra` to `path`: all ranks call it, the first writes.
+class Saved(Protocol):
+    """What a file is written of, and read into: an Updater."""
+
+    def contents(self, weights: Which = "all") -> dict[str, Any]:
+        """Its part of a file."""
+
+    def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
+        """Check a part, and return what makes it the updater's."""
+
+
+def save(
+    path: FilePath,
+    updaters: Mapping[str, Saved],
+    weights: Which,
+    format: Format | None,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write the updaters and `extra` to `path`: all ranks call it, the first writes.
 
     The file appears under its name only when it is whole and on disk: a run killed meanwhile keeps the one before.
     """
+    check_which("save", weights)
+    if format not in (*get_args(Format), None):
+        raise ValueError(f"save: format must be 'torch', 'safetensors' or None, got {format!r}.")
+    parts = {name: updater.contents(weights) for name, updater in updaters.items()}
     where = sealed.path_of("save", path)
     for name, value in extra.items():
         try:
             _check_plain(f"save: {name}", value)
         except RecursionError:
             raise ValueError(f"save: {name} must not hold itself, nor be nested this deeply.") from None
+    contents = {"format": FORMAT, "parts": parts, "extra": dict(extra)}
+    if format == "safetensors" or (format is None and where.suffix == safe_tensors.SUFFIX):
+        safe_tensors.check_installed("save", where)
+        put = partial(safe_tensors.write, safe_tensors.parted(contents))
+    else:
+        put = partial(sealed.write_zip, contents)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     try:
         if not distributed or torch.distributed.get_rank() == 0:
-            sealed.write(where, {"format": FORMAT, "parts": dict(parts), "extra": dict(extra)})
+            sealed.write(where, put)
     finally:
         if distributed:
             torch.distributed.barrier()  # also where the write failed: the other ranks wait here
 
 
-def load(path: str | PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+def load(path: FilePath, updaters: Mapping[str, Saved]) -> dict[str, Any]:
+    """Read what `save` wrote into the updaters, all or nothing, and return the extra."""
+    parts, extra = read(path, "load")
+    check_names("load", updaters, parts)
+    staged = {name: updater.stage_contents(parts[name]) for name, updater in updaters.items()}
+    reports: dict[str, LoadReport] = {}
+
+    def commit() -> None:
+        reports.update((name, take_up()) for name, take_up in staged.items())
+
+    if len(staged) == 1:
+        commit()
+    else:
+        insist(commit)
+    differences = [line for report in reports.values() for line in report.differences]
+    if differences:
+        warnings.warn(f"load: {'; '.join(differences)}. The code's is used.", stacklevel=3)
+    return extra
+
+
+def read(path: FilePath, owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parts and extra that `save` wrote; `Updater.load` says what it raises."""
-    where = sealed.path_of("load", path)
-    contents, has_seal = sealed.read(where)
+    where = sealed.path_of(owner, path)
+    contents, has_seal = sealed.read(where, owner)
+    another = f"{owner}: {str(path)!r} must be a checkpoint that updater.save wrote, and is another file."
     if not isinstance(contents, dict) or not {"format", "parts", "extra"} <= set(contents):
-        raise ValueError(f"load: {str(path)!r} must be a checkpoint that updater.save wrote, and is another file.")
+        raise ValueError(another)
     found, parts, extra = contents["format"], contents["parts"], contents["extra"]
     if type(found) is not int or found not in (_UNSEALED, FORMAT):
-        raise ValueError(f"load: {str(path)!r} has format {found!r}, and this version reads {_UNSEALED} and {FORMAT}.")
+        raise ValueError(
+            f"{owner}: {str(path)!r} has format {shown(found)}, and this version reads {_UNSEALED} and {FORMAT}."
+        )
     if has_seal != (found == FORMAT):
-        raise ValueError(f"load: {str(path)!r} cannot be read: it is damaged, the checksum at its end is missing.")
+        raise ValueError(f"{owner}: {str(path)!r} cannot be read: it is damaged, the checksum at its end is missing.")
     if not isinstance(parts, dict) or not isinstance(extra, dict):
-        raise ValueError(f"load: {str(path)!r} must be a checkpoint that updater.save wrote, and is another file.")
+        raise ValueError(another)
     return parts, extra
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from os import PathLike
 from typing import Any, Literal, overload
 
 from gradchain.core.html import text
 from gradchain.updater import files
+from gradchain.updater.files import FilePath, Format
 from gradchain.updater.fixed import Form
 from gradchain.updater.journal import insist
+from gradchain.updater.parts import Which
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.updater import Updater
 
@@ -78,17 +79,13 @@ class Group(Mapping[str, Updater]):
         insist(lambda: reports.update((name, commit()) for name, commit in staged.items()))
         return reports
 
-    def save(self, path: str | PathLike[str], **extra: Any) -> None:
+    def save(self, path: FilePath, *, weights: Which = "all", format: Format | None = None, **extra: Any) -> None:
         """Write weights, buffers and state of every updater, and `extra`, into one file, as `Updater.save` does."""
-        files.save(path, {name: updater.contents() for name, updater in self.items()}, extra)
+        files.save(path, self, weights, format, extra)
 
-    def load(self, path: str | PathLike[str]) -> dict[str, Any]:
+    def load(self, path: FilePath) -> dict[str, Any]:
         """Read what `save` wrote, as `Updater.load` does: all is checked before anything changes. Returns the extra."""
-        parts, extra = files.load(path)
-        files.check_names("load", self, parts)
-        staged = [u.stage_contents(parts[name]) for name, u in self.items()]
-        insist(lambda: [commit() for commit in staged])
-        return extra
+        return files.load(path, self)
 
 
 def group(**updaters: Updater) -> Group:

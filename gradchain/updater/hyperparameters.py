@@ -14,6 +14,7 @@ from gradchain.core.context import Context
 from gradchain.core.html import table, text
 from gradchain.core.hyper import Hyper, Interval, Override, is_number, varies
 from gradchain.core.index import Index
+from gradchain.core.roles import AtTicks
 from gradchain.core.scalars import Scalars, as_number, on_host
 from gradchain.core.spread import Spread
 from gradchain.core.step import Step
@@ -99,17 +100,18 @@ class Hyperparameters:
 
     def __init__(self, chain: Transform) -> None:
         self._fields = _fields_of(chain)
+        self._at_ticks = _at_ticks_in(chain)
         self.overrides: dict[str, Override] = {}
         self._chain = chain
         self._seen: dict[str, Index] = {}
         self._names: tuple[str, ...] = ()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_fields": None}
+        return {**self.__dict__, "_fields": None, "_at_ticks": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._fields = _fields_of(self._chain)  # a copied chain may have made its links anew
+        self._fields, self._at_ticks = _fields_of(self._chain), _at_ticks_in(self._chain)  # may have been made anew
 
     def attach(self, index: Index) -> None:
         """Look at these parameters from now on.
@@ -134,9 +136,19 @@ class Hyperparameters:
         }
 
     def _sight(self, address: str, clocks: Mapping[str, float], overrides: Mapping[str, Override]) -> Context:
-        """What the link at an address looks at."""
-        ctx = Context.of(Step(clocks=clocks, overrides=overrides)).enter(address)
-        return ctx.narrow(self._seen[address])
+        """What the link at an address looks at where its numbers are asked for."""
+        return self.sight(address, Step(clocks=clocks, overrides=overrides))
+
+    def sight(self, address: str, step: Step) -> Context:
+        """What the link at an address looks at: where it works at the ticks of a clock, that clock is its step."""
+        link = self._at_ticks.get(address)
+        if link is not None and link.clock is not None:
+            step = step._replace(clocks={**step.clocks, "step": int(step.clocks.get(link.clock, 0))})
+        return Context.of(step).enter(address).narrow(self._seen[address])
+
+    def at_ticks(self) -> Mapping[str, AtTicks]:
+        """The links that work at the ticks of a clock, by address."""
+        return self._at_ticks
 
     def settings(self, clocks: Mapping[str, float]) -> Settings:
         """The hyperparameters that differ per parameter, and why."""
@@ -154,14 +166,15 @@ class Hyperparameters:
         return Settings(found, self._names)
 
     def clocks(self) -> frozenset[str]:
-        """The named clocks that some schedule reads."""
+        """The named clocks that some schedule reads, or some link works at."""
         return self.clocks_under(self.overrides)
 
     def clocks_under(self, overrides: Mapping[str, Override]) -> frozenset[str]:
-        """The named clocks that some schedule would read under these overrides."""
+        """The named clocks that some schedule would read under these overrides, or some link works at."""
         sources = [link.__dict__[hyper.name] for _, link, hyper in self._fields.values()]
         sources += [override.value for override in overrides.values()]
-        return frozenset(name for value in sources for start in starts_of(value) for name in clocks_of(start))
+        read = {name for value in sources for start in starts_of(value) for name in clocks_of(start)}
+        return frozenset(read | {link.clock for link in self._at_ticks.values() if link.clock is not None})
 
     def override(self, name: str, value: Any, factor: float | None, clocks: Mapping[str, float]) -> None:
         """Put a number, a schedule or a factor in place of a hyperparameter; neither of them ends that."""
@@ -264,6 +277,11 @@ def _fields_of(chain: Transform) -> dict[str, tuple[str, Transform, Hyper]]:
         for name, hyper in link.hypers.items()
         if not isinstance(link.__dict__[name], str)
     }
+
+
+def _at_ticks_in(chain: Transform) -> dict[str, AtTicks]:
+    """The links that work at the ticks of a clock, by address."""
+    return {a: link for a, link, _ in walk(chain, None) if isinstance(link, AtTicks) and link.clock is not None}
 
 
 def check_spread(value: Any, hyper: Hyper, address: str, index: Index) -> None:

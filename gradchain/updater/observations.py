@@ -1,43 +1,49 @@
-"""Numbers that a user observes, and links that wait for them: where the two do not meet, somebody is told, once."""
+"""Numbers that a user observes, ticks, and links that wait for them: where they do not meet, somebody is told, once."""
 
 from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
+from gradchain.core.roles import AtTicks
 from gradchain.core.transform import Transform, walk
 
 PATIENCE = 1000
-"""How many updates a link may wait for its first observation before it is said to wait."""
+"""How many updates a link may wait for its first observation or tick before it is said to wait."""
 
 
 class Observations:
-    """Which names the links of a chain wait for.
+    """Which names and clocks the links of a chain wait for.
 
     Attributes:
-        awaited: name → address of the link that waits for it; once they were told of, there are none.
+        awaited: whether any link waits that was not told of.
     """
 
     def __init__(self, chain: Transform) -> None:
-        self.awaited = {name: address for address, link, _ in walk(chain, None) for name in sorted(link.observes)}
-        self._read = dict(self.awaited)
+        links = [(address, link) for address, link, _ in walk(chain, None)]
+        self._read = {name: address for address, link in links for name in sorted(link.observes)}
+        self._ticks = {address: link.clock for address, link in links if isinstance(link, AtTicks) and link.clock}
+        self.awaited = bool(self._read or self._ticks)
         self._told: set[str] = set()
 
-    def tell_of_silence(self, observed: Collection[str]) -> None:
+    def tell_of_silence(self, observed: Collection[str], clocks: Mapping[str, float]) -> None:
         """Warn of each link that has waited for long, and say nothing from then on."""
-        lines, self.awaited = [*self.silent(observed)], {}
+        lines, self.awaited = [*self.silent(observed, clocks)], False
         others = f" Observed were {', '.join(map(repr, observed))}." if observed else ""
         for line in lines:
             warnings.warn(
                 f"update: {line} in {PATIENCE} updates, and changes nothing until then.{others}", stacklevel=7
             )
 
-    def silent(self, observed: Collection[str]) -> Iterator[str]:
-        """A sentence without its end for each name that is waited for and was never observed."""
+    def silent(self, observed: Collection[str], clocks: Mapping[str, float]) -> Iterator[str]:
+        """A sentence without its end for each name that was never observed, and each clock that never ticked."""
         for name, address in self._read.items():
             if name not in observed:
                 yield f"{address} waits for updater.observe({name!r}, value), which was not called"
+        for address, clock in self._ticks.items():
+            if not clocks[clock]:
+                yield f"{address} waits for updater.tick({clock!r}), which was not called"
 
     def tell_of_misspelling(self, name: str, observed: Collection[str]) -> None:
         """Warn of a name, the first time, that no link reads and that is like one that was never observed."""

@@ -3,7 +3,7 @@
 The file is the zip that `torch.save` writes, so that `torch.load` reads it by hand, and after it a seal of 48 bytes:
 16 that say what it is, and the 32 of a BLAKE2b checksum of all that comes before them. The seal stands behind the zip,
 not in its comment: it is made while torch writes the zip, and that ends with the length of its comment. Readers of zips
-look for the directory from the end and pass over what follows it.
+look for the directory from the end and pass over what follows it. A file of safetensors has its seal inside.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from gradchain.updater import safe_tensors
+
 _MARK = b"gradchain seal\x01\n"
 _SEAL = len(_MARK) + hashlib.blake2b(digest_size=32).digest_size
 _END_OF_ZIP = b"PK\x05\x06"  # begins the last 22 bytes of a zip without a comment
@@ -43,8 +45,8 @@ _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
 # writing
 
 
-def write(path: Path, contents: object) -> None:
-    """Write `contents` and a seal. The file has its name only when it is whole and on disk.
+def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
+    """Have `put` write a file. The file has its name only when it is whole and on disk.
 
     A symbolic link stays one: what it leads to is replaced. A new file has the mode that the umask leaves, and one that
     replaces another has that one's.
@@ -58,7 +60,7 @@ def write(path: Path, contents: object) -> None:
         temporary = f"{_beside(target)}{secrets.token_hex(4)}.tmp"
         try:
             with open(temporary, "xb") as file:
-                _write_sealed(file, contents)
+                put(file)
                 file.flush()
                 os.fsync(file.fileno())
             if mode is not None:
@@ -100,7 +102,8 @@ class _Sealing:
         return _MARK + self._sum.digest()
 
 
-def _write_sealed(file: BinaryIO, contents: object) -> None:
+def write_zip(contents: object, file: BinaryIO) -> None:
+    """Write the zip that torch makes of `contents`, and a seal."""
     sealing = _Sealing(file)
     try:
         torch.save(contents, sealing)  # type: ignore[arg-type]  # it asks for no more than that
@@ -155,33 +158,40 @@ def _sweep(path: Path) -> None:
 # reading
 
 
-def read(path: Path) -> tuple[Any, bool]:
-    """What lies in a file, verified before any of it is unpickled, and whether the file has a seal."""
-    with in_words("load", path), _opened(path) as file:
+def read(path: Path, owner: str) -> tuple[Any, bool]:
+    """What lies in a file, verified before any of it is read into tensors, and whether the file has a seal."""
+    with in_words(owner, path), _opened(path, owner) as file:
         size = os.fstat(file.fileno()).st_size
+        if of_tensors := safe_tensors.is_one(file, size):
+            safe_tensors.check_installed(owner, path)
         try:
-            sealed = _has_seal(file, size)
-            problem = _problem(file, size, sealed)
+            sealed = of_tensors or _has_seal(file, size)
+            problem = safe_tensors.problem(file, size) if of_tensors else _problem(file, size, sealed)
             file.seek(0)
-            contents = None if problem else torch.load(file, map_location="cpu", weights_only=True)
+            read_it = safe_tensors.contents if of_tensors else _unzipped
+            contents = None if problem else read_it(file)
         except Exception as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is to seek where no file has bytes
                 raise
             raise ValueError(
-                f"load: {str(path)!r} cannot be read: it is cut short, or no checkpoint of gradchain "
+                f"{owner}: {str(path)!r} cannot be read: it is cut short, or no checkpoint of gradchain "
                 f"({type(error).__name__})."
             ) from error
     if problem:
-        raise ValueError(f"load: {str(path)!r} cannot be read: {problem}.")
+        raise ValueError(f"{owner}: {str(path)!r} cannot be read: {problem}.")
     return contents, sealed
 
 
+def _unzipped(file: BinaryIO) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
+def _opened(path: Path, owner: str) -> Iterator[BinaryIO]:
     """A regular file, open for reading. ValueError for what is none: opening a FIFO or a device may wait, or act."""
-    _check_regular("load", path, os.stat(path).st_mode)
+    _check_regular(owner, path, os.stat(path).st_mode)
     with open(path, "rb", opener=_without_waiting) as file:
-        _check_regular("load", path, os.fstat(file.fileno()).st_mode)  # it may have become another meanwhile
+        _check_regular(owner, path, os.fstat(file.fileno()).st_mode)  # it may have become another meanwhile
         yield file
 
 
@@ -215,7 +225,7 @@ def _problem(file: BinaryIO, size: int, sealed: bool) -> str:
             warnings.warn(
                 f"load: {file.name!r} has no checksums, so nothing can tell whether it is damaged. Save it anew with "
                 "updater.save.",
-                stacklevel=5,
+                stacklevel=6,
             )
             return ""
         damaged = archive.testzip()

@@ -151,15 +151,26 @@ class Target:
         """The buffers of every bound module, by name."""
         return {name: buffer for prefix, root in self.roots for name, buffer in _buffers(root, prefix)}
 
+    def transient(self) -> list[str]:
+        """The names of the buffers that a module's own state_dict leaves out."""
+        return [name for prefix, root in self.roots for name, _ in _buffers(root, prefix, persistent=False)]
 
-def _buffers(module: nn.Module, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    def tied(self) -> dict[str, str]:
+        """Every further name of a parameter that has several → its first."""
+        places = [(place.path, self._numbers.get(place.key)) for place in self._structure.places]
+        names = {path: self.index.names[number] for path, number in places if number is not None}
+        return {path: name for path, name in names.items() if path != name}
+
+
+def _buffers(module: nn.Module, prefix: str, persistent: bool = True) -> Iterator[tuple[str, Tensor]]:
+    """Every buffer by name, or those only that are not `persistent`."""
     module = unwrapped(module)
     for name, buffer in module._buffers.items():
-        if buffer is not None:
+        if buffer is not None and (persistent or name in module._non_persistent_buffers_set):
             yield prefix + name, buffer
     for name, child in module._modules.items():
         if child is not None:
-            yield from _buffers(child, f"{prefix}{name}.")
+            yield from _buffers(child, f"{prefix}{name}.", persistent)
 
 
 def check_dense(place: Place) -> None:

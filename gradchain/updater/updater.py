@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from os import PathLike
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import torch
@@ -18,14 +16,16 @@ from gradchain._lazy import at_home
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
-from gradchain.updater import averages, files, foreign
+from gradchain.updater import averages, files, foreign, ticks
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, reset
+from gradchain.updater.files import FilePath, Format
 from gradchain.updater.fixed import Form, check_form
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
+from gradchain.updater.parts import Which
 from gradchain.updater.readings import Readings
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
@@ -250,8 +250,21 @@ class Updater(Readings, foreign.Stranger):
 
     @answering
     def tick(self, clock: str, amount: float = 1) -> None:
-        """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves."""
-        self._recovered().tick(clock, amount)
+        """Advance a named clock that a `by(clock, …)` schedule reads. "step" and "micro" tick by themselves.
+
+        Links that work at its ticks do so now, all or nothing: `average_params(0.999, on="ema")` averages the weights
+        as they are, once for each of `amount` ticks. Nothing of an open window changes.
+
+        Args:
+            clock: its name.
+            amount: how far it goes, at least 0; a whole number where a link works at its ticks.
+
+        Raises:
+            KeyError: nothing reads such a clock.
+            ValueError: it ticks by itself, or the amount is no such number.
+            RuntimeError: a link works at its ticks, and it is inside `averaged()` or in the middle of an update.
+        """
+        ticks.tick(self._recovered(), clock, amount, (self._check, self._walk.check_dropped))
 
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
@@ -344,12 +357,12 @@ class Updater(Readings, foreign.Stranger):
         with outside_inference():
             return self._bound.journal.guard(self._walk.checkpoint.stage, state_dict, strict)
 
-    def contents(self) -> dict[str, Any]:
+    def contents(self, weights: Which = "all") -> dict[str, Any]:
         """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
         self._check("save")
         self._walk.checkpoint.refuse_sharded("save")
         with outside_inference():
-            return self._walk.checkpoint.contents(self.state_dict(sync=True))
+            return self._walk.checkpoint.contents(self.state_dict(sync=True), weights)
 
     def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""
@@ -357,28 +370,38 @@ class Updater(Readings, foreign.Stranger):
         with outside_inference():
             return self._bound.journal.guard(self._walk.checkpoint.stage_contents, contents)
 
-    def save(self, path: str | PathLike[str], **extra: Any) -> None:
+    def save(self, path: FilePath, *, weights: Which = "all", format: Format | None = None, **extra: Any) -> None:
         """Write weights, buffers, state and `extra` into one file, atomically. All ranks call it, one writes.
 
         The file is what `torch.save` writes, a dict of "format", "parts" and "extra" that `torch.load` reads, and after
         it the checksum of all that. Where `path` is a link, the file that it leads to is replaced. A file that is
         replaced gives its mode to the new one, else the umask does.
 
+        Args:
+            path: the file. `gch.read_weights(path)` gives its weights without a model.
+            weights: "trainable" leaves out frozen ones, "none" all, and buffers: `load` leaves them as they are then.
+            format: "safetensors" is for other tools too: weights by name, all else behind "gradchain/". None goes by
+                the suffix.
+            **extra: plain data and tensors, which `load` returns.
+
         Raises:
             TypeError: `path` is no path, or `extra` holds what would not load without running code.
-            ValueError: `path` is a folder, a device or a FIFO, or `extra` holds itself.
+            ValueError: `path` is a folder, a device or a FIFO, `extra` holds itself, or an argument is none of its
+                words. As safetensors: a tensor is sparse, without values or of a dtype that the format has not.
+            ModuleNotFoundError: the package safetensors is to write it and is not installed.
             OSError: it cannot be written, as on a full disk. The file before it is then as it was.
             RuntimeError: inside `averaged()`, between `backward` and `step`, with sharded weights, or torch cannot
                 write a tensor.
         """
-        files.save(path, {"updater": self.contents()}, extra)
+        files.save(path, {"updater": self}, weights, format, extra)
 
-    def load(self, path: str | PathLike[str]) -> dict[str, Any]:
+    def load(self, path: FilePath) -> dict[str, Any]:
         """Read what `save` wrote into the model and this updater, and return the extra.
 
         Hyperparameters that the code has otherwise than the file stay the code's, and a warning names them. Overrides
         come back; `load_state_dict` reports them. Which weights require a gradient is the model's to say: the file does
-        not, and loading changes no `requires_grad`.
+        not, and loading changes no `requires_grad`. Weights that were not saved stay as they are, and the next update
+        warns if they are others than those that the state was saved with.
 
         The checksum is verified before anything of the file is used; of a file of before there was one, those of its
         zip. Whatever is raised, weights, buffers and state are untouched.
@@ -388,14 +411,10 @@ class Updater(Readings, foreign.Stranger):
             ValueError: it is no regular file, is damaged, or is of another chain or model.
             OSError: it cannot be opened or read.
             TypeError: `path` is no path.
+            ModuleNotFoundError: it is a file of safetensors, and that package is not installed.
             RuntimeError: inside `averaged()`, with sharded weights, or the model has changed since it was bound.
         """
-        parts, extra = files.load(path)
-        files.check_names("load", ["updater"], parts)
-        report = self.stage_contents(parts["updater"])()
-        if report.differences:
-            warnings.warn(f"load: {'; '.join(report.differences)}. The code's is used.", stacklevel=2)
-        return extra
+        return files.load(path, {"updater": self})
 
     def rebind(self, target: Any, remap: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> CarryReport:
         """Bind to a changed model: state goes along by name, new names start afresh, vanished ones leave.

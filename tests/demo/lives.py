@@ -35,15 +35,15 @@ def die():
 
 def die_in_write(point, number):
     """Let the life end inside its `number`-th checkpoint: where, says `point`."""
-    write, save, fsync, replace = sealed._write_sealed, torch.save, os.fsync, os.replace
+    write, save, fsync, replace = sealed.write_zip, torch.save, os.fsync, os.replace
     calls = []
 
     def reached():
         calls.append(1)
         return len(calls) == number
 
-    def empty(file, contents):
-        return die() if reached() else write(file, contents)
+    def empty(contents, file):
+        return die() if reached() else write(contents, file)
 
     def half(contents, file):
         buffer = io.BytesIO()
@@ -66,7 +66,7 @@ def die_in_write(point, number):
         if reached():
             die()
 
-    where = {"empty": (sealed, "_write_sealed"), "half": (torch, "save"), "unsynced": (os, "fsync")}
+    where = {"empty": (sealed, "write_zip"), "half": (torch, "save"), "unsynced": (os, "fsync")}
     setattr(*where.get(point, (os, "replace")), locals()[point])
 
 
@@ -86,9 +86,9 @@ def tell_at(micro, pipe):
     Training.steps = steps
 
 
-def torn_write(path, contents):
+def torn_write(path, put):
     with open(path, "wb") as file:
-        sealed._write_sealed(file, contents)
+        put(file)
 
 
 def fork(folder, point, number, variant):

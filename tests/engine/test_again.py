@@ -53,6 +53,7 @@ VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("average_params", "every"): (1, 2, 5),
     ("average_params", "buffers"): ("keep", "copy", "average"),
     ("average_params", "decay"): ("mean",),
+    ("average_params", "on"): (None, "ema"),
     ("chain", "links"): ((("front", gch.clip_by_norm(2.0)), gch.scale(0.5)), (gch.trace(0.9), gch.clip_by_norm(0.5))),
     ("clip_by_norm", "p"): (0.5, 1, 1.5, 2.0, 3, INF),
     ("clip_by_norm", "per"): ("all", "tensor", [HEAD, BODY], [gch.named("body.bias"), gch.min_ndim(2)]),

@@ -48,6 +48,10 @@ def _windowed() -> gch.Transform:
     return gch.chain(gch.accumulate(2), gch.adam(0.1), gch.average_params(0.9))
 
 
+def _ticking() -> gch.Transform:
+    return gch.chain(gch.accumulate(3), gch.adam(0.1), gch.average_params(0.9, on="ema", buffers="copy"))
+
+
 def _saved(folder: Path) -> Path:
     path = folder / "saved.pt"
     trained(5, _windowed(), 5)[1].save(path)
@@ -73,6 +77,7 @@ def calls(folder: Path) -> dict[str, Call]:
         ),
         "reset": Call(lambda: trained(0, _windowed(), 4), lambda m, u: u.reset()),
         "zero_grad": Call(lambda: trained(0, _windowed(), 3), lambda m, u: u.zero_grad()),
+        "tick": Call(lambda: trained(0, _ticking(), 4), lambda m, u: u.tick("ema", 2)),
     }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import random
 import zipfile
 from collections.abc import Callable
+from typing import Any
 
 Damage = Callable[[bytes, random.Random], bytes]
 
@@ -86,3 +89,15 @@ def rewritten(whole: bytes, edit: Callable[[str, bytes], bytes], compression: in
         for part in parts.infolist():
             archive.writestr(part.filename, edit(part.filename, parts.read(part)))
     return out.getvalue()
+
+
+def reheaded(whole: bytes, edit: Callable[[dict[str, Any]], object]) -> bytes:
+    """A file of safetensors with another header, as `edit` leaves it, and a seal that is right."""
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:end])
+    edit(header)
+    header["__metadata__"]["gradchain.seal"] = "0" * 64
+    made = json.dumps(header, separators=(",", ":")).encode()
+    made = len(made).to_bytes(8, "little") + made + whole[end:]
+    seal = hashlib.blake2b(made, digest_size=32).hexdigest().encode()
+    return made.replace(b'"gradchain.seal":"' + b"0" * 64, b'"gradchain.seal":"' + seal, 1)

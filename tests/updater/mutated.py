@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import json
 import math
 import random
 import warnings
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from damage import DAMAGES, rewritten
+from damage import DAMAGES, reheaded, rewritten
 from little import data, loss_of, net, same
 from torch import nn
 
@@ -332,11 +333,12 @@ def resealed(zipped: bytes) -> bytes:
 
 def of_bytes(scene: Scene, kind: str, folder: Path, rng: random.Random, many: int) -> Tally:
     """Load a file after each damage: to a file, to one without a seal, and to its pickle under checksums that fit."""
-    tally, path = Tally(), folder / "run.pt"
+    tally, path = Tally(), folder / ("run.safetensors" if kind in TENSOR_KINDS else "run.pt")
     scene.run(1)[1].save(path, epoch=1)
     whole = path.read_bytes()
     old = io.BytesIO()
-    torch.save({**torch.load(path, weights_only=True), "format": 1}, old)
+    if kind == "old file":
+        torch.save({**torch.load(path, weights_only=True), "format": 1}, old)
     right = contents_of(scene.run(1)[1])
     _, updater = scene.run(2)
     before = contents_of(updater)
@@ -348,7 +350,7 @@ def of_bytes(scene: Scene, kind: str, folder: Path, rng: random.Random, many: in
             if same(contents_of(updater), before):
                 continue
             tally.fault("changed", what)
-        elif kind == "file" or (kind == "old file" and not same(updater.contents(), right)):
+        elif kind in ("file", "safetensors") or (kind == "old file" and not same(updater.contents(), right)):
             tally.fault("silent", what)
         else:
             tally.counts["the same contents" if kind == "old file" else "taken as given"] += 1
@@ -358,12 +360,28 @@ def of_bytes(scene: Scene, kind: str, folder: Path, rng: random.Random, many: in
 
 def damaged(kind: str, whole: bytes, old: bytes, damage: Any, rng: random.Random) -> bytes:
     """The bytes of one file of a kind."""
-    if kind == "file":
+    if kind in ("file", "safetensors"):
         return damage(whole, rng)
+    if kind == "tree":
+        return reheaded(whole, lambda header: damage_tree(header["__metadata__"], damage, rng))
     if kind == "old file":
         return damage(old, rng)
     pickled = lambda name, part: damage(part, rng) if name.endswith("data.pkl") else part  # noqa: E731
     return resealed(rewritten(whole[:-48], pickled))
 
 
+def damage_tree(metadata: dict[str, str], damage: Any, rng: random.Random) -> None:
+    """What is no tensor in a file of safetensors becomes another text, or one thing in it another."""
+    if rng.random() < 0.5:
+        metadata["gradchain"] = damage(metadata["gradchain"].encode(), rng).decode(errors="replace")
+        return
+    tree = json.loads(metadata["gradchain"])
+    path = rng.choice([path for path, _ in leaves(tree) if path])
+    metadata["gradchain"] = json.dumps(replaced(path, rng.choice(OTHERS))(tree))
+
+
+OTHERS = ("x", "", -1, 0, 0.5, 2**63, None, True, [], {}, {"$tensor": "0.bias"}, {"$int": "-ff"}, {"$float": "nan"})
+
+
 KINDS = ("file", "old file", "pickle")
+TENSOR_KINDS = ("safetensors", "tree")  # the file, and its JSON under a seal that is right

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mutated import KINDS, SCENES, Scene, Tally, leaves, mutations, of_bytes, plain
+from mutated import KINDS, SCENES, TENSOR_KINDS, Scene, Tally, leaves, mutations, of_bytes, plain
 
 from gradchain.core.domain import Domain
 from gradchain.core.readable import is_readable
@@ -27,9 +27,9 @@ def test_plain_data_with_one_thing_changed(scene: Scene):
 
 
 @scenes
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", (*KINDS, *TENSOR_KINDS))
 def test_bytes(scene: Scene, kind: str, tmp_path):
-    """A file, one without a seal, and one whose pickle was changed under checksums that fit."""
+    """A file, one without a seal, and one whose pickle was changed under checksums that fit; of safetensors too."""
     assert right(of_bytes(scene, kind, tmp_path, random.Random(scene.name + kind), 20))
 
 
