@@ -19,7 +19,9 @@ from gradchain.updater.state_dict import LoadReport, from_dict, to_dict
 
 rows = pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES])
 NAMES = {name: value for name, value in vars(rules).items() if callable(value)}
-KNOWN = {**vars(gch.schedules), **vars(gch.selectors), **NAMES, **vars(gch), "torch": torch, "inf": float("inf")}
+RULES = {name: getattr(gch.rules, name) for name in gch.rules.__all__}
+KNOWN = {**RULES, **vars(gch.schedules), **vars(gch.selectors), **NAMES, **vars(gch)}
+KNOWN.update(torch=torch, inf=float("inf"))
 
 
 # links as values
