@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -28,7 +28,6 @@ from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
-from gradchain.selectors.source import code
 
 
 class OptimizerState(State):
@@ -217,9 +216,9 @@ class from_torch(Transform):
     def written(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer, **dict(self.arguments)}
 
-    def __repr__(self) -> str:
-        given = "".join(f", {name}={code(value)}" for name, value in self.arguments)
-        return f"from_torch({code(self.optimizer)}{given})"
+    def as_call(self) -> Iterator[tuple[str, Any]]:
+        yield "", self.optimizer
+        yield from self.arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
         return from_torch, (self.optimizer, self.arguments)
