@@ -244,8 +244,8 @@ def test_every_link_and_alias_has_its_row():
 @pytest.mark.parametrize("name", sorted({*registry, *optimizers.__all__}))
 def test_a_link_or_alias_has_a_row(name):
     """By its name, so that the tests of a new rule find it missing."""
-    rows = [row for row in links_of(README) if names_in(row[0]) == [name]]
-    assert len(rows) == 1, f"{name}: give it a row in README's table of links"
+    rows = [row for row in links_of(CATALOGUE) if names_in(row[0]) == [name]]
+    assert len(rows) == 1, f"{name}: give it a row in docs/catalogue.md"
 
 
 @pytest.mark.parametrize(
