@@ -5,9 +5,9 @@ import copy
 import torch
 import torch.distributed as dist
 from adapters.trainer_table import answers
-from later import later
 from little_task import loss_of, share, weights
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.nn.parallel import DistributedDataParallel
 from two_ranks import Scenarios, sentence
 
@@ -15,7 +15,6 @@ import gradchain as gch
 from gradchain.adapters.zero import optimizer_class
 
 scenario = Scenarios()
-zero = later("torch.distributed.optim")
 
 CHAINS = {
     "constant": lambda: gch.chain(gch.adamw(1e-2)),
@@ -49,9 +48,7 @@ def net(seed=7):
 
 def sharded(make, seed=7, **options):
     model = DistributedDataParallel(net(seed))
-    optimizer = zero.ZeroRedundancyOptimizer(
-        model.parameters(), optimizer_class=optimizer_class(make(), model), **options
-    )
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=optimizer_class(make(), model), **options)
     return model, optimizer, torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
 
 
@@ -124,8 +121,8 @@ def refuses(rank):
     said["none"] = sentence(ValueError, made, [])
     updater = CHAINS["constant"]().bind(model)
     given = {
-        "as parameters": lambda: zero.ZeroRedundancyOptimizer(updater, torch.optim.AdamW),
-        "its class": lambda: zero.ZeroRedundancyOptimizer(model.parameters(), gch.Updater),
+        "as parameters": lambda: ZeroRedundancyOptimizer(updater, torch.optim.AdamW),
+        "its class": lambda: ZeroRedundancyOptimizer(model.parameters(), gch.Updater),
     }
     said["bare"] = answers(given)
     said["options"] = sentence(TypeError, made, model.parameters(), lr=0.1)
