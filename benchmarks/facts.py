@@ -18,13 +18,38 @@ from typing import Any
 
 _IMPORT = "import time, torch; t = time.perf_counter(); import gradchain; print(time.perf_counter() - t)"
 
+_FIRST_USE = """
+import gc, time, torch
+model = torch.nn.Linear(3, 1)
+gc.collect()
+gc.freeze()
+t = time.perf_counter()
+import gradchain as gch
+gch.chain(gch.clip_by_norm(1.0), gch.adamw(1e-3)).bind(model)
+print(time.perf_counter() - t)
+"""
+
 
 def import_seconds(times: int) -> list[float]:
     """Importing gradchain where torch is imported already: some processes, with compiled files from one before them."""
+    return _fresh(_IMPORT, times)
+
+
+def first_use_seconds(times: int) -> list[float]:
+    """Importing gradchain, a first chain and its bind, over torch and a model: some processes, as `import_seconds`.
+
+    A full collection of all that torch made falls into some allocation of every program, here or elsewhere: it is kept
+    out.
+    """
+    return _fresh(_FIRST_USE, times)
+
+
+def _fresh(code: str, times: int) -> list[float]:
+    """What a code prints, in so many new processes, with compiled files from one before them."""
     with tempfile.TemporaryDirectory() as compiled:
         files = {"PYTHONPYCACHEPREFIX": compiled, "PYTHONDONTWRITEBYTECODE": ""}
-        _child([sys.executable, "-c", _IMPORT], files)
-        return [float(_child([sys.executable, "-c", _IMPORT], files)) for _ in range(times)]
+        _child([sys.executable, "-c", code], files)
+        return [float(_child([sys.executable, "-c", code], files)) for _ in range(times)]
 
 
 def first_step(workload: str, recipe: str, times: int) -> dict[str, Any]:
@@ -139,6 +164,7 @@ def measure(cells: Sequence[tuple[str, str]], times: int) -> dict[str, Any]:
 
     out: dict[str, Any] = {
         "import_over_torch_s": import_seconds(times),
+        "first_use_over_torch_s": first_use_seconds(times),
         "bind_1000_s": {str(n): bind_seconds(n, times) for n in (0, 1, 10, 100)},
         "first_step": {f"({w}) {r}": first_step(w, r, times) for w, r in cells},
     }

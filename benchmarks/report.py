@@ -146,6 +146,9 @@ def facts_lines(facts: dict[str, Any]) -> list[str]:
     """What is no step's time, as medians."""
     milli = {name: 1e3 * median(took) for name, took in facts["bind_1000_s"].items()}
     out = ["", f"import gradchain over torch: {1e3 * median(facts['import_over_torch_s']):.0f} ms"]
+    if "first_use_over_torch_s" in facts:  # older results have none
+        took = 1e3 * median(facts["first_use_over_torch_s"])
+        out.append(f"import, first chain and first bind over torch: {took:.0f} ms")
     out += [f"bind to 1000 tensors, R2 and {name} masked links: {took:.1f} ms" for name, took in milli.items()]
     for cell, took in facts["first_step"].items():
         times = f"cold {median(took['cold_s']):.3f} s, warm {median(took['warm_s']):.3f} s"

@@ -128,6 +128,29 @@ def test_import_loads_no_room():
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT.parent)}, check=True)
 
 
+ROOMS_OF_A_CHAIN = [
+    "_lazy", "_numbers", "_version", "combinators", "core", "engine", "optimizers", "schedules", "selectors",
+    "transforms", "updater", "words",
+]  # fmt: skip
+
+
+def test_a_chain_in_use_loads_the_law_and_no_package():
+    """One that is bound and has updated weights: rooms of the law alone, and nothing that torch had not loaded."""
+    code = """
+before = set(sys.modules)
+import torch
+import gradchain as gch
+model = torch.nn.Linear(3, 1)
+updater = gch.chain(gch.clip_by_norm(1.0), gch.adamw(1e-3)).bind(model)
+bound = set(sys.modules) - before
+updater.update(model(torch.ones(2, 3)).square().mean())
+answer = sorted(bound), sorted(set(sys.modules) - before)
+"""
+    for modules in alone(code):
+        assert [name for name in modules if name.partition(".")[0] != "gradchain"] == []
+        assert sorted({name.split(".")[1] for name in modules if "." in name}) == ROOMS_OF_A_CHAIN
+
+
 @pytest.mark.slow
 def test_each_name_is_the_first_that_is_asked_for():
     """Of both lists and of each room: it loads alone, is no module, and is what its home has."""

@@ -19,7 +19,9 @@ from gradchain.updater.state_dict import LoadReport, from_dict, to_dict
 
 rows = pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES])
 NAMES = {name: value for name, value in vars(rules).items() if callable(value)}
-KNOWN = {**vars(gch.schedules), **vars(gch.selectors), **NAMES, **vars(gch), "torch": torch, "inf": float("inf")}
+RULES = {name: getattr(gch.rules, name) for name in gch.rules.__all__}
+KNOWN = {**RULES, **vars(gch.schedules), **vars(gch.selectors), **NAMES, **vars(gch)}
+KNOWN.update(torch=torch, inf=float("inf"))
 
 
 # links as values
@@ -58,9 +60,10 @@ def test_dataclasses_replace(case: Case):
     """replace() makes an equal link of no change, and checks what it changes. chain and partition take *args."""
     assert dataclasses.replace(case.link) == case.link
     for name, hyper in type(case.link).hypers.items():
-        changed = dataclasses.replace(case.link, **{name: gch.constant(1.0)})
+        value = 3.0 if name in case.link.read_once else gch.constant(1.0)
+        changed = dataclasses.replace(case.link, **{name: value})
         assert changed != case.link
-        assert getattr(changed, name) == gch.constant(1.0)
+        assert getattr(changed, name) == value
         if hyper.interval.text != "(-inf, inf)":
             with pytest.raises(ValueError, match=name):
                 dataclasses.replace(case.link, **{name: -1e9})

@@ -109,7 +109,7 @@ def counterparts():
 
     modules = [optim, optim.lr_scheduler, optim.swa_utils, torch.nn.utils, torch.amp, optax, optax.contrib]
     ours = {name: getattr(gch.schedules, name) for name in gch.schedules.__all__}
-    ours.update({name: getattr(gch, name) for name in [*gch.optimizers.__all__, *registry]})
+    ours.update({name: getattr(gch.rules, name) for name in [*gch.optimizers.__all__, *registry]})
     ours = {n: v for n, v in ours.items() if inspect.isfunction(v) or (inspect.isclass(v) and "__init__" in vars(v))}
     for name in ("chain", "from_torch", "partition", "evaluate", "clocks_of", "Schedule"):  # called with anything
         ours.pop(name)

@@ -20,7 +20,6 @@ class AccumulateState(WindowState):
 
     added: ClassVar[frozenset[str]] = frozenset({"reference"})
 
-    weighted: bool = False  # whether its micro-batches were given weights
     reference: Annotated[float, "(0, inf)"] = 1.0  # r: weights, or the 1 of each in a sum, are taken relative to it
 
 

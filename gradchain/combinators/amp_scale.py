@@ -73,8 +73,6 @@ class amp_scale(Gate):
     always: bool = False
 
     def init(self, params: Tensors) -> AmpState:
-        if callable(self.init_scale):
-            raise TypeError("amp_scale: init_scale must be a number: it is read once, before the first update.")
         return AmpState(maximum(float(self.init_scale), _LEAST))
 
     def active(self, ctx: Context) -> bool:

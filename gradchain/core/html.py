@@ -5,7 +5,6 @@ All text is escaped. There are no colours but a grey that is seen on white and o
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -20,14 +19,14 @@ _CELL = (
 
 def table(rows: Iterable[Sequence[str]], *, head: Sequence[str] = (), title: str = "") -> str:
     """Rows of text as a table."""
-    caption = f'<caption style="text-align:left;caption-side:top">{html.escape(title)}</caption>' if title else ""
+    caption = f'<caption style="text-align:left;caption-side:top">{_escaped(title)}</caption>' if title else ""
     lines = [*([_row("th", head)] if head else []), *(_row("td", row) for row in rows)]
     return f'<table style="border-collapse:collapse">{caption}{"".join(lines)}</table>'
 
 
 def text(lines: str) -> str:
     """Text as it is, line by line."""
-    return f'<pre style="white-space:pre-wrap">{html.escape(lines)}</pre>'
+    return f'<pre style="white-space:pre-wrap">{_escaped(lines)}</pre>'
 
 
 def of_link(link: Transform, title: str = "") -> str:
@@ -36,7 +35,7 @@ def of_link(link: Transform, title: str = "") -> str:
 
 
 def _row(kind: str, cells: Sequence[str]) -> str:
-    inside = (f'<{kind} style="{_CELL}">{html.escape(cell)}</{kind}>' for cell in cells)
+    inside = (f'<{kind} style="{_CELL}">{_escaped(cell)}</{kind}>' for cell in cells)
     return f"<tr>{''.join(inside)}</tr>"
 
 
@@ -65,3 +64,9 @@ def _held(value: Any, depth: int) -> Iterator[tuple[str, str]]:
 
 def _inwards(depth: int, name: str) -> str:
     return f"{'    ' * depth}{name}"
+
+
+def _escaped(text: str) -> str:
+    import html  # a chain in use needs none of its tables
+
+    return html.escape(text)

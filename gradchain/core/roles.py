@@ -26,6 +26,7 @@ class WindowState(State):
     """
 
     whole: ClassVar[frozenset[str]] = frozenset({"window"})
+    added: ClassVar[frozenset[str]] = frozenset({"weighted"})
 
     window: Tensors  # the sum of the gradients; no entries while no window is open
     micro: Annotated[int, "integer [0, inf)"] = 0  # micro-batches in the window so far
@@ -35,6 +36,7 @@ class WindowState(State):
     scaled: bool = False  # whether the chain scaled their losses: then it may lie in `.grad`, else the link sums
     # the sum of weight times loss; a number, or a 0-d tensor where the loss is on an accelerator
     loss: Annotated[Any, "[-inf, inf] or NaN"] = 0.0
+    weighted: bool = False  # whether its micro-batches were given weights: then each rank has a sum of its own
 
     def problem(self) -> str | None:
         if self.micro:

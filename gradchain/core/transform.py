@@ -227,12 +227,21 @@ class Transform:
                 "groups of parameters links of their own."
             )
 
+    def _read_once(self, name: str, source: Any) -> Any:
+        """A hyperparameter as `init` reads it: what it holds later does not matter. TypeError where it has a later."""
+        if isinstance(source, PerParameter) or callable(source):
+            raise TypeError(
+                f"{type(self).__name__}: {name} must be a number: it is read before the first update only, got "
+                f"{source!r}."
+            )
+        return on_host(source) if isinstance(source, Tensor) else source
+
     def __post_init__(self) -> None:
         for name in self.hypers:
             source = self.__dict__[name]
             self.check_uniform(name, source)
-            if isinstance(source, Tensor) and name in self.read_once:
-                self.__dict__[name] = on_host(source)  # what it holds later does not matter
+            if name in self.read_once:
+                self.__dict__[name] = self._read_once(name, source)
         self.check()
 
     def as_call(self) -> Iterator[tuple[str, Any]]:

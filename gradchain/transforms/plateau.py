@@ -90,9 +90,6 @@ class reduce_on_plateau(Transform):
                 raise ValueError(f"reduce_on_plateau: {name} must be {' or '.join(map(repr, known))}, got {given!r}.")
 
     def init(self, params: Tensors) -> PlateauState:
-        for name in sorted(self.read_once):
-            if callable(self.__dict__[name]):
-                raise TypeError(f"reduce_on_plateau: {name} must be a number: it is read before the first update only.")
         return PlateauState(self.base, self.worst if self.mode == "min" else -self.worst)
 
     def update(self, g: Tensors, state: PlateauState, ctx: Context) -> tuple[Tensors, PlateauState]:

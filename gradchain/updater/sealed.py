@@ -13,7 +13,6 @@ import errno
 import glob
 import hashlib
 import os
-import secrets
 import stat
 import time
 import warnings
@@ -57,7 +56,7 @@ def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
             raise FileNotFoundError(f"save: there is no folder {str(target.parent)!r}. Create it first.")
         mode = _mode_of(path, target)
         _sweep(target)
-        temporary = f"{_beside(target)}{secrets.token_hex(4)}.tmp"
+        temporary = f"{_beside(target)}{os.urandom(4).hex()}.tmp"
         try:
             with open(temporary, "xb") as file:
                 put(file)

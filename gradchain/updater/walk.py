@@ -227,10 +227,13 @@ class Walk:
     def check_writable(self, sync: bool) -> None:
         """RuntimeError where a state would lack a gradient, or hold a window that differs from rank to rank."""
         self.check_waiting("state_dict", "its gradient would be lost")
-        if self.bound.window.unsynchronised and not sync:
+        window = self.bound.window
+        if window.differs(self.bound.state) and not sync:
+            cure = "call state_dict(sync=True) on every rank"
+            if window.unsynchronised and self.bound.target.sharded:  # which cannot reduce it before it closes
+                cure = "have every micro-batch reduced into a buffer: accumulate(…, dtype=…)"
             raise RuntimeError(
-                "state_dict: the open window differs from rank to rank. Save where a window closes, or call "
-                "state_dict(sync=True) on every rank."
+                f"state_dict: the open window differs from rank to rank. Save where a window closes, or {cure}."
             )
 
     def check_dropped(self, owner: str) -> None:

@@ -176,11 +176,30 @@ class Window:
         synchronise(self._target, True)  # which a backward that was broken off may have left undone
         self.unsynchronised = False
 
+    def differs(self, state: Links) -> bool:
+        """Whether an open window differs from rank to rank: in its gradients, or in the sum of its weights."""
+        return self.unsynchronised or bool(self._weighed(state))
+
+    def _weighed(self, state: Links) -> dict[str, WindowState]:
+        """The open windows whose micro-batches were weighed by each rank for itself, wherever they lie."""
+        if not self._target.distributed:
+            return {}
+        windows = {name: held for name, held in state.links.items() if isinstance(held, WindowState)}
+        return {name: held for name, held in windows.items() if held.micro and held.weighted}
+
     def reduced(self, state: Links, owner: str) -> Links:
-        """`state` with an unsynchronised window made the mean over ranks, as its closing backward would have.
+        """`state` with what differs from rank to rank made the mean over ranks, as closing the window would have.
 
         All ranks must call it, whatever their windows are.
         """
+        state = self._synchronised(state, owner)
+        for name, held in self._weighed(state).items():
+            weight, loss = over_ranks(self._target, held.weight), over_ranks(self._target, held.loss)
+            state = state.holding({**state.links, name: held.replace(weight=weight, loss=loss)})
+        return state
+
+    def _synchronised(self, state: Links, owner: str) -> Links:
+        """`state` with an unsynchronised window made the mean over ranks."""
         if self.unsynchronised and self._target.sharded:
             raise RuntimeError(
                 f"{owner}: FSDP2 holds the window's gradients where they cannot be reduced now. Close the window with "

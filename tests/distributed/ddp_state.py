@@ -1,5 +1,6 @@
 """Scenarios: state, skipped updates, closures and names under DDP."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -49,29 +50,47 @@ def state_in_a_window(rank):
     }
 
 
+def buffered_chain():
+    """plain_chain with its window in a buffer, which every micro-batch enters reduced."""
+    links = gch.clip_by_norm(0.5), gch.sgd(0.1, momentum=0.9)
+    return gch.chain(gch.accumulate(4, dtype=torch.float64), *links)
+
+
+WEIGHED = {
+    "withheld in .grad": (plain_chain, True),
+    "reduced in .grad": (plain_chain, False),
+    "withheld, a buffer": (buffered_chain, True),
+    "reduced, a buffer": (buffered_chain, False),
+}
+
+
 @scenario
 def weighted_state_in_a_window(rank):
-    """The sums of the weights are saved with the window."""
+    """The sums of the weights are saved with the window, wherever it lies and whoever reduced it."""
 
-    def feed(updater, ddp, micros):
+    def feed(updater, ddp, micros, context):
         for micro in micros:
             n = counts(micro, rank)
-            with updater.context():
+            with updater.context() if context else nullcontext():
                 loss = summed(ddp(rows(micro, rank, n))) / n
             updater.update(loss, weight=n)
 
-    first, second = net(), net()
-    ddp = DistributedDataParallel(first)
-    updater = plain_chain().bind(ddp)
-    feed(updater, ddp, range(6))
-    saved = [updater.state_dict(sync=True), first.state_dict()]
-    dist.broadcast_object_list(saved)  # everybody continues from what rank 0 has written
-    second.load_state_dict(saved[1])
-    ddp = DistributedDataParallel(second)
-    updater = plain_chain().bind(ddp)
-    updater.load_state_dict(saved[0])
-    feed(updater, ddp, range(6, 8))
-    return {"weights": weights(second)}
+    def resumed(chain, context):
+        first, second = net(), net()
+        ddp = DistributedDataParallel(first)
+        updater = chain().bind(ddp)
+        feed(updater, ddp, range(6), context)
+        said = sentence(RuntimeError, updater.state_dict)
+        saved = [updater.state_dict(sync=True), first.state_dict()]
+        dist.broadcast_object_list(saved)  # everybody continues from what rank 0 has written
+        second.load_state_dict(saved[1])
+        ddp = DistributedDataParallel(second)
+        updater = chain().bind(ddp)
+        updater.load_state_dict(saved[0])
+        feed(updater, ddp, range(6, 8), context)
+        return {"weights": weights(second), "said": said}
+
+    return {kind: resumed(*how) for kind, how in WEIGHED.items()}
 
 
 @scenario

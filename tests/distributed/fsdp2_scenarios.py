@@ -1,5 +1,7 @@
 """Scenarios: FSDP2 on two ranks."""
 
+import shutil
+
 import torch
 import torch.distributed as dist
 from ddp_state import shared_folder
@@ -276,6 +278,16 @@ def mu(saved):
     return saved["links"]["scale_by_adam"]["mu"]
 
 
+def taken(rank, folder):
+    """What the files of a folder hold, by name, on the first rank; and they are gone."""
+    dist.barrier()
+    if rank != 0:
+        return {}
+    contents = {file.name: file.read_bytes() for file in folder.iterdir()}
+    shutil.rmtree(folder)
+    return contents
+
+
 @scenario
 def distributed_checkpoint(rank):
     folder = shared_folder("dcp")
@@ -293,11 +305,7 @@ def distributed_checkpoint(rank):
     shards = {type(t) for fields in state["tensors"].values() for entries in fields.values() for t in entries.values()}
     result = {"weights": train(again, second, range(4, 8), rank), "shards": shards == {tensor.DTensor}}
     result["overrides"] = report.overrides
-    dist.barrier()
-    if rank == 0:
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()
+    taken(rank, folder)
     return result
 
 
@@ -368,3 +376,104 @@ def low_precision(rank):
             updater.update(loss_of(model(share(micro, rank).float())))
         out.append(weights(model))
     return {"alone": out[0], "disturbed": out[1]}
+
+
+# torch.distributed.checkpoint with an open window
+
+
+def branched(k):
+    """A window in a branch, which no rank withholds, beside one that closes at other times."""
+    return gch.partition(
+        (gch.min_ndim(2), gch.chain(gch.accumulate(k), gch.adamw(0.05))),
+        (gch.rest, gch.chain(gch.accumulate(k - 1), gch.sgd(0.1, momentum=0.9))),
+    )
+
+
+def held_chain(k):
+    """A window behind a gate: a buffer takes the gradients in at every micro-batch."""
+    return gch.chain(gch.skip_nonfinite(), gch.accumulate(k, dtype=torch.float64), gch.adamw(0.05))
+
+
+WINDOWS = {
+    "in .grad": plain_chain,
+    "in .grad, with all links": full_chain,
+    "a wide buffer": lambda k: gch.chain(gch.accumulate(k, dtype=torch.float64), gch.adamw(0.05)),
+    "a buffer behind a gate": held_chain,
+    "in branches": branched,
+}
+IN_GRAD = ("in .grad", "in .grad, with all links")
+BEGUN, DONE = 5, 12
+
+
+def fed_by_hand(updater, model, micro, rank):
+    """`loss.backward()` reduces each micro-batch."""
+    loss_of(model(share(micro, rank))).backward()
+    updater.step()
+
+
+def fed_by_update(updater, model, micro, rank):
+    """FSDP2 is asked to withhold the reduction where the window lies in `.grad`."""
+    train(updater, model, [micro], rank)
+
+
+def fed_by_weight(updater, model, micro, rank):
+    """Other numbers of rows on each rank, which are their weights; in one process all rows, of the mean weight."""
+    batch = [rows(micro, r, counts(micro, r)) for r in ((0, 1) if rank is None else (rank,))]
+    together = torch.cat(batch)
+    with updater.context():
+        loss = summed(model(together)) / len(together)
+    updater.update(loss, weight=len(together) / len(batch))
+
+
+FEEDS = {"by hand": fed_by_hand, "by update": fed_by_update, "by weight": fed_by_weight}
+
+
+def fed(updater, model, micros, rank, feed):
+    for micro in micros:
+        FEEDS[feed](updater, model, micro, rank)
+    return weights(model)
+
+
+def kinds():
+    """Each window with each feed that it can have: ranks weigh micro-batches in the outermost chain only."""
+    return [(name, feed) for name in WINDOWS for feed in FEEDS if (name, feed) != ("in branches", "by weight")]
+
+
+def withheld(name, feed):
+    """Whether FSDP2 holds gradients that are not reduced before the window closes."""
+    return name in IN_GRAD and feed != "by hand"
+
+
+def resumed(rank, name, feed, each, loaded):
+    """Weights of a run that saved in an open window, of one that loaded that, and the files; or what was said.
+
+    The loading run has done some micro-batches before.
+    """
+    models = [sharded(net(), each) for _ in range(2)]
+    (first, second), (updater, again) = models, (WINDOWS[name](3).bind(model) for model in models)
+    fed(updater, first, range(BEGUN), rank, feed)
+    said = ""
+    if withheld(name, feed) or feed == "by weight":
+        said = sentence(RuntimeError, updater.state_dict, form="fixed")
+    if withheld(name, feed):
+        return {"said": said, "through": fed(updater, first, range(BEGUN, DONE), rank, feed)}
+    folder, state = shared_folder("window"), updater.state_dict(form="fixed", sync=True)
+    checkpoint.save({"model": first.state_dict(), "updater": state}, checkpoint_id=folder)
+    fed(again, second, range(30, 30 + loaded), rank, feed)
+    found = {"model": second.state_dict(), "updater": again.state_dict(form="fixed", sync=True)}
+    checkpoint.load(found, checkpoint_id=folder)
+    second.load_state_dict(found["model"])
+    report = str(again.load_state_dict(found["updater"]))
+    through, continued = (fed(u, m, range(BEGUN, DONE), rank, feed) for u, m in ((updater, first), (again, second)))
+    files = taken(rank, folder)
+    return {"said": said, "report": report, "through": through, "continued": continued, "files": files}
+
+
+@scenario
+def windows_in_checkpoints(rank):
+    """Of models sharded by layers and whole, into fresh runs and others."""
+    return {
+        (name, feed, each): resumed(rank, name, feed, each, 0 if each else 2)
+        for name, feed in kinds()
+        for each in (True, False)
+    }

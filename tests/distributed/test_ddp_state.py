@@ -35,8 +35,12 @@ def test_state_in_a_window(ran):
     assert all(torch.equal(windows[0][n], windows[1][n]) for n in windows[0])
 
 
-def test_weights_of_a_saved_window(ran):
-    close(ran("weighted_state_in_a_window"), by_rows()[0], weights(net()))
+@pytest.mark.parametrize("kind", on_ranks.WEIGHED)
+def test_weights_of_a_saved_window(ran, kind):
+    """Those of all ranks, and where each has its own they are asked for."""
+    results = [result[kind] for result in ran("weighted_state_in_a_window")]
+    close(results, by_rows()[0], weights(net()))
+    assert [result["said"] for result in results] == [CURES] * 2
 
 
 def test_save_in_a_window(ran):

@@ -6,6 +6,7 @@ import fsdp2_scenarios as on_ranks
 import pytest
 import torch
 from ddp_windows import full_chain, gan_chains, gan_nets, plain_chain, train_gan
+from later import later
 from little_task import alone, close, distance, loss_of, net, share, train, weights
 from test_ddp_state import CURES, closures_alone
 from test_ddp_windows import by_rows
@@ -15,6 +16,12 @@ import gradchain as gch
 
 pytestmark = pytest.mark.distributed
 
+checkpoint = later("torch.distributed.checkpoint")
+
+SHARDED = (
+    "state_dict: the open window differs from rank to rank. Save where a window closes, or have every micro-batch "
+    "reduced into a buffer: accumulate(…, dtype=…)."
+)
 HELD = (
     "{}: FSDP2 holds the window's gradients where they cannot be reduced now. Close the window with its last "
     "micro-batch: updater.context(last=True)."
@@ -110,7 +117,7 @@ def test_what_is_refused_in_a_window(ran):
     results = ran("refused")
     for result in results:
         said = result["said"]
-        assert said["state_dict"] == CURES
+        assert said["state_dict"] == SHARDED
         assert (said["sync"], said["flush"]) == (HELD.format("state_dict"), HELD.format("flush"))
         assert (said["save"], said["load"]) == (WHOLE.format("save"), WHOLE.format("load"))
         assert said["step"].startswith("step: this micro-batch would close the window, but it ran without synchron")
@@ -118,7 +125,7 @@ def test_what_is_refused_in_a_window(ran):
 
 
 def test_what_is_refused_in_a_window_without_context(ran):
-    assert [r["said"] for r in ran("without_context_refused")] == [[CURES, HELD.format("flush")]] * 2
+    assert [r["said"] for r in ran("without_context_refused")] == [[SHARDED, HELD.format("flush")]] * 2
 
 
 def test_last(ran):
@@ -137,6 +144,45 @@ def test_torch_distributed_checkpoint(ran):
     results = ran("distributed_checkpoint")
     close(results, alone(full_chain(2)), start())
     assert all(result["shards"] and len(result["overrides"]) == 1 for result in results)
+
+
+def on_one(name, feed, micros):
+    """A model, and its updater, after some micro-batches in one process."""
+    model = net()
+    updater = on_ranks.WINDOWS[name](3).bind(model)
+    on_ranks.fed(updater, model, micros, None, feed)
+    return model, updater
+
+
+@pytest.mark.parametrize("each", [True, False], ids=["layers", "whole"])
+@pytest.mark.parametrize(("name", "feed"), on_ranks.kinds())
+def test_an_open_window_in_a_checkpoint(ran, name, feed, each):
+    """To the bit as if nothing had been saved, on two ranks; or refused, and then nothing is lost."""
+    results = [result[name, feed, each] for result in ran("windows_in_checkpoints")]
+    expected = weights(on_one(name, feed, range(on_ranks.DONE))[0])
+    close([{"weights": result["through"]} for result in results], expected, start())
+    for result in results:
+        if on_ranks.withheld(name, feed):
+            assert result["said"] == SHARDED
+            continue
+        assert result["said"] == (CURES if feed == "by weight" else "")  # where ranks would lose their weights
+        assert result["report"] == "everything matched"
+        assert all(torch.equal(*pair) for pair in zip(result["through"], result["continued"], strict=True))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
+@pytest.mark.parametrize(("name", "feed"), [kind for kind in on_ranks.kinds() if not on_ranks.withheld(*kind)])
+def test_an_open_window_of_two_ranks_goes_on_in_one_process(ran, name, feed, tmp_path):
+    """What is saved is shards of the mean over the ranks."""
+    for file, contents in ran("windows_in_checkpoints")[0][name, feed, True]["files"].items():
+        (tmp_path / file).write_bytes(contents)
+    model, updater = on_one(name, feed, range(30, 32))
+    found = {"model": model.state_dict(), "updater": updater.state_dict(form="fixed")}
+    checkpoint.load(found, checkpoint_id=tmp_path, no_dist=True)
+    model.load_state_dict(found["model"])
+    assert str(updater.load_state_dict(found["updater"])) == "everything matched"
+    done = on_ranks.fed(updater, model, range(on_ranks.BEGUN, on_ranks.DONE), None, feed)
+    assert distance(done, weights(on_one(name, feed, range(on_ranks.DONE))[0]), start()) < 1e-10
 
 
 def test_gathered_weights_are_not_used_after_a_write(ran):

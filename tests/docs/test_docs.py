@@ -241,6 +241,13 @@ def test_every_link_and_alias_has_its_row():
     check_links(CATALOGUE)
 
 
+@pytest.mark.parametrize("name", sorted({*registry, *optimizers.__all__}))
+def test_a_link_or_alias_has_a_row(name):
+    """By its name, so that the tests of a new rule find it missing."""
+    rows = [row for row in links_of(CATALOGUE) if names_in(row[0]) == [name]]
+    assert len(rows) == 1, f"{name}: give it a row in docs/catalogue.md"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [

@@ -141,11 +141,3 @@ def test_saved_between_an_observation_and_its_update():
     bad["news"] = {"val_loss": []}
     with pytest.raises(ValueError, match="news must be lists of numbers by name, got \\[\\] for 'val_loss'"):
         updater.load_state_dict(bad)
-
-
-@pytest.mark.parametrize("name", ["base", "worst"])
-def test_what_is_read_once_takes_no_schedule(name):
-    """It would read one number of it."""
-    link = gch.reduce_on_plateau("x", **{name: gch.constant(1.0)})
-    with pytest.raises(TypeError, match=f"^reduce_on_plateau: {name} must be a number: it is read before the first"):
-        link.init(gch.Tensors.of({"w": torch.ones(1)}))
