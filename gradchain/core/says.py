@@ -28,6 +28,7 @@ class Says(TypedDict, total=False):
     calls_back: bool
     uniform: frozenset[str]
     observes: frozenset[str]
+    in_place: bool
 
 
 class Said:
