@@ -45,8 +45,8 @@ class InPlace(StandIns):
                 "weights, got True: its eval() would write over those that are trained. Leave in_place out."
             )
         self.first = self.first[0].copied(), self.first[1].copied()  # the optimizer writes to its own
-        self.memory = LiveSlots(self._standing, self._memory_of)
-        self.changed = LiveSlots(self._standing, self._changed_of)
+        self.memory = LiveSlots(weights, self._memory_of)
+        self.changed = LiveSlots(weights, self._changed_of)
         self._order = [self._standing[name] for name in weights]
         self._pointers: list[int] = []
         self._views: tuple[Index, EagerTensors] | None = None
@@ -83,17 +83,15 @@ class InPlace(StandIns):
         state: Slots,
         group: Slots,
         fields: Sequence[Mapping[str, Any]],
-        spared: set[int] | None,
     ) -> None:
         """One step, of the weights and of what is remembered.
 
         Args:
             weights: of every parameter, in order; they are written.
-            grads: the same, None for one that has none; the optimizer may write to those, too.
+            grads: the same, None for one that has none; the optimizer may write to those, and keep them.
             state: what is remembered of each: `memory`, or other values, which are copied.
             group: what the optimizer itself changed in its parameter groups: `changed`, or the like.
             fields: for each parameter group the numbers of this update.
-            spared: the ids of the gradients that must not be written to; None for all.
         """
         fresh = state is not self.memory or group is not self.changed
         if fresh or [set(numbers) for numbers in fields] != self._numbered:
@@ -104,7 +102,7 @@ class InPlace(StandIns):
             self._lie(weights)
         try:
             for parameter, grad in zip(self._order, grads, strict=True):
-                parameter.grad = None if grad is None else _given(grad, parameter, spared)
+                parameter.grad = grad
             with _torch.on_host():
                 self._optimizer.step()
         finally:
@@ -142,8 +140,17 @@ class InPlace(StandIns):
         return self._changed_in(at, self._before[at], self._since) | self._beside()
 
 
-def _given(grad: Tensor, parameter: Tensor, spared: set[int] | None) -> Tensor:
-    """A gradient that an optimizer may write to."""
-    if spared is not None and id(grad) not in spared and grad.dtype is parameter.dtype:
-        return grad
-    return grad.detach().to(parameter.dtype, copy=True)
+def own(grads: Sequence[Tensor | None], weights: Sequence[Tensor], spared: set[int] | None) -> list[Tensor | None]:
+    """Gradients in the dtypes of their weights that an optimizer may write to: copies of those that are others' too.
+
+    Args:
+        grads: one for each weight, or None.
+        weights: the weights.
+        spared: the ids of the tensors that are others' too; None for all.
+    """
+    return [
+        g
+        if g is None or (spared is not None and id(g) not in spared and g.dtype is w.dtype)
+        else g.detach().to(w.dtype, copy=True)
+        for g, w in zip(grads, weights, strict=True)
+    ]

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradchain.adapters.in_place import InPlace
+from gradchain.adapters.in_place import InPlace, own
 from gradchain.adapters.stand_ins import StandIns
 from gradchain.adapters.torch_fields import Fields, bare, in_words
-from gradchain.adapters.torch_names import class_of, name_of
+from gradchain.adapters.torch_names import class_of, name_of, needs_closure
 from gradchain.core import _torch
 from gradchain.core.context import Context
 from gradchain.core.domain import Domain
@@ -155,7 +155,7 @@ class from_torch(Transform):
         set_["_given"] = {name: hyper.value for name, hyper in fields.hypers.items()}
         set_.update(set_["_given"])
         set_["in_place"] = in_place
-        if in_place and self._takes_closure[1]:
+        if in_place and needs_closure(cls):
             raise ValueError(
                 f"from_torch: {cls.__name__}: in_place must be False for a class that needs a closure, got True: it "
                 "evaluates where it has moved the weights to. Leave in_place out."
@@ -218,20 +218,23 @@ class from_torch(Transform):
         weights, grads, numbers = cast("list[Tensor]", params.listed(index)), g.listed(index), self._numbers()
         _refuse_derivatives(grads)
         live = self._live(weights, index, numbers)
-        step = partial(live.step_in_place, weights, grads, state.state, state.group, self._numbers_of(live, numbers))
-        write = partial(self._written_by, step, ctx.address, bool(index.complex))
+        fields, is_complex = self._numbers_of(live, numbers), bool(index.complex)
+        step = partial(live.step_in_place, weights, state=state.state, group=state.group, fields=fields)
+
+        def write(spared: set[int] | None) -> Callable[[], None]:
+            ours = own(grads, weights, None if is_complex else spared)  # complex tensors are views nobody else knows
+            return partial(self._written_by, partial(step, ours), ctx.address)
+
         if state.state is not live.memory or state.group is not live.changed:
             state = state.replace(state=live.memory, group=live.changed)
         return Weights(live.views(g.index, index, weights), write), state
 
-    def _written_by(
-        self, step: Callable[[set[int] | None], None], address: str, is_complex: bool, spared: set[int] | None
-    ) -> None:
+    def _written_by(self, step: Callable[[], None], address: str) -> None:
         """Let the class write the weights. Autocast is for the forward, and off here."""
         kinds = _torch.casting()
         try:
             with _torch.recast(kinds, False) if kinds else nullcontext():
-                step(None if is_complex else spared)  # complex tensors are views that nobody else knows
+                step()
         except Exception as error:
             raise self._explained(error, address, self._takes_closure[0]) from error
 
@@ -251,7 +254,7 @@ class from_torch(Transform):
         kind = _kind(error, self.cls)
         if kind is None:
             return error
-        cure = _cure(error) if wants_closure else ""
+        cure = _cure(error, self.in_place) if wants_closure else ""
         return kind(f"{address or 'from_torch'}: {_short(self.optimizer)}: {in_words(error)}{cure}")
 
     def _numbers_of(self, stand_ins: StandIns, numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -352,11 +355,12 @@ def _kind(error: Exception, cls: type[Optimizer]) -> type[Exception] | None:
     return RuntimeError if own or isinstance(error, usual) else None
 
 
-def _cure(error: Exception) -> str:
+def _cure(error: Exception, in_place: bool) -> str:
     """What to do where a class may have missed the closure that it calls optional."""
     said = str(error)
     missed = bare(error) or "closure" in said or "'NoneType' object is not callable" in said
-    return ". Where it asks for a closure, call updater.update(closure)" if missed else ""
+    without = ", without in_place" if in_place else ""
+    return f". Where it asks for a closure, call updater.update(closure){without}" if missed else ""
 
 
 def _refuse_derivatives(grads: Iterable[Tensor | None]) -> None:

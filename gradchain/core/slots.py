@@ -36,7 +36,7 @@ class Slots(Scalars):
 
     def overlay(self, other: Mapping[str, Any]) -> Slots:
         """These entries, replaced by those of `other` where it has them; `other` itself where it has them all."""
-        if isinstance(other, Slots) and tuple(other) == tuple(self):
+        if isinstance(other, Slots) and other.keys() == self.keys():
             return other
         return Slots({**self, **other})
 

@@ -17,13 +17,13 @@ class Weights:
 
     Attributes:
         tensors: the new weights.
-        write: of a link that writes where the weights lie, what does so. `tensors` are then that very memory, and are
-            new once it has run: once for each update, when no gate can hold it any more. It is given the ids of the
-            tensors that it must leave as they are; None where those are all but the weights.
+        write: of a link that writes where the weights lie, what gives the call that does so. `tensors` are then that
+            very memory, and are new once the call has run: once for each update, when no gate can hold it any more. It
+            is told, before anything is written, the ids of the tensors that others write to or keep; None for all.
     """
 
     tensors: Tensors
-    write: Callable[[set[int] | None], object] | None = None
+    write: Callable[[set[int] | None], Callable[[], object]] | None = None
 
     @property
     def index(self) -> Index:

@@ -251,7 +251,7 @@ class Engine:
         late = [] if own is None else tape.following(own.tensors, roots)
         parts = self._write(tape, [root for root in roots if root not in late] if late else roots, commit)
         if own is not None and own.write is not None:
-            commit.once(partial(own.write, tape.spared(request.lent)))
+            commit.once(own.write(tape.spared(request.lent)))
             self._write(tape, late, commit)
         if self.captured is not None:
             commit.add(self.captured.complete())

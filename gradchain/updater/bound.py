@@ -402,7 +402,7 @@ class Bound:
                 f"update: {last} behind a link with in_place=True is computed after that has written, which only "
                 f"kernels can, and none can here: {self.engine.reason}. Leave in_place out, or {last}."
             )
-        commit.once(partial(out.write, None))
+        commit.once(out.write(None))
         commit.after(partial(_torch.increment_version, out.tensors._data))
         commit.after(_torch.forget_casts)
 
