@@ -1,12 +1,13 @@
-"""The commands, `python -m gradchain`: `convert` writes an OpenMMLab config as code."""
+"""The commands, `gradchain` or `python -m gradchain`: `convert` writes an OpenMMLab config as code."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from gradchain.cli.convert import convert
+from gradchain._version import __version__
 from gradchain.cli.options import Parser, whole
 
 CONVERT = """\
@@ -17,7 +18,9 @@ the file is run, and no OpenMMLab package is needed."""
 
 def parser() -> Parser:
     """The commands and their options."""
-    out = Parser(prog="python -m gradchain", description="Optimizer chains for PyTorch.", allow_abbrev=False)
+    name = "gradchain" if Path(sys.argv[0]).stem == "gradchain" else "python -m gradchain"
+    out = Parser(prog=name, description="Optimizer chains for PyTorch.", allow_abbrev=False)
+    out.add_argument("--version", action="version", version=f"gradchain {__version__}")
     commands = out.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     one = commands.add_parser(
         "convert",
@@ -43,6 +46,8 @@ def parser() -> Parser:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 1 and a sentence where a config is refused."""
     options = parser().parse_args(arguments)
+    from gradchain.cli.convert import convert  # loads torch, which --help and --version do without
+
     try:
         found = convert(
             options.config, epoch_length=options.epoch_length, batch_size=options.batch_size, strict=options.strict

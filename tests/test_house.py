@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "rules": {"_lazy", "core", "schedules", "selectors", "transforms", "combinators", "optimizers"},
     "adapters": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater", "words"},
     "cli": {"core", "schedules", "selectors", "adapters", "<front door>"},
-    "__main__": {"cli"},
+    "__main__": {"_version", "cli"},
     "demo": {
         "cli", "core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater", "<front door>",
     },

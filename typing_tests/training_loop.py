@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,11 @@ def recipe(updates: int) -> gch.chain:
     )
 
 
+def log(numbers: Mapping[str, float]) -> None:
+    """As a logger takes them."""
+    print({name: round(value, 3) for name, value in numbers.items()})
+
+
 def train(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], path: Path) -> float:
     updater = recipe(10_000).bind(model, autocast=torch.float16)
     assert_type(updater, gch.Updater)
@@ -42,6 +47,14 @@ def train(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], path: Path)
         assert_type(info, gch.UpdateInfo)
         if info and info["front.norm"] > 10.0:
             updater.override("learning_rate", factor=0.5)
+        log(info)
+        log(dict(info))
+        log({**info, **updater.hyperparams(by="value")})
+        log(updater.metrics)
+        assert_type(info.get("front.norm"), float | None)
+        for name, value in info.items():
+            assert_type(name, str)
+            assert_type(value, float)
         assert_type(info.reason, str)
         assert_type(info.applied, bool)
 
@@ -55,6 +68,9 @@ def train(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], path: Path)
     updater.save(path, epoch=epoch + 1, best=0.3)
     updater.save(str(path))
     assert_type(updater.hyperparams(), dict[str, Any])
+    assert_type(updater.hyperparams(by="parameter"), dict[str, Any])
+    assert_type(updater.hyperparams(by="value"), dict[str, float])
+    assert_type(updater.explain()._repr_html_(), str)
     assert_type(updater.averages(), dict[str, Tensor])
     assert_type(updater.num_updates, int)
     return updater.metrics["front.norm"]

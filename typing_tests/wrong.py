@@ -50,6 +50,7 @@ updater.update(loss, last="yes")  # type: ignore[arg-type]  # pyright: ignore[re
 updater.override("learning_rate", factor="half")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 updater.save(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 gch.adamw(1e-3).bind(model, autocast=16)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+updater.hyperparams(by="values")  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
 updater.updat(1)  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 updater.param_groups[0]["lr"] = 0.1  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 updater.update(loss, wieght=3.0)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import cached_property, partial
 from typing import Any, cast
@@ -30,7 +30,6 @@ from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
-from gradchain.selectors.source import code
 
 
 class OptimizerState(State):
@@ -297,10 +296,9 @@ class from_torch(Transform):
             return {"optimizer": self.optimizer, "arguments": self.arguments, **own}
         return {"optimizer": self.optimizer, **dict(self.arguments), **own}
 
-    def __repr__(self) -> str:
-        return (
-            f"from_torch({', '.join(f'{n}={code(v)}' for n, v in self.written().items()).removeprefix('optimizer=')})"
-        )
+    def as_call(self) -> Iterator[tuple[str, Any]]:
+        for name, value in self.written().items():
+            yield "" if name == "optimizer" else name, value
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(from_torch, in_place=self.in_place), (self.optimizer, self.arguments)

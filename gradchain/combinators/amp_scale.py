@@ -95,7 +95,7 @@ class amp_scale(Gate):
             return None, self.refused("the updates have inf or NaN", state, ctx)
         scale = self._scale(state)
         ctx.record("scale", scale)
-        return (g / scale, self._adjusted(state, True)) if ctx.micro.scaled else (g, state)
+        return (g * (1 / scale), self._adjusted(state, True)) if ctx.micro.scaled else (g, state)
 
     @staticmethod
     def _scale(state: AmpState) -> float:

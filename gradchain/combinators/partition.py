@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 from gradchain.combinators.masked import as_chain, check_link, checked_selector, in_place_of
@@ -138,8 +138,8 @@ class partition(Transform):
         # an update in which every branch held is no update: the chain holds
         return (None if held and not len(out) else out), Links(states)
 
-    def __repr__(self) -> str:
-        return f"partition({', '.join(code(b) for b in self.branches)})"
+    def as_call(self) -> Iterator[tuple[str, Any]]:
+        return (("", branch) for branch in self.branches)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partition, self.branches

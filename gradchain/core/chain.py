@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from gradchain.core.context import Context
@@ -141,9 +141,8 @@ class chain(Transform):
             loss = link.at(inner).scale_loss(loss, state.links[name], inner)
         return loss
 
-    def __repr__(self) -> str:
-        shown = (f"({e[0]!r}, {e[1]!r})" if isinstance(e, tuple) else repr(e) for e in self.links)
-        return f"chain({', '.join(shown)})"
+    def as_call(self) -> Iterator[tuple[str, Any]]:
+        return (("", entry) for entry in self.links)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return chain, self.links

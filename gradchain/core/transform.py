@@ -23,7 +23,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.schedules import Schedule
 from gradchain.selectors import PerParameter
-from gradchain.selectors.source import code
+from gradchain.selectors.source import Written, call, code
 from gradchain.words.arguments import Nothing, answering
 
 if TYPE_CHECKING:
@@ -237,16 +237,49 @@ class Transform:
                 self.__dict__[name] = on_host(source)  # what it holds later does not matter
         self.check()
 
-    def __repr__(self) -> str:
-        shown, keyword = [], False
+    def as_call(self) -> Iterator[tuple[str, Any]]:
+        """The arguments of the call that makes this link: by name, or with "" by their place. Defaults are left out."""
+        keyword = False
         for f in fields(self):  # type: ignore[arg-type]  # a dataclass once subclassed
             value = self.__dict__[f.name]
             if f.default is not MISSING and type(value) is type(f.default) and value == f.default:
                 keyword = True
                 continue
             keyword = keyword or f.default is not MISSING
-            shown.append(f"{f.name}={code(value)}" if keyword else code(value))
-        return f"{type(self).__name__}({', '.join(shown)})"
+            yield f.name if keyword else "", value
+
+    def __repr__(self) -> str:
+        given = [*self.as_call()]
+        shown = (f"{name}={as_code(value)}" if name else as_code(value) for name, value in given)
+        return call(type(self).__name__, shown, wraps=any(holds_link(value) for _, value in given))
+
+    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+        for name, value in self.as_call():
+            yield name, as_printed(value)
+
+    def _repr_html_(self) -> str:
+        from gradchain.core.html import of_link  # where a notebook asks
+
+        return of_link(self)
+
+
+def holds_link(value: Any) -> bool:
+    """Whether an argument of a link is a link, or a tuple with one in it: a name or a selector with its link."""
+    return isinstance(value, Transform) or (isinstance(value, tuple) and any(map(holds_link, value)))
+
+
+def as_code(value: Any) -> str:
+    """An argument of a link as code: a tuple with a link in it is a column where it is long, as a link is."""
+    if isinstance(value, tuple) and holds_link(value):
+        return call("", map(as_code, value), wraps=True)
+    return code(value)
+
+
+def as_printed(value: Any) -> Any:
+    """An argument for rich: links, which it opens where they are long, and the code of all else."""
+    if isinstance(value, tuple) and holds_link(value):
+        return tuple(map(as_printed, value))
+    return value if isinstance(value, Transform) else Written(value)
 
 
 def _names_in_sight(cls: type) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.notices import notice
 from gradchain.core.state import Links
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
@@ -28,7 +29,7 @@ from gradchain.engine.operations import Unrecorded
 from gradchain.engine.planning.buffers import Buffers, fresh, window_of
 from gradchain.engine.planning.layout import Layout
 from gradchain.engine.planning.lower import Lowering, Program
-from gradchain.engine.planning.plan import Part, Plan, arithmetic, difference, extra_dtypes, structure
+from gradchain.engine.planning.plan import Part, Plan, arithmetic, extra_dtypes, structure, too_many
 from gradchain.engine.planning.rows import Column
 from gradchain.engine.recording.device import DeviceLedger, DeviceReduced, over_classes
 from gradchain.engine.recording.host import HostLedger
@@ -73,6 +74,7 @@ def _none_where_it_cannot(
             if self.captured is not None:
                 raise self.captured.refusal(str(reason)) from None
             self.reason = str(reason)
+            notice("engine", f"steps of a chain run by the reference, operation after operation: {reason}")
             self._count(f"the reference ran it: {reason}")
             return None
 
@@ -348,12 +350,7 @@ class Engine:
         """Say once what keeps the steps from sharing plans."""
         if not self._warned:
             self._warned = True
-            alike = [k for k in self._plans if len(k) > 1 and type(k[0]) is type(key[0])]
-            warnings.warn(
-                f"gradchain: {MOST_PLANS} plans were made for one chain and yet another is needed: its steps differ in "
-                f"structure, not in numbers only, and each new one is compiled. {difference(alike[-1:], key)}",
-                stacklevel=2,
-            )
+            warnings.warn(f"gradchain: {too_many(self._plans, key)}", stacklevel=2)
 
     def _stores(self, tape: Tape, roots: list[tuple[int, int]], nodes: Iterable[int]) -> list[Part]:
         """Programs that write each node over its leaf, over the part of the tape that `nodes` are."""
@@ -398,6 +395,7 @@ class Engine:
                 except NoKernel as failure:
                     reason = str(failure)
             refused[executor.name] = reason
+            notice("engine", f"{executor.name} does not run a part of a chain, and another executor is asked: {reason}")
         raise NoKernel("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
 
     def _arguments(self, part: Part, tape: Tape) -> tuple[list[Column], list[Any], Sequence[Any]]:

@@ -202,8 +202,11 @@ class multiply(PerParameter):
     >>> import gradchain as gch
     >>> lr = gch.multiply(gch.cosine(1e-3, 0.0, 1000), (gch.named("backbone.*"), 0.1), (gch.bias, 2.0))
     >>> gch.sgd(lr, momentum=0.9, weight_decay=gch.multiply(1e-4, (gch.norm | gch.bias, 0.0)))
-    chain(add_decayed_weights(multiply(0.0001, (norm | bias, 0.0))), trace(0.9), \
-scale_by_learning_rate(multiply(cosine(0.001, 0.0, 1000), (named("backbone.*"), 0.1), (bias, 2.0))))
+    chain(
+        add_decayed_weights(multiply(0.0001, (norm | bias, 0.0))),
+        trace(0.9),
+        scale_by_learning_rate(multiply(cosine(0.001, 0.0, 1000), (named("backbone.*"), 0.1), (bias, 2.0))),
+    )
     """
 
     value: Value

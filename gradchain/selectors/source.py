@@ -1,8 +1,13 @@
 """Values as the code that makes them: what selectors print in their reprs and in errors."""
 
 import re
+import textwrap
+from collections.abc import Iterable
 
 import torch
+
+LINE = 110
+"""How long a line of code may be before what it holds goes to lines of its own."""
 
 
 def code(value: object) -> str:
@@ -21,8 +26,34 @@ def code(value: object) -> str:
     if isinstance(value, type):
         return _class_code(value)
     if isinstance(value, tuple):
-        return f"({', '.join(map(code, value))}{',' if len(value) == 1 else ''})"
+        return f"({code(value[0])},)" if len(value) == 1 else call("", map(code, value))
     return _function_name(value) or repr(value)
+
+
+def call(name: str, arguments: Iterable[str], wraps: bool = False) -> str:
+    """A call as code: in one line, or a column with a line for each argument.
+
+    Args:
+        name: what is called; "" for a tuple.
+        arguments: the code of each.
+        wraps: whether a line that is too long becomes a column. One with columns in it always does.
+    """
+    parts = [*arguments]
+    line = f"{name}({', '.join(parts)})"
+    if "\n" not in line and (len(line) <= LINE or not wraps):
+        return line
+    column = "".join(f"{part},\n" for part in parts)
+    return f"{name}(\n{textwrap.indent(column, '    ')})"
+
+
+class Written:
+    """Code, for printers that print what they get by its repr."""
+
+    def __init__(self, value: object) -> None:
+        self._code = code(value)
+
+    def __repr__(self) -> str:
+        return self._code
 
 
 def _regex_code(pattern: re.Pattern[str]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.scalars import Count
+from gradchain.core.scalars import Count, maximum
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -77,9 +78,13 @@ class scale_by_adam(Transform):
         count = state.count.tick(g)
         mu = state.mu.lerp(g, 1 - self.b1)
         nu = self.b2 * state.nu + (1 - self.b2) * g * g  # in this order: g * g alone would sooner be infinite
-        ahead = mu / (1 - self.b1**count)
+        # the corrections are one number for all elements, of which each divides once: nu over one might be infinite
+        first, second = 1 - self.b1**count, maximum(1 - self.b2**count, _LEAST)
+        ahead = mu
         if self.nesterov:
-            ahead = self.b1 * mu / (1 - self.b1 ** (count + 1)) + (1 - self.b1) * g / (1 - self.b1**count)
-        corrected = 1 - self.b2**count  # taken out of the root and to the other side: nu over it might be infinite
-        root = (nu + corrected * self.eps_root).sqrt()
-        return corrected**0.5 * ahead / (root + corrected**0.5 * self.eps), AdamState(count, mu, nu)
+            ahead = self.b1 * first / (1 - self.b1 ** (count + 1)) * mu + (1 - self.b1) * g
+        root = (nu + second * self.eps_root).sqrt() + second**0.5 * self.eps
+        return ahead / (root * (first / second**0.5)), AdamState(count, mu, nu)
+
+
+_LEAST = sys.float_info.min  # of what has had no update nothing is used, and it must not raise

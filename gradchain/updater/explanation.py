@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradchain.core.html import text
 from gradchain.core.slots import Slots
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
@@ -18,10 +19,31 @@ from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import states
 
 
-def explanation(bound: Bound, source: bool) -> str:
+class Explanation(str):
+    """What `explain()` says: text, which shows itself line by line wherever it is shown."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __rich_repr__(self) -> Iterator[str]:
+        yield from self.splitlines()
+
+    def __rich__(self) -> Any:
+        from rich.text import Text  # rich asks: what it gets as a string it reads as markup, and this has brackets
+
+        return Text(self)
+
+    def _repr_html_(self) -> str:
+        return text(self)
+
+
+def explanation(bound: Bound, source: bool) -> Explanation:
     """The plan of the last step in words, line by line; with `source`, the kernels too."""
     waiting = bound.observations.silent(bound.observed)
-    return "\n".join([*_head(bound), *_kernels(bound, source), *_state(bound), *_schedules(bound), *waiting])
+    lines = [*_head(bound), *_kernels(bound, source), *_state(bound), *_schedules(bound), *waiting]
+    return Explanation("\n".join(lines))
 
 
 def _head(bound: Bound) -> Iterator[str]:

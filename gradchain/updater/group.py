@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from os import PathLike
-from typing import Any
+from typing import Any, Literal, overload
 
+from gradchain.core.html import text
 from gradchain.updater import files
 from gradchain.updater.fixed import Form
 from gradchain.updater.journal import insist
@@ -49,9 +50,21 @@ class Group(Mapping[str, Updater]):
     def __repr__(self) -> str:
         return f"group({', '.join(f'{n}={u!r}' for n, u in self.items())})"
 
-    def hyperparams(self) -> dict[str, Any]:
-        """`name/address` → the number the coming update of that updater will use."""
-        return {f"{n}/{a}": v for n, u in self.items() for a, v in u.hyperparams().items()}
+    def __rich_repr__(self) -> Iterator[tuple[str, Updater]]:
+        yield from self.items()
+
+    def _repr_html_(self) -> str:
+        return "".join(f"{text(name)}{updater._repr_html_()}" for name, updater in self.items())
+
+    @overload
+    def hyperparams(self, *, by: Literal["parameter"] = ...) -> dict[str, Any]: ...
+
+    @overload
+    def hyperparams(self, *, by: Literal["value"]) -> dict[str, float]: ...
+
+    def hyperparams(self, *, by: Literal["parameter", "value"] = "parameter") -> dict[str, Any]:
+        """`name/address` → the number the coming update of that updater will use; `by` as for `Updater.hyperparams`."""
+        return {f"{n}/{a}": v for n, u in self.items() for a, v in u.hyperparams(by=by).items()}
 
     def state_dict(self, sync: bool = False, form: Form = "plain") -> dict[str, Any]:
         """The state of every updater, by name; see `Updater.state_dict`."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from gradchain.core.address import find
 from gradchain.core.config import from_config, to_config
 from gradchain.core.context import Context
+from gradchain.core.html import table, text
 from gradchain.core.hyper import Hyper, Interval, Override, is_number, varies
 from gradchain.core.index import Index
 from gradchain.core.scalars import Scalars, as_number, on_host
@@ -58,7 +59,17 @@ class Settings(Mapping[str, Mapping[str, float]]):
             return "Settings: every hyperparameter is one number for all parameters."
         return "\n".join([*self._table(), "", *self._counted()])
 
-    def _table(self) -> Iterator[str]:
+    def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
+        yield from self._values.items() if self._addresses else ()
+
+    def _repr_html_(self) -> str:
+        if not self._addresses:
+            return text(repr(self))
+        head, *rows = self._rows()
+        return table(rows, head=head) + text("\n".join(self._counted()))
+
+    def _rows(self) -> list[list[str]]:
+        """Its cells, a head first."""
         rows = [["parameter"]]
         for address in self._addresses:
             rows[0] += [address.rpartition("/")[2], "by"]
@@ -68,6 +79,10 @@ class Settings(Mapping[str, Mapping[str, float]]):
                 there = address in row
                 cells += [f"{row[address]:.6g}" if there else "", ", ".join(self.rules[name][address]) if there else ""]
             rows.append(cells)
+        return rows
+
+    def _table(self) -> Iterator[str]:
+        rows = self._rows()
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for cells in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
@@ -263,6 +278,20 @@ def check_spread(value: Any, hyper: Hyper, address: str, index: Index) -> None:
 def shown(value: Any) -> Any:
     """A number as it is, numbers per parameter as a dict."""
     return dict(value) if isinstance(value, Scalars) else value
+
+
+def by_value(values: Mapping[str, Any]) -> dict[str, float]:
+    """Address → number, and of numbers by parameter each once: `address/parameter`, the first that has it → number."""
+    out: dict[str, float] = {}
+    for address, value in values.items():
+        if not isinstance(value, dict):
+            out[address] = float(value)
+            continue
+        first: dict[float, str] = {}
+        for name, number in value.items():
+            first.setdefault(float(number), name)
+        out.update({f"{address}/{name}": number for number, name in first.items()})
+    return out
 
 
 def clocks_of(value: Any) -> frozenset[str]:

@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from gradchain.core.address import find
+from gradchain.core.html import table
 
 
-class UpdateInfo:
-    """What one update did. Truthy if weights changed.
+class UpdateInfo(Mapping[str, float]):
+    """What one update did: a mapping of what links recorded, by address. Truthy if weights changed.
 
     Attributes:
         applied: whether weights changed. Never waits for a device.
@@ -22,7 +23,8 @@ class UpdateInfo:
         step: applied updates before this one.
 
     `info["clip_by_norm.norm"]` is what a link recorded (any unique suffix will do); reading it may wait for the
-    device. A name not recorded this time is a KeyError with the reason.
+    device, and looking which names there are does not. A name not recorded this time is a KeyError with the reason.
+    `dict(info)` is for a logger: full names and floats.
     """
 
     __slots__ = ("_hyperparams", "_records", "detail", "loss", "reason", "step")
@@ -73,9 +75,21 @@ class UpdateInfo:
     def __iter__(self) -> Iterator[str]:
         return iter(self._records)
 
+    def __len__(self) -> int:
+        return len(self._records)
+
     def __repr__(self) -> str:
         shown = "".join(f", {n}={number(v):.6g}" for n, v in self._records.items())
         return f"UpdateInfo({self.reason!r}, step={self.step}{shown})"
+
+    def __rich_repr__(self) -> Iterator[Any]:
+        yield self.reason
+        yield "step", self.step
+        yield from self.items()
+
+    def _repr_html_(self) -> str:
+        told = [("reason", self.reason), ("detail", self.detail), ("step", str(self.step))]
+        return table([row for row in told if row[1]] + [(n, f"{v:.6g}") for n, v in self.items()], title="UpdateInfo")
 
 
 class Metrics(Mapping[str, float]):
@@ -95,6 +109,12 @@ class Metrics(Mapping[str, float]):
 
     def __repr__(self) -> str:
         return f"Metrics({dict(self.items())})"
+
+    def __rich_repr__(self) -> Iterator[Any]:
+        yield from self.items()
+
+    def _repr_html_(self) -> str:
+        return table([(name, f"{value:.6g}") for name, value in self.items()], title="Metrics")
 
 
 def number(value: Any) -> float:

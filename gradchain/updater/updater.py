@@ -21,12 +21,11 @@ from gradchain.updater import averages, files, foreign
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, reset
-from gradchain.updater.explanation import explanation
 from gradchain.updater.fixed import Form, check_form
-from gradchain.updater.hyperparameters import Settings
-from gradchain.updater.info import Metrics, UpdateInfo
+from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
+from gradchain.updater.readings import Readings
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.target import Target
 from gradchain.updater.walk import BACKWARD, BackwardOptions, Walk
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
     from gradchain.selectors import SelectorLike
 
 
-class Updater:
+class Updater(Readings):
     """A chain bound to a model: the one stateful object of a training loop.
 
     `update(loss)` is `backward(loss)` and `step()`: the loss through the chain's scaling, backward, the gradients
@@ -226,53 +225,7 @@ class Updater:
         """
         return cast("ChainOptimizer", at_home("adapters.optimizer", "ChainOptimizer")(self))
 
-    # what there is to read, and to set beside the code
-
-    @property
-    def chain(self) -> chain:
-        """The chain, as it was bound."""
-        return self._bound.chain
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The names of the parameters, in order."""
-        return self._bound.target.index.names
-
-    @property
-    def num_updates(self) -> int:
-        """How many updates were applied: the clock "step"."""
-        return int(self._recovered().clocks["step"])
-
-    @property
-    def num_micro(self) -> int:
-        """How many micro-batches were stepped, held ones too: the clock "micro"."""
-        return int(self._recovered().clocks["micro"])
-
-    @property
-    def num_skipped(self) -> int:
-        """How many updates were skipped for an overflow or a non-finite gradient."""
-        return self._recovered().num_skipped
-
-    @property
-    def clocks(self) -> dict[str, float]:
-        """Every clock, by name."""
-        return dict(self._recovered().clocks)
-
-    @property
-    def metrics(self) -> Metrics:
-        """The last value of everything that links recorded, by address."""
-        return Metrics(self._recovered().records)
-
-    def hyperparams(self) -> dict[str, Any]:
-        """Address → the number the coming update will use; a dict of numbers by parameter where they differ."""
-        with outside_inference():
-            return self._recovered().hypers.values(self._bound.clocks)
-
-    def settings(self) -> Settings:
-        """Which number each parameter has of every hyperparameter that differs, and by which rules: print it."""
-        self._recovered().target.check()
-        with outside_inference():
-            return self._bound.hypers.settings(self._bound.clocks)
+    # what there is to set beside the code
 
     @answering
     def override(self, name: str, value: Any = None, *, factor: float | None = None) -> None:
@@ -302,15 +255,6 @@ class Updater:
         Every call counts once, at the next update that is applied.
         """
         self._recovered().observe(name, value)
-
-    def explain(self, *, source: bool = False) -> str:
-        """How the last step ran and what the chain holds, in words: kernels and executors, bytes, where schedules end.
-
-        Args:
-            source: with the source of compiled kernels.
-        """
-        with outside_inference():
-            return explanation(self._recovered(), source)
 
     # averages
 
@@ -342,13 +286,6 @@ class Updater:
         with outside_inference():
             state = averages.average_state(self._bound.chain, self._bound.state, name)[1]
             averages.copy_to(module, averages.stored_averages(self._bound.target, state))
-
-    def _recovered(self) -> Bound:
-        """What is bound, once all that an earlier call left is put in order."""
-        journal = self._bound.journal
-        if journal.open:
-            journal.settle()
-        return self._bound
 
     def _check(self, owner: str, loads: bool = False) -> None:
         """Before anything is changed or written. RuntimeError where `owner` must not be called."""
@@ -490,9 +427,6 @@ class Updater:
             "copy.copy: two updaters must not share one state: each would count half of the steps. Copy the model too: "
             "copy.deepcopy((model, updater))."
         )
-
-    def __repr__(self) -> str:
-        return f"{self._bound.chain!r}.bind(<{len(self.names)} parameters>)"
 
     if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
 

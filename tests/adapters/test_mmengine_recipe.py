@@ -21,6 +21,11 @@ MULTI = "MultiOptimWrapperConstructor"
 CODE = {**vars(gch.schedules), **vars(gch.selectors), **vars(gch), "re": re, "torch": torch}
 
 
+def in_a_line(chain: gch.chain) -> str:
+    """The code of a chain, however long it is."""
+    return f"chain({', '.join(map(repr, chain.links))})"
+
+
 class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +121,7 @@ def test_the_chain_is_printed_as_its_code(wrapper: Any, schedulers: Any, code: s
     """The code makes the chain; so does its config; the caller's dicts stay as they were."""
     before = copy.deepcopy((wrapper, schedulers))
     chain = quiet(wrapper, schedulers).chain
-    assert repr(chain) == code
+    assert in_a_line(chain) == code
     assert eval(code, CODE) == chain == gch.from_config(gch.to_config(chain))
     assert (wrapper, schedulers) == before
 
@@ -138,7 +143,7 @@ AVERAGES: list[tuple[dict[str, Any], str]] = [
 def test_the_average_of_an_ema_hook(hook: dict[str, Any], code: str) -> None:
     """It comes last; the runs against MMEngine are in test_mmengine_runs.py."""
     chain = read({"optimizer": SGD}, custom_hooks=[{"type": "EMAHook", **hook}]).chain
-    assert repr(chain) == f"chain(trace(0.9), scale_by_learning_rate(0.1), {code})"
+    assert in_a_line(chain) == f"chain(trace(0.9), scale_by_learning_rate(0.1), {code})"
     assert eval(repr(chain), CODE) == chain
 
 
@@ -162,8 +167,8 @@ def test_a_hook_is_named_once_and_each_part_is_averaged() -> None:
     with pytest.warns(UserWarning) as caught:
         both = read(wrapper, custom_hooks=[{"type": "EMAHook"}, {"type": "SyncNormHook"}])
     assert len(caught) == 1 and "SyncNormHook" in str(caught[0].message)
-    assert repr(both["g"].chain).endswith("average_params(0.9998, start=1))")
-    assert repr(both["d"].chain).endswith(f"average_params({0.9998**2!r}, start=1))")
+    assert repr(both["g"].chain.links[-1]) == "average_params(0.9998, start=1)"
+    assert repr(both["d"].chain.links[-1]) == f"average_params({0.9998**2!r}, start=1)"
 
 
 @pytest.mark.usefixtures("forgotten")
@@ -194,6 +199,6 @@ def test_what_no_group_takes_is_frozen() -> None:
     with pytest.raises(ValueError, match="every trained parameter must be in a group, got none for 'scale'"):
         read(wrapper, model=model)
     updater = quiet(wrapper, model=model, strict=False)
-    assert repr(updater.chain).startswith('chain(freeze(named("scale")), ')
+    assert repr(updater.chain.links[0]) == 'freeze(named("scale"))'
     updater.update((model(torch.ones(1, 2)) * model.scale).sum())
     assert model.scale == 1.0 and updater.num_updates == 1

@@ -105,7 +105,8 @@ def test_r0_is_the_first_recipe_of_the_readme():
         r"```python\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8"), re.S
     )
     written = {}
-    exec(blocks[0] + blocks[1].partition("\nfor ")[0], written)
+    data, _, recipe = blocks[:3]
+    exec(data + recipe.partition("\nfor ")[0], written)
     ours = Ours(Cell.of(WORKLOADS["d"], RECIPES["R0"])).updater
     mine, theirs = ours.chain.links, written["updater"].chain.links
     assert [type(link) for link in mine] == [type(link) for link in theirs]

@@ -309,7 +309,7 @@ def test_the_whole_output_is_a_program(tmp_path):
     assert [remark for remark in found.remarks if "milestones [20] are never reached" in remark]
     scope = {"model": Small()}
     exec(str(found), scope)
-    assert repr(scope["updater"].chain).startswith("chain(clip_by_norm(35)")
+    assert repr(scope["updater"].chain).startswith("chain(\n    clip_by_norm(35),\n")
     assert max(map(len, found.code.splitlines())) <= WIDTH + 20
 
 

@@ -26,7 +26,11 @@ from gradchain.core.transform import registry
 README = (ROOT / "README.md").read_text()
 ENGINE = (ROOT / "docs" / "engine.md").read_text()
 LINKS = (ROOT / "docs" / "links.md").read_text()
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/engine.md", "docs/links.md"]
+CATALOGUE = (ROOT / "docs" / "catalogue.md").read_text()
+PAGES = [
+    "README.md", "CONTRIBUTING.md", "docs/catalogue.md", "docs/coming_from.md", "docs/engine.md", "docs/guide.md",
+    "docs/links.md",
+]  # fmt: skip
 COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt torch -e '.[demo]' && "
     ".venv/bin/python -m gradchain.demo",
@@ -58,8 +62,11 @@ def check_comments(markdown: str, name: str) -> int:
     return len(pairs)
 
 
-def test_comments_behind_prints_say_what_is_printed(folder):
-    assert check_comments(README, "README.md") >= 6
+@pytest.mark.parametrize(
+    ("page", "many"), [("README.md", 1), ("docs/guide.md", 4), ("docs/catalogue.md", 2)], ids=lambda v: str(v)
+)
+def test_comments_behind_prints_say_what_is_printed(page, many, folder):
+    assert check_comments((ROOT / page).read_text(), page) == many
 
 
 def test_the_page_of_links_says_what_its_code_prints(folder):
@@ -231,7 +238,7 @@ def check_links(markdown: str) -> None:
 
 
 def test_every_link_and_alias_has_its_row():
-    check_links(README)
+    check_links(CATALOGUE)
 
 
 @pytest.mark.parametrize(
@@ -250,9 +257,9 @@ def test_every_link_and_alias_has_its_row():
     ],
 )
 def test_a_wrong_row_is_refused(old, new, sentence):
-    assert README.count(old) == 1, old
+    assert CATALOGUE.count(old) == 1, old
     with pytest.raises(AssertionError, match=re.escape(sentence)):
-        check_links(README.replace(old, new))
+        check_links(CATALOGUE.replace(old, new))
 
 
 def check_peers(markdown: str, compared: dict[str, str]) -> None:
@@ -268,9 +275,9 @@ def test_every_peer_in_the_tables_is_one_that_tests_compare_with():
     compared: dict[str, str] = {}
     for case in CASES:
         compared[case.subject] = " ".join([compared.get(case.subject, ""), *(peer.name for peer in case.peers)])
-    check_peers(README, compared)
+    check_peers(CATALOGUE, compared)
     with pytest.raises(AssertionError, match=r"adamw: no row of tests/cases.py compares with torch.optim.AdamW"):
-        check_peers(README, {**compared, "adamw": "optax.adamw, torch.optim.Adam"})
+        check_peers(CATALOGUE, {**compared, "adamw": "optax.adamw, torch.optim.Adam"})
 
 
 def check_schedules(markdown: str) -> None:
@@ -286,7 +293,7 @@ def check_schedules(markdown: str) -> None:
 
 
 def test_every_schedule_has_its_row():
-    check_schedules(README)
+    check_schedules(CATALOGUE)
 
 
 @pytest.mark.parametrize(
@@ -297,15 +304,15 @@ def test_every_schedule_has_its_row():
     ],
 )
 def test_a_wrong_schedule_is_refused(old, new, sentence):
-    assert README.count(old) == 1, old
+    assert CATALOGUE.count(old) == 1, old
     with pytest.raises(AssertionError, match=re.escape(sentence)):
-        check_schedules(README.replace(old, new))
+        check_schedules(CATALOGUE.replace(old, new))
 
 
 def test_every_selector_is_named():
     """The paragraphs on selectors and on rules have every one of the front door."""
     bases = {"Selector", "PerParameter"}
-    paragraphs = [p for p in README.split("\n\n") if "**selector**" in p or "A rule is a pair" in p]
+    paragraphs = [p for p in CATALOGUE.split("\n\n") if "**selector**" in p or "A rule is a pair" in p]
     kinds = [*gradchain.selectors.__all__, "rest"]
     missing = [n for n in kinds if n in gradchain.__all__ and n not in bases and f"`{n}" not in "".join(paragraphs)]
     assert not missing
@@ -319,6 +326,24 @@ def test_every_name_in_the_pages_exists():
             for part in path.split("."):
                 assert hasattr(thing, part), f"{page}: gch.{path} does not exist"
                 thing = getattr(thing, part)
+
+
+def broken(page: str, text: str) -> list[str]:
+    """The links of a page to files that are not there, but for what only looks like one in code."""
+    text = re.sub(r"^```.*?^```$|`[^`\n]+`", "", text, flags=re.M | re.S)
+    targets = [target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    return [target for target in targets if target and not (ROOT / page).parent.joinpath(target).exists()]
+
+
+@pytest.mark.parametrize("page", [*PAGES, "docs/from_torch.md", "benchmarks/README.md"])
+def test_links_to_files_lead_somewhere(page):
+    assert broken(page, (ROOT / page).read_text()) == []
+    assert broken(page, "[a](no_such_file.md) [b](https://x.org/c)") == ["no_such_file.md"]
+
+
+def test_readme_is_short():
+    """Long tables have pages of their own."""
+    assert README.count("\n") < 230
 
 
 # versions and commands

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import logging
 import os
 import shutil
 import subprocess
@@ -91,15 +92,33 @@ def refused(source, *words):
     return told
 
 
+@contextlib.contextmanager
+def noted():
+    """The notices that a program would get that listens to gradchain."""
+    records, logger = [], logging.getLogger("gradchain")
+    handler = logging.Handler()
+    handler.emit = records.append
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        yield records
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def in_a_temporary_folder(source, *words):
     """`load` builds for this process alone; it says so, and why, the first time, and so does `explain()`."""
     first = not build._process.without_cache
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(), noted() as seen:
+        warnings.simplefilter("error")
         assert answer(build.load(source)) == 7
     for word in ("anew in every process", "XDG_CACHE_HOME", *words):
         assert word in build.without_cache()
-    assert [str(w.message) for w in seen] == ([f"gradchain: {build.without_cache()}"] if first else [])
+    assert [(r.name, r.levelname, r.getMessage()) for r in seen] == (
+        [("gradchain.engine", "WARNING", build.without_cache())] if first else []
+    )
 
 
 def script(code, **environment):

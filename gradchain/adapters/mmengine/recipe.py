@@ -178,8 +178,10 @@ def unbound(
     ... )
     >>> [part] = mmengine.unbound(wrapper, max_iters=100, epoch_length=10)
     >>> part.chain
-    chain(add_decayed_weights(multiply(0.0001, first((named("*head*"), 1.0), (bias, 0.0)))), \
-scale_by_learning_rate(multiply(0.1, (named("*head*"), 10.0))))
+    chain(
+        add_decayed_weights(multiply(0.0001, first((named("*head*"), 1.0), (bias, 0.0)))),
+        scale_by_learning_rate(multiply(0.1, (named("*head*"), 10.0))),
+    )
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
     return _read(None, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)

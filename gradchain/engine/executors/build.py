@@ -21,6 +21,7 @@ import ctypes
 import errno
 import hashlib
 import json
+import logging
 import os
 import platform
 import re
@@ -41,6 +42,7 @@ MOST_FILES = 256
 MOST_BYTES = 64 << 20
 CPUINFO = "/proc/cpuinfo"
 
+_LOG = logging.getLogger("gradchain.engine")
 _NAME = re.compile(r"[0-9a-f]{32}-[0-9a-f]{32}\.so")
 _SILENCE = "or set GRADCHAIN_NATIVE=0 to silence this"
 _FLAGS = (
@@ -125,7 +127,8 @@ if hasattr(os, "register_at_fork"):
 def load(source: str) -> ctypes.CDLL:
     """The compiled and loaded library of this source, from the cache if it is there.
 
-    A failure is remembered, so that it costs nothing at the next step, and the first of a process is warned of.
+    A failure is remembered, so that it costs nothing at the next step, and the first of a process is warned of. Where
+    no cache folder is fit, all runs as fast as ever, and that kernels are built anew is a notice.
 
     Raises:
         NoKernel: it is turned off, there is no compiler, it failed or hung, or no folder is fit to load code from.
@@ -139,7 +142,7 @@ def load(source: str) -> ctypes.CDLL:
         _warn(reason)
         raise
     if _process.without_cache != told:
-        warnings.warn(f"gradchain: {_process.without_cache}", stacklevel=2)
+        _LOG.warning("%s", _process.without_cache)
     return found
 
 

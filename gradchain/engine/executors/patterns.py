@@ -24,7 +24,7 @@ def _adam(decay: bool) -> dict[str, Term]:
     mu = ("lerp", "m", "g", "$w1")
     nu = ("add", ("mul", "$b2", "v"), ("mul", ("mul", "$w2", "g"), "g"))
     root = ("sqrt", ("add", nu, "$eps_root"))
-    direction: Term = ("div", ("mul", "$root2", ("div", mu, "$c1")), ("add", root, "$eps"))
+    direction: Term = ("div", mu, ("mul", ("add", root, "$eps"), "$c"))
     if decay:
         direction = ("add", direction, ("mul", "$decay", "p"))
     return {"p": ("add", "p", ("mul", "$step", direction)), "m": mu, "v": nu}
@@ -159,7 +159,7 @@ def _takes(numbers: dict[str, float]) -> bool:
 
 def _fused_adamw(held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None, s: dict[str, float]) -> None:
     # what a program has outside of the kernel's corrections, which are 1 long after the start, is in lr
-    lr, rate = -s["$step"] * s["$root2"] / s["$c1"], -s["$step"]
+    lr, rate = -s["$step"] / s["$c"], -s["$step"]
     decay = s.get("$decay", 0.0) * rate / lr if lr else 0.0
     hyper = {"lr": lr, "beta1": 1 - s["$w1"], "beta2": s["$b2"], "weight_decay": decay, "eps": s["$eps"]}
     _torch.fused_adamw_(held["p"], grads, held["m"], held["v"], [_LONG_AGO] * len(grads), scale, **hyper)

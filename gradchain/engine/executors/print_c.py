@@ -12,6 +12,9 @@ from gradchain.engine.operations import BOOLEAN, REDUCTIONS, TYPES
 from gradchain.engine.planning.lower import Program
 
 LANES = 16
+BLOCK = 64  # elements between two requests for memory ahead
+AHEAD = 2048  # bytes from where a kernel is to what it asks for
+LINE = 64  # bytes that come at once
 
 _PRELUDE = """\
 #include <stdint.h>
@@ -81,9 +84,30 @@ def _element(program: Program, dtypes: Sequence[torch.dtype], at: str) -> list[s
 def _loop(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
     stores = [f"p{c}[i] = to_{TYPES[dtypes[c]].c}({name_of(value)});" for c, value in program.stores]
     lines = [*_element(program, dtypes, "i"), *stores]
-    # gcc does not believe `restrict` in a block: from six columns on it would give up checking and make no vector code
-    head = ["#pragma GCC ivdep", "    for (int64_t i = 0; i < n; ++i) {"]
-    return [*head, *(f"      {line}" for line in lines), "    }"]
+    return [
+        f"    for (int64_t j = 0; j < n; j += {BLOCK}) {{",
+        f"      const int64_t m = n - j < {BLOCK} ? n : j + {BLOCK};",
+        *(f"      {line}" for line in _ahead(program, dtypes, "j", BLOCK)),
+        # gcc does not believe `restrict` in a block: from six columns on it would give up checking and make no vectors
+        "#pragma GCC ivdep",
+        "      for (int64_t i = j; i < m; ++i) {",
+        *(f"        {line}" for line in lines),
+        "      }",
+        "    }",
+    ]
+
+
+def _ahead(program: Program, dtypes: Sequence[torch.dtype], at: str, many: int) -> list[str]:
+    """The lines that ask for the memory of every column that comes some time after so many elements.
+
+    Hardware fetches ahead a few streams by itself, and loses one where it crosses a page: an update has up to a dozen.
+    """
+    written = {column for column, _ in program.stores}
+    return [
+        f"__builtin_prefetch(p{i} + {at} + {(AHEAD + past) // dtypes[i].itemsize}, {int(i in written)});"
+        for i in sorted(program.loads() | written)
+        for past in range(0, many * dtypes[i].itemsize, LINE)
+    ]
 
 
 def _reduction(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
@@ -97,11 +121,15 @@ def _reduction(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
     return [
         f"    double lane[{LANES}] = {{0}};",
         "    int64_t i = 0;",
-        f"    for (; i + {LANES} <= n; i += {LANES})",
+        f"    for (int64_t j = 0; j + {LANES} <= n; j += {BLOCK}) {{",
+        f"      const int64_t m = n - j < {BLOCK} ? n : j + {BLOCK};",
+        *(f"      {line}" for line in _ahead(program, dtypes, "j", BLOCK)),
+        f"      for (; i + {LANES} <= m; i += {LANES})",
         *filter(None, [reduction.meet.pragma]),
-        f"      for (int l = 0; l < {LANES}; ++l) {{",
-        *(f"        {line}" for line in [*step, f"lane[l] = {take};"]),
-        "      }",
+        f"        for (int l = 0; l < {LANES}; ++l) {{",
+        *(f"          {line}" for line in [*step, f"lane[l] = {take};"]),
+        "        }",
+        "    }",
         "    for (; i < n; ++i) {",
         *(f"      {line}" for line in [*tail, f"lane[0] = {take};"]),
         "    }",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,6 +70,15 @@ class Plan:
 
     parts: list[Part]
     indices: tuple[Index, ...]
+
+
+def too_many(plans: Mapping[tuple[Any, ...], Plan], key: tuple[Any, ...]) -> str:
+    """What keeps the steps of a chain from sharing plans, where there are as many as are kept."""
+    alike = [k for k in plans if len(k) > 1 and type(k[0]) is type(key[0])]
+    return (
+        f"{len(plans)} plans were made for one chain and yet another is needed: its steps differ in structure, not in "
+        f"numbers only, and each new one is compiled. {difference(alike[-1:], key)}"
+    )
 
 
 def difference(before: list[tuple[Any, ...]], key: tuple[Any, ...]) -> str:
