@@ -26,19 +26,19 @@ SMALL = "20 x 64"
 TURNS = {SMALL: (20, 100), "a": (1, 3)}  # steps of a turn that are not timed, and those that are
 
 
-def steps(workload: str, name: str) -> dict[str, Callable[[], None]]:
-    """What takes one step in each of the forms, of models that begin alike."""
+def steps(workload: str, name: str) -> dict[str, tuple[Any, Callable[[], None]]]:
+    """In each of the forms a model, all of which begin alike, and what takes one step of it."""
     import torch
 
     import gradchain as gch
 
     word, given = name.partition(" ")[0], CLASSES[name]
-    made: dict[str, Callable[[], None]] = {}
-    model = _model(workload)
-    made["bare"] = _step(model, _bare(getattr(torch.optim, word)(model.parameters(), **given)))
+    models = {form: _model(workload) for form in ("bare", *FORMS)}
+    optimizer = getattr(torch.optim, word)(models["bare"].parameters(), **given)
+    made = {"bare": (models["bare"], _step(models["bare"], _bare(optimizer)))}
     for form in FORMS:
-        model = _model(workload)
-        made[form] = _step(model, gch.from_torch(word, in_place=form == "in_place", **given).bind(model).step)
+        updater = gch.from_torch(word, in_place=form == "in_place", **given).bind(models[form])
+        made[form] = models[form], _step(models[form], updater.step)
     return made
 
 
@@ -79,7 +79,7 @@ def _step(model: Any, step: Callable[[], object]) -> Callable[[], None]:
 
 def measured(workload: str, name: str, rounds: int) -> dict[str, Any]:
     """Microseconds of a step in each form, and over those of the class itself: quartiles."""
-    forms = steps(workload, name)
+    forms = {form: step for form, (_, step) in steps(workload, name).items()}
     warm, timed = TURNS[workload]
     took: dict[str, list[float]] = {form: [] for form in forms}
     gc.collect()

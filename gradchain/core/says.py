@@ -28,7 +28,6 @@ class Says(TypedDict, total=False):
     calls_back: bool
     uniform: frozenset[str]
     observes: frozenset[str]
-    in_place: bool
 
 
 class Said:

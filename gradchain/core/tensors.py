@@ -94,8 +94,8 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     @abstractmethod
     def listed(self, index: Index) -> list[Tensor | None]:
         """The entries in memory, in the order of `index`; None for one that is absent."""
-        raise NotImplementedError
 
+    @abstractmethod
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
         """New zeros of the same names, shapes, strides and devices; in `dtype`, where one is given."""
 
