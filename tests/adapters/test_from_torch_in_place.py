@@ -16,6 +16,7 @@ from packages import CLOSURES, REFUSED, SWITCHED, class_of, our_step, same
 from torch import nn
 
 import gradchain as gch
+from gradchain.core import _torch
 from gradchain.core.state import State
 from gradchain.engine.engine import Engine
 
@@ -298,6 +299,31 @@ def test_an_overflow_of_amp_holds_it(counting):
     assert not updater.update(loss_of(model, batches(1)[0]) * float("inf"))
     assert counting.calls == 0 and same(model, before) and updater.num_skipped == 1
     assert updater.update(loss_of(model, batches(1)[0])) and counting.calls == 1
+
+
+@pytest.mark.parametrize("executed", EXECUTORS, indirect=True)
+def test_an_update_that_is_broken_off_after_the_class_is_finished_without_it(counting, executed, monkeypatch):
+    """What is left of the update is done at once: the class has stepped, and does not again."""
+    model, twin = small(), small()
+    updater = gch.from_torch(counting, lr=0.1, in_place=True).bind(model)
+    copies = gch.from_torch("SGD", lr=0.1).bind(twin)
+    run(updater, model, 2)
+    run(copies, twin, 3)
+    whole, broken = _torch.increment_version, []
+
+    def breaking(tensors):
+        if not broken:
+            broken.append(True)
+            raise KeyboardInterrupt
+        whole(tensors)
+
+    monkeypatch.setattr(_torch, "increment_version", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        run(updater, model, 1, start=2)
+    assert broken and counting.calls == updater.num_updates == 3 and same(model, twin)
+    run(updater, model, 2, start=3)
+    run(copies, twin, 2, start=3)
+    assert counting.calls == 5 and same(model, twin) and equal(links(updater), links(copies))
 
 
 # what it is lent
