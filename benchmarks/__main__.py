@@ -37,7 +37,7 @@ def _arguments() -> argparse.Namespace:
     return given
 
 
-def _pin(threads: int, core: int | None) -> None:
+def pin(threads: int, core: int | None) -> None:
     """So many cores and threads, for whatever is imported from here on."""
     os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
     if hasattr(os, "sched_setaffinity"):
@@ -53,7 +53,7 @@ def main() -> int:
     aimed = given.workload or list("abcd")
     recipes = given.recipe or ()
     others = list(targets.elsewhere(aimed, rounds, given.quick, recipes)) if given.targets else []
-    _pin(given.threads, given.core)
+    pin(given.threads, given.core)
     import torch
 
     torch.set_num_threads(given.threads)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradchain.core import _torch
 from gradchain.core.hyper import Override, varies
+from gradchain.core.scalars import as_number
 from gradchain.core.transform import Transform, walk
 from gradchain.updater import Updater
 from gradchain.updater.info import UpdateInfo
+from gradchain.updater.modes import outside_inference
 
 _REST = "gradchain"
 """The key of what has no fixed shape, as bytes in a tensor, in the state of the first parameter."""
@@ -59,7 +63,6 @@ class ChainOptimizer(Optimizer):
     info: UpdateInfo | None
 
     def __init__(self, updater: Updater) -> None:
-        bound = updater._bound
         if updater._walk.in_backward is not None:
             raise ValueError(
                 "as_optimizer: an updater bound with in_backward=True updates in backward hooks, and a trainer steps "
@@ -67,7 +70,19 @@ class ChainOptimizer(Optimizer):
             )
         self.updater, self.info = updater, None
         self._learn()
-        super().__init__(list(bound.target.parameters()), {"lr": self._neutral})
+        super().__init__(self._members(), {"lr": self._neutral})
+
+    def _members(self) -> list[Tensor]:
+        """The parameters of the group, in the order in which a state dict numbers them."""
+        return list(self.updater._bound.target.parameters())
+
+    def _names(self) -> tuple[str, ...]:
+        """Their names."""
+        return self.updater.names
+
+    def _gradients(self) -> Mapping[str, Tensor | None] | None:
+        """What a step takes them from; None is `.grad`."""
+        return None
 
     def _learn(self) -> None:
         """Look at the chain: its learning rates, and where a group's "lr" leaves them as they are."""
@@ -77,7 +92,7 @@ class ChainOptimizer(Optimizer):
         constant = bool(given) and not any(map(varies, given)) and len(set(given)) == 1 and given[0] > 0
         self._rates, self._neutral = tuple(rates), float(given[0]) if constant else 1.0
         self._constant = constant
-        self._scales = any(type(link).scale_loss is not Transform.scale_loss for _, link, _ in links)
+        self._scales = any(link.role == "unscale" for _, link, _ in links)
         self._dials: dict[str, tuple[Override | None, _Dial]] = {}
         self._index = self.updater._bound.target.index
 
@@ -85,6 +100,13 @@ class ChainOptimizer(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """The chain and the new weights from `.grad`. A closure is called first, for its loss and its backward."""
+        if self._optimizer_step_pre_hooks or self._optimizer_step_post_hooks or _torch.watches_optimizers():
+            return _watched(self) if closure is None else _watched(self, closure)
+        return self._step(closure)
+
+    step.hooked = True  # type: ignore[attr-defined]  # or torch wraps it, which costs a quarter of a small step
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -93,11 +115,18 @@ class ChainOptimizer(Optimizer):
             self._follow()
         lr = self.param_groups[0]["lr"]
         if lr == self._neutral:
-            self.info = self.updater.step(keep_grads=True)
+            self.info = self._stepped()
         else:
             with self._turned(float(lr)):
-                self.info = self.updater.step(keep_grads=True)
+                self.info = self._stepped()
         return loss
+
+    def _stepped(self) -> UpdateInfo:
+        """The updater's own step, but that it is no question whether a trainer holds this micro-batch back."""
+        updater = self.updater
+        updater._check("step")
+        with outside_inference():
+            return updater._bound.journal.guard(updater._walk.step, self._gradients(), False, True)
 
     def flush(self) -> UpdateInfo:
         """Apply the open window although it is not full, as at the end of an epoch. Falsy if none is open."""
@@ -142,7 +171,7 @@ class ChainOptimizer(Optimizer):
     def _follow(self) -> None:
         """The updater was bound to another model since."""
         self._index = self.updater._bound.target.index
-        self.param_groups[0]["params"] = list(self.updater._bound.target.parameters())
+        self.param_groups[0]["params"] = self._members()
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -176,15 +205,9 @@ class ChainOptimizer(Optimizer):
         for before in self._optimizer_load_state_dict_pre_hooks.values():
             changed = before(self, given)
             given = given if changed is None else changed
-        groups, slots = given["param_groups"], given["state"]
-        names = self.updater.names
-        saved = groups[0]["params"] if len(groups) == 1 else []
-        if len(saved) != len(names):
-            raise ValueError(
-                f"load_state_dict: expected one group with {len(names)} parameters, found {len(groups)} with "
-                f"{[len(group['params']) for group in groups]}."
-            )
-        found = {name: slots[key] for name, key in zip(names, saved, strict=True) if key in slots}
+        names = self._names()
+        group, slots = _checked(given, len(names))
+        found = {name: slots[key] for name, key in zip(names, group["params"], strict=True) if key in slots}
         try:
             self.updater.load_state_dict(_joined(found))
         except ValueError as error:
@@ -192,8 +215,7 @@ class ChainOptimizer(Optimizer):
                 "load_state_dict: expected the state that as_optimizer()'s state_dict() gave, found another or a part "
                 f"of one. {error}"
             ) from error
-        kept = {key: value for key, value in groups[0].items() if key != "params"}
-        self.param_groups[0] = {"params": self.param_groups[0]["params"], **kept}
+        self.param_groups[0] = {**group, "params": self.param_groups[0]["params"]}
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
@@ -204,6 +226,29 @@ class ChainOptimizer(Optimizer):
         super().__setstate__(state)
         self.info = None
         self._learn()
+
+
+_watched = Optimizer.profile_hook_step(ChainOptimizer._step)
+"""A step that hooks and profilers are told of."""
+
+
+def _checked(given: Mapping[str, Any], count: int) -> tuple[dict[str, Any], Mapping[Any, Any]]:
+    """The group and the slots of what `state_dict()` gave. ValueError where they cannot be."""
+    groups, slots = given.get("param_groups"), given.get("state")
+    if not isinstance(groups, (list, tuple)) or not isinstance(slots, Mapping):
+        raise ValueError(
+            "load_state_dict: expected a dict with the list 'param_groups' and the dict 'state', found "
+            f"{type(groups).__name__} and {type(slots).__name__}."
+        )
+    many = [len(g["params"]) if isinstance(g, Mapping) and isinstance(g.get("params"), list) else g for g in groups]
+    if many != [count] or len(set(groups[0]["params"])) != count:
+        raise ValueError(
+            f"load_state_dict: expected one group with {count} parameters, found {len(groups)} with {many}."
+        )
+    lr = as_number(groups[0].get("lr"))
+    if lr is None or not math.isfinite(lr):
+        raise ValueError(f"load_state_dict: expected a group whose lr is a number, found {groups[0].get('lr')!r}.")
+    return dict(groups[0]), slots
 
 
 def _rates(link: Transform) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as _optimizers
 from torch.utils import _pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -268,3 +269,9 @@ def increment_version(tensors: list[Tensor]) -> None:
 def register_pytree(cls: type, flatten: Callable[[Any], tuple[list[Any], Any]], unflatten: Callable[..., Any]) -> None:
     """Let `torch.func` transforms take and return values of `cls`."""
     _pytree.register_pytree_node(cls, flatten, unflatten)
+
+
+def watches_optimizers() -> bool:
+    """Whether somebody is to be told of the steps of every optimizer: a profiler, or a hook of the user's."""
+    hooked = _optimizers._global_optimizer_pre_hooks or _optimizers._global_optimizer_post_hooks
+    return bool(hooked) or torch._C._autograd._profiler_enabled()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from gradchain.core.transform import Transform, walk
 from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine, Outcome
+from gradchain.engine.recording.leaves import same_memory
 from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
@@ -58,7 +59,7 @@ class Bound:
         micro: the micro-batch that comes next.
         takes_gradients: whether the chain does; one that only averages weights does not.
         state: the chain's state.
-        active: the parameters that have any; one that has never had a gradient has none.
+        active: the parameters that have any; one that has never had a gradient has none, nor one beside `only`.
         hypers: the hyperparameters and their overrides.
         clocks: named counters; "step" and "micro" are always among them.
         num_skipped: updates that a gate kept from being applied.
@@ -70,7 +71,9 @@ class Bound:
         journal: what is being changed, and how it is put in order where that is broken off.
     """
 
-    def __init__(self, tx: chain, target: Target, autocast: torch.dtype | None) -> None:
+    def __init__(
+        self, tx: chain, target: Target, autocast: torch.dtype | None = None, only: Collection[str] | None = None
+    ) -> None:
         self.chain = tx
         self.autocast = autocast
         self.hypers = Hyperparameters(tx)
@@ -94,7 +97,11 @@ class Bound:
         self.takes_gradients = takes_gradients(tx)
         facts = target.index.facts  # without gradients, what is averaged may move whether it requires one or not
         self.active = target.index.subset(
-            [f.name for f in facts if f.parameter.requires_grad or not self.takes_gradients]
+            [
+                f.name
+                for f in facts
+                if (f.parameter.requires_grad or not self.takes_gradients) and (only is None or f.name in only)
+            ]
         )
         self.state: Links = self.fresh_state()
         check_chain(tx, target.index, self.state, self.now())
@@ -380,7 +387,7 @@ class Bound:
             if done is not None:
                 # under DDP a gradient may lie in a bucket, which the next reduction overwrites
                 shared = lent or self.target.replicated
-                return done._replace(state=self._owning(done.state, received, lent)) if shared else done
+                return done._replace(state=self._owning(done.state, state, received, lent)) if shared else done
             notes, commit = Notes(step), Commit()
             out, new = self.chain.update(received, state, Context.of(step, notes))
             assert isinstance(new, Links)
@@ -388,7 +395,7 @@ class Bound:
                 self._write_in_place(commit, out)
             elif out is not None:
                 self.gradients.write(commit, out)
-            return Outcome(out is not None, self._owning(new, received, lent), notes, commit)
+            return Outcome(out is not None, self._owning(new, state, received, lent), notes, commit)
 
     def _write_in_place(self, commit: Commit, out: Weights) -> None:
         """Have a commit let a link write the weights. What comes after it has looked at them already, by the reference.
@@ -414,16 +421,22 @@ class Bound:
         active = self.target.index.subset([*self.active.names, *new])
         return active, merged(self.state, self._fresh_state_of(active))
 
-    def _owning(self, state: Links, received: Tensors, users: bool) -> Links:
-        """`state`, sharing no memory with the weights, nor with gradients that stay the user's."""
+    def _owning(self, state: Links, before: Links, received: Tensors, users: bool) -> Links:
+        """`state`, sharing no memory with the weights, nor with gradients that stay the user's.
+
+        What it keeps in the tensors in which the state before had it is its own already.
+        """
+        if same_memory(state, before, whole=True):
+            return state
         lent = {id(p) for p in self.target.parameters()}
         # a gradient that is a view lies in a bucket of DDP's, which the next reduction overwrites
         lent |= {id(t._base) for t in received.values() if t._base is not None}
         if users:
             lent |= {id(t) for t in received.values()}
         changes = {}
+        own_already = {id(v) for _, inner in states(self.chain, before) for _, v in inner.items()}
         for address, inner in states(self.chain, state):
-            held = {n: v for n, v in inner.items() if isinstance(v, Tensors) and len(v)}
+            held = {n: v for n, v in inner.items() if isinstance(v, Tensors) and len(v) and id(v) not in own_already}
             own = {n: owned(v, lent) for n, v in held.items()}
             if any(own[n] is not v for n, v in held.items()):
                 changes[address] = inner.replace(**own)

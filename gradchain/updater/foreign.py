@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from gradchain.words.arguments import cure, not_taken
 
@@ -50,8 +52,9 @@ NAMES = {
     "no_sync": "context(), which withholds synchronisation inside a window",
     "last_epoch": "num_updates, or clocks",
     "clip_grad_norm_": "clip_by_norm(…) in the chain",
-    "parameters": "names",
-    "named_parameters": "names",
+    "parameters": "names; it is the model that you bound which has them",
+    "named_parameters": "names; it is the model that you bound which has them",
+    "modules": "names; it is the model that you bound which has them",
     "model": "names; it is the model that you bound",
     "grad_norm": "metrics['clip_by_norm.norm']",
     "load_checkpoint": "load(path)",
@@ -85,6 +88,31 @@ _OPTIONS = {
     "foreach": "the chain runs fused where it can",
     "params": "the model is the first argument",
 }
+
+
+_DOOR = "as_optimizer() is one, over this updater: give that to a trainer, a scheduler or a checkpoint"
+
+
+class Stranger:
+    """What an Updater answers to those who take it for something else, such as an optimizer of torch's."""
+
+    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(answer(name, (n for n in dir(type(self)) if n[:1] != "_")))
+
+        def __iter__(self) -> Iterator[Any]:
+            raise TypeError(f"Updater: is no optimizer of torch's, nor a list of them. {_DOOR}.")
+
+
+def refuse_held_back() -> None:
+    """RuntimeError for a step of a micro-batch that Accelerate holds back: of an optimizer it would leave it out."""
+    if not sys.modules["accelerate.state"].GradientState().sync_gradients:
+        raise RuntimeError(
+            "step: Accelerate holds this micro-batch back (accelerator.sync_gradients is False), and an Updater that "
+            "prepare() was given is not wrapped: it would apply each. Prepare updater.as_optimizer(), or let "
+            "accumulate(…) in the chain count, without accelerator.accumulate."
+        )
 
 
 def answer(name: str, names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from gradchain.selectors import SelectorLike
 
 
-class Updater(Readings):
+class Updater(Readings, foreign.Stranger):
     """A chain bound to a model: the one stateful object of a training loop.
 
     `update(loss)` is `backward(loss)` and `step()`: the loss through the chain's scaling, backward, the gradients
@@ -63,6 +64,7 @@ class Updater(Readings):
     ('applied', 1)
     """
 
+    @answering
     def __init__(
         self,
         tx: Transform,
@@ -152,6 +154,8 @@ class Updater(Readings):
         self._check("step")
         if options:
             foreign.refuse_arguments("step", options, ("grads", "last", "keep_grads"))
+        if grads is None and "accelerate.state" in sys.modules:
+            foreign.refuse_held_back()
         with outside_inference():
             return self._bound.journal.guard(self._walk.step, grads, last, keep_grads)
 
@@ -427,8 +431,3 @@ class Updater(Readings):
             "copy.copy: two updaters must not share one state: each would count half of the steps. Copy the model too: "
             "copy.deepcopy((model, updater))."
         )
-
-    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
-
-        def __getattr__(self, name: str) -> Any:
-            raise AttributeError(foreign.answer(name, (n for n in dir(Updater) if n[:1] != "_")))

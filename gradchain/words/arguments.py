@@ -203,6 +203,8 @@ FORMS: dict[str, str] = {
     "function gives numbers, write multiply(0.1, function) in place of the number.",
     "partition": "The form is partition((selector, link), (rest, link)).",
     "freeze": "The form is freeze(selector).",
+    "Updater": "The form is chain(…).bind(model). An optimizer for a trainer is updater.as_optimizer(), and a class of "
+    "them, for those who make it themselves, adapters.zero.optimizer_class(chain(…), model).",
 }
 """What a call should look like, where it was given too few arguments or too many."""
 
@@ -234,7 +236,8 @@ def _problem(owner: str, make: Callable[..., object], args: Iterable[object], kw
         mismatch = str(error)
     takes = [n for n, p in signature.parameters.items() if n != "self" and p.kind not in (p.VAR_KEYWORD,)]
     listed = f" It takes {', '.join(takes) or 'no argument'}."
-    unknown = next((name for name in kwargs if name not in signature.parameters), None)
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    unknown = None if open_ended else next((name for name in kwargs if name not in signature.parameters), None)
     if unknown is not None:
         return not_taken(owner, unknown, takes)
     return f"{owner}: {mismatch}.{' ' + FORMS[owner] if owner in FORMS else ''}{listed}"

@@ -8,6 +8,7 @@ import torch
 from adapters.trainer_chains import CHAINS, batches, loss_of, model_of, same, stored
 from later import later
 from torch.optim import lr_scheduler as schedulers
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.optim.swa_utils import SWALR, AveragedModel
 
 import gradchain as gch
@@ -158,11 +159,11 @@ def test_a_rate_out_of_range_changes_nothing():
     assert same(model, before) and not optimizer.updater.state_dict()["overrides"]
 
 
-@pytest.mark.parametrize("name", ["constant", "schedule", "averages"])
-def test_a_grad_scaler_scales_and_skips(name):
+@chains
+def test_a_grad_scaler_scales_and_skips(make):
     """As without it, but for the step whose gradients overflow, which nobody takes."""
-    model, optimizer = bound(CHAINS[name])
-    other, plain = bound(CHAINS[name])
+    model, optimizer = bound(make)
+    other, plain = bound(make)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     for number, batch in enumerate(BATCHES):
         optimizer.zero_grad()
@@ -176,7 +177,8 @@ def test_a_grad_scaler_scales_and_skips(name):
             loss_of(other, batch).backward()
             torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
             plain.step()
-    assert optimizer.updater.num_updates == len(BATCHES) - 1
+    assert optimizer.updater.num_micro == len(BATCHES) - 1
+    assert optimizer.updater.num_updates == plain.updater.num_updates > 4
     assert gap(model, other) < 1e-6
 
 
@@ -251,6 +253,29 @@ def test_hooks_are_called():
     assert called == ["before", "after", "saving", 1, "loaded"]
 
 
+def test_hooks_for_all_optimizers_are_called_and_may_change_the_closure():
+    model, optimizer = bound(CHAINS["constant"])
+    called = []
+    handles = [
+        register_optimizer_step_pre_hook(lambda *a: called.append("before")),
+        register_optimizer_step_post_hook(lambda *a: called.append("after")),
+        optimizer.register_step_pre_hook(lambda o, args, kwargs: ((o, lambda: called.append("closure")), {})),
+    ]
+    train(optimizer, model, BATCHES[:1])
+    for handle in handles:
+        handle.remove()
+    train(optimizer, model, BATCHES[1:2])
+    assert called == ["before", "closure", "after"] and optimizer.updater.num_updates == 2
+
+
+def test_a_profiler_sees_its_steps():
+    model, optimizer = bound(CHAINS["constant"])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        train(optimizer, model, BATCHES[:2])
+    (seen,) = (event for event in profile.key_averages() if event.key == "Optimizer.step#ChainOptimizer.step")
+    assert seen.count == 2
+
+
 def test_a_closure_is_called_with_gradients_on_and_its_loss_returned():
     model, optimizer = bound(CHAINS["constant"])
 
@@ -312,18 +337,42 @@ def test_state_is_plain_and_each_tensor_has_its_place():
         lambda saved: saved["state"][1].popitem(),
         lambda saved: saved["state"][0].update(gradchain=torch.zeros(64, dtype=torch.uint8)),
         lambda saved: saved["param_groups"].append(dict(saved["param_groups"][0])),
+        lambda saved: saved["param_groups"].clear(),
+        lambda saved: saved["param_groups"][0].pop("lr"),
+        lambda saved: saved["param_groups"][0].update(lr=None),
+        lambda saved: saved["param_groups"][0].update(lr="0.1"),
+        lambda saved: saved["param_groups"][0].update(lr=float("nan")),
+        lambda saved: saved["param_groups"][0].update(lr=torch.ones(2)),
+        lambda saved: saved["param_groups"][0].pop("params"),
+        lambda saved: saved["param_groups"][0].update(params=None),
+        lambda saved: saved["param_groups"][0].update(params=[0, 0, 1, 2]),
+        lambda saved: saved["param_groups"].__setitem__(0, [0, 1, 2, 3]),
+        lambda saved: saved.update(param_groups=None),
+        lambda saved: saved.update(state=[]),
+        lambda saved: saved["state"].update({0: None}),
+        lambda saved: saved.pop("param_groups"),
+        lambda saved: saved.pop("state"),
     ],
-    ids=["no state", "fewer parameters", "no rest", "no slot", "no bytes", "two groups"],
+    ids=["no state", "fewer parameters", "no rest", "no slot", "no bytes", "two groups", "no groups", "no lr",
+         "lr None", "lr a word", "lr NaN", "lr of two", "no params", "params None", "one twice", "group a list",
+         "groups None", "state a list", "slots None", "groups gone", "state gone"],
 )  # fmt: skip
 def test_what_is_not_its_state_changes_nothing(spoil):
     model, optimizer = bound(CHAINS["constant"])
     train(optimizer, model, BATCHES[:3])
-    saved = optimizer.state_dict()
+    saved = copy.deepcopy(optimizer.state_dict())
     spoil(saved)
-    before = optimizer.updater.state_dict()["clocks"]
+    train(optimizer, model, BATCHES[3:5])
+    optimizer.param_groups[0].update(lr=5e-3, initial_lr=1e-2)
+    untouched, twin = copy.deepcopy((model, optimizer))
     with pytest.raises(ValueError, match="load_state_dict: expected"):
         optimizer.load_state_dict(saved)
-    assert optimizer.updater.state_dict()["clocks"] == before
+    assert same(model, untouched) and optimizer.updater.clocks == twin.updater.clocks
+    assert {k: v for k, v in optimizer.param_groups[0].items() if k != "params"} == {"lr": 5e-3, "initial_lr": 1e-2}
+    assert all(a is b for a, b in zip(optimizer.param_groups[0]["params"], model.parameters(), strict=True))
+    train(optimizer, model, BATCHES[5:8])
+    train(twin, untouched, BATCHES[5:8])
+    assert same(model, untouched)
 
 
 def test_a_state_of_torchs_class_is_refused():
@@ -373,6 +422,26 @@ def test_an_updater_in_an_optimizers_place_names_the_door(word):
     scaler.scale(torch.ones(1))
     with pytest.raises(AttributeError, match=r"as_optimizer\(\)"):
         scaler.step(updater)
+
+
+def test_an_updater_is_no_list_of_parameters_or_optimizers():
+    """Where something goes over it: torch's classes, and torch.distributed.checkpoint, which takes several."""
+    model = model_of()
+    updater = gch.chain(gch.sgd(0.1)).bind(model)
+    for take in (list, torch.optim.AdamW, lambda it: state_dicts.get_state_dict(model, it)):
+        with pytest.raises(
+            TypeError, match=r"Updater: is no optimizer of torch's, nor a list of them. as_optimizer\(\)"
+        ):
+            take(updater)
+
+
+def test_the_updaters_class_in_a_class_of_optimizers_place_names_the_doors():
+    with pytest.raises(
+        TypeError, match=r"Updater: missing .*chain\(…\).bind\(model\).*as_optimizer\(\).*optimizer_class"
+    ):
+        gch.Updater(model_of().parameters())
+    with pytest.raises(TypeError, match=r"Updater: missing .*as_optimizer\(\)"):
+        gch.Updater([{"params": [*model_of().parameters()]}], lr=0.1)
 
 
 @pytest.mark.filterwarnings("ignore")  # that torch.distributed is not initialised, and its own deprecations

@@ -1,83 +1,45 @@
 """Our chain in other people's trainers, with the packages themselves: equal to our loop, and exact when resumed."""
 
-import warnings
+import copy
 
 import pytest
 import torch
-from adapters.trainer_chains import CHAINS, batches, loss_of, model_of, same
-from torch.utils.data import DataLoader
+from adapters.trainer_chains import CHAINS, loss_of, model_of, same
+from adapters.trainer_runs import (
+    DATA,
+    TURNED,
+    accelerated,
+    accelerated_steps,
+    fit,
+    gap,
+    hf_trainer,
+    lightning_module,
+    ours,
+    widened_loss_of,
+)
 
 import gradchain as gch
 
-DATA = batches(24)
 TRAINED = ["constant", "schedule", "window", "averages", "partition", "from_torch", "window and averages"]
 chains = pytest.mark.parametrize("make", [pytest.param(CHAINS[name], id=name) for name in TRAINED])
 
 
-def ours(make, data, every=1, clip=None, seed=0, rate=None):
-    """What a hand-written loop with the Updater comes to; the trainer averages `every` gradients, and clips."""
-    model = model_of(seed)
-    updater = make().bind(model)
-    for start in range(0, len(data), every):
-        group = data[start : start + every]
-        if rate is not None:
-            updater.override("learning_rate", rate(start // every))
-        model.zero_grad()
-        for batch in group:
-            (loss_of(model, batch) / every).backward()
-        if clip is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
-        updater.step()
-    return model, updater
+@pytest.fixture
+def anew(monkeypatch):
+    """Accelerate keeps its precision for the whole process, and transformers tells it by the environment."""
+    state = pytest.importorskip("accelerate.state").AcceleratorState
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    state._reset_state(reset_partial_state=True)
+    yield
+    state._reset_state(reset_partial_state=True)
 
 
-def gap(one, other):
-    return max(float((a - b).detach().abs().max()) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+def shows(make, model, data):
+    """Whether a precision does: the run is another than in float32. Under Lion, which takes signs, it need not be."""
+    return make is CHAINS["window and averages"] or gap(model.double(), ours(make, data)[0].double()) > 1e-9
 
 
 # Lightning
-
-
-def lightning_module(make, seed=0, decay=None, manual=False, by_step=False):
-    lightning = pytest.importorskip("lightning.pytorch")
-
-    class Module(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model = model_of(seed)
-            self.automatic_optimization = not manual
-
-        def training_step(self, batch, _):
-            if by_step:  # a plain loader starts anew where an epoch was broken off
-                batch = DATA[self.trainer.global_step]
-            if not manual:
-                return loss_of(self.model, batch)
-            optimizer = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(loss_of(self.model, batch))
-            optimizer.step()
-            return None
-
-        def configure_optimizers(self):
-            optimizer = make().bind(self.model).as_optimizer()
-            if decay is None:
-                return optimizer
-            scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    return Module()
-
-
-def fit(module, folder, steps, resume=None, **options):
-    lightning = pytest.importorskip("lightning.pytorch")
-    trainer = lightning.Trainer(
-        max_steps=steps, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder, **options,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, DataLoader(DATA, batch_size=None), ckpt_path=resume, weights_only=True if resume else None)
-    return trainer
 
 
 @chains
@@ -96,13 +58,28 @@ def test_lightning_accumulates_and_clips_and_schedules(tmp_path):
     assert gap(module.model, expected) < 1e-6
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "64-true"])
-def test_lightning_in_other_precisions(precision, tmp_path):
-    module = lightning_module(CHAINS["averages"])
-    start = model_of()
-    trainer = fit(module, tmp_path, 6, precision=precision)
-    assert trainer.optimizers[0].updater.num_updates == 6
-    assert 0 < gap(module.model.float(), start)
+PRECISIONS = {
+    "bf16-mixed": {"autocast": torch.bfloat16},
+    "bf16-true": {"dtype": torch.bfloat16},
+    "64-true": {"dtype": torch.float64},
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@chains
+def test_lightning_in_other_precisions(make, precision, tmp_path):
+    """As by hand in that precision, which is another run than in float32; and resumed, the uninterrupted one."""
+    whole = lightning_module(make, by_step=True)
+    fit(whole, tmp_path, 10, precision=precision)
+    expected, _ = ours(make, DATA[:10], **PRECISIONS[precision])
+    assert same(whole.model, expected) and shows(make, expected, DATA[:10])
+    first = lightning_module(make, by_step=True)
+    fit(first, tmp_path, 5, precision=precision).save_checkpoint(tmp_path / "at.ckpt")
+    again = lightning_module(make, seed=3, by_step=True)
+    if precision == "64-true":
+        again.double()  # Lightning loads the weights before it converts the module: they would be rounded to float32
+    fit(again, tmp_path, 10, resume=tmp_path / "at.ckpt", precision=precision)
+    assert same(whole.model, again.model)
 
 
 @chains
@@ -129,28 +106,6 @@ def test_lightning_manual_counts_its_steps(make, tmp_path):
 # Accelerate
 
 
-def accelerated(make, every=1, seed=0, decay=None, **options):
-    accelerate = pytest.importorskip("accelerate")
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=every, **options)
-    model = model_of(seed)
-    optimizer = make().bind(model).as_optimizer()
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay or 1.0)
-    return accelerator, *accelerator.prepare(model, optimizer, scheduler)
-
-
-def accelerated_steps(accelerator, model, optimizer, scheduler, data, clip=None):
-    for batch in data:
-        with accelerator.accumulate(model):
-            with accelerator.autocast():
-                loss = loss_of(model, batch)
-            accelerator.backward(loss)
-            if clip is not None and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(model.parameters(), clip)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-
-
 @chains
 @pytest.mark.parametrize("every", [1, 2])
 def test_accelerate_trains_as_our_loop_does(make, every):
@@ -168,11 +123,27 @@ def test_accelerate_clips_and_schedules():
     assert gap(run[1], expected) < 1e-6
 
 
-def test_accelerate_under_autocast():
-    run = accelerated(CHAINS["averages"])
+@chains
+def test_accelerate_under_an_autocast_around_it(make):
+    run = accelerated(make)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         accelerated_steps(*run, DATA[:6])
-    assert run[2].optimizer.updater.num_updates == 6
+        expected, _ = ours(make, DATA[:6])
+    assert same(run[1], expected) and shows(make, expected, DATA[:6])
+
+
+@chains
+def test_accelerate_in_bf16(make, anew, tmp_path):
+    run = accelerated(make, mixed_precision="bf16")
+    accelerated_steps(*run, DATA[:5])
+    run[0].save_state(str(tmp_path))
+    accelerated_steps(*run, DATA[5:12])
+    expected, _ = ours(make, DATA[:12], autocast=torch.bfloat16, loss_of=widened_loss_of)
+    assert same(run[1], expected) and shows(make, expected, DATA[:12])
+    again = accelerated(make, seed=3, mixed_precision="bf16")
+    again[0].load_state(str(tmp_path))
+    accelerated_steps(*again, DATA[5:12])
+    assert same(run[1], again[1])
 
 
 @chains
@@ -186,6 +157,27 @@ def test_accelerate_resumes_bit_for_bit(make, cut, tmp_path):
     again[0].load_state(str(tmp_path))
     accelerated_steps(*again, DATA[cut : cut + 7])
     assert same(run[1], again[1])
+
+
+def test_a_micro_batch_that_accelerate_holds_back_is_no_step_of_an_updater(anew):
+    """It was given to `prepare` as it is, which nobody can see; nothing changes. Its own words are not asked."""
+    accelerator = pytest.importorskip("accelerate").Accelerator(cpu=True, gradient_accumulation_steps=2)
+    model = model_of()
+    model, updater = accelerator.prepare(model, CHAINS["constant"]().bind(model))
+    start = copy.deepcopy(model)
+    with accelerator.accumulate(model):
+        accelerator.backward(loss_of(model, DATA[0]))
+        with pytest.raises(RuntimeError, match=r"step: Accelerate holds this micro-batch back .*as_optimizer\(\)"):
+            updater.step()
+        assert same(model, start) and updater.clocks == {"step": 0, "micro": 0}
+        assert all(p.grad is not None for p in model.parameters())
+        assert updater.update(loss_of(model, DATA[0])).applied  # a loop of its own
+        accelerator.backward(loss_of(model, DATA[0]))
+        updater.as_optimizer().step()  # one that was not prepared steps, as torch's would
+        assert updater.step({name: p.grad for name, p in model.named_parameters()}).applied
+    with accelerator.accumulate(model):
+        accelerator.backward(loss_of(model, DATA[1]))
+        assert updater.step().applied and updater.num_updates == 4
 
 
 # ignite
@@ -218,30 +210,6 @@ def test_ignite_trains_and_resumes(make, tmp_path):
 # the Trainer of transformers
 
 
-def hf_trainer(make, folder, steps, seed=0, every=1, decay=0.95):
-    transformers = pytest.importorskip("transformers")
-
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.model = model_of(seed)
-
-        def forward(self, x):
-            return {"loss": loss_of(self.model, x)}
-
-    net = Net()
-    optimizer = make().bind(net).as_optimizer()
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, decay)
-    arguments = transformers.TrainingArguments(
-        output_dir=str(folder), max_steps=steps, per_device_train_batch_size=8, gradient_accumulation_steps=every,
-        save_strategy="steps", save_steps=5, report_to=[], use_cpu=True, disable_tqdm=True, max_grad_norm=0.0,
-        dataloader_pin_memory=False, logging_strategy="no", remove_unused_columns=False,
-    )  # fmt: skip
-    rows = torch.cat(DATA)
-    data = [{"x": row} for row in rows]
-    return net, transformers.Trainer(net, arguments, train_dataset=data, optimizers=(optimizer, scheduler))
-
-
 @chains
 def test_transformers_trains_and_resumes_bit_for_bit(make, tmp_path):
     whole, trainer = hf_trainer(make, tmp_path / "a", 9)
@@ -263,94 +231,83 @@ def test_transformers_accumulates_as_torchs_class_would(tmp_path):
     assert gap(net, other) < 1e-6
 
 
-# an updater in an optimizer's place
-
-
-def test_an_updater_as_it_is_is_answered_with_the_door(tmp_path):
-    """Where a framework asks it for something; those that look at its class alone say that it is no Optimizer."""
-    updater = CHAINS["constant"]().bind(model_of())
-    transformers = pytest.importorskip("transformers")
-    with pytest.raises(AttributeError, match=r"as_optimizer\(\)"):
-        torch.optim.swa_utils.SWALR(updater, 0.1)
-    module = lightning_module(CHAINS["constant"])
-    module.configure_optimizers = lambda: {"optimizer": updater}
-    with pytest.raises(AttributeError, match=r"as_optimizer\(\)"):
-        fit(module, tmp_path, 1)
-    _, trainer = hf_trainer(CHAINS["constant"], tmp_path, 1)
-    with pytest.raises(AttributeError, match=r"as_optimizer\(\)"):
-        transformers.Trainer(
-            trainer.model, trainer.args, train_dataset=trainer.train_dataset, optimizers=(updater, None)
-        ).train()
-
-
-# the callbacks
-
-
-def test_lightnings_callback_validates_averages_closes_windows_and_logs(tmp_path):
-    from gradchain.adapters.lightning import callback
-
-    module = lightning_module(lambda: gch.chain(gch.accumulate(5), gch.clip_by_norm(1.0), *AVERAGED))
-    seen = []
-    module.validation_step = lambda *_: seen.append(module.model[0].weight.detach().clone())
-    lightning = pytest.importorskip("lightning.pytorch")
-    trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[callback()], num_sanity_val_steps=0,
-    )  # fmt: skip
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        trainer.fit(module, DataLoader(DATA[:12], batch_size=None), DataLoader(DATA[:1], batch_size=None))
-    updater = trainer.optimizers[0].updater
-    assert updater.num_updates == 6 and updater.num_micro == 24  # 5, 5 and what is left, twice
-    assert "clip_by_norm.norm" in trainer.callback_metrics
-    assert len(seen) == 2 and not torch.equal(seen[1], module.model[0].weight)
-    assert torch.equal(seen[1], updater.averages()["0.weight"])
-
-
-def test_lightnings_callback_puts_the_weights_back_where_validation_fails(tmp_path):
-    from gradchain.adapters.lightning import callback
-
-    module = lightning_module(lambda: gch.chain(*AVERAGED))
-
-    def fails(*_):
-        raise ArithmeticError("mine")
-
-    module.validation_step = fails
-    lightning = pytest.importorskip("lightning.pytorch")
-    trainer = lightning.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[callback()], num_sanity_val_steps=0,
-    )  # fmt: skip
-    with warnings.catch_warnings(), pytest.raises(ArithmeticError, match="mine"):
-        warnings.simplefilter("ignore")
-        trainer.fit(module, DataLoader(DATA[:4], batch_size=None), DataLoader(DATA[:1], batch_size=None))
-    assert same(module.model, ours(lambda: gch.chain(*AVERAGED), DATA[:4])[0])
-
-
-def test_transformers_callback_evaluates_averages_closes_windows_and_logs(tmp_path):
-    from gradchain.adapters.transformers import callback
-
-    make = lambda: gch.chain(gch.accumulate(5), gch.clip_by_norm(1.0), *AVERAGED)  # noqa: E731
-    net, trainer = hf_trainer(make, tmp_path, 24, decay=1.0)
-    seen, forward = [], net.forward
-    net.forward = lambda x: seen.append((net.training, net.model[0].weight.detach().clone())) or forward(x)
-    transformers = pytest.importorskip("transformers")
-
-    class Watches(transformers.TrainerCallback):
-        def on_log(self, args, state, control, logs=None, **given):
-            kept.update(logs)
-
-    kept, trainer.eval_dataset = {}, [{"x": row} for row in DATA[0]]
-    trainer.args.eval_strategy, trainer.args.eval_steps = transformers.trainer_utils.IntervalStrategy.STEPS, 12
-    for each in (callback(), Watches()):
-        trainer.add_callback(each)
+@chains
+def test_transformers_in_bf16(make, anew, tmp_path):
+    whole, trainer = hf_trainer(make, tmp_path / "a", 9, decay=1.0, bf16=True)
     trainer.train()
-    updater = trainer.optimizer.optimizer.updater
-    assert updater.num_updates == 5 and updater.num_micro == 24
-    own = [weight for training, weight in seen if training]
-    evaluated = [weight for training, weight in seen if not training]
-    assert len(evaluated) == 2 and not any(torch.equal(evaluated[0], weight) for weight in own)
-    assert "clip_by_norm.norm" in kept
+    expected, _ = ours(make, whole.seen, autocast=torch.bfloat16, loss_of=lambda *both: loss_of(*both).float())
+    assert same(whole.model, expected) and shows(make, expected, whole.seen)
+    again, resumed = hf_trainer(make, tmp_path / "b", 9, seed=3, decay=1.0, bf16=True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-5"))
+    assert same(whole, again)
 
 
-AVERAGED = (gch.sgd(0.1), gch.average_params(0.9))
+# an override of the user's, set in the middle of a run
+
+OVERRIDES = {
+    "a rate": ("constant", {"name": "learning_rate", "value": 0.03}),
+    "a rate's factor": ("schedule", {"name": "learning_rate", "factor": 0.5}),
+    "a schedule": ("window", {"name": "learning_rate", "value": gch.linear(0.03, 0.0, 10)}),
+    "another number": ("averages", {"name": "average_params.decay", "value": 0.5}),
+    "a moment's": ("window and averages", {"name": "scale_by_lion.b1", "value": 0.5}),
+    "a class's": ("from_torch", {"name": "lr", "value": 0.03}),
+}  # fmt: skip
+overridden = pytest.mark.parametrize(
+    "make, turned", [pytest.param(CHAINS[chain], how, id=name) for name, (chain, how) in OVERRIDES.items()]
+)
+
+
+@overridden
+def test_an_override_in_lightning(make, turned, tmp_path):
+    """It takes hold, and the checkpoint brings it back."""
+    whole = lightning_module(make, by_step=True, turned=turned)
+    trainer = fit(whole, tmp_path, 10)
+    expected, updater = ours(make, DATA[:10], turned=turned)
+    assert same(whole.model, expected)
+    assert trainer.optimizers[0].updater.hyperparams() == updater.hyperparams() != make().bind(expected).hyperparams()
+    first = lightning_module(make, by_step=True, turned=turned)
+    fit(first, tmp_path, 5).save_checkpoint(tmp_path / "at.ckpt")
+    again = lightning_module(make, seed=3, by_step=True)
+    fit(again, tmp_path, 10, resume=tmp_path / "at.ckpt")
+    assert same(whole.model, again.model)
+
+
+@overridden
+def test_an_override_in_accelerate(make, turned, tmp_path):
+    run = accelerated(make)
+    accelerated_steps(*run, DATA[:5], turned=turned)
+    run[0].save_state(str(tmp_path))
+    accelerated_steps(*run, DATA[5:10])
+    assert same(run[1], ours(make, DATA[:10], turned=turned)[0])
+    again = accelerated(make, seed=3)
+    again[0].load_state(str(tmp_path))
+    accelerated_steps(*again, DATA[5:10])
+    assert same(run[1], again[1])
+
+
+@overridden
+def test_an_override_in_transformers(make, turned, tmp_path):
+    whole, trainer = hf_trainer(make, tmp_path / "a", 9, decay=1.0, turned=turned)
+    trainer.train()
+    assert same(whole.model, ours(make, whole.seen, turned=turned)[0])
+    again, resumed = hf_trainer(make, tmp_path / "b", 9, seed=3, decay=1.0)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-5"))
+    assert same(whole, again)
+
+
+@pytest.mark.parametrize("name", ["a rate", "a rate's factor"])
+def test_an_override_is_multiplied_by_a_trainers_scheduler(name, tmp_path):
+    """Whatever the order in which they come."""
+    chain, how = OVERRIDES[name]
+    module = lightning_module(CHAINS[chain], decay=0.9, by_step=True, turned=how)
+    fit(module, tmp_path, 8)
+    wanted = {"a rate": lambda n: 1e-2 if n < TURNED else 0.03, "a rate's factor": lambda n: (1, 0.5)[n >= TURNED]}[
+        name
+    ]
+    key = "value" if name == "a rate" else "factor"
+    model = model_of()
+    updater = CHAINS[chain]().bind(model)
+    for number, batch in enumerate(DATA[:8]):
+        updater.override("learning_rate", **{key: wanted(number) * 0.9**number})
+        updater.update(loss_of(model, batch))
+    assert gap(module.model, model) < 1e-6

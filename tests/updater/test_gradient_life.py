@@ -337,3 +337,43 @@ def test_keep_grads():
     updater.update(loss_of(model, rows[2]))
     updater.update(loss_of(model, rows[3]))
     assert all(p.grad is None for p in model.parameters())
+
+
+class takes_gradients_as_state(gch.Transform):
+    """Keeps the tensors it was given, at some steps, and elsewhere the state it has."""
+
+    descends = False
+
+    every: int = 1
+
+    def init(self, params):
+        return Taken(params.zeros_like(), 0)
+
+    def update(self, g, state, ctx):
+        return g, Taken(g if state.count % self.every == 0 else state.taken, state.count + 1)
+
+
+class Taken(gch.State):
+    taken: gch.Tensors
+    count: int
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 100])
+@pytest.mark.parametrize("gaps", [False, True], ids=["engine", "reference"])
+@pytest.mark.parametrize("k", [0, 2])
+def test_a_state_shares_no_memory_with_gradients_that_stay_the_users(every, gaps, k):
+    """Whichever steps take one: what the user writes into them afterwards reaches no state."""
+    w = nn.Parameter(torch.ones(6, dtype=torch.float64)[:: 2 if gaps else 1])
+    link = takes_gradients_as_state(every)
+    updater = gch.chain(*([gch.accumulate(k)] if k else []), link, gch.sgd(0.1)).bind({"w": w})
+    for number in range(8):
+        w.grad = None
+        (w * (number + 1)).sum().backward()
+        grad = w.grad
+        updater.step(keep_grads=True)
+        before = updater.state_dict()["links"]
+        grad.fill_(7.0)
+        after = updater.state_dict()["links"]
+        for address, field in (("takes_gradients_as_state", "taken"), *([("accumulate", "window")] if k else [])):
+            assert same(before[address][field], after[address][field])
+    assert (updater._bound.engine.reason != "") is gaps

@@ -40,15 +40,17 @@ def mapped(state: S, change: Callable[[Tensors], Tensors]) -> S:
     return (state.replace(**changes) if changes else state).holding(held)
 
 
-def same_memory(state: State, other: State | None) -> bool:
-    """Whether two states of one chain keep their entries per parameter in the same tensors."""
+def same_memory(state: State, other: State | None, whole: bool = False) -> bool:
+    """Whether two states of one chain keep their entries per parameter in the same tensors; with `whole`, all."""
     if type(state) is not type(other) or other is None:
         return False
     for name, value in state.items():
-        if isinstance(value, Tensors) and name not in state.whole and value is not other[name]:
+        if isinstance(value, Tensors) and value is not other[name] and (whole or name not in state.whole):
             return False
     links, theirs = state.held(), other.held()
-    return links.keys() == theirs.keys() and all(same_memory(inner, theirs[name]) for name, inner in links.items())
+    return links.keys() == theirs.keys() and all(
+        same_memory(inner, theirs[name], whole) for name, inner in links.items()
+    )
 
 
 def roots_of(tape: Tape, old: State, new: State) -> list[tuple[int, int]]:
