@@ -150,10 +150,9 @@ class from_torch(Transform):
         set_["optimizer"], set_["arguments"], set_["in_place"] = name_of(cls), tuple(given.items()), in_place
         set_["_of_class"] = fields = Fields(cls, given)
         set_["_made"] = object()  # what stand-ins are kept under: copies of this link with other numbers share them
-        set_["hypers"] = fields.hypers
-        set_["_given"] = {name: hyper.value for name, hyper in fields.hypers.items()}
+        set_["hypers"] = {name: hyper for name, hyper in fields.hypers.items() if name != "in_place"}  # that is ours
+        set_["_given"] = {name: hyper.value for name, hyper in self.hypers.items()}
         set_.update(set_["_given"])
-        set_["in_place"] = in_place
         if in_place and needs_closure(cls):
             raise ValueError(
                 f"from_torch: {cls.__name__}: in_place must be False for a class that needs a closure, got True: it "
@@ -195,9 +194,10 @@ class from_torch(Transform):
         try:
             new, memory, group, to_evaluate = stand_ins.step(old, grads, state.state, state.group, fields, closure)
         except Exception as error:
-            if closure is not None and error is closure.error:
+            explained = self._explained(error, ctx.address, takes and closure is None)
+            if explained is None or (closure is not None and error is closure.error):
                 raise
-            raise self._explained(error, ctx.address, takes and closure is None) from error
+            raise explained from error
         if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):
             # where it evaluates what is not finite it may know what to do; where its step is not, it did not
             ctx.refuse(f"the weights that {_short(self.optimizer)} made of what it evaluated have inf or NaN")
@@ -235,7 +235,10 @@ class from_torch(Transform):
             with _torch.recast(kinds, False) if kinds else nullcontext():
                 step()
         except Exception as error:
-            raise self._explained(error, address, self._takes_closure[0]) from error
+            explained = self._explained(error, address, self._takes_closure[0])
+            if explained is None:
+                raise
+            raise explained from error
 
     def _live(self, weights: list[Tensor], index: Index, numbers: Mapping[str, Any]) -> InPlace:
         """The stand-ins in the memory of these weights; looked for anew where that, or a number, may part them."""
@@ -248,11 +251,11 @@ class from_torch(Transform):
                 index.memo[key] = live
         return cast("InPlace", live)
 
-    def _explained(self, error: Exception, address: str, wants_closure: bool) -> Exception:
-        """What a class raised in a sentence; itself where it means something to a program."""
+    def _explained(self, error: Exception, address: str, wants_closure: bool) -> Exception | None:
+        """What a class raised in a sentence; None for what means something to a program."""
         kind = _kind(error, self.cls)
         if kind is None:
-            return error
+            return None
         cure = _cure(error, self.in_place) if wants_closure else ""
         return kind(f"{address or 'from_torch'}: {_short(self.optimizer)}: {in_words(error)}{cure}")
 

@@ -682,6 +682,10 @@ class Inside(torch.optim.SGD):
         super().__init__(params, lr)
         self.param_groups[0]["in_place"] = in_place
 
+    def step(self, closure=None):
+        type(self).seen = self.param_groups[0]["in_place"]
+        return super().step(closure)
+
 
 def test_gradchains_word_wins_and_the_classs_goes_into_arguments(forgotten):
     gch.register(Inside)
@@ -691,7 +695,11 @@ def test_gradchains_word_wins_and_the_classs_goes_into_arguments(forgotten):
     assert [link.in_place for link in (plain, ours, theirs, both)] == [False, True, False, True]
     assert [dict(link.arguments) for link in (plain, ours)] == [{}, {}]
     assert [dict(link.arguments) for link in (theirs, both)] == [{"in_place": True}] * 2
-    for link in (plain, ours, theirs, both):
+    for link, seen in ((plain, False), (ours, False), (theirs, True), (both, True)):
+        model = small()
+        updater = link.bind(model)
+        run(updater, model, 2)
+        assert Inside.seen == seen and not any("in_place" in name for name in updater.hyperparams())
         for made in (eval(repr(link), {"from_torch": gch.from_torch, **globals()}), pickle.loads(pickle.dumps(link))):
             assert (made.in_place, made.arguments) == (link.in_place, link.arguments)
         made = gch.from_config(gch.to_config(link))
