@@ -12,6 +12,8 @@ assert_type(adamw(1e-3), gch.chain)  # noqa: F405
 assert_type(gch.rules.adamw(1e-3), gch.chain)
 assert_type(gch.rules.scale_by_sign(), gch.scale_by_sign)
 assert_type(gch.rules.from_torch("AdamW"), gch.from_torch)
+assert_type(gch.from_torch("AdamW", in_place=True, lr=0.1).in_place, bool)
+gch.from_torch("AdamW", in_place="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 assert_type(scale(0.1), gch.scale)  # noqa: F405
 assert_type(masked(gch.scale(0.1), gch.bias), gch.masked)  # noqa: F405
 

@@ -179,16 +179,24 @@ class StandIns:
 
     def _changed(self, before: Sequence[Mapping[str, Any]], group: Slots) -> Slots:
         """What the optimizer changed, now or earlier, in its groups and on itself: one dict for all of a group."""
+        beside, found = self._beside(), {}
+        for i, (names, was) in enumerate(zip(self.groups, before, strict=True)):
+            found.update(dict.fromkeys(names, self._changed_in(i, was, group) | beside))
+        return Slots(found)
+
+    def _changed_in(self, at: int, was: Mapping[str, Any], group: Slots) -> dict[str, Any]:
+        """What it changed, now or earlier, in one of its groups."""
+        live, plain = self._now()[at]
+        earlier = {k for n in self.groups[at] for k in group[n]}
+        return {k: copied(live[k]) for k in plain if k in earlier or k not in was or not same(live[k], was[k])}
+
+    def _beside(self) -> dict[str, Any]:
+        """What it keeps on itself, and in its state under no parameter."""
         beside = {_OWN + k: v for k, v in self._attributes().items() if k not in self._own or not same(v, self._own[k])}
         for key, value in self._optimizer.state.items():
             if not isinstance(key, nn.Parameter):
                 beside[f"{_SHARED}{key}"] = copied(self._plain(f"state[{key!r}]", value))
-        found: dict[str, Any] = {}
-        for names, was, (live, plain) in zip(self.groups, before, self._now(), strict=True):
-            earlier = {k for n in names for k in group[n]}
-            changed = {k: copied(live[k]) for k in plain if k in earlier or k not in was or not same(live[k], was[k])}
-            found.update(dict.fromkeys(names, changed | beside))
-        return Slots(found)
+        return beside
 
     def _plain(self, place: str, value: Any) -> Any:
         """What the optimizer remembers, as a checkpoint can hold it."""

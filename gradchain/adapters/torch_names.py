@@ -68,6 +68,16 @@ _REFUSED: dict[tuple[str, str], str] = {
 }
 
 
+_UNSAID = frozenset({("pytorch_optimizer", "AliG"), ("pytorch_optimizer", "BSAM")})
+
+
+def needs_closure(cls: type[Optimizer]) -> bool:
+    """Whether a step of a class must be given a closure: by its signature, or by what is known of it."""
+    closure = inspect.signature(cls.step).parameters.get("closure")
+    said = closure is not None and closure.default is inspect.Parameter.empty
+    return said or any((base.__module__.partition(".")[0], base.__name__) in _UNSAID for base in cls.__mro__)
+
+
 def class_of(optimizer: str | type[Optimizer]) -> type[Optimizer]:
     """The class given, or that of a name; KeyError, TypeError or ValueError where it cannot be had."""
     if isinstance(optimizer, str):

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradchain.adapters.in_place import InPlace, own
 from gradchain.adapters.stand_ins import StandIns
 from gradchain.adapters.torch_fields import Fields, bare, in_words
-from gradchain.adapters.torch_names import class_of, name_of
+from gradchain.adapters.torch_names import class_of, name_of, needs_closure
 from gradchain.core import _torch
 from gradchain.core.context import Context
 from gradchain.core.domain import Domain
@@ -81,7 +83,11 @@ class from_torch(Transform):
     halves): what is then added gives the same bits, except that float64 weights may differ in the last one.
 
     It works on copies of weights, gradients and memory, so that a step that fails changes nothing, and needs room for
-    those while it runs. Where gradchain has the rule itself (`adamw`, `sgd`, …) use that: it runs in place. What a
+    those while it runs. Where gradchain has the rule itself (`adamw`, `sgd`, …) use that: it runs in place. With
+    `in_place=True` the class works on the model's own weights, with the same bits, in little more than its own time.
+    It must then be last in the outermost chain, before nothing but `average_params`. Gates in front of it hold it; but
+    where the class itself raises, some weights may have been written and others not: the updater then refuses all but
+    a load. Classes that need a closure or have two sets of weights do not take it. What a
     schedule gives is not checked by the class; numbers are. A class that calls a closure (LBFGS, the SAM family) needs
     `updater.update(closure)`: where it has not moved the weights yet, its first call is told what backward has found
     and links before it have made of that; every other one is the loss and the gradient as they are at its weights. Of
@@ -97,7 +103,9 @@ class from_torch(Transform):
             and, where installed, lion_pytorch, dadaptation, prodigyopt, Sophia, bitsandbytes, transformers
             (Adafactor), schedulefree, pytorch_optimizer, timm, torchao and heavyball.
             The first that has it wins; "torch_optimizer.RAdam" asks for one of them.
-        arguments: pairs of a name and a value, for what `dataclasses.replace` writes.
+        arguments: pairs of a name and a value, for what `dataclasses.replace` writes; and for an argument of the class
+            that is called as one of these.
+        in_place: whether the class works on the model's own weights and memory, in place of copies.
         **given: what the class takes besides the parameters.
 
     Shapes: as the class; one may want all parameters at once.
@@ -121,19 +129,35 @@ class from_torch(Transform):
 
     optimizer: str | type[Optimizer]
     arguments: tuple[tuple[str, Any], ...]
+    in_place: bool = False  # type: ignore[misc]  # what the class says of all its links, and here an argument
 
     def __init__(
-        self, optimizer: str | type[Optimizer], arguments: Iterable[tuple[str, Any]] = (), **given: Any
+        self,
+        optimizer: str | type[Optimizer],
+        arguments: Iterable[tuple[str, Any]] = (),
+        *,
+        in_place: bool = False,
+        **given: Any,
     ) -> None:
         cls = class_of(optimizer)
+        if not isinstance(in_place, bool):
+            raise TypeError(
+                f"from_torch: in_place must be True or False, got {in_place!r}. An argument of the class that is "
+                "called so goes into arguments."
+            )
         given = {name: _frozen(value) for name, value in {**dict(arguments), **given}.items()}
         set_ = self.__dict__
-        set_["optimizer"], set_["arguments"] = name_of(cls), tuple(given.items())
+        set_["optimizer"], set_["arguments"], set_["in_place"] = name_of(cls), tuple(given.items()), in_place
         set_["_of_class"] = fields = Fields(cls, given)
         set_["_made"] = object()  # what stand-ins are kept under: copies of this link with other numbers share them
-        set_["hypers"] = fields.hypers
-        set_["_given"] = {name: hyper.value for name, hyper in fields.hypers.items()}
+        set_["hypers"] = {name: hyper for name, hyper in fields.hypers.items() if name != "in_place"}  # that is ours
+        set_["_given"] = {name: hyper.value for name, hyper in self.hypers.items()}
         set_.update(set_["_given"])
+        if in_place and needs_closure(cls):
+            raise ValueError(
+                f"from_torch: {cls.__name__}: in_place must be False for a class that needs a closure, got True: it "
+                "evaluates where it has moved the weights to. Leave in_place out."
+            )
 
     @property
     def cls(self) -> type[Optimizer]:
@@ -159,20 +183,21 @@ class from_torch(Transform):
         self, g: Tensors, state: OptimizerState | TwoSetsState, ctx: Context
     ) -> tuple[Tensors | Weights, OptimizerState | TwoSetsState]:
         params = ctx.params.select(state.state)
+        if self.in_place:
+            return self._in_place(g, state, ctx, params)
         old, grads, numbers = dict(params), dict(g), self._numbers()
-        _refuse_derivatives(grads)
+        _refuse_derivatives(grads.values())
         stand_ins = self._stand_ins(old, params.index, numbers)
-        fields = [self._fields.grouped(_at(numbers, names[0]) if names else {}) for names in stand_ins.groups]
+        fields = self._numbers_of(stand_ins, numbers)
         takes, must = self._takes_closure
         closure = _Closure(params.index, old, grads, ctx, self.cls) if must or (takes and ctx.evaluates) else None
         try:
             new, memory, group, to_evaluate = stand_ins.step(old, grads, state.state, state.group, fields, closure)
         except Exception as error:
-            kind = None if closure is not None and error is closure.error else _kind(error, self.cls)
-            if kind is None:
+            explained = self._explained(error, ctx.address, takes and closure is None)
+            if explained is None or (closure is not None and error is closure.error):
                 raise
-            cure = "" if closure is not None or not takes else _cure(error)
-            raise kind(f"{ctx.address or 'from_torch'}: {_short(self.optimizer)}: {in_words(error)}{cure}") from error
+            raise explained from error
         if closure is not None and ctx.gated and not all(bool(torch.isfinite(w).all()) for w in new.values()):
             # where it evaluates what is not finite it may know what to do; where its step is not, it did not
             ctx.refuse(f"the weights that {_short(self.optimizer)} made of what it evaluated have inf or NaN")
@@ -183,6 +208,60 @@ class from_torch(Transform):
             return Weights(EagerTensors.at(params.index, {n: new[n] for n in g})), after
         differences = {n: _difference(new[n], old[n]) for n in g}
         return EagerTensors.at(params.index, differences), after
+
+    def _in_place(
+        self, g: Tensors, state: OptimizerState | TwoSetsState, ctx: Context, params: Tensors
+    ) -> tuple[Weights, OptimizerState | TwoSetsState]:
+        """The step as something to be done once the update is written: only then is it sure that none holds it."""
+        index = params.index
+        weights, grads, numbers = cast("list[Tensor]", params.listed(index)), g.listed(index), self._numbers()
+        _refuse_derivatives(grads)
+        live = self._live(weights, index, numbers)
+        fields, is_complex = self._numbers_of(live, numbers), bool(index.complex)
+        step = partial(live.step_in_place, weights, state=state.state, group=state.group, fields=fields)
+
+        def write(spared: set[int] | None) -> Callable[[], None]:
+            ours = own(grads, weights, None if is_complex else spared)  # complex tensors are views nobody else knows
+            return partial(self._written_by, partial(step, ours), ctx.address)
+
+        if state.state is not live.memory or state.group is not live.changed:
+            state = state.replace(state=live.memory, group=live.changed)
+        return Weights(live.views(g.index, index, weights), write), state
+
+    def _written_by(self, step: Callable[[], None], address: str) -> None:
+        """Let the class write the weights. Autocast is for the forward, and off here."""
+        kinds = _torch.casting()
+        try:
+            with _torch.recast(kinds, False) if kinds else nullcontext():
+                step()
+        except Exception as error:
+            explained = self._explained(error, address, self._takes_closure[0])
+            if explained is None:
+                raise
+            raise explained from error
+
+    def _live(self, weights: list[Tensor], index: Index, numbers: Mapping[str, Any]) -> InPlace:
+        """The stand-ins in the memory of these weights; looked for anew where that, or a number, may part them."""
+        key = (self.__dict__["_made"], "in place")
+        live = index.memo.get(key)
+        alike = not any(isinstance(value, Scalars) for value in numbers.values())
+        if not (alike and isinstance(live, InPlace) and live.lies_in(weights)) or _torch.under_functorch():
+            live = self._stand_ins(dict(zip(index.names, weights, strict=True)), index, numbers)
+            if alike:
+                index.memo[key] = live
+        return cast("InPlace", live)
+
+    def _explained(self, error: Exception, address: str, wants_closure: bool) -> Exception | None:
+        """What a class raised in a sentence; None for what means something to a program."""
+        kind = _kind(error, self.cls)
+        if kind is None:
+            return None
+        cure = _cure(error, self.in_place) if wants_closure else ""
+        return kind(f"{address or 'from_torch'}: {_short(self.optimizer)}: {in_words(error)}{cure}")
+
+    def _numbers_of(self, stand_ins: StandIns, numbers: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The numbers of this update as the fields of each parameter group."""
+        return [self._fields.grouped(_at(numbers, names[0]) if names else {}) for names in stand_ins.groups]
 
     def _numbers(self) -> dict[str, Any]:
         """The numbers of this update that are not those the class was constructed with."""
@@ -195,7 +274,8 @@ class from_torch(Transform):
         flags = [{n: _at(numbers, names[0])[n] for n in self._fields.flags} for names in groups if names]
         places = frozenset((w.dtype, w.device) for w in weights.values())
         told = tuple(tuple(said.values()) for said in flags)
-        key = (self.__dict__["_made"], tuple(map(tuple, groups)) if len(groups) > 1 else None, told, places)
+        kind = InPlace if self.in_place else StandIns
+        key = (self.__dict__["_made"], tuple(map(tuple, groups)) if len(groups) > 1 else None, told, places, kind)
         if _torch.under_functorch():
             raise RuntimeError(
                 "from_torch: its class works in place, which torch.func cannot follow. Use a link of ours."
@@ -206,7 +286,7 @@ class from_torch(Transform):
                 f"from_torch: {sharded!r} is sharded, and no class is known to be right there. Use a link of ours."
             )
         if key not in index.memo:
-            index.memo[key] = StandIns(self._fields.made, groups, weights, flags)
+            index.memo[key] = kind(self._fields.made, groups, weights, flags)
         return cast("StandIns", index.memo[key])
 
     @property
@@ -214,14 +294,17 @@ class from_torch(Transform):
         return cast("Fields", self.__dict__["_of_class"])
 
     def written(self) -> dict[str, Any]:
-        return {"optimizer": self.optimizer, **dict(self.arguments)}
+        own = {"in_place": True} if self.in_place else {}
+        if "in_place" in dict(self.arguments):  # the class's
+            return {"optimizer": self.optimizer, "arguments": self.arguments, **own}
+        return {"optimizer": self.optimizer, **dict(self.arguments), **own}
 
     def as_call(self) -> Iterator[tuple[str, Any]]:
-        yield "", self.optimizer
-        yield from self.arguments
+        for name, value in self.written().items():
+            yield "" if name == "optimizer" else name, value
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return from_torch, (self.optimizer, self.arguments)
+        return partial(from_torch, in_place=self.in_place), (self.optimizer, self.arguments)
 
 
 class _Closure:
@@ -273,15 +356,16 @@ def _kind(error: Exception, cls: type[Optimizer]) -> type[Exception] | None:
     return RuntimeError if own or isinstance(error, usual) else None
 
 
-def _cure(error: Exception) -> str:
+def _cure(error: Exception, in_place: bool) -> str:
     """What to do where a class may have missed the closure that it calls optional."""
     said = str(error)
     missed = bare(error) or "closure" in said or "'NoneType' object is not callable" in said
-    return ". Where it asks for a closure, call updater.update(closure)" if missed else ""
+    without = ", without in_place" if in_place else ""
+    return f". Where it asks for a closure, call updater.update(closure){without}" if missed else ""
 
 
-def _refuse_derivatives(grads: Mapping[str, Tensor]) -> None:
-    if torch.is_grad_enabled() and any(g.requires_grad for g in grads.values()):
+def _refuse_derivatives(grads: Iterable[Tensor | None]) -> None:
+    if torch.is_grad_enabled() and any(g is not None and g.requires_grad for g in grads):
         raise RuntimeError(
             "from_torch: its class works in place and has no derivative: the updates must not require a gradient. "
             "Detach them, or use a link of ours."

@@ -15,7 +15,7 @@ from gradchain.core.roles import AtTicks, Freezes, Gate, KeepsWindow, WindowStat
 from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import Transform, walk
+from gradchain.core.transform import Transform, registry, walk
 
 
 def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> None:
@@ -39,6 +39,7 @@ def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> N
         _check_order(path)
         _check_holders(path, stateful)
     _check_owners(chain, index)
+    _check_in_place(chain)
     _check_states(chain, state)
     for address, link, _ in walk(chain, index):
         _check_place(address, link, [n for n, _, _ in chain.parts(index)])
@@ -148,6 +149,27 @@ def _check_owners(link: Transform, index: Index, path: str = "") -> None:
         if first:
             raise ValueError(f"chain: {owner} owns the weights, but {first} comes after it. Put {owner} after that.")
         _check_owners(part, seen, address)
+
+
+def _check_in_place(chain: Transform) -> None:
+    """Refuse a link that writes where the weights lie, wherever something would still need the weights before it."""
+    entries = list(walk(chain, None))
+    outermost = [name for name, _, _ in chain.parts(None)]
+    for i, (address, link, _) in enumerate(entries):
+        if not link.in_place:
+            continue
+        late = next((a for a, x, _ in entries[i + 1 :] if not _averages(x)), None)
+        if address not in outermost or late is not None:
+            where = f"{late} comes after it" if address in outermost else "others hold it"
+            raise ValueError(
+                f"chain: {address} with in_place=True must be last in the outermost chain, before nothing but "
+                f"average_params, but {where}. Move it there, or leave in_place out: it then works on copies."
+            )
+
+
+def _averages(link: Transform) -> bool:
+    """Whether it is an average of gradchain's own, which looks at no weight before it is written."""
+    return link.role == "average" and registry.get(type(link).__name__) is type(link)
 
 
 def _leaves(address: str, link: Transform, index: Index | None) -> Iterator[tuple[str, Transform]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,12 +35,45 @@ class Slots(Scalars):
         return Slots({n: self[n] for n in names if n in self})
 
     def overlay(self, other: Mapping[str, Any]) -> Slots:
-        """These entries, replaced by those of `other` where it has them."""
+        """These entries, replaced by those of `other` where it has them; `other` itself where it has them all."""
+        if isinstance(other, Slots) and other.keys() == self.keys():
+            return other
         return Slots({**self, **other})
 
     def copied(self) -> Slots:
         """The same, in memory of its own."""
         return Slots({name: copied(slot) for name, slot in self.items()})
+
+
+class LiveSlots(Slots):
+    """What somebody else's code keeps and writes to, step by step: read where it is asked for.
+
+    Args:
+        names: the parameters.
+        read: name → what is kept of it now.
+    """
+
+    __slots__ = ("_names", "_read")
+
+    def __init__(self, names: Iterable[str], read: Callable[[str], Slot]) -> None:
+        super().__init__({})
+        self._names, self._read = tuple(names), read
+
+    @property
+    def _named(self) -> dict[str, Any]:
+        return {name: self._read(name) for name in self._names}
+
+    def __getitem__(self, name: str) -> Slot:
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
 
 def copied(value: Any) -> Any:

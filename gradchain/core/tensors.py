@@ -92,6 +92,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """These entries, replaced by those of `other` where it has them; entries only `other` has are added."""
 
     @abstractmethod
+    def listed(self, index: Index) -> list[Tensor | None]:
+        """The entries in memory, in the order of `index`; None for one that is absent."""
+
+    @abstractmethod
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
         """New zeros of the same names, shapes, strides and devices; in `dtype`, where one is given."""
 

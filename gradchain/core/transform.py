@@ -65,6 +65,7 @@ class Transform:
             window: it follows from the link's constants and its state.
         uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
         observes: the names given to `updater.observe` that it waits for.
+        in_place: whether it writes the weights where they lie: its `update` returns `Weights` with a `write`.
 
     What else the updater does with a link goes by type: `AtTicks`, `Gate`, `KeepsWindow` and `Freezes` are Transforms
     to derive from, `WindowState` and `AverageState` States.
@@ -80,6 +81,7 @@ class Transform:
     factor_holds: ClassVar[bool] = False
     uniform: ClassVar[frozenset[str]] = frozenset()
     observes: ClassVar[frozenset[str]] = frozenset()
+    in_place: ClassVar[bool] = False
     hypers: ClassVar[dict[str, Hyper]] = {}
 
     def __init_subclass__(cls, *, role_only: bool = False) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gradchain.core.index import Index
@@ -14,9 +14,16 @@ class Weights:
     """New weights for the entries of `tensors`. They are written as they are, not added.
 
     A projection written as a difference leaves some entries outside its bound by an ulp; this does not.
+
+    Attributes:
+        tensors: the new weights.
+        write: of a link that writes where the weights lie, what gives the call that does so. `tensors` are then that
+            very memory, and are new once the call has run: once for each update, when no gate can hold it any more. It
+            is told, before anything is written, the ids of the tensors that others write to or keep; None for all.
     """
 
     tensors: Tensors
+    write: Callable[[set[int] | None], Callable[[], object]] | None = None
 
     @property
     def index(self) -> Index:
@@ -25,7 +32,7 @@ class Weights:
 
     def select(self, names: Iterable[str]) -> Weights:
         """Those of some parameters."""
-        return Weights(self.tensors.select(names))
+        return Weights(self.tensors.select(names), self.write)
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -44,5 +51,7 @@ def apply_updates(params: Tensors, updates: Tensors | Weights | None) -> Tensors
     """
     if updates is None:
         return params
+    if isinstance(updates, Weights) and updates.write is not None:
+        raise RuntimeError("apply_updates: in_place=True writes the weights of a bound model. Leave it out.")
     new = updates.tensors if isinstance(updates, Weights) else params + updates
     return new.stored_as(params)

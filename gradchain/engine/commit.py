@@ -34,10 +34,15 @@ class Write(Protocol):
 
 
 class Commit:
-    """The writes of one step, in any order. Nothing is written before `fire`; what follows from them comes after."""
+    """The writes of one step, in any order. Nothing is written before `fire`; what follows from them comes after.
+
+    Code of others may be among them, between what must be written before it and what must be after.
+    """
 
     def __init__(self) -> None:
         self._writes: list[Any] = []
+        self._once: Once | None = None
+        self._num_before = 0  # so many of the writes come before that
         self._after: list[Callable[[], object]] = []
         self._num_ended = 0  # so many of those
 
@@ -47,12 +52,18 @@ class Commit:
 
     def shared(self, kind: Callable[[], W]) -> W:
         """The one write of this class, made when it is first asked for: several parts are written by it at once."""
-        for write in self._writes:
+        for write in self._writes[self._num_before :]:
             if type(write) is kind:
                 return write  # type: ignore[no-any-return]
         made = kind()
         self._writes.append(made)
         return made
+
+    def once(self, act: Callable[[], object]) -> None:
+        """Code of others, to be called once: after the writes that were added before it, and before all others."""
+        self._once = Once(act)
+        self._writes.append(self._once)
+        self._num_before = len(self._writes)
 
     def after(self, settle: Callable[[], object]) -> None:
         """What holds once everything is written. It may be called more than once."""
@@ -63,6 +74,11 @@ class Commit:
         """Whether something may be written: then it has to be fired to its end."""
         return any(write.begun for write in self._writes)
 
+    @property
+    def torn(self) -> bool:
+        """Whether code of others was broken off: it cannot be fired to its end."""
+        return self._once is not None and self._once.torn
+
     def fire(self) -> None:
         """Write it all, or what is left of it."""
         if self._writes:
@@ -72,6 +88,29 @@ class Commit:
         while self._num_ended < len(self._after):
             self._after[self._num_ended]()
             self._num_ended += 1
+
+
+class Once:
+    """Code of others that writes weights: broken off, it has written nobody knows what, and is not called again."""
+
+    def __init__(self, act: Callable[[], object]) -> None:
+        self._act = act
+        self.begun = False
+        self._ended = False
+
+    @property
+    def torn(self) -> bool:
+        """Whether it was called, and did not come to its end."""
+        return self.begun and not self._ended
+
+    def __call__(self) -> None:
+        if self._ended:
+            return
+        if self.begun:
+            raise RuntimeError("code that writes weights was broken off, and cannot be called again")
+        self.begun = True
+        self._act()
+        self._ended = True
 
 
 class Copies:

@@ -26,7 +26,7 @@ from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import Executor, NoKernel
 from gradchain.engine.executors.devices import adapted, chosen, numbers_on, variable
 from gradchain.engine.operations import Unrecorded
-from gradchain.engine.planning.buffers import Buffers
+from gradchain.engine.planning.buffers import Buffers, fresh, window_of
 from gradchain.engine.planning.layout import Layout
 from gradchain.engine.planning.lower import Lowering, Program
 from gradchain.engine.planning.plan import Part, Plan, arithmetic, extra_dtypes, structure, too_many
@@ -229,11 +229,16 @@ class Engine:
         out, new = request.tx.update(tape.leaf("grad", request.grads), lazy, Context.of(step, notes))
         roots = roots_of(tape, lazy, new)
         written: Index | None = None
-        if out is not None:
+        own = out if isinstance(out, Weights) and out.write is not None else None
+        if own is not None:
+            if self.captured is not None:
+                raise Unrecorded("a link writes the weights in place, by code that is no kernel")
+            written = own.index
+        elif out is not None:
             target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
             roots.append((weights.node, target.node))
             written = target.index
-        return Recording(request.tx, tape, step, notes, lazy, new, roots, written, inputs)
+        return Recording(request.tx, tape, step, notes, lazy, new, roots, written, inputs, own)
 
     def _prepared(self, request: Request, recorded: Recording, why: str = "") -> Outcome:
         """The kernels of a recorded step, ready to run: what it comes to. `why` its numbers were not recorded."""
@@ -245,10 +250,12 @@ class Engine:
             tape.ledger,
             lambda value, before: self._whole(value, before, request.received, roots, written is None),
         )
-        key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *arithmetic(tape))
-        parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
-        for part in parts:
-            self._write(part, tape, commit)
+        own = recorded.own
+        late = [] if own is None else tape.following(own.tensors, roots)
+        parts = self._write(tape, [root for root in roots if root not in late] if late else roots, commit)
+        if own is not None and own.write is not None:
+            commit.once(own.write(tape.spared(request.lent)))
+            self._write(tape, late, commit)
         if self.captured is not None:
             commit.add(self.captured.complete())
         commit.after(partial(self._buffers.settle, stored))
@@ -409,12 +416,16 @@ class Engine:
             return part.runner.launch(*arguments)  # type: ignore[attr-defined]  # see numbers_on
         return part.runner.run(*arguments)
 
-    def _write(self, part: Part, tape: Tape, commit: Commit) -> None:
-        """Have a part run when the step is written."""
-        if self.captured is not None:
-            self._run(part, tape)  # into the graph, or checked against it
-        else:
-            part.runner.write(commit, *self._arguments(part, tape))
+    def _write(self, tape: Tape, roots: list[tuple[int, int]], commit: Commit) -> list[Part]:
+        """Have each node written over its leaf when the step is. What does it."""
+        key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *arithmetic(tape))
+        parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
+        for part in parts:
+            if self.captured is not None:
+                self._run(part, tape)  # into the graph, or checked against it
+            else:
+                part.runner.write(commit, *self._arguments(part, tape))
+        return parts
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced | DeviceReduced:
         """Reduce a node now, over every entry it has."""
@@ -447,7 +458,7 @@ class Engine:
         index, position, reach = tape.indices[node], self._layout.index.position, tape.reach(node)
         weights = [self._layout.tensors[position[name]] for name in index.names]
         dtypes = tape.dtypes(node)
-        out = tape.in_memory(partial(_fresh, index, weights, dtypes))
+        out = tape.in_memory(partial(fresh, index, weights, dtypes))
         target = tape.leaf("extra", out, laid=True).node
         key = ("compute", node, target, *structure(tape, reach))
         parts = self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target]))
@@ -464,7 +475,7 @@ class Engine:
         tape, kind = value.tape, value.tape.ops[value.node]
         if not len(value) or kind == ("leaf", "grad"):
             # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
-            return tape.in_memory(partial(_window_of, value.index, not held and len(value) > 0), received)
+            return tape.in_memory(partial(window_of, value.index, not held and len(value) > 0), received)
         if kind[0] == "leaf":
             return value.computed()
         assert self._layout is not None
@@ -472,17 +483,6 @@ class Engine:
         place = tape.in_memory(partial(self._buffers.place, self._layout, value.index, dtypes), before)
         roots.append((tape.leaf("extra", place, laid=True).node, value.node))
         return place
-
-
-def _fresh(index: Index, weights: list[torch.Tensor], dtypes: list[torch.dtype]) -> EagerTensors:
-    """Memory for these entries, laid out as their weights."""
-    return EagerTensors(index, [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)])
-
-
-def _window_of(index: Index, copied: bool, received: EagerTensors) -> Tensors:
-    """Gradients for a window to keep."""
-    kept = received.select(index)
-    return kept.clone() if copied else kept
 
 
 def _no_buffers() -> Any:

@@ -17,6 +17,7 @@ from gradchain.core.index import Index
 from gradchain.core.state import Links
 from gradchain.core.step import Notes, Recorder, Step
 from gradchain.core.transform import walk
+from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
 from gradchain.engine.planning.plan import Part
 from gradchain.engine.recording.host import HostLedger, Op, kind_of
@@ -59,6 +60,7 @@ class Recording:
 
     Attributes:
         inputs: what its numbers begin with; None where they were not recorded.
+        own: the weights that a link writes where they lie; None where none does.
     """
 
     tx: chain
@@ -70,6 +72,7 @@ class Recording:
     roots: list[tuple[int, int]]
     written: Index | None
     inputs: ReplayInputs | None
+    own: Weights | None = None
 
 
 @dataclasses.dataclass

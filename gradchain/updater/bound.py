@@ -24,6 +24,7 @@ from gradchain.core.state import Links, merged
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, walk
+from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine, Outcome
 from gradchain.engine.recording.leaves import same_memory
@@ -377,9 +378,27 @@ class Bound:
             notes, commit = Notes(step), Commit()
             out, new = self.chain.update(received, state, Context.of(step, notes))
             assert isinstance(new, Links)
-            if out is not None:
+            if isinstance(out, Weights) and out.write is not None:
+                self._write_in_place(commit, out)
+            elif out is not None:
                 self.gradients.write(commit, out)
             return Outcome(out is not None, self._owning(new, state, received, lent), notes, commit)
+
+    def _write_in_place(self, commit: Commit, out: Weights) -> None:
+        """Have a commit let a link write the weights. What comes after it has looked at them already, by the reference.
+
+        RuntimeError where something does.
+        """
+        assert out.write is not None and isinstance(out.tensors, EagerTensors)
+        last, link = self.chain.named[-1]
+        if not link.in_place:
+            raise RuntimeError(
+                f"update: {last} behind a link with in_place=True is computed after that has written, which only "
+                f"kernels can, and none can here: {self.engine.reason}. Leave in_place out, or {last}."
+            )
+        commit.once(out.write(None))
+        commit.after(partial(_torch.increment_version, out.tensors._data))
+        commit.after(_torch.forget_casts)
 
     def activated(self, received: Tensors) -> tuple[Index, Links]:
         """The active parameters and the state, with state for those whose first gradient this is."""

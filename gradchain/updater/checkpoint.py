@@ -125,7 +125,7 @@ class Checkpoint:
         report.overrides = [f"override of {a} is in force: {o}" for a, o in overrides.items()] + gone
 
         def follow() -> None:
-            bound.journal.torn = False
+            bound.journal.torn = ""
             bound.drop_window()
             bound.state, bound.active = state, active
             bound.clocks = clocks

@@ -18,7 +18,7 @@ from gradchain.engine.engine import Engine
 from gradchain.updater.bound import Bound
 from gradchain.updater.gradients import sparse
 from gradchain.updater.info import UpdateInfo
-from gradchain.updater.journal import Pending
+from gradchain.updater.journal import IN_BACKWARD, Pending
 from gradchain.updater.ranks import AFTER_ITS_TURN, Replicas
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch
@@ -143,7 +143,7 @@ class InBackward:
     def broken_off(self) -> None:
         """The update came to nothing: parameters that had their turn keep weight, slots and count together."""
         if self._info is not None:
-            self._bound.journal.torn = True
+            self._bound.journal.torn = IN_BACKWARD
         self.close(failed=True)
         for engine in self._engines.values():
             engine.forget()

@@ -22,6 +22,13 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+IN_BACKWARD = "an update during backward was broken off: some parameters had theirs, and others had not"
+IN_PLACE = (
+    "an update was broken off inside a class that works in place (in_place=True): some weights may have theirs, and "
+    "others not"
+)
+
+
 class Pending:
     """What was decided: writes, and what holds once they are done.
 
@@ -40,6 +47,11 @@ class Pending:
         """Whether some of it may have happened: then all of it has to."""
         return self._written or self._commit.begun
 
+    @property
+    def torn(self) -> bool:
+        """Whether it was broken off where it can be neither finished nor taken back."""
+        return self._commit.torn
+
     def finish(self) -> None:
         """All of it, or what is left of it."""
         self._commit.fire()
@@ -57,7 +69,7 @@ class Journal:
         busy: whether the engine is in a step.
         lost: what the open window is lost to, if this comes to nothing; "" where it is not lost.
         averaged: whether the model has its average weights, for as long as the user wants them.
-        torn: whether some parameters had an update and others had not, for good.
+        torn: what left some parameters with an update and others without, for good; "" where nothing did.
         drop: drops the open window, and says what it is lost to.
     """
 
@@ -70,7 +82,7 @@ class Journal:
         self.busy = False
         self.lost = ""
         self.averaged = False
-        self.torn = False
+        self.torn = ""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "drop": None}  # a copied walk gives its own
@@ -94,8 +106,8 @@ class Journal:
             self.settle()
         if self.torn:
             raise RuntimeError(
-                f"{owner}: an update during backward was broken off: some parameters had theirs, and others had not. "
-                "Load what was saved: updater.load(path), or the model's weights and updater.load_state_dict(state)."
+                f"{owner}: {self.torn}. Load what was saved: updater.load(path), or the model's weights and "
+                "updater.load_state_dict(state)."
             )
 
     def settle(self) -> None:
@@ -141,7 +153,9 @@ class Journal:
         if self.busy:
             self._forget()
         self.home()
-        if self.pending is not None and self.pending.begun:
+        if self.pending is not None and self.pending.torn:
+            self.torn = IN_PLACE
+        elif self.pending is not None and self.pending.begun:
             try:
                 self._finish(self.pending)
             except Exception as error:

@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import in_place
 from benchmarks.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -199,3 +201,30 @@ def test_quick_runs_everything(tmp_path):
     assert set(result["facts"]["bind_1000_s"]) == {"0", "1", "10", "100"}
     assert all(took["kernels"] > 0 for took in result["facts"]["first_step"].values())
     assert "import gradchain over torch" in printed
+
+
+def test_from_torch_beside_its_class(tmp_path):
+    """The command runs and says its figures, and the steps it times come to the same weights in every form."""
+    path = tmp_path / "in_place.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.in_place", "--workload", "20 x 64", "--rounds", "2", "--output", str(path)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(path.read_text())
+    assert found["cells"] == [] and [cell["class"] for cell in found["in_place"]] == list(in_place.CLASSES)
+    for name in in_place.CLASSES:
+        made = in_place.steps(in_place.SMALL, name)
+        start = [p.detach().clone() for p in made["bare"][0].parameters()]
+        for _, step in made.values():
+            for _ in range(3):
+                step()
+        bare = list(made["bare"][0].parameters())
+        assert not any(map(torch.equal, bare, start))
+        for form in in_place.FORMS:
+            assert all(map(torch.equal, made[form][0].parameters(), bare)), (name, form)

@@ -7,6 +7,7 @@ import torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.state import State
+from gradchain.core.tensors import Tensors
 from gradchain.engine.planning.layout import Layout
 from gradchain.engine.recording.leaves import whole_of
 
@@ -58,3 +59,14 @@ class Buffers:
         old = [b for b in self._waiting if id(b) not in now]
         self._waiting = free + [b for b in old if not any(len(b.index.subset(f.index)) for f in free)]
         self._held = self._now + [b for b in others if id(b) in has]
+
+
+def fresh(index: Index, weights: list[torch.Tensor], dtypes: list[torch.dtype]) -> EagerTensors:
+    """Memory for these entries, laid out as their weights."""
+    return EagerTensors(index, [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)])
+
+
+def window_of(index: Index, copied: bool, received: EagerTensors) -> Tensors:
+    """Gradients for a window to keep."""
+    kept = received.select(index)
+    return kept.clone() if copied else kept

@@ -159,6 +159,16 @@ class Tape:
             self._alive.append(tensors)  # an id is only its own while the object lives
         return Lazy(self, known, tensors.index)
 
+    def spared(self, lent: bool) -> set[int]:
+        """The ids of the tensors that are somebody's: of all leaves but gradients, and of those where they are lent."""
+        leaves = self.leaves.items()
+        return {id(t) for node, tensors in leaves if lent or self.ops[node][1] != "grad" for t in tensors._data}
+
+    def following(self, tensors: Tensors, roots: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those of the roots whose node is made of these tensors."""
+        leaf = self._leaf_of.get(id(tensors))
+        return [] if leaf is None else [root for root in roots if leaf in self.reach(root[1])]
+
     def node(self, op: tuple[Any, ...], index: Index) -> Lazy:
         """The result of one more operation."""
         self.ops.append(op)
@@ -298,6 +308,9 @@ class Lazy(Tensors):
         if self.tape.ledger is not None:
             self.tape.ledger.escapes("whole tensors")
         return self.tape.computed(self.node)
+
+    def listed(self, index: Index) -> list[Tensor | None]:
+        return self.computed().listed(index)
 
     def _lift(self, other: Tensors) -> Tensors:
         return self.tape.leaf("extra", other)
