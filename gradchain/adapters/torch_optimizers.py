@@ -151,7 +151,7 @@ class from_torch(Transform):
         set_["_of_class"] = fields = Fields(cls, given)
         set_["_made"] = object()  # what stand-ins are kept under: copies of this link with other numbers share them
         set_["hypers"] = {name: hyper for name, hyper in fields.hypers.items() if name != "in_place"}  # that is ours
-        set_["_given"] = {name: hyper.value for name, hyper in self.hypers.items()}
+        set_["_given"] = {name: hyper.value for name, hyper in set_["hypers"].items()}
         set_.update(set_["_given"])
         if in_place and needs_closure(cls):
             raise ValueError(
