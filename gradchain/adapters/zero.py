@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -44,13 +44,9 @@ def optimizer_class(tx: Transform, model: nn.Module) -> type[PartOptimizer]:
                 "(clip_grad_norm_, a GradScaler), or use as_optimizer() without sharding; a class of from_torch goes "
                 "to ZeroRedundancyOptimizer itself."
             )
-    inner = unwrapped(model)
 
     class OfPart(PartOptimizer):
-        def __init__(self, params: Iterable[Any], **options: Any) -> None:
-            if options:
-                raise TypeError(f"optimizer_class: takes no {next(iter(options))!r}: the numbers are in the chain.")
-            super().__init__(whole, inner, params)
+        _chain, _model = whole, unwrapped(model)
 
     return OfPart
 
@@ -62,8 +58,13 @@ class PartOptimizer(ChainOptimizer):
     taken up when those of all parameters have come, or at the next step.
     """
 
-    def __init__(self, tx: chain, model: nn.Module, params: Iterable[Any]) -> None:
-        target = Target(model)
+    _chain: ClassVar[chain]
+    _model: ClassVar[nn.Module]
+
+    def __init__(self, params: Iterable[Any], **options: Any) -> None:
+        if options:
+            raise TypeError(f"optimizer_class: takes no {next(iter(options))!r}: the numbers are in the chain.")
+        target = Target(self._model)
         names = {id(p): name for name, p in zip(target.index.names, target.parameters(), strict=True)}
         self._part = {names.get(id(p), ""): p for p in _flat(params)}
         if not self._part or "" in self._part:
@@ -72,7 +73,7 @@ class PartOptimizer(ChainOptimizer):
                 f"{'others' if self._part else 'none'}."
             )
         self._coming: _Coming | None = None
-        super().__init__(_UpdaterOfPart(tx, target, self._part))
+        super().__init__(_UpdaterOfPart(self._chain, target, self._part))
 
     def _members(self) -> list[Tensor]:
         return list(self._part.values())
