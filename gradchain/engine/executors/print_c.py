@@ -98,16 +98,21 @@ def _loop(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
 
 
 def _ahead(program: Program, dtypes: Sequence[torch.dtype], at: str, many: int) -> list[str]:
-    """The lines that ask for the memory of every column that comes some time after so many elements.
+    """The lines that ask for the memory of every column that comes some time after so many elements, if any does.
 
     Hardware fetches ahead a few streams by itself, and loses one where it crosses a page: an update has up to a dozen.
     """
     written = {column for column, _ in program.stores}
-    return [
-        f"__builtin_prefetch(p{i} + {at} + {(AHEAD + past) // dtypes[i].itemsize}, {int(i in written)});"
-        for i in sorted(program.loads() | written)
+    read = sorted(program.loads() | written)
+    if not read:
+        return []
+    calls = [
+        f"  __builtin_prefetch(p{i} + {at} + {(AHEAD + past) // dtypes[i].itemsize}, {int(i in written)});"
+        for i in read
         for past in range(0, many * dtypes[i].itemsize, LINE)
     ]
+    farthest = AHEAD // min(dtypes[i].itemsize for i in read) + many
+    return [f"if (n - {at} >= {farthest}) {{", *calls, "}"]
 
 
 def _reduction(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
