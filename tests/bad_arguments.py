@@ -143,6 +143,15 @@ ROWS: tuple[Bad, ...] = (
         TypeError,
         "from_torch: optimizer must be a torch.optim.Optimizer class or its name, got 3.",
     ),
+    other(
+        gch.from_torch,
+        "in_place",
+        1,
+        TypeError,
+        "from_torch: in_place must be True or False, got 1. An argument of the class that is called so goes into "
+        "arguments.",
+        "SGD",
+    ),
     number(gch.average_params, "decay", 1.5, "in [0, 1]"),
     other(
         gch.average_params,

@@ -67,15 +67,15 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "no-bias-correction",
         "transforms/adam.py",
-        "corrected = 1 - self.b2**count ",
-        "corrected = 1.0 ",
+        "maximum(1 - self.b2**count, _LEAST)",
+        "1.0",
         f"{PARITY}[scale_by_adam-torch.optim.Adam]",
     ),
     Break(
         "eps-inside-the-root",
         "transforms/adam.py",
-        "root = (nu + corrected * self.eps_root).sqrt()",
-        "root = (nu + corrected * (self.eps_root + self.eps)).sqrt() - corrected**0.5 * self.eps",
+        "root = (nu + second * self.eps_root).sqrt() + second**0.5 * self.eps",
+        "root = (nu + second * (self.eps_root + self.eps)).sqrt()",
         f"{PARITY}[scale_by_adam-eps-torch.optim.Adam(eps=0.3)]",
     ),
     Break(
