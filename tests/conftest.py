@@ -1,6 +1,7 @@
 """What every test shares: one thread, a fixed seed, one hypothesis profile."""
 
 import contextlib
+import gc
 import importlib.util
 import os
 import sys
@@ -30,6 +31,17 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("gradchain")
+
+
+def pytest_sessionstart(session):
+    """Collecting makes very many objects, none of them garbage yet, among which a search for it takes seconds."""
+    gc.disable()
+
+
+def pytest_collection_finish(session):
+    """What was collected stays to the end, and is looked at no more."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)
