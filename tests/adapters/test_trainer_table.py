@@ -29,6 +29,20 @@ def updater_of(model=None, make=CHAINS["constant"]):
     return make().bind(model_of() if model is None else model)
 
 
+def legs(run, saved):
+    """Whether a consumer trains as our loop does, and whether it goes on from the file that `run` leaves."""
+
+    def trains(make, cut):
+        return same(run(make, DATA[: cut + 4]), ours(make, DATA[: cut + 4])[0])
+
+    def resumes(make, cut):
+        whole = run(make, DATA[: cut + 7])
+        run(make, DATA[:cut])
+        return same(whole, run(make, DATA[cut : cut + 7], 3, saved))
+
+    return trains, resumes
+
+
 def every(run, makes=FEW):
     """Whether it is so for each chain, and where it is cut."""
     return YES[all(run(make, cut) for make, cut in itertools.product(makes, CUTS))]
@@ -102,13 +116,7 @@ def test_fabric(tmp_path):
         fabric.save(tmp_path / "at.ckpt", both)
         return model
 
-    def trains(make, cut):
-        return same(run(make, DATA[: cut + 4]), ours(make, DATA[: cut + 4])[0])
-
-    def resumes(make, cut):
-        whole = run(make, DATA[: cut + 7])
-        run(make, DATA[:cut])
-        return same(whole, run(make, DATA[cut : cut + 7], 3, tmp_path / "at.ckpt"))
+    trains, resumes = legs(run, tmp_path / "at.ckpt")
 
     def alone():
         model = model_of()
@@ -193,13 +201,7 @@ def test_ignite(tmp_path):
         torch.save({name: part.state_dict() for name, part in both.items()}, tmp_path / "at.pt")
         return model
 
-    def trains(make, cut):
-        return same(run(make, DATA[: cut + 4]), ours(make, DATA[: cut + 4])[0])
-
-    def resumes(make, cut):
-        whole = run(make, DATA[: cut + 7])
-        run(make, DATA[:cut])
-        return same(whole, run(make, DATA[cut : cut + 7], 3, tmp_path / "at.pt"))
+    trains, resumes = legs(run, tmp_path / "at.pt")
 
     def alone():
         assert same(run(CHAINS["constant"], DATA[:5], bare=True), ours(CHAINS["constant"], DATA[:5])[0])
