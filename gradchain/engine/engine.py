@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Concatenate, NamedTuple, ParamSpec
 
@@ -28,9 +27,9 @@ from gradchain.engine.executors.devices import adapted, chosen, numbers_on, vari
 from gradchain.engine.operations import Unrecorded
 from gradchain.engine.planning.buffers import Buffers, fresh, window_of
 from gradchain.engine.planning.layout import Layout
-from gradchain.engine.planning.lower import Lowering, Program
-from gradchain.engine.planning.plan import Part, Plan, arithmetic, extra_dtypes, structure, too_many
+from gradchain.engine.planning.plan import Part, arithmetic, structure
 from gradchain.engine.planning.rows import Column
+from gradchain.engine.plans import Plans
 from gradchain.engine.recording.device import DeviceLedger, DeviceReduced, over_classes
 from gradchain.engine.recording.host import HostLedger
 from gradchain.engine.recording.leaves import dtypes, mapped, restored, roots_of, same_memory
@@ -46,7 +45,6 @@ from gradchain.engine.replay import (
 )
 from gradchain.engine.replay_data import Call, replayed_computation, replayed_reduction, rows_of_classes
 
-MOST_PLANS = 64
 MOST_REASONS = 16  # that are counted, why steps did not run again
 
 P = ParamSpec("P")
@@ -90,9 +88,8 @@ class Engine:
         self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
         self._adapted: tuple[Any, ...] = ()  # the executors that are for the layout's weights, by what the variable was
         self.captured: Captured | None = None  # what a step goes into that is captured, or comes from
-        self._plans: dict[Any, Plan] = {}
+        self._plans = Plans()
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
-        self._state_dtypes: tuple[Any, ...] = ()
         self._state: Links | None = None
         self._buffers = Buffers()
         self._lent = False
@@ -103,7 +100,6 @@ class Engine:
         self.not_replayed: Counter[str] = Counter()  # how many were not, by the reason
         self.last: list[Part] = []  # what the last step ran, in order
         self.ran: list[Part] = []  # what the last step ran that ran anything
-        self._warned = False
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     @_none_where_it_cannot
@@ -130,7 +126,7 @@ class Engine:
             self._buffers.clear()
             written = set(layout.pointers)  # memory that something else writes, or that is written for another field
             state = mapped(state, lambda tensors: layout.state(tensors, written))
-            self._state_dtypes = tuple(dtypes(state))
+            self._plans.state_dtypes = tuple(dtypes(state))
         request = Request(tx, step, received, layout.gradients(received), state, params, lent)
         again = self._replayed(request)
         return again if again is not None else self._recorded(request)
@@ -314,7 +310,7 @@ class Engine:
         self._adapted = (executors, adapted_to[1])
         if self._layout is None or not self._layout.still(params):
             self._layout = Layout(params)
-            self._plans.clear()
+            self._plans.begin(self._layout, self.executors)
             self._columns.clear()
             self._buffers.clear()
             self._state = None  # it has to follow the weights' new strides
@@ -334,70 +330,7 @@ class Engine:
         column: Column = found[1]
         return column
 
-    # plans
-
-    def _planned(self, tape: Tape, key: tuple[Any, ...], make: Callable[[], list[Part]]) -> list[Part]:
-        """The programs under a key, made if it is new."""
-        key = (*key, self._state_dtypes, *extra_dtypes(tape))
-        found = self._plans.get(key)
-        if found is None:
-            if len(self._plans) >= MOST_PLANS:
-                self._warn_of_many(key)
-                self._plans.pop(next(iter(self._plans)))
-            found = self._plans[key] = Plan(make(), tuple(tape.indices))
-        return found.parts
-
-    def _warn_of_many(self, key: tuple[Any, ...]) -> None:
-        """Say once what keeps the steps from sharing plans."""
-        if not self._warned:
-            self._warned = True
-            warnings.warn(f"gradchain: {too_many(self._plans, key)}", stacklevel=2)
-
-    def _stores(self, tape: Tape, roots: list[tuple[int, int]], nodes: Iterable[int]) -> list[Part]:
-        """Programs that write each node over its leaf, over the part of the tape that `nodes` are."""
-        parts = []
-        for names in self._classes(tape, nodes):
-            lowering = Lowering(tape, names[0])
-            for leaf, node in roots:
-                if names[0] in tape.indices[node] and names[0] in tape.indices[leaf]:
-                    lowering.store(leaf, node)
-            if lowering.program.stores:
-                parts.append(self._part(tape, names, lowering.program))
-        return parts
-
-    def _classes(self, tape: Tape, nodes: Iterable[int]) -> list[tuple[str, ...]]:
-        """Parameters that see the same operations in the same dtypes."""
-        assert self._layout is not None
-        whole, nodes = self._layout.index, list(nodes)
-        partial = list({id(tape.indices[i]): tape.indices[i] for i in nodes if tape.indices[i] is not whole}.values())
-        leaves = [tape.leaves[i] for i in nodes if i in tape.leaves]
-        groups: dict[Any, list[str]] = {}
-        for name in whole.names:
-            dtypes = tuple(t._data[t.index.position[name]].dtype for t in leaves if name in t.index)
-            groups.setdefault((tuple(name in index for index in partial), dtypes), []).append(name)
-        return [tuple(names) for names in groups.values()]
-
-    def _part(self, tape: Tape, names: tuple[str, ...], program: Program) -> Part:
-        assert self._layout is not None
-        dtypes = []
-        for leaf in program.columns:
-            tensors = tape.leaves[leaf]
-            dtypes.append(tensors._data[tensors.index.position[names[0]]].dtype)
-        position = self._layout.index.position
-        sizes = [self._layout.sizes[position[n]] for n in names]
-        refused: dict[str, str] = {}
-        for executor in self.executors:
-            reason = executor.legal(program, dtypes)
-            if reason is None:
-                try:
-                    return Part(
-                        names, program, executor.ready(program, dtypes, sizes), executor.name, refused, tuple(dtypes)
-                    )
-                except NoKernel as failure:
-                    reason = str(failure)
-            refused[executor.name] = reason
-            notice("engine", f"{executor.name} does not run a part of a chain, and another executor is asked: {reason}")
-        raise NoKernel("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+    # parts
 
     def _arguments(self, part: Part, tape: Tape) -> tuple[list[Column], list[Any], Sequence[Any]]:
         """What a part runs on: columns, numbers, and numbers per row."""
@@ -419,7 +352,7 @@ class Engine:
     def _write(self, tape: Tape, roots: list[tuple[int, int]], commit: Commit) -> list[Part]:
         """Have each node written over its leaf when the step is. What does it."""
         key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *arithmetic(tape))
-        parts = self._planned(tape, key, lambda: self._stores(tape, roots, range(len(tape.ops))))
+        parts = self._plans.under(tape, key, lambda: self._plans.stores(tape, roots, range(len(tape.ops))))
         for part in parts:
             if self.captured is not None:
                 self._run(part, tape)  # into the graph, or checked against it
@@ -430,8 +363,8 @@ class Engine:
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced | DeviceReduced:
         """Reduce a node now, over every entry it has."""
         index, reach = tape.indices[node], tape.reach(node)
-        parts = self._planned(
-            tape, (kind, node, *structure(tape, reach)), lambda: self._reductions(tape, node, kind, reach)
+        parts = self._plans.under(
+            tape, (kind, node, *structure(tape, reach)), lambda: self._plans.reductions(tape, node, kind, reach)
         )
         if isinstance(tape.ledger, DeviceLedger):
             reduced = over_classes([(part.names, self._run(part, tape)) for part in parts], kind, tape.ledger.device)
@@ -443,15 +376,6 @@ class Engine:
             rows = replayed_reduction(self._inputs.ledger, self._inputs.memo, calls, places, len(index), rows)
         return Reduced(index.names, rows)
 
-    def _reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:
-        parts = []
-        for names in self._classes(tape, reach):
-            if names[0] in tape.indices[node]:
-                lowering = Lowering(tape, names[0])
-                lowering.reduce(kind, node)
-                parts.append(self._part(tape, names, lowering.program))
-        return parts
-
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
         assert self._layout is not None
@@ -461,7 +385,7 @@ class Engine:
         out = tape.in_memory(partial(fresh, index, weights, dtypes))
         target = tape.leaf("extra", out, laid=True).node
         key = ("compute", node, target, *structure(tape, reach))
-        parts = self._planned(tape, key, lambda: self._stores(tape, [(target, node)], [*reach, target]))
+        parts = self._plans.under(tape, key, lambda: self._plans.stores(tape, [(target, node)], [*reach, target]))
         for part in parts:
             self._run(part, tape)
         if isinstance(tape.ledger, HostLedger):

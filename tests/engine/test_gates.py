@@ -19,6 +19,7 @@ import gradchain as gch
 from benchmarks.memory import LiveBytes
 from gradchain.core.index import Index
 from gradchain.engine import engine
+from gradchain.engine import plans as kept_plans
 from gradchain.engine.executors import build
 
 SINGLE = (torch.float32,)
@@ -178,7 +179,7 @@ class restless(gch.Transform):
 
 
 def test_more_plans_than_are_kept_warn_once_and_say_what_differs(monkeypatch):
-    monkeypatch.setattr(engine, "MOST_PLANS", 4)
+    monkeypatch.setattr(kept_plans, "MOST_PLANS", 4)
     model = plain()
     updater = by_executors(gch.chain(restless(), gch.sgd(0.01)).bind(model), "blocks")
     with warnings.catch_warnings(record=True) as caught:
@@ -193,7 +194,7 @@ def test_more_plans_than_are_kept_warn_once_and_say_what_differs(monkeypatch):
 
 
 def test_the_warning_names_the_parameters_where_those_differ(monkeypatch):
-    monkeypatch.setattr(engine, "MOST_PLANS", 2)
+    monkeypatch.setattr(kept_plans, "MOST_PLANS", 2)
     model = plain()
     updater = by_executors(gch.sgd(0.01).bind(model), "blocks")
     names = list(updater.names)
