@@ -45,6 +45,7 @@ class Operation:
         lists: what it is over whole lists, `torch._foreach_` and this, by the kinds of operands: t a list of tensors,
             s one host number, S one host number per tensor, z one 0-d tensor.
         fits: what its operands, as columns, go through first, where torch does not promote them by itself.
+        traced: of tensors, for Inductor, where its own of the truth is not near enough.
         mask: whether its elements are truth values.
         typed: whether the truth takes a last operand, the dtype of the result.
     """
@@ -60,6 +61,7 @@ class Operation:
     column: Callable[..., Tensor] | None = None
     lists: Mapping[str, str] = field(default_factory=dict)
     fits: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+    traced: Callable[..., Tensor] | None = None
     mask: bool = False
     typed: bool = False
 
@@ -136,6 +138,23 @@ def _of_tensors(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any]
         return rule(a, b if isinstance(b, Tensor) else torch.full_like(a, b))
 
     return of_any
+
+
+def _traced_expm1(a: Tensor) -> Tensor:
+    # Inductor takes 1 from exp(a), which leaves nothing of a small number
+    half = torch.tanh(0.5 * a)
+    return torch.where(a.abs() < 1.0, 2.0 * half / (1.0 - half), torch.exp(a) - 1.0)
+
+
+def _traced_erf(a: Tensor) -> Tensor:
+    # Inductor's of float32 is near in units of 1, not of a small result
+    return torch.erf(a.double()).to(a.dtype)
+
+
+def _traced_remainder(a: Tensor, b: Tensor) -> Tensor:
+    # Inductor takes b * floor(a / b) from a, whose product is rounded, and NaN where b is infinite
+    left = torch.fmod(a, b)
+    return torch.where((left != 0) & ((b < 0) != (left < 0)), left + b, left)
 
 
 def _lerp(start: Any, end: Any, weight: Any) -> Tensor:
@@ -281,11 +300,20 @@ def _elementary() -> list[Operation]:
     """In float32 their C is ours; in Triton the device's library has them."""
     return [
         _function("exp", torch.exp, _unbounded(math.exp), EXPONENTIALS),
-        _function("expm1", torch.expm1, _unbounded(math.expm1), EXPONENTIALS),
+        _function("expm1", torch.expm1, _unbounded(math.expm1), EXPONENTIALS, _traced_expm1),
         _function("tanh", torch.tanh, math.tanh, EXPONENTIALS),
         _function("log", torch.log, _logarithm(math.log, 0.0), LOGARITHMS),
         _function("log1p", torch.log1p, _logarithm(math.log1p, -1.0), LOGARITHMS),
-        Operation("erf", "n", torch.erf, "F(erf)({0})", "libdevice.erf({0})", math.erf, lists={"t": "erf"}),
+        Operation(
+            "erf",
+            "n",
+            torch.erf,
+            c="F(erf)({0})",
+            triton="libdevice.erf({0})",
+            host=math.erf,
+            lists={"t": "erf"},
+            traced=_traced_erf,
+        ),
         Operation(
             "atan2",
             "nn",
@@ -298,13 +326,18 @@ def _elementary() -> list[Operation]:
     ]
 
 
-def _function(name: str, truth: Callable[..., Any], host: Callable[..., Any], helper: str) -> Operation:
+def _function(
+    name: str, truth: Callable[..., Any], host: Callable[..., Any], helper: str, traced: Any = None
+) -> Operation:
     c, triton = f"F({name.upper()})({{0}})", f"libdevice.{name}({{0}})"
-    return Operation(name, "n", truth, c, triton, host, helper=helper, lists={"t": name})
+    return Operation(name, "n", truth, c, triton, host, helper=helper, lists={"t": name}, traced=traced)
 
 
 def _steps() -> list[Operation]:
-    """Each gives the very bits of torch's, the sign of a zero too."""
+    """Each gives the very bits of torch's, the sign of a zero too.
+
+    But for a remainder whose quotient is too large for its dtype: torch's vectors have NaN there, C has the remainder.
+    """
     return [
         Operation(
             "round",
@@ -328,6 +361,7 @@ def _steps() -> list[Operation]:
             triton="tl.where((libdevice.fmod({0}, {1}) != 0.0) & (({1} < 0.0) != (libdevice.fmod({0}, {1}) < 0.0)), "
             "libdevice.fmod({0}, {1}) + {1}, libdevice.fmod({0}, {1}))",
             host=_remainder,
+            traced=_traced_remainder,
         ),
     ]
 

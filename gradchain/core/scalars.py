@@ -334,6 +334,9 @@ class Count(Operand[Any]):
     def __eq__(self, other: object) -> Any:
         return self._binary("eq", self, other)
 
+    def __neg__(self) -> Scalar:
+        return -self.value
+
     def _binary(self, op: str, a: Any, b: Any) -> Any:
         a = a.value if isinstance(a, Count) else a
         b = b.value if isinstance(b, Count) else b
