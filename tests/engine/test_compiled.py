@@ -117,7 +117,7 @@ def test_two_columns_may_change_places():
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("adamw, clipped", "float64"), ("sgd, nesterov", "mixed"), ("lamb", "float64"), ("masked", "float32"),
-     ("accumulate, amp", "mixed"), ("masks", "float32")],
+     ("accumulate, amp", "mixed"), ("masks", "float32"), ("curves", "mixed")],
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore:chain. scale_by_.* divides out the scale")
 @pytest.mark.filterwarnings("ignore:bind. float16")
