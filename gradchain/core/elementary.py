@@ -12,15 +12,11 @@ from __future__ import annotations
 
 _LN2 = "0.6931471805599453"
 
-
-def _wide(*functions: str) -> str:
-    """The same names in float64."""
-    return "\n".join(f"#define {name.upper()} {name}" for name in functions)
-
-
 # x = k ln 2 + r, so e^x = 2^k e^r. A sum with 1.5 * 2^52 is rounded to an integer, which is then its lowest bits.
 EXPONENTIALS = f"""\
-{_wide("exp", "expm1", "tanh")}
+#define EXP exp
+#define EXPM1 expm1
+#define TANH tanh
 static inline double TWO_TO(double shifted) {{
   union {{ double f; uint64_t i; }} u; u.f = shifted; u.i = (u.i << 52) + 0x3ff0000000000000u; return u.f;
 }}
@@ -48,7 +44,8 @@ static inline float TANHf(float v) {{
 
 # u = 2^k m with m from sqrt(1/2) to sqrt(2), and log m = 2 atanh((m - 1) / (m + 1)). `near` is u - 1, not rounded.
 LOGARITHMS = f"""\
-{_wide("log", "log1p")}
+#define LOG log
+#define LOG1P log1p
 static inline double LOG_OF(double u, double near) {{
   union {{ double f; uint64_t i; }} m, k;
   m.f = u;
@@ -70,9 +67,9 @@ static inline float LOG1Pf(float v) {{
 }}"""
 
 # Of the smaller magnitude over the larger; past tan(pi / 8) it is pi / 4 and that of (small - big) / (small + big).
-ANGLES = f"""\
-{_wide("atan2")}
-static inline float ATAN2f(float a, float b) {{
+ANGLES = """\
+#define ATAN2 atan2
+static inline float ATAN2f(float a, float b) {
   double y = fabs((double)a), x = fabs((double)b), big = y > x ? y : x, small = y > x ? x : y;
   small = big < INFINITY ? small : small < INFINITY ? 0 : 1;
   big = big > 0 && big < INFINITY ? big : 1;
@@ -84,4 +81,4 @@ static inline float ATAN2f(float a, float b) {{
   r = y > x ? 1.5707963267948966 - r : r;
   r = copysign(1, (double)b) < 0 ? 3.141592653589793 - r : r;
   return a != a || b != b ? a + b : (float)copysign(r, (double)a);
-}}"""
+}"""
