@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
+from gradchain.core.along import ALONG, Dims, dims_of
 from gradchain.core.index import Fact, Index
 from gradchain.core.operations import OPERATIONS, divide
 from gradchain.core.scalars import Count, Scalars, on_host
+from gradchain.core.shapes import Shapes, check_kept_shapes, check_shapes, weight_shapes
 from gradchain.core.tensors import Tensors
 
 
@@ -24,7 +26,7 @@ def _real(tensor: Tensor) -> Tensor:
 
 def _complex(tensor: Tensor) -> Tensor:
     """Pairs of reals as a complex tensor; as they are where torch has no complex dtype of theirs (bfloat16, bool)."""
-    if tensor.dtype in (torch.bfloat16, torch.bool):
+    if tensor.dtype in (torch.bfloat16, torch.bool) or tensor.shape[-1] != 2:  # norms along rows are no pairs
         return tensor
     return torch.view_as_complex(tensor if tensor.stride(-1) == 1 else tensor.contiguous())
 
@@ -36,7 +38,7 @@ def _is_number(value: Any) -> bool:
 class EagerTensors(Tensors):
     """Tensors in memory. A scalar factor is carried and folded into the next sum; a product or root takes it first."""
 
-    __slots__ = ("_compared", "_data", "_factor", "_product", "alike", "index")
+    __slots__ = ("_compared", "_data", "_factor", "_odd", "_product", "alike", "index")
 
     index: Index  # no property: it is read some ten times in a step
 
@@ -48,6 +50,7 @@ class EagerTensors(Tensors):
         self._factor = factor
         self._compared = compared  # of a mask, entry by entry: the compute dtype of what was compared
         self.alike: object = None  # the same object in all whose tensors were found to be like one another
+        self._odd: Shapes | None = None  # once it was asked for, () where there are none
         self._product: list[Tensor] | None = None  # of both, once something asked: reading changes no later result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -135,7 +138,12 @@ class EagerTensors(Tensors):
                 columns.append(arg._column(index))
             else:
                 columns.append(arg.listed(index.names) if isinstance(arg, Scalars) else arg)
-        data = _computed(op, columns, len(index), [isinstance(a, Tensors) for a in args])
+        try:
+            data = _computed(op, columns, len(index), [isinstance(a, Tensors) for a in args])
+        except RuntimeError:
+            of_tensors = [c for c, arg in zip(columns, args, strict=True) if isinstance(arg, Tensors)]
+            check_shapes(op, index.names, [[t.shape for t in column] for column in of_tensors])
+            raise
         mask = bool(data) and data[0].dtype is torch.bool
         return EagerTensors(index, data, compared=_compared(index, args) if mask else None)
 
@@ -179,9 +187,26 @@ class EagerTensors(Tensors):
     def _sum_list(self) -> list[Tensor]:
         return [_whole(v.sum(dtype=_wide(v))) * self._factor for v in self._data]
 
-    def sum(self) -> Any:
+    def _total(self) -> Any:
         sums = self._sum_list()
         return on_host(torch.stack([s.to(sums[0].device) for s in sums]).sum()) if sums else 0.0
+
+    def _along(self, word: str, kind: str, dim: Dims) -> Tensors:
+        truth, made, values = ALONG[kind].truth, [], _torch.widened(self._numbers()._values())
+        for name, value in zip(self.index.names, values, strict=True):
+            dims = dims_of(word, kind, self.index, name, value.shape, dim)
+            made.append(truth(value.to(_wide(value)), dims).to(value.dtype))
+        return EagerTensors(self.index, made)
+
+    def _shapes(self) -> list[torch.Size]:
+        return [v.shape for v in self._data]
+
+    def odd_shapes(self) -> Shapes | None:
+        """The shapes of the entries; None where each has that of its weight."""
+        if self._odd is None:
+            shapes = tuple(self._shapes())
+            self._odd = () if shapes == weight_shapes(self.index) else shapes
+        return self._odd or None
 
     def all_finite(self) -> bool:
         if isinstance(self._factor, float) and not math.isfinite(self._factor):
@@ -258,6 +283,7 @@ class EagerTensors(Tensors):
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         before, mine = old._values(), self._values()
         position = self.index.position
+        check_kept_shapes(self.index.names, self._shapes(), old)
         return EagerTensors(
             old.index,
             [

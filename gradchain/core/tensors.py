@@ -5,13 +5,15 @@ This is the interface a rule is written against. `EagerTensors` computes at once
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradchain.core.along import Dims
 from gradchain.core.index import Fact, Index
 from gradchain.core.scalars import Operand, Scalar, Scalars, as_operand, where
 
@@ -68,8 +70,16 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """
 
     @abstractmethod
-    def sum(self) -> Scalar:
+    def _total(self) -> Scalar:
         """The sum over all entries together, accumulated in float64."""
+
+    @abstractmethod
+    def _along(self, word: str, kind: str, dim: Dims) -> Tensors:
+        """A reduction of each entry along its dimensions, which are kept, by its name in `ALONG`."""
+
+    @abstractmethod
+    def _shapes(self) -> Sequence[torch.Size]:
+        """The shape of each entry; complex ones as pairs of reals."""
 
     @abstractmethod
     def all_finite(self) -> bool:
@@ -266,9 +276,49 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """True for each element that is NaN."""
         return self._apply("isnan", (self,))
 
-    def norms(self, p: float = 2.0) -> Scalars:
-        """The p-norm of each entry on its own, accumulated in float64: one number per parameter."""
-        return self._norms(p)
+    def sum(self, dim: Dims | None = None) -> Any:
+        """The sum over all entries together; with `dim` that along dimensions of each entry, as `mean` has them."""
+        return self._total() if dim is None else self._along("sum", "sum", dim)
+
+    def mean(self, dim: Dims) -> Tensors:
+        """The mean along dimensions of each entry, accumulated in float64 and rounded once.
+
+        The dimensions stay, with size 1: what comes out broadcasts against entries of the same names.
+
+        Args:
+            dim: a dimension, or several; a negative one counts from the end. Every entry must have it. Of a complex
+                entry it is one of the complex tensor's, and the mean is of its pairs.
+
+        Raises: TypeError for what is no dimension; ValueError for one that an entry has not.
+
+        >>> import torch, gradchain as gch
+        >>> g = gch.Tensors.of({"w": torch.tensor([[1.0, 3.0], [5.0, 7.0]])})
+        >>> g.mean(-1)["w"]
+        tensor([[2.],
+                [6.]])
+        >>> (g - g.mean(-1))["w"]
+        tensor([[-1.,  1.],
+                [-1.,  1.]])
+        """
+        return self._along("mean", "mean", dim)
+
+    def amax(self, dim: Dims) -> Tensors:
+        """The largest element along dimensions of each entry, as `mean` has them; NaN where there is one."""
+        return self._along("amax", "amax", dim)
+
+    def norms(self, dim: Dims | None = None, *, p: float = 2.0) -> Any:
+        """The p-norm of each entry on its own, accumulated in float64: one number per parameter.
+
+        With `dim` Tensors of the norms along dimensions of each entry, as `mean` has them; of a complex entry they are
+        those of its magnitudes for p = 2, and of its pairs of reals for any other.
+        """
+        if dim is None:
+            return self._norms(p)
+        if p == 2:
+            return self._along("norms", "norm", dim)
+        if math.isinf(p):
+            return self.abs()._along("norms", "amax", dim)
+        return self.abs().pow(p)._along("norms", "sum", dim).pow(1 / p)
 
     def sums(self) -> Scalars:
         """The sum of each entry on its own, accumulated in float64: one number per parameter."""
@@ -276,7 +326,11 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
 
     def numels(self) -> Scalars:
         """How many elements each entry has: one number per parameter."""
-        return Scalars({f.name: f.parameter.numel() for f in self.index.facts})
+        pairs = self.index.complex
+        shapes = zip(self.index.names, self._shapes(), strict=True)
+        return Scalars(
+            {n: shape.numel() // 2 if n in pairs and shape[-1] == 2 else shape.numel() for n, shape in shapes}
+        )
 
     # the mapping
 

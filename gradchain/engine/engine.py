@@ -16,6 +16,7 @@ from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.notices import notice
+from gradchain.core.shapes import Shapes
 from gradchain.core.state import Links
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
@@ -34,7 +35,8 @@ from gradchain.engine.recording.device import DeviceLedger, DeviceReduced, over_
 from gradchain.engine.recording.host import HostLedger
 from gradchain.engine.recording.leaves import dtypes, mapped, restored, roots_of, same_memory
 from gradchain.engine.recording.numbers import Ledger
-from gradchain.engine.recording.tape import Lazy, Reduced, Tape
+from gradchain.engine.recording.reduced import Reduced
+from gradchain.engine.recording.tape import Lazy, Tape
 from gradchain.engine.replay import (
     Recording,
     Replay,
@@ -210,7 +212,8 @@ class Engine:
         assert self._layout is not None
         params, step = request.params, request.step
         self.last = []  # a recording that failed may have reduced
-        tape = Tape(self._reduce, self._compute, self._layout.state, self._ledger(request, with_numbers))
+        ledger = self._ledger(request, with_numbers)
+        tape = Tape(self._reduce, self._compute, self._layout.state, self._fresh, self._settle, ledger)
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
         step = step._replace(params=weights)
@@ -231,7 +234,10 @@ class Engine:
                 raise Unrecorded("a link writes the weights in place, by code that is no kernel")
             written = own.index
         elif out is not None:
-            target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
+            made = tape.leaf("extra", out.tensors if isinstance(out, Weights) else out)
+            if made.shapes is not None:
+                raise Unrecorded("updates have other shapes than the weights")
+            target = tape.leaf("extra", made if isinstance(out, Weights) else weights + made)
             roots.append((weights.node, target.node))
             written = target.index
         return Recording(request.tx, tape, step, notes, lazy, new, roots, written, inputs, own)
@@ -351,6 +357,7 @@ class Engine:
 
     def _write(self, tape: Tape, roots: list[tuple[int, int]], commit: Commit) -> list[Part]:
         """Have each node written over its leaf when the step is. What does it."""
+        self._settle(tape)
         key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *arithmetic(tape))
         parts = self._plans.under(tape, key, lambda: self._plans.stores(tape, roots, range(len(tape.ops))))
         for part in parts:
@@ -362,6 +369,7 @@ class Engine:
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced | DeviceReduced:
         """Reduce a node now, over every entry it has."""
+        self._settle(tape)
         index, reach = tape.indices[node], tape.reach(node)
         parts = self._plans.under(
             tape, (kind, node, *structure(tape, reach)), lambda: self._plans.reductions(tape, node, kind, reach)
@@ -376,21 +384,38 @@ class Engine:
             rows = replayed_reduction(self._inputs.ledger, self._inputs.memo, calls, places, len(index), rows)
         return Reduced(index.names, rows)
 
+    def _fresh(self, tape: Tape, index: Index, shapes: Shapes | None, dtypes: list[torch.dtype]) -> EagerTensors:
+        """Memory for entries that a kernel fills."""
+        assert self._layout is not None
+        return tape.in_memory(partial(fresh, index, self._layout, shapes, dtypes))
+
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
-        assert self._layout is not None
-        index, position, reach = tape.indices[node], self._layout.index.position, tape.reach(node)
-        weights = [self._layout.tensors[position[name]] for name in index.names]
-        dtypes = tape.dtypes(node)
-        out = tape.in_memory(partial(fresh, index, weights, dtypes))
+        self._settle(tape)
+        reach = tape.reach(node)
+        out = self._fresh(tape, tape.indices[node], tape.shapes[node], tape.dtypes(node))
         target = tape.leaf("extra", out, laid=True).node
         key = ("compute", node, target, *structure(tape, reach))
         parts = self._plans.under(tape, key, lambda: self._plans.stores(tape, [(target, node)], [*reach, target]))
+        self._fill(tape, [out], parts)
+        return out
+
+    def _settle(self, tape: Tape) -> None:
+        """Compute the reductions along dimensions that are pending, as many as can be in each pass."""
+        while tape.pending:
+            wanted = tape.one_pass()
+            reach = sorted({i for one in wanted for i in tape.reach(one.node)})
+            leaves = [one.leaf for one in wanted]
+            key = ("along", *((one.kind, one.node, one.leaf) for one in wanted), *structure(tape, [*reach, *leaves]))
+            parts = self._plans.under(tape, key, partial(self._plans.along, tape, wanted, reach))
+            self._fill(tape, [tape.leaves[leaf] for leaf in leaves], parts)
+
+    def _fill(self, tape: Tape, outs: list[EagerTensors], parts: list[Part]) -> None:
+        """Run what fills tensors, now and whenever the step is run again."""
         for part in parts:
             self._run(part, tape)
         if isinstance(tape.ledger, HostLedger):
-            replayed_computation(tape.ledger, out, self._calls(parts, tape))
-        return out
+            replayed_computation(tape.ledger, outs, self._calls(parts, tape))
 
     def _whole(
         self, value: Lazy, before: Any, received: EagerTensors, roots: list[tuple[int, int]], held: bool
@@ -404,7 +429,7 @@ class Engine:
             return value.computed()
         assert self._layout is not None
         dtypes = tape.dtypes(value.node)
-        place = tape.in_memory(partial(self._buffers.place, self._layout, value.index, dtypes), before)
+        place = tape.in_memory(partial(self._buffers.place, self._layout, value.index, value.shapes, dtypes), before)
         roots.append((tape.leaf("extra", place, laid=True).node, value.node))
         return place
 

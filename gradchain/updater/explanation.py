@@ -83,6 +83,8 @@ def _steps(bound: Bound) -> Iterator[str]:
 def _kernel(part: Part, source: bool) -> Iterator[str]:
     program = part.program
     what = f"reduction {program.reduce[0]}" if program.reduce else f"update of {len(program.stores)} columns"
+    if program.along:
+        what = f"reduction {' and '.join(kind for kind, _, _ in program.along)} along dimensions"
     told = part.runner.scratch
     scratch = "" if told is None else f", {told:,} bytes of scratch at most"
     names = part.names[0] if len(part.names) == 1 else f"{part.names[0]} and {len(part.names) - 1} more"

@@ -113,7 +113,7 @@ def reductions(rank):
     plain, out = gch.Tensors.of(whole), {}
     for p in (1.0, 2.0, 3.0, float("inf")):
         out[f"norm {p}"] = [(0.5 * t).norm(p) for t in (shards, plain)]
-        out[f"norms {p}"] = [list((0.5 * t).norms(p).values()) for t in (shards, plain)]
+        out[f"norms {p}"] = [list((0.5 * t).norms(p=p).values()) for t in (shards, plain)]
     out["sum"] = [(0.5 * t).sum() for t in (shards, plain)]
     out["finite"] = [t.all_finite() for t in (shards, plain)]
     with debug.CommDebugMode() as talk:

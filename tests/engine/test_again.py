@@ -461,7 +461,7 @@ class rememberer(gch.Transform):
         norm = u.norm()
         best = gch.minimum(norm, state.best)
         told = bool(norm > 5.0)
-        mean = 0.5 * state.mean + 0.5 * u.norms(1)
+        mean = 0.5 * state.mean + 0.5 * u.norms(p=1)
         word = "large" if told else "small"
         return u * (0.5 if state.told else 1.0) / (1.0 + mean), SeenState(best, mean, told, word)
 

@@ -16,9 +16,15 @@ CHUNK = 1 << 16  # elements to an item: partial sums do not depend on the number
 
 
 class Executor(Protocol):
-    """A way to run programs."""
+    """A way to run programs.
+
+    Attributes:
+        name: what it is called.
+        grids: whether it runs programs over several axes.
+    """
 
     name: str
+    grids: bool
 
     @property
     def numbers_on(self) -> torch.device | None:

@@ -28,6 +28,7 @@ class Compiled:
     """Programs as functions of torch's, compiled by Inductor at their first run."""
 
     name = "compiled"
+    grids = False
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)

@@ -43,6 +43,7 @@ class Patterns:
     """Programs equal to AdamW, Adam or SGD, run by torch's fused kernels."""
 
     name = "patterns"
+    grids = False
     numbers_on = None
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:

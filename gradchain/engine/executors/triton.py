@@ -65,6 +65,7 @@ class Triton:
     """Programs printed as Triton, on one device."""
 
     name = "triton"
+    grids = False
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = self.numbers_on = torch.device(device)

@@ -7,6 +7,7 @@ from typing import Any
 
 from gradchain.core.operations import OPERATIONS
 from gradchain.engine.operations import BOOLEAN, Unrecorded
+from gradchain.engine.planning.grid import Grid
 from gradchain.engine.recording.device import DeviceLedger
 from gradchain.engine.recording.tape import Tape
 
@@ -27,6 +28,8 @@ class Program:
             instruction i.
         stores: (column, operand): what is written where.
         reduce: (kind, operand) for a program that reduces instead of storing.
+        along: (kind, operand, column) for one that reduces along axes: what is written to which column.
+        grid: how the columns lie over the elements; None where all of a row have the same elements.
         numbers: (operation, operands) on numbers alone, done in float64, once per row: those that lie on the device.
             Operand ("device", i) is the result of number i.
     """
@@ -37,6 +40,8 @@ class Program:
     instructions: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
     stores: list[tuple[int, Value]] = field(default_factory=list)
     reduce: tuple[str, Value] | None = None
+    along: list[tuple[str, Value, int]] = field(default_factory=list)
+    grid: Grid | None = None
     numbers: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
 
     def loads(self) -> set[int]:
@@ -49,7 +54,7 @@ class Program:
 
     def _operands(self) -> list[Value]:
         operands = [o for _, given in self.instructions for o in given] + [o for _, o in self.stores]
-        return operands + ([self.reduce[1]] if self.reduce else [])
+        return operands + [o for _, o, _ in self.along] + ([self.reduce[1]] if self.reduce else [])
 
 
 class Lowering:
@@ -73,6 +78,11 @@ class Lowering:
     def reduce(self, kind: str, node: int) -> None:
         """Reduce the value of `node`."""
         self.program.reduce = (kind, self._number(self.value(node)))
+
+    def along(self, kind: str, node: int, leaf: int) -> None:
+        """Reduce the value of `node` along the axes that the leaf does not go along."""
+        value = self._number(self.value(node))
+        self.program.along.append((kind, value, _slot(self.program.columns, leaf)))
 
     def value(self, node: int) -> Value:
         """The operand that holds what `node` is for this class."""

@@ -169,8 +169,8 @@ class HostLedger(Ledger):
         if len(tensors) and not self.has_cell(tensors):
             self.breaks("a link made tensors of its own")
         elif len(tensors):
-            dtypes, cell = [t.dtype for t in fitted._data], self.cell(tensors)
-            self.set_cell(fitted, self.note(partial(_fitted, fit, dtypes, cell), (cell,), fitted, refuses=True))
+            kinds, cell = [(t.dtype, t.shape) for t in fitted._data], self.cell(tensors)
+            self.set_cell(fitted, self.note(partial(_fitted, fit, kinds, cell), (cell,), fitted, refuses=True))
 
     def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
         """`fn` of tensors in memory, and of numbers: tensors in memory, made anew whenever the step is run again."""
@@ -306,9 +306,9 @@ def _joined(at: dict[str, int], values: list[Any]) -> Scalars:
     return Scalars({name: values[cell] for name, cell in at.items()})
 
 
-def _fitted(fit: Callable[[Any], EagerTensors], dtypes: list[torch.dtype], cell: int, values: list[Any]) -> Any:
+def _fitted(fit: Callable[[Any], EagerTensors], kinds: list[Any], cell: int, values: list[Any]) -> Any:
     fitted = fit(values[cell])
-    if [t.dtype for t in fitted._data] != dtypes:
+    if [(t.dtype, t.shape) for t in fitted._data] != kinds:
         raise GuardFailed
     return fitted
 
