@@ -92,7 +92,7 @@ class factored(Transform):
     b2: gch.Hyper = gch.Hyper(0.9)
 
     def init(self, params):
-        return FactoredState(Count.zeros(params), params.mean(-1).zeros_like(), params.mean(-2).zeros_like())
+        return FactoredState(Count(params), params.mean(-1).zeros_like(), params.mean(-2).zeros_like())
 
     def update(self, g, state, ctx):
         count = state.count.tick(g)
@@ -146,8 +146,7 @@ def test_rules_with_state_of_rows(name, rule, dtype, how):
 
 @pytest.mark.parametrize("dim", [-1, -2, (-2, -1), 0, 1, (0, -1)])
 @pytest.mark.parametrize("word", WORDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("name", EXECUTORS)
+@pytest.mark.parametrize(("name", "dtype"), [("native", torch.float32), ("blocks", torch.float64)], ids=str)
 def test_each_reduction_along_each_dimension(name, dtype, word, dim):
     """Also of entries without elements: a sum of nothing is 0, a mean NaN, the largest -inf."""
 
@@ -194,8 +193,9 @@ def test_rows_and_columns_of_one_tensor_are_one_pass():
     along = [part for part in engine.last if part.program.along]
     assert [len(part.program.along) for part in along] == [2, 1]
     assert {part.executor for part in engine.last} == {"native"}
-    updates = [part for part in engine.last if part.program.stores and part.program.grid is not None]
-    assert len(updates) == 1 and updates[0].names == ("w0", "w1")
+    spans = [part.program.grid.spans for part in engine.last if part.program.stores and part.program.grid is not None]
+    # the weights are written by one kernel; R / mean R is another, over rows
+    assert [any(all(column) and len(column) == 2 for column in columns) for columns in spans] == [False, True]
 
 
 def test_only_the_entries_concerned_have_axes():
@@ -325,9 +325,8 @@ class drawn(Transform):
         return total, DrawnState(state.nu.lerp(total, 0.5), state.row.lerp(values[-1].mean(-1), 0.5))
 
 
-@pytest.mark.parametrize("name", EXECUTORS)
-@pytest.mark.parametrize("seed", range(30))
-def test_drawn_expressions(seed, name):
+@pytest.mark.parametrize(("name", "seed"), [*(("native", s) for s in range(24)), *(("blocks", s) for s in range(6))])
+def test_drawn_expressions(name, seed):
     how = ["plain", "transposed", "channels last"][seed % 3]
     assert_equal(gch.chain(drawn(seed), gch.scale(-0.1)), torch.float64, how, name, FULL[:8])
 
@@ -440,7 +439,7 @@ def test_a_rule_that_applies_to_some_leaves_the_others_as_they_are(executors):
         results.append(after(gch.chain(link, gch.scale(-0.1)), model, executors)[0])
     assert all(torch.equal(results[0][n], results[1][n]) for n in results[0])
     state = gch.chain(of_matrices()).init(Tensors.of(model))
-    assert set(state["of_matrices"].nu) == {"w0", "w3"}
+    assert set(state.links["of_matrices"].nu) == {"w0", "w3"}
 
 
 def test_complex_entries():
@@ -465,4 +464,4 @@ def test_it_differentiates_and_runs_under_vmap():
     assert torch.autograd.gradcheck(loss, (w,))
     many = torch.randn(5, 4, 3, dtype=torch.float64)
     together = torch.func.vmap(loss)(many)
-    torch.testing.assert_close(together, torch.stack([torch.as_tensor(loss(v)) for v in many]))
+    torch.testing.assert_close(together, torch.stack([torch.as_tensor(loss(v), dtype=torch.float64) for v in many]))
