@@ -121,6 +121,7 @@ _HOMES = {
     "adam": "optimizers",
     "adamw": "optimizers",
     "add_decayed_weights": "transforms.decay",
+    "add_noise": "transforms.noise",
     "amp_scale": "combinators.amp_scale",
     "apply_updates": "core.weights",
     "average_params": "transforms.average",

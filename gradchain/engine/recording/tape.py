@@ -16,10 +16,12 @@ from torch import Tensor
 
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.random import Draw
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import BOOLEAN, Unrecorded
 from gradchain.engine.recording.device import DeviceReduced, DeviceRows
+from gradchain.engine.recording.draws import on_tape
 from gradchain.engine.recording.host import HostLedger
 from gradchain.engine.recording.numbers import Ledger
 
@@ -169,6 +171,11 @@ class Tape:
         leaf = self._leaf_of.get(id(tensors))
         return [] if leaf is None else [root for root in roots if leaf in self.reach(root[1])]
 
+    @property
+    def weights(self) -> EagerTensors:
+        """The weights, as which everything in memory is laid out."""
+        return next(tensors for node, tensors in self.leaves.items() if self.ops[node] == ("leaf", "param"))
+
     def node(self, op: tuple[Any, ...], index: Index) -> Lazy:
         """The result of one more operation."""
         self.ops.append(op)
@@ -314,6 +321,9 @@ class Lazy(Tensors):
 
     def _lift(self, other: Tensors) -> Tensors:
         return self.tape.leaf("extra", other)
+
+    def _drawn(self, draw: Draw) -> Tensors:
+        return on_tape(self, draw)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.computed()[name]
