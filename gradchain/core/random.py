@@ -221,7 +221,7 @@ class Random:
     >>> g = gch.Tensors.of({"w": torch.zeros(4)})
     >>> ctx = gch.Context(g, step=0)
     >>> ctx.random(0).signs(g)["w"]
-    tensor([ 1.,  1., -1.,  1.])
+    tensor([ 1., -1., -1., -1.])
     >>> bool((ctx.random(0).normal(g)["w"] == ctx.random(0).normal(g)["w"]).all())
     True
     """

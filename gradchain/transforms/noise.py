@@ -40,7 +40,7 @@ class add_noise(Transform):
     >>> g = gch.Tensors.of({"w": torch.zeros(3)})
     >>> noise = gch.add_noise(eta=0.01, gamma=0.55, seed=0)
     >>> noise.update(g, noise.init(g), gch.Context(g, step=0))[0]["w"]
-    tensor([0., 0., 0.])
+    tensor([0.0850, 0.0736, 0.0198])
     """
 
     descends = False
