@@ -23,7 +23,9 @@ def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
 def key_of(seed: int, address: str, name: str) -> tuple[int, int]:
     text = f"{seed}\0{address}\0{name}".encode()
-    return tuple(np.frombuffer(hashlib.blake2b(text, digest_size=8, person=b"gradchain-random").digest(), "<u4").tolist())
+    return tuple(
+        np.frombuffer(hashlib.blake2b(text, digest_size=8, person=b"gradchain-random").digest(), "<u4").tolist()
+    )
 
 
 def words(key: tuple[int, int], step: int, stream: int, size: int) -> np.ndarray:
@@ -33,7 +35,9 @@ def words(key: tuple[int, int], step: int, stream: int, size: int) -> np.ndarray
     return philox(counter, key).reshape(-1)
 
 
-def drawn(kind: str, seed: int, address: str, name: str, step: int, size: int, dtype: type, draw: int = 0) -> np.ndarray:
+def drawn(
+    kind: str, seed: int, address: str, name: str, step: int, size: int, dtype: type, draw: int = 0
+) -> np.ndarray:
     """The numbers of one parameter, flat."""
     key, stream = key_of(seed, address, name), 8 * draw + 2 * KINDS.index(kind)
     w, low = (words(key, step, stream + i, size) for i in range(2))
@@ -52,7 +56,9 @@ def _normals(w: np.ndarray, low: np.ndarray, dtype: type) -> np.ndarray:
     a, b = w[0::2], w[1::2]
     if dtype is np.float32:
         u = (((a >> np.uint64(1)) | np.uint64(1)).astype(dtype)) / dtype(2**31)
-        x = (((b >> np.uint64(7)) & np.uint64(2**23 - 1)).astype(dtype) - dtype(2**22 - 0.5)) * dtype(math.pi / 2 / 2**23)
+        x = (((b >> np.uint64(7)) & np.uint64(2**23 - 1)).astype(dtype) - dtype(2**22 - 0.5)) * dtype(
+            math.pi / 2 / 2**23
+        )
     else:
         fine = [((v >> np.uint64(11)).astype(dtype) + 0.5) / 2**21 for v in (low[0::2], low[1::2])]
         u = ((a >> np.uint64(1)).astype(dtype) + fine[0]) / 2**31

@@ -191,7 +191,9 @@ class EagerTensors(Tensors):
         return not flags or bool(_whole(_stacked(flags).all()))
 
     def _drawn(self, draw: Draw) -> Tensors:
-        dtypes = self._dtypes() if self._is_mask() else [torch.promote_types(v.dtype, torch.float32) for v in self._data]
+        dtypes = (
+            self._dtypes() if self._is_mask() else [torch.promote_types(v.dtype, torch.float32) for v in self._data]
+        )
         rows = zip(self.index.facts, self._data, dtypes, strict=True)
         return EagerTensors(self.index, [_torch.in_shards(draw.of, fact, like, dtype) for fact, like, dtype in rows])
 

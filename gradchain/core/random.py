@@ -5,9 +5,9 @@ counter of four words and a key of two. The key is a hash of the seed, the link'
 counter has the block of four elements, in the row-major order of the whole tensor, the step and the stream. Whoever
 computes a part of a tensor, in whatever order and layout, gets the very numbers of that part.
 
-What is here is the truth that executors are held to. It is integer arithmetic, and `+ - * /` and comparisons of floats,
-which round the same everywhere. Normals are made of nothing else: a library's `log` is not another's, and nor is `sqrt`,
-which torch has from a library that does not always round to the nearest.
+What is here is the truth that executors are held to. It is integer arithmetic, and `+ - * /` and comparisons of
+floats, which round the same everywhere. Normals are made of nothing else: a library's `log` is not another's, and nor
+is `sqrt`, which torch has from a library that does not always round to the nearest.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _of_blocks(kind: str, key: tuple[int, int], step: Any, stream: int, blocks: 
 
     def words(stream: int) -> Tensor:
         counter = (blocks & WORD, blocks >> 32, step & WORD, stream)
-        return torch.stack(torch.broadcast_tensors(*philox(counter, key)), dim=-1)
+        return torch.stack(philox(counter, key), dim=-1)
 
     wide = dtype is torch.float64
     high, low = words(stream), words(stream + 1) if wide and kind in ("uniform", "normal") else None
@@ -173,10 +173,12 @@ def polar(
     Args:
         say: the language.
         wide: whether it is float64.
-        mantissa, exponent: of u, the mantissa from 1/2 on and below 1.
+        mantissa: of u, from 1/2 on and below 1.
+        exponent: of u.
         x: the angle in its quadrant, from the middle, between -π/4 and π/4.
         odd: whether sine and cosine change places in the quadrant.
-        sign, other: 1 or -1, of the first and of the second normal in the quadrant.
+        sign: 1 or -1, of the first normal in the quadrant.
+        other: that of the second.
     """
     small = mantissa < math.sqrt(0.5)
     m = say.where(small, mantissa + mantissa, mantissa)

@@ -168,6 +168,7 @@ def test_a_run_is_told_from_a_part_with_gaps():
 
 # torch's functions over links
 
+
 def test_a_link_that_draws_runs_under_vmap_and_has_derivatives():
     link = gch.add_noise(0.5, 0.1, 3)
     g = torch.randn(4, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -178,6 +179,7 @@ def test_a_link_that_draws_runs_under_vmap_and_has_derivatives():
 
     like = zeros(3, 5, dtype=torch.float64)
     index = Index([Fact("w", torch.zeros(3, 5, dtype=torch.float64))])
+
     def drawn(g):  # each member of an ensemble gets the same
         return g * 0.0 + draw("normal", EagerTensors(index, [g]))["w"]
 
@@ -187,6 +189,7 @@ def test_a_link_that_draws_runs_under_vmap_and_has_derivatives():
 
 
 # refusals
+
 
 @pytest.mark.parametrize("seed", [-1, 1.0, True, None, "0"])
 def test_a_seed_that_is_none_is_refused(seed):

@@ -79,7 +79,8 @@ class _Writer:
 # C
 
 _WORDS = f"""\
-static inline void WORDS(uint32_t* restrict out, uint64_t first, uint32_t x, uint32_t y, uint32_t step, uint32_t stream) {{
+static inline void WORDS(uint32_t* restrict out, uint64_t first, uint32_t x, uint32_t y, uint32_t step,
+                         uint32_t stream) {{
 #pragma GCC ivdep
   for (int i = 0; i < {DRAWN // 4 + 1}; ++i) {{
     const uint64_t block = (first >> 2) + i;
@@ -153,8 +154,8 @@ def _c_function(kind: str, wide: bool) -> str:
     number = "double" if wide else "float"
     words = "x, y, step, stream"
     lines = [
-        f"static void {_name(kind, wide)}({number}* restrict out, uint64_t first, uint32_t x, uint32_t y, uint32_t step, "
-        "uint32_t stream) {",
+        f"static void {_name(kind, wide)}({number}* restrict out, uint64_t first, uint32_t x, uint32_t y,",
+        "    uint32_t step, uint32_t stream) {",
         f"  typedef {number} number; typedef {'uint64_t' if wide else 'uint32_t'} whole; typedef int truth;",
         "  union both { number f; whole i; };",
         f"  uint32_t w[{_MANY}]; number z[{_MANY}];",
