@@ -244,6 +244,34 @@ def test_keys_are_kept_and_hold_no_index():
     model = nn.Linear(3, 2)
     updater = gch.chain(NOISE, gch.scale(-1.0)).bind(model)
     steps(updater, 2)
-    memo = updater._bound.target.index.memo
-    (kept,) = [value for key, value in memo.items() if isinstance(key, tuple) and key[0] == "random"]
+    seed, kept = updater._bound.target.index.memo["random", "add_noise"]
+    assert seed == 0
     assert [(type(column), column.dtype, len(column)) for column in kept] == [(torch.Tensor, torch.float64, 2)] * 2
+
+
+class reseeded(gch.Transform):
+    """Draw with another seed at each step, and of parameters with a gradient that a selector names."""
+
+    descends = True
+
+    def update(self, g, state, ctx):
+        seed = int(ctx.observed.get("seed", 0))
+        some = g.select(ctx.members(gch.named("head.*")))
+        return -g.overlay(ctx.random(seed).normal(some, draw=seed)), state
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_seeds_may_change_and_no_parameter_need_be_there(executor):
+    twins = Twins(gch.chain(reseeded()), Shapes((torch.float32,)), (executor,))
+    for t in range(6):
+        twins.each(lambda _, updater, t=t: updater.observe("seed", t // 2))
+        twins.gradients(t, absent=[n for n in twins.start if n.startswith("head")] if t in (1, 4) else ())
+        index = twins.ours._bound.target.index
+        kept = [
+            sub.memo["random", "reseeded"]
+            for sub in (index, *index._subsets.values())
+            if ("random", "reseeded") in sub.memo
+        ]
+        assert all(len(value) == 2 for value in kept)
+    for one, two in zip(*(m.parameters() for m in twins.models), strict=True):
+        assert torch.equal(one, two)

@@ -41,7 +41,7 @@ BREAKS: tuple[Break, ...] = (
         "core/random.py",
         "blocks >> 32, step & WORD, stream)",
         "blocks >> 32, 0, stream)",
-        f"{PARITY}[add_noise]",
+        f"{PARITY}[add_noise-a float64 twin]",
     ),
     Break(
         "a-kernel-draws-from-the-begin-of-each-item",

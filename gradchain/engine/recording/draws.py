@@ -35,7 +35,7 @@ def _line(like: Lazy, draw: Draw, rows: list[tuple[Fact, Tensor]]) -> Lazy:
     """One operation on the tape: what it is like says in which dtype, the rest are numbers."""
     tape, index = like.tape, like.index
     firsts = [_first(fact, weight) or 0 for fact, weight in rows]
-    numbers = (*_columns(index, draw), draw.step, _column(index, firsts) if any(firsts) else 0.0)
+    numbers = (*_columns(index, draw), draw.step, Scalars.over(index, _column(firsts)) if any(firsts) else 0.0)
     operands = [tape.operand(number, index) for number in numbers]
     return tape.node(("draw", like.node, *operands, (draw.kind, draw.stream)), index)
 
@@ -49,16 +49,16 @@ def _first(fact: Fact, weight: Tensor) -> int | None:
 
 def _columns(index: Index, draw: Draw) -> list[Scalars]:
     """Both words of the keys, per parameter: exact in float64."""
-    key = ("random", draw.seed, draw.address)
-    known: Any = index.memo.get(key)
-    if known is None:
-        words = zip(*draw.keys(index.names), strict=True)
-        known = index.memo[key] = [torch.tensor(column, dtype=torch.float64, device="cpu") for column in words]
-    return [Scalars.over(index, column) for column in known]
+    place = ("random", draw.address)
+    known: Any = index.memo.get(place)  # one seed for each link: somebody may draw with another at each step
+    if known is None or known[0] != draw.seed:
+        keys = draw.keys(index.names)
+        known = index.memo[place] = draw.seed, [_column([key[i] for key in keys]) for i in range(2)]
+    return [Scalars.over(index, column) for column in known[1]]
 
 
-def _column(index: Index, numbers: list[int]) -> Scalars:
-    return Scalars.over(index, torch.tensor(numbers, dtype=torch.float64, device="cpu"))
+def _column(numbers: list[int]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def _beside(tape: Tape, like: Lazy, draw: Draw, index: Index) -> Lazy:
