@@ -14,6 +14,7 @@ from gradchain.core import _torch
 from gradchain.core.along import ALONG, Dims, dims_of
 from gradchain.core.index import Fact, Index
 from gradchain.core.operations import OPERATIONS, divide
+from gradchain.core.random import Draw
 from gradchain.core.scalars import Count, Scalars, on_host
 from gradchain.core.shapes import Shapes, check_kept_shapes, check_shapes, weight_shapes
 from gradchain.core.tensors import Tensors
@@ -213,6 +214,13 @@ class EagerTensors(Tensors):
             return False
         flags = [torch.isfinite(v).all() for v in self._values()]
         return not flags or bool(_whole(_stacked(flags).all()))
+
+    def _drawn(self, draw: Draw) -> Tensors:
+        dtypes = (
+            self._dtypes() if self._is_mask() else [torch.promote_types(v.dtype, torch.float32) for v in self._data]
+        )
+        rows = zip(self.index.facts, self._data, dtypes, strict=True)
+        return EagerTensors(self.index, [_torch.in_shards(draw.of, fact, like, dtype) for fact, like, dtype in rows])
 
     def _lift(self, other: Tensors) -> Tensors:
         return other

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from gradchain.core.along import Dims
 from gradchain.core.index import Fact, Index
 from gradchain.core.scalars import Operand, Scalar, Scalars, as_operand, where
+
+if TYPE_CHECKING:
+    from gradchain.core.random import Draw
 
 
 class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
@@ -142,6 +145,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     @abstractmethod
     def stored_as(self, old: Tensors) -> Tensors:
         """These values rounded to the dtypes of `old`; entries absent here stay as `old` has them."""
+
+    @abstractmethod
+    def _drawn(self, draw: Draw) -> Tensors:
+        """Random numbers for these entries."""
 
     @abstractmethod
     def _lift(self, other: Tensors) -> Tensors:

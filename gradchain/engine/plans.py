@@ -146,7 +146,7 @@ class Plans:
             sizes = [self._layout.sizes[position[n]] for n in names]
         refused: dict[str, str] = {}
         for executor in self._executors:
-            gridless = program.grid is not None and not executor.grids
+            gridless = program.grid is not None and (not executor.grids or bool(program.draws))
             reason = "it knows no axes" if gridless else executor.legal(program, dtypes)
             if reason is None:
                 try:

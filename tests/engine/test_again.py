@@ -48,6 +48,7 @@ def halved(w: torch.Tensor) -> torch.Tensor:
 
 # What an argument that is no number, no bool and no dtype may be. Numbers, bools and dtypes are found by their types.
 VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
+    ("add_noise", "seed"): (0, 2**65),
     ("accumulate", "reduce"): ("mean", "sum"),
     ("average_params", "start"): (0, 1, 5),
     ("average_params", "every"): (1, 2, 5),

@@ -465,3 +465,22 @@ def test_it_differentiates_and_runs_under_vmap():
     many = torch.randn(5, 4, 3, dtype=torch.float64)
     together = torch.func.vmap(loss)(many)
     torch.testing.assert_close(together, torch.stack([torch.as_tensor(loss(v), dtype=torch.float64) for v in many]))
+
+
+class noisy_rows(Transform):
+    """Noise over a weight and over its rows, beside state of rows."""
+
+    descends = False
+
+    def init(self, params):
+        return NormState(params.mean(-1).zeros_like())
+
+    def update(self, g, state, ctx):
+        random = ctx.random(3)
+        rows = state.nu.lerp(random.normal(state.nu), 0.5)
+        return g + 0.1 * random.uniform(g, draw=1) * rows, NormState(rows)
+
+
+@pytest.mark.parametrize("how", ["plain", "transposed", "channels last"])
+def test_random_numbers_over_rows(how):
+    assert_equal(gch.chain(noisy_rows(), gch.scale(-0.1)), torch.float64, how, "native", FULL)

@@ -12,10 +12,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from whole_program import every_number, everything
 
+from gradchain.core.random import KINDS
 from gradchain.engine.executors.print_triton import fold, source
 from gradchain.engine.executors.triton import BLOCK, OPTIONS, compiled
 from gradchain.engine.operations import REDUCTIONS
-from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.lower import Drawn, Program
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -70,3 +71,15 @@ def test_every_reduction_compiles(kind):
 @pytest.mark.parametrize("kind", REDUCTIONS)
 def test_the_fold_compiles(kind):
     assert built(fold(kind), "fold", {"partial": "*fp64", "first": "*i64", "out": "*fp64"}, {"BLOCK": BLOCK})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
+def test_random_numbers_compile_and_every_operation_rounds(kind, wide):
+    cells = (("entry", 0), ("entry", 1), ("scalar", 0), ("scalar", 1))
+    draws = [Drawn(kind, 8 * i + KINDS[kind], wide, cells) for i in range(2)]
+    program = Program([0], [0, 1], [0, 1], [("maximum", (("draw", 0), ("draw", 1)))], [(0, ("value", 0))], draws=draws)
+    for dtype in (torch.float64, torch.bfloat16):
+        ptx = run(program, [dtype], on_device=(("scalar", 0),))
+        assert "fma" not in ptx and "div.full" not in ptx and "div.approx" not in ptx
+        assert kind != "normal" or ("div.rn.f64" if wide else "div.rn.f32") in ptx

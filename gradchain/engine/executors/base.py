@@ -45,7 +45,7 @@ def folded(kind: str, row_of: Sequence[int], partial: Sequence[float], rows: int
     return out
 
 
-_LETTERS = {"load": "x", "scalar": "s", "entry": "e", "device": "n", "value": "v"}
+_LETTERS = {"load": "x", "draw": "r", "scalar": "s", "entry": "e", "device": "n", "value": "v"}
 
 
 def name_of(value: Value) -> str:

@@ -12,10 +12,11 @@ from torch import Tensor
 from gradchain.core import _torch
 from gradchain.core.along import ALONG
 from gradchain.core.operations import OPERATIONS
+from gradchain.core.random import drawn
 from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import CHUNK, folded
 from gradchain.engine.operations import REDUCTIONS
-from gradchain.engine.planning.lower import Program, Value
+from gradchain.engine.planning.lower import Drawn, Program, Value
 from gradchain.engine.planning.rows import Column
 
 SERIAL = 1 << 14  # elements that torch reduces in one thread: the order of a sum is then the same for any number
@@ -115,8 +116,19 @@ class BlocksRunner:
         loaded = [[v.to(self._wide) for v in view[k]] if i in loads else [] for i, view in enumerate(given.views)]
         per_row = [[given.entries[row * width + i] for row, _, _ in bucket] for i in range(width)]
         held = {"load": loaded, "scalar": given.scalars, "entry": per_row, "zero": self._zeros(bucket)}
+        held["draw"] = [self._drawn(draw, bucket, held) for draw in self._program.draws]
         self._compute(held, len(bucket))
         return held
+
+    def _drawn(self, draw: Drawn, bucket: list[tuple[int, int, int]], held: dict[str, Any]) -> list[Tensor]:
+        """Random numbers for a bucket's pieces."""
+        x, y, step, first = (_per_piece(operand, held, len(bucket)) for operand in draw.operands)
+        dtype, made = torch.float64 if draw.wide else torch.float32, []
+        for i, (_, start, size) in enumerate(bucket):
+            key = (int(x[i]), int(y[i]))
+            numbers = drawn(draw.kind, key, step[i], draw.stream, int(first[i]) + start, size, dtype, "cpu")
+            made.append(numbers.to(self._wide))
+        return made
 
     def cut(self, i: int, column: Column) -> list[list[Tensor]]:
         """A column's pieces, by bucket; kept as long as the column is the same one."""
@@ -185,6 +197,12 @@ class _Buckets:
 def _pick(operand: Value, held: dict[str, Any]) -> Any:
     kind = operand[0]
     return held[kind] if kind == "zero" else held[kind][operand[1]]
+
+
+def _per_piece(operand: Value, held: dict[str, Any], size: int) -> Any:
+    """A number, piece by piece."""
+    number = _pick(operand, held)
+    return number if isinstance(number, list) else [number] * size
 
 
 def _as_list(results: Any, places: list[Tensor]) -> list[Tensor]:

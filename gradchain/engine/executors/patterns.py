@@ -48,7 +48,7 @@ class Patterns:
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why no fused kernel computes this program, or None."""
-        if program.reduce or program.entries or len(set(dtypes)) != 1:
+        if program.reduce or program.entries or program.draws or len(set(dtypes)) != 1:
             return "fused kernels neither reduce, nor take numbers per parameter or several dtypes"
         match = _matched(program)
         if match is None:

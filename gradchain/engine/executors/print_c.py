@@ -9,11 +9,12 @@ import torch
 from gradchain.core.along import ALONG
 from gradchain.core.operations import OPERATIONS
 from gradchain.engine.executors.base import name_of
+from gradchain.engine.executors.print_draws import DRAWN, c_fill, c_helpers, c_keys
 from gradchain.engine.operations import BOOLEAN, REDUCTIONS, TYPES
 from gradchain.engine.planning.lower import Program
 
 LANES = 16
-BLOCK = 64  # elements between two requests for memory ahead
+BLOCK = DRAWN  # elements between two requests for memory ahead
 AHEAD = 2048  # bytes from where a kernel is to what it asks for
 LINE = 64  # bytes that come at once
 
@@ -57,7 +58,7 @@ def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
 def head(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
     """The lines of a kernel up to where it begins with an item, and has its numbers."""
     wide = not dtypes or torch.float64 in dtypes  # a program of numbers alone is computed as the host would
-    return [
+    lines = [
         "#define C " + ("double" if wide else "float"),
         "#define F(name) name" + ("" if wide else "##f"),
         "#define zero ((C)0)",
@@ -69,6 +70,7 @@ def head(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
         "    const int64_t r = row[k], from = begin[k], n = end[k] - begin[k];",
         *(f"    const C e{i} = (C)entries[r * {len(program.entries)} + {i}];" for i in range(len(program.entries))),
     ]
+    return [*lines, *(f"    {c_keys(draw, i, len(program.entries))}" for i, draw in enumerate(program.draws))]
 
 
 def pointer(dtype: torch.dtype, written: bool) -> str:
@@ -81,7 +83,12 @@ def _helpers(program: Program) -> list[str]:
     called = [OPERATIONS[op].helper for op, _ in program.instructions]
     called += [REDUCTIONS[program.reduce[0]].meet.helper] if program.reduce else []
     called += [ALONG[kind].helper for kind, _, _ in program.along]
-    return [helper for helper in dict.fromkeys(called) if helper]
+    return [helper for helper in dict.fromkeys(called) if helper] + c_helpers(program.draws)
+
+
+def _drawn(program: Program, begin: str) -> list[str]:
+    """The lines that draw the next elements, before a loop goes over them."""
+    return [line for i, draw in enumerate(program.draws) for line in c_fill(draw, i, begin)]
 
 
 def loaded(program: Program, dtypes: Sequence[torch.dtype], columns: Iterable[int], at: str) -> list[str]:
@@ -98,8 +105,10 @@ def computed(program: Program) -> list[str]:
     return lines
 
 
-def _element(program: Program, dtypes: Sequence[torch.dtype], at: str) -> list[str]:
-    return [*loaded(program, dtypes, range(len(dtypes)), at), *computed(program)]
+def _element(program: Program, dtypes: Sequence[torch.dtype], at: str, begin: str = "j") -> list[str]:
+    """The lines that compute every instruction for one element, of those drawn for from `begin` on."""
+    drawn = [f"const C r{i} = (C)q{i}[{at} - {begin}];" for i in range(len(program.draws))]
+    return [*loaded(program, dtypes, range(len(dtypes)), at), *drawn, *computed(program)]
 
 
 def _loop(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
@@ -109,6 +118,7 @@ def _loop(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
         f"    for (int64_t j = 0; j < n; j += {BLOCK}) {{",
         f"      const int64_t m = n - j < {BLOCK} ? n : j + {BLOCK};",
         *(f"      {line}" for line in ahead(program, dtypes, "j", BLOCK)),
+        *(f"      {line}" for line in _drawn(program, "j")),
         # gcc does not believe `restrict` in a block: from six columns on it would give up checking and make no vectors
         "#pragma GCC ivdep",
         "      for (int64_t i = j; i < m; ++i) {",
@@ -145,19 +155,21 @@ def _reduction(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
     met = reduction.meet.c
     take, meet = met.format("a", reduction.c), met.format("a", "b")
     step = [*_element(program, dtypes, "i + l"), f"const C v = {name_of(value)};", "const double a = lane[l];"]
-    tail = [*_element(program, dtypes, "i"), f"const C v = {name_of(value)};", "const double a = lane[0];"]
+    tail = [*_element(program, dtypes, "i", "rest"), f"const C v = {name_of(value)};", "const double a = lane[0];"]
     return [
         f"    double lane[{LANES}] = {{0}};",
         "    int64_t i = 0;",
         f"    for (int64_t j = 0; j + {LANES} <= n; j += {BLOCK}) {{",
         f"      const int64_t m = n - j < {BLOCK} ? n : j + {BLOCK};",
-        *(f"      {line}" for line in ahead(program, dtypes, "j", BLOCK)),
+        *(f"      {line}" for line in (*ahead(program, dtypes, "j", BLOCK), *_drawn(program, "j"))),
         f"      for (; i + {LANES} <= m; i += {LANES})",
         *filter(None, [reduction.meet.pragma]),
         f"        for (int l = 0; l < {LANES}; ++l) {{",
         *(f"          {line}" for line in [*step, f"lane[l] = {take};"]),
         "        }",
         "    }",
+        *(f"    {line}" for line in (["const int64_t rest = i;"] if program.draws else [])),
+        *(f"    {line}" for line in _drawn(program, "rest")),
         "    for (; i < n; ++i) {",
         *(f"      {line}" for line in [*tail, f"lane[0] = {take};"]),
         "    }",

@@ -13,6 +13,7 @@ import torch
 
 from gradchain.core.operations import OPERATIONS
 from gradchain.engine.executors.base import name_of
+from gradchain.engine.executors.print_draws import triton as drawn
 from gradchain.engine.operations import BOOLEAN, REDUCTIONS, TYPES
 from gradchain.engine.planning.lower import Program
 
@@ -77,6 +78,7 @@ class _Printer:
             *(f"    {line}" for line in (*self._numbers(), *self._pointers())),
             "    lane = tl.arange(0, BLOCK)",
             f"    zero = tl.zeros([BLOCK], {self._compute})",
+            *(f"    {line}" for i, d in enumerate(self._program.draws) for line in drawn(d, i, self._compute)),
             "    if n == BLOCK:",
             *(f"        {line}" for line in self._body(ragged=False)),
             "    else:",

@@ -16,6 +16,7 @@ from torch import Tensor
 from gradchain.core.along import Dims, dims_of, kept_shape
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.random import Draw
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.shapes import (
     Shapes,
@@ -28,6 +29,7 @@ from gradchain.core.shapes import (
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import BOOLEAN, Unrecorded
 from gradchain.engine.recording.device import DeviceReduced, DeviceRows
+from gradchain.engine.recording.draws import on_tape
 from gradchain.engine.recording.numbers import Ledger
 from gradchain.engine.recording.reduced import Reduced
 
@@ -120,6 +122,11 @@ class Tape:
         """Those of the roots whose node is made of these tensors."""
         leaf = self._leaf_of.get(id(tensors))
         return [] if leaf is None else [root for root in roots if leaf in self.reach(root[1])]
+
+    @property
+    def weights(self) -> EagerTensors:
+        """The weights, as which everything in memory is laid out."""
+        return next(tensors for node, tensors in self.leaves.items() if self.ops[node] == ("leaf", "param"))
 
     def node(self, op: tuple[Any, ...], index: Index, shapes: Shapes | None = None) -> Lazy:
         """The result of one more operation."""
@@ -306,6 +313,9 @@ class Lazy(Tensors):
 
     def _lift(self, other: Tensors) -> Tensors:
         return self.tape.leaf("extra", other)
+
+    def _drawn(self, draw: Draw) -> Tensors:
+        return on_tape(self, draw)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.computed()[name]
