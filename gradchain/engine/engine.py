@@ -83,11 +83,15 @@ def _none_where_it_cannot(
 class Engine:
     """Runs a chain on one set of parameters, keeping the plans it made."""
 
+    _layout_kind: Callable[[EagerTensors], Layout] = Layout
+    _tape_kind: Callable[..., Tape] = Tape
+
     def __init__(self) -> None:
         self._layout: Layout | None = None
         self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
         self._adapted: tuple[Any, ...] = ()  # the executors that are for the layout's weights, by what the variable was
         self.captured: Captured | None = None  # what a step goes into that is captured, or comes from
+        self.of_rows: dict[frozenset[str], Engine] = {}  # by which gradients are sparse: what runs such steps
         self._plans = Plans()
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
         self._state: Links | None = None
@@ -163,6 +167,8 @@ class Engine:
     def forget(self) -> None:
         """A step did not come to its end: what it has left in plans, columns and replays is not to be trusted."""
         self._layout = None
+        for inner in self.of_rows.values():
+            inner.forget()
 
     def _finish(self, state: Links, why: str) -> None:
         """The step was written: the next one begins at its state. `why` it was recorded, or "" where it ran again."""
@@ -210,7 +216,7 @@ class Engine:
         assert self._layout is not None
         params, step = request.params, request.step
         self.last = []  # a recording that failed may have reduced
-        tape = Tape(self._reduce, self._compute, self._layout.state, self._ledger(request, with_numbers))
+        tape = self._tape_kind(self._reduce, self._compute, self._layout.state, self._ledger(request, with_numbers))
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
         step = step._replace(params=weights)
@@ -296,7 +302,7 @@ class Engine:
     @property
     def num_plans(self) -> int:
         """How many structures of a step, or of a part of one, are planned."""
-        return len(self._plans)
+        return len(self._plans) + sum(inner.num_plans for inner in self.of_rows.values())
 
     # storage
 
@@ -309,7 +315,7 @@ class Engine:
             self.executors, self._layout = executors, None  # what is planned is for the others
         self._adapted = (executors, adapted_to[1])
         if self._layout is None or not self._layout.still(params):
-            self._layout = Layout(params)
+            self._layout = self._layout_kind(params)
             self._plans.begin(self._layout, self.executors)
             self._columns.clear()
             self._buffers.clear()

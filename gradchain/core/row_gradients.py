@@ -1,0 +1,92 @@
+"""Gradients of rows: a sparse gradient is that of the rows it names, and the other rows have none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
+from gradchain.core.tensors import Tensors
+
+
+class RowGradients(EagerTensors):
+    """Gradients in memory of which some are sparse: coalesced, and sparse in the first dimension alone.
+
+    It is what is gathered and what a window keeps. Links see what `values` gives: the rows that are there.
+    """
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RowGradients, (self.index, self._data)
+
+    @property
+    def sparse(self) -> dict[str, Tensor]:
+        """The sparse ones, by name."""
+        return sparse_in(self)
+
+    def values_of_rows(self) -> EagerTensors:
+        """What links see: of a sparse gradient the rows that it names, one after the other."""
+        return values_of_rows(self)
+
+    def select(self, members: Iterable[str]) -> Tensors:
+        index = self.index.subset(members)
+        if index is self.index:
+            return self
+        return RowGradients(index, [self._data[self.index.position[name]] for name in index.names])
+
+    def clone(self) -> Tensors:
+        return RowGradients(self.index, [v.detach().clone() for v in self._data])
+
+
+def sparse_in(tensors: EagerTensors) -> dict[str, Tensor]:
+    """The sparse entries, by name."""
+    return {n: t for n, t in zip(tensors.index.names, tensors._data, strict=True) if t.layout is torch.sparse_coo}
+
+
+def values_of_rows(tensors: EagerTensors) -> EagerTensors:
+    """The entries, of sparse ones the rows that they name."""
+    return EagerTensors(tensors.index, [_values(t) for t in tensors._data])
+
+
+def _values(tensor: Tensor) -> Tensor:
+    if tensor.layout is not torch.sparse_coo:
+        return tensor
+    values: Tensor = tensor.values()  # type: ignore[no-untyped-call]
+    return torch.view_as_real(values) if values.is_complex() else values
+
+
+def places(tensor: Tensor) -> Tensor:
+    """Which rows a coalesced sparse tensor names."""
+    indices: Tensor = tensor.indices()  # type: ignore[no-untyped-call]
+    return indices[0]
+
+
+def as_rows(name: str, grad: Tensor) -> Tensor:
+    """A sparse gradient with each row once. TypeError where what it names are no rows."""
+    if grad.layout is not torch.sparse_coo:
+        raise TypeError(
+            f"step: the gradient of {name!r} must be dense, or sparse in COO layout as torch's embeddings make it, got "
+            f"{grad.layout}. Make it dense, grad.to_dense(), or grad.to_sparse(1)."
+        )
+    if grad.sparse_dim() != 1:
+        raise TypeError(
+            f"step: the gradient of {name!r} must be dense or a gradient of rows, got a tensor that is sparse in "
+            f"{grad.sparse_dim()} of its {grad.ndim} dimensions. Make it dense, grad.to_dense(), with sparse_grad=False "
+            "in torch.gather, or sparse in the first alone: grad.to_dense().to_sparse(1)."
+        )
+    return grad if grad.is_coalesced() else grad.coalesce()
+
+
+def as_gradients(index: Index, found: dict[str, Tensor]) -> EagerTensors:
+    """Gradients by name, as updates; those that are sparse hold each row once."""
+    if not any(t.layout is torch.sparse_coo for t in found.values()):
+        return EagerTensors.at(index, found)
+    held = index.subset(found)
+    seen = [found[n] for n in held.names]
+    real = [torch.view_as_real(t) if t.is_complex() and t.layout is torch.strided else t for t in seen]
+    return RowGradients(held, real)

@@ -1,0 +1,164 @@
+"""A step of a chain in which the gradients of some parameters are of rows: those are read and written in place.
+
+The links run on a tape as ever, for an operation does not ask how many elements there are. What differs is what a
+program runs over: for a parameter with a sparse gradient, the rows that it names, of weight and state where they lie.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from gradchain.core.chain import chain
+from gradchain.core.eager import EagerTensors
+from gradchain.core.row_gradients import RowGradients
+from gradchain.core.state import Links
+from gradchain.core.step import Step
+from gradchain.engine.engine import Engine, Outcome
+from gradchain.engine.executors.base import NoKernel
+from gradchain.engine.executors.native import Native
+from gradchain.engine.executors.native_rows import NamedRows, ready_rows
+from gradchain.engine.operations import Unrecorded
+from gradchain.engine.planning.layout import Layout
+from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.plan import Part
+from gradchain.engine.plans import Plans
+from gradchain.engine.recording.tape import Tape
+
+MOST_SETS = 8  # of parameters with sparse gradients, for which plans are kept
+
+
+def step_of_rows(
+    engine: Engine, tx: chain, step: Step, received: RowGradients, state: Links, params: EagerTensors, lent: bool
+) -> Outcome | None:
+    """What the chain makes of an update, as `Engine.step` does; None if it cannot run here.
+
+    Which gradients are sparse decides the plans, so each such set of parameters has an engine of its own.
+    """
+    if engine.captured is not None:
+        raise engine.captured.refusal("a gradient is sparse, and the number of its rows differs from step to step")
+    names = frozenset(received.sparse)
+    inner = engine.of_rows.get(names)
+    if inner is None:
+        if len(engine.of_rows) >= MOST_SETS:
+            engine.of_rows.pop(next(iter(engine.of_rows)))
+        inner = engine.of_rows[names] = RowsEngine(engine, names)
+    assert isinstance(inner, RowsEngine)
+    return inner.step_of(tx, step, received, state, params, lent)
+
+
+class RowsEngine(Engine):
+    """Runs a chain where just these parameters have sparse gradients."""
+
+    def __init__(self, outer: Engine, names: frozenset[str]) -> None:
+        super().__init__()
+        self._rows = {name: NamedRows() for name in names}
+        self._outer, self.not_replayed = weakref.ref(outer), outer.not_replayed
+        self._plans = RowsPlans(self._rows)
+        self._layout_kind = partial(RowsLayout, names)
+        self._tape_kind = partial(RowsTape, names)
+
+    def step_of(
+        self, tx: chain, step: Step, received: RowGradients, state: Links, params: EagerTensors, lent: bool
+    ) -> Outcome | None:
+        """One step; see `step_of_rows`."""
+        outer = self._outer()
+        assert outer is not None  # which called this
+        self.executors = outer.executors
+        for name, grad in received.sparse.items():
+            self._rows[name].take(grad)
+        outcome = self.step(tx, step, received.values_of_rows(), state, params, lent)
+        outer.last, outer.reason = self.last, self.reason
+        return outcome
+
+    def _finish(self, state: Links, why: str) -> None:
+        super()._finish(state, why)
+        outer = self._outer()
+        if outer is not None:
+            outer.ran, outer.last, outer.reason = self.ran, self.last, ""
+            outer.num_replayed += not why
+
+
+class RowsLayout(Layout):
+    """Where the tensors lie in such a step: of some gradients there are rows only, each laid out as its weight's."""
+
+    def __init__(self, names: frozenset[str], params: EagerTensors) -> None:
+        super().__init__(params)
+        self._sparse = names
+        for name in names:
+            if not self.tensors[self.index.position[name]].is_contiguous():
+                raise Unrecorded(f"the rows of {name!r} do not lie one after the other")
+
+    def gradients(self, grads: EagerTensors) -> EagerTensors:
+        """The gradients, each whole one laid out as its weight."""
+        whole = super().gradients(EagerTensors(*_without(grads, self._sparse)))
+        data, changed = [], False
+        for name, grad in zip(grads.index.names, grads._values(), strict=True):
+            made = self._of_rows(name, grad) if name in self._sparse else whole._data[whole.index.position[name]]
+            changed = changed or made is not grad
+            data.append(made)
+        return EagerTensors(grads.index, data) if changed else grads
+
+    def _of_rows(self, name: str, grad: Any) -> Any:
+        weight = self.tensors[self.index.position[name]]
+        if grad.shape[1:] != weight.shape[1:] or grad.dtype is not weight.dtype or grad.device != self.device:
+            raise Unrecorded(f"the gradient of {name!r} has rows of another kind than the weight")
+        return grad.contiguous()
+
+
+def _without(grads: EagerTensors, names: frozenset[str]) -> tuple[Any, list[Any]]:
+    index = grads.index.subset([name for name in grads.index.names if name not in names])
+    return index, [grads._values()[grads.index.position[name]] for name in index.names]
+
+
+class RowsTape(Tape):
+    """A tape on which nobody may ask for the tensors of such a parameter: its weight is whole, its gradient not."""
+
+    def __init__(self, names: frozenset[str], *args: Any) -> None:
+        super().__init__(*args)
+        self._sparse = names
+
+    def computed(self, node: int) -> EagerTensors:
+        if not self._sparse.isdisjoint(self.indices[node].names):
+            raise Unrecorded("a link asks for the tensors of a parameter of which there are rows only")
+        return super().computed(node)
+
+
+class RowsPlans(Plans):
+    """Plans in which a parameter with a sparse gradient is a class of its own, and runs over rows."""
+
+    def __init__(self, rows: dict[str, NamedRows]) -> None:
+        super().__init__()
+        self._rows = rows
+
+    def _classes(self, tape: Tape, nodes: Iterable[int]) -> list[tuple[str, ...]]:
+        classes = []
+        for names in super()._classes(tape, nodes):
+            whole = tuple(name for name in names if name not in self._rows)
+            classes += [whole] if whole else []
+            classes += [(name,) for name in names if name in self._rows]
+        return classes
+
+    def _part(self, tape: Tape, names: tuple[str, ...], program: Program) -> Part:
+        if names[0] not in self._rows:
+            return super()._part(tape, names, program)
+        kinds = [tape.ops[leaf][1] for leaf in program.columns]
+        if "extra" in kinds:
+            raise Unrecorded(f"a link brings tensors of its own for {names[0]!r}, of which there are rows only")
+        tensors = [tape.leaves[leaf] for leaf in program.columns]
+        dtypes = [t._data[t.index.position[names[0]]].dtype for t in tensors]
+        refused: dict[str, str] = {}
+        for executor in self._executors:
+            reason = "it runs whole tensors, not rows" if not isinstance(executor, Native) else None
+            reason = reason or executor.legal(program, dtypes)
+            if reason is None:
+                assert isinstance(executor, Native)
+                try:
+                    runner = ready_rows(executor, program, dtypes, self._rows[names[0]], [k != "grad" for k in kinds])
+                    return Part(names, program, runner, executor.name, refused, tuple(dtypes))
+                except NoKernel as failure:
+                    reason = str(failure)
+            refused[executor.name] = reason
+        raise NoKernel("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
