@@ -76,8 +76,8 @@ def as_rows(name: str, grad: Tensor) -> Tensor:
     if grad.sparse_dim() != 1:
         raise TypeError(
             f"step: the gradient of {name!r} must be dense or a gradient of rows, got a tensor that is sparse in "
-            f"{grad.sparse_dim()} of its {grad.ndim} dimensions. Make it dense, grad.to_dense(), with sparse_grad=False "
-            "in torch.gather, or sparse in the first alone: grad.to_dense().to_sparse(1)."
+            f"{grad.sparse_dim()} of its {grad.ndim} dimensions. Make it dense, grad.to_dense(), sparse_grad=False in "
+            "torch.gather; or sparse in the first alone, grad.to_dense().to_sparse(1)."
         )
     return grad if grad.is_coalesced() else grad.coalesce()
 

@@ -66,8 +66,8 @@ class Transform:
         uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
         observes: the names given to `updater.observe` that it waits for.
         in_place: whether it writes the weights where they lie: its `update` returns `Weights` with a `write`.
-        refuses_rows: why it cannot be meant for a sparse gradient, which is that of the rows it names, and the cure: the
-            end of a sentence, "decays rows that … . Write …". "" where it can: then it sees just those rows.
+        refuses_rows: why it cannot take a sparse gradient, which is that of the rows it names, and the cure, as "decays
+            all rows. Write …"; "" where it can, and sees these rows of gradients, weights and state.
 
     What else the updater does with a link goes by type: `AtTicks`, `Gate`, `KeepsWindow` and `Freezes` are Transforms
     to derive from, `WindowState` and `AverageState` States.

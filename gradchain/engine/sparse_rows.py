@@ -6,17 +6,12 @@ program runs over: for a parameter with a sparse gradient, the rows that it name
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-from gradchain.core.chain import chain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.row_gradients import RowGradients
-from gradchain.core.state import Links
-from gradchain.core.step import Step
-from gradchain.engine.engine import Engine, Outcome
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.native import Native
 from gradchain.engine.executors.native_rows import NamedRows, ready_rows
@@ -27,58 +22,24 @@ from gradchain.engine.planning.plan import Part
 from gradchain.engine.plans import Plans
 from gradchain.engine.recording.tape import Tape
 
-MOST_SETS = 8  # of parameters with sparse gradients, for which plans are kept
 
+class SparseRows:
+    """What is another thing to an engine where just these parameters have sparse gradients."""
 
-def step_of_rows(
-    engine: Engine, tx: chain, step: Step, received: RowGradients, state: Links, params: EagerTensors, lent: bool
-) -> Outcome | None:
-    """What the chain makes of an update, as `Engine.step` does; None if it cannot run here.
-
-    Which gradients are sparse decides the plans, so each such set of parameters has an engine of its own.
-    """
-    if engine.captured is not None:
-        raise engine.captured.refusal("a gradient is sparse, and the number of its rows differs from step to step")
-    names = frozenset(received.sparse)
-    inner = engine.of_rows.get(names)
-    if inner is None:
-        if len(engine.of_rows) >= MOST_SETS:
-            engine.of_rows.pop(next(iter(engine.of_rows)))
-        inner = engine.of_rows[names] = RowsEngine(engine, names)
-    assert isinstance(inner, RowsEngine)
-    return inner.step_of(tx, step, received, state, params, lent)
-
-
-class RowsEngine(Engine):
-    """Runs a chain where just these parameters have sparse gradients."""
-
-    def __init__(self, outer: Engine, names: frozenset[str]) -> None:
-        super().__init__()
+    def __init__(self, names: frozenset[str]) -> None:
         self._rows = {name: NamedRows() for name in names}
-        self._outer, self.not_replayed = weakref.ref(outer), outer.not_replayed
-        self._plans = RowsPlans(self._rows)
-        self._layout_kind = partial(RowsLayout, names)
-        self._tape_kind = partial(RowsTape, names)
+        self.layout = partial(RowsLayout, names)
+        self.tape = partial(RowsTape, names)
 
-    def step_of(
-        self, tx: chain, step: Step, received: RowGradients, state: Links, params: EagerTensors, lent: bool
-    ) -> Outcome | None:
-        """One step; see `step_of_rows`."""
-        outer = self._outer()
-        assert outer is not None  # which called this
-        self.executors = outer.executors
+    def plans(self) -> RowsPlans:
+        """Plans of programs that run over the rows of the current step."""
+        return RowsPlans(self._rows)
+
+    def take(self, received: RowGradients) -> EagerTensors:
+        """Another step begins, with these gradients: as links see them."""
         for name, grad in received.sparse.items():
             self._rows[name].take(grad)
-        outcome = self.step(tx, step, received.values_of_rows(), state, params, lent)
-        outer.last, outer.reason = self.last, self.reason
-        return outcome
-
-    def _finish(self, state: Links, why: str) -> None:
-        super()._finish(state, why)
-        outer = self._outer()
-        if outer is not None:
-            outer.ran, outer.last, outer.reason = self.ran, self.last, ""
-            outer.num_replayed += not why
+        return received.values_of_rows()
 
 
 class RowsLayout(Layout):

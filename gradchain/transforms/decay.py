@@ -63,6 +63,6 @@ class add_decayed_weights(Transform):
 
 
 _ALL_ROWS = (
-    "decays all rows. To decay those that the gradient names, write add_decayed_weights(…, lazy=True); to decay none of "
-    "them, masked(add_decayed_weights(…), ~gch.named(…))."
+    "decays all rows. To decay those that the gradient names, write add_decayed_weights(…, lazy=True); to decay none, "
+    "masked(add_decayed_weights(…), ~gch.named(…))."
 )

@@ -51,8 +51,8 @@ class project(Transform):
     per_parameter = True
     calls_back = True
     refuses_rows = (
-        "takes whole weights. Leave these out, masked(project(…), ~gch.named(…)), or give dense gradients: sparse=False "
-        "in nn.Embedding and nn.EmbeddingBag."
+        "takes whole weights. Leave these out, masked(project(…), ~gch.named(…)), or give dense gradients: "
+        "sparse=False in nn.Embedding and nn.EmbeddingBag."
     )
 
     fn: Callable[[Tensor], Tensor] | Callable[[Tensor, Tensor], Tensor]

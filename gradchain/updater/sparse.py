@@ -27,7 +27,6 @@ from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine, Outcome
 from gradchain.engine.recording.leaves import whole_of
-from gradchain.engine.sparse_rows import step_of_rows
 
 if TYPE_CHECKING:
     from gradchain.updater.bound import Bound
@@ -49,15 +48,15 @@ def _check_now(bound: Bound, names: Collection[str], step: Step) -> None:
     check(bound.chain, bound.target.index, names, "step")
     if step.evaluate is not None:
         raise ValueError(
-            f"step: the gradient of {next(iter(names))!r} must be dense where a closure is evaluated again, got a sparse "
-            "one. Call update(loss), or give dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag."
+            f"step: the gradient of {next(iter(names))!r} must be dense where a closure is evaluated again, got a "
+            "sparse one. Call update(loss), or give dense ones: sparse=False in nn.Embedding and nn.EmbeddingBag."
         )
     for address, link, seen in walk(bound.chain, bound.target.index):
         in_grad = step.summed and address == bound.window.name
         if isinstance(link, KeepsWindow) and not in_grad and any(name in seen for name in names):
             raise ValueError(
-                f"step: the gradient of {next(iter(names))!r} must be dense for {address}, got a sparse one: windows sum "
-                f"those where autograd does. Put {address} first in the chain, without a dtype, and call "
+                f"step: the gradient of {next(iter(names))!r} must be dense for {address}, got a sparse one: windows "
+                f"sum those where autograd does. Put {address} first in the chain, without a dtype, and call "
                 "updater.update(loss)."
             )
 
@@ -76,7 +75,7 @@ def computed(bound: Bound, received: Tensors, state: Links, step: Step, engine: 
             rows = _Rows({**rows.grads, **sparse_in(window)}) if isinstance(window, EagerTensors) else rows
     _check_now(bound, rows.grads.keys(), step)
     if isinstance(received, RowGradients):
-        done = step_of_rows(engine, bound.chain, step, received, state, step.params, lent)
+        done = engine.step_of_rows(bound.chain, step, received, state, step.params, lent)
         if done is not None:
             shared = lent or bound.target.replicated
             return done._replace(state=bound.owning(done.state, state, received, lent)) if shared else done

@@ -19,7 +19,6 @@ from gradchain.engine.executors.print_c import source
 from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column, Rows
-from gradchain.engine.recording.tape import total
 
 _LONG: Any = {"dtype": torch.int64, "device": "cpu"}  # whatever the user's default device is
 
@@ -135,7 +134,7 @@ class RowsRunner:
 
 
 def folded(kind: str, partial: Tensor) -> float:
-    """What the rows gave, met: a sum rounded once, whatever the number of threads."""
+    """What the rows gave, met: the same bits whatever the number of threads."""
     if REDUCTIONS[kind].meet.torch == "sum":
-        return total(partial.tolist())
+        return sum(partial.tolist(), 0.0)  # in order, which torch's need not be
     return float(getattr(partial, REDUCTIONS[kind].meet.torch)()) if len(partial) else 0.0

@@ -15,7 +15,7 @@ LANES = 16
 BLOCK = 64  # elements between two requests for memory ahead
 AHEAD = 2048  # bytes from where a kernel is to what it asks for
 LINE = 64  # bytes that come at once
-ROWS = 8  # rows ahead of the one a kernel is at, where they lie anywhere
+ROWS = 16  # rows ahead of the one a kernel is at, where they lie anywhere
 
 _PRELUDE = """\
 #include <stdint.h>
