@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.readable import is_readable
 from gradchain.core.tensors import Tensors
 
 
@@ -90,3 +91,27 @@ def as_gradients(index: Index, found: dict[str, Tensor]) -> EagerTensors:
     seen = [found[n] for n in held.names]
     real = [torch.view_as_real(t) if t.is_complex() and t.layout is torch.strided else t for t in seen]
     return RowGradients(held, real)
+
+
+def as_plain(grad: Tensor) -> dict[str, Tensor]:
+    """A sparse gradient as a checkpoint has it, in dense tensors: which rows, and what they are."""
+    return {"rows": places(grad).clone(), "values": grad.values().detach().clone()}  # type: ignore[no-untyped-call]
+
+
+def from_plain(saved: Any, place: Tensor) -> Tensor | None:
+    """A sparse gradient of a weight from what `as_plain` made; None where it cannot be one."""
+    if not isinstance(saved, Mapping) or set(saved) != {"rows", "values"}:
+        return None
+    rows, values = saved["rows"], saved["values"]
+    if not all(isinstance(t, Tensor) and is_readable(t) for t in (rows, values)) or place.ndim == 0:
+        return None
+    wanted = (rows.numel(), *place.shape[1:])
+    if rows.dtype is not torch.int64 or rows.ndim != 1 or tuple(values.shape) != wanted:
+        return None
+    bounded = not len(rows) or (rows[0] >= 0 and rows[-1] < len(place))
+    if not bounded or not bool((rows[1:] > rows[:-1]).all()) or values.is_complex() != place.is_complex():
+        return None
+    if not (values.is_floating_point() or values.is_complex()):
+        return None
+    rows, values = rows.to(place.device)[None], values.detach().to(place.device, copy=True)
+    return torch.sparse_coo_tensor(rows, values, place.shape, is_coalesced=True, check_invariants=True)

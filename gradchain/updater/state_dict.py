@@ -16,6 +16,7 @@ from gradchain.core.hyper import is_number
 from gradchain.core.index import Index
 from gradchain.core.readable import is_readable, shown
 from gradchain.core.roles import AverageState, WindowState
+from gradchain.core.row_gradients import as_gradients, as_plain, from_plain
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.slots import Slots, is_plain, mapped
 from gradchain.core.state import S, State
@@ -83,11 +84,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Slots):
         return dict(value.copied())
     if isinstance(value, (Tensors, Scalars)):
-        return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in value.items()}
+        return {name: _plain(v) for name, v in value.items()}
     if isinstance(value, Count):
         held = value.value
         return dict(held) if isinstance(held, Scalars) else held
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.layout is torch.strided else as_plain(value)
+    return value
 
 
 def from_dict(
@@ -167,6 +170,8 @@ class _Whole:
 
     def fits(self, name: str, tensor: Tensor) -> bool:
         """Whether an entry may be this tensor."""
+        if tensor.layout is torch.sparse_coo and name in self.places:
+            return True  # from_plain has looked
         if not is_readable(tensor):
             return False
         if name not in self.places:
@@ -205,6 +210,9 @@ class _Reader:
         self.report.mismatched.append(f"{self.address}: expected {expected}, found {found}")
 
     def _tensors(self, current: Tensors, saved: Any) -> Tensors:
+        if self.whole is not None and isinstance(saved, Mapping):
+            rows = {n: from_plain(v, self.whole.places[n]) for n, v in saved.items() if n in self.whole.places}
+            saved = {n: v if rows.get(n) is None else rows[n] for n, v in saved.items()}
         if not isinstance(saved, Mapping) or not all(isinstance(v, Tensor) for v in saved.values()):
             self._mismatch("a tensor per parameter", type(saved).__name__)
             return current
@@ -241,7 +249,7 @@ class _Reader:
         facts = self.facts
         moved = {n: _laid(t, facts[n]) if n in facts else t.detach().clone() for n, t in saved.items()}
         if all(n in facts for n in moved):
-            return EagerTensors.at(self.index, {n: moved[n] for n in self.index.names if n in moved})
+            return as_gradients(self.index, {n: moved[n] for n in self.index.names if n in moved})
         return EagerTensors.at(Index.of(moved), moved)
 
     def _count(self, current: Count, saved: Any) -> Count:
