@@ -45,8 +45,9 @@ class RowGradients(EagerTensors):
 
 
 def sparse_in(tensors: EagerTensors) -> dict[str, Tensor]:
-    """The sparse entries, by name."""
-    return {n: t for n, t in zip(tensors.index.names, tensors._data, strict=True) if t.layout is torch.sparse_coo}
+    """The sparse entries, by name, with each row once."""
+    named = zip(tensors.index.names, tensors._data, strict=True)
+    return {name: tensor.coalesce() for name, tensor in named if tensor.layout is torch.sparse_coo}
 
 
 def values_of_rows(tensors: EagerTensors) -> EagerTensors:
@@ -57,7 +58,7 @@ def values_of_rows(tensors: EagerTensors) -> EagerTensors:
 def _values(tensor: Tensor) -> Tensor:
     if tensor.layout is not torch.sparse_coo:
         return tensor
-    values: Tensor = tensor.values()  # type: ignore[no-untyped-call]
+    values: Tensor = tensor.coalesce().values()  # type: ignore[no-untyped-call]  # itself, unless autograd added to it
     return torch.view_as_real(values) if values.is_complex() else values
 
 
@@ -95,7 +96,8 @@ def as_gradients(index: Index, found: dict[str, Tensor]) -> EagerTensors:
 
 def as_plain(grad: Tensor) -> dict[str, Tensor]:
     """A sparse gradient as a checkpoint has it, in dense tensors: which rows, and what they are."""
-    return {"rows": places(grad).clone(), "values": grad.values().detach().clone()}  # type: ignore[no-untyped-call]
+    grad = grad.detach().coalesce()
+    return {"rows": places(grad).clone(), "values": grad.values().clone()}  # type: ignore[no-untyped-call]
 
 
 def from_plain(saved: Any, place: Tensor) -> Tensor | None:

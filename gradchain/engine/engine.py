@@ -437,6 +437,8 @@ class Engine:
     ) -> EagerTensors:
         """The tensors of a field that is replaced as a whole."""
         tape, kind = value.tape, value.tape.ops[value.node]
+        if self._rows is not None:
+            self._rows.check_window(value.index)
         if not len(value) or kind == ("leaf", "grad"):
             # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
             return tape.in_memory(partial(window_of, value.index, not held and len(value) > 0), received)

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
 from gradchain.core.row_gradients import RowGradients
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.native import Native
@@ -34,6 +35,11 @@ class SparseRows:
     def plans(self) -> RowsPlans:
         """Plans of programs that run over the rows of the current step."""
         return RowsPlans(self._rows)
+
+    def check_window(self, index: Index) -> None:
+        """Unrecorded where a window would keep what links see of sparse gradients, and not these themselves."""
+        if not self._rows.keys().isdisjoint(index.names):
+            raise Unrecorded("a window keeps gradients of rows")
 
     def take(self, received: RowGradients) -> EagerTensors:
         """Another step begins, with these gradients: as links see them."""

@@ -52,7 +52,7 @@ def _check_now(bound: Bound, names: Collection[str], step: Step) -> None:
             "sparse one. Call update(loss), or give dense ones: sparse=False in nn.Embedding and nn.EmbeddingBag."
         )
     for address, link, seen in walk(bound.chain, bound.target.index):
-        in_grad = step.summed and address == bound.window.name
+        in_grad = (step.summed or step.flushing) and address == bound.window.name
         if isinstance(link, KeepsWindow) and not in_grad and any(name in seen for name in names):
             raise ValueError(
                 f"step: the gradient of {next(iter(names))!r} must be dense for {address}, got a sparse one: windows "
