@@ -87,6 +87,9 @@ ROWS: tuple[Bad, ...] = (
     number(gch.trace, "decay", 1.0, UNIT),
     number(gch.trace, "decay", -0.5, UNIT),
     number(gch.add_decayed_weights, "weight_decay", -0.1, "in [0, inf)"),
+    other(
+        gch.add_decayed_weights, "lazy", 1, TypeError, "add_decayed_weights: lazy must be True or False, got 1.", 0.1
+    ),
     number(gch.clip_by_norm, "max_norm", 0, "in (0, inf]"),
     number(gch.clip_by_norm, "max_norm", -1.0, "in (0, inf]"),
     number(gch.clip_by_norm, "eps", -1e-6, "in [0, inf)", 1.0),
