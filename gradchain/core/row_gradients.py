@@ -58,13 +58,13 @@ def values_of_rows(tensors: EagerTensors) -> EagerTensors:
 def _values(tensor: Tensor) -> Tensor:
     if tensor.layout is not torch.sparse_coo:
         return tensor
-    values: Tensor = tensor.coalesce().values()  # type: ignore[no-untyped-call]  # itself, unless autograd added to it
+    values: Tensor = tensor.coalesce().values()  # itself, unless autograd added to it
     return torch.view_as_real(values) if values.is_complex() else values
 
 
 def places(tensor: Tensor) -> Tensor:
     """Which rows a coalesced sparse tensor names."""
-    indices: Tensor = tensor.indices()  # type: ignore[no-untyped-call]
+    indices: Tensor = tensor.indices()
     return indices[0]
 
 
@@ -97,7 +97,7 @@ def as_gradients(index: Index, found: dict[str, Tensor]) -> EagerTensors:
 def as_plain(grad: Tensor) -> dict[str, Tensor]:
     """A sparse gradient as a checkpoint has it, in dense tensors: which rows, and what they are."""
     grad = grad.detach().coalesce()
-    return {"rows": places(grad).clone(), "values": grad.values().clone()}  # type: ignore[no-untyped-call]
+    return {"rows": places(grad).clone(), "values": grad.values().clone()}
 
 
 def from_plain(saved: Any, place: Tensor) -> Tensor | None:

@@ -139,8 +139,9 @@ class Engine:
     def step_of_rows(
         self, tx: chain, step: Step, received: RowGradients, state: Links, params: EagerTensors, lent: bool
     ) -> Outcome | None:
-        """A step in which some gradients are sparse; see `step`. Which they are decides plans: each such set has an
-        engine of its own, and this one tells what that did.
+        """A step in which some gradients are sparse; see `step`.
+
+        Which they are decides the plans: each such set has an engine of its own, and this one tells what that did.
         """
         if self.captured is not None:
             raise self.captured.refusal("a gradient is sparse, and how many rows it has differs from step to step")

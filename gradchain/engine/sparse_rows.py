@@ -115,7 +115,11 @@ class RowsPlans(Plans):
         if "extra" in kinds:
             raise Unrecorded(f"a link brings tensors of its own for {names[0]!r}, of which there are rows only")
         tensors = [tape.leaves[leaf] for leaf in program.columns]
-        dtypes = [t._data[t.index.position[names[0]]].dtype for t in tensors]
+        found = [t._data[t.index.position[names[0]]] for t in tensors]
+        rest = found[0].shape[1:] if found else ()
+        if any(tensor.shape[1:] != rest for tensor in found):
+            raise Unrecorded(f"state of {names[0]!r} has rows of another shape than the weight")
+        dtypes = [tensor.dtype for tensor in found]
         refused: dict[str, str] = {}
         for executor in self._executors:
             reason = "it runs whole tensors, not rows" if not isinstance(executor, Native) else None

@@ -8,7 +8,7 @@ the other; a number per parameter, as a count, is that of the parameter.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from torch import Tensor
 
@@ -46,11 +46,6 @@ def check(tx: chain, index: Index, names: Collection[str], owner: str) -> None:
 def _check_now(bound: Bound, names: Collection[str], step: Step) -> None:
     """ValueError where this update cannot be one of rows."""
     check(bound.chain, bound.target.index, names, "step")
-    if step.evaluate is not None:
-        raise ValueError(
-            f"step: the gradient of {next(iter(names))!r} must be dense where a closure is evaluated again, got a "
-            "sparse one. Call update(loss), or give dense ones: sparse=False in nn.Embedding and nn.EmbeddingBag."
-        )
     for address, link, seen in walk(bound.chain, bound.target.index):
         in_grad = (step.summed or step.flushing) and address == bound.window.name
         if isinstance(link, KeepsWindow) and not in_grad and any(name in seen for name in names):
@@ -59,6 +54,13 @@ def _check_now(bound: Bound, names: Collection[str], step: Step) -> None:
                 f"sum those where autograd does. Put {address} first in the chain, without a dtype, and call "
                 "updater.update(loss)."
             )
+
+
+def _not_of_rows(weights: Tensors, address: str) -> NoReturn:
+    raise ValueError(
+        f"{address}: evaluates whole weights, and a gradient is sparse: there are the rows that it names only. Give "
+        "dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag."
+    )
 
 
 def is_open(state: Links) -> bool:
@@ -74,6 +76,8 @@ def computed(bound: Bound, received: Tensors, state: Links, step: Step, engine: 
         for window in whole_of(state):
             rows = _Rows({**rows.grads, **sparse_in(window)}) if isinstance(window, EagerTensors) else rows
     _check_now(bound, rows.grads.keys(), step)
+    if step.evaluate is not None:
+        step = step._replace(evaluate=_not_of_rows)
     if isinstance(received, RowGradients):
         done = engine.step_of_rows(bound.chain, step, received, state, step.params, lent)
         if done is not None:

@@ -427,7 +427,7 @@ def test_a_window_of_rows_that_is_none_is_not_loaded(bad):
     saved = state["links"]["accumulate"]["window"]["weight"]
     rows, values = BAD_WINDOWS[bad](saved["rows"], saved["values"])
     state["links"]["accumulate"]["window"]["weight"] = {"rows": rows, "values": values}
-    with pytest.raises(ValueError, match="accumulate.window"):
+    with pytest.raises(ValueError, match=r"accumulate\.window"):
         updater.load_state_dict(state)
     updater.update((ours(torch.tensor([1])) ** 2).sum())
     assert updater.update((ours(torch.tensor([1])) ** 2).sum()).applied
@@ -485,15 +485,70 @@ def test_a_window_whose_gradients_are_kept():
     assert (ours.weight - twin.weight).abs().max() <= 1e-15
 
 
-def test_closures_of_links_that_evaluate_nothing():
+@pytest.mark.parametrize("run", RUNS)
+def test_a_closure_that_no_link_evaluates_again(run):
+    ours, twin = words(), words()
+    updater, other = made_to_run(gch.adam(0.1).bind(ours), run), made_to_run(gch.adam(0.1).bind(twin), run)
+    for t in range(3):
+        updater.update(lambda t=t: loss_at(ours, t))
+        check_ran(updater, run)
+        other.update(loss_at(twin, t))
+    assert same(ours.weight, twin.weight)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_link_of_a_users_that_evaluates_is_told(run):
+    class looks_ahead(gch.Transform):
+        descends = False
+
+        def update(self, g, state, ctx):
+            _, u = ctx.evaluate(ctx.new_params(g))
+            return u, state
+
+    model = words()
+    updater = made_to_run(gch.chain(looks_ahead(), gch.sgd(0.1)).bind(model), run)
+    before = model.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"^looks_ahead: evaluates whole weights, and a gradient is sparse"):
+        updater.update(lambda: loss_at(model, 0))
+    assert torch.equal(model.weight, before)
+
+
+def test_losses_of_one_micro_batch_sum_their_rows():
     ours, twin = words(), words()
     updater, other = gch.adam(0.1).bind(ours), gch.adam(0.1).bind(twin)
-    other.update(loss_at(twin, 0))
-    other.update(loss_at(twin, 1))
-    for t in range(2):
+    for t in (0, 2, 4):
         updater.backward(loss_at(ours, t))
+        updater.backward(loss_at(ours, t + 1))
         updater.step()
-    assert same(ours.weight, twin.weight)
+        other.update(loss_at(twin, t) + loss_at(twin, t + 1))
+    assert (ours.weight - twin.weight).abs().max() <= 1e-13
+
+
+def test_an_optimizer_over_the_updater_takes_rows():
+    ours, theirs = words(), words()
+    optimizer = gch.adam(0.05, eps=sparse_adam_eps).bind(ours).as_optimizer()
+    peer = torch.optim.SparseAdam(theirs.parameters(), lr=0.05)
+    for t in range(5):
+        for model, one in ((ours, optimizer), (theirs, peer)):
+            one.zero_grad()
+            loss_at(model, t).backward()
+            one.step()
+    assert (ours.weight - theirs.weight).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("executors", ["blocks", "patterns,blocks"])
+def test_executors_of_whole_tensors_leave_rows_to_the_reference(executors, monkeypatch):
+    monkeypatch.setenv("GRADCHAIN_EXECUTORS", executors)
+    ours, theirs = words(), words()
+    updater = gch.adam(0.05, eps=sparse_adam_eps).bind(ours)
+    peer = torch.optim.SparseAdam(theirs.parameters(), lr=0.05)
+    for t in range(5):
+        updater.update(loss_at(ours, t))
+        assert "it runs whole tensors, not rows" in updater._bound.engine.reason
+        peer.zero_grad()
+        loss_at(theirs, t).backward()
+        peer.step()
+    assert (ours.weight - theirs.weight).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -736,7 +791,7 @@ def test_windows_elsewhere_than_in_grad_are_refused(kind):
     model = words()
     updater = WINDOWS[kind]().bind(model)
     before = model.weight.detach().clone()
-    with pytest.raises(ValueError, match="must be dense for .*accumulate.*first in the chain, without a dtype"):
+    with pytest.raises(ValueError, match=r"must be dense for .*accumulate.*first in the chain, without a dtype"):
         updater.update(loss_at(model, 0))
     assert torch.equal(model.weight, before)
     with pytest.raises(ValueError, match="first in the chain"):
@@ -751,7 +806,7 @@ def test_links_say_whether_they_take_rows():
         def update(self, g, state, ctx):
             return g, state
 
-    with pytest.raises(ValueError, match="for whitens, got sparse ones, .* it needs whole matrices. Give dense gradi"):
+    with pytest.raises(ValueError, match=r"for whitens, got sparse ones, .* it needs whole matrices. Give dense gradi"):
         gch.chain(whitens(), gch.sgd(0.1)).bind(words())
     gch.chain(gch.masked(whitens(), gch.bias), gch.sgd(0.1)).bind(Tagger(torch.float32))
 
@@ -761,5 +816,5 @@ def test_lazy_is_part_of_the_link():
     assert repr(link) == "add_decayed_weights(0.1, lazy=True)"
     assert gch.from_config(gch.to_config(link)) == link != gch.add_decayed_weights(0.1)
     assert "lazy" not in str(gch.to_config(gch.add_decayed_weights(0.1)))
-    with pytest.raises(TypeError, match="add_decayed_weights: lazy must be True or False, got 1."):
+    with pytest.raises(TypeError, match=r"add_decayed_weights: lazy must be True or False, got 1\."):
         gch.add_decayed_weights(0.1, lazy=1)
