@@ -70,7 +70,8 @@ def is_open(state: Links) -> bool:
 
 def computed(bound: Bound, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
     """What an update of rows comes to, nothing of it written yet: by the engine, or by the reference."""
-    assert isinstance(received, EagerTensors) and isinstance(step.params, EagerTensors)
+    weights = step.params
+    assert isinstance(received, EagerTensors) and isinstance(weights, EagerTensors)
     rows = _Rows(sparse_in(received))
     if step.flushing:
         for window in whole_of(state):
@@ -79,17 +80,17 @@ def computed(bound: Bound, received: Tensors, state: Links, step: Step, engine: 
     if step.evaluate is not None:
         step = step._replace(evaluate=_not_of_rows)
     if isinstance(received, RowGradients):
-        done = engine.step_of_rows(bound.chain, step, received, state, step.params, lent)
+        done = engine.step_of_rows(bound.chain, step, received, state, weights, lent)
         if done is not None:
             shared = lent or bound.target.replicated
             return done._replace(state=bound.owning(done.state, state, received, lent)) if shared else done
     notes, commit, given = Notes(step), Commit(), values_of_rows(received)
     seen = rows.state(state)
-    params = rows.of(step.params)
+    params = rows.of(weights)
     out, new = bound.chain.update(given, seen, Context.of(step._replace(params=params), notes))
     assert isinstance(new, Links)
     if out is not None:
-        rows.write(bound, commit, out, step.params, params)
+        rows.write(bound, commit, out, weights, params)
     stored = rows.stored(state, seen, new, commit, {id(given): received})
     return Outcome(out is not None, bound.owning(stored, state, received, lent), notes, commit)
 
