@@ -170,8 +170,6 @@ class _Whole:
 
     def fits(self, name: str, tensor: Tensor) -> bool:
         """Whether an entry may be this tensor."""
-        if tensor.layout is torch.sparse_coo and name in self.places:
-            return True  # from_plain has looked
         if not is_readable(tensor):
             return False
         if name not in self.places:
@@ -210,14 +208,16 @@ class _Reader:
         self.report.mismatched.append(f"{self.address}: expected {expected}, found {found}")
 
     def _tensors(self, current: Tensors, saved: Any) -> Tensors:
+        rows: dict[str, Tensor] = {}
         if self.whole is not None and isinstance(saved, Mapping):
-            rows = {n: from_plain(v, self.whole.places[n]) for n, v in saved.items() if n in self.whole.places}
-            saved = {n: v if rows.get(n) is None else rows[n] for n, v in saved.items()}
+            found = {n: from_plain(v, self.whole.places[n]) for n, v in saved.items() if n in self.whole.places}
+            rows = {name: made for name, made in found.items() if made is not None}
+            saved = {**saved, **rows}
         if not isinstance(saved, Mapping) or not all(isinstance(v, Tensor) for v in saved.values()):
             self._mismatch("a tensor per parameter", type(saved).__name__)
             return current
         if self.whole is not None:
-            return self._whole(current, saved, self.whole)
+            return self._whole(current, saved, self.whole, rows)
         self.report.missing += [f"{self.address}[{n}]" for n in current if n not in saved]
         self.report.unexpected += [f"{self.address}[{n}]" for n in saved if n not in current]
         out = {}
@@ -237,10 +237,12 @@ class _Reader:
             self._mismatch(f"{self.domain.rule} for {name!r}", repr(found))
         return found is None
 
-    def _whole(self, current: Tensors, saved: Mapping[str, Tensor], whole: _Whole) -> Tensors:
-        """Entries that come and go, as an open window."""
+    def _whole(
+        self, current: Tensors, saved: Mapping[str, Tensor], whole: _Whole, rows: Mapping[str, Tensor]
+    ) -> Tensors:
+        """Entries that come and go, as an open window; of those that are sparse it is known that they fit."""
         for name, tensor in saved.items():
-            if not whole.fits(name, tensor):
+            if name not in rows and not whole.fits(name, tensor):
                 place = whole.places.get(name)
                 self._mismatch(f"{'no tensor' if place is None else kind_of(place)} for {name!r}", kind_of(tensor))
                 return current
