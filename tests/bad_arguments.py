@@ -98,6 +98,9 @@ ROWS: tuple[Bad, ...] = (
     noise("seed", -1, ValueError, "a whole number, at least 0"),
     noise("seed", 1.0, TypeError, "a whole number, at least 0"),
     noise("seed", True, TypeError, "a whole number, at least 0"),
+    other(
+        gch.add_decayed_weights, "lazy", 1, TypeError, "add_decayed_weights: lazy must be True or False, got 1.", 0.1
+    ),
     number(gch.clip_by_norm, "max_norm", 0, "in (0, inf]"),
     number(gch.clip_by_norm, "max_norm", -1.0, "in (0, inf]"),
     number(gch.clip_by_norm, "eps", -1e-6, "in [0, inf)", 1.0),

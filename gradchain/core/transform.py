@@ -68,6 +68,8 @@ class Transform:
         in_place: whether it writes the weights where they lie: its `update` returns `Weights` with a `write`.
         applies: the parameters that the rule is for, a selector: `min_ndim(2)` for one of matrices. `init` and
             `update` see these alone; the updates of all others go by unchanged, as around `masked`.
+        refuses_rows: why it cannot take a sparse gradient, which is that of the rows it names, and the cure, as "decays
+            all rows. Write …"; "" where it can, and sees these rows of gradients, weights and state.
 
     What else the updater does with a link goes by type: `AtTicks`, `Gate`, `KeepsWindow` and `Freezes` are Transforms
     to derive from, `WindowState` and `AverageState` States.
@@ -85,6 +87,7 @@ class Transform:
     observes: ClassVar[frozenset[str]] = frozenset()
     in_place: ClassVar[bool] = False
     applies: ClassVar[SelectorLike | None] = None
+    refuses_rows: ClassVar[str] = ""
     hypers: ClassVar[dict[str, Hyper]] = {}
 
     def __init_subclass__(cls, *, role_only: bool = False) -> None:

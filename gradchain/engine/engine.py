@@ -16,6 +16,7 @@ from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.notices import notice
+from gradchain.core.row_gradients import RowGradients
 from gradchain.core.shapes import Shapes
 from gradchain.core.state import Links
 from gradchain.core.step import Notes, Step
@@ -46,7 +47,9 @@ from gradchain.engine.replay import (
     replay_of,
 )
 from gradchain.engine.replay_data import Call, replayed_computation, replayed_reduction, rows_of_classes
+from gradchain.engine.sparse_rows import SparseRows
 
+MOST_SETS = 8  # of parameters with sparse gradients that plans are kept for
 MOST_REASONS = 16  # that are counted, why steps did not run again
 
 P = ParamSpec("P")
@@ -85,19 +88,21 @@ def _none_where_it_cannot(
 class Engine:
     """Runs a chain on one set of parameters, keeping the plans it made."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: SparseRows | None = None) -> None:
+        self._rows = rows  # of what a step is, where some gradients are sparse
+        self._of_rows: dict[frozenset[str], Engine] = {}  # by which gradients are sparse: what runs such steps
         self._layout: Layout | None = None
         self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
         self._adapted: tuple[Any, ...] = ()  # the executors that are for the layout's weights, by what the variable was
         self.captured: Captured | None = None  # what a step goes into that is captured, or comes from
-        self._plans = Plans()
+        self._plans = Plans() if rows is None else rows.plans()
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
         self._state: Links | None = None
         self._buffers = Buffers()
         self._lent = False
         self._replays = Replays()
         self._inputs: ReplayInputs | None = None  # while a step is recorded with its numbers
-        self.num_replayed = 0  # steps that were run again from their numbers
+        self._num_replayed = 0
         self.num_counted = 0  # micro-batches for which nothing had to run
         self.not_replayed: Counter[str] = Counter()  # how many were not, by the reason
         self.last: list[Part] = []  # what the last step ran, in order
@@ -133,6 +138,34 @@ class Engine:
         again = self._replayed(request)
         return again if again is not None else self._recorded(request)
 
+    def step_of_rows(
+        self, tx: chain, step: Step, received: RowGradients, state: Links, params: EagerTensors, lent: bool
+    ) -> Outcome | None:
+        """A step in which some gradients are sparse; see `step`.
+
+        Which they are decides the plans: each such set has an engine of its own, and this one tells what that did.
+        """
+        if self.captured is not None:
+            raise self.captured.refusal("a gradient is sparse, and how many rows it has differs from step to step")
+        names = frozenset(received.sparse)
+        inner = self._of_rows.get(names)
+        if inner is None:
+            if len(self._of_rows) >= MOST_SETS:
+                self._num_replayed += self._of_rows.pop(next(iter(self._of_rows))).num_replayed
+            inner = self._of_rows[names] = Engine(SparseRows(names))
+            inner.not_replayed = self.not_replayed
+        assert inner._rows is not None
+        inner.executors = self.executors
+        outcome = inner.step(tx, step, inner._rows.take(received), state, params, lent)
+        self.last, self.reason = inner.last, inner.reason
+        if outcome is not None:
+            outcome.commit.after(partial(self._tell, inner))
+        return outcome
+
+    def _tell(self, inner: Engine) -> None:
+        """A step was written by an engine of rows: what is told of it."""
+        self.last, self.ran, self.reason = inner.last, inner.ran, inner.reason
+
     def _replayed(self, request: Request) -> Outcome | None:
         """What the step comes to, if it can be replayed: then the links need not run."""
         found = self._replays.find(request)
@@ -165,6 +198,8 @@ class Engine:
     def forget(self) -> None:
         """A step did not come to its end: what it has left in plans, columns and replays is not to be trusted."""
         self._layout = None
+        for inner in self._of_rows.values():
+            inner.forget()
 
     def _finish(self, state: Links, why: str) -> None:
         """The step was written: the next one begins at its state. `why` it was recorded, or "" where it ran again."""
@@ -173,7 +208,7 @@ class Engine:
         if why:
             self._count(why)
         else:
-            self.num_replayed += 1
+            self._num_replayed += 1
 
     def _count(self, why: str) -> None:
         """One more step that did not run again."""
@@ -212,8 +247,9 @@ class Engine:
         assert self._layout is not None
         params, step = request.params, request.step
         self.last = []  # a recording that failed may have reduced
+        kind: Callable[..., Tape] = Tape if self._rows is None else self._rows.tape
         ledger = self._ledger(request, with_numbers)
-        tape = Tape(self._reduce, self._compute, self._layout.state, self._fresh, self._settle, ledger)
+        tape = kind(self._reduce, self._compute, self._layout.state, self._fresh, self._settle, ledger)
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
         step = step._replace(params=weights)
@@ -300,9 +336,14 @@ class Engine:
         return Engine, ()  # plans hold addresses: a copy makes its own
 
     @property
+    def num_replayed(self) -> int:
+        """How many steps were run again from their numbers."""
+        return self._num_replayed + sum(inner.num_replayed for inner in self._of_rows.values())
+
+    @property
     def num_plans(self) -> int:
         """How many structures of a step, or of a part of one, are planned."""
-        return len(self._plans)
+        return len(self._plans) + sum(inner.num_plans for inner in self._of_rows.values())
 
     # storage
 
@@ -315,7 +356,7 @@ class Engine:
             self.executors, self._layout = executors, None  # what is planned is for the others
         self._adapted = (executors, adapted_to[1])
         if self._layout is None or not self._layout.still(params):
-            self._layout = Layout(params)
+            self._layout = Layout(params) if self._rows is None else self._rows.layout(params)
             self._plans.begin(self._layout, self.executors)
             self._columns.clear()
             self._buffers.clear()
@@ -422,6 +463,8 @@ class Engine:
     ) -> EagerTensors:
         """The tensors of a field that is replaced as a whole."""
         tape, kind = value.tape, value.tape.ops[value.node]
+        if self._rows is not None:
+            self._rows.check_window(value.index)
         if not len(value) or kind == ("leaf", "grad"):
             # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
             return tape.in_memory(partial(window_of, value.index, not held and len(value) > 0), received)

@@ -45,6 +45,10 @@ class add_noise(Transform):
 
     descends = False
     per_parameter = True
+    refuses_rows = (
+        "adds noise to all rows. Keep the gradient dense, or leave that parameter out with "
+        "masked(add_noise(…), selector)."
+    )
 
     eta: Annotated[Hyper, "[0, inf)"]
     gamma: Annotated[Hyper, "[0, inf)"]

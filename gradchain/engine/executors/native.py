@@ -122,12 +122,16 @@ class Native:
     def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> NativeRunner:
         """The compiled program, with the rows cut into items."""
         text = source(program, dtypes) if program.grid is None else grid_source(program, dtypes)
+        return NativeRunner(self.kernel(text), text, program, Items.over(program, sizes))
+
+    def kernel(self, text: str) -> int:
+        """The address of a printed program, compiled. NoKernel where that fails."""
         if text not in self._kernels:
             loaded = build.load(text)
             driver()
             self._loaded.append(loaded)
             self._kernels[text] = ctypes.cast(loaded.run, ctypes.c_void_p).value or 0
-        return NativeRunner(self._kernels[text], text, program, Items.over(program, sizes))
+        return self._kernels[text]
 
 
 class NativeRunner:

@@ -17,6 +17,7 @@ LANES = 16
 BLOCK = DRAWN  # elements between two requests for memory ahead
 AHEAD = 2048  # bytes from where a kernel is to what it asks for
 LINE = 64  # bytes that come at once
+ROWS = 16  # rows ahead of the one a kernel is at, where they lie anywhere
 
 _PRELUDE = """\
 #include <stdint.h>
@@ -40,14 +41,15 @@ static inline bf16 to_bf16(C v) {
 """
 
 
-def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
+def source(program: Program, dtypes: Sequence[torch.dtype], rows: bool = False) -> str:
     """The C of a program whose columns have these dtypes.
 
     The kernel is called as `run(items, row, begin, end, columns, scalars, entries, out)`: an item is a stretch of one
-    parameter, and `out` has one number per item for a reduction.
+    parameter, and `out` has one number per item for a reduction. Where items are `rows`, none follows on another.
     """
     written = {column for column, _ in program.stores}
-    places = [
+    places = _rows_ahead(program, dtypes) if rows else []
+    places += [
         f"    {pointer(dtype, i in written)} restrict p{i} = ({pointer(dtype, i in written)})columns[{i}][r] + from;"
         for i, dtype in enumerate(dtypes)
     ]
@@ -146,6 +148,18 @@ def ahead(
     ]
     farthest = AHEAD // min(dtypes[i].itemsize for i in read) + many
     return [f"if (n - {at} >= {farthest}) {{", *calls, "}"]
+
+
+def _rows_ahead(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
+    """The lines that ask for the memory of a row some rows ahead, which no hardware could guess: its beginning."""
+    written = {column for column, _ in program.stores}
+    lines = []
+    for i in sorted(program.loads() | written):
+        most, step = AHEAD // dtypes[i].itemsize, LINE // dtypes[i].itemsize
+        there = f"({TYPES[dtypes[i]].c}*)columns[{i}][row[k + {ROWS}]]"
+        lines.append(f"      for (int64_t j = 0; j < n && j < {most}; j += {step})")
+        lines.append(f"        __builtin_prefetch({there} + j, {int(i in written)});")
+    return [f"    if (k + {ROWS} < items) {{", *lines, "    }"] if lines else []
 
 
 def _reduction(program: Program, dtypes: Sequence[torch.dtype]) -> list[str]:
