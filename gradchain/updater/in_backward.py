@@ -15,6 +15,7 @@ from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.transform import walk
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
+from gradchain.updater import verify
 from gradchain.updater.bound import Bound
 from gradchain.updater.gradients import sparse
 from gradchain.updater.info import UpdateInfo
@@ -93,7 +94,9 @@ class InBackward:
             raise TypeError(sparse(name, grad))
         received = EagerTensors.at(bound.target.index, {name: grad.detach()})
         active, whole = bound.activated(received)
-        engine = self._engines.setdefault(name, Engine())
+        if name not in self._engines:
+            self._engines[name], _ = verify.parts(bound.engine)
+        engine = self._engines[name]
         params = EagerTensors.at(received.index, {name: parameter})
         state: Any = narrowed(whole, received.index)
         step = bound.facts(params, scaled=True)
