@@ -57,8 +57,10 @@ def test_no_operation_is_fused_with_another(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_aligned_rows_are_read_and_written_16_bytes_at_a_time(dtype):
     program = Program([0, 1], [0], [], [("mul", (A, ("scalar", 0))), ("add", (("value", 0), B))], [(1, ("value", 1))])
-    wide = set(re.findall(r"(ld|st)\.global\.v[24]\.b(?:32|64)", run(program, [dtype, dtype])))
+    ptx = run(program, [dtype, dtype])
+    wide = set(re.findall(r"(ld|st)\.global\.v[24]\.b(?:32|64)", ptx))
     assert wide == {"ld", "st"}
+    assert re.search(r"and\.b64\s+\S+ \S+ 15;", ptx), "each item looks where its own rows begin"
     assert not re.search(r"\.global\.v\d", run(program, [dtype, dtype], aligned=False))
 
 
@@ -70,3 +72,9 @@ def test_every_reduction_compiles(kind):
 @pytest.mark.parametrize("kind", REDUCTIONS)
 def test_the_fold_compiles(kind):
     assert built(fold(kind), "fold", {"partial": "*fp64", "first": "*i64", "out": "*fp64"}, {"BLOCK": BLOCK})
+
+
+def test_a_power_keeps_what_is_denormal():
+    ptx = run(Program([0, 1], [0], [], [("pow", (A, B))], [(0, ("value", 0))]), [torch.float32, torch.float32])
+    # the library's own reciprocal, of a number near 1, is written so in it
+    assert set(re.findall(r"\w[\w.]*\.ftz[\w.]*", ptx)) == {"rcp.approx.ftz.f32"}
