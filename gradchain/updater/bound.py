@@ -29,11 +29,11 @@ from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine, Outcome
 from gradchain.engine.recording.leaves import same_memory
-from gradchain.updater import sparse
+from gradchain.updater import sparse, verify
 from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
-from gradchain.updater.journal import Journal, Pending
+from gradchain.updater.journal import Pending
 from gradchain.updater.observations import PATIENCE, Observations
 from gradchain.updater.ranks import over_ranks
 from gradchain.updater.state_dict import rebuilt, states
@@ -85,8 +85,8 @@ class Bound:
         self.news: dict[str, tuple[int, list[float]]] = {}
         self.records: dict[str, Any] = {}
         self.lent_averages: set[str] = set()  # addresses of averages whose tensors a user holds
-        self.engine = Engine()
-        self.journal = Journal(self.engine.forget)
+        self.engine, journal = verify.parts()
+        self.journal = journal(self.engine.forget)
         self.observations = Observations(tx)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
         scaling = [link for _, link in tx.named if type(link).scale_loss is not Transform.scale_loss]

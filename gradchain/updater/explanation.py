@@ -17,6 +17,7 @@ from gradchain.schedules.base import length_of
 from gradchain.selectors.rules import starts_of
 from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import states
+from gradchain.updater.verify import Verifying
 
 
 class Explanation(str):
@@ -65,6 +66,8 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
         for part in engine.ran:
             yield from _kernel(part, source)
     yield from _steps(bound)
+    if isinstance(bound.engine, Verifying):
+        yield from bound.engine.report.lines()
     if without_cache():
         yield without_cache()
 

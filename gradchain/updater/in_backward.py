@@ -16,6 +16,7 @@ from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.transform import walk
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
+from gradchain.updater import verify
 from gradchain.updater.bound import Bound
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import IN_BACKWARD, Pending
@@ -92,7 +93,9 @@ class InBackward:
         grad = grad.detach() if grad.layout is torch.strided else as_rows(name, grad.detach())
         received = as_gradients(bound.target.index, {name: grad})
         active, whole = bound.activated(received)
-        engine = self._engines.setdefault(name, Engine())
+        if name not in self._engines:
+            self._engines[name], _ = verify.parts(bound.engine)
+        engine = self._engines[name]
         params = EagerTensors.at(received.index, {name: parameter})
         state: Any = narrowed(whole, received.index)
         step = bound.facts(params, scaled=True)

@@ -58,8 +58,10 @@ def test_no_operation_is_fused_with_another(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_aligned_rows_are_read_and_written_16_bytes_at_a_time(dtype):
     program = Program([0, 1], [0], [], [("mul", (A, ("scalar", 0))), ("add", (("value", 0), B))], [(1, ("value", 1))])
-    wide = set(re.findall(r"(ld|st)\.global\.v[24]\.b(?:32|64)", run(program, [dtype, dtype])))
+    ptx = run(program, [dtype, dtype])
+    wide = set(re.findall(r"(ld|st)\.global\.v[24]\.b(?:32|64)", ptx))
     assert wide == {"ld", "st"}
+    assert re.search(r"and\.b64\s+\S+ \S+ 15;", ptx), "each item looks where its own rows begin"
     assert not re.search(r"\.global\.v\d", run(program, [dtype, dtype], aligned=False))
 
 
@@ -83,3 +85,9 @@ def test_random_numbers_compile_and_every_operation_rounds(kind, wide):
         ptx = run(program, [dtype], on_device=(("scalar", 0),))
         assert "fma" not in ptx and "div.full" not in ptx and "div.approx" not in ptx
         assert kind != "normal" or ("div.rn.f64" if wide else "div.rn.f32") in ptx
+
+
+def test_a_power_keeps_what_is_denormal():
+    ptx = run(Program([0, 1], [0], [], [("pow", (A, B))], [(0, ("value", 0))]), [torch.float32, torch.float32])
+    # the library itself writes two instructions so, whatever is asked of it
+    assert set(re.findall(r"\w[\w.]*\.ftz[\w.]*", ptx)) <= {"rcp.approx.ftz.f32", "ex2.approx.ftz.f32"}
