@@ -292,6 +292,16 @@ class Count(Operand[Any]):
             return Count(self._names, self._uniform + 1 if self._names else 0)
         return Count(self._names, self.value + Scalars({n: int(n in updates) for n in self._names}))
 
+    def due(self, every: Scalar) -> Scalar:
+        """Whether work is due that is done at the first update, and at every `every`-th from there.
+
+        Ask a count that has ticked for this update: a truth while all agree, else one for each parameter.
+        """
+        value = self.value
+        if not isinstance(value, Scalars) and isinstance(every, Scalars):
+            return every.map(lambda k: _is_due(value, k))
+        return value.map(_is_due, every) if isinstance(value, Scalars) else _is_due(value, every)
+
     def of(self, name: str) -> int:
         """The count of one parameter."""
         if self._counts is None:
@@ -333,6 +343,10 @@ class Count(Operand[Any]):
         if isinstance(a, Operand) or isinstance(b, Operand):
             return getattr(operator, _DUNDER.get(op, op))(a, b)
         return HOST[op](a, b)
+
+
+def _is_due(count: Any, every: Any) -> Any:
+    return (count - 1) % every == 0
 
 
 _DUNDER = {"div": "truediv"}

@@ -15,6 +15,7 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.maps import Calls
 from gradchain.core.notices import notice
 from gradchain.core.state import Links
 from gradchain.core.step import Notes, Step
@@ -100,6 +101,8 @@ class Engine:
         self.not_replayed: Counter[str] = Counter()  # how many were not, by the reason
         self.last: list[Part] = []  # what the last step ran, in order
         self.ran: list[Part] = []  # what the last step ran that ran anything
+        self.maps: list[Calls] = []  # how maps called their functions in the last step
+        self.ran_maps: list[Calls] = []  # and in the last that ran anything
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     @_none_where_it_cannot
@@ -139,7 +142,7 @@ class Engine:
         (replay, values), commit = found, Commit()
         self._buffers.begin()
         state, notes = replay.prepared(values, request, commit)
-        self.last = replay.parts
+        self.last, self.maps = replay.parts, replay.maps
         commit.after(partial(self._finish_replay, replay, state, request.params._data))
         return Outcome(replay.applies, state, notes, commit)
 
@@ -167,7 +170,8 @@ class Engine:
     def _finish(self, state: Links, why: str) -> None:
         """The step was written: the next one begins at its state. `why` it was recorded, or "" where it ran again."""
         self.reason, self._state = "", state
-        self.ran = self.last or self.ran
+        if self.last:
+            self.ran, self.ran_maps = self.last, self.maps
         if why:
             self._count(why)
         else:
@@ -211,6 +215,7 @@ class Engine:
         params, step = request.params, request.step
         self.last = []  # a recording that failed may have reduced
         tape = Tape(self._reduce, self._compute, self._layout.state, self._ledger(request, with_numbers))
+        self.maps = tape.maps
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
         step = step._replace(params=weights)
