@@ -52,7 +52,9 @@ class Calls:
         if not self.batched:
             return f"map {self.name}: {count} entries one by one"
         told = (_told(shape, size, calls) for (shape, size), calls in self.sizes.items())
-        return f"map {self.name}: {count} entries in {sum(self.sizes.values())} calls: {', '.join(told)}"
+        calls = sum(self.sizes.values())
+        of = f"{calls} {'call' if calls == 1 else 'calls'}"
+        return f"map {self.name}: {count} {'entry' if count == 1 else 'entries'} in {of}: {', '.join(told)}"
 
 
 def _told(shape: tuple[int, ...], size: int, calls: int) -> str:

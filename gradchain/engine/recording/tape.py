@@ -220,6 +220,12 @@ class Tape:
         """`fn` of tensors in memory, and of numbers: tensors in memory, or a tuple of such."""
         return fn(*args) if self.ledger is None else self.ledger.in_memory(fn, *args)
 
+    def mapped(self, made: EagerTensors) -> Tensors:
+        """What a map gave, as a node; kernels load no truth values, so those of a mask are compared again."""
+        if not len(made) or not made._is_mask():
+            return self.leaf("extra", made)
+        return self.leaf("extra", self.in_memory(EagerTensors._numbers, made)) > 0.0
+
     def number(self, cell: int) -> Any:
         """The scalar in a cell: a float, or in a ledger the number it is."""
         return self.scalars[cell] if self.ledger is None else self.ledger.behind(cell, self.scalars[cell])
@@ -394,7 +400,7 @@ class Lazy(Tensors):
         whole = [tape.computed(o.node) if type(o) is Lazy else o for o in others]
         made = tape.in_memory(partial(mapped, fn, batched, results, calls), tape.computed(self.node), *whole)
         tape.maps.append(calls)
-        return tuple(tape.leaf("extra", t) for t in made) if isinstance(made, tuple) else tape.leaf("extra", made)
+        return tuple(map(tape.mapped, made)) if isinstance(made, tuple) else tape.mapped(made)
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self._index.subset(members)
