@@ -36,9 +36,19 @@ if TYPE_CHECKING:
     from gradchain.core.says import Says as Says
     from gradchain.core.scalars import Count as Count
     from gradchain.core.scalars import Scalars as Scalars
+    from gradchain.core.scalars import atan2 as atan2
+    from gradchain.core.scalars import erf as erf
+    from gradchain.core.scalars import exp as exp
+    from gradchain.core.scalars import expm1 as expm1
+    from gradchain.core.scalars import floor as floor
+    from gradchain.core.scalars import log as log
+    from gradchain.core.scalars import log1p as log1p
     from gradchain.core.scalars import maximum as maximum
     from gradchain.core.scalars import minimum as minimum
+    from gradchain.core.scalars import remainder as remainder
+    from gradchain.core.scalars import round as round
     from gradchain.core.scalars import sqrt as sqrt
+    from gradchain.core.scalars import tanh as tanh
     from gradchain.core.scalars import where as where
     from gradchain.core.state import State as State
     from gradchain.core.tensors import Tensors as Tensors
@@ -123,6 +133,7 @@ _HOMES = {
     "add_decayed_weights": "transforms.decay",
     "amp_scale": "combinators.amp_scale",
     "apply_updates": "core.weights",
+    "atan2": "core.scalars",
     "average_params": "transforms.average",
     "bias": "selectors",
     "by": "schedules",
@@ -134,8 +145,12 @@ _HOMES = {
     "cosine": "schedules",
     "depthwise": "selectors",
     "embedding": "selectors",
+    "erf": "core.scalars",
     "everything": "selectors",
+    "exp": "core.scalars",
+    "expm1": "core.scalars",
     "first": "selectors",
+    "floor": "core.scalars",
     "freeze": "combinators.freeze",
     "from_config": "core.config",
     "from_torch": "adapters",
@@ -144,6 +159,8 @@ _HOMES = {
     "layer_decay": "selectors",
     "linear": "schedules",
     "lion": "optimizers",
+    "log": "core.scalars",
+    "log1p": "core.scalars",
     "masked": "combinators.masked",
     "maximum": "core.scalars",
     "min_ndim": "selectors",
@@ -161,7 +178,9 @@ _HOMES = {
     "read_weights": "updater.deployed",
     "reduce_on_plateau": "transforms.plateau",
     "register": "adapters",
+    "remainder": "core.scalars",
     "rest": "combinators.partition",
+    "round": "core.scalars",
     "sam": "transforms.sam",
     "scale": "transforms.scale",
     "scale_by_adam": "transforms.adam",
@@ -173,6 +192,7 @@ _HOMES = {
     "skip_nonfinite": "combinators.skip_nonfinite",
     "sqrt": "core.scalars",
     "stateless": "transforms.stateless",
+    "tanh": "core.scalars",
     "to_config": "core.config",
     "trace": "transforms.trace",
     "where": "core.scalars",

@@ -103,10 +103,9 @@ SHOWN_ELSEWHERE = {
     "everything": "a ready-made selector",
     "norm": "a ready-made selector",
     "rest": "partition shows it",
-    "maximum": "one line",
-    "minimum": "one line",
-    "sqrt": "one line",
-    "where": "one line",
+    **dict.fromkeys(("maximum", "minimum", "sqrt", "where"), "one line"),
+    **dict.fromkeys(("exp", "expm1", "log", "log1p", "tanh", "erf", "atan2"), "one line"),
+    **dict.fromkeys(("round", "floor", "remainder"), "one line"),
 }
 
 

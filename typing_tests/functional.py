@@ -37,7 +37,11 @@ def algebra(a: gch.Tensors, b: gch.Tensors) -> gch.Tensors:
     assert_type(a.norms(), gch.Scalars)
     ratio = gch.where(a.norms() > 0, a.norms() / b.norms(), 1.0)
     bounded = gch.maximum(gch.minimum(ratio, 10.0), gch.sqrt(a.norm()))
-    mixed = (a * b / 2 - b**2).abs().sqrt().clamp(0.0, 1.0).to(torch.bfloat16)
+    assert_type(a.atan2(b).tanh(), gch.Tensors)
+    assert_type(a % 2.0, gch.Tensors)
+    assert_type(5.0 % a, gch.Tensors)
+    bent: gch.Tensors = gch.exp(-a.norm()) * gch.atan2(a, b).log1p().expm1().erf() + gch.remainder(a, b).round().floor()
+    mixed = bent + (a * b / 2 - b**2).abs().sqrt().clamp(0.0, 1.0).to(torch.bfloat16)
     for name, tensor in mixed.items():
         assert_type(name, str)
         assert_type(tensor, Tensor)

@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradchain.core.elementary import ANGLES, EXPONENTIALS, LOGARITHMS
+
 
 @dataclass(frozen=True)
 class Operation:
@@ -43,6 +45,7 @@ class Operation:
         lists: what it is over whole lists, `torch._foreach_` and this, by the kinds of operands: t a list of tensors,
             s one host number, S one host number per tensor, z one 0-d tensor.
         fits: what its operands, as columns, go through first, where torch does not promote them by itself.
+        traced: of tensors, for Inductor, where its own of the truth is not near enough.
         mask: whether its elements are truth values.
         typed: whether the truth takes a last operand, the dtype of the result.
     """
@@ -58,6 +61,7 @@ class Operation:
     column: Callable[..., Tensor] | None = None
     lists: Mapping[str, str] = field(default_factory=dict)
     fits: Callable[[Sequence[Any]], Sequence[Any]] | None = None
+    traced: Callable[..., Tensor] | None = None
     mask: bool = False
     typed: bool = False
 
@@ -74,6 +78,45 @@ def divide(a: Any, b: Any) -> Any:
     return a / b
 
 
+def _unbounded(rule: Callable[[float], float]) -> Callable[[Any], float]:
+    """A function of the math module with a tensor's answer to what is too large: inf, where Python would raise."""
+
+    def of_number(a: Any) -> float:
+        try:
+            return rule(a)
+        except OverflowError:
+            return math.inf
+
+    return of_number
+
+
+def _logarithm(rule: Callable[[float], float], pole: float) -> Callable[[Any], float]:
+    """A logarithm with a tensor's answer at its pole and below: -inf and nan, where Python would raise."""
+
+    def of_number(a: Any) -> float:
+        return rule(a) if a > pole else -math.inf if a == pole else math.nan
+
+    return of_number
+
+
+def _integral(rule: Callable[[Any], int]) -> Callable[[Any], Any]:
+    """What gives Python an int, as a float with the sign of its zero. inf and nan stay, and so do ints."""
+
+    def of_number(a: Any) -> Any:
+        return a if isinstance(a, int) or not math.isfinite(a) else math.copysign(rule(a), a)
+
+    return of_number
+
+
+def _remainder(a: Any, b: Any) -> Any:
+    if isinstance(a, int) and isinstance(b, int) and b:
+        return a % b
+    if b == 0 or math.isinf(a):  # where Python would raise
+        return math.nan
+    left = math.fmod(a, b)
+    return left + b if left != 0 and (b < 0) != (left < 0) else left
+
+
 def _maximum(a: Any, b: Any) -> Tensor:
     # clamp takes a number as it is: making a tensor of it would wait for the device
     if isinstance(b, Tensor):
@@ -85,6 +128,33 @@ def _minimum(a: Any, b: Any) -> Tensor:
     if isinstance(b, Tensor):
         return torch.minimum(a, b) if isinstance(a, Tensor) else torch.clamp_max(b, a)
     return torch.clamp_max(a, b)
+
+
+def _of_tensors(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """A function of two tensors that torch, or one of its transforms, does not have of a number and a tensor."""
+
+    def of_any(a: Any, b: Any) -> Tensor:
+        a = a if isinstance(a, Tensor) else torch.full_like(b, a)
+        return rule(a, b if isinstance(b, Tensor) else torch.full_like(a, b))
+
+    return of_any
+
+
+def _traced_expm1(a: Tensor) -> Tensor:
+    # Inductor takes 1 from exp(a), which leaves nothing of a small number
+    half = torch.tanh(0.5 * a)
+    return torch.where(a.abs() < 1.0, 2.0 * half / (1.0 - half), torch.exp(a) - 1.0)
+
+
+def _traced_erf(a: Tensor) -> Tensor:
+    # Inductor's of float32 is near in units of 1, not of a small result
+    return torch.erf(a.double()).to(a.dtype)
+
+
+def _traced_remainder(a: Tensor, b: Tensor) -> Tensor:
+    # Inductor takes b * floor(a / b) from a, whose product is rounded, and NaN where b is infinite
+    left = torch.fmod(a, b)
+    return torch.where((left != 0) & ((b < 0) != (left < 0)), left + b, left)
 
 
 def _lerp(start: Any, end: Any, weight: Any) -> Tensor:
@@ -226,6 +296,76 @@ def _of_one() -> list[Operation]:
     ]
 
 
+def _elementary() -> list[Operation]:
+    """In float32 their C is ours; in Triton the device's library has them."""
+    return [
+        _function("exp", torch.exp, _unbounded(math.exp), EXPONENTIALS),
+        _function("expm1", torch.expm1, _unbounded(math.expm1), EXPONENTIALS, _traced_expm1),
+        _function("tanh", torch.tanh, math.tanh, EXPONENTIALS),
+        _function("log", torch.log, _logarithm(math.log, 0.0), LOGARITHMS),
+        _function("log1p", torch.log1p, _logarithm(math.log1p, -1.0), LOGARITHMS),
+        Operation(
+            "erf",
+            "n",
+            torch.erf,
+            c="F(erf)({0})",
+            triton="libdevice.erf({0})",
+            host=math.erf,
+            lists={"t": "erf"},
+            traced=_traced_erf,
+        ),
+        Operation(
+            "atan2",
+            "nn",
+            _of_tensors(torch.atan2),
+            c="F(ATAN2)({0}, {1})",
+            helper=ANGLES,
+            triton="libdevice.atan2({0}, {1})",
+            host=math.atan2,
+        ),
+    ]
+
+
+def _function(
+    name: str, truth: Callable[..., Any], host: Callable[..., Any], helper: str, traced: Any = None
+) -> Operation:
+    c, triton = f"F({name.upper()})({{0}})", f"libdevice.{name}({{0}})"
+    return Operation(name, "n", truth, c, triton, host, helper=helper, lists={"t": name}, traced=traced)
+
+
+def _steps() -> list[Operation]:
+    """Each gives the very bits of torch's, the sign of a zero too.
+
+    But for a remainder whose quotient is too large for its dtype: torch's vectors have NaN there, C has the remainder.
+    """
+    return [
+        Operation(
+            "round",
+            "n",
+            torch.round,
+            c="F(rint)({0})",  # half to even
+            triton="libdevice.rint({0})",
+            host=_integral(round),
+            lists={"t": "round"},
+        ),
+        Operation(
+            "floor", "n", torch.floor, "F(floor)({0})", "tl.floor({0})", _integral(math.floor), lists={"t": "floor"}
+        ),
+        Operation(
+            "remainder",
+            "nn",
+            _of_tensors(torch.remainder),
+            c="REMAINDER({0}, {1})",
+            helper="static inline C REMAINDER(C a, C b) "
+            "{ C left = F(fmod)(a, b); return left != 0 && (b < 0) != (left < 0) ? left + b : left; }",
+            triton="tl.where((libdevice.fmod({0}, {1}) != 0.0) & (({1} < 0.0) != (libdevice.fmod({0}, {1}) < 0.0)), "
+            "libdevice.fmod({0}, {1}) + {1}, libdevice.fmod({0}, {1}))",
+            host=_remainder,
+            traced=_traced_remainder,
+        ),
+    ]
+
+
 def _truths() -> list[Operation]:
     """What gives masks, and what takes them."""
     compared = [
@@ -258,6 +398,7 @@ def _truths() -> list[Operation]:
 
 
 OPERATIONS: dict[str, Operation] = {
-    operation.name: operation for operation in (*_arithmetic(), *_extremes(), *_of_one(), *_truths())
+    operation.name: operation
+    for operation in (*_arithmetic(), *_extremes(), *_of_one(), *_elementary(), *_steps(), *_truths())
 }
 """Every elementwise operation, by its name."""

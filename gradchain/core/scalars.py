@@ -1,6 +1,7 @@
 """Numbers a rule computes with: host floats, 0-d tensors, and one number per parameter; and counts.
 
-A rule never asks which it holds: `minimum`, `maximum`, `where` and `sqrt` take any of them, and Tensors too.
+A rule never asks which it holds: `minimum`, `maximum`, `where`, `sqrt` and the other functions here take any of them,
+and Tensors too.
 """
 
 from __future__ import annotations
@@ -84,6 +85,12 @@ class Operand(Generic[R]):
 
     def __rpow__(self, other: Any) -> R:
         return self._binary("pow", other, self)
+
+    def __mod__(self, other: Any) -> R:
+        return self._binary("remainder", self, other)
+
+    def __rmod__(self, other: Any) -> R:
+        return self._binary("remainder", other, self)
 
     def __lt__(self, other: Any) -> R:
         return self._binary("lt", self, other)
@@ -297,10 +304,7 @@ class Count(Operand[Any]):
 
         Ask a count that has ticked for this update: a truth while all agree, else one for each parameter.
         """
-        value = self.value
-        if not isinstance(value, Scalars) and isinstance(every, Scalars):
-            return every.map(lambda k: _is_due(value, k))
-        return value.map(_is_due, every) if isinstance(value, Scalars) else _is_due(value, every)
+        return (self - 1) % every == 0
 
     def of(self, name: str) -> int:
         """The count of one parameter."""
@@ -337,6 +341,9 @@ class Count(Operand[Any]):
     def __eq__(self, other: object) -> Any:
         return self._binary("eq", self, other)
 
+    def __neg__(self) -> Scalar:
+        return -self.value
+
     def _binary(self, op: str, a: Any, b: Any) -> Any:
         a = a.value if isinstance(a, Count) else a
         b = b.value if isinstance(b, Count) else b
@@ -345,11 +352,7 @@ class Count(Operand[Any]):
         return HOST[op](a, b)
 
 
-def _is_due(count: Any, every: Any) -> Any:
-    return (count - 1) % every == 0
-
-
-_DUNDER = {"div": "truediv"}
+_DUNDER = {"div": "truediv", "remainder": "mod"}
 
 
 def _dispatch(op: str, args: tuple[Any, ...]) -> Any:
@@ -393,6 +396,56 @@ def sqrt(a: Any) -> Any:
     return _dispatch("sqrt", (a,))
 
 
+def exp(a: Any) -> Any:
+    """e to the power of a number, 0-d tensor, Scalars or Tensors; inf where that is too large."""
+    return _dispatch("exp", (a,))
+
+
+def expm1(a: Any) -> Any:
+    """`exp(a) - 1` of a number, 0-d tensor, Scalars or Tensors; of a small one without losing its digits."""
+    return _dispatch("expm1", (a,))
+
+
+def log(a: Any) -> Any:
+    """The natural logarithm of a number, 0-d tensor, Scalars or Tensors; of 0 it is -inf, of a negative number NaN."""
+    return _dispatch("log", (a,))
+
+
+def log1p(a: Any) -> Any:
+    """`log(1 + a)` of a number, 0-d tensor, Scalars or Tensors; of a small one without losing its digits."""
+    return _dispatch("log1p", (a,))
+
+
+def tanh(a: Any) -> Any:
+    """The hyperbolic tangent of a number, 0-d tensor, Scalars or Tensors."""
+    return _dispatch("tanh", (a,))
+
+
+def erf(a: Any) -> Any:
+    """The error function of a number, 0-d tensor, Scalars or Tensors."""
+    return _dispatch("erf", (a,))
+
+
+def atan2(y: Any, x: Any) -> Any:
+    """The angle of (x, y), -pi to pi; either may be a number, 0-d tensor, Scalars or Tensors. Of (0, 0) it is 0."""
+    return _dispatch("atan2", (y, x))
+
+
+def round(a: Any) -> Any:
+    """The nearest integer to a number, 0-d tensor, Scalars or Tensors; the even one of two that are as near."""
+    return _dispatch("round", (a,))
+
+
+def floor(a: Any) -> Any:
+    """The largest integer that is not above a number, 0-d tensor, Scalars or Tensors."""
+    return _dispatch("floor", (a,))
+
+
+def remainder(a: Any, b: Any) -> Any:
+    """`a % b`, which has the sign of `b`; either may be a number, 0-d tensor, Scalars or Tensors. By 0 it is NaN."""
+    return _dispatch("remainder", (a, b))
+
+
 BESIDE: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,
     "mod": operator.mod,
@@ -411,9 +464,7 @@ def binade(a: Scalar) -> Scalar:
 ANY: dict[str, Callable[..., Any]] = {
     **HOST,
     **BESIDE,
-    "minimum": minimum,
-    "maximum": maximum,
-    "sqrt": sqrt,
-    "where": where,
+    **{of.__name__: of for of in (minimum, maximum, where, sqrt, exp, expm1, log, log1p, tanh, erf)},
+    **{of.__name__: of for of in (atan2, round, floor, remainder)},
 }
 """What each operation is for numbers of any kind: of the host, 0-d tensors, and one per parameter."""

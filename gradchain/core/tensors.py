@@ -248,6 +248,46 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """The magnitude of each element."""
         return self._apply("abs", (self,))
 
+    def exp(self) -> Tensors:
+        """e to the power of each element."""
+        return self._apply("exp", (self,))
+
+    def expm1(self) -> Tensors:
+        """`exp(x) - 1` of each element; of a small one without losing its digits."""
+        return self._apply("expm1", (self,))
+
+    def log(self) -> Tensors:
+        """The natural logarithm of each element."""
+        return self._apply("log", (self,))
+
+    def log1p(self) -> Tensors:
+        """`log(1 + x)` of each element; of a small one without losing its digits."""
+        return self._apply("log1p", (self,))
+
+    def tanh(self) -> Tensors:
+        """The hyperbolic tangent of each element."""
+        return self._apply("tanh", (self,))
+
+    def erf(self) -> Tensors:
+        """The error function of each element."""
+        return self._apply("erf", (self,))
+
+    def atan2(self, other: Any) -> Tensors:
+        """The angle of (other, self) for each element, from -pi to pi: of self / other, where other may be 0."""
+        return self._apply("atan2", (self, other))
+
+    def round(self) -> Tensors:
+        """The nearest integer to each element; the even one of two that are as near."""
+        return self._apply("round", (self,))
+
+    def floor(self) -> Tensors:
+        """The largest integer that is not above each element."""
+        return self._apply("floor", (self,))
+
+    def remainder(self, other: Any) -> Tensors:
+        """`self % other`: what is left of each element, with the sign of `other`."""
+        return self._apply("remainder", (self, other))
+
     def pow(self, exponent: Scalar) -> Tensors:
         """Each element to the power `exponent`."""
         return self._apply("pow", (self, exponent))

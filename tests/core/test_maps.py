@@ -1,6 +1,6 @@
 """`Tensors.map` in memory: results of any shape, several of them, stacks, what may be returned, and work by turns.
 
-The same through kernels, and run again, is in tests/engine/test_maps.py.
+The same through kernels, and run again, is in tests/engine/test_whole_tensors.py.
 """
 
 import functools

@@ -27,6 +27,7 @@ SPECIAL = [0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan, 0.5, 2.0]
 ENTRIES = [0.5, -1.5, 0.0, 3.0, math.nan]
 SCALAR = 0.7
 ULPS = {"sqrt": 1.0, "rsqrt": 1.0, "pow": 8.0, "lerp": 8.0}
+ULPS |= dict.fromkeys(("exp", "expm1", "log", "log1p", "tanh", "erf", "atan2"), 2.0)
 
 A, B, OUT = ("load", 0), ("load", 1), 2
 

@@ -12,13 +12,14 @@ import functools
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import methodcaller
 from typing import Any
 
 import torch
 
 import gradchain as gch
 from gradchain.core.eager import EagerTensors
-from gradchain.core.scalars import Scalars, maximum, minimum, where
+from gradchain.core.scalars import Scalars, atan2, maximum, minimum, where
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import BOOLEAN
 
@@ -58,6 +59,9 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "rsqrt": lambda a: a.rsqrt(),
     "sign": lambda a: a.sign(),
     "abs": lambda a: a.abs(),
+    **{op: methodcaller(op) for op in ("exp", "expm1", "log", "log1p", "tanh", "erf", "round", "floor")},
+    "atan2": atan2,
+    "remainder": lambda a, b: a % b,
     "where": where,
     "lt": lambda a, b: a < b,
     "le": lambda a, b: a <= b,
@@ -293,6 +297,21 @@ def _one(grow: _Growing) -> None:
         grow.step(op, grow.some())
 
 
+def _curve(grow: _Growing) -> None:
+    """A function of one, of two, or a step of one. Where it is steep it is refused."""
+    op = grow.random.choice(["exp", "expm1", "tanh", "erf", "log", "log1p", "atan2", "remainder", "round", "floor"])
+    if op in ("atan2", "remainder"):
+        pair = grow.some(), grow.some() if grow.random.random() < 0.5 else grow.factor()
+        grow.step(op, *(pair[::-1] if grow.random.random() < 0.3 else pair))
+    elif op in ("log", "log1p"):
+        size = grow.step("abs", grow.some())
+        over = None if size is None else grow.step("add", ("node", size), grow.number())
+        if over is not None:
+            grow.step(op, ("node", over))
+    else:
+        grow.step(op, grow.some())
+
+
 def _average(grow: _Growing) -> None:
     grow.step("lerp", grow.some(), grow.some(), grow.number(0.05, 0.95) if grow.random.random() < 0.8 else ("each", 2))
 
@@ -358,7 +377,7 @@ def _part(grow: _Growing) -> None:
         grow.step("overlay", grow.some(), ("node", inner))
 
 
-_MOVES = {_arithmetic: 7, _quotient: 2, _root: 3, _one: 3, _average: 3, _masked: 3, _reduction: 2, _part: 2}
+_MOVES = {_arithmetic: 7, _quotient: 2, _root: 3, _one: 3, _curve: 3, _average: 3, _masked: 3, _reduction: 2, _part: 2}
 
 
 @functools.cache

@@ -31,6 +31,7 @@ from compiling import (
 )
 
 import gradchain as gch
+from gradchain.core import elementary
 from gradchain.core import operations as elementwise
 from gradchain.core.operations import OPERATIONS
 from gradchain.engine import operations
@@ -76,7 +77,7 @@ def random_program(seed):
 
 def foreign(source):
     """What a source has besides digits and words that stand in the files of the printer and of the tables it reads."""
-    files = (print_c.__file__, elementwise.__file__, operations.__file__)
+    files = (print_c.__file__, elementwise.__file__, elementary.__file__, operations.__file__)
     own = {word for file in files for word in re.findall(r"[A-Za-z_]\w*", Path(file).read_text())}
     found = {re.sub(r"(?<=^[a-z])\d+$", "", word) for word in re.findall(r"[A-Za-z_]\w*", source)} - own
     found |= set(re.findall(r"[^\w\s#<>(){}\[\]+\-*/=!?:;,.&|~]", source))

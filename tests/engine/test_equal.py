@@ -133,6 +133,31 @@ class masks(gch.Transform):
         return u.where(agree, 0.1 * u) * (0.5 + share) + u.sign().clamp(-0.5, 0.5), state
 
 
+class CurvesState(gch.State):
+    count: gch.Count
+    mu: gch.Tensors
+
+
+class curves(gch.Transform):
+    """The elementary functions and steps, of tensors, masks, and numbers of every kind. Steps only of gradients, which
+    are the same numbers in every executor: next to a border another rounding is another step."""
+
+    def init(self, params):
+        return CurvesState(gch.Count(params.index), params.zeros_like())
+
+    def update(self, u, state, ctx):
+        count = state.count.tick(u)
+        mu = state.mu.lerp(u, 0.3)
+        phase = gch.remainder(count, 3) / 3 + gch.round(count / 4) + gch.floor(0.3 * count) + count % 2
+        each = gch.tanh(u.norms()) + gch.atan2(mu.norms(), ctx.params.norms() + 1.0) + gch.log1p(u.norm())
+        bent = (
+            mu.atan2(u.abs() + gch.exp(-count / 10)) + (mu * ctx.params).tanh() + gch.atan2(0.5, mu) * (u > 0).expm1()
+        )
+        steep = (u.abs() + 1e-3).log() + (0.1 * ctx.params).exp() + mu.expm1().erf() + mu.abs().log1p()
+        stepped = (4.0 * u).round() / 4 + u.floor() + u % 0.75 + gch.remainder(2.0, u.abs() + 0.5) + (u < 0) % 0.75
+        return u + 0.1 * (each * bent + steep + phase * stepped), CurvesState(count, mu)
+
+
 def clamped(new):
     return new.clamp(-1.0, 1.0) if not new.is_complex() else new / new.abs().clamp(min=1.0)
 
@@ -185,6 +210,7 @@ GRADIENTS = {
     "zeroes": lambda: gch.chain(zeroes(), gch.sgd(0.05)),
     "anchored": lambda: gch.chain(anchored(), gch.sgd(0.05)),
     "masks": lambda: gch.chain(masks(), gch.sgd(0.05)),
+    "curves": lambda: gch.chain(curves(), gch.sgd(0.05)),
 }  # fmt: skip
 LOSSES = {
     "accumulate": lambda: gch.chain(gch.accumulate(2), gch.clip_by_norm(0.5), gch.adamw(0.01)),

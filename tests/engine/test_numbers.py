@@ -34,6 +34,10 @@ FORMULAS = {
     "choice": lambda x: gch.where(x > 2, x, 1.5) + gch.where(x <= 2, 1.0, x),
     "root": lambda x: gch.sqrt(gch.minimum(x, 7.0)) / x,
     "equal": lambda x: gch.where(x == 3.0, 1.0, 0.0) + gch.where(x >= 3, 2.0, 0.0) + gch.where(x < 3, 4.0, 0.0),
+    "curves": lambda x: gch.exp(-x) + gch.expm1(x) * gch.tanh(x) + gch.erf(x) + gch.log(x) / gch.log1p(x),
+    "angles": lambda x: gch.atan2(x, -2.0) + gch.atan2(1, x) + gch.atan2(x, x),
+    "steps": lambda x: gch.round(x * 2) + gch.floor(x / 2) + gch.remainder(-x, 0.7) + gch.remainder(5, x),
+    "modulo": lambda x: x % 0.7 + 5 % x + gch.Count(["a"], 7) % x + x % gch.Count(["a"], 2),
     "count": lambda x: x * gch.Count(["a"], 3) + gch.Count(["a"], 2) / x,
 }
 

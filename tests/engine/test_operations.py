@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import math
 import os
+import re
 import shutil
 import string
 import subprocess
@@ -45,8 +46,11 @@ def lacks(operation: Operation) -> list[str]:
         found.append(f"{operation.name}: what it takes")
     if not callable(operation.truth):
         found.append(f"{operation.name}: its truth")
-    called = {word for word in ("LERP", "MAXIMUM", "MINIMUM") if word in operation.c}
-    if any(f"C {word}(" not in operation.helper for word in called):
+    of_c = re.findall(r"([A-Z]{2}\w*)\(", operation.c)
+    by_width = re.findall(r"F\(([A-Z]\w*)\)", operation.c)
+    made = [f"C {word}(" in operation.helper for word in of_c]
+    made += [f"float {word}f(" in operation.helper and f"#define {word} " in operation.helper for word in by_width]
+    if not all(made):
         found.append(f"{operation.name}: the helper of its C")
     for kinds, name in operation.lists.items():
         if len(kinds) != arity or set(kinds) - set("tsSz") or not hasattr(torch, f"_foreach_{name}"):
@@ -68,6 +72,7 @@ def test_no_operation_lacks_a_piece(op):
         ("triton", "", "maximum: Triton of each operand"),
         ("wide", "tl.maximum({0}, {1}, {2})", "maximum: Triton in float64 of each operand"),
         ("helper", "", "maximum: the helper of its C"),
+        ("c", "F(MAXIMUM)({0}, {1})", "maximum: the helper of its C"),
         ("takes", "nx", "maximum: what it takes"),
         ("truth", None, "maximum: its truth"),
         ("lists", {"tt": "largest"}, "maximum: the kernel largest over lists of kinds tt"),

@@ -37,7 +37,7 @@ CHAINS = {
 # whose steps are recorded each time: they run code of the user's, or a closure
 NEVER = {
     "project", "stateless", "radam", "lamb", "centred", "muon", "per name", "branchy", "zeroes", "anchored", "masks",
-    "sam", "from torch", "from torch, in branches",
+    "curves", "sam", "from torch", "from torch, in branches",
 }  # fmt: skip
 STEPS = 14
 

@@ -162,7 +162,7 @@ def compiled(text: str) -> Callable[..., Any]:
 
 def truths() -> dict[str, Callable[..., Any]]:
     """What a text calls operations by."""
-    return {name: operation.truth for name, operation in OPERATIONS.items()}
+    return {name: operation.traced or operation.truth for name, operation in OPERATIONS.items()}
 
 
 def source(program: Program, dtypes: Sequence[torch.dtype]) -> str:

@@ -16,7 +16,7 @@ import operator
 import os
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -282,7 +282,9 @@ def _libdevice() -> Any:
 
 
 class _Interpreted:
-    """The functions of libdevice in the interpreter: torch's of the same name."""
+    """The functions of libdevice in the interpreter: torch's of the same name, or of its own."""
+
+    _NAMES: ClassVar[dict[str, str]] = {"rint": "round"}
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         import triton.language as tl
@@ -290,7 +292,7 @@ class _Interpreted:
 
         def called(*given: Any) -> Any:
             widest = max(given, key=lambda a: len(a.shape))
-            value = getattr(torch, name)(*(torch.tensor(a.handle.data) for a in given)).numpy()
+            value = getattr(torch, self._NAMES.get(name, name))(*(torch.tensor(a.handle.data) for a in given)).numpy()
             return tl.core.tensor(TensorHandle(value, widest.dtype), widest.type)
 
         return called

@@ -83,6 +83,7 @@ class DeviceLedger(Ledger):
                 return arg._apply(op, tuple(args))
         if op == "neg":
             op, args = "mul", [*args, -1.0]
+        op = "remainder" if op == "mod" else op
         if op not in RULES:  # no kernel has it
             return ANY[op](*(a.item() if isinstance(a, Number) else a for a in args))
         names = names_in(args)

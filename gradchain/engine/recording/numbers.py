@@ -17,6 +17,7 @@ from torch import Tensor
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.scalars import Operand, Scalars
+from gradchain.core.tensors import Tensors
 
 
 class Ledger(ABC):
@@ -112,8 +113,8 @@ class Number(Operand[Any]):
     def __abs__(self) -> Any:
         return self.ledger.apply("abs", (self,))
 
-    def __mod__(self, other: Any) -> Any:
-        return self._binary("mod", self, other)
+    def __mod__(self, other: Any) -> Any:  # Python's own, which raises at zero; Tensors have theirs
+        return NotImplemented if isinstance(other, Tensors) else self._binary("mod", self, other)
 
     def __floordiv__(self, other: Any) -> Any:
         return self._binary("floordiv", self, other)
