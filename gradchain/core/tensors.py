@@ -130,9 +130,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         wanted, got = [len(v) if isinstance(v, tuple) else 1 for v in (old, made)]
         if isinstance(old, tuple) is not isinstance(made, tuple) or wanted != got:
             raise ValueError(f"Tensors.map_where: fn must return as many tensors as old has, {wanted}, got {got}.")
-        if isinstance(old, tuple):
-            return tuple(before.overlay(now) for before, now in zip(old, made, strict=True))  # type: ignore[return-value]
-        return old.overlay(made)  # type: ignore[return-value]
+        before: Any = old
+        laid: Any = tuple(map(_over, before, made)) if isinstance(old, tuple) else before.overlay(made)
+        kept: K = laid
+        return kept
 
     @abstractmethod
     def select(self, members: Iterable[str]) -> Tensors:
@@ -369,6 +370,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         from gradchain.core.eager import EagerTensors
 
         return EagerTensors.about(facts_of(source))
+
+
+def _over(before: Tensors, now: Tensors) -> Tensors:
+    return before.overlay(now)
 
 
 def facts_of(source: nn.Module | Mapping[str, Tensor]) -> list[Fact]:

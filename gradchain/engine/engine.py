@@ -387,7 +387,7 @@ class Engine:
         index, position, reach = tape.indices[node], self._layout.index.position, tape.reach(node)
         weights = [self._layout.tensors[position[name]] for name in index.names]
         dtypes = tape.dtypes(node)
-        out = tape.in_memory(partial(fresh, index, weights, dtypes))
+        out: EagerTensors = tape.in_memory(partial(fresh, index, weights, dtypes))
         target = tape.leaf("extra", out, laid=True).node
         key = ("compute", node, target, *structure(tape, reach))
         parts = self._plans.under(tape, key, lambda: self._plans.stores(tape, [(target, node)], [*reach, target]))
@@ -404,12 +404,13 @@ class Engine:
         tape, kind = value.tape, value.tape.ops[value.node]
         if not len(value) or kind == ("leaf", "grad"):
             # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
-            return tape.in_memory(partial(window_of, value.index, not held and len(value) > 0), received)
+            kept: EagerTensors = tape.in_memory(partial(window_of, value.index, not held and len(value) > 0), received)
+            return kept
         if kind[0] == "leaf":
             return value.computed()
         assert self._layout is not None
         dtypes = tape.dtypes(value.node)
-        place = tape.in_memory(partial(self._buffers.place, self._layout, value.index, dtypes), before)
+        place: EagerTensors = tape.in_memory(partial(self._buffers.place, self._layout, value.index, dtypes), before)
         roots.append((tape.leaf("extra", place, laid=True).node, value.node))
         return place
 

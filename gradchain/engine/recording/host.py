@@ -209,7 +209,8 @@ class HostLedger(Ledger):
 
     def tensors_from(self, of: Callable[..., Tensors], *args: Any) -> Tensors:
         """`of` the facts of a step and more: Tensors in memory."""
-        return self.in_memory(of, Number(self, self.step), *args)
+        made: Tensors = self.in_memory(of, Number(self, self.step), *args)
+        return made
 
     def reads(self, owner: str, what: str) -> None:
         """A link reads what the program does not hold."""
