@@ -132,7 +132,7 @@ class EagerTensors(Tensors):
         folded = self._fold(op, args)
         if folded is not None:
             return folded
-        index = _common(args)
+        index = common(args)
         columns: list[Any] = []
         for arg in args:
             if isinstance(arg, EagerTensors):
@@ -227,19 +227,10 @@ class EagerTensors(Tensors):
 
     # whole tensors
 
-    def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
-        index = _common((self, *(o for o in others if isinstance(o, (Tensors, Scalars)))))
-        out: list[Tensor] = []
-        for name in index.names:
-            row = [_at(operand, name) for operand in (self, *others)]
-            result = fn(*row)
-            shape = getattr(result, "shape", None)  # a user's function may return anything
-            if shape != row[0].shape:
-                got = f"shape {tuple(shape)}" if shape is not None else type(result).__name__
-                raise ValueError(f"Tensors.map: fn must return a tensor of shape {tuple(row[0].shape)}, got {got}.")
-            out.append(_real(result) if name in index.complex else result)
-        mask = bool(out) and out[0].dtype is torch.bool
-        return EagerTensors(index, out, compared=_compared(index, (self,)) if mask else None)
+    def map(self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None) -> Any:
+        from gradchain.core.maps import Calls, mapped  # it makes EagerTensors
+
+        return mapped(fn, batched, results, Calls(fn, batched), self, *others)
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self.index.subset(members)
@@ -354,20 +345,11 @@ def _fitted(column: Any, entries: list[Tensor]) -> Any:
     ]
 
 
-def _at(operand: Any, name: str) -> Any:
-    """One entry of an operand, a tensor in the compute dtype; a number is the same for every entry."""
-    if isinstance(operand, Tensors):
-        value = _torch.widened([operand[name]])[0]
-        pairs = name in operand.index.complex and not value.is_complex()
-        return _complex(value) if pairs else value
-    return operand[name] if isinstance(operand, Scalars) else operand
-
-
 def _real_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
     return dtype.to_real() if dtype is not None else None
 
 
-def _common(args: Iterable[Any]) -> Index:
+def common(args: Iterable[Any]) -> Index:
     """The entries that every Tensors and Scalars among `args` has."""
     index: Index | None = None
     scalars = []
@@ -383,7 +365,7 @@ def _common(args: Iterable[Any]) -> Index:
 
 
 def _weighted_sum(a: EagerTensors, b: EagerTensors, sign: float) -> Tensors:
-    index = _common((a, b))
+    index = common((a, b))
     x, y = a._raw(index), b._raw(index)
     alpha = sign * b._factor
     if not a._is_scaled():

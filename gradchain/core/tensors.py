@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,8 @@ from gradchain.core.scalars import Operand, Scalar, Scalars, as_operand, where
 
 if TYPE_CHECKING:
     from gradchain.core.random import Draw
+
+K = TypeVar("K")  # Tensors, or a tuple of them
 
 
 class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
@@ -88,13 +90,63 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def all_finite(self) -> bool:
         """Whether no entry holds inf or NaN. Reads one scalar from the device."""
 
+    @overload
+    def map(self, fn: Callable[..., Tensor], *others: Any, batched: bool = False, results: None = None) -> Tensors: ...
+
+    @overload
+    def map(
+        self, fn: Callable[..., tuple[Tensor, ...]], *others: Any, batched: bool = False, results: int | None = None
+    ) -> tuple[Tensors, ...]: ...
+
     @abstractmethod
-    def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
+    def map(self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None) -> Any:
         """`fn` of each whole tensor (and of the same entry of `others`), for rules that need more than arithmetic.
 
-        `fn` must return a new tensor or its argument. It sees tensors in the compute dtype, float32 or wider, and
-        complex parameters as complex tensors.
+        `fn` sees tensors in the compute dtype, float32 or wider, and complex parameters as complex tensors; what it
+        returns is brought back to that dtype, so its products may be done in another. It returns a new tensor or its
+        argument, of any shape, or a tuple of tensors: then there is a tuple of as many Tensors.
+
+        Args:
+            fn: gets one entry of these, and of each of `others`.
+            others: Tensors and Scalars, of which it gets the same entry; a Count, as numbers; anything else as it is.
+            batched: whether entries of equal shape, dtype and device, whose others are alike in these too, are stacked,
+                and `fn` is given stacks, (B, *shape), and returns stacks. Numbers per parameter are a tensor (B, 1, …)
+                then, with as many dimensions as the stack of the first. How many are stacked is a fixed rule of their
+                size and device, which `updater.explain()` tells; B may be 1.
+            results: how many tensors `fn` returns in a tuple. That is known otherwise from what it returned, and needed
+                where there may be no entry, for which it is not called.
+
+        Raises:
+            TypeError: where `fn` returns neither a tensor nor a tuple of them.
+            ValueError: where it returns another number of them for one entry than for others, loses the dimension of
+                the stack, or returns complex tensors for real entries, or tensors that lie elsewhere.
         """
+
+    def map_where(self, due: Any, fn: Callable[..., Any], old: K, *others: Any, batched: bool = False) -> K:
+        """`map` of the entries that are due; for all others what `old` has.
+
+        For work that is not done at every update, as a basis is computed: with `due=count.due(every)` and the state as
+        `old`, each parameter has it when its own count says so. Which those are decides what runs, so it is known on
+        the host.
+
+        Args:
+            due: a truth for all entries, or Scalars with one for each.
+            fn: gets one entry of these, and of each of `others`, if it is due.
+            old: Tensors, or a tuple of as many as `fn` returns tensors.
+            others: as `map` has them.
+            batched: whether entries that are due are stacked.
+        """
+        names = [n for n in self.index.names if due.get(n)] if isinstance(due, Scalars) else self.index.names
+        if not names or not (isinstance(due, Scalars) or due):
+            return old
+        made: Any = self.select(names).map(fn, *others, batched=batched)
+        wanted, got = [len(v) if isinstance(v, tuple) else 1 for v in (old, made)]
+        if isinstance(old, tuple) is not isinstance(made, tuple) or wanted != got:
+            raise ValueError(f"Tensors.map_where: fn must return as many tensors as old has, {wanted}, got {got}.")
+        before: Any = old
+        laid: Any = tuple(map(_over, before, made)) if isinstance(old, tuple) else before.overlay(made)
+        kept: K = laid
+        return kept
 
     @abstractmethod
     def select(self, members: Iterable[str]) -> Tensors:
@@ -379,6 +431,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         from gradchain.core.eager import EagerTensors
 
         return EagerTensors.about(facts_of(source))
+
+
+def _over(before: Tensors, now: Tensors) -> Tensors:
+    return before.overlay(now)
 
 
 def facts_of(source: nn.Module | Mapping[str, Tensor]) -> list[Fact]:

@@ -15,6 +15,7 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.maps import Calls
 from gradchain.core.notices import notice
 from gradchain.core.row_gradients import RowGradients
 from gradchain.core.shapes import Shapes
@@ -107,6 +108,8 @@ class Engine:
         self.not_replayed: Counter[str] = Counter()  # how many were not, by the reason
         self.last: list[Part] = []  # what the last step ran, in order
         self.ran: list[Part] = []  # what the last step ran that ran anything
+        self.maps: list[Calls] = []  # how maps called their functions in the last step
+        self.ran_maps: list[Calls] = []  # and in the last that ran anything
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     @_none_where_it_cannot
@@ -174,7 +177,7 @@ class Engine:
         (replay, values), commit = found, Commit()
         self._buffers.begin()
         state, notes = replay.prepared(values, request, commit)
-        self.last = replay.parts
+        self.last, self.maps = replay.parts, replay.maps
         commit.after(partial(self._finish_replay, replay, state, request.params._data))
         return Outcome(replay.applies, state, notes, commit)
 
@@ -204,7 +207,8 @@ class Engine:
     def _finish(self, state: Links, why: str) -> None:
         """The step was written: the next one begins at its state. `why` it was recorded, or "" where it ran again."""
         self.reason, self._state = "", state
-        self.ran = self.last or self.ran
+        if self.last:
+            self.ran, self.ran_maps = self.last, self.maps
         if why:
             self._count(why)
         else:
@@ -250,6 +254,7 @@ class Engine:
         kind: Callable[..., Tape] = Tape if self._rows is None else self._rows.tape
         ledger = self._ledger(request, with_numbers)
         tape = kind(self._reduce, self._compute, self._layout.state, self._fresh, self._settle, ledger)
+        self.maps = tape.maps
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
         step = step._replace(params=weights)
@@ -428,7 +433,8 @@ class Engine:
     def _fresh(self, tape: Tape, index: Index, shapes: Shapes | None, dtypes: list[torch.dtype]) -> EagerTensors:
         """Memory for entries that a kernel fills."""
         assert self._layout is not None
-        return tape.in_memory(partial(fresh, index, self._layout, shapes, dtypes))
+        made: EagerTensors = tape.in_memory(partial(fresh, index, self._layout, shapes, dtypes))
+        return made
 
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
@@ -467,12 +473,15 @@ class Engine:
             self._rows.check_window(value.index)
         if not len(value) or kind == ("leaf", "grad"):
             # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
-            return tape.in_memory(partial(window_of, value.index, not held and len(value) > 0), received)
+            kept: EagerTensors = tape.in_memory(partial(window_of, value.index, not held and len(value) > 0), received)
+            return kept
         if kind[0] == "leaf":
             return value.computed()
         assert self._layout is not None
         dtypes = tape.dtypes(value.node)
-        place = tape.in_memory(partial(self._buffers.place, self._layout, value.index, value.shapes, dtypes), before)
+        place: EagerTensors = tape.in_memory(
+            partial(self._buffers.place, self._layout, value.index, value.shapes, dtypes), before
+        )
         roots.append((tape.leaf("extra", place, laid=True).node, value.node))
         return place
 

@@ -65,6 +65,7 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
         yield f"{engine.num_plans} plans so far; {last} ran {len(engine.ran)} kernels:"
         for part in engine.ran:
             yield from _kernel(part, source)
+        yield from (f"  {calls}" for calls in engine.ran_maps)
     yield from _steps(bound)
     if isinstance(bound.engine, Verifying):
         yield from bound.engine.report.lines()

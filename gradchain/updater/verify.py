@@ -20,8 +20,8 @@ from gradchain.core import _torch
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
-from gradchain.core.scalars import Count, Scalars
 from gradchain.core.row_gradients import RowGradients
+from gradchain.core.scalars import Count, Scalars
 from gradchain.core.state import Links, State
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors

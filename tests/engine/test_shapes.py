@@ -467,6 +467,45 @@ def test_it_differentiates_and_runs_under_vmap():
     torch.testing.assert_close(together, torch.stack([torch.as_tensor(loss(v), dtype=torch.float64) for v in many]))
 
 
+class SidesState(gch.State):
+    left: Tensors
+    right: Tensors
+
+
+def sides(p):
+    """Zeros of both sides of a matrix."""
+    return p.new_zeros(p.shape[-2], p.shape[-2]), p.new_zeros(p.shape[-1], p.shape[-1])
+
+
+def whitened(g, left, right):
+    """The matrix between both inverse roots."""
+    roots = [torch.linalg.inv(side + torch.eye(len(side), dtype=side.dtype)) for side in (left, right)]
+    return roots[0] @ g @ roots[1]
+
+
+class between_sides(Transform):
+    """Shampoo's kind: L ← mean of g gᵀ, R ← mean of gᵀ g, then L⁻¹ g R⁻¹."""
+
+    descends = False
+
+    def init(self, params):
+        return SidesState(*params.map(sides))
+
+    def update(self, g, state, ctx):
+        left, right = g.map(lambda m: (m @ m.mT, m.mT @ m))
+        left, right = state.left.lerp(left, 0.3), state.right.lerp(right, 0.3)
+        return g.map(whitened, left, right), SidesState(left, right)
+
+
+@pytest.mark.parametrize("how", ["plain", "transposed"])
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_state_of_sides_is_updated_by_kernels(name, how):
+    """Between two maps, in front of them and behind them: no shape sends a chain to the reference."""
+    shapes = [(7, 5), (5, 7), (3, 3), (1, 4)]
+    tx = gch.chain(gch.clip_by_norm(1.0), gch.trace(0.9), between_sides(), gch.scale_by_learning_rate(0.1))
+    assert_equal(tx, torch.float64, how, name, shapes)
+
+
 class noisy_rows(Transform):
     """Noise over a weight and over its rows, beside state of rows."""
 

@@ -172,13 +172,21 @@ class HostLedger(Ledger):
             kinds, cell = [(t.dtype, t.shape) for t in fitted._data], self.cell(tensors)
             self.set_cell(fitted, self.note(partial(_fitted, fit, kinds, cell), (cell,), fitted, refuses=True))
 
-    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> Any:
         """`fn` of tensors in memory, and of numbers: tensors in memory, made anew whenever the step is run again."""
         cells = tuple(map(self.cell, args))
-        made: EagerTensors = fn(*(self.values[cell] for cell in cells))
-        if not self.has_cell(made):
-            self.set_cell(made, self.note(partial(_spread, fn, cells), cells, made))
+        made = fn(*(self.values[cell] for cell in cells))
+        if not isinstance(made, tuple):
+            self._made(made, partial(_spread, fn, cells), cells)
+            return made
+        several = self.note(partial(_spread, fn, cells), cells, made)
+        for position, tensors in enumerate(made):
+            self._made(tensors, partial(_nth, position, several), (several,))
         return made
+
+    def _made(self, tensors: EagerTensors, fn: Callable[[list[Any]], Any], reads: tuple[int, ...]) -> None:
+        if not self.has_cell(tensors):
+            self.set_cell(tensors, self.note(fn, reads, tensors))
 
     def measure(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
         """`fn` of tensors in memory: a number, or numbers per parameter."""
@@ -201,7 +209,8 @@ class HostLedger(Ledger):
 
     def tensors_from(self, of: Callable[..., Tensors], *args: Any) -> Tensors:
         """`of` the facts of a step and more: Tensors in memory."""
-        return self.in_memory(of, Number(self, self.step), *args)
+        made: Tensors = self.in_memory(of, Number(self, self.step), *args)
+        return made
 
     def reads(self, owner: str, what: str) -> None:
         """A link reads what the program does not hold."""
@@ -290,6 +299,10 @@ def kind_of(value: Any) -> Any:
 
 def _spread(fn: Callable[..., Any], cells: tuple[int, ...], values: list[Any]) -> Any:
     return fn(*(values[cell] for cell in cells))
+
+
+def _nth(position: int, cell: int, values: list[Any]) -> Any:
+    return values[cell][position]
 
 
 def _alike(of: Callable[..., Any], kinds: list[Any], *given: Any) -> Any:

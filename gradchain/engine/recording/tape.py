@@ -16,6 +16,7 @@ from torch import Tensor
 from gradchain.core.along import Dims, dims_of, kept_shape
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.maps import Calls, mapped
 from gradchain.core.random import Draw
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.shapes import (
@@ -60,6 +61,7 @@ class Tape:
         pending: reductions along dimensions that nobody has read yet, to be computed several in one pass.
         leaves: node → the tensors it stands for.
         columns: addresses that hold for this step only.
+        maps: how functions of whole tensors were called.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Tape:
         self.ledger = None if ledger is None else ledger(self.scalars, self.entries)
         self.leaves: dict[int, EagerTensors] = {}
         self.columns: dict[Any, Any] = {}
+        self.maps: list[Calls] = []
         self._leaf_of: dict[int, int] = {}
         self._alive: list[Tensors] = []
         self._reduce = reduce
@@ -210,9 +213,15 @@ class Tape:
             self._computed[node] = found
         return found
 
-    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
-        """`fn` of tensors in memory, and of numbers: tensors in memory."""
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """`fn` of tensors in memory, and of numbers: tensors in memory, or a tuple of such."""
         return fn(*args) if self.ledger is None else self.ledger.in_memory(fn, *args)
+
+    def mapped(self, made: EagerTensors) -> Tensors:
+        """What a map gave, as a node; kernels load no truth values, so those of a mask are compared again."""
+        if not len(made) or not made._is_mask():
+            return self.leaf("extra", made)
+        return self.leaf("extra", self.in_memory(EagerTensors._numbers, made)) > 0.0
 
     def number(self, cell: int) -> Any:
         """The scalar in a cell: a float, or in a ledger the number it is."""
@@ -405,10 +414,13 @@ class Lazy(Tensors):
 
     # whole tensors
 
-    def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
-        computed = self.tape.computed
-        whole = [computed(o.node) if type(o) is Lazy else o for o in others]
-        return self.tape.leaf("extra", self.tape.in_memory(partial(_mapped, fn), computed(self.node), *whole))
+    def map(self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None) -> Any:
+        tape, calls = self.tape, Calls(fn, batched)
+        others = tuple(o.value if isinstance(o, Count) else o for o in others)  # a number, which a ledger knows
+        whole = [tape.computed(o.node) if type(o) is Lazy else o for o in others]
+        made = tape.in_memory(partial(mapped, fn, batched, results, calls), tape.computed(self.node), *whole)
+        tape.maps.append(calls)
+        return tuple(map(tape.mapped, made)) if isinstance(made, tuple) else tape.mapped(made)
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self._index.subset(members)
@@ -457,10 +469,6 @@ def _selected(index: Index, tensors: EagerTensors) -> Tensors:
 
 def _overlaid(under: EagerTensors, over: EagerTensors) -> Tensors:
     return under.overlay(over)
-
-
-def _mapped(fn: Callable[..., Tensor], tensors: EagerTensors, *others: Any) -> Tensors:
-    return tensors.map(fn, *others)
 
 
 def _rounded(dtype: torch.dtype, tensors: EagerTensors) -> Tensors:
