@@ -3,7 +3,8 @@
 Adafactor's state is of rows and columns, LAMB has one number per tensor, Muon's products are functions of whole
 matrices. The links are this file's own, as a user would write them, so each of their steps is recorded. All sides have
 weights of their own, get the same gradients, and have turns in one process, on one thread and one core; the ratio is
-taken within a round, over the fastest peer. `tests/benchmarks/test_rules.py` holds the links to torch's results.
+taken within a round, over the fastest peer. `tests/benchmarks/test_rules_beside_peers.py` holds the links to what
+peers compute.
 """
 
 from __future__ import annotations

@@ -523,6 +523,29 @@ def test_state_of_sides_is_updated_by_kernels(name, how):
     assert_equal(tx, torch.float64, how, name, shapes)
 
 
+class bare(Transform):
+    """State and constants of bare tensors, of which no parameter is known: some of the weights' shapes, some not."""
+
+    descends = False
+
+    def init(self, params):
+        gram = Tensors.of({n: torch.zeros(p.shape[-2], p.shape[-2], dtype=p.dtype) for n, p in params.items()})
+        return SidesState(gram, Tensors.of({n: torch.zeros_like(p) for n, p in params.items()}))
+
+    def update(self, g, state, ctx):
+        left = state.left.lerp(g.map(lambda m: m @ m.mT), 0.3)
+        row = Tensors.of({n: torch.full((1, p.shape[-1]), 0.5, dtype=p.dtype) for n, p in ctx.params.items()})
+        right = row * g + state.right
+        return right + left.mean(-1), SidesState(left, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_bare_tensors_of_any_shape(name, dtype):
+    """Whether an entry has its weight's shape is asked of the weight, not of the tensor it was made from."""
+    assert_equal(gch.chain(bare(), gch.scale(-0.01)), dtype, "plain", name, [(7, 5), (5, 7), (3, 3), (130, 4)])
+
+
 class noisy_rows(Transform):
     """Noise over a weight and over its rows, beside state of rows."""
 

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import optax
 import pytest
 import torch
 
@@ -12,6 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from dataclasses import replace
 
 from benchmarks import rules
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from later import later
+
+optax = later("optax")
 
 SHAPES = [(12, 20), (20, 12), (8, 8)]
 
