@@ -22,8 +22,8 @@ from gradchain.engine.commit import Commit
 from gradchain.engine.planning.plan import Part
 from gradchain.engine.recording.host import HostLedger, Op, kind_of
 from gradchain.engine.recording.tape import Tape
-from gradchain.engine.stages import in_stages
 from gradchain.engine.replay_data import Call, StateCells, StateChanges, fill_from_state, state_changes, state_in_ledger
+from gradchain.engine.stages import in_stages
 
 
 @dataclasses.dataclass

@@ -161,7 +161,7 @@ def _job(ledger: HostLedger, taken: list[Op], calls: list[Call]) -> tuple[Staged
     widths = [len(call.entries) for call in stages]
     numbers, scalars, entries = between.numbers, between.scalars, between.entries
     runner = StagedRunner(runners, rows, widths, names, numbers, len(scalars), len(entries))
-    bare = [call if mine is None else dataclasses.replace(call, entries=[]) for call, mine in zip(stages, own, strict=True)]
+    bare = [c if mine is None else dataclasses.replace(c, entries=[]) for c, mine in zip(stages, own, strict=True)]
     return Staged(_Ready(runner), bare, own, scalars, entries, names), last
 
 

@@ -33,12 +33,13 @@ typedef struct {
 
 # `run` is what the check in a child calls, as it calls a kernel: the driver with a second thread, over a kernel that
 # does nothing. Faults of a thread's own are left unblocked, for they cannot wait.
-SOURCE = f"""\
+SOURCE = (
+    f"""\
 #include <stdint.h>
 #include <signal.h>
 #include <pthread.h>
-{JOB}"""\
-"""\
+{JOB}"""
+    """\
 typedef struct { const job* const* jobs; int64_t count; int64_t next; } work;
 enum { MOST = 255 };
 
@@ -84,6 +85,7 @@ void run(int64_t items, const int64_t* row, const int64_t* begin, const int64_t*
   drive(jobs, 1, 2, &done);
 }
 """
+)
 ENTRIES = 9  # which of a job's cells has the numbers per row
 
 

@@ -21,7 +21,7 @@ from gradchain.engine.executors.native import Kernels, NativeRunner, stretches
 from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Value
 
-ARITHMETIC = frozenset("add sub mul div minimum maximum sqrt abs lt le gt ge eq where".split())
+ARITHMETIC = frozenset("add sub mul div minimum maximum sqrt lt le gt ge eq where".split())
 """Operations on numbers that C computes with the host's bits, and that raise nothing where the host does not."""
 
 _FORMS = {name: OPERATIONS[name].c for name in ARITHMETIC} | {"neg": "(-{0})", "root": "pow({0}, half)"}
@@ -61,9 +61,7 @@ def staged_source(stages: int, widths: Sequence[int], numbers: Numbers, scalars:
         body.append(f"part(j{stage}, i{stage});")
         for i, (kind, of) in enumerate(numbers.reduced):
             body += [f"double t{i} = 0.0;"] if stage == min(of) else []
-            meet = REDUCTIONS[kind].meet.c.format("a", "b")
-            body += [f"for (int64_t m = i{stage}[0]; m < i{stage}[1]; ++m) "
-                     f"{{ const double a = t{i}, b = j{stage}->out[m]; t{i} = {meet}; }}"] if stage in of else []  # fmt: skip
+            body += [_met(stage, i, kind)] if stage in of else []
     lines = [
         "#include <stdint.h>",
         "#include <math.h>",
@@ -90,6 +88,13 @@ def staged_source(stages: int, widths: Sequence[int], numbers: Numbers, scalars:
         "void run(void) {}",
     ]
     return "\n".join([*lines, ""])
+
+
+def _met(stage: int, i: int, kind: str) -> str:
+    """The line that meets what a stage reduced, item by item as the host would."""
+    meet = REDUCTIONS[kind].meet.c.format("a", "b")
+    items = f"for (int64_t m = i{stage}[0]; m < i{stage}[1]; ++m)"
+    return f"{items} {{ const double a = t{i}, b = j{stage}->out[m]; t{i} = {meet}; }}"
 
 
 def _computed(value: Value, numbers: Numbers, done: set[int]) -> list[str]:
@@ -143,9 +148,7 @@ class StagedRunner:
         self._elements = sum(runner.items.elements for runner in runners)
         self._kernel: Any = (library, ctypes.cast(library.staged, ctypes.c_void_p).value or 0)
 
-    def write(
-        self, commit: Commit, columns: Sequence[Any], scalars: Sequence[float], entries: Sequence[float]
-    ) -> None:
+    def write(self, commit: Commit, columns: Sequence[Any], scalars: Sequence[float], entries: Sequence[float]) -> None:
         """Have a commit run all stages. `columns` are the arguments of each; see Runner for what else there is."""
         held: list[Any] = [runner.put(*given) for runner, given in zip(self._runners, columns, strict=True)]
         numbers, per_row = array("d", [*scalars, 0.5]), array("d", entries)
@@ -158,9 +161,7 @@ class StagedRunner:
         commit.shared(Kernels).add(job.buffer_info()[0], self._elements, (self, held, numbers, per_row, job))
 
 
-def elements_of(
-    runners: Sequence[NativeRunner], rows: Sequence[Mapping[str, int]], names: Sequence[str]
-) -> list[int]:
+def elements_of(runners: Sequence[NativeRunner], rows: Sequence[Mapping[str, int]], names: Sequence[str]) -> list[int]:
     """How many elements the largest stage of each parameter has."""
     sizes = [runner.items.sizes for runner in runners]
     return [max(size[of[n]] for size, of in zip(sizes, rows, strict=True) if n in of) for n in names]
