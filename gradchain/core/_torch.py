@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
@@ -170,6 +171,16 @@ _FOREACH: dict[str, Callable[..., Any]] = {
 }
 
 
+def foreach(name: str) -> Callable[..., Any]:
+    """torch's kernel over lists of this name; in place where the name ends with an underscore."""
+    return _FOREACH[name]
+
+
+def has_foreach(name: str) -> bool:
+    """Whether torch has a kernel over lists of this name."""
+    return name in _FOREACH
+
+
 def _kind(column: Column) -> str:
     if isinstance(column, list):
         tensors = sum(isinstance(c, Tensor) for c in column)
@@ -226,7 +237,7 @@ def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
         target.copy_(source)
 
 
-def fused_adamw_(
+def fused_adamw(
     params: list[Tensor],
     grads: list[Tensor],
     mu: list[Tensor],
@@ -234,31 +245,29 @@ def fused_adamw_(
     steps: list[Tensor],
     grad_scale: Tensor | None,
     **hyper: Any,
-) -> None:
-    """torch's fused AdamW over lists of one dtype and of equal strides, in place; it overwrites gradients it scales."""
-    torch._fused_adamw_(params, grads, mu, nu, [], steps, amsgrad=False, maximize=False, grad_scale=grad_scale, **hyper)
+) -> Callable[[], object]:
+    """torch's fused AdamW over lists of one dtype and of equal strides, in place, as one call of C that is to be made.
+
+    It overwrites gradients it scales.
+    """
+    how = {"amsgrad": False, "maximize": False, "grad_scale": grad_scale, **hyper}
+    return partial(torch._fused_adamw_, params, grads, mu, nu, [], steps, **how)
 
 
-def fused_sgd_(
+def fused_sgd(
     params: list[Tensor],
     grads: list[Tensor],
     buffers: list[Tensor],
     nesterov: bool,
     grad_scale: Tensor | None,
     **hyper: Any,
-) -> None:
-    """torch's fused SGD over lists of one dtype and of equal strides, in place; it overwrites gradients it scales."""
-    torch._fused_sgd_(
-        params,
-        grads,
-        buffers,
-        nesterov=nesterov,
-        dampening=0.0,
-        maximize=False,
-        is_first_step=False,
-        grad_scale=grad_scale,
-        **hyper,
-    )
+) -> Callable[[], object]:
+    """torch's fused SGD over lists of one dtype and of equal strides, in place, as one call of C that is to be made.
+
+    It overwrites gradients it scales.
+    """
+    how = {"nesterov": nesterov, "dampening": 0.0, "maximize": False, "is_first_step": False, **hyper}
+    return partial(torch._fused_sgd_, params, grads, buffers, grad_scale=grad_scale, **how)
 
 
 def increment_version(tensors: list[Tensor]) -> None:
