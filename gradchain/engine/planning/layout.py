@@ -84,13 +84,11 @@ class Layout:
                 raise Unrecorded(f"{name!r} is no weight")
             weight = self.tensors[position[name]]
             _check(name, value, self.device)
-            if value.shape != weight.shape:
-                raise Unrecorded(f"state of {name!r} has another shape than the weight")
             shared = taken is not None and value.numel() > 0 and value.data_ptr() in taken
             shared = shared or value.is_neg() or (value.is_leaf and type(value) is torch.nn.Parameter)
-            if shared or value.stride() != weight.stride():
+            if shared or not _lies_like(value, weight):
                 changed = list(data) if changed is None else changed
-                value = changed[i] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+                value = changed[i] = like(weight, value.shape, value.dtype).copy_(value)
             if taken is not None:
                 taken.add(value.data_ptr())
         return _plainly(tensors, data, changed)
@@ -108,6 +106,33 @@ def _check(name: str, tensor: Tensor, device: torch.device) -> None:
     if type(tensor) not in _PLAIN or not known or tensor.dtype not in TYPES:
         what = type(tensor).__name__ if type(tensor) not in _PLAIN else f"{tensor.dtype} on {tensor.device}"
         raise Unrecorded(f"{name!r} is a {what}")
+
+
+def order_of(weight: Tensor, shape: torch.Size) -> list[int]:
+    """The dimensions of an entry of this shape as they lie in memory, the outermost first: as those of its weight."""
+    rank, strides = len(shape), weight.stride()
+    return sorted(range(rank), key=lambda d: -strides[d]) if weight.ndim == rank else list(range(rank))
+
+
+def like(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Memory for an entry of this shape, laid out as its weight."""
+    if shape == weight.shape:
+        return torch.empty_like(weight, dtype=dtype)
+    order = order_of(weight, shape)
+    laid = weight.new_empty([shape[d] for d in order], dtype=dtype)
+    return laid.permute([order.index(d) for d in range(len(shape))])
+
+
+def _lies_like(value: Tensor, weight: Tensor) -> bool:
+    """Whether an entry lies as its weight does, in one stretch; of another shape, in the same order of dimensions."""
+    if value.shape == weight.shape:
+        return value.stride() == weight.stride()
+    expected = 1
+    for d in reversed(order_of(weight, value.shape)):
+        if value.shape[d] != 1 and value.stride(d) != expected:
+            return value.numel() == 0
+        expected *= value.shape[d]
+    return True
 
 
 def _dense(tensor: Tensor) -> bool:
