@@ -32,6 +32,7 @@ class Foreach:
     """Programs run an operation at a time over all rows of a class, on one device."""
 
     name = "foreach"
+    grids = False
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = self.numbers_on = torch.device(device)
@@ -41,6 +42,8 @@ class Foreach:
         unknown = [d for d in dtypes if d not in TYPES]
         if unknown:
             return f"no kernels over lists for {unknown[0]}"
+        if program.draws:
+            return "no random numbers by kernels over lists"
         strange = [op for op, _ in (*program.instructions, *program.numbers) if op not in OPERATIONS]
         return f"no kernel of torch for the operation {strange[0]!r}" if strange else None
 
@@ -70,7 +73,7 @@ class ForeachRunner:
         self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int], device: torch.device
     ) -> None:
         self._program = _countable(program)
-        self._dtypes, self._sizes, self._device = dtypes, sizes, device
+        self._dtypes, self._sizes, self.device = dtypes, sizes, device
         self._wide = torch.float64 if torch.float64 in dtypes else torch.float32
         self._plans: dict[Any, _Plan] = {}
         self._cuts = Cuts()
@@ -87,7 +90,7 @@ class ForeachRunner:
             if self._program.reduce is None:
                 self._script(columns, scalars, entries)()
                 return None
-            return self._reduced(columns, Given(self._program, scalars, entries, self._device, self._wide))
+            return self._reduced(columns, Given(self._program, scalars, entries, self.device, self._wide))
 
     def write(
         self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]
@@ -96,7 +99,7 @@ class ForeachRunner:
         commit.add(self._script(columns, scalars, entries))
 
     def _script(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Script:
-        given = Given(self._program, scalars, entries, self._device, self._wide)
+        given = Given(self._program, scalars, entries, self.device, self._wide)
         plan = self._planned(given, columns)
         calls = [self._calls(plan, k, columns, given)[0] for k in range(len(plan.chunks))]
         about = ([plan.kept.take], [plan.kept.give_back]) if plan.kept else ([], [])
@@ -111,7 +114,7 @@ class ForeachRunner:
             beside = 1 if self._program.reduce and self._program.reduce[0] == "sum" else 0
             chunks = chunked(self._sizes, schedule.units + beside, self._wide.itemsize)
             longest = max((chunk.stretch for chunk in chunks), default=0)
-            kept = Kept(schedule.slots * longest, self._wide, self._device) if schedule.slots and chunks else None
+            kept = Kept(schedule.slots * longest, self._wide, self.device) if schedule.slots and chunks else None
             like = columns[0].tensors if columns else None
             slots = [[self._slot(chunk, kept, k * longest, like) for k in range(schedule.slots)] for chunk in chunks]
             self._plans[key] = _Plan(schedule, chunks, kept, slots)
@@ -141,7 +144,7 @@ class ForeachRunner:
         def stretch(buffer: Buffer) -> list[Tensor]:
             return plan.slots[k][buffer.at][1] if buffer.kind == "slot" else made.setdefault(buffer, [])
 
-        chunk = _Chunk(plan.chunks[k], rows, stretch, given, self._wide, self._device)
+        chunk = _Chunk(plan.chunks[k], rows, stretch, given, self._wide, self.device)
         return [chunk.bound(call) for call in plan.schedule.calls], rows
 
     # reductions
@@ -169,13 +172,13 @@ class ForeachRunner:
         pieces = [piece for chunk in chunks for piece in chunk.pieces]
         if len(found) == 1 and len(pieces) == len(self._sizes):
             return found[0]
-        out = torch.zeros(len(self._sizes), dtype=torch.float64, device=self._device)
+        out = torch.zeros(len(self._sizes), dtype=torch.float64, device=self.device)
         if not found:
             return out
         where = torch.tensor([row for row, _, _ in pieces], dtype=torch.int64, device="cpu")
-        where = where.pin_memory() if self._device.type == "cuda" else where
+        where = where.pin_memory() if self.device.type == "cuda" else where
         met = "amax" if REDUCTIONS[kind].meet.torch == "amax" else "sum"
-        return out.scatter_reduce_(0, where.to(self._device, non_blocking=True), torch.cat(found), met)
+        return out.scatter_reduce_(0, where.to(self.device, non_blocking=True), torch.cat(found), met)
 
 
 class _Chunk(NamedTuple):
@@ -195,7 +198,7 @@ class _Chunk(NamedTuple):
             return partial(_torch.foreach(f"{call.what}_"), self.rows(into), *self._lists(call), **self._factor(call))
         if how == "born":
             kernel = partial(_torch.foreach(call.what), **self._factor(call))
-            return _born(self.rows(into), kernel, self._lists(call))
+            return born(self.rows(into), kernel, self._lists(call))
         if how == "copy":
             return partial(_torch.foreach("copy_"), self.rows(into), *self._lists(call))
         if how == "drop":
@@ -259,7 +262,7 @@ class Script:
 _CALL = partial.__call__
 
 
-def _born(into: list[Tensor], kernel: Callable[..., Any], given: Sequence[Any]) -> Callable[[], object]:
+def born(into: list[Tensor], kernel: Callable[..., Any], given: Sequence[Any]) -> Callable[[], object]:
     """A call that fills a list with what a kernel gives, in C alone, and once more where it failed."""
     return partial(map(into.__init__, map(kernel, *map(repeat, given))).__next__)  # type: ignore[misc]
 

@@ -80,6 +80,11 @@ class Match:
         self.factors: list[tuple[str, Value]] | None = None
         self.gradient: Value | None = None
 
+    @property
+    def written(self) -> set[int]:
+        """The columns that the kernel writes, but for a gradient that it scales."""
+        return {column for name, column in self.columns.items() if name != "g"}
+
 
 class PatternRunner:
     """One fused kernel over rows, and what runs where the numbers are none that it can take."""
@@ -168,7 +173,7 @@ def _fused_adamw(
     lr, rate = -s["$step"] / s["$c"], -s["$step"]
     decay = s.get("$decay", 0.0) * rate / lr if lr else 0.0
     hyper = {"lr": lr, "beta1": 1 - s["$w1"], "beta2": s["$b2"], "weight_decay": decay, "eps": s["$eps"]}
-    steps = [_long_ago(grads[0].device)] * len(grads)
+    steps = [_long_ago(held["p"][0].device)] * len(held["p"])
     return _torch.fused_adamw(held["p"], grads, held["m"], held["v"], steps, scale, **hyper)
 
 
