@@ -13,14 +13,8 @@ from torch.utils import _pytree
 import gradchain as gch
 from gradchain.engine.executors import devices
 
-EXECUTORS = {
-    "native": ("native",),
-    "patterns": ("patterns", "blocks"),
-    "blocks": ("blocks",),
-    "foreach": ("foreach",),
-    "fused": ("fused", "foreach"),
-}
-STAND_INS = ("fused", "foreach")  # what is the default on CUDA, and runs on the CPU as it does there
+EXECUTORS = {"native": ("native",), "patterns": ("patterns", "blocks"), "blocks": ("blocks",)}
+STAND_INS = {"foreach": ("foreach",), "fused": ("fused", "foreach")}  # CUDA's default, which runs on the CPU as there
 
 # float64: what two orders of the same operations may differ by. Where float32 takes part, as by a norm over all of a
 # model of several dtypes, or a loss, its bound holds for the float64 too.

@@ -137,7 +137,7 @@ def _factor(match: Match, given: Given) -> Any:
 def _parted(program: Program) -> tuple[Match, Program] | None:
     """The part of a program that is a fused kernel, and what is left to be done once that has run. None for none."""
     match = matched(program, whole=False)
-    if match is None:
+    if match is None or any(_per_row(program, value) for _, value in match.factors or ()):
         return None
     done = {column: value for column, value in program.stores if column in match.written}
     gone = set(done) | ({match.columns["g"]} if match.factors else set())
@@ -147,6 +147,13 @@ def _parted(program: Program) -> tuple[Match, Program] | None:
         return None
     numbers = program.numbers if rest.on_device else []
     return match, replace(program, instructions=rest.instructions, stores=left, numbers=numbers)
+
+
+def _per_row(program: Program, value: Value) -> bool:
+    """Whether a number is another one for each row: a kernel divides all gradients by the same."""
+    if value[0] == "device":
+        return any(_per_row(program, operand) for operand in program.numbers[value[1]][1])
+    return bool(value[0] == "entry")
 
 
 class _Rest:

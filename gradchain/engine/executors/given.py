@@ -68,7 +68,7 @@ class Given:
         return torch.stack(cells)
 
     def _there(self, value: Tensor) -> Tensor:
-        cell = value.detach()
+        cell = value.detach() if value.requires_grad else value
         if cell.dtype is torch.float64 and cell.device == self._device:
             return cell
         return cell.to(self._device, torch.float64, non_blocking=True)
