@@ -95,7 +95,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
 
     @overload
     def map(
-        self, fn: Callable[..., tuple[Tensor, ...]], *others: Any, batched: bool = False, results: int | None = None
+        self, fn: Callable[..., tuple[Tensor, ...]], *others: Any, batched: bool = False, results: int
     ) -> tuple[Tensors, ...]: ...
 
     @abstractmethod
@@ -114,7 +114,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
                 then, with as many dimensions as the stack of the first. How many are stacked is a fixed rule of their
                 size and device, which `updater.explain()` tells; B may be 1.
             results: how many tensors `fn` returns in a tuple. That is known otherwise from what it returned, and needed
-                where there may be no entry, for which it is not called.
+                where there may be no entry, for which it is not called; type checkers need it to see the tuple.
 
         Raises:
             TypeError: where `fn` returns neither a tensor nor a tuple of them.
@@ -335,6 +335,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """True for each element that is NaN."""
         return self._apply("isnan", (self,))
 
+    @overload
+    def sum(self, dim: None = None) -> Scalar: ...
+    @overload
+    def sum(self, dim: Dims) -> Tensors: ...
     def sum(self, dim: Dims | None = None) -> Any:
         """The sum over all entries together; with `dim` that along dimensions of each entry, as `mean` has them."""
         return self._total() if dim is None else self._along("sum", "sum", dim)
@@ -365,7 +369,11 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """The largest element along dimensions of each entry, as `mean` has them; NaN where there is one."""
         return self._along("amax", "amax", dim)
 
-    def norms(self, dim: Dims | None = None, *, p: float = 2.0) -> Any:
+    @overload
+    def norms(self, dim: None = None, *, p: float = 2.0) -> Scalars: ...
+    @overload
+    def norms(self, dim: Dims, *, p: float = 2.0) -> Tensors: ...
+    def norms(self, dim: Dims | None = None, *, p: float = 2.0) -> Scalars | Tensors:
         """The p-norm of each entry on its own, accumulated in float64: one number per parameter.
 
         With `dim` Tensors of the norms along dimensions of each entry, as `mean` has them; of a complex entry they are
