@@ -262,7 +262,7 @@ def cases():
     for executor in (*EXECUTORS, *STAND_INS):
         for name in (*GRADIENTS, *LOSSES):
             for kind in KINDS:
-                lacks = executor in STAND_INS and name in DRAWN or executor != "native" and kind == "complex"
+                lacks = (executor in STAND_INS and name in DRAWN) or (executor != "native" and kind == "complex")
                 if (name, kind) not in UNFIT and not lacks:
                     yield pytest.param(executor, name, kind, id=f"{executor}-{name}-{kind}")
 

@@ -40,7 +40,8 @@ class Counted(TorchDispatchMode):
             return out  # a view
         self.calls[func.overloadpacket.__name__] += 1
         known: set[int] = set()
-        for argument, value in zip(schema.arguments, (*args, *[(kwargs or {}).get(a.name) for a in schema.arguments[len(args):]]), strict=True):  # fmt: skip
+        given = (*args, *((kwargs or {}).get(a.name) for a in schema.arguments[len(args) :]))
+        for argument, value in zip(schema.arguments, given, strict=True):
             written = argument.alias_info is not None and argument.alias_info.is_write
             both = written and "copy_" not in func.overloadpacket.__name__ and argument.name != "out"
             for tensor in tensors(value):
@@ -108,14 +109,18 @@ def test_clip_adamw_average(decay, lent):
     assert found[1].calls["_fused_adamw_"] == (2 if lent else 1) * (2 if decay else 1)
 
 
+def rated():
+    rate = gch.multiply(0.1, (gch.min_ndim(2), 2.0))
+    return gch.chain(gch.clip_by_norm(1.0), gch.sgd(rate, momentum=0.9))
+
+
 CHAINS = {
     "lists": (recipe, "foreach", 80, 150),
     "each clipped": (lambda: gch.chain(gch.clip_by_norm(1.0, per="tensor"), gch.adamw(0.01)), "fused", 130, 190),
     "lion": (lambda: gch.lion(0.01), "fused", 15, 70),
     "momentum": (lambda: gch.sgd(0.05, momentum=0.9, nesterov=True), "fused", 5, 30),
     "nadamw": (lambda: gch.nadamw(0.01), "fused", 60, 150),
-    "rates": (lambda: gch.chain(gch.clip_by_norm(1.0), gch.sgd(gch.multiply(0.1, (gch.min_ndim(2), 2.0)), momentum=0.9)),
-              "fused", 30, 61),
+    "rates": (rated, "fused", 30, 61),
     "gate": (lambda: gch.chain(gch.skip_nonfinite(), recipe()), "fused", 40, 60),
     "amp": (lambda: gch.chain(gch.amp_scale(1.0, always=True), recipe()), "fused", 40, 60),
     "masks": (lambda: gch.chain(gch.nan_to_num(), gch.sgd(0.1)), "fused", 140, 250),
@@ -155,7 +160,11 @@ def test_numbers_of_the_device_are_read_by_nobody(monkeypatch):
             return _real(tensor, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, seen)
-    chains = [recipe(), gch.chain(gch.clip_by_norm(1.0, per="tensor"), gch.adamw(0.01)), gch.chain(gch.skip_nonfinite(), recipe())]
+    chains = [
+        recipe(),
+        gch.chain(gch.clip_by_norm(1.0, per="tensor"), gch.adamw(0.01)),
+        gch.chain(gch.skip_nonfinite(), recipe()),
+    ]
     waits = []
     for tx in chains:
         model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))

@@ -118,11 +118,17 @@ def test_rows_in_pieces_are_the_rows(monkeypatch):
     sizes = [5, 0, 3000, 70, 1, 2048, 17]
     program = Program(
         [0, 1, 2], [0], [0],
-        [("mul", (A, B)), ("gt", (A, B)), ("where", (("value", 1), ("value", 0), A)), ("mul", (("value", 2), ("entry", 0)))],
+        [
+            ("mul", (A, B)), ("gt", (A, B)), ("where", (("value", 1), ("value", 0), A)),
+            ("mul", (("value", 2), ("entry", 0))),
+        ],
         [(2, ("value", 3)), (0, ("value", 2))],
     )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
-    rows = [[torch.randn(n, generator=generator).to(d) for n in sizes] for d in (torch.float32, torch.bfloat16, torch.float32)]
+    rows = [
+        [torch.randn(n, generator=generator).to(d) for n in sizes]
+        for d in (torch.float32, torch.bfloat16, torch.float32)
+    ]
     results = []
     for small in (1 << 16, 128):
         monkeypatch.setattr(chunks, "SMALL", small)
@@ -133,11 +139,12 @@ def test_rows_in_pieces_are_the_rows(monkeypatch):
             runner = Foreach("cpu").ready(program, [c[0].dtype for c in given], sizes)
             assert len(chunks.chunked(sizes, 3, 4)) == (1 if small > 128 else 4)
             runner.run(columns, [0.0], each)
-        reduced = [
-            Foreach("cpu").ready(Program([0], [], [], [("abs", (A,))], reduce=(kind, ("value", 0))), [torch.float32], sizes)
-            .run(columns[:1], [], [])
+        programs = [
+            Program([0], [], [], [("abs", (A,))], reduce=(kind, ("value", 0)))
             for kind in ("sum", "sum1", "sum2", "max", "bad")
-        ]  # fmt: skip
+        ]
+        ready = [Foreach("cpu").ready(reduction, [torch.float32], sizes) for reduction in programs]
+        reduced = [runner.run(columns[:1], [], []) for runner in ready]
         results.append((given, reduced))
     for mine, theirs in zip(results[0][0], results[1][0], strict=True):
         equal(mine, theirs)
@@ -158,6 +165,18 @@ CHAINS = [
 def test_a_random_chain_equals_the_reference(seed, dtypes):
     assert expression(seed).steps
     compared(seed, *dtypes, executor=Foreach("cpu"), name="foreach")
+
+
+def test_what_is_not_finite_is_counted_behind_numbers_of_the_device():
+    """A number is computed on the device first, and the count is that of what it makes of the elements."""
+    program = Program(
+        [0], [0], [], [("mul", (A, ("device", 0)))], reduce=("bad", ("value", 0)),
+        numbers=[("div", (("scalar", 0), ("scalar", 0)))],
+    )  # fmt: skip
+    rows = [torch.ones(n) for n in SIZES]
+    rows[0][2] = math.inf
+    assert run(program, [rows], [torch.tensor(2.0)]) == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert run(program, [rows], [torch.tensor(0.0)]) == [float(n) for n in SIZES]
 
 
 def test_what_cannot_run_says_why():

@@ -7,6 +7,7 @@ a reduction leaves its numbers on the device. On the CPU it does the very same, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
 from typing import Any, NamedTuple
@@ -92,9 +93,7 @@ class ForeachRunner:
                 return None
             return self._reduced(columns, Given(self._program, scalars, entries, self.device, self._wide))
 
-    def write(
-        self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]
-    ) -> None:
+    def write(self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
         """Have a commit run it over all rows, without waiting; see Runner."""
         commit.add(self._script(columns, scalars, entries))
 
@@ -204,9 +203,9 @@ class _Chunk(NamedTuple):
         if how == "drop":
             return partial(self.rows(into).clear)
         if how == "fill":
-            number = self.given.fitted(call.given[0]) if call.given else 0.0
+            number = self._listed(call.given[0]) if call.given else 0.0
             (stretch,) = self.stretch(into)
-            return partial(stretch.copy_ if isinstance(number, Tensor) else stretch.fill_, number)
+            return partial(stretch.copy_, number) if isinstance(number, Tensor) else partial(stretch.fill_, number)
         if how == "settle":
             assert isinstance(call.given[0], Buffer)
             return partial(_settle, self.stretch(into)[0], self.stretch(call.given[0]))
@@ -219,7 +218,7 @@ class _Chunk(NamedTuple):
     def _lists(self, call: Call) -> list[Any]:
         return [self.rows(g) if isinstance(g, Buffer) else self._listed(g) for g in call.given]
 
-    def _listed(self, value: Value) -> Any:
+    def _listed(self, value: Any) -> Any:
         number = self.given.fitted(value)
         return [number[row] for row, _, _ in self.chunk.pieces] if isinstance(number, list) else number
 
@@ -259,7 +258,7 @@ class Script:
         self._ended.extend(map(_CALL, self._calls[len(self._ended) :]))
 
 
-_CALL = partial.__call__
+_CALL: Any = partial.__call__
 
 
 def born(into: list[Tensor], kernel: Callable[..., Any], given: Sequence[Any]) -> Callable[[], object]:
@@ -288,10 +287,7 @@ def _countable(program: Program) -> Program:
         return program
     at, operand = len(program.instructions), program.reduce[1]
     counted = [("isfinite", (operand,)), ("not", (("value", at),)), ("number", (("value", at + 1),))]
-    return Program(
-        program.columns, program.scalars, program.entries, [*program.instructions, *counted], [],
-        ("sum1", ("value", at + 2)), program.numbers,
-    )  # fmt: skip
+    return replace(program, instructions=[*program.instructions, *counted], reduce=("sum1", ("value", at + 2)))
 
 
 def _of_lists(kind: str, rows: list[Tensor]) -> Tensor:

@@ -59,6 +59,7 @@ class Fused:
 class FusedRunner:
     """One fused kernel over rows, what comes after it, and what runs where the numbers are none that it can take."""
 
+    scratch = None  # it depends on whether the kernel can take the numbers, and may write the gradients
     source = None
 
     def __init__(
@@ -75,12 +76,6 @@ class FusedRunner:
         self._sizes, self._dtype = sizes, dtype
         self._whole, self._some = chunked(sizes, 0, 0), chunked(sizes, 1, dtype.itemsize)
 
-    @property
-    def scratch(self) -> int | None:
-        """Of what comes after; where gradients are scaled that the kernel may not write, or the kernel did not run,
-        there is more."""
-        return 0 if self._after is None else self._after.scratch
-
     def run(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
         """Run over all rows; see Runner."""
         self.launch(columns, scalars, entries)
@@ -89,9 +84,7 @@ class FusedRunner:
         """Run over all rows without waiting; gradients that are read again stay as they are."""
         self._otherwise.launch(columns, scalars, entries)
 
-    def write(
-        self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]
-    ) -> None:
+    def write(self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
         """Have a commit run it over all rows, without waiting; see Runner."""
         match = self._match
         numbers = {name: scalars[slot] for name, slot in match.scalars.items()}

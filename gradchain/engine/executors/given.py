@@ -1,4 +1,4 @@
-"""The numbers of a program where calls over lists want them: of the host, or on the device, where none is waited for."""
+"""The numbers of a program where calls over lists want them: of the host, or on the device, which nobody waits for."""
 
 from __future__ import annotations
 

@@ -118,7 +118,9 @@ class PatternRunner:
         grads = held["g"].tensors
         scale = None
         if factor != 1.0:
-            if held["g"].lent or held["g"].stays or factor == 0.0:  # the kernel overwrites gradients it unscales, and divides by the scale
+            if (
+                held["g"].lent or held["g"].stays or factor == 0.0
+            ):  # the kernel overwrites gradients it unscales, and divides by the scale
                 grads, factor = _torch.pointwise("mul", (grads, factor), len(grads)), 1.0
             else:
                 scale = torch.tensor(1.0 / factor, dtype=torch.float32, device="cpu")

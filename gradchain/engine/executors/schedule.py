@@ -89,7 +89,9 @@ class _Node(NamedTuple):
     by: tuple[Value | None, float] | None = None
 
 
-def scheduled(program: Program, dtypes: Sequence[torch.dtype], wide: torch.dtype, kinds: Mapping[Value, str]) -> Schedule:
+def scheduled(
+    program: Program, dtypes: Sequence[torch.dtype], wide: torch.dtype, kinds: Mapping[Value, str]
+) -> Schedule:
     """The calls of a program over columns of these dtypes, computed in `wide`.
 
     Args:
@@ -192,7 +194,8 @@ class _Scheduling:
     # the calls, one after the other
 
     def _run(self) -> None:
-        for self._now, node in enumerate(self._nodes):
+        for now, node in enumerate(self._nodes):
+            self._now = now
             self._call(node)
             for column in sorted(self._waiting.get(node.value, ())):
                 tenant = self._tenants[column]
