@@ -194,17 +194,66 @@ def test_gradients_that_stay_the_users_are_not_written():
 
 def test_what_somebody_holds_is_not_written():
     """A tensor that a link brought, in the place of a gradient, stays as it is: the fused kernel gets a copy."""
-    held = {}
+    held: dict[str, torch.Tensor] = {}
 
-    def mine(u, params):
-        if not held:
-            held.update({n: torch.full_like(t, 3.0) for n, t in u.items()})
-        return gch.Tensors.of(held)
+    class bringing(gch.Transform):
+        def update(self, u, state, ctx):
+            if not held:
+                held.update({n: torch.full_like(t, 3.0) for n, t in ctx.params.items()})
+            return u.overlay(gch.Tensors.of(held)), state
 
     model = nn.Linear(3, 2)
-    tx = gch.chain(gch.stateless(mine), gch.scale(0.5), gch.sgd(0.1, momentum=0.9))
+    tx = gch.chain(bringing(), gch.scale(0.5), gch.sgd(0.1, momentum=0.9))
     updater = by_executors(tx.bind(model), *STAND_INS["fused"])
     for _ in range(3):
-        updater.step({n: torch.ones_like(p) for n, p in model.named_parameters()})
-    assert updater._bound.engine.reason == "" and held
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        updater.step()
+    assert "fused" in {part.executor for part in updater._bound.engine.last}
     assert all(bool((t == 3.0).all()) for t in held.values())
+
+
+def entries(count: int, dtype: torch.dtype) -> gch.Tensors:
+    generator = torch.Generator().manual_seed(0)
+    return gch.Tensors.of({f"w{i}": torch.randn(7, 3, generator=generator).to(dtype) for i in range(count)})
+
+
+FACTOR = torch.tensor(0.37, dtype=torch.float64)
+REFERENCE = {
+    "norm": (lambda g: g.norm(), lambda g: sum(t.double().square().sum() for t in g.values()).sqrt()),
+    "norms": (lambda g: g.norms(p=1)["w3"], lambda g: torch.linalg.vector_norm(g["w3"], 1, dtype=torch.float64)),
+    "finite": (lambda g: g.all_finite(), lambda g: all(bool(t.isfinite().all()) for t in g.values())),
+    "factor": (lambda g: (FACTOR * g).abs()["w3"], lambda g: (g["w3"].to(torch.float32) * FACTOR).abs()),
+    "sum": (lambda g: (g + FACTOR * g)["w3"], lambda g: g["w3"].float() + FACTOR * g["w3"].float()),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("name", REFERENCE)
+def test_the_reference_makes_few_calls_too(name, dtype):
+    """As many kernels for a hundred tensors as for ten, and what they give tensor by tensor, to the bit."""
+    rule, each = REFERENCE[name]
+    counts = []
+    with torch.no_grad():
+        for count in (10, 100):
+            g = entries(count, dtype)
+            with Counted() as counted:
+                found = rule(g)
+            counts.append({n: c for n, c in counted.calls.items() if n not in ("empty_like", "_local_scalar_dense")})
+            want = each(g)
+            if not isinstance(want, bool):
+                found = torch.as_tensor(found, dtype=want.dtype)
+                assert torch.equal(found, want) or (name == "norm" and torch.allclose(found, want, rtol=1e-14))
+            else:
+                assert found is want
+    assert counts[0] == counts[1], counts
+
+
+def test_the_largest_of_many_numbers_is_one_launch():
+    numbers = gch.Scalars({f"w{i}": torch.tensor(float(i), device="meta") for i in range(50)})
+    with Counted() as counted:
+        numbers.largest()
+    assert counted.calls == {"stack": 1, "amax": 1}
+    assert gch.Scalars({"a": 1.0, "b": float("nan"), "c": 3.0}).largest() != 3.0
+    assert gch.Scalars({"a": 1.0, "c": 3.0}).largest() == 3.0
+    assert gch.Scalars({}).largest() == 0.0
