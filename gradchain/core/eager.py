@@ -167,8 +167,11 @@ class EagerTensors(Tensors):
     # reductions
 
     def _norms(self, p: float) -> Scalars:
-        factor = abs(self._factor)
-        return Scalars({n: on_host(_whole(v) * factor) for n, v in zip(self, self._norm_list(p), strict=True)})
+        norms = [_whole(v) for v in self._norm_list(p)]
+        if self._is_scaled():
+            factor = abs(self._factor)
+            norms = [v * factor for v in norms]
+        return Scalars(dict(zip(self, map(on_host, norms), strict=True)))
 
     def _norm_list(self, p: float) -> list[Tensor]:
         """The norms without the carried factor; those of sharded tensors are not reduced over ranks yet."""
