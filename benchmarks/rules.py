@@ -3,13 +3,13 @@
 Adafactor's state is of rows and columns, LAMB has one number per tensor, Muon's products are functions of whole
 matrices. The links are this file's own, as a user would write them, so each of their steps is recorded. All sides have
 weights of their own, get the same gradients, and have turns in one process, on one thread and one core; the ratio is
-taken within a round, over the fastest peer. `tests/benchmarks/test_rules.py` holds the links to torch's results.
+taken within a round, over the fastest peer. `tests/benchmarks/test_rules_beside_peers.py` holds the links to what
+peers compute.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ import torch
 from torch import nn
 
 import gradchain as gch
+from benchmarks.pinning import pin
 
 MATRICES = [(512, 664)] * 100  # 34 M elements
 SMALL = [(64, 64)] * 48
@@ -213,9 +214,7 @@ def main() -> int:
     parser.add_argument("--rule", action="append", help="the beginning of a row's name; more than one may be given")
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: benchmarks/results/<date>.json")
     given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    pin(1, None)
     torch.set_num_threads(1)
     from benchmarks import report
 

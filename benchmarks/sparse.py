@@ -8,12 +8,13 @@ process, on one thread and one core, and the ratio is taken within a round. Grad
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
+
+from benchmarks.pinning import pin
 
 ROWS, WIDTH, NAMED = 1_000_000, 64, 4_096
 WARM, STEPS = 4, 8
@@ -88,9 +89,7 @@ def main() -> int:
     parser.add_argument("--named", type=int, default=NAMED, help="rows that a gradient names")
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: benchmarks/results/<date>.json")
     given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    pin(1, None)
     import torch
 
     torch.set_num_threads(1)

@@ -45,8 +45,7 @@ class Along:
 def _amax(value: Tensor, dims: Sequence[int]) -> Tensor:
     if value.numel():
         return value.amax(tuple(dims), keepdim=True)
-    kept = [1 if d in dims else n for d, n in enumerate(value.shape)]
-    return value.new_full(kept, -torch.inf)  # of nothing, where torch has no answer
+    return value.new_full(kept_shape(value.shape, dims), -torch.inf)  # of nothing, where torch has no answer
 
 
 ALONG: dict[str, Along] = {

@@ -16,7 +16,7 @@ from gradchain.core.index import Fact, Index
 from gradchain.core.operations import OPERATIONS, divide
 from gradchain.core.random import Draw
 from gradchain.core.scalars import Count, Scalars, on_host
-from gradchain.core.shapes import Shapes, check_kept_shapes, check_shapes, weight_shapes
+from gradchain.core.shapes import Shapes, check_kept_shapes, check_shapes
 from gradchain.core.tensors import Tensors
 
 
@@ -39,7 +39,7 @@ def _is_number(value: Any) -> bool:
 class EagerTensors(Tensors):
     """Tensors in memory. A scalar factor is carried and folded into the next sum; a product or root takes it first."""
 
-    __slots__ = ("_compared", "_data", "_factor", "_odd", "_product", "alike", "index")
+    __slots__ = ("_compared", "_data", "_factor", "_product", "alike", "index", "odd")
 
     index: Index  # no property: it is read some ten times in a step
 
@@ -51,7 +51,7 @@ class EagerTensors(Tensors):
         self._factor = factor
         self._compared = compared  # of a mask, entry by entry: the compute dtype of what was compared
         self.alike: object = None  # the same object in all whose tensors were found to be like one another
-        self._odd: Shapes | None = None  # once it was asked for, () where there are none
+        self.odd: tuple[object, Shapes | None] | None = None  # shapes that are not the weights', and who found them
         self._product: list[Tensor] | None = None  # of both, once something asked: reading changes no later result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -207,13 +207,6 @@ class EagerTensors(Tensors):
 
     def _shapes(self) -> list[torch.Size]:
         return [v.shape for v in self._data]
-
-    def odd_shapes(self) -> Shapes | None:
-        """The shapes of the entries; None where each has that of its weight."""
-        if self._odd is None:
-            shapes = tuple(self._shapes())
-            self._odd = () if shapes == weight_shapes(self.index) else shapes
-        return self._odd or None
 
     def all_finite(self) -> bool:
         if isinstance(self._factor, float) and not math.isfinite(self._factor):

@@ -24,48 +24,43 @@ def check_shapes(op: str, names: Sequence[str], columns: Sequence[Sequence[torch
 
 def broadcast(op: str, name: str, shapes: Sequence[torch.Size]) -> torch.Size:
     """The shape that these broadcast to. ValueError where they do not."""
-    try:
-        met: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-        return met
-    except RuntimeError:
-        listed = " and ".join(str(tuple(shape)) for shape in shapes)
-        raise ValueError(
-            f"Tensors: the operands of {op} must broadcast against each other, got the shapes {listed} for {name!r}."
-        ) from None
+    rank, met = max(map(len, shapes)), []
+    for d in range(-rank, 0):
+        sizes = {shape[d] for shape in shapes if len(shape) >= -d} - {1}
+        if len(sizes) > 1:
+            listed = " and ".join(str(tuple(shape)) for shape in shapes)
+            raise ValueError(
+                f"Tensors: the operands of {op} must broadcast against each other, got the shapes {listed} for "
+                f"{name!r}."
+            )
+        met.append(sizes.pop() if sizes else 1)
+    return torch.Size(met)
 
 
-def weight_shapes(index: Index) -> Shapes:
-    """The shapes of the weights themselves; complex ones as pairs of reals."""
-    parameters = [(f.parameter, f.name in index.complex) for f in index.facts]
-    return tuple(torch.Size((*p.shape, 2)) if pairs else p.shape for p, pairs in parameters)
+def narrowed_shapes(index: Index, shapes: Shapes, part: Index, plain: Shapes) -> Shapes | None:
+    """The shapes of some of the entries, whose weights have the `plain` ones; None where these are the same."""
+    few = shapes if part is index else tuple(shapes[index.position[name]] for name in part.names)
+    return None if few == plain else few
 
 
-def narrowed_shapes(index: Index, shapes: Shapes, part: Index) -> Shapes | None:
-    """The shapes of some of the entries; None where each has that of its weight."""
-    if part is index:
-        return shapes
-    few = tuple(shapes[index.position[name]] for name in part.names)
-    return None if few == weight_shapes(part) else few
-
-
-def met_shapes(op: str, index: Index, operands: Sequence[Any]) -> Shapes | None:
-    """The shapes that entries of these Tensors broadcast to; None where each is that of its weight."""
+def met_shapes(op: str, index: Index, operands: Sequence[Any], plain: Shapes) -> Shapes | None:
+    """The shapes that entries of these Tensors broadcast to; None where each is the plain one, that of its weight."""
     columns = []
     for tensors in operands:
         shapes = tensors._shapes()
         columns.append([shapes[tensors.index.position[name]] for name in index.names])
     rows = zip(index.names, *columns, strict=True)
     met = tuple(broadcast(op, name, shapes) for name, *shapes in rows)
-    return None if met == weight_shapes(index) else met
+    return None if met == plain else met
 
 
-def overlaid_shapes(under: Any, over: Any) -> Shapes | None:
+def overlaid_shapes(under: Any, over: Any, plain: Shapes) -> Shapes | None:
     """The shapes of entries of which some take the place of others."""
     if under.shapes is None and over.shapes is None:
         return None
     mine, theirs, position = under._shapes(), over._shapes(), over.index.position
     laid = tuple(theirs[position[n]] if n in position else mine[i] for i, n in enumerate(under.index.names))
-    return None if laid == weight_shapes(under.index) else laid
+    return None if laid == plain else laid
 
 
 def check_kept_shapes(names: Sequence[str], shapes: Sequence[torch.Size], old: Tensors) -> None:

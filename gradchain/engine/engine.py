@@ -253,7 +253,7 @@ class Engine:
         self.last = []  # a recording that failed may have reduced
         kind: Callable[..., Tape] = Tape if self._rows is None else self._rows.tape
         ledger = self._ledger(request, with_numbers)
-        tape = kind(self._reduce, self._compute, self._layout.state, self._fresh, self._settle, ledger)
+        tape = kind(self._reduce, self._compute, self._layout, self._fresh, self._settle, ledger)
         self.maps = tape.maps
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)

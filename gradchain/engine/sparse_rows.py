@@ -13,6 +13,7 @@ from typing import Any
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.row_gradients import RowGradients
+from gradchain.core.tensors import Tensors
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.native import Native
 from gradchain.engine.executors.native_rows import NamedRows, ready_rows
@@ -57,6 +58,16 @@ class RowsLayout(Layout):
         for name in names:
             if not self.tensors[self.index.position[name]].is_contiguous():
                 raise Unrecorded(f"the rows of {name!r} do not lie one after the other")
+
+    def state(self, tensors: Tensors, taken: set[int] | None = None) -> EagerTensors:
+        """A field of the state; see Layout."""
+        for name in self._sparse.intersection(tensors.index.names):
+            shape = tensors._shapes()[tensors.index.position[name]]
+            if shape != self.tensors[self.index.position[name]].shape:
+                raise Unrecorded(
+                    f"a tensor of {name!r}, of which there are rows only, has another shape than the weight"
+                )
+        return super().state(tensors, taken)
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
         """The gradients, each whole one laid out as its weight."""

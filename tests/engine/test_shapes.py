@@ -4,6 +4,7 @@ Every executor that takes grids is held against the reference over random progra
 every layout; that a kernel ran, and how many, is asserted too.
 """
 
+import os
 import random
 
 import pytest
@@ -273,19 +274,27 @@ def test_a_state_of_rows_of_another_shape_is_not_loaded():
 LEAVES = ("g", "p", "nu", "row")
 
 
+def _turned(x):
+    """A function of whole tensors, or of a stack of them."""
+    return x.flip(-1) - x.mean((-2, -1), keepdim=True)
+
+
 def grown(seed):
-    """A random expression of full and reduced values, as a function of g, p, a full and a row-shaped state."""
+    """A random expression of full and reduced values, as a function of g, p, a full and a row-shaped state.
+
+    Maps of whole tensors and random numbers are among its steps.
+    """
     rng = random.Random(seed)
     steps = []
     for _ in range(rng.randint(4, 14)):
-        kind = rng.choice(["binary", "binary", "binary", "reduce", "unary", "where", "number"])
+        kind = rng.choice(["binary", "binary", "binary", "reduce", "unary", "where", "number", "map", "noise"])
         steps.append(
             (kind, rng.random(), rng.random(), rng.choice(WORDS), rng.choice([-1, -2, (-2, -1), 0]), rng.random())
         )
 
-    def run(values):
+    def run(values, ctx):
         values = list(values)
-        for kind, i, j, word, dim, x in steps:
+        for number, (kind, i, j, word, dim, x) in enumerate(steps):
             a, b = values[int(i * len(values))], values[int(j * len(values))]
             if kind == "binary":
                 values.append([a + b, a - b, a * b, a.maximum(b), a.lerp(b, 0.3)][int(x * 5)])
@@ -295,6 +304,10 @@ def grown(seed):
                 values.append([a.abs(), a.tanh(), a.sign(), (a * a + 1.0).rsqrt(), 0.5 * a][int(x * 5)])
             elif kind == "where":
                 values.append(gch.where(a > b, a, 0.5 * b))
+            elif kind == "map":
+                values.append(a.map(_turned, batched=x < 0.5))
+            elif kind == "noise":
+                values.append(a + getattr(ctx.random(seed), ["normal", "uniform", "signs"][int(x * 3)])(a, draw=number))
             else:
                 values.append(a / (1.0 + a.norms()))
             values[-1] = values[-1].tanh()  # nothing grows
@@ -318,15 +331,19 @@ class drawn(Transform):
         return DrawnState(params.slot(torch.float64), params.mean(-1).zeros_like(torch.float64))
 
     def update(self, g, state, ctx):
-        values = grown(self.seed)([g, ctx.params, state.nu, state.row])
+        values = grown(self.seed)([g, ctx.params, state.nu, state.row], ctx)
         total = 0.1 * g
         for value in values[4:]:
             total = total + 0.1 * value
         return total, DrawnState(state.nu.lerp(total, 0.5), state.row.lerp(values[-1].mean(-1), 0.5))
 
 
-@pytest.mark.parametrize(("name", "seed"), [*(("native", s) for s in range(24)), *(("blocks", s) for s in range(6))])
+DRAWN = {"native": 200, "blocks": 200} if os.environ.get("GRADCHAIN_LONG") else {"native": 24, "blocks": 6}
+
+
+@pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, many in DRAWN.items() for seed in range(many)])
 def test_drawn_expressions(name, seed):
+    """With GRADCHAIN_LONG=1 two hundred for each executor."""
     how = ["plain", "transposed", "channels last"][seed % 3]
     assert_equal(gch.chain(drawn(seed), gch.scale(-0.1)), torch.float64, how, name, FULL[:8])
 
@@ -504,6 +521,29 @@ def test_state_of_sides_is_updated_by_kernels(name, how):
     shapes = [(7, 5), (5, 7), (3, 3), (1, 4)]
     tx = gch.chain(gch.clip_by_norm(1.0), gch.trace(0.9), between_sides(), gch.scale_by_learning_rate(0.1))
     assert_equal(tx, torch.float64, how, name, shapes)
+
+
+class bare(Transform):
+    """State and constants of bare tensors, of which no parameter is known: some of the weights' shapes, some not."""
+
+    descends = False
+
+    def init(self, params):
+        gram = Tensors.of({n: torch.zeros(p.shape[-2], p.shape[-2], dtype=p.dtype) for n, p in params.items()})
+        return SidesState(gram, Tensors.of({n: torch.zeros_like(p) for n, p in params.items()}))
+
+    def update(self, g, state, ctx):
+        left = state.left.lerp(g.map(lambda m: m @ m.mT), 0.3)
+        row = Tensors.of({n: torch.full((1, p.shape[-1]), 0.5, dtype=p.dtype) for n, p in ctx.params.items()})
+        right = row * g + state.right
+        return right + left.mean(-1), SidesState(left, right)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_bare_tensors_of_any_shape(name, dtype):
+    """Whether an entry has its weight's shape is asked of the weight, not of the tensor it was made from."""
+    assert_equal(gch.chain(bare(), gch.scale(-0.01)), dtype, "plain", name, [(7, 5), (5, 7), (3, 3), (130, 4)])
 
 
 class noisy_rows(Transform):

@@ -48,7 +48,7 @@ BREAKS: tuple[Break, ...] = (
         "engine/executors/print_draws.py",
         "{first} + (uint64_t)from;",
         "{first};",
-        "engine/test_random.py::test_an_executor_gives_the_bits_of_the_reference[native-float32-signs]",
+        "engine/test_draws.py::test_an_executor_gives_the_bits_of_the_reference[native-float32-signs]",
     ),
     Break(
         "no-record-of-what-is-written",

@@ -42,7 +42,7 @@ class Buffers:
             before: what the link has kept so far.
         """
         for buffer in [b for b in self._held if b is before] + self._waiting:
-            fits = buffer.index is index and [t.dtype for t in buffer._data] == dtypes and buffer.odd_shapes() == shapes
+            fits = buffer.index is index and [t.dtype for t in buffer._data] == dtypes and layout.odd(buffer) == shapes
             if fits and not any(b is buffer for b in self._now):
                 break
         else:

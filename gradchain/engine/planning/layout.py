@@ -8,6 +8,7 @@ from torch import Tensor
 from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.shapes import Shapes
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import TYPES, Unrecorded
 
@@ -29,6 +30,7 @@ class Layout:
         self.strides = [t.stride() for t in self.tensors]
         self._metadata = list(zip(self.strides, self.dtypes, (t.shape for t in self.tensors), strict=True))
         self.sizes = [t.numel() for t in self.tensors]
+        self._shapes = {name: t.shape for name, t in zip(self.index.names, self.tensors, strict=True)}
         for name, tensor in zip(self.index.names, self.tensors, strict=True):
             if not _dense(tensor):
                 raise Unrecorded(f"the weight {name!r} overlaps itself or has gaps")
@@ -45,6 +47,17 @@ class Layout:
             (self._alike is not None and self._alike(*params._data))
             or [(t.stride(), t.dtype, t.shape) for t in params._data] == self._metadata
         )
+
+    def shapes(self, index: Index) -> Shapes:
+        """The shapes of the weights of these names."""
+        return tuple(self._shapes[name] for name in index.names)
+
+    def odd(self, tensors: EagerTensors) -> Shapes | None:
+        """The shapes of entries; None where each has that of its weight."""
+        if tensors.odd is None or tensors.odd[0] is not self:
+            shapes = tuple(tensors._shapes())
+            tensors.odd = (self, None if shapes == self.shapes(tensors.index) else shapes)
+        return tensors.odd[1]
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
         """The gradients, each laid out as its weight: a copy of one that is not."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -25,7 +25,6 @@ from gradchain.core.shapes import (
     met_shapes,
     narrowed_shapes,
     overlaid_shapes,
-    weight_shapes,
 )
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import BOOLEAN, Unrecorded
@@ -35,6 +34,19 @@ from gradchain.engine.recording.numbers import Ledger
 from gradchain.engine.recording.reduced import Reduced
 
 _NUMBERS = (float, int)
+
+
+class Laid(Protocol):
+    """How the weights lie in memory, as a tape asks for it."""
+
+    def state(self, tensors: EagerTensors) -> EagerTensors:
+        """Tensors, each laid out as its weight."""
+
+    def shapes(self, index: Index) -> Shapes:
+        """The shapes of the weights of these names."""
+
+    def odd(self, tensors: EagerTensors) -> Shapes | None:
+        """The shapes of entries; None where each has that of its weight."""
 
 
 class Pending(NamedTuple):
@@ -68,7 +80,7 @@ class Tape:
         self,
         reduce: Callable[[Tape, int, str], Any],
         compute: Callable[[Tape, int], EagerTensors],
-        fit: Callable[[EagerTensors], EagerTensors],
+        layout: Laid,
         fresh: Callable[[Tape, Index, Shapes | None, list[torch.dtype]], EagerTensors],
         settle: Callable[[Tape], None],
         ledger: Callable[[list[Any], list[Any]], Ledger] | None = None,
@@ -87,7 +99,9 @@ class Tape:
         self._alive: list[Tensors] = []
         self._reduce = reduce
         self._compute = compute
-        self._fit = fit
+        self._fit = layout.state
+        self.plain = layout.shapes  # of the weights, by an Index
+        self._odd = layout.odd
         self._fresh = fresh
         self._settle = settle
         self._computed: dict[int, EagerTensors] = {}
@@ -106,7 +120,7 @@ class Tape:
         if known is None:
             extra = kind == "extra" and not laid
             held = self._fit(tensors) if extra else tensors
-            shapes = held.odd_shapes() if kind in ("state", "extra") else None
+            shapes = self._odd(held) if kind in ("state", "extra") else None
             op = ("leaf", kind) if shapes is None else ("leaf", kind, shapes)
             known = self.node(op, tensors.index, shapes).node
             self.leaves[known] = held
@@ -347,16 +361,18 @@ class Lazy(Tensors):
                 index = value.within(index)
         shapes = None
         if any(type(v) is Lazy and v.shapes is not None for v in values):
-            shapes = met_shapes(op, index, [v for v in values if type(v) is Lazy])
+            shapes = met_shapes(op, index, [v for v in values if type(v) is Lazy], tape.plain(index))
             values = [tape.small(v) if type(v) is Lazy and v.shapes_in(index) != shapes else v for v in values]
         return tape.node((op, *(tape.operand(v, index) for v in values)), index, shapes)
 
     def shapes_in(self, index: Index) -> Shapes | None:
         """The shapes of some of the entries; None where each has that of its weight."""
-        return None if self.shapes is None else narrowed_shapes(self._index, self.shapes, index)
+        if self.shapes is None:
+            return None
+        return narrowed_shapes(self._index, self.shapes, index, self.tape.plain(index))
 
     def _shapes(self) -> Shapes:
-        return weight_shapes(self._index) if self.shapes is None else self.shapes
+        return self.tape.plain(self._index) if self.shapes is None else self.shapes
 
     def _along(self, word: str, kind: str, dim: Dims) -> Tensors:
         rows = zip(self._index.names, self._shapes(), strict=True)
@@ -436,7 +452,7 @@ class Lazy(Tensors):
             return self.tape.leaf(
                 "extra", self.tape.in_memory(_overlaid, *map(self.tape.computed, (self.node, lifted.node)))
             )
-        shapes = overlaid_shapes(self, lifted)
+        shapes = overlaid_shapes(self, lifted, self.tape.plain(self._index))
         return self.tape.node(("overlay", self.node, lifted.node), self._index, shapes)
 
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:

@@ -4,7 +4,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import optax
 import pytest
 import torch
 
@@ -12,6 +11,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from dataclasses import replace
 
 from benchmarks import rules
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from later import later
+
+optax = later("optax")
 
 SHAPES = [(12, 20), (20, 12), (8, 8)]
 
@@ -54,6 +58,7 @@ def test_the_links_are_the_rules(name, far):
 def test_the_command_says_its_figures(tmp_path, monkeypatch, capsys):
     small = {name: replace(case, shapes=SHAPES) for name, case in rules.CASES.items()}
     monkeypatch.setattr(rules, "CASES", small)
+    monkeypatch.setattr(rules, "pin", lambda threads, core: None)  # the process is that of other tests too
     monkeypatch.setattr(sys, "argv", ["rules", "--rounds", "2", "--rule", "Muon", "--output", str(tmp_path / "x.json")])
     before = torch.get_num_threads()
     try:
