@@ -39,7 +39,7 @@ def test_an_interrupt_at_any_line(name):
     assert tally.sides["after"] and tally.sides["before"] + tally.sides["dropped"]
 
 
-@pytest.mark.parametrize("executors", ["blocks", "patterns,blocks", "reference"])
+@pytest.mark.parametrize("executors", ["blocks", "patterns,blocks", "foreach", "fused,foreach", "reference"])
 @pytest.mark.parametrize("name", MAIN)
 def test_an_interrupt_where_torch_writes_in_several_calls(name, executors):
     """The same without the native executor."""
@@ -49,13 +49,13 @@ def test_an_interrupt_where_torch_writes_in_several_calls(name, executors):
 
 
 @pytest.mark.parametrize("error", [MemoryError, ArithmeticError])
-@pytest.mark.parametrize("executors", ["native", "blocks"])
+@pytest.mark.parametrize("executors", ["native", "blocks", "foreach"])
 def test_other_exceptions(error, executors):
     """An exception of any kind is like an interrupt, but for what a trace that fails is forgiven."""
     clean(injections(BY_NAME["masked"], executors, SPARSE, next(_offsets), error))
 
 
-@pytest.mark.parametrize("executors", ["native", "blocks", "reference"])
+@pytest.mark.parametrize("executors", ["native", "blocks", "fused,foreach", "reference"])
 @pytest.mark.parametrize("name", ["masked", "window in .grad closes", "sam"])
 def test_a_second_interrupt_in_a_row(name, executors):
     """What the first left is finished or dropped at the next entry, if the second kept that from the handler."""
