@@ -75,7 +75,7 @@ def _column(leaf: int, part: Part, tape: Tape, ledger: HostLedger, lent: bool) -
     index = tensors.index
     position = None if part.names == index.names else [index.position[n] for n in part.names]
     cell = ledger.cell(tensors)
-    rows = partial(_rows, position, lent)
+    rows = partial(_rows, position, lent or kind == "extra")
     return ledger.shared(("column", cell, part.names), rows, ledger.handle(cell), what=("alias",))
 
 
