@@ -168,19 +168,14 @@ def lookahead(k: int, alpha: float) -> Callable[..., Tensor]:
 
 
 def adaptive_sharpness(rho: float, eta: float) -> Callable[..., dict[str, Tensor]]:
-    """Kwon et al., 2021, Algorithm 1; a complex number is a pair of reals."""
-
-    def size(w: Tensor) -> Tensor:
-        return torch.complex(w.real.abs() + eta, w.imag.abs() + eta) if w.is_complex() else w.abs() + eta
-
-    def times(a: Tensor, b: Tensor) -> Tensor:
-        return torch.complex(a.real * b.real, a.imag * b.imag) if a.is_complex() else a * b
+    """Kwon et al., 2021, Algorithm 1."""
 
     def step(problem: Problem, t: int, weights: dict[str, Tensor], memory: dict[str, Any]) -> dict[str, Tensor]:
         g = problem.gradient(t, weights)
-        scaled = {n: times(size(weights[n]), g[n]) for n in g}
+        size = {n: weights[n].abs() + eta for n in g}
+        scaled = {n: size[n] * g[n] for n in g}
         factor = rho / (together(scaled) + 1e-12)
-        up = {n: w + factor * times(size(w), scaled[n]) if n in g else w for n, w in weights.items()}
+        up = {n: w + factor * size[n] * scaled[n] if n in g else w for n, w in weights.items()}
         there = problem.gradient(t, up)
         return {n: weights[n] - problem.rate(t) * there[n] for n in g}
 
@@ -313,7 +308,7 @@ ROWS: tuple[Case, ...] = (
     Case(
         "asam",
         gch.rules.asam(0.5, 0.1),
-        (joint_twin(adaptive_sharpness(0.5, 0.1), complex=True),),
+        (joint_twin(adaptive_sharpness(0.5, 0.1)),),
         bend=0.5,
         scope="joint",
         uses_params=True,
