@@ -21,9 +21,13 @@ from gradchain.transforms import __all__ as _of_transforms
 
 if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
-    from gradchain.rules.asam import asam as asam
-    from gradchain.rules.hyperball import hyperball as hyperball
-    from gradchain.rules.lookahead import lookahead as lookahead
+    from gradchain.rules.adaptive_sharpness import asam as asam
+    from gradchain.rules.between_points import schedule_free as schedule_free
+    from gradchain.rules.between_points import schedule_free_adamw as schedule_free_adamw
+    from gradchain.rules.between_points import schedule_free_radam as schedule_free_radam
+    from gradchain.rules.between_points import schedule_free_sgd as schedule_free_sgd
+    from gradchain.rules.fixed_norm import hyperball as hyperball
+    from gradchain.rules.logit_clip import qk_clip as qk_clip
     from gradchain.rules.projections import projection_box as projection_box
     from gradchain.rules.projections import projection_halfspace as projection_halfspace
     from gradchain.rules.projections import projection_hypercube as projection_hypercube
@@ -36,18 +40,14 @@ if TYPE_CHECKING:
     from gradchain.rules.projections import projection_non_negative as projection_non_negative
     from gradchain.rules.projections import projection_simplex as projection_simplex
     from gradchain.rules.projections import projection_vector as projection_vector
-    from gradchain.rules.qk_clip import qk_clip as qk_clip
-    from gradchain.rules.schedule_free import schedule_free as schedule_free
-    from gradchain.rules.schedule_free import schedule_free_adamw as schedule_free_adamw
-    from gradchain.rules.schedule_free import schedule_free_radam as schedule_free_radam
-    from gradchain.rules.schedule_free import schedule_free_sgd as schedule_free_sgd
+    from gradchain.rules.slow_weights import lookahead as lookahead
 
 # Where each of the others lives: those of this room, as "rules.muon".
 _HOMES = {
-    "asam": "rules.asam",
+    "asam": "rules.adaptive_sharpness",
     "from_torch": "adapters",
-    "hyperball": "rules.hyperball",
-    "lookahead": "rules.lookahead",
+    "hyperball": "rules.fixed_norm",
+    "lookahead": "rules.slow_weights",
     "projection_box": "rules.projections",
     "projection_halfspace": "rules.projections",
     "projection_hypercube": "rules.projections",
@@ -60,11 +60,11 @@ _HOMES = {
     "projection_non_negative": "rules.projections",
     "projection_simplex": "rules.projections",
     "projection_vector": "rules.projections",
-    "qk_clip": "rules.qk_clip",
-    "schedule_free": "rules.schedule_free",
-    "schedule_free_adamw": "rules.schedule_free",
-    "schedule_free_radam": "rules.schedule_free",
-    "schedule_free_sgd": "rules.schedule_free",
+    "qk_clip": "rules.logit_clip",
+    "schedule_free": "rules.between_points",
+    "schedule_free_adamw": "rules.between_points",
+    "schedule_free_radam": "rules.between_points",
+    "schedule_free_sgd": "rules.between_points",
 }
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it

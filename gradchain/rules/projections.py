@@ -37,7 +37,8 @@ def _real(fn: Callable[[Tensor], Tensor], w: Tensor) -> Tensor:
 
 def _norm(w: Tensor, dim: Any, p: float = 2.0) -> Tensor:
     """The p-norm along dimensions, kept with size 1; of all elements, where there are none to go along."""
-    return torch.linalg.vector_norm(w, p, dim, keepdim=dim is not None)
+    norm: Tensor = torch.linalg.vector_norm(w, p, dim, keepdim=dim is not None)
+    return norm
 
 
 class Projection(Written):
