@@ -50,7 +50,6 @@ class qk_clip(Transform):
 
     descends = False
     role = "weights"
-    per_parameter = True
     uniform = frozenset({"max_logit"})
     refuses_rows = (
         "takes whole weights. Give dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag; or leave these "

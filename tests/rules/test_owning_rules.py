@@ -213,6 +213,20 @@ def test_weights_that_are_loaded_after_bind_are_those_it_starts_from(name):
     assert all(torch.equal(updater.averages()[n], w) for n, w in expected.averages().items())
 
 
+ALONE = {**TWO_POINTS, "hyperball": lambda: gch.chain(gch.scale_by_adam(), gch.rules.hyperball(0.1))}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_each_parameter_may_have_its_turn_in_backward(name):
+    """What becomes of one depends on nothing of the others: the same bits."""
+    model, twin = network(), network()
+    together, apart_ = ALONE[name]().bind(model), ALONE[name]().bind(twin, in_backward=True)
+    for x in batches(5):
+        together.update(loss_of(model, x))
+        apart_.update(loss_of(twin, x))
+    assert all(torch.equal(weights(model)[n], w) for n, w in weights(twin).items())
+
+
 @pytest.mark.parametrize("name", TWO_POINTS)
 def test_averages_of_branches_are_one(name, tmp_path):
     """Each branch keeps those of its own parameters; averaged() and a file have them all."""
@@ -575,6 +589,7 @@ def test_qk_clip_bounds_the_logits():
                 layers[n][m].weight.grad = torch.zeros_like(layers[n][m].weight)
         updater.step()
     assert info.applied
+    assert ran_native(updater)
     assert largest("b").item() == bounds[1]
     assert torch.equal(values, before["a.v.weight"])
     updater.observe("a", 4 * bounds[0])
@@ -583,6 +598,14 @@ def test_qk_clip_bounds_the_logits():
     old = layers["a"]["q"].weight.detach().clone()
     updater.step()
     torch.testing.assert_close(layers["a"]["q"].weight.detach(), 0.5 * old, rtol=1e-14, atol=0)
+
+
+def test_qk_clip_has_no_turns_in_backward():
+    """News are read once for all of its parameters."""
+    layers = nn.Linear(2, 2)
+    tx = gch.chain(gch.sgd(0.1), gch.rules.qk_clip("logit", gch.named("weight")))
+    with pytest.raises(ValueError, match="qk_clip"):
+        tx.bind(layers, in_backward=True)
 
 
 # what others call it
