@@ -68,7 +68,7 @@ class schedule_free(Transform):
     State: `count`; `average` and `z`, two tensors per parameter; `weight_sum` and `max_rate`, numbers per parameter.
     Units: direction → weights.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: schedulefree's SGDScheduleFree, AdamWScheduleFree and RAdamScheduleFree with silent_sgd_phase=True, and
+    Equals: schedulefree.SGDScheduleFree, AdamWScheduleFree, RAdamScheduleFree with silent_sgd_phase=True, and
         AdamWScheduleFreeReference with decay_at_z=True, where no gradient is None: there t counts steps of all.
         optax.contrib.schedule_free without a warm-up, which there counts from 1 for the average and from 0 for the
         step. They recover x from y and z, which b1 = 0 forbids and low precision spoils.
@@ -161,7 +161,7 @@ def schedule_free_sgd(
     z_decay: Value = 0.0,
     mask: SelectorLike | None = None,
 ) -> chain:
-    """Schedule-free gradient descent with decay of what `mask` selects: Defazio et al., 2024, arXiv 2405.15682.
+    """Schedule-free descent with decay of what `mask` selects: Defazio et al., 2024, https://arxiv.org/abs/2405.15682.
 
     Equals schedulefree.SGDScheduleFree, with its momentum as b1, and optax.contrib.schedule_free_sgd without a warm-up.
     The model is at y; evaluate x: `with updater.averaged():`. The decay is at y, that by
@@ -227,8 +227,9 @@ def schedule_free_radam(
 ) -> chain:
     """Schedule-free AdamW that needs no warm-up: its rate is multiplied by RAdam's rectification.
 
-    Equals schedulefree.RAdamScheduleFree with silent_sgd_phase=True, its default: in the first updates, as many as the
-    mean square needs to be of use, nothing moves. The model is at y; evaluate x: `with updater.averaged():`.
+    Defazio et al., 2024, https://arxiv.org/abs/2405.15682. Equals schedulefree.RAdamScheduleFree with
+    silent_sgd_phase=True, its default: in the first updates, as many as the mean square needs to be of use, nothing
+    moves. The model is at y; evaluate x: `with updater.averaged():`.
 
     >>> import gradchain as gch
     >>> gch.rules.schedule_free_radam(0.01)
