@@ -16,7 +16,9 @@ from gradchain.selectors.source import LINE
 
 NAMES = {name: value for name, value in vars(rules).items() if callable(value)}
 FRONT = {name: getattr(gch, name) for name in gch.__all__}
-KNOWN = {**vars(gch.schedules), **vars(gch.selectors), **NAMES, **FRONT, "torch": torch, "inf": float("inf")}
+RULES = {name: getattr(gch.rules, name) for name in gch.rules.__all__}
+KNOWN = {**RULES, **vars(gch.schedules), **vars(gch.selectors), **NAMES, **FRONT}
+KNOWN.update(torch=torch, inf=float("inf"))
 rows = pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES])
 LINKS = [case.link for case in CASES]
 
