@@ -409,7 +409,7 @@ ROWS: tuple[Case, ...] = (
     Case(
         "average_each",
         gch.average_each(4),
-        (torchs("SGD", watch=ax),),
+        (torchs("ASGD", lambd=0.0, t0=3, watch=ax),),
         watch=means,
         uses_params=True,
     ),

@@ -2,7 +2,9 @@
 
 import ast
 import importlib.util
+import re
 import sys
+from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock, patch
 
@@ -173,6 +175,23 @@ def test_a_scheduled_rate_is_read_as_torch_reads_that_of_a_group(cls):
                 torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
 
     in_double(run)
+
+
+def rows_of_the_guide():
+    page = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text()
+    return re.findall(r"^\| `(\w+)\(params(?:, )?(.*)\)` \| `(gch\..*)` \| `(.*)` \|$", page, flags=re.M)
+
+
+@pytest.mark.parametrize(("name", "given", "alias", "chain"), rows_of_the_guide())
+def test_the_guide_says_which_chain_a_class_is(name, given, alias, chain):
+    """The class as it stands there moves weights as the alias beside it, which is the chain beside that."""
+    tx = eval(alias, {"gch": gch})
+    assert re.sub(r"\s+", " ", repr(tx)) == chain
+    in_double(compare, getattr(torch.optim, name), eval(f"dict({given})"), tx)
+
+
+def test_the_guide_has_every_class_that_is_a_chain():
+    assert {name for name, *_ in rows_of_the_guide()} == {i.optim_cls.__name__ for i in optim_db} - set(WITHOUT)
 
 
 def test_every_class_of_torch_optim_is_here_or_has_its_reason():

@@ -19,11 +19,11 @@ class maximize(Transform):
 
     Shapes: elementwise, any.
     Units: unchanged.
-    Equals: the argument `maximize` of torch.optim's classes.
+    Equals: torch.optim.SGD with maximize=True; that argument of all of torch.optim's classes.
 
     >>> import gradchain as gch
     >>> gch.chain(gch.maximize(), gch.sgd(0.1, weight_decay=1e-4))
-    chain(maximize(), chain(add_decayed_weights(0.0001), scale_by_learning_rate(0.1)))
+    chain(maximize(), add_decayed_weights(0.0001), scale_by_learning_rate(0.1))
     """
 
     descends = None  # on purpose: the sign is not to be mended

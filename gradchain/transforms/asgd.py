@@ -100,7 +100,7 @@ class average_each(Transform):
 
     >>> import gradchain as gch
     >>> gch.chain(gch.sgd(0.1), gch.average_each(start=100))
-    chain(chain(scale_by_learning_rate(0.1)), average_each(start=100))
+    chain(scale_by_learning_rate(0.1), average_each(start=100))
     """
 
     descends = False

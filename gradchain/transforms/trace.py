@@ -42,8 +42,7 @@ class trace(Transform):
         accumulator_dtype: the dtype `trace` is stored in; None for the parameter's, and float32 for float16. This
             update uses it unrounded.
         dampening: how much of each gradient but the first of a parameter is left out, in [0, 1]; with dampening =
-            decay the sum is a mean. Where it is the number 0 no gradients are counted, so an override of that dampens
-            the first one too.
+            decay the sum is a mean. Where it is the number 0 nothing is counted, and there is nothing to override.
 
     Shapes: elementwise, any.
     State: `trace`, one tensor per parameter: 4 bytes per float32 element; with dampening also `count`.
@@ -71,6 +70,10 @@ class trace(Transform):
         given = self.__dict__["dampening"]
         return not isinstance(given, (int, float)) or given != 0
 
+    def check(self) -> None:
+        if not self._is_damped:
+            self.__dict__["hypers"] = {name: self.hypers[name] for name in self.hypers if name != "dampening"}
+
     def written(self) -> dict[str, Any]:
         """Its fields; `dampening` only where it is, as configs of before there was any have it."""
         fields = super().written()
@@ -83,7 +86,7 @@ class trace(Transform):
     def update(self, g: Tensors, state: TraceState, ctx: Context) -> tuple[Tensors, TraceState]:
         if isinstance(state, DampedTraceState):
             return self._damped(g, state)
-        t = (g if not self._is_damped else (1 - self.dampening) * g) + self.decay * state.trace
+        t = g + self.decay * state.trace
         return (g + self.decay * t if self.nesterov else t), TraceState(t)
 
     def _damped(self, g: Tensors, state: DampedTraceState) -> tuple[Tensors, DampedTraceState]:

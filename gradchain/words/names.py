@@ -99,8 +99,8 @@ OPTAX: dict[str, str] = {
     "inject_hyperparams": "gch.Updater.override",
     "inject_stateful_hyperparams": "gch.Updater.override",
     # aliases
-    "adamaxw": "gch.adamax, with decoupled_weight_decay=True",
-    "amsgrad": "gch.adam, with amsgrad=True",
+    "adamaxw": "gch.adamax",
+    "amsgrad": "gch.adam",
     "sign_sgd": "gch.scale_by_sign",
     "signum": "gch.scale_by_sign",
     # schedules
