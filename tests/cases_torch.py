@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from case import Case
+from harness import Problem
 from peers import Peer, Rule, Weights, of_optax, of_torch, twin
 from rules import falling
 from torch import Tensor
@@ -18,14 +19,33 @@ import gradchain as gch
 
 def torchs(name: str, **given: Any) -> Peer:
     """A class of torch.optim, whose own numbers are float64 as the weights are."""
-    watch = given.pop("watch", None)
+    watch, before, foreach = given.pop("watch", None), None, {"foreach": False}
+    if name == "SparseAdam":
+        before, foreach = sparse, {}
     shown = ", ".join(f"{n}={v}" for n, v in given.items())
     peer = of_torch(
         f"torch.optim.{name}({shown})",
-        lambda w, lr: getattr(torch.optim, name)(w.values(), lr=lr, foreach=False, **given),
+        lambda w, lr: getattr(torch.optim, name)(w.values(), lr=lr, **foreach, **given),
         watch=watch,
+        before=before,
     )
     return replace(peer, run=lambda problem: in_double(peer.run, problem))
+
+
+def sparse(params: list[Any], t: int) -> None:
+    """Each gradient as that of all rows."""
+    for p in params:
+        p.grad = p.grad.to_sparse(1)
+
+
+def of_rows(peer: Peer) -> Peer:
+    """A peer that takes gradients of rows alone: a number is one row to it. Of complex ones it has no root."""
+
+    def run(problem: Problem) -> list[dict[str, Any]]:
+        moved = peer.run(problem.map(lambda tensors: {n: x if x.ndim else x[None] for n, x in tensors.items()}))
+        return [{n: x.reshape(problem.params[n].shape) for n, x in row.items()} for row in moved]
+
+    return replace(peer, run=run, complex=False)
 
 
 def in_double(fn: Callable[..., Any], *args: Any) -> Any:
@@ -439,6 +459,18 @@ ROWS: tuple[Case, ...] = (
         uses_params=True,
     ),
     Case(
+        "adagrad-optax",
+        gch.adagrad(0.5, 0.1, 1e-7, eps_in_sqrt=True, lr_decay=0.1),
+        (
+            of_optax(
+                "optax.adagrad",
+                lambda ox, lr: ox.chain(ox.adagrad(lr), ox.scale_by_schedule(lambda t: 1 / (1 + t / 10.0))),
+            ),
+        ),
+        covers="adagrad",
+        lr=None,
+    ),
+    Case(
         "adadelta",
         gch.adadelta(0.5, eps=0.01, weight_decay=0.1),
         (
@@ -452,7 +484,10 @@ ROWS: tuple[Case, ...] = (
     Case(
         "adamax",
         gch.adamax(0.5, weight_decay=0.1),
-        (torchs("Adamax", weight_decay=0.1),),
+        (
+            torchs("Adamax", weight_decay=0.1),
+            of_optax("optax.adamax", lambda ox, lr: ox.chain(ox.add_decayed_weights(0.1), ox.adamax(lr))),
+        ),
         covers="adamax",
         lr=None,
         uses_params=True,
@@ -474,6 +509,13 @@ ROWS: tuple[Case, ...] = (
         uses_params=True,
     ),
     Case(
+        "radam-optax",
+        gch.radam(0.5, b2=0.9, eps=0.1, eps_hat=False),
+        (of_optax("optax.radam", lambda ox, lr: ox.radam(lr, b2=0.9, eps=0.1)),),
+        covers="radam",
+        lr=None,
+    ),
+    Case(
         "nadam",
         gch.nadam(0.5, weight_decay=0.1),
         (torchs("NAdam", weight_decay=0.1),),
@@ -484,7 +526,7 @@ ROWS: tuple[Case, ...] = (
     Case(
         "sparse_adam",
         gch.sparse_adam(0.5, eps=0.1),
-        (directed(eps_hat(0.9, 0.999, 0.1)),),
+        (of_rows(torchs("SparseAdam", eps=0.1)), directed(eps_hat(0.9, 0.999, 0.1))),
         covers="sparse_adam",
         lr=None,
     ),

@@ -49,7 +49,7 @@ ROWS = {
 
 def ours(name, kwargs):
     """The alias of a class of torch.optim from the very arguments of that class."""
-    alias = getattr(gch, {"SparseAdam": "sparse_adam"}.get(name, name.lower()))
+    alias = getattr(gch.rules, {"SparseAdam": "sparse_adam"}.get(name, name.lower()))
     given = {n: v.item() if isinstance(v, torch.Tensor) else v for n, v in kwargs.items() if n not in HOW}
     pairs = {"betas": ("b1", "b2"), "etas": ("eta_minus", "eta_plus"), "step_sizes": ("min_step_size", "max_step_size")}
     for word, parts in pairs.items():
@@ -94,9 +94,9 @@ def gradient(weight, name, t, sparse):
     return torch.sparse_coo_tensor(rows[None], drawn[rows], weight.shape, check_invariants=True)
 
 
-def compare(cls, kwargs, tx, groups=None):
-    """Twelve steps beside each other: weights, and where there is an average that too."""
-    sparse = cls is torch.optim.SparseAdam
+def compare(cls, kwargs, tx, groups=None, sparse=False):
+    """Twelve steps beside each other, in native kernels."""
+    sparse = sparse or cls is torch.optim.SparseAdam
     theirs, mine = Model(), Model()
     if sparse:
         del theirs.d, mine.d
@@ -177,6 +177,23 @@ def test_a_scheduled_rate_is_read_as_torch_reads_that_of_a_group(cls):
     in_double(run)
 
 
+SPARSE = [row for row in inputs() if next(i for i in optim_db if i.optim_cls is row.values[0]).supports_sparse]
+SPARSE = [
+    row for row in SPARSE if not {"weight_decay", "momentum"} & set(row.values[1])
+]  # these go on without gradients
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize(("cls", "kwargs"), SPARSE)
+def test_a_class_that_takes_sparse_gradients_takes_them_here(cls, kwargs):
+    """It moves the rows that a gradient names, and no others, and counts as torch does."""
+    in_double(compare, cls, kwargs, ours(cls.__name__, kwargs), None, True)
+
+
+def test_some_class_takes_sparse_gradients():
+    assert {row.values[0].__name__ for row in SPARSE} >= {"Adagrad", "SGD"}
+
+
 def rows_of_the_guide():
     page = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text()
     return re.findall(r"^\| `(\w+)\(params(?:, )?(.*)\)` \| `(gch\..*)` \| `(.*)` \|$", page, flags=re.M)
@@ -200,7 +217,7 @@ def test_every_class_of_torch_optim_is_here_or_has_its_reason():
     tried = {info.optim_cls.__name__ for info in optim_db}
     assert classes == tried
     assert set(WITHOUT) <= classes
-    assert [n for n in WITHOUT if hasattr(gch, n.lower())] == []
+    assert [n for n in WITHOUT if hasattr(gch.rules, n.lower())] == [], "these are compared as the others are"
     assert len(list(inputs())) > 60
 
 

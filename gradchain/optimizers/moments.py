@@ -109,8 +109,9 @@ def sparse_adam(
 ) -> chain:
     """Adam for sparse gradients, of embeddings: the moments of rows without a gradient rest, as everywhere here.
 
-    Equals torch.optim.SparseAdam, which adds eps to the root of the uncorrected mean square: in that alone it differs
-    from `adam`, which takes sparse gradients too. Dense gradients, which torch refuses, are those of all rows.
+    Kingma and Ba, 2014, https://arxiv.org/abs/1412.6980. Equals torch.optim.SparseAdam, which adds eps to the root of
+    the uncorrected mean square: in that alone it differs from `adam`, which takes sparse gradients too. Dense
+    gradients, which torch refuses, are those of all rows.
 
     >>> import gradchain as gch
     >>> gch.sparse_adam(1e-3)
@@ -171,8 +172,8 @@ def nadamw(
     >>> gch.nadamw(1e-3, weight_decay=0.0)
     chain(scale_by_adam(nesterov=True), scale_by_learning_rate(0.001))
     """
-    dtypes = {"mu_dtype": mu_dtype, "nu_dtype": nu_dtype}
-    return adamw(learning_rate, b1, b2, eps, weight_decay, mask, eps_root=eps_root, nesterov=True, **dtypes)
+    direction = scale_by_adam(b1, b2, eps, eps_root, True, mu_dtype, nu_dtype)
+    return parts.rule(direction, learning_rate, weight_decay, mask, False, decoupled=True)
 
 
 @answering

@@ -35,11 +35,11 @@ def rmsprop(
     accumulator_dtype: torch.dtype | None = None,
     maximize: bool = False,
 ) -> chain:
-    """Divide by the root of a mean square, then momentum: Tieleman and Hinton, 2012.
+    """Divide by the root of a mean square, then momentum; the decay of what `mask` selects is an L2 penalty.
 
-    http://www.cs.toronto.edu/~hinton/coursera/lecture6/lec6.pdf. Equals torch.optim.RMSprop; optax.rmsprop with
-    eps_in_sqrt=True, whose decay is 0.9 by default, and whose momentum stands behind the learning rate: the same while
-    that is one number. The decay of what `mask` selects is an L2 penalty.
+    Paper: Tieleman and Hinton, 2012, http://www.cs.toronto.edu/~hinton/coursera/lecture6/lec6.pdf. Equals
+    torch.optim.RMSprop; optax.rmsprop with eps_in_sqrt=True, whose decay is 0.9 by default, and whose momentum stands
+    behind the learning rate: the same while that is one number.
 
     >>> import gradchain as gch
     >>> gch.rmsprop(1e-3, momentum=0.9)
@@ -63,10 +63,10 @@ def adagrad(
     mask: SelectorLike | None = None,
     maximize: bool = False,
 ) -> chain:
-    """Divide by the root of the sum of all squares: Duchi et al., 2011, https://jmlr.org/papers/v12/duchi11a.html.
+    """Divide by the root of the sum of all squares.
 
-    Equals torch.optim.Adagrad; optax.adagrad with eps_in_sqrt=True and its defaults, 0.1 and 1e-7. The decay of what
-    `mask` selects is an L2 penalty.
+    Paper: Duchi et al., 2011, https://jmlr.org/papers/v12/duchi11a.html. Equals torch.optim.Adagrad; optax.adagrad with
+    eps_in_sqrt=True and its defaults, 0.1 and 1e-7. The decay of what `mask` selects is an L2 penalty.
 
     >>> import gradchain as gch
     >>> gch.adagrad(0.1, lr_decay=1e-3)

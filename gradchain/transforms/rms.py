@@ -177,6 +177,6 @@ def started(slot: Tensors, at: float) -> Tensors:
 def root_with(square: Tensors, known: Any, eps: float, inside: bool) -> Tensors:
     """The root of a mean square, of which so much is known, with eps inside it or beside it."""
     # divided once, and after the root: a mean square over one might be infinite
-    if inside:
-        return (square + known * eps).sqrt() / known**0.5
-    return square.sqrt() / known**0.5 + eps
+    scale = known**0.5
+    root: Tensors = (square + known * eps).sqrt() / scale if inside else square.sqrt() / scale + eps
+    return root

@@ -296,7 +296,7 @@ def cases():
 
 def teach(twins: Twins, name: str) -> None:
     """Eight steps: with gradients absent, laid out otherwise, infinite; with an override for a while."""
-    rated = sum(key.endswith("learning_rate") for key in twins.ours.hyperparams()) == 1
+    rated = sum(key.endswith("learning_rate") for key in twins.ours.hyperparams()) == 1 and name != "rprop"  # read once
     for t in range(STEPS):
         if rated and t in (4, 6):
             twins.each(lambda _, u, t=t: u.override("learning_rate", factor=0.5 if t == 4 else None))
