@@ -18,7 +18,7 @@ from gradchain.core.scalars import Count, maximum
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._units import WHOLE_WEIGHTS, decay_of, of_row, of_whole
+from gradchain.rules._units import WHOLE_WEIGHTS, decay_of, of_row, of_whole, rms
 from gradchain.selectors import SelectorLike
 from gradchain.selectors.base import predicate
 from gradchain.selectors.source import code
@@ -159,7 +159,8 @@ def _check_divides(block: Block, name: str, parameter: Tensor) -> None:
 def _mean_square(g: Tensors, block: Block) -> Any:
     """The mean square over each block: one number per parameter, or Tensors of one per row."""
     if block == "tensor":
-        return g.norms() ** 2 / maximum(g.numels(), 1)
+        norm = rms(g)  # its product with itself may be infinite, a power of it may not
+        return norm * norm
     rows = (g * g).mean(of_row)
     return rows if block == "row" else rows.map(partial(_over_blocks, block))
 

@@ -76,7 +76,8 @@ class scale_by_novograd(Transform):
     def update(self, g: Tensors, state: NovogradState, ctx: Context) -> tuple[Tensors, NovogradState]:
         count = state.count.tick(g)
         b2 = where(count == 1, 0.0, self.b2)
-        nu = b2 * state.nu + (1 - b2) * g.norms() ** 2
+        norm = g.norms()  # its product with itself may be infinite, a power of it may not
+        nu = b2 * state.nu + (1 - b2) * (norm * norm)
         mu = self.b1 * state.mu + g / ((nu + self.eps_root).sqrt() + self.eps) + self.weight_decay * ctx.params
         return mu, NovogradState(count, mu, nu)
 

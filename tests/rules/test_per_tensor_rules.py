@@ -280,7 +280,7 @@ def test_sm3_refuses_more_dimensions_than_it_remembers():
 def test_a_sparse_gradient_is_refused(name):
     """A rule that needs whole weights does not see some rows for them."""
     words = nn.Embedding(5, 2, sparse=True)
-    with pytest.raises(ValueError, match="needs numbers of whole weights. Give dense gradients"):
+    with pytest.raises(ValueError, match=r"needs numbers of whole weights\. Give dense gradients"):
         getattr(gch.rules, name)(0.1).bind(words)
 
 
