@@ -71,7 +71,6 @@ def noise(argument: str, value: Any, error: type[Exception], rule: str) -> Bad:
 
 LINK = gch.scale(1.0)
 BODY = gch.named("body.*")
-RISING = gch.linear(0.5, 0.9, 10)
 UNIT = "in [0, 1)"
 POSITIVE_OR_0 = "in [0, inf)"
 
@@ -396,16 +395,6 @@ ROWS: tuple[Bad, ...] = (
     number(gch.rules.drop_radial, "wd_ratio", 1.5, "in [0, 1]", LINK),
     number(gch.rules.drop_radial, "weight_decay", -0.1, POSITIVE_OR_0, LINK),
     number(gch.rules.drop_radial, "eps", 0.0, "in (0, inf)", LINK),
-    Bad(
-        gch.rules.sgdp,
-        (0.1,),
-        {"momentum": RISING, "weight_decay": 0.1},
-        TypeError,
-        f"sgdp: momentum must be a number where there is a decay, got {RISING!r}. Write "
-        "chain(drop_radial(trace(…), weight_decay=…), scale_by_learning_rate(…)).",
-        "momentum",
-        repr(RISING),
-    ),
 )
 
 UNCHECKED: dict[str, str] = {

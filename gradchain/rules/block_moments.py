@@ -111,18 +111,18 @@ class scale_by_adam_mini(Transform):
         count = state.count.tick(g)
         mu = state.mu.lerp(g, 1 - self.b1)
         nu = state.nu.select(g.index)
-        for block, members in self._parts(g.index):
-            square = _mean_square(g.select(members), block)
-            nu = nu.overlay(self.b2 * nu.select(members) + (1 - self.b2) * square)
+        for block, members in self._parts(ctx.params.index):
+            mine = g.select(members)
+            if len(mine):
+                square = _mean_square(mine, block)
+                nu = nu.overlay(self.b2 * nu.select(mine.index) + (1 - self.b2) * square)
         # as scale_by_adam has it: nu over its correction might be infinite
         first, second = 1 - self.b1**count, maximum(1 - self.b2**count, _LEAST)
         root = nu.sqrt() + second**0.5 * self.eps
         return mu / (root * (first / second**0.5)), AdamMiniState(count, mu, nu)
 
     def _parts(self, index: Index) -> list[tuple[Block, Index]]:
-        """Which of these parameters have which block; none of no parameters."""
-        if not len(index):
-            return []
+        """Which of these parameters have which block."""
         return index.parts((scale_by_adam_mini, self.blocks, self.rest), lambda: self._resolved(index))
 
     def _resolved(self, index: Index) -> Iterable[tuple[Block, Index]]:

@@ -273,6 +273,21 @@ def test_sm3_refuses_more_dimensions_than_it_remembers():
         gch.rules.sm3(0.1).bind({"w": torch.zeros(1, 1, 1, 1, 1, 2, requires_grad=True)})
 
 
+def test_sgdp_divides_a_decay_by_a_momentum_that_is_a_number():
+    """A decay may be a schedule then; a momentum that is one goes with a link that says both."""
+    assert gch.rules.sgdp(0.1, 0.5, weight_decay=0.25) == gch.chain(
+        drop_radial(gch.trace(0.5), weight_decay=0.5), gch.scale_by_learning_rate(0.1)
+    )
+    curve = gch.linear(0.2, 0.0, 10)
+    problem = problem_of(FILLED)
+    apart = gch.chain(drop_radial(gch.trace(0.5), weight_decay=curve / 0.5), gch.scale_by_learning_rate(0.1))
+    assert gap(trajectory(gch.rules.sgdp(0.1, 0.5, weight_decay=curve), problem), trajectory(apart, problem)) <= 1e-15
+    rising = gch.linear(0.5, 0.9, 10)
+    assert gch.rules.sgdp(0.1, rising) == gch.chain(drop_radial(gch.trace(rising)), gch.scale_by_learning_rate(0.1))
+    with pytest.raises(TypeError, match="sgdp: momentum must be a number where there is a decay, got linear"):
+        gch.rules.sgdp(0.1, rising, weight_decay=0.1)
+
+
 # sparse gradients
 
 
