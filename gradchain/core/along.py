@@ -91,11 +91,11 @@ def dims_of(word: str, kind: str, index: Index, name: str, shape: Sequence[int],
 def _checked(word: str, name: str, shape: Sequence[int], dim: Dims) -> tuple[int, ...]:
     """The dimensions of an entry of this shape, counted from 0. TypeError for what is none, ValueError for too many."""
     rank = len(shape)
-    given = dim(rank) if callable(dim) else dim if isinstance(dim, tuple) else (dim,)
-    if not all(type(d) is int for d in given) or not (given or callable(dim)):
-        raise TypeError(
-            f"Tensors.{word}: dim must be an int or a tuple of ints, got {given if callable(dim) else dim!r}."
-        )
+    said = dim(rank) if callable(dim) else dim
+    given = said if isinstance(said, tuple) else (said,)
+    whole = all(type(d) is int for d in given) and (isinstance(said, tuple) or not callable(dim))
+    if not whole or not (given or callable(dim)):
+        raise TypeError(f"Tensors.{word}: dim must be an int or a tuple of ints, got {said!r}.")
     wrong = next((d for d in given if not -rank <= d < rank), None)
     if wrong is not None:
         raise ValueError(

@@ -154,14 +154,20 @@ def _check_divides(block: Block, name: str, parameter: Tensor) -> None:
             f"scale_by_adam_mini: the rows of a parameter must be divisible by the number of its blocks, got {rows} "
             f"rows of {name!r} for {block} blocks."
         )
+    if isinstance(block, int) and parameter.is_complex():
+        raise ValueError(
+            f"scale_by_adam_mini: a parameter of {block} blocks must be real, got {parameter.dtype} of {name!r}. Its "
+            "block may be 'tensor' or 'row'."
+        )
 
 
 def _mean_square(g: Tensors, block: Block) -> Any:
     """The mean square over each block: one number per parameter, or Tensors of one per row."""
     if block == "tensor":
-        norm = rms(g)  # its product with itself may be infinite, a power of it may not
-        return norm * norm
-    rows = (g * g).mean(of_row)
+        root = rms(g)
+        return root * root  # which may be infinite, where a power may not
+    norm = g.norms(of_row)
+    rows = norm * norm / maximum(g.numels() / maximum(norm.numels(), 1), 1)
     return rows if block == "row" else rows.map(partial(_over_blocks, block))
 
 

@@ -94,7 +94,7 @@ class scale_by_sm3(Transform):
                 "another rule by partition."
             )
         having = [params.select([n for n, rank in ranks.items() if max(rank, 1) > d]) for d in range(len(_OTHERS))]
-        zeros = (p.norms(others).zeros_like() for p, others in zip(having, _OTHERS, strict=True))
+        zeros = (p.sum(others).zeros_like() for p, others in zip(having, _OTHERS, strict=True))
         return SM3State(params.slot(self.mu_dtype), *zeros)
 
     def update(self, g: Tensors, state: SM3State, ctx: Context) -> tuple[Tensors, SM3State]:

@@ -268,6 +268,17 @@ def test_rows_that_cannot_be_divided_are_refused():
         gch.rules.adam_mini(0.1, blocks=[(gch.named("weight"), 0)])
 
 
+def test_blocks_of_rows_are_of_real_weights():
+    """A complex one has one second moment of its magnitudes, per row or for all."""
+    model = {"z": torch.tensor([[3 + 4j, 0j], [0j, 1j]], requires_grad=True)}
+    with pytest.raises(ValueError, match="a parameter of 2 blocks must be real, got torch.complex64 of 'z'"):
+        gch.rules.adam_mini(0.1, rest=2).bind(model)
+    before, updater = model["z"].detach().clone(), gch.rules.adam_mini(0.5, rest="row", eps=0.0).bind(model)
+    updater.step({"z": before.clone()})
+    size = torch.tensor([[12.5**0.5], [0.5**0.5]])
+    torch.testing.assert_close(model["z"].detach(), before - 0.5 * before / size)
+
+
 def test_sm3_refuses_more_dimensions_than_it_remembers():
     with pytest.raises(ValueError, match=r"at most 5 dimensions, got 6 of 'w'"):
         gch.rules.sm3(0.1).bind({"w": torch.zeros(1, 1, 1, 1, 1, 2, requires_grad=True)})
