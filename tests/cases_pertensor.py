@@ -9,12 +9,15 @@ import rules
 import torch
 from case import Case, Clip
 from harness import spiky
-from peers import Rule, of_optax, twin
+from later import later
+from peers import Rule, of_optax, of_torch, twin
 from rules import falling
 from torch import Tensor
 
 import gradchain as gch
 
+other = later("pytorch_optimizer")
+older = later("torch_optimizer")
 BODY = gch.named("body.*")
 IN_BODY = ((4, 3), (3,))  # rules of twins know a parameter by its shape
 
@@ -205,6 +208,11 @@ def in_body(tree: Any) -> dict[str, bool]:
     return {n: n.startswith("body.") for n in tree}
 
 
+def filled(weights: dict[str, Any]) -> list[Any]:
+    """The weights without empty ones, which these packages do not take."""
+    return [w for w in weights.values() if w.numel()]
+
+
 def descending(ox: Any, lr: Any, link: Any) -> Any:
     return ox.chain(link, ox.scale_by_learning_rate(lr))
 
@@ -285,6 +293,22 @@ ROWS: tuple[Case, ...] = (
         uses_params=True,
     ),
     Case(
+        "lars-apart",
+        gch.rules.lars(0.5, 0.1, None, 0.2, 0.0, gch.min_ndim(2), nesterov=True, norms_apart=True, rate_last=True),
+        (
+            of_torch(
+                "pytorch_optimizer.LARS",
+                lambda w, lr: other.LARS(filled(w), lr=lr, weight_decay=0.1, trust_coefficient=0.2, nesterov=True),
+                complex=False,
+            ),
+        ),
+        covers="lars",
+        lr=None,
+        scope="tensor",
+        uses_params=True,
+        alone=False,
+    ),
+    Case(
         "fromage",
         gch.rules.fromage(0.5),
         (of_optax("optax.fromage", lambda ox, lr: ox.fromage(lr)), twin(on_a_sphere)),
@@ -295,9 +319,8 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "shrink_by_learning_rate",
-        gch.chain(gch.rules.shrink_by_learning_rate(falling)),
+        gch.rules.shrink_by_learning_rate(falling),
         (twin(lambda w, g, m, lr, t: (w - falling(t) * g) / (1 + falling(t) ** 2) ** 0.5),),
-        covers="shrink_by_learning_rate",
         lr=None,
         uses_params=True,
         uses_step=True,
@@ -426,7 +449,15 @@ ROWS: tuple[Case, ...] = (
     Case(
         "scale_by_stable_adam",
         gch.rules.scale_by_stable_adam(weight_decay=0.2),
-        (twin(stable(0.9, 0.99, 1e-6, 0.2)),),
+        (
+            twin(stable(0.9, 0.99, 1e-6, 0.2)),
+            of_torch(
+                "pytorch_optimizer.StableAdamW",
+                lambda w, lr: other.StableAdamW(filled(w), lr=lr, weight_decay=0.2, eps=1e-6),
+                absent=False,
+                complex=False,
+            ),
+        ),
         lr=falling,
         draw=spiky,
         scope="tensor",
@@ -435,7 +466,15 @@ ROWS: tuple[Case, ...] = (
     Case(
         "stable_adamw",
         gch.rules.stable_adamw(0.5, 0.8, 0.95, 0.1),
-        (twin(stable(0.8, 0.95, 0.1, 0.01)),),
+        (
+            twin(stable(0.8, 0.95, 0.1, 0.01)),
+            of_torch(
+                "pytorch_optimizer.StableAdamW",
+                lambda w, lr: other.StableAdamW(filled(w), lr=lr, betas=(0.8, 0.95), weight_decay=0.01, eps=0.1),
+                absent=False,
+                complex=False,
+            ),
+        ),
         covers="stable_adamw",
         lr=None,
         draw=spiky,
@@ -478,12 +517,14 @@ ROWS: tuple[Case, ...] = (
         (twin(by_blocks(lambda g: 1)),),
         lr=falling,
         scope="tensor",
+        uses_params=True,
     ),
     Case(
         "scale_by_adam_mini-blocks",
         gch.rules.scale_by_adam_mini(blocks=[(BODY, 1)], rest="row"),
         (twin(by_blocks(lambda g: 1 if g.shape in IN_BODY else number_of_rows(g))),),
         scope="tensor",
+        uses_params=True,
         alone=False,
     ),
     Case(
@@ -499,7 +540,16 @@ ROWS: tuple[Case, ...] = (
     Case(
         "drop_radial",
         gch.rules.drop_radial(gch.trace(0.9, nesterov=True), 0.6, 0.3, 0.1),
-        (twin(without_radial(heavy_ball(0.9, True), 0.6, 0.3, 0.1)),),
+        (
+            twin(without_radial(heavy_ball(0.9, True), 0.6, 0.3, 0.1)),
+            of_torch(
+                "torch_optimizer.SGDP",
+                lambda w, lr: older.SGDP(
+                    filled(w), lr=lr, momentum=0.9, nesterov=True, weight_decay=0.01, delta=0.6, wd_ratio=0.3
+                ),
+                complex=False,
+            ),
+        ),
         lr=0.1,
         scope="tensor",
         uses_params=True,
@@ -507,7 +557,14 @@ ROWS: tuple[Case, ...] = (
     Case(
         "adamp",
         gch.rules.adamp(0.5, weight_decay=0.1, delta=0.6),
-        (twin(without_radial(rules.adam(), 0.6, 0.1, 0.1)),),
+        (
+            twin(without_radial(rules.adam(), 0.6, 0.1, 0.1)),
+            of_torch(
+                "torch_optimizer.AdamP",
+                lambda w, lr: older.AdamP(filled(w), lr=lr, weight_decay=0.1, delta=0.6),
+                complex=False,
+            ),
+        ),
         covers="adamp",
         lr=None,
         scope="tensor",
@@ -515,8 +572,15 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "sgdp",
-        gch.rules.sgdp(0.5, 0.5, weight_decay=0.1, delta=0.6),
-        (twin(without_radial(heavy_ball(0.5, False), 0.6, 0.1, 0.2)),),
+        gch.rules.sgdp(0.5, 0.5, nesterov=True, weight_decay=0.1, delta=0.6),
+        (
+            twin(without_radial(heavy_ball(0.5, True), 0.6, 0.1, 0.2)),
+            of_torch(
+                "torch_optimizer.SGDP",
+                lambda w, lr: older.SGDP(filled(w), lr=lr, momentum=0.5, nesterov=True, weight_decay=0.1, delta=0.6),
+                complex=False,
+            ),
+        ),
         covers="sgdp",
         lr=None,
         scope="tensor",

@@ -64,7 +64,7 @@ class scale_by_param_block_norm(Transform):
 
     >>> import gradchain as gch
     >>> gch.rules.scale_by_param_block_norm(1e-2)
-    scale_by_param_block_norm(0.01)
+    scale_by_param_block_norm(min_scale=0.01)
     """
 
     descends = False

@@ -139,8 +139,10 @@ def sgdp(
 ) -> chain:
     """SGDP: SGD with momentum, decay and no radial steps; Heo et al., 2020, https://arxiv.org/abs/2006.08217.
 
-    Equals torch_optimizer.SGDP with dampening=0. Its decay is decoupled from the momentum, and as large as if it
-    were not: divided by 1 - momentum, which has to be a number then.
+    Equals torch_optimizer.SGDP with nesterov and dampening=0. Without nesterov it is the paper's, whose momentum stays
+    whole; there, as in the authors' code, what is taken out of the step is missing in the momentum from then on. The
+    decay is decoupled from the momentum, and as large as if it were not: divided by 1 - momentum, which has to be a
+    number then.
 
     >>> import gradchain as gch
     >>> gch.rules.sgdp(0.1, momentum=0.9)

@@ -61,6 +61,6 @@ def fromage(learning_rate: Value, min_norm: Value = 1e-6) -> chain:
 
     >>> import gradchain as gch
     >>> gch.rules.fromage(0.01)
-    chain(scale_by_trust_ratio(1e-06), shrink_by_learning_rate(0.01))
+    chain(scale_by_trust_ratio(min_norm=1e-06), shrink_by_learning_rate(0.01))
     """
     return chain(scale_by_trust_ratio(min_norm), shrink_by_learning_rate(learning_rate))
