@@ -88,7 +88,7 @@ class scale_by_adam_mini(Transform):
 
     def check(self) -> None:
         given: object = self.blocks
-        pairs = list(given) if isinstance(given, (tuple, list)) else [given]
+        pairs: list[Any] = list(given) if isinstance(given, (tuple, list)) else [given]
         if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
             raise TypeError(f"scale_by_adam_mini: blocks must be pairs (selector, block), got {code(given)}.")
         for _, block in pairs:

@@ -262,6 +262,16 @@ def test_sm3_refuses_more_dimensions_than_it_remembers():
         gch.rules.sm3(0.1).bind({"w": torch.zeros(1, 1, 1, 1, 1, 2, requires_grad=True)})
 
 
+def test_the_rate_of_lars_acts_at_once_where_it_comes_last():
+    """Behind the momentum a fall of the rate is one of the step; before it earlier steps keep the rate they had."""
+    rate, problem = gch.constant(1.0).take(3).then(gch.constant(0.0)), problem_of(FILLED)
+    moved = {}
+    for last in (False, True):
+        chain = gch.rules.lars(rate, 0.1, rate_last=last)
+        moved[last] = [row["body.weight"] for row in trajectory(chain, problem)]
+    assert torch.equal(moved[True][2], moved[True][-1]) and not torch.equal(moved[False][2], moved[False][-1])
+
+
 def test_what_is_taken_out_of_a_step_stays_in_the_momentum():
     """Without nesterov, torch_optimizer writes the step over the momentum."""
     problem = problem_of(FILLED)
