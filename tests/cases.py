@@ -8,6 +8,7 @@ from typing import Any
 
 import cases_owning
 import cases_torch
+import cases_pertensor
 import rules
 import torch
 from case import Case, Clip
@@ -653,4 +654,5 @@ CASES: tuple[Case, ...] = (
     ),
     *cases_owning.ROWS,
     *cases_torch.ROWS,
+    *cases_pertensor.ROWS,
 )

@@ -388,6 +388,10 @@ def _dispatch(op: str, args: tuple[Any, ...]) -> Any:
     if names is not None:
         rows = {n: tuple(a[n] if isinstance(a, Scalars) else a for a in args) for n in names}
         return Scalars({n: _dispatch(op, row) for n, row in rows.items()})
+    if op == "where" and isinstance(args[0], Tensor) and {type(a) for a in args[1:]} in ({float}, {float, int}):
+        # of two floats torch would make one of its default dtype
+        wide = torch.float32 if args[0].device.type == "mps" else torch.float64
+        args = (args[0], torch.full_like(args[0], args[1], dtype=wide), args[2])
     deciding = args[:1] if op == "where" else args  # a truth of the host chooses between whatever is there
     return OPERATIONS[op].truth(*args) if any(isinstance(a, Tensor) for a in deciding) else HOST[op](*args)
 

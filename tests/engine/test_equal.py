@@ -238,6 +238,20 @@ GRADIENTS = {
     "anchored": lambda: gch.chain(anchored(), gch.sgd(0.05)),
     "masks": lambda: gch.chain(masks(), gch.sgd(0.05)),
     "curves": lambda: gch.chain(curves(), gch.sgd(0.05)),
+    "lamb, trusted": lambda: gch.rules.lamb(RATE, weight_decay=0.1, mask=BODY, trust_ratio_mask=gch.min_ndim(2)),
+    "lars": lambda: gch.rules.lars(0.1, 0.1, trust_coefficient=0.2, norms_apart=True, rate_last=True),
+    "fromage": lambda: gch.rules.fromage(RATE),
+    "novograd": lambda: gch.rules.novograd(0.01, weight_decay=0.1),
+    "block norms": lambda: gch.chain(
+        gch.rules.normalize_by_update_norm(5.0), gch.rules.clip_by_block_rms(0.5),
+        gch.rules.scale_by_param_block_norm(), gch.rules.scale_by_param_block_rms(), gch.scale(-0.05),
+    ),
+    "rows": lambda: gch.chain(gch.rules.centralize(), gch.rules.adaptive_grad_clip(0.3), gch.sgd(0.05)),
+    "stable adam": lambda: gch.rules.stable_adamw(RATE, weight_decay=0.1, mask=HEAD),
+    "sm3": lambda: gch.rules.sm3(0.05),
+    "adam_mini": lambda: gch.rules.adam_mini(0.01, blocks=[(gch.named("head.weight"), 3), (BODY, "row")]),
+    "adamp": lambda: gch.rules.adamp(0.01, weight_decay=0.1, mask=BODY, delta=0.5),
+    "sgdp": lambda: gch.rules.sgdp(RATE, 0.9, weight_decay=0.1, delta=0.5),
 }  # fmt: skip
 LOSSES = {
     "accumulate": lambda: gch.chain(gch.accumulate(2), gch.clip_by_norm(0.5), gch.adamw(0.01)),
@@ -254,6 +268,14 @@ LOSSES = {
     "asam": lambda: gch.chain(gch.rules.asam(0.5), gch.sgd(0.05, momentum=0.9)),
 }  # fmt: skip
 DRAWN = {"noise"}  # random numbers, which kernels over lists do not draw: those chains run by the reference
+AXES = {
+    "adam_mini",
+    "adamp",
+    "novograd",
+    "rows",
+    "sgdp",
+    "sm3",
+}  # chains with numbers per row, column or tensor in Tensors
 GATED = {"finite", "amp", "accumulate, amp", "amp, accumulate"}
 ALIASES = {
     "sgd",
@@ -285,6 +307,7 @@ UNFIT = {
     ("mean", "complex"),
     ("lion", "complex"),
     ("rprop", "complex"),
+    ("adam_mini", "complex"),
     ("clips", "complex"),
 }
 
@@ -300,7 +323,7 @@ def cases():
     for executor in (*EXECUTORS, *STAND_INS):
         for name in (*GRADIENTS, *LOSSES):
             for kind in KINDS:
-                lacks = (executor in STAND_INS and name in DRAWN) or (executor != "native" and kind == "complex")
+                lacks = (executor in STAND_INS and name in DRAWN | AXES) or (executor != "native" and kind == "complex")
                 if (name, kind) not in UNFIT and not lacks:
                     yield pytest.param(executor, name, kind, id=f"{executor}-{name}-{kind}")
 
