@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gradchain.core.roles import Gate as Gate
     from gradchain.core.roles import KeepsWindow as KeepsWindow
     from gradchain.core.roles import WindowState as WindowState
+    from gradchain.core.roles import Wraps as Wraps
     from gradchain.core.says import Says as Says
     from gradchain.core.scalars import Count as Count
     from gradchain.core.scalars import Scalars as Scalars
@@ -128,6 +129,7 @@ _HOMES = {
     "Updater": "updater.updater",
     "Weights": "core.weights",
     "WindowState": "core.roles",
+    "Wraps": "core.roles",
     "accumulate": "combinators.accumulate",
     "adam": "optimizers",
     "adamw": "optimizers",

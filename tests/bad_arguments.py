@@ -101,6 +101,37 @@ ROWS: tuple[Bad, ...] = (
     other(
         gch.add_decayed_weights, "lazy", 1, TypeError, "add_decayed_weights: lazy must be True or False, got 1.", 0.1
     ),
+    other(
+        gch.add_decayed_weights,
+        "by",
+        "lr",
+        ValueError,
+        "add_decayed_weights: by must be 'learning_rate' or 'schedule' or 'corrected' or 'cautious', got 'lr'.",
+        0.1,
+    ),
+    number(gch.add_decayed_weights, "rate", -0.1, "in [0, inf)", 0.1),
+    other(
+        gch.add_decayed_weights,
+        "peak",
+        0.0,
+        ValueError,
+        "add_decayed_weights: peak must be a number above 0 or None, got 0.0.",
+        0.1,
+    ),
+    called(
+        gch.rules.cautious,
+        (gch.adamw(0.1),),
+        ValueError,
+        "cautious: inner must be a direction in the sense of the gradient, got scale_by_learning_rate, which makes a "
+        "step of it. Put scale_by_learning_rate(…) behind cautious(…).",
+        "inner",
+        "scale_by_learning_rate",
+    ),
+    number(gch.rules.cautious, "least", 0.0, "in (0, 1]", LINK),
+    number(gch.rules.correct_gradient, "gamma", -0.1, "in [0, inf)"),
+    number(gch.rules.correct_gradient, "b1", 1.0, UNIT),
+    number(gch.rules.grokfast, "alpha", 1.0, UNIT),
+    number(gch.rules.grokfast, "lamb", -1.0, "in [0, inf)"),
     number(gch.clip_by_norm, "max_norm", 0, "in (0, inf]"),
     number(gch.clip_by_norm, "max_norm", -1.0, "in (0, inf]"),
     number(gch.clip_by_norm, "eps", -1e-6, "in [0, inf)", 1.0),

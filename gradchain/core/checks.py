@@ -11,7 +11,7 @@ import torch
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.roles import AtTicks, Freezes, Gate, KeepsWindow, WindowState
+from gradchain.core.roles import AtTicks, Freezes, Gate, KeepsWindow, WindowState, Wraps
 from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
@@ -41,8 +41,9 @@ def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> N
     _check_owners(chain, index)
     _check_in_place(chain)
     _check_states(chain, state)
+    wraps = tuple(f"{address}/" for address, link, _ in walk(chain, index) if isinstance(link, Wraps))
     for address, link, _ in walk(chain, index):
-        _check_place(address, link, [n for n, _, _ in chain.parts(index)])
+        _check_place(address, link, [n for n, _, _ in chain.parts(index)], wraps)
     _warn_of_late_clips([path for path, _ in paths])
     _warn_of_autocast(chain, index, ctx)
 
@@ -194,22 +195,17 @@ def _check_holders(path: list[tuple[str, Transform]], stateful: set[str]) -> Non
                 )
 
 
-def _check_place(address: str, link: Transform, outermost: list[str]) -> None:
+def _check_place(address: str, link: Transform, outermost: list[str], wraps: tuple[str, ...]) -> None:
     if address in outermost:
         return
     if link.role == "unscale" or _averages_updates(link):
         why = {"unscale": "touches the loss", "average": "averages the final weights"}
         raise ValueError(f"chain: {address} {why[link.role]}. Put it in the outermost chain.")
-    if link.holds and not _in_branch(address):
+    if link.holds and address.startswith(wraps):
         raise ValueError(
             f"chain: {address} may hold the chain, which only a link of the outermost chain or of a branch of "
             "partition can do. Move it there."
         )
-
-
-def _in_branch(address: str) -> bool:
-    holders = address.split("/")[:-1]
-    return not any(holder.partition("#")[0] == "masked" for holder in holders)
 
 
 def _stateful(link: Transform, state: State, path: str = "") -> Iterator[str]:

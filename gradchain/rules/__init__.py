@@ -21,10 +21,18 @@ from gradchain.transforms import __all__ as _of_transforms
 
 if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
+    from gradchain.rules.agreement import cautious as cautious
+    from gradchain.rules.mars import correct_gradient as correct_gradient
+    from gradchain.rules.orthogonalize import orthogonalize_gradient as orthogonalize_gradient
+    from gradchain.rules.slow_gradients import grokfast as grokfast
 
 # Where each of the others lives: those of this room, as "rules.muon".
 _HOMES = {
+    "cautious": "rules.agreement",
+    "correct_gradient": "rules.mars",
     "from_torch": "adapters",
+    "grokfast": "rules.slow_gradients",
+    "orthogonalize_gradient": "rules.orthogonalize",
 }
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it

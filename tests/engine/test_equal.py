@@ -195,6 +195,16 @@ GRADIENTS = {
         ("head", HEAD, gch.chain(gch.accumulate(2), gch.adamw(0.01))), (gch.rest, gch.sgd(0.05, momentum=0.9))
     ),
     "freeze": lambda: gch.chain(gch.freeze(HEAD, until=3), gch.adam(RATE)),
+    "cautious": lambda: gch.chain(
+        gch.rules.cautious(gch.scale_by_adam()), gch.add_decayed_weights(0.1, by="cautious"), gch.sgd(RATE)
+    ),
+    "measured decays": lambda: gch.chain(
+        gch.rules.grokfast(0.9), gch.masked(gch.add_decayed_weights(0.1, by="schedule", rate=RATE), HEAD),
+        gch.masked(gch.add_decayed_weights(0.1, by="corrected", rate=RATE), BODY), gch.sgd(RATE),
+    ),
+    "in front": lambda: gch.chain(
+        gch.rules.correct_gradient(0.1), gch.rules.orthogonalize_gradient(), gch.adam(0.01)
+    ),
     "signs": lambda: gch.chain(gch.trace(0.5), gch.scale_by_sign(), gch.scale_by_schedule(RATE), gch.scale(-1.0)),
     "finite": lambda: gch.chain(gch.skip_nonfinite(), gch.nan_to_num(), gch.adam(0.01)),
     "mean": lambda: gch.chain(gch.sgd(0.05), gch.average_params("mean", start=2, every=2, dtype=torch.float64)),

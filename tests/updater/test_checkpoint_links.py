@@ -45,6 +45,10 @@ CHAINS = {
     "elsewhere": gch.chain(gch.accumulate(2), gch.reduce_on_plateau("val_loss"), gch.from_torch("NAdam", lr=0.05)),
     "noise": gch.chain(gch.accumulate(2), gch.add_noise(0.1, 0.5, seed=3), gch.sgd(0.1, momentum=0.9)),
     "frozen": gch.chain(gch.freeze(EARLY, until=3), gch.adam(0.1, mu_dtype=torch.float32)),
+    "composed": gch.chain(
+        gch.accumulate(2), gch.rules.correct_gradient(), gch.rules.grokfast(0.9), gch.rules.orthogonalize_gradient(),
+        gch.rules.cautious(gch.scale_by_adam()), gch.scale_by_learning_rate(0.1),
+    ),
     "branches": gch.partition(
         ("held", EARLY, gch.chain(gch.accumulate(3), gch.adam(0.1))),
         (gch.rest, gch.sgd(0.1, momentum=0.9)),
