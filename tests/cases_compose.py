@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import rules
 import torch
 from case import Case
-from peers import Rule, twin
-from torch import Tensor
+from harness import Problem
+from peers import Peer, Rule, joint_twin, of_optax, of_torch, sgd, twin
+from torch import Tensor, nn
 
 import gradchain as gch
 
 RATE = gch.linear(0.9, 0.1, 12)  # an end that 20 steps reach, and a first value that is its largest
 WARM = gch.linear(0.1, 0.8, 7)
+DATA_DEPENDENT = "it reads from the device whether to hold the chain"
 
 
 # twins: a direction, and what stands around it
@@ -92,6 +96,121 @@ def across(w: Tensor, g: Tensor, memory: dict[str, Any], lr: float, t: int) -> T
     return w - lr * v * (g.norm() / v.norm() if w.numel() > 1 else 0.0)
 
 
+# norms that are usual, and those that are not
+
+
+def bursts(name: str, g: Tensor, t: int) -> Tensor:
+    """A large gradient now and then, and one that is infinite."""
+    return g * {9: 40.0, 11: math.inf, 15: 7.0, 16: 9.0}.get(t, 1.0)
+
+
+def large(name: str, g: Tensor, t: int) -> Tensor:
+    """A large gradient now and then."""
+    return g * {6: 5.0, 9: 40.0, 15: 7.0, 16: 9.0}.get(t, 1.0)
+
+
+def spiked(z: float, decay: float, warmup: int) -> Callable[..., dict[str, Tensor]]:
+    """Descent that leaves out steps whose norm is a spike."""
+
+    def step(problem: Problem, t: int, weights: dict[str, Tensor], memory: dict[str, Any]) -> dict[str, Tensor]:
+        g = problem.gradient(t, weights)
+        x, seen = rules.together(g).item(), memory.setdefault("seen", [0, 0.0, 0.0])
+        n, mean, var = seen
+        if not math.isfinite(x) or (n >= warmup and x > mean + z * max(math.sqrt(var), 1e-6 * mean)):
+            return {}
+        a = max(1 / (n + 1), 1 - decay)
+        memory["seen"] = [n + 1, mean + a * (x - mean), (1 - a) * (var + a * (x - mean) ** 2)]
+        return {name: weights[name] - problem.rate(t) * g[name] for name in g}
+
+    return step
+
+
+def not_large(problem: Problem, t: int, weights: dict[str, Tensor], memory: dict[str, Any]) -> dict[str, Tensor]:
+    g = problem.gradient(t, weights)
+    return {n: weights[n] - problem.rate(t) * g[n] for n in g} if rules.together(g).item() ** 2 < 400 else {}
+
+
+def zclipped(to: Callable[[float, float, float], float], warmup: int, decay: float) -> Callable[..., Any]:
+    """Kumar et al., 2025, Algorithm 1: `to` of mean, deviation and z-score gives what a norm is clipped to."""
+
+    def step(problem: Problem, t: int, weights: dict[str, Tensor], memory: dict[str, Any]) -> dict[str, Tensor]:
+        g = problem.gradient(t, weights)
+        if not g:
+            return {}
+        norm, norms = rules.together(g).item(), memory.setdefault("norms", [])
+        factor = 1.0
+        if len(norms) < warmup:
+            norms.append(norm)
+            memory["mean"] = sum(norms) / len(norms)
+            memory["var"] = sum((n - memory["mean"]) ** 2 for n in norms) / len(norms)
+        else:
+            s = math.sqrt(memory["var"]) + 1e-6
+            z = (norm - memory["mean"]) / s
+            new = to(memory["mean"], s, z) if z > 2.5 else norm
+            factor = new / norm if norm else 1.0
+            memory["mean"] = decay * memory["mean"] + (1 - decay) * new
+            memory["var"] = decay * memory["var"] + (1 - decay) * (new - memory["mean"]) ** 2
+        return {n: weights[n] - problem.rate(t) * factor * g[n] for n in g}
+
+    return step
+
+
+def adagc(problem: Problem, t: int, weights: dict[str, Tensor], memory: dict[str, Any]) -> dict[str, Tensor]:
+    """Wang et al., 2025, Algorithm 1, in front of descent."""
+    g, out = problem.gradient(t, weights), {}
+    early = min(1.0, 1.5 / (rules.together(g).item() + 1e-8))
+    for name, grad in g.items():
+        count, gamma = memory.get(name, (0, math.inf))
+        norm = grad.norm().item()
+        if count + 1 < 5:
+            h = early
+            gamma = min(gamma, h * norm)
+        else:
+            h = min(1.0, 1.1 * max(gamma, 1e-8) / max(norm, 1e-8))
+            gamma = 0.9 * gamma + 0.1 * h * norm
+        memory[name] = count + 1, gamma
+        out[name] = weights[name] - problem.rate(t) * h * grad
+    return out
+
+
+# now one link, now another
+
+
+def sometimes(otherwise: float) -> Rule:
+    """Momentum two times of three; else the gradient, or nothing."""
+
+    def rule(w: Tensor, g: Tensor, memory: dict[str, Any], lr: float, t: int) -> Tensor:
+        return w - lr * (momentum(0.9)(g, memory) if t % 3 != 1 else otherwise * g)
+
+    return rule
+
+
+def adam_then_momentum(w: Tensor, g: Tensor, memory: dict[str, Any], lr: float, t: int) -> Tensor:
+    """The momentum begins with the seventh update."""
+    return w - lr * (adam_direction(0.8, 0.9)(g, memory) if t < 7 else momentum(0.9)(g, memory))
+
+
+def _forget(params: list[nn.Parameter], t: int) -> None:
+    for p in params:
+        if 4 <= t < 11 and p.shape in ((4, 3), (3,)):
+            p.grad = None
+
+
+def watched(decay: float) -> Peer:
+    """Descent, and the average of what the gradient's norm was."""
+
+    def run(problem: Problem) -> list[dict[str, Any]]:
+        weights, mean, out = dict(problem.params), 0.0, []
+        for t in range(len(problem.grads)):
+            g = problem.gradient(t, weights)
+            mean = decay * mean + (1 - decay) * rules.together(g).item()
+            weights |= {n: weights[n] - problem.rate(t) * g[n] for n in g}
+            out.append({n: w - problem.params[n] for n, w in weights.items()} | {"mean": mean})
+        return out
+
+    return Peer("a float64 twin", run)
+
+
 ROWS: tuple[Case, ...] = (
     Case(
         "cautious",
@@ -155,5 +274,121 @@ ROWS: tuple[Case, ...] = (
         (twin(across),),
         scope="tensor",
         uses_params=True,
+    ),
+    Case(
+        "skip_spikes",
+        gch.rules.skip_spikes(3.0, 0.9, warmup=4),
+        (joint_twin(spiked(3.0, 0.9, 4)),),
+        draw=bursts,
+        scope="joint",
+        may_hold=True,
+        gate=DATA_DEPENDENT,
+        own_time=False,
+    ),
+    Case(
+        "skip_large_updates",
+        gch.rules.skip_large_updates(400.0),
+        (
+            joint_twin(not_large),
+            of_optax(
+                "optax.skip_large_updates",
+                lambda ox, lr: ox.MultiSteps(
+                    ox.sgd(lr),
+                    1,
+                    should_skip_update_fn=functools.partial(ox.skip_large_updates, max_squared_norm=400.0),
+                ),
+                rtol=1e-6,
+                why="MultiSteps accumulates in float32 and casts, whatever the gradients are",
+            ),
+        ),
+        draw=large,
+        scope="joint",
+        may_hold=True,
+        gate=DATA_DEPENDENT,
+        own_time=False,
+    ),
+    *(
+        Case(
+            f"clip_by_zscore-{to}",
+            gch.rules.clip_by_zscore(2.5, 0.9, 6, to),
+            (joint_twin(zclipped(rule, 6, 0.9)),),
+            lr=rules.falling,
+            draw=large,
+            scope="joint",
+            own_time=False,
+        )
+        for to, rule in (
+            ("reciprocal", lambda mean, s, z: mean + s * 2.5**2 / z),
+            ("bound", lambda mean, s, z: mean + s * 2.5),
+            ("mean", lambda mean, s, z: mean),
+        )
+    ),
+    Case(
+        "clip_by_ema_norm",
+        gch.rules.clip_by_ema_norm(1.1, 1.5, 0.9, 5),
+        (joint_twin(adagc),),
+        draw=large,
+        scope="joint",
+    ),
+    Case(
+        "when",
+        gch.when(rules.often, gch.trace(0.9)),
+        (
+            twin(sometimes(1.0)),
+            of_optax(
+                "optax.conditionally_transform",
+                lambda ox, lr: ox.chain(ox.conditionally_transform(ox.trace(0.9), rules.often), ox.scale(-lr)),
+            ),
+        ),
+        degree=1,
+        uses_step=True,
+    ),
+    Case(
+        "when-zero",
+        gch.when(rules.often, gch.trace(0.9), otherwise="zero"),
+        (
+            twin(sometimes(0.0)),
+            of_optax(
+                "optax.conditionally_mask",
+                lambda ox, lr: ox.chain(ox.conditionally_mask(ox.trace(0.9), rules.often), ox.scale(-lr)),
+            ),
+        ),
+        degree=1,
+        uses_step=True,
+    ),
+    Case(
+        "switch",
+        gch.switch(gch.scale_by_adam(0.8, 0.9), gch.trace(0.9), at=7),
+        (twin(adam_then_momentum),),
+        lr=rules.falling,
+        uses_step=True,
+        rests=True,
+    ),
+    Case(
+        "freeze-window",
+        gch.freeze(gch.named("body.*"), until=11, start=4),
+        (of_torch("torch.optim.SGD with .grad None", sgd, before=_forget),),
+        degree=1,
+        uses_step=True,
+        alone=False,
+    ),
+    Case(
+        "snapshot",
+        gch.rules.snapshot("size", rules.size, 0.9),
+        (watched(0.9),),
+        watch=lambda state: {"mean": state.links["snapshot"].mean},
+        scope="joint",
+        degree=1,
+        own_time=False,
+    ),
+    Case(
+        "monitor",
+        gch.rules.monitor({"size": rules.size}),
+        (watched(0.0),),
+        covers="monitor",
+        watch=lambda state: {"mean": state.links["snapshot"].mean},
+        scope="joint",
+        degree=1,
+        own_time=False,
     ),
 )

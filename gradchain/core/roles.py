@@ -159,6 +159,15 @@ class Wraps(Transform, role_only=True):
     """
 
 
+class TakesTurns(Wraps, role_only=True):
+    """A link of whose parts one works in an update: they are no row, and each may be a whole rule.
+
+    >>> import gradchain as gch
+    >>> isinstance(gch.switch(gch.adam(0.1), gch.sgd(0.1), at=10), gch.TakesTurns)
+    True
+    """
+
+
 class Freezes(Transform, role_only=True):
     """A link that makes the entries of some parameters absent, for good or for a while.
 
