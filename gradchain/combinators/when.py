@@ -21,7 +21,8 @@ class Truth(Hyper):
 
     def checked(self, value: Any, owner: str, cause: str = "") -> Any:
         """A truth as 0 or 1."""
-        return super().checked(float(value) if isinstance(value, bool) else value, owner, cause)
+        is_truth = type(value).__name__ in ("bool", "bool_")  # Python's or numpy's, which need not be there
+        return super().checked(float(value) if is_truth else value, owner, cause)
 
 
 class when(Wraps):

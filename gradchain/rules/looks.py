@@ -11,7 +11,6 @@ from gradchain.core.hyper import Hyper
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.core.weights import Weights
 from gradchain.selectors.source import code
 from gradchain.words.arguments import answering
 
@@ -31,8 +30,8 @@ class snapshot(Transform):
 
         x = measure(u);   mean ← decay mean + (1 - decay) x;   recorded is mean / (1 - decay^t), or mean itself
 
-    `info["norm before"]` and `updater.metrics["norm before"]` have it. With decay 0 it is x. Behind a link that owns
-    the weights, the function is given the weights to be. The function runs at every step.
+    `info["norm before"]` and `updater.metrics["norm before"]` have it. With decay 0 it is x. The function runs at every
+    step.
 
     Args:
         name: what it is recorded as.
@@ -72,10 +71,8 @@ class snapshot(Transform):
     def init(self, params: Tensors) -> SnapshotState:
         return SnapshotState()
 
-    def update(
-        self, g: Tensors | Weights, state: SnapshotState, ctx: Context
-    ) -> tuple[Tensors | Weights, SnapshotState]:
-        x = self.measure(g.tensors if isinstance(g, Weights) else g)
+    def update(self, g: Tensors, state: SnapshotState, ctx: Context) -> tuple[Tensors, SnapshotState]:
+        x = self.measure(g)
         if isinstance(x, (Tensors, Mapping)) or not hasattr(x, "__float__"):
             cure = " Write it as lambda updates: updates.norm()." if x is None else ""
             raise TypeError(f"snapshot: {code(self.measure)} must return a number, got {type(x).__name__}.{cure}")
