@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from gradchain.combinators.masked import as_chain, check_link
@@ -10,19 +12,50 @@ from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
 from gradchain.core.roles import Wraps
+from gradchain.core.says import Says
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, walk
 from gradchain.core.weights import Weights
+from gradchain.selectors.source import code
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A predicate of the step and the context, which is asked inside the link and is no number."""
+
+    fn: Callable[[int, Context], Any]
+
+    def __repr__(self) -> str:
+        return code(self.fn)
 
 
 class Truth(Hyper):
-    """A number that is a truth as well: 0 and False, or anything up to 1 and True."""
+    """A number that is a truth as well: 0 and False, or anything up to 1 and True; or a predicate of the context."""
+
+    def __set__(self, link: object, value: Any) -> None:
+        if isinstance(value, Asked) or (inspect.isroutine(value) and takes(value) == 2):
+            link.__dict__[self.name] = value if isinstance(value, Asked) else Asked(value)
+        else:
+            super().__set__(link, value)
+
+    def is_numeric(self, value: Any) -> bool:
+        """What asks the context is no number before the link runs."""
+        return not isinstance(value, Asked)
 
     def checked(self, value: Any, owner: str, cause: str = "") -> Any:
         """A truth as 0 or 1."""
         is_truth = type(value).__name__ in ("bool", "bool_")  # Python's or numpy's, which need not be there
         return super().checked(float(value) if is_truth else value, owner, cause)
+
+
+def takes(fn: Callable[..., Any]) -> int:
+    """How many arguments a function must be given."""
+    try:
+        parameters = inspect.signature(fn).parameters.values()
+    except (TypeError, ValueError):
+        return 1
+    return sum(p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
 
 
 class when(Wraps):
@@ -36,7 +69,8 @@ class when(Wraps):
 
     Args:
         predicate: a function step -> True or False, or a schedule of 0 and 1; a number or truth is the same at every
-            update, until an override says otherwise.
+            update, until an override says otherwise. A function that takes two arguments is called with (step, ctx):
+            it may ask for `ctx.loss` or `ctx.observed`, and then this link runs as Python at every step.
         inner: a Transform.
         otherwise: "pass" or "zero".
 
@@ -59,6 +93,17 @@ class when(Wraps):
     inner: Transform
     otherwise: str = "pass"
 
+    def says(self) -> Says:
+        """What asks the context is a function of the user's."""
+        return {"calls_back": isinstance(self.__dict__["predicate"], Asked)}
+
+    def as_call(self) -> Iterator[tuple[str, Any]]:
+        return ((name, value.fn if isinstance(value, Asked) else value) for name, value in super().as_call())
+
+    def written(self) -> dict[str, Any]:
+        predicate: Any = self.__dict__["predicate"]
+        return {**super().written(), "predicate": predicate.fn if isinstance(predicate, Asked) else predicate}
+
     def check(self) -> None:
         check_link("when", "inner", self.inner)
         if self.otherwise not in ("pass", "zero"):
@@ -75,7 +120,8 @@ class when(Wraps):
         return as_chain(self.inner).parts(index)
 
     def update(self, g: Tensors | Weights, state: Links, ctx: Context) -> tuple[Tensors | Weights, State]:
-        if self.predicate:
+        asked: Any = self.predicate
+        if asked.fn(ctx.step, ctx) if isinstance(asked, Asked) else asked:
             out, inner = as_chain(self.inner).update(g, state, ctx)
             if out is None:
                 raise RuntimeError("when: a link in it held the chain. Move that link to the outermost chain.")

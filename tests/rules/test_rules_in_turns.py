@@ -253,6 +253,30 @@ def test_a_whole_rule_may_rest_and_nothing_moves():
     assert state(updater, "when/scale_by_adam")["count"] == 1
 
 
+@pytest.mark.parametrize("where", ["outermost", "in a branch"])
+def test_a_predicate_may_ask_the_context(where):
+    """Of the loss, and of what was observed; it is asked at every step, and is written and printed as its function."""
+    link = gch.when(in_trouble, gch.scale(0.0))
+    tx = gch.chain(link if where == "outermost" else gch.partition((gch.rest, link)), gch.sgd(0.1))
+    net = nn.Linear(2, 1).double()
+    updater = tx.bind(net)
+    moved = []
+    for loss, noted in ((1.0, 0.0), (30.0, 0.0), (1.0, 0.0), (1.0, 9.0), (2.0, 0.0)):
+        updater.observe("noise", noted)
+        before = weights(net)
+        updater.update(net(torch.ones(2).double()).square().sum() * 0.1 + loss)
+        moved.append(not torch.equal(before["bias"], net.bias))
+    assert moved == [True, False, True, False, True]
+    assert repr(link) == "when(in_trouble, scale(0.0))"
+    assert gch.from_config(gch.to_config(link), {"in_trouble": in_trouble}) == link == copy.deepcopy(link)
+    assert "predicate" not in str(updater.hyperparams())
+    assert "calls code of yours" in updater.explain()
+
+
+def in_trouble(step: int, ctx: gch.Context) -> bool:
+    return ctx.loss > 10.0 or ctx.observed["noise"] > 1.0
+
+
 def test_a_predicate_of_another_clock_and_an_override():
     net = model()
     by_epoch = gch.by("epoch", gch.schedules.piecewise((0, 0.0), (1, 1.0)))
