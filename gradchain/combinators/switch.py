@@ -96,7 +96,8 @@ class switch(TakesTurns):
         return SwitchState(Count(params.index), super().init(params).held())
 
     def update(self, g: Tensors | Weights, state: SwitchState, ctx: Context) -> tuple[Tensors | Weights, SwitchState]:
-        links, count = dict(state.links), state.count
+        links: dict[str, Any] = dict(state.links)
+        count = state.count
         if ctx.step < self.begins:
             name, link = "first", as_chain(self.first)
         else:

@@ -119,11 +119,11 @@ class add_decayed_weights(Transform):
         return {name or "weight_decay": value for name, value in self.as_call()}
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
-        w, decay = ctx.params, self.weight_decay
+        w, decay, most = ctx.params, self.weight_decay, self.__dict__["_highest"]
         if self.by == "schedule":
-            decay = decay / self._highest
+            decay = decay / most
         if self.by == "corrected":
-            decay = decay * self.rate / self._highest
+            decay = decay * self.rate / most
         if self.by == "cautious":
             w = w * (w.sign() * g.sign() > 0)
         return g + decay * w, state
