@@ -18,6 +18,14 @@ from gradchain.schedules.peaks import highest
 from gradchain.selectors.source import code
 
 
+class Rate(Hyper):
+    """A learning rate that is told, so as to be measured by it; 0 where none is."""
+
+    def is_numeric(self, value: Any) -> bool:
+        """Where none is told there is nothing to show or to override."""
+        return not (isinstance(value, (int, float)) and value == 0)
+
+
 class add_decayed_weights(Transform):
     """Add a multiple of the weights to the updates, so that they shrink.
 
@@ -76,7 +84,7 @@ class add_decayed_weights(Transform):
     weight_decay: Annotated[Hyper, "[0, inf)"]
     lazy: bool = False
     by: str = "learning_rate"
-    rate: Hyper = Hyper(0.0, "[0, inf)")
+    rate: Rate = Rate(0.0, "[0, inf)")
     peak: float | None = None
 
     def check(self) -> None:
