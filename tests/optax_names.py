@@ -44,7 +44,7 @@ OPTAX: dict[str, str] = {
     **_all(SEARCH, "scale_by_backtracking_linesearch scale_by_lbfgs scale_by_zoom_linesearch lbfgs"),
     # combinators
     "flatten": "not here, because fused kernels take many tensors at once as they are",
-    "lookahead": "comes with the links that own the weights",
+    "lookahead": "gch.rules.lookahead",
     # aliases
     "amsgrad": FAMILY,
     **_all(
@@ -90,10 +90,14 @@ OPTAX: dict[str, str] = {
         simplified_ademamix scale_by_simplified_ademamix""",
     ),
     **_all(FREE, "cocob scale_by_cocob dadapt_adamw dog dowg mechanize momo momo_adam prodigy"),
-    **_all(
-        "comes with the links that own the weights",
-        "schedule_free schedule_free_adamw schedule_free_eval_params schedule_free_sgd",
-    ),
+    **{name: f"gch.rules.{name}" for name in ("schedule_free", "schedule_free_adamw", "schedule_free_sgd")},
+    # projections
+    **{
+        name: f"gch.rules.{name}"
+        for name in """projection_box projection_halfspace projection_hypercube projection_hyperplane
+        projection_l1_ball projection_l1_sphere projection_l2_ball projection_l2_sphere projection_linf_ball
+        projection_non_negative projection_simplex projection_vector""".split()
+    },
     # types and states
     **_all(
         TYPES,
@@ -127,4 +131,4 @@ MODULES: dict[str, str] = {
     "perturbations": "not here, because it differentiates through solvers, not an optimizer",
     "second_order": "not here, because torch.func has hessians and products with them",
 }
-LOOKED_INTO = ("contrib", "schedules", "transforms")
+LOOKED_INTO = ("contrib", "projections", "schedules", "transforms")

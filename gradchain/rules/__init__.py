@@ -45,6 +45,50 @@ _HOMES = {
     "skip_large_updates": "rules.spikes",
     "skip_spikes": "rules.spikes",
     "snapshot": "rules.looks",
+    from gradchain.rules.adaptive_sharpness import asam as asam
+    from gradchain.rules.between_points import schedule_free as schedule_free
+    from gradchain.rules.between_points import schedule_free_adamw as schedule_free_adamw
+    from gradchain.rules.between_points import schedule_free_radam as schedule_free_radam
+    from gradchain.rules.between_points import schedule_free_sgd as schedule_free_sgd
+    from gradchain.rules.fixed_norm import hyperball as hyperball
+    from gradchain.rules.logit_clip import qk_clip as qk_clip
+    from gradchain.rules.projections import projection_box as projection_box
+    from gradchain.rules.projections import projection_halfspace as projection_halfspace
+    from gradchain.rules.projections import projection_hypercube as projection_hypercube
+    from gradchain.rules.projections import projection_hyperplane as projection_hyperplane
+    from gradchain.rules.projections import projection_l1_ball as projection_l1_ball
+    from gradchain.rules.projections import projection_l1_sphere as projection_l1_sphere
+    from gradchain.rules.projections import projection_l2_ball as projection_l2_ball
+    from gradchain.rules.projections import projection_l2_sphere as projection_l2_sphere
+    from gradchain.rules.projections import projection_linf_ball as projection_linf_ball
+    from gradchain.rules.projections import projection_non_negative as projection_non_negative
+    from gradchain.rules.projections import projection_simplex as projection_simplex
+    from gradchain.rules.projections import projection_vector as projection_vector
+    from gradchain.rules.slow_weights import lookahead as lookahead
+
+# Where each of the others lives: those of this room, as "rules.muon".
+_HOMES = {
+    "asam": "rules.adaptive_sharpness",
+    "from_torch": "adapters",
+    "hyperball": "rules.fixed_norm",
+    "lookahead": "rules.slow_weights",
+    "projection_box": "rules.projections",
+    "projection_halfspace": "rules.projections",
+    "projection_hypercube": "rules.projections",
+    "projection_hyperplane": "rules.projections",
+    "projection_l1_ball": "rules.projections",
+    "projection_l1_sphere": "rules.projections",
+    "projection_l2_ball": "rules.projections",
+    "projection_l2_sphere": "rules.projections",
+    "projection_linf_ball": "rules.projections",
+    "projection_non_negative": "rules.projections",
+    "projection_simplex": "rules.projections",
+    "projection_vector": "rules.projections",
+    "qk_clip": "rules.logit_clip",
+    "schedule_free": "rules.between_points",
+    "schedule_free_adamw": "rules.between_points",
+    "schedule_free_radam": "rules.between_points",
+    "schedule_free_sgd": "rules.between_points",
 }
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it
