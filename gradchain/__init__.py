@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gradchain.combinators.partition import partition as partition
     from gradchain.combinators.partition import rest as rest
     from gradchain.combinators.skip_nonfinite import skip_nonfinite as skip_nonfinite
+    from gradchain.combinators.switch import switch as switch
+    from gradchain.combinators.when import when as when
     from gradchain.core.chain import chain as chain
     from gradchain.core.config import from_config as from_config
     from gradchain.core.config import to_config as to_config
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from gradchain.core.roles import Freezes as Freezes
     from gradchain.core.roles import Gate as Gate
     from gradchain.core.roles import KeepsWindow as KeepsWindow
+    from gradchain.core.roles import TakesTurns as TakesTurns
     from gradchain.core.roles import WindowState as WindowState
+    from gradchain.core.roles import Wraps as Wraps
     from gradchain.core.says import Says as Says
     from gradchain.core.scalars import Count as Count
     from gradchain.core.scalars import Scalars as Scalars
@@ -143,12 +147,14 @@ _HOMES = {
     "Scalars": "core.scalars",
     "Selector": "selectors",
     "State": "core.state",
+    "TakesTurns": "core.roles",
     "Tensors": "core.tensors",
     "Transform": "core.transform",
     "UpdateInfo": "updater.info",
     "Updater": "updater.updater",
     "Weights": "core.weights",
     "WindowState": "core.roles",
+    "Wraps": "core.roles",
     "accumulate": "combinators.accumulate",
     "adadelta": "optimizers.squares",
     "adagrad": "optimizers.squares",
@@ -236,9 +242,11 @@ _HOMES = {
     "sparse_adam": "optimizers.moments",
     "sqrt": "core.scalars",
     "stateless": "transforms.stateless",
+    "switch": "combinators.switch",
     "tanh": "core.scalars",
     "to_config": "core.config",
     "trace": "transforms.trace",
+    "when": "combinators.when",
     "where": "core.scalars",
 }
 _SHOWN = ("rules", "schedules", "selectors")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import cases_compose
 import cases_owning
 import cases_torch
 import cases_pertensor
@@ -652,6 +653,7 @@ CASES: tuple[Case, ...] = (
         lr=None,
         uses_params=True,
     ),
+    *cases_compose.ROWS,
     *cases_owning.ROWS,
     *cases_torch.ROWS,
     *cases_pertensor.ROWS,

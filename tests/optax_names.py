@@ -31,7 +31,6 @@ OPTAX: dict[str, str] = {
     "unitwise_norm": "gch.Tensors.norms",
     "normalize_by_update_norm": "gch.rules.normalize_by_update_norm",
     "ema": "comes with the averages of updates",
-    "measure_with_ema": "comes with the averages of updates",
     "with_extra_args_support": "not here, because every link gets a Context",
     **_all(
         FAMILY,
@@ -49,7 +48,6 @@ OPTAX: dict[str, str] = {
     **_all(FREE, "scale_by_distance_over_gradients scale_by_polyak"),
     **_all(SEARCH, "scale_by_backtracking_linesearch scale_by_lbfgs scale_by_zoom_linesearch lbfgs"),
     # combinators
-    "skip_large_updates": "comes with the gates on the size of an update",
     "flatten": "not here, because fused kernels take many tensors at once as they are",
     "lookahead": "gch.rules.lookahead",
     # aliases

@@ -21,6 +21,30 @@ from gradchain.transforms import __all__ as _of_transforms
 
 if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
+    from gradchain.rules.agreement import cautious as cautious
+    from gradchain.rules.looks import monitor as monitor
+    from gradchain.rules.looks import snapshot as snapshot
+    from gradchain.rules.mars import correct_gradient as correct_gradient
+    from gradchain.rules.orthogonalize import orthogonalize_gradient as orthogonalize_gradient
+    from gradchain.rules.slow_gradients import grokfast as grokfast
+    from gradchain.rules.spikes import skip_large_updates as skip_large_updates
+    from gradchain.rules.spikes import skip_spikes as skip_spikes
+    from gradchain.rules.usual_norms import clip_by_ema_norm as clip_by_ema_norm
+    from gradchain.rules.usual_norms import clip_by_zscore as clip_by_zscore
+
+# Where each of the others lives: those of this room, as "rules.muon".
+_HOMES = {
+    "cautious": "rules.agreement",
+    "clip_by_ema_norm": "rules.usual_norms",
+    "clip_by_zscore": "rules.usual_norms",
+    "correct_gradient": "rules.mars",
+    "from_torch": "adapters",
+    "grokfast": "rules.slow_gradients",
+    "monitor": "rules.looks",
+    "orthogonalize_gradient": "rules.orthogonalize",
+    "skip_large_updates": "rules.spikes",
+    "skip_spikes": "rules.spikes",
+    "snapshot": "rules.looks",
     from gradchain.rules.adaptive_sharpness import asam as asam
     from gradchain.rules.between_points import schedule_free as schedule_free
     from gradchain.rules.between_points import schedule_free_adamw as schedule_free_adamw

@@ -127,7 +127,7 @@ OUR_WORDS: dict[str, tuple[str, ...]] = {
     "rtol": ("threshold",),
     "atol": ("threshold",),
     "accumulator_dtype": ("dtype",),
-    "should_transform_fn": ("until", "selector"),
+    "should_transform_fn": ("predicate", "until", "selector"),
     "beta": ("b1", "decay"),
 }
 """Word → our arguments for it, in the order in which they are tried; of several at once, with a space between."""

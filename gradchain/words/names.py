@@ -85,8 +85,9 @@ OPTAX: dict[str, str] = {
     "set_to_zero": "gch.freeze",
     "centralize": "gch.rules.centralize",
     "apply_every": "gch.accumulate",
-    "monitor": "gch.Context.record",
-    "snapshot": "gch.Context.record",
+    "monitor": "gch.rules.monitor",
+    "measure_with_ema": "gch.rules.snapshot",
+    "snapshot": "gch.rules.snapshot",
     # combinators
     "named_chain": "gch.chain",
     "multi_transform": "gch.partition",
@@ -94,8 +95,9 @@ OPTAX: dict[str, str] = {
     "MultiSteps": "gch.accumulate",
     "skip_not_finite": "gch.skip_nonfinite",
     "apply_if_finite": "gch.skip_nonfinite",
-    "conditionally_mask": "gch.freeze",
-    "conditionally_transform": "gch.masked",
+    "conditionally_mask": "gch.when",
+    "conditionally_transform": "gch.when",
+    "skip_large_updates": "gch.rules.skip_large_updates",
     "inject_hyperparams": "gch.Updater.override",
     "inject_stateful_hyperparams": "gch.Updater.override",
     # aliases

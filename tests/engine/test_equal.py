@@ -210,6 +210,25 @@ GRADIENTS = {
         ("head", HEAD, gch.chain(gch.accumulate(2), gch.adamw(0.01))), (gch.rest, gch.sgd(0.05, momentum=0.9))
     ),
     "freeze": lambda: gch.chain(gch.freeze(HEAD, until=3), gch.adam(RATE)),
+    "cautious": lambda: gch.chain(
+        gch.rules.cautious(gch.scale_by_adam()), gch.add_decayed_weights(0.1, by="cautious"), gch.sgd(RATE)
+    ),
+    "measured decays": lambda: gch.chain(
+        gch.rules.grokfast(0.9), gch.masked(gch.add_decayed_weights(0.1, by="schedule", rate=RATE), HEAD),
+        gch.masked(gch.add_decayed_weights(0.1, by="corrected", rate=RATE), BODY), gch.sgd(RATE),
+    ),
+    "in front": lambda: gch.chain(
+        gch.rules.correct_gradient(0.1), gch.rules.orthogonalize_gradient(), gch.sgd(0.05)
+    ),
+    "usual norms": lambda: gch.chain(
+        gch.rules.skip_spikes(1.5, 0.9, warmup=2), gch.rules.skip_large_updates(1e6),
+        gch.rules.clip_by_zscore(1.0, 0.9, 2), gch.rules.clip_by_ema_norm(1.05, 5.0, 0.9, 3), gch.adam(0.01),
+    ),
+    "in turns": lambda: gch.chain(
+        gch.freeze(HEAD, start=2, until=5), gch.rules.snapshot("size", lambda u: u.norm(), 0.9),
+        gch.when(lambda step: step % 3 != 1, gch.trace(0.9)),
+        gch.switch(gch.scale_by_adam(), gch.chain(gch.clip_by_norm(0.5), gch.trace(0.9)), at=4), gch.sgd(RATE),
+    ),
     "signs": lambda: gch.chain(gch.trace(0.5), gch.scale_by_sign(), gch.scale_by_schedule(RATE), gch.scale(-1.0)),
     "finite": lambda: gch.chain(gch.skip_nonfinite(), gch.nan_to_num(), gch.adam(0.01)),
     "mean": lambda: gch.chain(gch.sgd(0.05), gch.average_params("mean", start=2, every=2, dtype=torch.float64)),

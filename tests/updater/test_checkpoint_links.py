@@ -20,6 +20,14 @@ def clamped(w):
 
 
 # a chain for each link that needs company of its own; `subjects` says which links the table serves
+def size(updates):
+    return updates.norm()
+
+
+def sometimes(step):
+    return step % 3 != 1
+
+
 CHAINS = {
     "everything": gch.chain(
         gch.accumulate(2),
@@ -61,6 +69,18 @@ CHAINS = {
     "sm3": gch.chain(gch.rules.scale_by_sm3(b2=0.9), gch.scale_by_learning_rate(0.1)),
     "adam_mini": gch.rules.adam_mini(0.1, blocks=[(EARLY, "row")]),
     "adamp": gch.rules.adamp(0.1, weight_decay=0.1, delta=0.5),
+    "usual": gch.chain(
+        gch.accumulate(2), gch.rules.skip_spikes(1.0, 0.9, 1), gch.rules.skip_large_updates(1e6),
+        gch.rules.clip_by_zscore(1.0, 0.9, 1), gch.rules.clip_by_ema_norm(warmup=2),
+        gch.rules.snapshot("size", size, 0.5), gch.sgd(0.1, momentum=0.9),
+    ),
+    "turns": gch.chain(
+        gch.when(sometimes, gch.trace(0.9)), gch.switch(gch.adam(0.1), gch.sgd(0.1, momentum=0.9), at=4)
+    ),
+    "composed": gch.chain(
+        gch.accumulate(2), gch.rules.correct_gradient(), gch.rules.grokfast(0.9), gch.rules.orthogonalize_gradient(),
+        gch.rules.cautious(gch.scale_by_adam()), gch.scale_by_learning_rate(0.1),
+    ),
     "branches": gch.partition(
         ("held", EARLY, gch.chain(gch.accumulate(3), gch.adam(0.1))),
         (gch.rest, gch.sgd(0.1, momentum=0.9)),
