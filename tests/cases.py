@@ -8,8 +8,8 @@ from typing import Any
 
 import cases_compose
 import cases_owning
-import cases_torch
 import cases_pertensor
+import cases_torch
 import rules
 import torch
 from case import Case, Clip

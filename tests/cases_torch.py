@@ -256,7 +256,7 @@ ONE_GRADIENT = "the corrected variance of one gradient is a difference of equal 
 ROWS: tuple[Case, ...] = (
     Case(
         "maximize",
-        gch.maximize(),
+        gch.rules.maximize(),
         (torchs("SGD", maximize=True), twin(lambda w, g, m, lr, t: w + lr * g)),
         lr=falling,
         degree=1,
@@ -291,13 +291,13 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_stddev",
-        gch.scale_by_stddev(eps=0.1),
+        gch.rules.scale_by_stddev(eps=0.1),
         (torchs("RMSprop", eps=0.1, centered=True), directed(stddev(0.99, 0.1))),
         lr=falling,
     ),
     Case(
         "scale_by_stddev-optax",
-        gch.scale_by_stddev(0.8, 0.1, 0.5, bias_correction=True),
+        gch.rules.scale_by_stddev(0.8, 0.1, 0.5, bias_correction=True),
         (
             optaxs(lambda ox: ox.scale_by_stddev(0.8, 0.1, 0.5, False, True), "scale_by_stddev"),
             directed(stddev(0.8, 0.1, start=0.5, correct=True)),
@@ -307,7 +307,7 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_rss",
-        gch.scale_by_rss(0.2, lr_decay=0.1),
+        gch.rules.scale_by_rss(0.2, lr_decay=0.1),
         (
             torchs("Adagrad", initial_accumulator_value=0.2, lr_decay=0.1),
             directed(rss(0.2, 1e-10, lr_decay=0.1)),
@@ -316,7 +316,7 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_rss-optax",
-        gch.scale_by_rss(0.0, 0.1, eps_in_sqrt=True, lr_decay=0.1),
+        gch.rules.scale_by_rss(0.0, 0.1, eps_in_sqrt=True, lr_decay=0.1),
         (
             optaxs(
                 lambda ox: ox.chain(ox.scale_by_rss(0.0, 0.1), ox.scale_by_schedule(lambda t: 1 / (1 + t / 10.0))),
@@ -328,7 +328,7 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_adadelta",
-        gch.scale_by_adadelta(0.8, 0.01),
+        gch.rules.scale_by_adadelta(0.8, 0.01),
         (
             torchs("Adadelta", rho=0.8, eps=0.01),
             optaxs(lambda ox: ox.scale_by_adadelta(0.8, 0.01), "scale_by_adadelta"),
@@ -338,7 +338,7 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_adamax",
-        gch.scale_by_adamax(0.8, 0.9, 0.01),
+        gch.rules.scale_by_adamax(0.8, 0.9, 0.01),
         (
             torchs("Adamax", betas=(0.8, 0.9), eps=0.01),
             optaxs(lambda ox: ox.scale_by_adamax(0.8, 0.9, 0.01), "scale_by_adamax"),
@@ -348,13 +348,13 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_radam",
-        gch.scale_by_radam(0.8, eps=0.01),
+        gch.rules.scale_by_radam(0.8, eps=0.01),
         (torchs("RAdam", betas=(0.8, 0.999), eps=0.01), directed(radam(0.8, 0.999, 0.01))),
         lr=falling,
     ),
     Case(
         "scale_by_radam-optax",
-        gch.scale_by_radam(0.8, 0.9, 0.1, eps_hat=False),
+        gch.rules.scale_by_radam(0.8, 0.9, 0.1, eps_hat=False),
         (
             optaxs(lambda ox: ox.scale_by_radam(0.8, 0.9, 0.1), "scale_by_radam"),
             directed(radam(0.8, 0.9, 0.1, hat=False)),
@@ -363,7 +363,7 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_radam-nesterov",
-        gch.scale_by_radam(0.8, 0.9, 0.1, 0.2, 6.0, nesterov=True, eps_hat=False),
+        gch.rules.scale_by_radam(0.8, 0.9, 0.1, 0.2, 6.0, nesterov=True, eps_hat=False),
         (
             optaxs(
                 lambda ox: ox.scale_by_radam(0.8, 0.9, 0.1, 0.2, 6.0, nesterov=True), "scale_by_radam(nesterov=True)"
@@ -373,13 +373,13 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_amsgrad",
-        gch.scale_by_amsgrad(0.8, 0.7, 0.1),
+        gch.rules.scale_by_amsgrad(0.8, 0.7, 0.1),
         (torchs("Adam", betas=(0.8, 0.7), eps=0.1, amsgrad=True), directed(amsgrad(0.8, 0.7, 0.1))),
         lr=falling,
     ),
     Case(
         "scale_by_amsgrad-optax",
-        gch.scale_by_amsgrad(0.8, 0.7, 0.1, max_of="nu_hat"),
+        gch.rules.scale_by_amsgrad(0.8, 0.7, 0.1, max_of="nu_hat"),
         (
             optaxs(lambda ox: ox.scale_by_amsgrad(0.8, 0.7, 0.1), "scale_by_amsgrad"),
             directed(amsgrad(0.8, 0.7, 0.1, late=True)),
@@ -388,7 +388,7 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_amsgrad-mu",
-        gch.scale_by_amsgrad(0.8, 0.7, 0.1, 0.2, bias_correction_nu=False),
+        gch.rules.scale_by_amsgrad(0.8, 0.7, 0.1, 0.2, bias_correction_nu=False),
         (
             optaxs(
                 lambda ox: ox.scale_by_amsgrad(0.8, 0.7, 0.1, 0.2, bias_correction_nu=False),
@@ -399,7 +399,7 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_nadam",
-        gch.scale_by_nadam(0.8, 0.95, 0.1, 0.3),
+        gch.rules.scale_by_nadam(0.8, 0.95, 0.1, 0.3),
         (
             torchs("NAdam", betas=(0.8, 0.95), eps=0.1, momentum_decay=0.3),
             directed(nadam(0.8, 0.95, 0.1, 0.3)),
@@ -408,27 +408,27 @@ ROWS: tuple[Case, ...] = (
     ),
     Case(
         "scale_by_nadam-optax",
-        gch.scale_by_nadam(0.8, 0.95, momentum_decay=math.inf),
+        gch.rules.scale_by_nadam(0.8, 0.95, momentum_decay=math.inf),
         (optaxs(lambda ox: ox.scale_by_adam(0.8, 0.95, nesterov=True), "scale_by_adam(nesterov=True)"),),
         lr=falling,
     ),
     Case(
         "scale_by_rprop",
-        gch.scale_by_rprop(1.0, 0.4, 1.5, 0.5, 3.0),
+        gch.rules.scale_by_rprop(1.0, 0.4, 1.5, 0.5, 3.0),
         (torchs("Rprop", etas=(0.4, 1.5), step_sizes=(0.5, 3.0)), twin(rprop(1.0, 0.4, 1.5, 0.5, 3.0))),
         lr=1.0,
         degree=0,
     ),
     Case(
         "scale_by_asgd",
-        gch.scale_by_asgd(0.5, 0.1, 0.6),
+        gch.rules.scale_by_asgd(0.5, 0.1, 0.6),
         (torchs("ASGD", lambd=0.1, alpha=0.6), twin(asgd(0.1, 0.6))),
         lr=None,
         uses_params=True,
     ),
     Case(
         "average_each",
-        gch.average_each(4),
+        gch.rules.average_each(4),
         (torchs("ASGD", lambd=0.0, t0=3, watch=ax),),
         watch=means,
         uses_params=True,

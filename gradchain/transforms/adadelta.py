@@ -40,7 +40,7 @@ class scale_by_adadelta(Transform):
     Paper: Zeiler, 2012, Algorithm 1, https://arxiv.org/abs/1212.5701
 
     >>> import gradchain as gch
-    >>> gch.scale_by_adadelta(rho=0.95)
+    >>> gch.rules.scale_by_adadelta(rho=0.95)
     scale_by_adadelta(rho=0.95)
     """
 

@@ -46,7 +46,7 @@ class scale_by_adamax(Transform):
     Paper: Kingma and Ba, 2014, Algorithm 2, https://arxiv.org/abs/1412.6980
 
     >>> import gradchain as gch
-    >>> gch.scale_by_adamax(b2=0.99)
+    >>> gch.rules.scale_by_adamax(b2=0.99)
     scale_by_adamax(b2=0.99)
     """
 

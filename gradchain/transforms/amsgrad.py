@@ -57,7 +57,7 @@ class scale_by_amsgrad(Transform):
     Paper: Reddi et al., 2018, Algorithm 2, https://openreview.net/forum?id=ryQu7f-RZ
 
     >>> import gradchain as gch
-    >>> gch.scale_by_amsgrad(b2=0.99, max_of="nu_hat")
+    >>> gch.rules.scale_by_amsgrad(b2=0.99, max_of="nu_hat")
     scale_by_amsgrad(b2=0.99, max_of="nu_hat")
     """
 

@@ -22,7 +22,7 @@ class maximize(Transform):
     Equals: torch.optim.SGD with maximize=True; that argument of all of torch.optim's classes.
 
     >>> import gradchain as gch
-    >>> gch.chain(gch.maximize(), gch.sgd(0.1, weight_decay=1e-4))
+    >>> gch.chain(gch.rules.maximize(), gch.sgd(0.1, weight_decay=1e-4))
     chain(maximize(), add_decayed_weights(0.0001), scale_by_learning_rate(0.1))
     """
 

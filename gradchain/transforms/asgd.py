@@ -46,7 +46,7 @@ class scale_by_asgd(Transform):
         https://doi.org/10.1137/0330046
 
     >>> import gradchain as gch
-    >>> gch.scale_by_asgd(0.01, lambd=1e-3)
+    >>> gch.rules.scale_by_asgd(0.01, lambd=1e-3)
     scale_by_asgd(0.01, lambd=0.001)
     """
 
@@ -99,7 +99,7 @@ class average_each(Transform):
     Paper: Polyak and Juditsky, 1992, https://doi.org/10.1137/0330046
 
     >>> import gradchain as gch
-    >>> gch.chain(gch.sgd(0.1), gch.average_each(start=100))
+    >>> gch.chain(gch.sgd(0.1), gch.rules.average_each(start=100))
     chain(scale_by_learning_rate(0.1), average_each(start=100))
     """
 

@@ -56,7 +56,7 @@ class scale_by_nadam(Transform):
     Paper: Dozat, 2016, https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
 
     >>> import gradchain as gch
-    >>> gch.scale_by_nadam(momentum_decay=0.01)
+    >>> gch.rules.scale_by_nadam(momentum_decay=0.01)
     scale_by_nadam(momentum_decay=0.01)
     """
 

@@ -47,7 +47,7 @@ class scale_by_radam(Transform):
     Paper: Liu et al., 2019, Algorithm 2, https://arxiv.org/abs/1908.03265
 
     >>> import gradchain as gch
-    >>> gch.scale_by_radam(b2=0.99)
+    >>> gch.rules.scale_by_radam(b2=0.99)
     scale_by_radam(b2=0.99)
     """
 

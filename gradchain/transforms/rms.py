@@ -130,7 +130,7 @@ class scale_by_stddev(Transform):
     Paper: Graves, 2013, equations 38 to 42, https://arxiv.org/abs/1308.0850
 
     >>> import gradchain as gch
-    >>> gch.scale_by_stddev(0.95, eps=1e-4)
+    >>> gch.rules.scale_by_stddev(0.95, eps=1e-4)
     scale_by_stddev(decay=0.95, eps=0.0001)
     """
 

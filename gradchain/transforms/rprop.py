@@ -49,7 +49,7 @@ class scale_by_rprop(Transform):
         Hüsken, 2003, https://doi.org/10.1016/S0925-2312(01)00700-7
 
     >>> import gradchain as gch
-    >>> gch.chain(gch.scale_by_rprop(0.01), gch.scale(-1.0))
+    >>> gch.chain(gch.rules.scale_by_rprop(0.01), gch.scale(-1.0))
     chain(scale_by_rprop(0.01), scale(-1.0))
     """
 

@@ -49,7 +49,7 @@ class scale_by_rss(Transform):
     Paper: Duchi et al., 2011, https://jmlr.org/papers/v12/duchi11a.html
 
     >>> import gradchain as gch
-    >>> gch.scale_by_rss(0.1, eps=1e-7, eps_in_sqrt=True)
+    >>> gch.rules.scale_by_rss(0.1, eps=1e-7, eps_in_sqrt=True)
     scale_by_rss(initial_accumulator_value=0.1, eps=1e-07, eps_in_sqrt=True)
     """
 

@@ -186,7 +186,7 @@ GRADIENTS = {
     "adadelta": lambda: gch.adadelta(weight_decay=0.1),
     "adamax": lambda: gch.adamax(RATE, weight_decay=0.1, decoupled_weight_decay=True),
     "amsgrad": lambda: gch.adam(0.01, amsgrad=True, weight_decay=0.1),
-    "amsgrad, optax": lambda: gch.chain(gch.scale_by_amsgrad(max_of="nu_hat"), gch.scale_by_learning_rate(RATE)),
+    "amsgrad, optax": lambda: gch.chain(gch.rules.scale_by_amsgrad(max_of="nu_hat"), gch.scale_by_learning_rate(RATE)),
     "nadam": lambda: gch.nadam(RATE, momentum_decay=0.3),
     "radam of torch": lambda: gch.radam(0.01, b2=0.9, weight_decay=0.1),
     "rprop": lambda: gch.rprop(0.01),
