@@ -1,7 +1,7 @@
 """Where a user of Optax finds each of its public names: one place to look, and a test keeps it whole.
 
-A name that gradchain has under the same spelling needs no entry. Every other is here once, as
-`"gch.…"` (it is there, under that name), `"not here, because …"`, or `"comes with …"` (it is planned, with what).
+A name that gradchain has under the same spelling, on top or in `gch.rules`, needs no entry. Every other is here once,
+as `"gch.…"` (it is there, under that name), `"not here, because …"`, or `"comes with …"` (it is planned, with what).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ def _all(reason: str, names: str) -> dict[str, str]:
 STATES = "not here, because the state of a link is its own: it is addressed by name, as in state_dict()"
 TYPES = "not here, because a type alias of jax's trees has no use for Tensors"
 LOSSES = "not here, because torch.nn.functional has the losses"
-FAMILY = "comes with the adaptive rules"
 FREE = "comes with the rules that need no learning rate"
 SEARCH = "not here, because torch.optim.LBFGS searches along lines; a chain takes one step"
 EXAMPLES = "not here, because gradients per example belong to torch.func and Opacus"
@@ -25,44 +24,14 @@ COUNTERS = "not here, because a Count is a Python int and cannot overflow"
 OPTAX: dict[str, str] = {
     **names.OPTAX,
     # transforms
-    "clip_by_block_rms": "gch.rules.clip_by_block_rms",
-    "adaptive_grad_clip": "gch.rules.adaptive_grad_clip",
     "unitwise_clip": "gch.rules.adaptive_grad_clip",
     "unitwise_norm": "gch.Tensors.norms",
-    "normalize_by_update_norm": "gch.rules.normalize_by_update_norm",
-    "ema": "comes with the averages of updates",
     "with_extra_args_support": "not here, because every link gets a Context",
-    **_all(
-        FAMILY,
-        """scale_by_adan scale_by_belief scale_by_factored_rms scale_by_novograd scale_by_optimistic_gradient
-        scale_by_sm3 scale_by_yogi""",
-        """scale_by_adadelta scale_by_adamax scale_by_adan scale_by_amsgrad scale_by_belief scale_by_factored_rms
-        scale_by_optimistic_gradient scale_by_radam scale_by_rms scale_by_rprop scale_by_rss
-        scale_by_stddev scale_by_yogi""",
-    ),
-    "scale_by_novograd": "gch.rules.scale_by_novograd",
-    "scale_by_param_block_norm": "gch.rules.scale_by_param_block_norm",
-    "scale_by_param_block_rms": "gch.rules.scale_by_param_block_rms",
-    "scale_by_sm3": "gch.rules.scale_by_sm3",
-    "scale_by_trust_ratio": "gch.rules.scale_by_trust_ratio",
     **_all(FREE, "scale_by_distance_over_gradients scale_by_polyak"),
     **_all(SEARCH, "scale_by_backtracking_linesearch scale_by_lbfgs scale_by_zoom_linesearch lbfgs"),
     # combinators
     "flatten": "not here, because fused kernels take many tensors at once as they are",
-    "lookahead": "gch.rules.lookahead",
     # aliases
-    **_all(
-        FAMILY,
-        """adabelief adafactor adan novograd optimistic_adam optimistic_adam_v2 optimistic_gradient_descent sm3 yogi""",
-        """adabelief adadelta adafactor adagrad adamax adamaxw adan optimistic_adam optimistic_adam_v2
-        optimistic_gradient_descent radam rmsprop rprop yogi""",
-    ),
-    "fromage": "gch.rules.fromage",
-    "lamb": "gch.rules.lamb",
-    "lars": "gch.rules.lars",
-    "novograd": "gch.rules.novograd",
-    "sm3": "gch.rules.sm3",
-    "noisy_sgd": "comes with the links that draw random numbers",
     "polyak_sgd": FREE,
     # schedules
     "StatefulSchedule": "not here, because a schedule is a function; what remembers is a link",
@@ -74,7 +43,7 @@ OPTAX: dict[str, str] = {
     **_all(COUNTERS, "safe_increment safe_int32_increment"),
     **_all("not here, because norms are accumulated in float64", "safe_norm safe_root_mean_squares"),
     **_all(EXAMPLES, "per_example_global_norm_clip per_example_layer_norm_clip microbatch"),
-    **_all("comes with the matrix rules", "matrix_inverse_pth_root power_iteration"),
+    **_all("comes with the second-order rules", "matrix_inverse_pth_root power_iteration"),
     "nnls": "not here, because it solves a linear problem: scipy.optimize.nnls",
     "multi_normal": "not here, because torch.distributions has it",
     # losses
@@ -91,22 +60,8 @@ OPTAX: dict[str, str] = {
     "split_real_and_imaginary": "not here, because complex parameters are pairs of reals to every link",
     "hutchinson_estimator_diag_hessian": "comes with the second-order rules",
     "sophia": "comes with the second-order rules",
-    "normalize": "gch.rules.normalize",
-    **_all("comes with the matrix rules", "muon scale_by_muon galore scale_by_galore"),
-    **_all(
-        FAMILY,
-        """acprop scale_by_acprop ademamix scale_by_ademamix adopt scale_by_adopt madgrad scale_by_madgrad
-        simplified_ademamix scale_by_simplified_ademamix""",
-    ),
-    **_all(FREE, "cocob scale_by_cocob dadapt_adamw dog dowg mechanize momo momo_adam prodigy"),
-    **{name: f"gch.rules.{name}" for name in ("schedule_free", "schedule_free_adamw", "schedule_free_sgd")},
-    # projections
-    **{
-        name: f"gch.rules.{name}"
-        for name in """projection_box projection_halfspace projection_hypercube projection_hyperplane
-        projection_l1_ball projection_l1_sphere projection_l2_ball projection_l2_sphere projection_linf_ball
-        projection_non_negative projection_simplex projection_vector""".split()
-    },
+    **_all("comes with the rules in low rank", "galore scale_by_galore"),
+    **_all(FREE, "dadapt_adamw dog dowg mechanize momo momo_adam prodigy"),
     # types and states
     **_all(
         TYPES,

@@ -83,11 +83,8 @@ OPTAX: dict[str, str] = {
     "stateless_with_tree_map": "gch.stateless",
     "identity": "gch.chain",
     "set_to_zero": "gch.freeze",
-    "centralize": "gch.rules.centralize",
     "apply_every": "gch.accumulate",
-    "monitor": "gch.rules.monitor",
     "measure_with_ema": "gch.rules.snapshot",
-    "snapshot": "gch.rules.snapshot",
     # combinators
     "named_chain": "gch.chain",
     "multi_transform": "gch.partition",
@@ -97,14 +94,11 @@ OPTAX: dict[str, str] = {
     "apply_if_finite": "gch.skip_nonfinite",
     "conditionally_mask": "gch.when",
     "conditionally_transform": "gch.when",
-    "skip_large_updates": "gch.rules.skip_large_updates",
     "inject_hyperparams": "gch.Updater.override",
     "inject_stateful_hyperparams": "gch.Updater.override",
     # aliases
     "adamaxw": "gch.adamax",
     "amsgrad": "gch.adam",
-    "sign_sgd": "gch.scale_by_sign",
-    "signum": "gch.scale_by_sign",
     # schedules
     "constant_schedule": "gch.constant",
     "linear_schedule": "gch.linear",

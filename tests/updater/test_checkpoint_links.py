@@ -87,7 +87,8 @@ CHAINS = {
     ),
     "torch's, squares": gch.chain(
         gch.accumulate(2), gch.rules.maximize(), gch.scale_by_rms(bias_correction=True), gch.rules.scale_by_stddev(),
-        gch.rules.scale_by_rss(0.1, lr_decay=0.1), gch.rules.scale_by_adadelta(), gch.trace(0.5, dampening=0.3), gch.scale(-1.0),
+        gch.rules.scale_by_rss(0.1, lr_decay=0.1), gch.rules.scale_by_adadelta(), gch.trace(0.5, dampening=0.3),
+        gch.scale(-1.0),
         gch.rules.scale_by_asgd(0.5, 0.1), gch.rules.average_each(2),
     ),
     "torch's, moments": gch.chain(
