@@ -85,6 +85,47 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
+def shard(tensor: Tensor) -> Tensor:
+    """The memory that this rank has of a DTensor, once what fills it is done; any other tensor as it is."""
+    if not is_dtensor(tensor):
+        return tensor
+    inner: Any = tensor._local_tensor
+    return inner.wait() if hasattr(inner, "wait") else inner  # type: ignore[no-any-return]  # of a collective
+
+
+def shards_alike(tensor: Tensor, other: Tensor | None) -> bool:
+    """Whether two tensors lie over the same ranks in the same way; two that are no DTensors do."""
+    if not is_dtensor(tensor) or not is_dtensor(other):
+        return not is_dtensor(tensor) and not is_dtensor(other)
+    return tensor.device_mesh == other.device_mesh and tensor.placements == other.placements
+
+
+def sharded_as(tensor: Tensor, place: Tensor) -> Tensor:
+    """A DTensor laid out over the ranks as another of its mesh, reduced where it is not yet; any other as it is."""
+    if not is_dtensor(tensor) or not is_dtensor(place) or tensor.placements == place.placements:
+        return tensor
+    return tensor.redistribute(place.device_mesh, place.placements)
+
+
+def joined_as(local: Tensor, place: Tensor) -> Tensor:
+    """The DTensor of which this is the shard, laid out as `place`; the tensor itself where that is no DTensor."""
+    if not is_dtensor(place):
+        return local
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local, place.device_mesh, place.placements, run_check=False, shape=place.shape, stride=place.stride()
+    )
+
+
+def groups_of_shards(tensor: Tensor) -> list[Any]:
+    """The process groups over which the elements of a tensor are shared out; over others each rank has the same."""
+    if not is_dtensor(tensor):
+        return []
+    mesh = tensor.device_mesh
+    return [mesh.get_group(i) for i, p in enumerate(tensor.placements) if not p.is_replicate() and mesh.size(i) > 1]
+
+
 def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
     """What tells in one call whether other tensors are like these, one by one. None where torch has no such thing.
 

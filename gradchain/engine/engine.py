@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Concatenate, NamedTuple, ParamSpec
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
@@ -48,6 +48,7 @@ from gradchain.engine.replay_data import Call, replayed_computation, replayed_re
 MOST_REASONS = 16  # that are counted, why steps did not run again
 
 P = ParamSpec("P")
+E = TypeVar("E", bound="Engine")
 
 
 class Outcome(NamedTuple):
@@ -59,13 +60,13 @@ class Outcome(NamedTuple):
     commit: Commit
 
 
-def _none_where_it_cannot(
-    step: Callable[Concatenate[Engine, P], Outcome],
-) -> Callable[Concatenate[Engine, P], Outcome | None]:
+def none_where_it_cannot(
+    step: Callable[Concatenate[E, P], Outcome | None],
+) -> Callable[Concatenate[E, P], Outcome | None]:
     """The step, which gives None and keeps the reason where a chain cannot be recorded or no executor can run it."""
 
     @functools.wraps(step)
-    def tried(self: Engine, /, *args: P.args, **kwargs: P.kwargs) -> Outcome | None:
+    def tried(self: E, /, *args: P.args, **kwargs: P.kwargs) -> Outcome | None:
         try:
             return step(self, *args, **kwargs)
         except (Unrecorded, NoKernel) as reason:
@@ -82,6 +83,8 @@ def _none_where_it_cannot(
 
 class Engine:
     """Runs a chain on one set of parameters, keeping the plans it made."""
+
+    tape = Tape
 
     def __init__(self) -> None:
         self._layout: Layout | None = None
@@ -102,7 +105,7 @@ class Engine:
         self.ran: list[Part] = []  # what the last step ran that ran anything
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
-    @_none_where_it_cannot
+    @none_where_it_cannot
     def step(self, tx: chain, step: Step, received: Tensors, state: Links, params: EagerTensors, lent: bool) -> Outcome:
         """What the chain makes of an update. Nothing is written before its commit fires; None if it cannot run here.
 
@@ -210,7 +213,7 @@ class Engine:
         assert self._layout is not None
         params, step = request.params, request.step
         self.last = []  # a recording that failed may have reduced
-        tape = Tape(self._reduce, self._compute, self._layout.state, self._ledger(request, with_numbers))
+        tape = self.tape(self._reduce, self._compute, self._layout.state, self._ledger(request, with_numbers))
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
         step = step._replace(params=weights)

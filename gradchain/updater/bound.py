@@ -28,6 +28,7 @@ from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine, Outcome
 from gradchain.engine.recording.leaves import same_memory
+from gradchain.engine.shards import engine_for
 from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
@@ -83,7 +84,7 @@ class Bound:
         self.news: dict[str, tuple[int, list[float]]] = {}
         self.records: dict[str, Any] = {}
         self.lent_averages: set[str] = set()  # addresses of averages whose tensors a user holds
-        self.engine = Engine()
+        self.engine = engine_for(target.last_seen)
         self.journal = Journal(self.engine.forget)
         self.observations = Observations(tx)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
@@ -372,6 +373,8 @@ class Bound:
             assert isinstance(step.params, EagerTensors)
             done = engine.step(self.chain, step, received, state, step.params, lent)
             if done is not None:
+                if self.target.sharded and done.applied:
+                    done.commit.after(self.target.reshard)
                 # under DDP a gradient may lie in a bucket, which the next reduction overwrites
                 shared = lent or self.target.replicated
                 return done._replace(state=self._owning(done.state, state, received, lent)) if shared else done
