@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
 
 from benchmarks import targets
+from benchmarks.pinning import pin
 
 QUICK = (("c", "R2"), ("d", "R1"), ("d", "R2"), ("d", "R3"), ("d", "R5"))
 
@@ -35,16 +35,6 @@ def _arguments() -> argparse.Namespace:
     if given.against and (given.targets or given.peer):
         parser.error("--against: peers and targets are no part of it.")
     return given
-
-
-def pin(threads: int, core: int | None) -> None:
-    """So many cores and threads, for whatever is imported from here on."""
-    os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(threads)
-    if hasattr(os, "sched_setaffinity"):
-        allowed = [c for c in sorted(os.sched_getaffinity(0)) if core is None or c >= core]
-        if len(allowed) < threads:
-            sys.exit(f"--threads: must be at most {len(allowed)}, the cores that are allowed, got {threads}.")
-        os.sched_setaffinity(0, set(allowed[:threads]))
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from benchmarks import report
-from benchmarks.__main__ import pin
+from benchmarks.pinning import pin
 from benchmarks.workloads import WORKLOADS
 
 STEPS, WARM = 40, 40

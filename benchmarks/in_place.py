@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import gc
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
+
+from benchmarks.pinning import pin
 
 CLASSES: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 1e-4},
@@ -116,9 +117,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=21, help="timed rounds of every form")
     parser.add_argument("--output", type=Path, help="where the JSON goes; default: benchmarks/results/<date>.json")
     given = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = "1"
-    if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    pin(1, None)
     import torch
 
     torch.set_num_threads(1)

@@ -87,6 +87,7 @@ if TYPE_CHECKING:
     from gradchain.transforms.clip import clip_by_value as clip_by_value
     from gradchain.transforms.decay import add_decayed_weights as add_decayed_weights
     from gradchain.transforms.lion import scale_by_lion as scale_by_lion
+    from gradchain.transforms.noise import add_noise as add_noise
     from gradchain.transforms.nonfinite import nan_to_num as nan_to_num
     from gradchain.transforms.plateau import reduce_on_plateau as reduce_on_plateau
     from gradchain.transforms.project import project as project
@@ -131,6 +132,7 @@ _HOMES = {
     "adam": "optimizers",
     "adamw": "optimizers",
     "add_decayed_weights": "transforms.decay",
+    "add_noise": "transforms.noise",
     "amp_scale": "combinators.amp_scale",
     "apply_updates": "core.weights",
     "atan2": "core.scalars",

@@ -63,6 +63,12 @@ def called(make: Any, args: tuple[Any, ...], error: type[Exception], sentence: s
     return Bad(make, args, {}, error, sentence, argument, value)
 
 
+def noise(argument: str, value: Any, error: type[Exception], rule: str) -> Bad:
+    given = {"eta": 0.1, "gamma": 0.55, "seed": 0, argument: value}
+    sentence = f"add_noise: {argument} must be {rule}, got {value!r}."
+    return Bad(gch.add_noise, (), given, error, sentence, argument, repr(value))
+
+
 LINK = gch.scale(1.0)
 BODY = gch.named("body.*")
 UNIT = "in [0, 1)"
@@ -87,6 +93,14 @@ ROWS: tuple[Bad, ...] = (
     number(gch.trace, "decay", 1.0, UNIT),
     number(gch.trace, "decay", -0.5, UNIT),
     number(gch.add_decayed_weights, "weight_decay", -0.1, "in [0, inf)"),
+    noise("eta", -0.1, ValueError, "in [0, inf)"),
+    noise("gamma", INF, ValueError, "in [0, inf)"),
+    noise("seed", -1, ValueError, "a whole number, at least 0"),
+    noise("seed", 1.0, TypeError, "a whole number, at least 0"),
+    noise("seed", True, TypeError, "a whole number, at least 0"),
+    other(
+        gch.add_decayed_weights, "lazy", 1, TypeError, "add_decayed_weights: lazy must be True or False, got 1.", 0.1
+    ),
     number(gch.clip_by_norm, "max_norm", 0, "in (0, inf]"),
     number(gch.clip_by_norm, "max_norm", -1.0, "in (0, inf]"),
     number(gch.clip_by_norm, "eps", -1e-6, "in [0, inf)", 1.0),

@@ -14,7 +14,7 @@ import rules
 import torch
 from harness import Problem, overflowing, plain, problem, spiky, with_nans, with_nonfinite
 from peers import Peer, joint_twin, of_optax, of_torch, sgd, twin
-from rules import falling, rising
+from rules import falling, noisy, rising
 from torch import Tensor, nn
 
 import gradchain as gch
@@ -341,6 +341,16 @@ CASES: tuple[Case, ...] = (
         lr=falling,
         uses_step=True,
         uses_params=True,
+    ),
+    # noise
+    Case(
+        "add_noise",
+        gch.add_noise(0.3, 0.55, seed=5),
+        (joint_twin(noisy),),
+        lr=falling,
+        scope="tensor",
+        uses_step=True,
+        own_time=False,
     ),
     # bounds
     Case(

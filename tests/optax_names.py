@@ -32,7 +32,6 @@ OPTAX: dict[str, str] = {
     "unitwise_norm": NORMS,
     "normalize_by_update_norm": NORMS,
     "ema": "comes with the averages of updates",
-    "add_noise": "comes with the links that draw random numbers",
     "measure_with_ema": "comes with the averages of updates",
     "with_extra_args_support": "not here, because every link gets a Context",
     **_all(

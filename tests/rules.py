@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import noise
+import numpy as np
 import torch
 from harness import Problem, observed
 from peers import Rule, Weights, in_float64
@@ -45,6 +47,15 @@ def plateaus(**given: Any) -> Any:
         group["lr"] = kept["scheduler"].optimizer.param_groups[0]["lr"]
 
     return write
+
+
+def noisy(problem: Problem, t: int, weights: Weights, memory: dict[str, Any]) -> Weights:
+    """SGD with noise on the gradients, whose numbers are those of a link called add_noise with seed 5."""
+    size, out = (0.3 / (1 + t) ** 0.55) ** 0.5, {}
+    for name, g in problem.gradient(t, weights).items():
+        drawn = noise.drawn("normal", 5, "add_noise", name, t, g.numel(), np.float64)
+        out[name] = weights[name] - problem.rate(t) * (g + size * torch.from_numpy(drawn).reshape(g.shape))
+    return out
 
 
 def falling(step: Any) -> Any:

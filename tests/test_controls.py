@@ -61,7 +61,12 @@ def test_row_rejects_a_rule_that_moves_a_thousandth_too_far(case: Case):
 @pytest.mark.parametrize("late", [-1, 1])
 def test_row_rejects_a_clock_that_is_off_by_one(case: Case, late: int):
     """A schedule that is read one update late, or early, is seen."""
-    assert rejected(case, ours(case, clock=late))
+    try:
+        found = ours(case, clock=late)
+    except ZeroDivisionError:
+        assert late < 0 and case.subject == "add_noise"  # 1 + t is nothing before the first update
+        return
+    assert rejected(case, found)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, id=c.id) for c in CASES if counted(c)])

@@ -51,6 +51,18 @@ class scale_by_yogi(gch.Transform):
         return factor * direction, state.replace(count=count, mu=mu, nu=nu)
 
 
+class drawn(gch.Transform):
+    """Random numbers of every kind."""
+
+    seed: int
+
+    def update(self, g: gch.Tensors, state: gch.State, ctx: gch.Context) -> tuple[gch.Tensors, gch.State]:
+        random = ctx.random(self.seed)
+        assert_type(random.normal(g), gch.Tensors)
+        assert_type(random.bits(g), gch.Tensors)
+        return g + random.normal(g) * random.signs(g) + random.uniform(g, draw=1), state
+
+
 class clip_rows(gch.Transform):
     """A required Hyper, and `map` for what needs whole tensors."""
 

@@ -83,7 +83,7 @@ class under(gch.Selector):
 
 
 def every_kind_of_selector() -> gch.chain:
-    decay = gch.add_decayed_weights(0.05)
+    decay = gch.add_decayed_weights(0.05, lazy=True)
     body = gch.named("body.*", re.compile(r"stem\..*")) & ~(gch.norm | gch.bias)
     assert_type(body, gch.Selector)
     return gch.chain(

@@ -52,7 +52,8 @@ class ChainOptimizer(Optimizer):
     user's stays in force and is multiplied likewise.
 
     `step` takes true gradients from `.grad`, as the trainer has unscaled, clipped and reduced them, and leaves them
-    there until the trainer's `zero_grad`, which keeps an open window of `accumulate`.
+    there until the trainer's `zero_grad`; a step that `accumulate` holds takes them into its window, which `zero_grad`
+    keeps.
 
     Attributes:
         updater: the Updater, whose state this is.

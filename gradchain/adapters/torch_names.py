@@ -36,8 +36,8 @@ _ONCE_MORE = (
 )
 _REFUSED: dict[tuple[str, str], str] = {
     ("torch", "SparseAdam"): (
-        "it takes sparse gradients only, and every link takes dense ones. Use nn.Embedding(sparse=False) and "
-        "scale_by_adam()."
+        "it takes sparse gradients only, and a class is given dense ones. Use scale_by_adam(), which updates the rows "
+        "that a sparse gradient names."
     ),
     ("torch", "ZeroRedundancyOptimizer"): (
         "each rank steps its own part of the weights and sends it to the others, which a chain cannot follow. Give "

@@ -126,6 +126,10 @@ class from_torch(Transform):
     descends = True
     role = "optimizer"
     calls_back = True  # the class may be a user's
+    refuses_rows = (
+        "gives its class whole gradients. Put these parameters into another branch of gch.partition, with a rule of "
+        "links, or give dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag."
+    )
 
     optimizer: str | type[Optimizer]
     arguments: tuple[tuple[str, Any], ...]

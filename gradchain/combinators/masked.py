@@ -11,7 +11,7 @@ from gradchain.core.index import Index
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.core.weights import Weights
+from gradchain.core.weights import Weights, in_place_of
 from gradchain.selectors import SelectorLike
 from gradchain.selectors.base import predicate
 from gradchain.words import values
@@ -66,29 +66,6 @@ class masked(Transform):
 def as_chain(link: Transform) -> chain:
     """A held link as a chain, so that its address is the holder's, then its name."""
     return link if isinstance(link, chain) else chain(link)
-
-
-def in_place_of(
-    mine: Tensors | Weights, made: Tensors | Weights, g: Tensors | Weights, ctx: Context
-) -> Tensors | Weights:
-    """`g` with what a held link made of `mine`, some of its entries: one that the link left out is absent.
-
-    Where the link, or one before it, owns the weights, all are weights: those of the others are what they would become.
-    """
-    if isinstance(made, Weights) or isinstance(g, Weights):
-        made, g = _weights(made, ctx), _weights(g, ctx)
-        return Weights(_overlaid(mine.index, made.tensors, g.tensors))
-    return _overlaid(mine.index, made, g)
-
-
-def _overlaid(mine: Index, made: Tensors, g: Tensors) -> Tensors:
-    gone = mine.without(made.index)
-    return (g.select(g.index.without(gone)) if len(gone) else g).overlay(made)
-
-
-def _weights(updates: Tensors | Weights, ctx: Context) -> Weights:
-    """The weights that these updates make."""
-    return updates if isinstance(updates, Weights) else Weights(ctx.new_params(updates).select(updates.index))
 
 
 def check_link(owner: str, name: str, link: object) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
-from gradchain.combinators.masked import as_chain, check_link, checked_selector, in_place_of
+from gradchain.combinators.masked import as_chain, check_link, checked_selector
 from gradchain.core.context import Context
 from gradchain.core.index import Index
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.core.weights import Weights
+from gradchain.core.weights import Weights, in_place_of
 from gradchain.selectors import SelectorLike, everything, resolve
 from gradchain.selectors.source import code
 

@@ -5,6 +5,8 @@ When torch moves one of these, this is the place to change.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -17,6 +19,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from gradchain.core.operations import OPERATIONS
+from gradchain.core.place import Place
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -183,6 +186,24 @@ def sharded_max_norm(value: Any, dtype: torch.dtype) -> Tensor:
     norm = torch.linalg.vector_norm(local, float("inf")) if local.numel() else local.new_zeros(()).abs()
     placements = [Replicate() if place.is_replicate() else Partial("max") for place in value.placements]
     return DTensor.from_local(norm, value.device_mesh, placements, run_check=False)
+
+
+def in_shards(make: Callable[..., Tensor], fact: Any, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """`make` of a parameter's fact, and of a shape, dtype and device; of a DTensor each rank makes its own shard."""
+    if not is_dtensor(like):
+        return make(fact, like.shape, dtype, like.device)
+    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh, placements = like.device_mesh, like.placements
+    shape, offsets = compute_local_shape_and_global_offset(like.shape, mesh, placements)
+    fact = dataclasses.replace(fact, place=Place(tuple(like.shape), tuple(offsets)))
+    made = make(fact, shape, dtype, like.to_local().device)
+    return DTensor.from_local(made, mesh, placements, run_check=False, shape=like.shape, stride=_row_major(like.shape))
+
+
+def _row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[d + 1 :]) for d in range(len(shape)))
 
 
 def unreduced(module: Any) -> list[tuple[Any, str, Tensor]]:

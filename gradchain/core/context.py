@@ -13,6 +13,7 @@ from gradchain.core import _torch
 from gradchain.core.hyper import Override
 from gradchain.core.index import Fact, Index
 from gradchain.core.micro import Micro
+from gradchain.core.random import Random, check_seed
 from gradchain.core.refusal import Refusal, first_offender, is_finite
 from gradchain.core.step import Notes, Recorder, Step
 from gradchain.core.tensors import Tensors
@@ -144,6 +145,19 @@ class Context:
         """Applied updates so far, from 0."""
         step: int = self._need("step", self._step.clocks.get("step"))
         return step
+
+    def random(self, seed: int) -> Random:
+        """Random numbers of this link in this update, which nothing has to remember: `ctx.random(seed).normal(g)`.
+
+        They follow from the seed, the link's address, the parameter's name, `step` and the element. So they are the
+        same on every device and in every number of threads, after a resume, and on ranks that hold parts of a tensor;
+        and they are the same again where a link runs twice at one step, as in an update that was held, or on each
+        micro-batch in front of a window.
+
+        Args:
+            seed: a whole number, at least 0.
+        """
+        return Random(check_seed(f"{self._path or 'Context'}.random", seed), self._path, self.step)
 
     @property
     def loss(self) -> Any:

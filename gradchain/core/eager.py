@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
+from gradchain.core.along import ALONG, Dims, dims_of
 from gradchain.core.index import Fact, Index
 from gradchain.core.operations import OPERATIONS, divide
+from gradchain.core.random import Draw
 from gradchain.core.scalars import Count, Scalars, on_host
+from gradchain.core.shapes import Shapes, check_kept_shapes, check_shapes
 from gradchain.core.tensors import Tensors
 
 
@@ -24,7 +27,7 @@ def _real(tensor: Tensor) -> Tensor:
 
 def _complex(tensor: Tensor) -> Tensor:
     """Pairs of reals as a complex tensor; as they are where torch has no complex dtype of theirs (bfloat16, bool)."""
-    if tensor.dtype in (torch.bfloat16, torch.bool):
+    if tensor.dtype in (torch.bfloat16, torch.bool) or tensor.shape[-1] != 2:  # norms along rows are no pairs
         return tensor
     return torch.view_as_complex(tensor if tensor.stride(-1) == 1 else tensor.contiguous())
 
@@ -36,7 +39,7 @@ def _is_number(value: Any) -> bool:
 class EagerTensors(Tensors):
     """Tensors in memory. A scalar factor is carried and folded into the next sum; a product or root takes it first."""
 
-    __slots__ = ("_compared", "_data", "_factor", "_product", "alike", "index")
+    __slots__ = ("_compared", "_data", "_factor", "_product", "alike", "index", "odd")
 
     index: Index  # no property: it is read some ten times in a step
 
@@ -48,6 +51,7 @@ class EagerTensors(Tensors):
         self._factor = factor
         self._compared = compared  # of a mask, entry by entry: the compute dtype of what was compared
         self.alike: object = None  # the same object in all whose tensors were found to be like one another
+        self.odd: tuple[object, Shapes | None] | None = None  # shapes that are not the weights', and who found them
         self._product: list[Tensor] | None = None  # of both, once something asked: reading changes no later result
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -128,14 +132,19 @@ class EagerTensors(Tensors):
         folded = self._fold(op, args)
         if folded is not None:
             return folded
-        index = _common(args)
+        index = common(args)
         columns: list[Any] = []
         for arg in args:
             if isinstance(arg, EagerTensors):
                 columns.append(arg._column(index))
             else:
                 columns.append(arg.listed(index.names) if isinstance(arg, Scalars) else arg)
-        data = _computed(op, columns, len(index), [isinstance(a, Tensors) for a in args])
+        try:
+            data = _computed(op, columns, len(index), [isinstance(a, Tensors) for a in args])
+        except RuntimeError:
+            of_tensors = [c for c, arg in zip(columns, args, strict=True) if isinstance(arg, Tensors)]
+            check_shapes(op, index.names, [[t.shape for t in column] for column in of_tensors])
+            raise
         mask = bool(data) and data[0].dtype is torch.bool
         return EagerTensors(index, data, compared=_compared(index, args) if mask else None)
 
@@ -179,9 +188,19 @@ class EagerTensors(Tensors):
     def _sum_list(self) -> list[Tensor]:
         return [_whole(v.sum(dtype=_wide(v))) * self._factor for v in self._data]
 
-    def sum(self) -> Any:
+    def _total(self) -> Any:
         sums = self._sum_list()
         return on_host(torch.stack([s.to(sums[0].device) for s in sums]).sum()) if sums else 0.0
+
+    def _along(self, word: str, kind: str, dim: Dims) -> Tensors:
+        truth, made, values = ALONG[kind].truth, [], _torch.widened(self._numbers()._values())
+        for name, value in zip(self.index.names, values, strict=True):
+            dims = dims_of(word, kind, self.index, name, value.shape, dim)
+            made.append(truth(value.to(_wide(value)), dims).to(value.dtype))
+        return EagerTensors(self.index, made)
+
+    def _shapes(self) -> list[torch.Size]:
+        return [v.shape for v in self._data]
 
     def all_finite(self) -> bool:
         if isinstance(self._factor, float) and not math.isfinite(self._factor):
@@ -189,24 +208,22 @@ class EagerTensors(Tensors):
         flags = [torch.isfinite(v).all() for v in self._values()]
         return not flags or bool(_whole(_stacked(flags).all()))
 
+    def _drawn(self, draw: Draw) -> Tensors:
+        dtypes = (
+            self._dtypes() if self._is_mask() else [torch.promote_types(v.dtype, torch.float32) for v in self._data]
+        )
+        rows = zip(self.index.facts, self._data, dtypes, strict=True)
+        return EagerTensors(self.index, [_torch.in_shards(draw.of, fact, like, dtype) for fact, like, dtype in rows])
+
     def _lift(self, other: Tensors) -> Tensors:
         return other
 
     # whole tensors
 
-    def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
-        index = _common((self, *(o for o in others if isinstance(o, (Tensors, Scalars)))))
-        out: list[Tensor] = []
-        for name in index.names:
-            row = [_at(operand, name) for operand in (self, *others)]
-            result = fn(*row)
-            shape = getattr(result, "shape", None)  # a user's function may return anything
-            if shape != row[0].shape:
-                got = f"shape {tuple(shape)}" if shape is not None else type(result).__name__
-                raise ValueError(f"Tensors.map: fn must return a tensor of shape {tuple(row[0].shape)}, got {got}.")
-            out.append(_real(result) if name in index.complex else result)
-        mask = bool(out) and out[0].dtype is torch.bool
-        return EagerTensors(index, out, compared=_compared(index, (self,)) if mask else None)
+    def map(self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None) -> Any:
+        from gradchain.core.maps import Calls, mapped  # it makes EagerTensors
+
+        return mapped(fn, batched, results, Calls(fn, batched), self, *others)
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self.index.subset(members)
@@ -258,6 +275,7 @@ class EagerTensors(Tensors):
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
         before, mine = old._values(), self._values()
         position = self.index.position
+        check_kept_shapes(self.index.names, self._shapes(), old)
         return EagerTensors(
             old.index,
             [
@@ -320,20 +338,11 @@ def _fitted(column: Any, entries: list[Tensor]) -> Any:
     ]
 
 
-def _at(operand: Any, name: str) -> Any:
-    """One entry of an operand, a tensor in the compute dtype; a number is the same for every entry."""
-    if isinstance(operand, Tensors):
-        value = _torch.widened([operand[name]])[0]
-        pairs = name in operand.index.complex and not value.is_complex()
-        return _complex(value) if pairs else value
-    return operand[name] if isinstance(operand, Scalars) else operand
-
-
 def _real_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
     return dtype.to_real() if dtype is not None else None
 
 
-def _common(args: Iterable[Any]) -> Index:
+def common(args: Iterable[Any]) -> Index:
     """The entries that every Tensors and Scalars among `args` has."""
     index: Index | None = None
     scalars = []
@@ -349,7 +358,7 @@ def _common(args: Iterable[Any]) -> Index:
 
 
 def _weighted_sum(a: EagerTensors, b: EagerTensors, sign: float) -> Tensors:
-    index = _common((a, b))
+    index = common((a, b))
     x, y = a._raw(index), b._raw(index)
     alpha = sign * b._factor
     if not a._is_scaled():

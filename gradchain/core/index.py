@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from torch import Tensor, nn
 
+from gradchain.core.place import Place
 from gradchain.selectors import resolve
 
 if TYPE_CHECKING:
@@ -24,12 +25,14 @@ _serials = itertools.count()
 class Fact:
     """What is known of one parameter: its name, the tensor, and the module that holds it (None for a bare tensor).
 
-    `parameter` follows the model, where the updater sees that another tensor took its place.
+    `parameter` follows the model, where the updater sees that another tensor took its place. Where it is a part of a
+    tensor that is spread over ranks, `place` says which: random numbers are those of the whole.
     """
 
     name: str
     parameter: Tensor
     owner: nn.Module | None = None
+    place: Place | None = None
 
 
 class Index:

@@ -28,6 +28,7 @@ class Says(TypedDict, total=False):
     calls_back: bool
     uniform: frozenset[str]
     observes: frozenset[str]
+    refuses_rows: str
 
 
 class Said:

@@ -299,6 +299,13 @@ class Count(Operand[Any]):
             return Count(self._names, self._uniform + 1 if self._names else 0)
         return Count(self._names, self.value + Scalars({n: int(n in updates) for n in self._names}))
 
+    def due(self, every: Scalar) -> Scalar:
+        """Whether work is due that is done at the first update, and at every `every`-th from there.
+
+        Ask a count that has ticked for this update: a truth while all agree, else one for each parameter.
+        """
+        return (self - 1) % every == 0
+
     def of(self, name: str) -> int:
         """The count of one parameter."""
         if self._counts is None:

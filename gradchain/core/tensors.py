@@ -5,15 +5,22 @@ This is the interface a rule is written against. `EagerTensors` computes at once
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
 
+from gradchain.core.along import Dims
 from gradchain.core.index import Fact, Index
 from gradchain.core.scalars import Operand, Scalar, Scalars, as_operand, where
+
+if TYPE_CHECKING:
+    from gradchain.core.random import Draw
+
+K = TypeVar("K")  # Tensors, or a tuple of them
 
 
 class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
@@ -68,20 +75,78 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """
 
     @abstractmethod
-    def sum(self) -> Scalar:
+    def _total(self) -> Scalar:
         """The sum over all entries together, accumulated in float64."""
+
+    @abstractmethod
+    def _along(self, word: str, kind: str, dim: Dims) -> Tensors:
+        """A reduction of each entry along its dimensions, which are kept, by its name in `ALONG`."""
+
+    @abstractmethod
+    def _shapes(self) -> Sequence[torch.Size]:
+        """The shape of each entry; complex ones as pairs of reals."""
 
     @abstractmethod
     def all_finite(self) -> bool:
         """Whether no entry holds inf or NaN. Reads one scalar from the device."""
 
+    @overload
+    def map(self, fn: Callable[..., Tensor], *others: Any, batched: bool = False, results: None = None) -> Tensors: ...
+
+    @overload
+    def map(
+        self, fn: Callable[..., tuple[Tensor, ...]], *others: Any, batched: bool = False, results: int
+    ) -> tuple[Tensors, ...]: ...
+
     @abstractmethod
-    def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
+    def map(self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None) -> Any:
         """`fn` of each whole tensor (and of the same entry of `others`), for rules that need more than arithmetic.
 
-        `fn` must return a new tensor or its argument. It sees tensors in the compute dtype, float32 or wider, and
-        complex parameters as complex tensors.
+        `fn` sees tensors in the compute dtype, float32 or wider, and complex parameters as complex tensors; what it
+        returns is brought back to that dtype, so its products may be done in another. It returns a new tensor or its
+        argument, of any shape, or a tuple of tensors: then there is a tuple of as many Tensors.
+
+        Args:
+            fn: gets one entry of these, and of each of `others`.
+            others: Tensors and Scalars, of which it gets the same entry; a Count, as numbers; anything else as it is.
+            batched: whether entries of equal shape, dtype and device, whose others are alike in these too, are stacked,
+                and `fn` is given stacks, (B, *shape), and returns stacks. Numbers per parameter are a tensor (B, 1, …)
+                then, with as many dimensions as the stack of the first. How many are stacked is a fixed rule of their
+                size and device, which `updater.explain()` tells; B may be 1.
+            results: how many tensors `fn` returns in a tuple. That is known otherwise from what it returned, and needed
+                where there may be no entry, for which it is not called; type checkers need it to see the tuple.
+
+        Raises:
+            TypeError: where `fn` returns neither a tensor nor a tuple of them.
+            ValueError: where it returns another number of them for one entry than for others, loses the dimension of
+                the stack, or returns complex tensors for real entries, or tensors that lie elsewhere.
         """
+
+    def map_where(self, due: Any, fn: Callable[..., Any], old: K, *others: Any, batched: bool = False) -> K:
+        """`map` of the entries that are due; for all others what `old` has.
+
+        For work that is not done at every update, as a basis is computed: with `due=count.due(every)` and the state as
+        `old`, each parameter has it when its own count says so. Which those are decides what runs, so it is known on
+        the host.
+
+        Args:
+            due: a truth for all entries, or Scalars with one for each.
+            fn: gets one entry of these, and of each of `others`, if it is due.
+            old: Tensors, or a tuple of as many as `fn` returns tensors.
+            others: as `map` has them.
+            batched: whether entries that are due are stacked.
+        """
+        names = [n for n in self.index.names if due.get(n)] if isinstance(due, Scalars) else self.index.names
+        if not names or not (isinstance(due, Scalars) or due):
+            return old
+        made: Any = self.select(names).map(fn, *others, batched=batched)
+        wanted, got = [len(v) if isinstance(v, tuple) else 1 for v in (old, made)]
+        if isinstance(old, tuple) is not isinstance(made, tuple) or wanted != got:
+            raise ValueError(f"Tensors.map_where: fn must return as many tensors as old has, {wanted}, got {got}.")
+        before: Any = old
+        laid: Any = tuple(map(_over, before, made)) if isinstance(old, tuple) else before.overlay(made)
+        kept: K = laid
+        return kept
 
     @abstractmethod
     def select(self, members: Iterable[str]) -> Tensors:
@@ -132,6 +197,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     @abstractmethod
     def stored_as(self, old: Tensors) -> Tensors:
         """These values rounded to the dtypes of `old`; entries absent here stay as `old` has them."""
+
+    @abstractmethod
+    def _drawn(self, draw: Draw) -> Tensors:
+        """Random numbers for these entries."""
 
     @abstractmethod
     def _lift(self, other: Tensors) -> Tensors:
@@ -266,9 +335,57 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """True for each element that is NaN."""
         return self._apply("isnan", (self,))
 
-    def norms(self, p: float = 2.0) -> Scalars:
-        """The p-norm of each entry on its own, accumulated in float64: one number per parameter."""
-        return self._norms(p)
+    @overload
+    def sum(self, dim: None = None) -> Scalar: ...
+    @overload
+    def sum(self, dim: Dims) -> Tensors: ...
+    def sum(self, dim: Dims | None = None) -> Any:
+        """The sum over all entries together; with `dim` that along dimensions of each entry, as `mean` has them."""
+        return self._total() if dim is None else self._along("sum", "sum", dim)
+
+    def mean(self, dim: Dims) -> Tensors:
+        """The mean along dimensions of each entry, accumulated in float64 and rounded once.
+
+        The dimensions stay, with size 1: what comes out broadcasts against entries of the same names.
+
+        Args:
+            dim: a dimension, or several; a negative one counts from the end. Every entry must have it. Of a complex
+                entry it is one of the complex tensor's, and the mean is of its pairs.
+
+        Raises: TypeError for what is no dimension; ValueError for one that an entry has not.
+
+        >>> import torch, gradchain as gch
+        >>> g = gch.Tensors.of({"w": torch.tensor([[1.0, 3.0], [5.0, 7.0]])})
+        >>> g.mean(-1)["w"]
+        tensor([[2.],
+                [6.]])
+        >>> (g - g.mean(-1))["w"]
+        tensor([[-1.,  1.],
+                [-1.,  1.]])
+        """
+        return self._along("mean", "mean", dim)
+
+    def amax(self, dim: Dims) -> Tensors:
+        """The largest element along dimensions of each entry, as `mean` has them; NaN where there is one."""
+        return self._along("amax", "amax", dim)
+
+    @overload
+    def norms(self, dim: None = None, *, p: float = 2.0) -> Scalars: ...
+    @overload
+    def norms(self, dim: Dims, *, p: float = 2.0) -> Tensors: ...
+    def norms(self, dim: Dims | None = None, *, p: float = 2.0) -> Scalars | Tensors:
+        """The p-norm of each entry on its own, accumulated in float64: one number per parameter.
+
+        With `dim` Tensors of the norms along dimensions of each entry, as `mean` has them; of a complex entry they are
+        those of its magnitudes for p = 2, and of its pairs of reals for any other.
+        """
+        if dim is None:
+            return self._norms(p)
+        if p == 2:
+            return self._along("norms", "norm", dim)
+        if math.isinf(p):
+            return self.abs()._along("norms", "amax", dim)
+        return self.abs().pow(p)._along("norms", "sum", dim).pow(1 / p)
 
     def sums(self) -> Scalars:
         """The sum of each entry on its own, accumulated in float64: one number per parameter."""
@@ -276,7 +393,11 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
 
     def numels(self) -> Scalars:
         """How many elements each entry has: one number per parameter."""
-        return Scalars({f.name: f.parameter.numel() for f in self.index.facts})
+        pairs = self.index.complex
+        shapes = zip(self.index.names, self._shapes(), strict=True)
+        return Scalars(
+            {n: shape.numel() // 2 if n in pairs and shape[-1] == 2 else shape.numel() for n, shape in shapes}
+        )
 
     # the mapping
 
@@ -318,6 +439,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         from gradchain.core.eager import EagerTensors
 
         return EagerTensors.about(facts_of(source))
+
+
+def _over(before: Tensors, now: Tensors) -> Tensors:
+    return before.overlay(now)
 
 
 def facts_of(source: nn.Module | Mapping[str, Tensor]) -> list[Fact]:

@@ -20,9 +20,9 @@ from gradchain.core.scalars import Scalars, on_host
 from gradchain.core.state import Empty, Links, State, as_stored
 from gradchain.core.step import Step
 from gradchain.core.tensors import Tensors
-from gradchain.core.weights import Weights
+from gradchain.core.weights import Weights, in_place_of
 from gradchain.schedules import Schedule
-from gradchain.selectors import PerParameter
+from gradchain.selectors import PerParameter, SelectorLike
 from gradchain.selectors.source import Written, call, code
 from gradchain.words.arguments import Nothing, answering
 
@@ -66,6 +66,10 @@ class Transform:
         uniform: hyperparameters that are one number for all parameters, and take no per-parameter value.
         observes: the names given to `updater.observe` that it waits for.
         in_place: whether it writes the weights where they lie: its `update` returns `Weights` with a `write`.
+        applies: the parameters that the rule is for, a selector: `min_ndim(2)` for one of matrices. `init` and
+            `update` see these alone; the updates of all others go by unchanged, as around `masked`.
+        refuses_rows: why it cannot take a sparse gradient, which is that of the rows it names, and the cure, as "decays
+            all rows. Write …"; "" where it can, and sees these rows of gradients, weights and state.
 
     What else the updater does with a link goes by type: `AtTicks`, `Gate`, `KeepsWindow` and `Freezes` are Transforms
     to derive from, `WindowState` and `AverageState` States.
@@ -82,6 +86,8 @@ class Transform:
     uniform: ClassVar[frozenset[str]] = frozenset()
     observes: ClassVar[frozenset[str]] = frozenset()
     in_place: ClassVar[bool] = False
+    applies: ClassVar[SelectorLike | None] = None
+    refuses_rows: ClassVar[str] = ""
     hypers: ClassVar[dict[str, Hyper]] = {}
 
     def __init_subclass__(cls, *, role_only: bool = False) -> None:
@@ -108,7 +114,9 @@ class Transform:
         dataclass(frozen=True, repr=False, init="__init__" not in cls.__dict__)(cls)
         cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
         if "update" in cls.__dict__:
-            cls.update = _resolving(cls.__dict__["update"])  # type: ignore[method-assign]
+            cls.update = _resolving(_of_those(cls, "update", _among))  # type: ignore[method-assign]
+        if "init" in cls.__dict__:
+            cls.init = _of_those(cls, "init", _for_those)  # type: ignore[method-assign]
         if "says" in cls.__dict__:
             for name in Says.__annotations__:
                 setattr(cls, name, Said(name, getattr(cls, name)))
@@ -313,6 +321,31 @@ def _resolving(update: Callable[..., Any]) -> Callable[..., Any]:
         return out, as_stored(state, new, ctx.address or type(self).__name__)
 
     return resolved
+
+
+def _of_those(cls: type[Transform], name: str, narrowed: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of a link as it sees the parameters that its rule applies to: itself where that is all of them."""
+    method: Callable[..., Any] = cls.__dict__[name]
+    return method if cls.applies is None else narrowed(method, cls.applies)
+
+
+def _for_those(init: Callable[..., State], selector: Any) -> Callable[..., State]:
+    @functools.wraps(init)
+    def narrowed(self: Transform, params: Tensors) -> State:
+        return init(self, params.select(params.index.members(selector)))
+
+    return narrowed
+
+
+def _among(update: Callable[..., Any], selector: Any) -> Callable[..., Any]:
+    @functools.wraps(update)
+    def narrowed(self: Transform, updates: Any, state: Any, ctx: Context) -> tuple[Any, State]:
+        members = ctx.members(selector)
+        mine = updates.select(members)
+        out, new = update(self, mine, state, ctx.narrow(members))
+        return (out if out is None else in_place_of(mine, out, updates, ctx)), new
+
+    return narrowed
 
 
 def _absent(owner: str, name: str) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gradchain.core.index import Index
 from gradchain.core.tensors import Tensors
+
+if TYPE_CHECKING:
+    from gradchain.core.context import Context
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,3 +59,26 @@ def apply_updates(params: Tensors, updates: Tensors | Weights | None) -> Tensors
         raise RuntimeError("apply_updates: in_place=True writes the weights of a bound model. Leave it out.")
     new = updates.tensors if isinstance(updates, Weights) else params + updates
     return new.stored_as(params)
+
+
+def in_place_of(
+    mine: Tensors | Weights, made: Tensors | Weights, g: Tensors | Weights, ctx: Context
+) -> Tensors | Weights:
+    """`g` with what a held link made of `mine`, some of its entries: one that the link left out is absent.
+
+    Where the link, or one before it, owns the weights, all are weights: those of the others are what they would become.
+    """
+    if isinstance(made, Weights) or isinstance(g, Weights):
+        made, g = _weights(made, ctx), _weights(g, ctx)
+        return Weights(_overlaid(mine.index, made.tensors, g.tensors))
+    return _overlaid(mine.index, made, g)
+
+
+def _overlaid(mine: Index, made: Tensors, g: Tensors) -> Tensors:
+    gone = mine.without(made.index)
+    return (g.select(g.index.without(gone)) if len(gone) else g).overlay(made)
+
+
+def _weights(updates: Tensors | Weights, ctx: Context) -> Weights:
+    """The weights that these updates make."""
+    return updates if isinstance(updates, Weights) else Weights(ctx.new_params(updates).select(updates.index))

@@ -7,12 +7,21 @@ from typing import Any
 
 import torch
 
+from gradchain.core.eager import EagerTensors
 from gradchain.core.step import Step
 from gradchain.core.tensors import Tensors
 from gradchain.engine.executors.triton import Launch, TritonRunner
 from gradchain.engine.operations import Unrecorded
 from gradchain.engine.planning.rows import Column
 from gradchain.engine.recording.device import DeviceReduced
+
+
+def captures(device: torch.device) -> bool | None:
+    """Whether a graph is being captured on this device; None where it has no graphs."""
+    if device.type != "cuda":
+        return None
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 class Captured:
@@ -54,6 +63,9 @@ class Captured:
             raise Unrecorded(f"the executor {executor!r} fixes its numbers; GRADCHAIN_EXECUTORS=triton does not")
         launch = runner.prepared(columns, scalars, entries)
         if self.recording:
+            given = {t.data_ptr() for t in (*scalars, *entries) if isinstance(t, torch.Tensor)}
+            if not given.issuperset(t.data_ptr() for t in launch.held):
+                raise Unrecorded("a number is a tensor that is no float64 of the weights' device")
             launch.reserve()
             self._launches.append((runner, launch))
             self.queue(launch)
@@ -61,7 +73,7 @@ class Captured:
         if self._next == len(self._launches):
             raise Unrecorded("this one has more kernels")
         known, before = self._launches[self._next]
-        if runner is not known or launch.text != before.text or launch.aligned != before.aligned:
+        if runner is not known or launch.text != before.text:
             raise Unrecorded("this one has another kernel")
         fixed = len(columns) * 8 * len(columns[0].tensors) if columns else 0
         lie_there = [t.data_ptr() for t in launch.held] == [t.data_ptr() for t in before.held]
@@ -81,15 +93,21 @@ class Captured:
         return self._reduced[self._next_reduced - 1]
 
     def queue(self, launch: Callable[[], object]) -> None:
-        """Launch into the graph. Where none is captured nothing runs: the tables are empty yet."""
+        """Launch into the graph. On a device without graphs nothing runs: the tables are empty yet."""
         self.queued.append(launch)
-        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        if self._launches and captures(self._launches[0][0].device):
             launch()
 
     def begin(self, received: Tensors, step: Step, lent: bool) -> None:
         """A step begins: the one that is captured, or a replay of it."""
         self._next = self._next_reduced = 0
         if self.recording:
+            stray = next((t.device for t in _weights(step) if captures(t.device) is False), None)
+            if stray is not None:
+                raise RuntimeError(
+                    f"capturing: the update must run while a graph is captured on {stray}, got none. Put it under "
+                    "torch.cuda.graph(graph), on that device."
+                )
             if self.received is not None:
                 raise self.refusal("a second update came before the first was captured")
             self.received, self.step, self.lent = received, step, lent
@@ -99,6 +117,10 @@ class Captured:
         if not self.recording and self._next != len(self._launches):
             raise self.refusal("this one has fewer kernels")
         return Sending([] if self.recording else [launch for _, launch in self._launches])
+
+
+def _weights(step: Step) -> list[torch.Tensor]:
+    return step.params._data if isinstance(step.params, EagerTensors) else []
 
 
 class Sending:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 
@@ -15,16 +14,19 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
-from gradchain.core.notices import notice
+from gradchain.core.maps import Calls
+from gradchain.core.row_gradients import RowGradients
+from gradchain.core.shapes import Shapes
 from gradchain.core.state import Links
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.engine.captured import Captured
 from gradchain.engine.commit import Commit
-from gradchain.engine.executors.base import Executor, NoKernel
+from gradchain.engine.executors.base import Executor
 from gradchain.engine.executors.devices import adapted, chosen, numbers_on, variable
 from gradchain.engine.operations import Unrecorded
+from gradchain.engine.outcome import Outcome, none_where_it_cannot
 from gradchain.engine.planning.buffers import Buffers, fresh, window_of
 from gradchain.engine.planning.layout import Layout
 from gradchain.engine.planning.plan import Part, arithmetic, structure
@@ -34,7 +36,8 @@ from gradchain.engine.recording.device import DeviceLedger, DeviceReduced, over_
 from gradchain.engine.recording.host import HostLedger
 from gradchain.engine.recording.leaves import dtypes, mapped, restored, roots_of, same_memory
 from gradchain.engine.recording.numbers import Ledger
-from gradchain.engine.recording.tape import Lazy, Reduced, Tape
+from gradchain.engine.recording.reduced import Reduced
+from gradchain.engine.recording.tape import Lazy, Tape
 from gradchain.engine.replay import (
     Recording,
     Replay,
@@ -44,65 +47,38 @@ from gradchain.engine.replay import (
     replay_of,
 )
 from gradchain.engine.replay_data import Call, replayed_computation, replayed_reduction, rows_of_classes
+from gradchain.engine.sparse_rows import SparseRows
 
+MOST_SETS = 8  # of parameters with sparse gradients that plans are kept for
 MOST_REASONS = 16  # that are counted, why steps did not run again
-
-P = ParamSpec("P")
-E = TypeVar("E", bound="Engine")
-
-
-class Outcome(NamedTuple):
-    """What a step comes to: whether weights are written, the new state, what links left, and what is to be written."""
-
-    applied: bool
-    state: Links
-    notes: Notes
-    commit: Commit
-
-
-def none_where_it_cannot(
-    step: Callable[Concatenate[E, P], Outcome | None],
-) -> Callable[Concatenate[E, P], Outcome | None]:
-    """The step, which gives None and keeps the reason where a chain cannot be recorded or no executor can run it."""
-
-    @functools.wraps(step)
-    def tried(self: E, /, *args: P.args, **kwargs: P.kwargs) -> Outcome | None:
-        try:
-            return step(self, *args, **kwargs)
-        except (Unrecorded, NoKernel) as reason:
-            if self.captured is not None:
-                raise self.captured.refusal(str(reason)) from None
-            if self.reason != str(reason):  # where all steps do, one is enough to look whether it was said
-                notice("engine", f"steps of a chain run by the reference, operation after operation: {reason}")
-            self.reason = str(reason)
-            self._count(f"the reference ran it: {reason}")
-            return None
-
-    return tried
 
 
 class Engine:
     """Runs a chain on one set of parameters, keeping the plans it made."""
 
-    tape = Tape
+    tape: Callable[..., Tape] = Tape
 
-    def __init__(self) -> None:
+    def __init__(self, rows: SparseRows | None = None) -> None:
+        self._rows = rows  # of what a step is, where some gradients are sparse
+        self._of_rows: dict[frozenset[str], Engine] = {}  # by which gradients are sparse: what runs such steps
         self._layout: Layout | None = None
         self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
         self._adapted: tuple[Any, ...] = ()  # the executors that are for the layout's weights, by what the variable was
         self.captured: Captured | None = None  # what a step goes into that is captured, or comes from
-        self._plans = Plans()
+        self._plans = Plans() if rows is None else rows.plans()
         self._columns: dict[Any, tuple[EagerTensors, Column]] = {}
         self._state: Links | None = None
         self._buffers = Buffers()
         self._lent = False
         self._replays = Replays()
         self._inputs: ReplayInputs | None = None  # while a step is recorded with its numbers
-        self.num_replayed = 0  # steps that were run again from their numbers
+        self._num_replayed = 0
         self.num_counted = 0  # micro-batches for which nothing had to run
         self.not_replayed: Counter[str] = Counter()  # how many were not, by the reason
         self.last: list[Part] = []  # what the last step ran, in order
         self.ran: list[Part] = []  # what the last step ran that ran anything
+        self.maps: list[Calls] = []  # how maps called their functions in the last step
+        self.ran_maps: list[Calls] = []  # and in the last that ran anything
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     @none_where_it_cannot
@@ -134,6 +110,34 @@ class Engine:
         again = self._replayed(request)
         return again if again is not None else self._recorded(request)
 
+    def step_of_rows(
+        self, tx: chain, step: Step, received: RowGradients, state: Links, params: EagerTensors, lent: bool
+    ) -> Outcome | None:
+        """A step in which some gradients are sparse; see `step`.
+
+        Which they are decides the plans: each such set has an engine of its own, and this one tells what that did.
+        """
+        if self.captured is not None:
+            raise self.captured.refusal("a gradient is sparse, and how many rows it has differs from step to step")
+        names = frozenset(received.sparse)
+        inner = self._of_rows.get(names)
+        if inner is None:
+            if len(self._of_rows) >= MOST_SETS:
+                self._num_replayed += self._of_rows.pop(next(iter(self._of_rows))).num_replayed
+            inner = self._of_rows[names] = Engine(SparseRows(names))
+            inner.not_replayed = self.not_replayed
+        assert inner._rows is not None
+        inner.executors = self.executors
+        outcome = inner.step(tx, step, inner._rows.take(received), state, params, lent)
+        self.last, self.reason = inner.last, inner.reason
+        if outcome is not None:
+            outcome.commit.after(partial(self._tell, inner))
+        return outcome
+
+    def _tell(self, inner: Engine) -> None:
+        """A step was written by an engine of rows: what is told of it."""
+        self.last, self.ran, self.reason = inner.last, inner.ran, inner.reason
+
     def _replayed(self, request: Request) -> Outcome | None:
         """What the step comes to, if it can be replayed: then the links need not run."""
         found = self._replays.find(request)
@@ -142,7 +146,7 @@ class Engine:
         (replay, values), commit = found, Commit()
         self._buffers.begin()
         state, notes = replay.prepared(values, request, commit)
-        self.last = replay.parts
+        self.last, self.maps = replay.parts, replay.maps
         commit.after(partial(self._finish_replay, replay, state, request.params._data))
         return Outcome(replay.applies, state, notes, commit)
 
@@ -166,17 +170,20 @@ class Engine:
     def forget(self) -> None:
         """A step did not come to its end: what it has left in plans, columns and replays is not to be trusted."""
         self._layout = None
+        for inner in self._of_rows.values():
+            inner.forget()
 
     def _finish(self, state: Links, why: str) -> None:
         """The step was written: the next one begins at its state. `why` it was recorded, or "" where it ran again."""
         self.reason, self._state = "", state
-        self.ran = self.last or self.ran
+        if self.last:
+            self.ran, self.ran_maps = self.last, self.maps
         if why:
-            self._count(why)
+            self.count(why)
         else:
-            self.num_replayed += 1
+            self._num_replayed += 1
 
-    def _count(self, why: str) -> None:
+    def count(self, why: str) -> None:
         """One more step that did not run again."""
         known = why in self.not_replayed or len(self.not_replayed) < MOST_REASONS
         self.not_replayed[why if known else "other reasons"] += 1
@@ -213,7 +220,10 @@ class Engine:
         assert self._layout is not None
         params, step = request.params, request.step
         self.last = []  # a recording that failed may have reduced
-        tape = self.tape(self._reduce, self._compute, self._layout.state, self._ledger(request, with_numbers))
+        kind = self.tape if self._rows is None else self._rows.tape
+        ledger = self._ledger(request, with_numbers)
+        tape = kind(self._reduce, self._compute, self._layout, self._fresh, self._settle, ledger)
+        self.maps = tape.maps
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
         step = step._replace(params=weights)
@@ -234,7 +244,10 @@ class Engine:
                 raise Unrecorded("a link writes the weights in place, by code that is no kernel")
             written = own.index
         elif out is not None:
-            target = tape.leaf("extra", out.tensors if isinstance(out, Weights) else weights + out)
+            made = tape.leaf("extra", out.tensors if isinstance(out, Weights) else out)
+            if made.shapes is not None:
+                raise Unrecorded("updates have other shapes than the weights")
+            target = tape.leaf("extra", made if isinstance(out, Weights) else weights + made)
             roots.append((weights.node, target.node))
             written = target.index
         return Recording(request.tx, tape, step, notes, lazy, new, roots, written, inputs, own)
@@ -297,9 +310,14 @@ class Engine:
         return Engine, ()  # plans hold addresses: a copy makes its own
 
     @property
+    def num_replayed(self) -> int:
+        """How many steps were run again from their numbers."""
+        return self._num_replayed + sum(inner.num_replayed for inner in self._of_rows.values())
+
+    @property
     def num_plans(self) -> int:
         """How many structures of a step, or of a part of one, are planned."""
-        return len(self._plans)
+        return len(self._plans) + sum(inner.num_plans for inner in self._of_rows.values())
 
     # storage
 
@@ -312,7 +330,7 @@ class Engine:
             self.executors, self._layout = executors, None  # what is planned is for the others
         self._adapted = (executors, adapted_to[1])
         if self._layout is None or not self._layout.still(params):
-            self._layout = Layout(params)
+            self._layout = Layout(params) if self._rows is None else self._rows.layout(params)
             self._plans.begin(self._layout, self.executors)
             self._columns.clear()
             self._buffers.clear()
@@ -354,6 +372,7 @@ class Engine:
 
     def _write(self, tape: Tape, roots: list[tuple[int, int]], commit: Commit) -> list[Part]:
         """Have each node written over its leaf when the step is. What does it."""
+        self._settle(tape)
         key = (tuple(tape.ops), tuple(roots), tuple(map(id, tape.indices)), *arithmetic(tape))
         parts = self._plans.under(tape, key, lambda: self._plans.stores(tape, roots, range(len(tape.ops))))
         for part in parts:
@@ -365,6 +384,7 @@ class Engine:
 
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced | DeviceReduced:
         """Reduce a node now, over every entry it has."""
+        self._settle(tape)
         index, reach = tape.indices[node], tape.reach(node)
         parts = self._plans.under(
             tape, (kind, node, *structure(tape, reach)), lambda: self._plans.reductions(tape, node, kind, reach)
@@ -379,35 +399,58 @@ class Engine:
             rows = replayed_reduction(self._inputs.ledger, self._inputs.memo, calls, places, len(index), rows)
         return Reduced(index.names, rows)
 
+    def _fresh(self, tape: Tape, index: Index, shapes: Shapes | None, dtypes: list[torch.dtype]) -> EagerTensors:
+        """Memory for entries that a kernel fills."""
+        assert self._layout is not None
+        made: EagerTensors = tape.in_memory(partial(fresh, index, self._layout, shapes, dtypes))
+        return made
+
     def _compute(self, tape: Tape, node: int) -> EagerTensors:
         """A node's tensors in memory that is theirs, in the compute dtype."""
-        assert self._layout is not None
-        index, position, reach = tape.indices[node], self._layout.index.position, tape.reach(node)
-        weights = [self._layout.tensors[position[name]] for name in index.names]
-        dtypes = tape.dtypes(node)
-        out = tape.in_memory(partial(fresh, index, weights, dtypes))
+        self._settle(tape)
+        reach = tape.reach(node)
+        out = self._fresh(tape, tape.indices[node], tape.shapes[node], tape.dtypes(node))
         target = tape.leaf("extra", out, laid=True).node
         key = ("compute", node, target, *structure(tape, reach))
         parts = self._plans.under(tape, key, lambda: self._plans.stores(tape, [(target, node)], [*reach, target]))
+        self._fill(tape, [out], parts)
+        return out
+
+    def _settle(self, tape: Tape) -> None:
+        """Compute the reductions along dimensions that are pending, as many as can be in each pass."""
+        while tape.pending:
+            wanted = tape.one_pass()
+            reach = sorted({i for one in wanted for i in tape.reach(one.node)})
+            leaves = [one.leaf for one in wanted]
+            key = ("along", *((one.kind, one.node, one.leaf) for one in wanted), *structure(tape, [*reach, *leaves]))
+            parts = self._plans.under(tape, key, partial(self._plans.along, tape, wanted, reach))
+            self._fill(tape, [tape.leaves[leaf] for leaf in leaves], parts)
+
+    def _fill(self, tape: Tape, outs: list[EagerTensors], parts: list[Part]) -> None:
+        """Run what fills tensors, now and whenever the step is run again."""
         for part in parts:
             self._run(part, tape)
         if isinstance(tape.ledger, HostLedger):
-            replayed_computation(tape.ledger, out, self._calls(parts, tape))
-        return out
+            replayed_computation(tape.ledger, outs, self._calls(parts, tape))
 
     def _whole(
         self, value: Lazy, before: Any, received: EagerTensors, roots: list[tuple[int, int]], held: bool
     ) -> EagerTensors:
         """The tensors of a field that is replaced as a whole."""
         tape, kind = value.tape, value.tape.ops[value.node]
+        if self._rows is not None:
+            self._rows.check_window(value.index)
         if not len(value) or kind == ("leaf", "grad"):
             # a window keeps the gradients themselves; where weights are written a kernel may overwrite those
-            return tape.in_memory(partial(window_of, value.index, not held and len(value) > 0), received)
+            kept: EagerTensors = tape.in_memory(partial(window_of, value.index, not held and len(value) > 0), received)
+            return kept
         if kind[0] == "leaf":
             return value.computed()
         assert self._layout is not None
         dtypes = tape.dtypes(value.node)
-        place = tape.in_memory(partial(self._buffers.place, self._layout, value.index, dtypes), before)
+        place: EagerTensors = tape.in_memory(
+            partial(self._buffers.place, self._layout, value.index, value.shapes, dtypes), before
+        )
         roots.append((tape.leaf("extra", place, laid=True).node, value.node))
         return place
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from gradchain.core.notices import notice
 from gradchain.engine.executors.base import Executor, NoKernel
-from gradchain.engine.planning.layout import Layout
+from gradchain.engine.planning.grid import axes_of, grid_of
+from gradchain.engine.planning.layout import Layout, order_of
 from gradchain.engine.planning.lower import Lowering, Program
 from gradchain.engine.planning.plan import Part, Plan, extra_dtypes, too_many
-from gradchain.engine.recording.tape import Tape
+from gradchain.engine.recording.tape import Pending, Tape
 
 MOST_PLANS = 64
 
@@ -61,39 +65,88 @@ class Plans:
 
     def stores(self, tape: Tape, roots: list[tuple[int, int]], nodes: Iterable[int]) -> list[Part]:
         """Programs that write each node over its leaf, over the part of the tape that `nodes` are."""
+        if not any(tape.shapes):
+            return self._stores(tape, roots, nodes)
+        alike: dict[Any, list[tuple[int, int]]] = {}  # what is of other shapes is a program of its own
+        for leaf, node in roots:
+            shapes = tape.shapes[leaf]
+            key = None if shapes is None else (id(tape.indices[leaf]), shapes)
+            alike.setdefault(key, []).append((leaf, node))
         parts = []
-        for names in self._classes(tape, nodes):
+        for some in alike.values():
+            parts += self._stores(tape, some, sorted({i for root in some for n in root for i in tape.reach(n)}))
+        return parts
+
+    def _stores(self, tape: Tape, roots: list[tuple[int, int]], nodes: Iterable[int]) -> list[Part]:
+        parts: list[Part] = []
+        for names in self._classes(tape, nodes, roots[0][0]) if roots else ():
             lowering = Lowering(tape, names[0])
             for leaf, node in roots:
                 if names[0] in tape.indices[node] and names[0] in tape.indices[leaf]:
                     lowering.store(leaf, node)
             if lowering.program.stores:
-                parts.append(self._part(tape, names, lowering.program))
+                parts.append(self._part(tape, names, lowering.program, roots[0][0]))
         return parts
 
-    def _classes(self, tape: Tape, nodes: Iterable[int]) -> list[tuple[str, ...]]:
-        """Parameters that see the same operations in the same dtypes."""
+    def reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:
+        """Programs that reduce a node, over what it is computed from."""
+        parts = []
+        for names in self._classes(tape, reach, node):
+            if names[0] in tape.indices[node]:
+                lowering = Lowering(tape, names[0])
+                lowering.reduce(kind, node)
+                parts.append(self._part(tape, names, lowering.program, node))
+        return parts
+
+    def along(self, tape: Tape, wanted: Sequence[Pending], reach: list[int]) -> list[Part]:
+        """Programs that reduce nodes along dimensions, over what they are computed from."""
+        first, parts = wanted[0].node, []
+        for names in self._classes(tape, [*reach, *(one.leaf for one in wanted)], first):
+            if names[0] in tape.indices[first]:
+                lowering = Lowering(tape, names[0])
+                for one in wanted:
+                    lowering.along(one.kind, one.node, one.leaf)
+                parts.append(self._part(tape, names, lowering.program, first))
+        return parts
+
+    def _classes(self, tape: Tape, nodes: Iterable[int], like: int) -> list[tuple[str, ...]]:
+        """Parameters that see the same operations in the same dtypes, over the same axes: those of a node `like` it."""
         assert self._layout is not None
         whole, nodes = self._layout.index, list(nodes)
         partial = list({id(tape.indices[i]): tape.indices[i] for i in nodes if tape.indices[i] is not whole}.values())
         leaves = [tape.leaves[i] for i in nodes if i in tape.leaves]
+        odd = any(tape.shapes[i] is not None for i in [like, *nodes])
         groups: dict[Any, list[str]] = {}
         for name in whole.names:
-            dtypes = tuple(t._data[t.index.position[name]].dtype for t in leaves if name in t.index)
-            groups.setdefault((tuple(name in index for index in partial), dtypes), []).append(name)
+            held = [t._data[t.index.position[name]] for t in leaves if name in t.index]
+            axes = self._axes(tape, like, name, held)[0] if odd and name in tape.indices[like] else ()
+            key = (tuple(name in index for index in partial), tuple(t.dtype for t in held), axes)
+            groups.setdefault(key, []).append(name)
         return [tuple(names) for names in groups.values()]
 
-    def _part(self, tape: Tape, names: tuple[str, ...], program: Program) -> Part:
+    def _axes(self, tape: Tape, like: int, name: str, tensors: list[Tensor]) -> Any:
+        """The axes over which an entry of a node is computed from these tensors, and how long they are."""
         assert self._layout is not None
-        dtypes = []
-        for leaf in program.columns:
-            tensors = tape.leaves[leaf]
-            dtypes.append(tensors._data[tensors.index.position[names[0]]].dtype)
-        position = self._layout.index.position
-        sizes = [self._layout.sizes[position[n]] for n in names]
+        weight = self._layout.tensors[self._layout.index.position[name]]
+        shapes = tape.shapes[like]
+        shape = weight.shape if shapes is None else shapes[tape.indices[like].position[name]]
+        return axes_of(shape, order_of(weight, shape), tensors)
+
+    def _part(self, tape: Tape, names: tuple[str, ...], program: Program, like: int) -> Part:
+        """A program ready to run over the entries that a node has of these names."""
+        assert self._layout is not None
+        leaves = [tape.leaves[leaf] for leaf in program.columns]
+        dtypes = [t._data[t.index.position[names[0]]].dtype for t in leaves]
+        if any(tape.shapes):
+            rows = [self._axes(tape, like, n, [t._data[t.index.position[n]] for t in leaves]) for n in names]
+            program.grid = grid_of(rows, bool(program.along))
+            sizes = [math.prod(extents) for _, extents in rows]
+        else:
+            position = self._layout.index.position
+            sizes = [self._layout.sizes[position[n]] for n in names]
         refused: dict[str, str] = {}
         for executor in self._executors:
-            reason = executor.legal(program, dtypes)
+            reason = _over_axes(program, executor) or executor.legal(program, dtypes)
             if reason is None:
                 try:
                     return Part(
@@ -105,12 +158,9 @@ class Plans:
             notice("engine", f"{executor.name} does not run a part of a chain, and another executor is asked: {reason}")
         raise NoKernel("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
 
-    def reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:
-        """Programs that reduce a node, over what it is computed from."""
-        parts = []
-        for names in self._classes(tape, reach):
-            if names[0] in tape.indices[node]:
-                lowering = Lowering(tape, names[0])
-                lowering.reduce(kind, node)
-                parts.append(self._part(tape, names, lowering.program))
-        return parts
+
+def _over_axes(program: Program, executor: Executor) -> str | None:
+    """Why an executor cannot run a program over axes, or None; nor where there are none."""
+    if program.grid is None:
+        return None
+    return "it draws no random numbers over axes" if program.draws else None if executor.grids else "it knows no axes"

@@ -150,6 +150,7 @@ class Replay:
     Attributes:
         kind: of the updates it is for.
         parts: what it runs, as the engine tells it.
+        maps: how it calls functions of whole tensors.
         ran: whether it did, since it was recorded.
         applies: whether it writes weights.
         written: which of them, where it is not all.
@@ -166,7 +167,7 @@ class Replay:
     ) -> None:
         assert recorded.inputs is not None
         self.kind, self.parts, self._inputs = request.kind, parts, recorded.inputs
-        self.ran = False
+        self.ran, self.maps = False, recorded.tape.maps
         self.applies = recorded.written is not None
         self._alive = (request.tx, dict(request.step.overrides))  # the kind has their ids
         self._changes, self._calls, self.written = changes, calls, written

@@ -117,17 +117,22 @@ def rows_of_classes(parts: list[list[float]], places: list[list[int] | None], si
     return rows
 
 
-def replayed_computation(ledger: HostLedger, out: EagerTensors, calls: list[Call]) -> None:
+def replayed_computation(ledger: HostLedger, outs: list[EagerTensors], calls: list[Call]) -> None:
     """Tensors in memory that kernels fill: they are not before these ran."""
-    cell = ledger.cell(out)
-    reads = (cell, *(cell for call in calls for cell in call.reads))
-    ledger.set_cell(out, ledger.note(partial(_computed, cell, calls), reads, out))
+    cells = tuple(map(ledger.cell, outs))
+    done = ledger.note(partial(_computed, cells, calls), (*cells, *(c for call in calls for c in call.reads)), outs)
+    for k, out in enumerate(outs):
+        ledger.set_cell(out, ledger.note(partial(_picked, done, k), (done,), out))
 
 
-def _computed(cell: int, calls: list[Call], values: list[Any]) -> Any:
+def _computed(cells: tuple[int, ...], calls: list[Call], values: list[Any]) -> list[Any]:
     for call in calls:
         call.run(values)
-    return values[cell]
+    return [values[cell] for cell in cells]
+
+
+def _picked(cell: int, k: int, values: list[Any]) -> Any:
+    return values[cell][k]
 
 
 # state

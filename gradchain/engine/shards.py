@@ -21,10 +21,12 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.state import Links, S
 from gradchain.core.step import Step
 from gradchain.core.tensors import Tensors
-from gradchain.engine.engine import Engine, Outcome, none_where_it_cannot
+from gradchain.engine.engine import Engine
 from gradchain.engine.operations import REDUCTIONS, SUM, Unrecorded
+from gradchain.engine.outcome import Outcome, none_where_it_cannot
 from gradchain.engine.recording.device import DeviceReduced
-from gradchain.engine.recording.tape import Lazy, Reduced, Tape
+from gradchain.engine.recording.reduced import Reduced
+from gradchain.engine.recording.tape import Lazy, Tape
 from gradchain.engine.replay import Request
 
 
@@ -83,11 +85,6 @@ class ShardedEngine(Engine):
         if len(value) and kind[0] == "leaf" and kind != ("leaf", "grad"):
             return value.tape.leaves[value.node]
         return super()._whole(value, before, received, roots, held)
-
-
-def engine_for(weights: list[Tensor]) -> Engine:
-    """What runs a chain on these: on their shards, where other ranks have the rest."""
-    return ShardedEngine() if any(map(_torch.is_dtensor, weights)) else Engine()
 
 
 class Twins:

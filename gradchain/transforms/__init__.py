@@ -5,6 +5,7 @@ from gradchain.transforms.average import average_params
 from gradchain.transforms.clip import clip_by_norm, clip_by_value
 from gradchain.transforms.decay import add_decayed_weights
 from gradchain.transforms.lion import scale_by_lion
+from gradchain.transforms.noise import add_noise
 from gradchain.transforms.nonfinite import nan_to_num
 from gradchain.transforms.plateau import reduce_on_plateau
 from gradchain.transforms.project import project
@@ -16,6 +17,7 @@ from gradchain.transforms.trace import trace
 
 __all__ = [
     "add_decayed_weights",
+    "add_noise",
     "average_params",
     "clip_by_norm",
     "clip_by_value",

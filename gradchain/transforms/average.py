@@ -19,6 +19,10 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 
 _TICK_ALONE = ("step", "micro")
+_EVERY_ROW = (
+    'averages all rows. Take the average at ticks, average_params(…, on="ema"), and call updater.tick("ema") after '
+    "each update."
+)
 
 
 class HyperOrMean(HyperOr):
@@ -39,7 +43,8 @@ class average_params(AtTicks):
         a_t = decay a_(t-1) + (1 - decay) w_t      or, with "mean", the mean of all w_t averaged so far
 
     It comes last: it averages the weights that this update makes. `with updater.averaged(): evaluate(model)` swaps the
-    average in. It runs over every parameter: one without a gradient keeps its weight, not its average.
+    average in. It runs over every parameter: one without a gradient keeps its weight, not its average. So do the rows
+    that a sparse gradient does not name, and updates of rows see no others: there it is taken at ticks, `on="ema"`.
 
     Args:
         decay: what stays of the average at each update, in [0, 1], a number or a schedule of the applied updates such
@@ -101,6 +106,8 @@ class average_params(AtTicks):
     def says(self) -> Says:
         """Averaged buffers are averaged as the parameters are, so these have one decay. At ticks no update matters."""
         says: Says = {"per_parameter": self.on is not None}
+        if self.on is None:
+            says["refuses_rows"] = _EVERY_ROW
         return {**says, "uniform": frozenset({"decay"})} if self.buffers == "average" else says
 
     def check(self) -> None:

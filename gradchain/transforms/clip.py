@@ -111,7 +111,7 @@ class clip_by_norm(Transform):
             ctx.record("norm", norm)
             return norm
         if self.per == "tensor":
-            norms = g.norms(self.p)
+            norms = g.norms(p=self.p)
             ctx.record("norm", _largest(norms.values()))
             return norms
         of_group, of_parameter = [], {}

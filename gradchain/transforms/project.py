@@ -50,6 +50,10 @@ class project(Transform):
     role = "weights"
     per_parameter = True
     calls_back = True
+    refuses_rows = (
+        "takes whole weights. Leave these out, masked(project(…), ~gch.named(…)), or give dense gradients: "
+        "sparse=False in nn.Embedding and nn.EmbeddingBag."
+    )
 
     fn: Callable[[Tensor], Tensor] | Callable[[Tensor, Tensor], Tensor]
     selector: SelectorLike = everything

@@ -34,6 +34,9 @@ class sam(Transform):
     """
 
     descends = False
+    refuses_rows = (
+        "moves and evaluates whole weights. Give dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag."
+    )
 
     rho: Hyper = Hyper(0.05, "[0, inf)")
 

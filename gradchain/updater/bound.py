@@ -19,6 +19,7 @@ from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.roles import AverageState, Gate, KeepsWindow
+from gradchain.core.row_gradients import RowGradients
 from gradchain.core.scalars import as_number
 from gradchain.core.state import Links, merged
 from gradchain.core.step import Notes, Step
@@ -26,13 +27,14 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, walk
 from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
-from gradchain.engine.engine import Engine, Outcome
+from gradchain.engine.engine import Engine
+from gradchain.engine.outcome import Outcome
 from gradchain.engine.recording.leaves import same_memory
-from gradchain.engine.shards import engine_for
+from gradchain.updater import sparse, verify
 from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
-from gradchain.updater.journal import Journal, Pending
+from gradchain.updater.journal import Pending
 from gradchain.updater.observations import PATIENCE, Observations
 from gradchain.updater.ranks import over_ranks
 from gradchain.updater.state_dict import rebuilt, states
@@ -84,8 +86,8 @@ class Bound:
         self.news: dict[str, tuple[int, list[float]]] = {}
         self.records: dict[str, Any] = {}
         self.lent_averages: set[str] = set()  # addresses of averages whose tensors a user holds
-        self.engine = engine_for(target.last_seen)
-        self.journal = Journal(self.engine.forget)
+        self.engine, journal = verify.parts(target.last_seen)
+        self.journal = journal(self.engine.forget)
         self.observations = Observations(tx)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
         scaling = [link for _, link in tx.named if type(link).scale_loss is not Transform.scale_loss]
@@ -105,6 +107,7 @@ class Bound:
         )
         self.state: Links = self.fresh_state()
         check_chain(tx, target.index, self.state, self.now())
+        sparse.check(tx, target.index, self.active.subset(target.sparse()).names, "bind")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_factor": _NO_FACTOR}  # a copy's state is another
@@ -371,13 +374,15 @@ class Bound:
     def _computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
         with _torch.no_grad():
             assert isinstance(step.params, EagerTensors)
+            if type(received) is RowGradients or (step.flushing and sparse.is_open(state)):
+                return sparse.computed(self, received, state, step, engine, lent)
             done = engine.step(self.chain, step, received, state, step.params, lent)
             if done is not None:
                 if self.target.sharded and done.applied:
                     done.commit.after(self.target.reshard)
                 # under DDP a gradient may lie in a bucket, which the next reduction overwrites
                 shared = lent or self.target.replicated
-                return done._replace(state=self._owning(done.state, state, received, lent)) if shared else done
+                return done._replace(state=self.owning(done.state, state, received, lent)) if shared else done
             notes, commit = Notes(step), Commit()
             out, new = self.chain.update(received, state, Context.of(step, notes))
             assert isinstance(new, Links)
@@ -385,7 +390,7 @@ class Bound:
                 self._write_in_place(commit, out)
             elif out is not None:
                 self.gradients.write(commit, out)
-            return Outcome(out is not None, self._owning(new, state, received, lent), notes, commit)
+            return Outcome(out is not None, self.owning(new, state, received, lent), notes, commit)
 
     def _write_in_place(self, commit: Commit, out: Weights) -> None:
         """Have a commit let a link write the weights. What comes after it has looked at them already, by the reference.
@@ -411,7 +416,7 @@ class Bound:
         active = self.target.index.subset([*self.active.names, *new])
         return active, merged(self.state, self._fresh_state_of(active))
 
-    def _owning(self, state: Links, before: Links, received: Tensors, users: bool) -> Links:
+    def owning(self, state: Links, before: Links, received: Tensors, users: bool) -> Links:
         """`state`, sharing no memory with the weights, nor with gradients that stay the user's.
 
         What it keeps in the tensors in which the state before had it is its own already.

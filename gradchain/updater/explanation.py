@@ -18,6 +18,7 @@ from gradchain.schedules.base import length_of
 from gradchain.selectors.rules import starts_of
 from gradchain.updater.bound import Bound
 from gradchain.updater.state_dict import states
+from gradchain.updater.verify import Verifying
 
 
 class Explanation(str):
@@ -66,7 +67,10 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
         yield f"{engine.num_plans} plans so far; {last} ran {len(engine.ran)} kernels{where}:"
         for part in engine.ran:
             yield from _kernel(part, source)
+        yield from (f"  {calls}" for calls in engine.ran_maps)
     yield from _steps(bound)
+    if isinstance(bound.engine, Verifying):
+        yield from bound.engine.report.lines()
     if without_cache():
         yield without_cache()
 
@@ -85,6 +89,8 @@ def _steps(bound: Bound) -> Iterator[str]:
 def _kernel(part: Part, source: bool) -> Iterator[str]:
     program = part.program
     what = f"reduction {program.reduce[0]}" if program.reduce else f"update of {len(program.stores)} columns"
+    if program.along:
+        what = f"reduction {' and '.join(kind for kind, _, _ in program.along)} along dimensions"
     told = part.runner.scratch
     scratch = "" if told is None else f", {told:,} bytes of scratch at most"
     names = part.names[0] if len(part.names) == 1 else f"{part.names[0]} and {len(part.names) - 1} more"

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
+from gradchain.core.row_gradients import as_gradients, as_rows
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit, Copies, sums
@@ -103,9 +104,9 @@ class Gradients:
             if grad is not None:
                 grad = _detached(grad)
                 _check_found(name, grad, self._target.last_seen[index.position[name]])
-                found[name] = _dense(name, grad.clone() if another_comes and grad._base is not None else grad)
-        gathered = EagerTensors.at(index, found)
-        if not index.complex:
+                found[name] = _laid(name, grad.clone() if another_comes and grad._base is not None else grad)
+        gathered = as_gradients(index, found)
+        if not index.complex and type(gathered) is EagerTensors:
             self._missing, self._present = missing, gathered.index
             self._alike = gathered.alike = _torch.guard(list(found.values()))
         return gathered
@@ -143,8 +144,8 @@ class Gradients:
                 raise KeyError(f"step: there is no parameter {name!r} to give a gradient to. See updater.names.")
             if grad is not None:
                 _check_given(name, grad, parameters[name])
-                found[name] = _dense(name, _detached(grad.detach()))
-        return EagerTensors.at(self._target.index, {n: found[n] for n in self._target.index.names if n in found})
+                found[name] = _laid(name, _detached(grad.detach()))
+        return as_gradients(self._target.index, {n: found[n] for n in self._target.index.names if n in found})
 
     def params(self, look: bool = True) -> EagerTensors:
         """The weights, as Tensors over the memory of the model; without a `look`, those that were last seen there."""
@@ -217,18 +218,8 @@ def _detached(grad: Tensor) -> Tensor:
     return grad.detach() if grad.requires_grad else grad
 
 
-def _dense(name: str, grad: Tensor) -> Tensor:
-    if grad.layout != torch.strided:
-        raise TypeError(sparse(name, grad))
-    return grad
-
-
-def sparse(name: str, grad: Tensor) -> str:
-    """The sentence for a gradient that is not dense."""
-    return (
-        f"step: the gradient of {name!r} is sparse ({grad.layout}), and links take dense ones. Make it dense: "
-        "sparse=False in nn.Embedding, nn.EmbeddingBag or F.embedding, sparse_grad=False in torch.gather."
-    )
+def _laid(name: str, grad: Tensor) -> Tensor:
+    return grad if grad.layout is torch.strided else as_rows(name, grad)
 
 
 def owned(tensors: Tensors, lent: set[int]) -> Tensors:

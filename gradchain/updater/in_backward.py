@@ -11,12 +11,13 @@ from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
+from gradchain.core.row_gradients import as_gradients, as_rows
 from gradchain.core.state import Links, narrowed, overlaid
 from gradchain.core.transform import walk
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
+from gradchain.updater import verify
 from gradchain.updater.bound import Bound
-from gradchain.updater.gradients import sparse
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import IN_BACKWARD, Pending
 from gradchain.updater.ranks import AFTER_ITS_TURN, Replicas
@@ -89,11 +90,12 @@ class InBackward:
         bound = self._bound
         grad, parameter.grad = parameter.grad, None
         assert grad is not None
-        if grad.layout is not torch.strided:
-            raise TypeError(sparse(name, grad))
-        received = EagerTensors.at(bound.target.index, {name: grad.detach()})
+        grad = grad.detach() if grad.layout is torch.strided else as_rows(name, grad.detach())
+        received = as_gradients(bound.target.index, {name: grad})
         active, whole = bound.activated(received)
-        engine = self._engines.setdefault(name, Engine())
+        if name not in self._engines:
+            self._engines[name], _ = verify.parts([parameter], bound.engine)
+        engine = self._engines[name]
         params = EagerTensors.at(received.index, {name: parameter})
         state: Any = narrowed(whole, received.index)
         step = bound.facts(params, scaled=True)

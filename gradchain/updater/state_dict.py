@@ -16,6 +16,7 @@ from gradchain.core.hyper import is_number
 from gradchain.core.index import Index
 from gradchain.core.readable import is_readable, shown
 from gradchain.core.roles import AverageState, WindowState
+from gradchain.core.row_gradients import as_gradients, as_plain, from_plain
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.slots import Slots, is_plain, mapped
 from gradchain.core.state import S, State
@@ -83,11 +84,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Slots):
         return dict(value.copied())
     if isinstance(value, (Tensors, Scalars)):
-        return {name: v.detach().clone() if isinstance(v, Tensor) else v for name, v in value.items()}
+        return {name: _plain(v) for name, v in value.items()}
     if isinstance(value, Count):
         held = value.value
         return dict(held) if isinstance(held, Scalars) else held
-    return value.detach().clone() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach().clone() if value.layout is torch.strided else as_plain(value)
+    return value
 
 
 def from_dict(
@@ -205,11 +208,16 @@ class _Reader:
         self.report.mismatched.append(f"{self.address}: expected {expected}, found {found}")
 
     def _tensors(self, current: Tensors, saved: Any) -> Tensors:
+        rows: dict[str, Tensor] = {}
+        if self.whole is not None and isinstance(saved, Mapping):
+            found = {n: from_plain(v, self.whole.places[n]) for n, v in saved.items() if n in self.whole.places}
+            rows = {name: made for name, made in found.items() if made is not None}
+            saved = {**saved, **rows}
         if not isinstance(saved, Mapping) or not all(isinstance(v, Tensor) for v in saved.values()):
             self._mismatch("a tensor per parameter", type(saved).__name__)
             return current
         if self.whole is not None:
-            return self._whole(current, saved, self.whole)
+            return self._whole(current, saved, self.whole, rows)
         self.report.missing += [f"{self.address}[{n}]" for n in current if n not in saved]
         self.report.unexpected += [f"{self.address}[{n}]" for n in saved if n not in current]
         out = {}
@@ -229,10 +237,12 @@ class _Reader:
             self._mismatch(f"{self.domain.rule} for {name!r}", repr(found))
         return found is None
 
-    def _whole(self, current: Tensors, saved: Mapping[str, Tensor], whole: _Whole) -> Tensors:
-        """Entries that come and go, as an open window."""
+    def _whole(
+        self, current: Tensors, saved: Mapping[str, Tensor], whole: _Whole, rows: Mapping[str, Tensor]
+    ) -> Tensors:
+        """Entries that come and go, as an open window; of those that are sparse it is known that they fit."""
         for name, tensor in saved.items():
-            if not whole.fits(name, tensor):
+            if name not in rows and not whole.fits(name, tensor):
                 place = whole.places.get(name)
                 self._mismatch(f"{'no tensor' if place is None else kind_of(place)} for {name!r}", kind_of(tensor))
                 return current
@@ -241,7 +251,7 @@ class _Reader:
         facts = self.facts
         moved = {n: _laid(t, facts[n]) if n in facts else t.detach().clone() for n, t in saved.items()}
         if all(n in facts for n in moved):
-            return EagerTensors.at(self.index, {n: moved[n] for n in self.index.names if n in moved})
+            return as_gradients(self.index, {n: moved[n] for n in self.index.names if n in moved})
         return EagerTensors.at(Index.of(moved), moved)
 
     def _count(self, current: Count, saved: Any) -> Count:

@@ -36,7 +36,6 @@ class Target:
         seen: dict[int, int] = {}
         names: set[str] = set()
         for place in self._found(source):
-            check_dense(place)
             number = seen.get(id(place.tensor))
             if number is None:  # otherwise a tied weight, which is one parameter under its first name
                 check_parameter(place.path, place.tensor)
@@ -147,6 +146,12 @@ class Target:
         if not any(p.key in there and stands_in(there[p.key], p.tensor) for p in places):
             self._settle(structure)  # otherwise the one before is what will be there again
 
+    def sparse(self) -> list[str]:
+        """The parameters whose gradients will be sparse: embeddings that say so, and nothing else is there for them."""
+        places = [(self._numbers.get(place.key), place) for place in self._structure.places]
+        dense = {number for number, place in places if not _is_sparse(place)}
+        return [self.index.names[n] for n, _ in places if n is not None and n not in dense]
+
     def buffers(self) -> dict[str, Tensor]:
         """The buffers of every bound module, by name."""
         return {name: buffer for prefix, root in self.roots for name, buffer in _buffers(root, prefix)}
@@ -173,14 +178,9 @@ def _buffers(module: nn.Module, prefix: str, persistent: bool = True) -> Iterato
             yield from _buffers(child, f"{prefix}{name}.", persistent)
 
 
-def check_dense(place: Place) -> None:
-    """ValueError for a parameter whose gradients will be sparse."""
+def _is_sparse(place: Place) -> bool:
     owner = place.owner
-    if isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse and place.tensor.requires_grad:
-        raise ValueError(
-            f"bind: {place.path!r} must have dense gradients, got an {type(owner).__name__} with sparse=True. Make it "
-            "with sparse=False, or set its attribute sparse to False, or freeze it: requires_grad_(False)."
-        )
+    return isinstance(owner, (nn.Embedding, nn.EmbeddingBag)) and owner.sparse and place.tensor.requires_grad
 
 
 def check_parameter(name: str, tensor: Any, owner: str = "bind") -> None:

@@ -198,15 +198,21 @@ class Updater(Readings, foreign.Stranger):
         What a graph holds is fixed, but a learning rate moves: `advance()` sends the numbers of the coming update to
         where the graph's kernels read them, and counts it. Each replay needs one.
 
-            for _ in range(3):                                   # eagerly, to compile and to make the state
-                updater.update(loss_of(model(inputs)))
+            side = torch.cuda.Stream()                           # what is captured must be new to no other stream
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):                               # eagerly, to compile and to make the state
+                    loss = loss_of(model(inputs))
+                    updater.update(loss)
+            torch.cuda.current_stream().wait_stream(side)
+            del loss                                             # its graph holds tensors of the other stream
             graph = torch.cuda.CUDAGraph()
             with updater.capturing() as captured, torch.cuda.graph(graph):
                 loss = loss_of(model(inputs))                    # of tensors that stay where they are
                 updater.update(loss)
             for batch in loader:
                 inputs.copy_(batch)
-                info = captured.advance()
+                info = captured.advance()                        # on the stream of the replay
                 graph.replay()
 
         Needs `GRADCHAIN_EXECUTORS=triton`. Not supported: links that may hold the chain (`accumulate`, `amp_scale`,

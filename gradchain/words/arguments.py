@@ -74,6 +74,8 @@ OUR_WORDS: dict[str, tuple[str, ...]] = {
     "loss_scale": ("init_scale",),
     "max_consecutive_errors": ("max_consecutive",),
     "min_lr": ("min_value", "end"),
+    "key": ("seed",),
+    "rng_key": ("seed",),
     "metric": ("observed",),
     "monitor": ("observed",),
     # schedules

@@ -13,7 +13,7 @@ TORCH: dict[str, str] = {
     "Adam": "gch.adam",
     "AdamW": "gch.adamw",
     "SGD": "gch.sgd",
-    "SparseAdam": "gch.adam, and nn.Embedding(sparse=False)",
+    "SparseAdam": "gch.adam, which updates the rows that a sparse gradient names",
     "Optimizer": "gch.Transform for a rule of your own, gch.from_torch for a class that there is",
     "optim": "gch.chain, or the aliases gch.adamw, gch.sgd, …",
     # torch.optim.lr_scheduler

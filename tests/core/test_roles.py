@@ -86,6 +86,7 @@ SAID = {
     "calls_back": (False, True),
     "uniform": (frozenset(), frozenset({"size"})),
     "observes": (frozenset(), frozenset({"val_loss"})),
+    "refuses_rows": ("", "takes all rows. Give dense gradients."),
 }
 
 
@@ -145,8 +146,8 @@ def test_says_about_something_else_is_a_sentence(name):
     with pytest.raises(ValueError) as raised:
         gch.chain(link, LR).bind(net())
     assert str(raised.value) == (
-        "mine: says must be about descends, per_parameter, holds, read_once, calls_back, uniform, observes, got "
-        f"{name!r}."
+        "mine: says must be about descends, per_parameter, holds, read_once, calls_back, uniform, observes, "
+        f"refuses_rows, got {name!r}."
     )  # fmt: skip
 
 

@@ -77,6 +77,31 @@ def without_window(rank):
     return run(rank, gch.chain(gch.clip_by_norm(0.2), gch.adamw(0.05)))
 
 
+def noisy_chain():
+    return gch.chain(gch.add_noise(0.01, 0.55, seed=2), gch.sgd(0.05, momentum=0.9))
+
+
+@scenario
+def noisy(rank):
+    return run(rank, noisy_chain())
+
+
+@scenario
+def drawn(rank):
+    """What is drawn for shards of all kinds, put together; the same for the whole; whether they are sharded."""
+    mesh, found = device_mesh.init_device_mesh("cpu", (2,)), []
+    kinds = [tensor.Shard(0), tensor.Shard(1), tensor.Shard(2), tensor.Replicate()]
+    for dtype in (torch.float32, torch.float64):
+        for placement in kinds:
+            whole = torch.zeros(5, 3, 7, dtype=dtype)
+            shard = tensor.distribute_tensor(whole, mesh, [placement])
+            random = gch.Context(gch.Tensors.of({}), step=3).random(1)
+            for kind in ("bits", "uniform", "signs", "normal"):
+                mine, all_of_it = (getattr(random, kind)(gch.Tensors.of({"w": t}))["w"] for t in (shard, whole))
+                found.append((mine.full_tensor(), all_of_it, mine.placements == shard.placements))
+    return found
+
+
 @scenario
 def buffer(rank):
     return run(rank, gch.chain(gch.accumulate(2, dtype=torch.float64), gch.clip_by_norm(0.2), gch.adamw(0.05)))
@@ -113,7 +138,7 @@ def reductions(rank):
     plain, out = gch.Tensors.of(whole), {}
     for p in (1.0, 2.0, 3.0, float("inf")):
         out[f"norm {p}"] = [(0.5 * t).norm(p) for t in (shards, plain)]
-        out[f"norms {p}"] = [list((0.5 * t).norms(p).values()) for t in (shards, plain)]
+        out[f"norms {p}"] = [list((0.5 * t).norms(p=p).values()) for t in (shards, plain)]
     out["sum"] = [(0.5 * t).sum() for t in (shards, plain)]
     out["finite"] = [t.all_finite() for t in (shards, plain)]
     with debug.CommDebugMode() as talk:

@@ -58,10 +58,18 @@ def test_full_chain(ran, kind):
         ("buffer", gch.chain(gch.accumulate(2), gch.clip_by_norm(0.2), gch.adamw(0.05))),
         ("many", on_ranks.many_links()),
         ("lion", gch.chain(gch.accumulate(2), gch.lion(0.01))),
+        ("noisy", on_ranks.noisy_chain()),
     ],
 )
 def test_other_chains(ran, kind, chain):
     close(ran(kind), alone(chain), weights(net()))
+
+
+def test_shards_get_the_random_numbers_of_their_part(ran):
+    for result in ran("drawn"):
+        assert len(result) == 32
+        for sharded, whole, placed in result:
+            assert placed and torch.equal(sharded, whole)
 
 
 def test_reductions(ran):

@@ -77,7 +77,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
     "overlay": lambda a, b: a.overlay(b),
     "zeros": lambda a: a.zeros_like(),
     "norm": lambda a, p: a.norm(p),
-    "norms": lambda a, p: a.norms(p),
+    "norms": lambda a, p: a.norms(p=p),
     "sum": lambda a: a.sum(),
     "sums": lambda a: a.sums(),
     "numels": lambda a: a.numels(),

@@ -48,6 +48,7 @@ def halved(w: torch.Tensor) -> torch.Tensor:
 
 # What an argument that is no number, no bool and no dtype may be. Numbers, bools and dtypes are found by their types.
 VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
+    ("add_noise", "seed"): (0, 2**65),
     ("accumulate", "reduce"): ("mean", "sum"),
     ("average_params", "start"): (0, 1, 5),
     ("average_params", "every"): (1, 2, 5),
@@ -461,7 +462,7 @@ class rememberer(gch.Transform):
         norm = u.norm()
         best = gch.minimum(norm, state.best)
         told = bool(norm > 5.0)
-        mean = 0.5 * state.mean + 0.5 * u.norms(1)
+        mean = 0.5 * state.mean + 0.5 * u.norms(p=1)
         word = "large" if told else "small"
         return u * (0.5 if state.told else 1.0) / (1.0 + mean), SeenState(best, mean, told, word)
 

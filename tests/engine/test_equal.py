@@ -177,6 +177,10 @@ GRADIENTS = {
     "lion": lambda: gch.chain(gch.clip_by_norm(0.5, p=1), gch.lion(0.01)),
     "sgd": lambda: gch.sgd(0.05, weight_decay=0.1),
     "sgd, nesterov": lambda: gch.sgd(RATE, momentum=gch.linear(0.0, 0.9, 4), nesterov=True, weight_decay=0.1),
+    "noise": lambda: gch.chain(
+        gch.add_noise(0.01, gch.linear(0.3, 0.6, 5), seed=3), gch.clip_by_norm(0.5), gch.trace(0.9),
+        gch.masked(gch.add_noise(0.02, 0.0, seed=3), HEAD), gch.scale(-0.05),
+    ),
     "clips": lambda: gch.chain(
         gch.clip_by_value(1.5), gch.clip_by_norm(1.0, per="tensor"), gch.clip_by_norm(2.0, p=float("inf")),
         gch.clip_by_norm(1.0, p=3), gch.clip_by_norm(0.5, per=[HEAD, BODY]), gch.scale(-0.1),

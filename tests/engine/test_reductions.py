@@ -29,7 +29,7 @@ class seen(gch.Transform):
         ctx.record("norm", u.norm(self.p))
         ctx.record("sum", u.sum())
         ctx.record("finite", float(u.all_finite()))
-        for name, value in u.norms(self.p).items():
+        for name, value in u.norms(p=self.p).items():
             ctx.record(f"norm of {name}", value)
         for name, value in u.sums().items():
             ctx.record(f"sum of {name}", value)

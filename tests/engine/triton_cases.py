@@ -11,9 +11,12 @@ import torch
 from against_reference import compared
 from operation_cases import *  # noqa: F403  # its tests
 from operation_cases import SIZES, A, drawn, equal, run
+from random_chains import KINDS_OF_NUMBERS, Shapes, by_hand, probe, steps
 from whole_program import every_number
 
+import gradchain as gch
 from gradchain.core.operations import OPERATIONS
+from gradchain.core.random import KINDS
 from gradchain.engine.executors.triton import Triton
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column
@@ -80,3 +83,19 @@ CHAINS = [
 @pytest.mark.parametrize(("seed", "dtypes"), CHAINS, ids=[str(seed) for seed, _ in CHAINS])
 def test_a_random_chain_equals_the_reference(seed, dtypes):
     compared(seed, *dtypes, executor=Triton("cpu"), name="triton")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtypes", KINDS_OF_NUMBERS)
+def test_random_numbers_are_the_bits_of_the_reference(dtypes, kind):
+    model = Shapes(KINDS_OF_NUMBERS[dtypes], long=2500)
+    tx = gch.chain(probe(kind))
+    wanted = by_hand(tx, model)
+    updater = tx.bind(model)
+    engine = updater._bound.engine
+    engine.executors = (Triton("cpu"),)
+    steps(updater)
+    assert engine.reason == ""
+    assert {part.executor for part in engine.last} == {"triton"}
+    for name, weight in model.named_parameters():
+        assert torch.equal(weight.detach(), wanted[name]), name

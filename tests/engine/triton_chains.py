@@ -7,6 +7,7 @@ learns of none that it does not ask for.
 from __future__ import annotations
 
 import copy
+import os
 
 import numpy
 import pytest
@@ -36,8 +37,13 @@ def twins_of(tx, kind: str = "float64") -> Twins:
 CHAINS = {**test_equal.GRADIENTS, **test_equal.LOSSES}
 
 
-@pytest.mark.parametrize("kind", ["float64", "float32", "mixed"])
-@pytest.mark.parametrize("name", CHAINS)
+LONG = bool(os.environ.get("GRADCHAIN_LONG"))
+KINDS = ("float64", "float32", "mixed")
+# one kind of each in turn; with GRADCHAIN_LONG=1 every one
+TRIED = [(name, kind) for i, name in enumerate(CHAINS) for k, kind in enumerate(KINDS) if LONG or (i + k) % 3 == 0]
+
+
+@pytest.mark.parametrize(("name", "kind"), TRIED)
 @pytest.mark.filterwarnings("ignore:chain. scale_by_.* divides out the scale")
 @pytest.mark.filterwarnings("ignore:bind. float16")
 def test_equal_to_the_reference(name, kind):
@@ -404,3 +410,72 @@ def test_one_update_to_a_capture():
         pair.updater.step(pair.gradients(0))
         pair.updater.step(pair.gradients(1))
     pair.same()
+
+
+# what fails, fails before anything is written
+
+
+def test_a_kernel_that_does_not_compile_leaves_nothing_half_written(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2).double())  # two classes
+    other = copy.deepcopy(model)
+    updater, plain = (gch.adamw(0.1).bind(m) for m in (model, other))
+    updater._bound.engine.executors, plain._bound.engine.executors = (Triton("cpu"),), ()
+    made, seen = triton_executor.compiled, []
+
+    def failing(text, name):
+        seen.append(text)
+        if len(set(seen)) > 1:
+            raise ValueError("no such layout")
+        return made(text, name)
+
+    monkeypatch.setattr(triton_executor, "compiled", failing)
+    for t in range(2):
+        grads = {n: torch.full_like(p, 1.0 + t) for n, p in model.named_parameters()}
+        for one in (updater, plain):
+            assert one.step(grads).applied
+    for p, q in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert updater.num_updates == 2 and len(set(seen)) > 1
+    assert "Triton cannot compile it: ValueError: no such layout" in updater.explain()
+
+
+def test_a_capture_without_a_graph_is_refused(monkeypatch):
+    from gradchain.engine import captured
+
+    pair = Captured(REPLAYED["no reduction"]())
+    before = [p.detach().clone() for p in pair.model.parameters()]
+    monkeypatch.setattr(captured, "captures", lambda device: False)
+    with pytest.raises(RuntimeError, match="must run while a graph is captured on cpu, got none"):
+        pair.capture()
+    assert pair.updater.num_updates == 2
+    assert all(torch.equal(p, q) for p, q in zip(pair.model.parameters(), before, strict=True))
+    pair.updater.step(pair.gradients(2))
+    pair.eager.step(pair.gradients(2))
+    pair.same()
+
+
+@pytest.mark.filterwarnings("ignore:.*deterministic")
+def test_a_table_is_not_filled_under_deterministic_algorithms():
+    launch = triton_executor.Launch(
+        "", triton_executor.Items([3], torch.device("cpu")), "", torch.device("cpu"), bytes(1 << 16), []
+    )
+    torch.use_deterministic_algorithms(True)
+    try:
+        launch.reserve()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert launch.table.shape == (1 << 13,)
+    assert not (launch.table == torch.iinfo(torch.int64).max).all()
+
+
+def test_an_old_triton_is_refused(monkeypatch):
+    program = triton_executor.Program([0], [], [], [], [])
+    assert Triton("cpu").legal(program, [torch.float32]) is None
+    monkeypatch.setattr(triton_executor, "_version", lambda: (3, 5, 1))
+    assert "Triton 3.5.1 flushes denormals" in Triton("cpu").legal(program, [torch.float32])
+
+
+def test_programs_of_one_plan_share_their_items():
+    (updater,) = rounds(PLAIN["clip"](), 1)
+    runners = [part.runner for part in updater._bound.engine.last]
+    assert len(runners) > 1 and len({id(runner._items) for runner in runners}) == 1

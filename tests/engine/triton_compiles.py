@@ -12,10 +12,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from whole_program import every_number, everything
 
+from gradchain.core.random import KINDS
 from gradchain.engine.executors.print_triton import fold, source
 from gradchain.engine.executors.triton import BLOCK, OPTIONS, compiled
 from gradchain.engine.operations import REDUCTIONS
-from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.lower import Drawn, Program
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -57,8 +58,10 @@ def test_no_operation_is_fused_with_another(dtype):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_aligned_rows_are_read_and_written_16_bytes_at_a_time(dtype):
     program = Program([0, 1], [0], [], [("mul", (A, ("scalar", 0))), ("add", (("value", 0), B))], [(1, ("value", 1))])
-    wide = set(re.findall(r"(ld|st)\.global\.v[24]\.b(?:32|64)", run(program, [dtype, dtype])))
+    ptx = run(program, [dtype, dtype])
+    wide = set(re.findall(r"(ld|st)\.global\.v[24]\.b(?:32|64)", ptx))
     assert wide == {"ld", "st"}
+    assert re.search(r"and\.b64\s+\S+ \S+ 15;", ptx), "each item looks where its own rows begin"
     assert not re.search(r"\.global\.v\d", run(program, [dtype, dtype], aligned=False))
 
 
@@ -70,3 +73,21 @@ def test_every_reduction_compiles(kind):
 @pytest.mark.parametrize("kind", REDUCTIONS)
 def test_the_fold_compiles(kind):
     assert built(fold(kind), "fold", {"partial": "*fp64", "first": "*i64", "out": "*fp64"}, {"BLOCK": BLOCK})
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("wide", [False, True], ids=["float32", "float64"])
+def test_random_numbers_compile_and_every_operation_rounds(kind, wide):
+    cells = (("entry", 0), ("entry", 1), ("scalar", 0), ("scalar", 1))
+    draws = [Drawn(kind, 8 * i + KINDS[kind], wide, cells) for i in range(2)]
+    program = Program([0], [0, 1], [0, 1], [("maximum", (("draw", 0), ("draw", 1)))], [(0, ("value", 0))], draws=draws)
+    for dtype in (torch.float64, torch.bfloat16):
+        ptx = run(program, [dtype], on_device=(("scalar", 0),))
+        assert "fma" not in ptx and "div.full" not in ptx and "div.approx" not in ptx
+        assert kind != "normal" or ("div.rn.f64" if wide else "div.rn.f32") in ptx
+
+
+def test_a_power_keeps_what_is_denormal():
+    ptx = run(Program([0, 1], [0], [], [("pow", (A, B))], [(0, ("value", 0))]), [torch.float32, torch.float32])
+    # the library itself writes two instructions so, whatever is asked of it
+    assert set(re.findall(r"\w[\w.]*\.ftz[\w.]*", ptx)) <= {"rcp.approx.ftz.f32", "ex2.approx.ftz.f32"}

@@ -27,6 +27,7 @@ from gradchain.engine.recording.numbers import Number
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),  # that it is a prototype, said once
 ]
 DEVICE = torch.device("cuda", 0)
 CHAINS = {**test_equal.GRADIENTS, **test_equal.LOSSES}

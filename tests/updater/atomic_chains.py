@@ -20,7 +20,7 @@ import gradchain as gch
 # where a step is decided and written: every line of these, in several turns
 WHOLE = (
     "commit.py", "walk.py", "bound.py", "journal.py", "in_backward.py", "evaluation.py", "averages.py", "native.py",
-    "blocks.py", "patterns.py", "ticks.py",
+    "blocks.py", "patterns.py", "ticks.py", "sparse.py", "native_rows.py",
 )  # fmt: skip
 MORE = 3  # micro-batches that go on afterwards
 
@@ -46,6 +46,11 @@ def _model() -> nn.Module:
     return net(dtype=torch.float32)
 
 
+def _lookup() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(7, 4, sparse=True), nn.Tanh(), nn.Linear(4, 2))
+
+
 @dataclass(frozen=True)
 class Scene:
     """A chain and the step of it that is broken off.
@@ -58,6 +63,7 @@ class Scene:
         overflow: whether its loss is infinite.
         lent: whether the user keeps the gradients.
         in_backward: how the chain is bound.
+        sparse: whether the model looks rows up, whose gradient is sparse.
     """
 
     name: str
@@ -67,10 +73,11 @@ class Scene:
     overflow: bool = False
     lent: bool = False
     in_backward: bool = False
+    sparse: bool = False
 
     def made(self, executors: str) -> tuple[nn.Module, gch.Updater]:
         """Model and updater, before the first step."""
-        model = _model()
+        model = _lookup() if self.sparse else _model()
         updater = self.chain().bind(model, in_backward=self.in_backward)
         if executors == "reference":
             updater._bound.engine.executors = ()
@@ -81,12 +88,16 @@ class Scene:
         rows = data(self.warm + 1 + MORE, dtype=torch.float32)[i]
         factor = torch.inf if self.overflow and i == self.warm else 1.0
         if self.how == "closure":
-            updater.update(lambda: loss_of(model, rows) * factor)
+            updater.update(lambda: self._loss(model, rows) * factor)
         elif self.how == "step":
-            updater.backward(loss_of(model, rows) * factor)
+            updater.backward(self._loss(model, rows) * factor)
             updater.step()
         else:
-            updater.update(loss_of(model, rows) * factor, keep_grads=self.lent)
+            updater.update(self._loss(model, rows) * factor, keep_grads=self.lent)
+
+    def _loss(self, model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+        ids = (rows[:, 0].abs() * 5).long().clamp(max=6)
+        return (model(ids) - rows[:, :2].sin()).square().mean() if self.sparse else loss_of(model, rows)
 
     def at(self, executors: str, i: int) -> tuple[nn.Module, gch.Updater]:
         """Model and updater before the i-th micro-batch."""
@@ -116,6 +127,9 @@ SCENES = [
     Scene("sam", lambda: gch.chain(gch.sam(0.05), gch.sgd(0.1, momentum=0.9)), how="closure"),
     Scene("from_torch", lambda: gch.chain(gch.from_torch("torch.optim.RMSprop", lr=0.01))),
     Scene("average and project", _averaged),
+    Scene("rows", lambda: gch.chain(gch.clip_by_norm(0.5), gch.adam(0.1)), sparse=True),
+    Scene("rows, first step", lambda: gch.adam(0.1), warm=0, sparse=True),
+    Scene("rows, a window closes", lambda: gch.chain(gch.accumulate(2), gch.adam(0.1)), warm=5, sparse=True),
 ]
 BY_NAME = {scene.name: scene for scene in SCENES}
 

@@ -20,7 +20,7 @@ from gradchain.core import _torch
 
 HERE = Path(__file__).parent
 SPARSE = 11  # one line in so many, beside all of the files that decide and write
-MAIN = ("masked", "partition", "window in a buffer closes", "average and project")
+MAIN = ("masked", "partition", "window in a buffer closes", "average and project", "rows")
 
 _offsets = itertools.count(random.Random(0).randrange(SPARSE))  # each test takes other lines
 

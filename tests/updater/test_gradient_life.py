@@ -252,7 +252,11 @@ BAD_GRADS = {
     "closure": (lambda: 1, TypeError, "step: grads must map names to gradients, got function. A closure goes to upda"),
     "list": ([torch.ones(1)], TypeError, "step: grads must map names to gradients, got list"),
     "none": ({"0.bias": None}, RuntimeError, r"step: no bound parameter has a gradient. Call updater.update\(loss\), "),
-    "sparse": ({"0.bias": torch.ones(4).to_sparse()}, TypeError, "step: the gradient of '0.bias' is sparse"),
+    "sparse": (
+        {"0.weight": torch.ones(4, 3).to_sparse()},
+        TypeError,
+        "step: the gradient of '0.weight' must be dense or",
+    ),
     "integer": ({"0.bias": torch.ones(4, dtype=torch.int64)}, TypeError, "step: the gradient of '0.bias' must be floa"),
     "complex": ({"0.bias": torch.ones(4, dtype=torch.cfloat)}, TypeError, "step: the gradient of '0.bias' must be flo"),
 }

@@ -16,9 +16,15 @@ CHUNK = 1 << 16  # elements to an item: partial sums do not depend on the number
 
 
 class Executor(Protocol):
-    """A way to run programs."""
+    """A way to run programs.
+
+    Attributes:
+        name: what it is called.
+        grids: whether it runs programs over several axes.
+    """
 
     name: str
+    grids: bool
 
     @property
     def numbers_on(self) -> torch.device | None:
@@ -39,7 +45,7 @@ def folded(kind: str, row_of: Sequence[int], partial: Sequence[float], rows: int
     return out
 
 
-_LETTERS = {"load": "x", "scalar": "s", "entry": "e", "device": "n", "value": "v"}
+_LETTERS = {"load": "x", "draw": "r", "scalar": "s", "entry": "e", "device": "n", "value": "v"}
 
 
 def name_of(value: Value) -> str:

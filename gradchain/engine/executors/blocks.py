@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
+from gradchain.core.along import ALONG
 from gradchain.core.operations import OPERATIONS
+from gradchain.core.random import drawn
 from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import CHUNK, folded
 from gradchain.engine.operations import REDUCTIONS
-from gradchain.engine.planning.lower import Program, Value
+from gradchain.engine.planning.lower import Drawn, Program, Value
 from gradchain.engine.planning.rows import Column
 
 SERIAL = 1 << 14  # elements that torch reduces in one thread: the order of a sum is then the same for any number
@@ -24,6 +27,7 @@ class Blocks:
     """Programs run an operation at a time over buckets of pieces."""
 
     name = "blocks"
+    grids = True
     numbers_on = None
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
@@ -44,21 +48,30 @@ class BlocksRunner:
         self._program = program
         self._wide = torch.float64 if torch.float64 in dtypes else torch.float32
         self._rows = len(sizes)
-        step = SERIAL if program.reduce else CHUNK
+        self._extents = [(size,) for size in sizes] if program.grid is None else program.grid.extents
+        depth = [math.prod(extents[1:]) for extents in self._extents]
         pieces = [
-            (row, start, min(step, size - start)) for row, size in enumerate(sizes) for start in range(0, size, step)
+            (row, start, min(step, extents[0] - start))
+            for row, extents in enumerate(self._extents)
+            for step in [_step(program, depth[row])]
+            for start in range(0, extents[0], step)
         ]
+        if program.along:  # of nothing there is a result too
+            pieces = [(row, 0, extents[0]) for row, extents in enumerate(self._extents)]
         self._row_of = [row for row, _, _ in pieces]
-        self.buckets = _bucketed(pieces)
+        self.buckets = _bucketed(pieces, depth)
         self._views: dict[int, tuple[Column, list[list[Tensor]]]] = {}
         # a copy of what is narrower than the compute dtype, every result, and a temporary beside it
         held = sum(d != self._wide for d in dtypes) + len(program.instructions) + len(program.stores) + 2
-        largest = max((sum(size for _, _, size in bucket) for bucket in self.buckets), default=0)
+        largest = max((sum(size * depth[row] for row, _, size in bucket) for bucket in self.buckets), default=0)
         self.scratch = held * largest * self._wide.itemsize
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all buckets; see Runner."""
         buckets = _Buckets(self, columns, scalars, entries)
+        if self._program.along:
+            self._along(buckets)
+            return None
         if self._program.reduce is None:
             buckets()
             return None
@@ -67,6 +80,18 @@ class BlocksRunner:
         for k in range(len(self.buckets)):
             partial += [REDUCTIONS[kind].truth(v).item() for v in _pick(operand, self.computed(k, buckets))]
         return folded(kind, self._row_of, partial, self._rows)
+
+    def _along(self, buckets: _Buckets) -> None:
+        """Reduce along axes into columns, bucket by bucket."""
+        assert self._program.grid is not None
+        for k in range(len(self.buckets)):
+            held = self.computed(k, buckets)
+            for kind, operand, column in self._program.along:
+                dims = [d for d, along in enumerate(self._program.grid.spans[column]) if not along]
+                for view, value in zip(buckets.views[column][k], _pick(operand, held), strict=True):
+                    # what a reduction is along is of size 1 in memory: one place of the view, which has all as one
+                    kept = view[tuple(slice(0, 1) if d in dims else slice(None) for d in range(view.ndim))]
+                    kept.copy_(ALONG[kind].truth(value.double(), dims) if dims else _alone(kind, value.double()))
 
     def write(
         self, commit: Commit, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]
@@ -87,19 +112,33 @@ class BlocksRunner:
     def computed(self, k: int, given: _Buckets) -> dict[str, Any]:
         """Every value of the program over a bucket."""
         bucket, width = self.buckets[k], len(self._program.entries)
-        loaded = [[v.to(self._wide) for v in view[k]] for view in given.views]
+        loads = self._program.loads()
+        loaded = [[v.to(self._wide) for v in view[k]] if i in loads else [] for i, view in enumerate(given.views)]
         per_row = [[given.entries[row * width + i] for row, _, _ in bucket] for i in range(width)]
         held = {"load": loaded, "scalar": given.scalars, "entry": per_row, "zero": self._zeros(bucket)}
+        held["draw"] = [self._drawn(draw, bucket, held) for draw in self._program.draws]
         self._compute(held, len(bucket))
         return held
+
+    def _drawn(self, draw: Drawn, bucket: list[tuple[int, int, int]], held: dict[str, Any]) -> list[Tensor]:
+        """Random numbers for a bucket's pieces."""
+        x, y, step, first = (_per_piece(operand, held, len(bucket)) for operand in draw.operands)
+        dtype, made = torch.float64 if draw.wide else torch.float32, []
+        for i, (_, start, size) in enumerate(bucket):
+            key = (int(x[i]), int(y[i]))
+            numbers = drawn(draw.kind, key, step[i], draw.stream, int(first[i]) + start, size, dtype, "cpu")
+            made.append(numbers.to(self._wide))
+        return made
 
     def cut(self, i: int, column: Column) -> list[list[Tensor]]:
         """A column's pieces, by bucket; kept as long as the column is the same one."""
         kept = self._views.get(i)
         if kept is not None and kept[0] is column:
             return kept[1]
-        flat = [t.detach().as_strided((t.numel(),), (1,)) for t in column.tensors]
-        cut = [[flat[row][start : start + size] for row, start, size in bucket] for bucket in self.buckets]
+        grid = self._program.grid
+        spans = (True,) if grid is None else grid.spans[i]
+        whole = [_over(t.detach(), extents, spans) for t, extents in zip(column.tensors, self._extents, strict=True)]
+        cut = [[whole[row][start : start + size] for row, start, size in bucket] for bucket in self.buckets]
         if column.stays:
             self._views[i] = (column, cut)
         return cut
@@ -118,7 +157,7 @@ class BlocksRunner:
     def _zeros(self, bucket: list[tuple[int, int, int]]) -> list[Tensor]:
         """Zeros like the bucket's pieces, for a program that asks for them."""
         return (
-            [torch.zeros(size, dtype=self._wide, device="cpu") for _, _, size in bucket]
+            [torch.zeros(size, *self._extents[row][1:], dtype=self._wide, device="cpu") for row, _, size in bucket]
             if self._program.has_zeros()
             else []
         )
@@ -160,6 +199,12 @@ def _pick(operand: Value, held: dict[str, Any]) -> Any:
     return held[kind] if kind == "zero" else held[kind][operand[1]]
 
 
+def _per_piece(operand: Value, held: dict[str, Any], size: int) -> Any:
+    """A number, piece by piece."""
+    number = _pick(operand, held)
+    return number if isinstance(number, list) else [number] * size
+
+
 def _as_list(results: Any, places: list[Tensor]) -> list[Tensor]:
     """What is stored, one tensor per place; a program may store a mere number."""
     if isinstance(results, list) and isinstance(results[0], Tensor):
@@ -168,14 +213,34 @@ def _as_list(results: Any, places: list[Tensor]) -> list[Tensor]:
     return [torch.full_like(place, number) for place, number in zip(places, numbers, strict=True)]
 
 
-def _bucketed(pieces: list[tuple[int, int, int]]) -> list[list[tuple[int, int, int]]]:
-    """Pieces in order, in groups of at most about BUCKET elements."""
+def _step(program: Program, depth: int) -> int:
+    """How much of the outermost axis is a piece."""
+    return max((SERIAL if program.reduce else CHUNK) // max(depth, 1), 1)
+
+
+def _over(tensor: Tensor, extents: tuple[int, ...], spans: tuple[bool, ...]) -> Tensor:
+    """A tensor that fills one stretch of memory, over axes: expanded along those that it does not go along."""
+    strides, step = [], 1
+    for extent, along in zip(reversed(extents), reversed(spans), strict=True):
+        strides.append(step if along else 0)
+        step *= extent if along else 1
+    return tensor.as_strided(extents, strides[::-1])
+
+
+def _alone(kind: str, value: Tensor) -> Tensor:
+    """A reduction along nothing: of each element by itself."""
+    return value.abs() if kind == "norm" else value
+
+
+def _bucketed(pieces: list[tuple[int, int, int]], depth: list[int]) -> list[list[tuple[int, int, int]]]:
+    """Pieces in order, in groups of at most about BUCKET elements, of which a piece has so many times its row's."""
     buckets: list[list[tuple[int, int, int]]] = []
     room = 0
     for piece in pieces:
-        if piece[2] > room:
+        elements = piece[2] * depth[piece[0]]
+        if elements > room or not buckets:
             buckets.append([])
             room = BUCKET
         buckets[-1].append(piece)
-        room -= piece[2]
+        room -= elements
     return buckets

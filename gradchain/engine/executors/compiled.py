@@ -28,6 +28,7 @@ class Compiled:
     """Programs as functions of torch's, compiled by Inductor at their first run."""
 
     name = "compiled"
+    grids = False
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
@@ -37,6 +38,8 @@ class Compiled:
         """Why Inductor may not compute this program, or None."""
         if program.reduce and self.device.type == "cpu":
             return "Inductor splits a sum by the number of threads, which changes its bits"
+        if program.draws:
+            return "random numbers are made in whole words, which this executor does not print"
         if not dtypes:
             return "there is no tensor to compute over"
         return None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import struct
 from array import array
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ from gradchain.engine.executors import build
 from gradchain.engine.executors.base import CHUNK, folded
 from gradchain.engine.executors.drive import ENTRIES, driver
 from gradchain.engine.executors.print_c import source
+from gradchain.engine.executors.print_grid import grid_source
 from gradchain.engine.operations import TYPES
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column, Rows
@@ -26,19 +29,67 @@ _Int = ctypes.c_int64
 
 
 class Items:
-    """The rows of a class cut into items, once per plan; and items that follow each other put into stretches."""
+    """The rows of a class cut into items, once per plan; and items that follow each other put into stretches.
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        cut = [
-            (row, start, min(start + CHUNK, size)) for row, size in enumerate(sizes) for start in range(0, size, CHUNK)
+    Args:
+        sizes: what is cut, for each row.
+        depth: for each row, how many elements stand behind one of those.
+        cut: whether rows are cut at all.
+    """
+
+    def __init__(self, sizes: Sequence[int], depth: Sequence[int] | None = None, cut: bool = True) -> None:
+        steps = [CHUNK] * len(sizes) if depth is None else [max(CHUNK // max(d, 1), 1) for d in depth]
+        pieces = [
+            (row, start, min(start + step, size))
+            for row, (size, step) in enumerate(zip(sizes, steps, strict=True))
+            for start in range(0, size, step)
         ]
-        self.count = len(cut)
-        self.elements = sum(sizes)
+        pieces = pieces if cut else [(row, 0, size) for row, size in enumerate(sizes)]
+        deep = [1 if depth is None else depth[row] for row, _, _ in pieces]
+        elements = [(end - begin) * d for (_, begin, end), d in zip(pieces, deep, strict=True)]
+        self.count = len(pieces)
+        self.elements = sum(elements)
         self.rows = len(sizes)
-        self.row_of = [row for row, _, _ in cut]
-        self.row, self.begin, self.end = (array("q", [item[i] for item in cut]) for i in range(3))
-        self.borders = array("q", _borders([end - begin for _, begin, end in cut]))
+        self.row_of = [row for row, _, _ in pieces]
+        self.row, self.begin, self.end = (array("q", [item[i] for item in pieces]) for i in range(3))
+        self.borders = array("q", _borders(elements))
         self.whole = self.row_of == list(range(self.rows))  # each row is one item
+
+    @classmethod
+    def over(cls, program: Program, sizes: Sequence[int]) -> Items:
+        """The items of a program over rows of these sizes."""
+        if program.grid is None:
+            return cls(sizes)
+        outer = [extents[0] for extents in program.grid.extents]
+        depth = [math.prod(extents[1:]) for extents in program.grid.extents]
+        return cls(outer, depth, cut=not program.along)  # where results along an axis meet, one item has them all
+
+
+class Behind:
+    """What a kernel over a grid gets behind its columns: the lengths of axes, and room for what is reduced."""
+
+    def __init__(self, program: Program) -> None:
+        grid = program.grid
+        self.addresses: list[int] = []
+        self._held: list[Any] = []
+        if grid is None:
+            return
+        self._add(array("q", [n for row in grid.extents for n in row]), [grid.rank] * len(grid.extents))
+        for _, _, column in program.along:
+            sizes = grid.sizes(column)
+            self._add(array("d", bytes(8 * sum(sizes))), sizes)
+
+    def _add(self, memory: array[Any], sizes: Sequence[int]) -> None:
+        """One more column, of rows of so many cells of 8 bytes."""
+        first = memory.buffer_info()[0]
+        rows = array("q", [first + 8 * start for start in accumulate(sizes, initial=0)])
+        self.addresses.append(rows.buffer_info()[0])
+        self._held += [memory, rows]
+
+    @property
+    def scratch(self) -> int:
+        """Bytes of room."""
+        return sum(len(memory) * 8 for memory in self._held if memory.typecode == "d")
 
 
 def _borders(sizes: Sequence[int]) -> list[int]:
@@ -56,6 +107,7 @@ class Native:
     """Programs printed as C and compiled: the default on the CPU where there is a compiler."""
 
     name = "native"
+    grids = True
     numbers_on = None
 
     def __init__(self) -> None:
@@ -69,13 +121,17 @@ class Native:
 
     def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> NativeRunner:
         """The compiled program, with the rows cut into items."""
-        text = source(program, dtypes)
+        text = source(program, dtypes) if program.grid is None else grid_source(program, dtypes)
+        return NativeRunner(self.kernel(text), text, program, Items.over(program, sizes))
+
+    def kernel(self, text: str) -> int:
+        """The address of a printed program, compiled. NoKernel where that fails."""
         if text not in self._kernels:
             loaded = build.load(text)
             driver()
             self._loaded.append(loaded)
             self._kernels[text] = ctypes.cast(loaded.run, ctypes.c_void_p).value or 0
-        return NativeRunner(self._kernels[text], text, program, Items(sizes))
+        return self._kernels[text]
 
 
 class NativeRunner:
@@ -85,13 +141,13 @@ class NativeRunner:
     put into. A step runs each part once, so they are that step's until it is done.
     """
 
-    scratch = 0
-
     def __init__(self, kernel: int, text: str, program: Program, items: Items) -> None:
         self.source = text
         self._reduces = program.reduce[0] if program.reduce else ""
         self._items = items
-        self._table = array("q", bytes(8 * len(program.columns)))
+        self._behind = Behind(program)
+        self.scratch = self._behind.scratch
+        self._table = array("q", [0] * len(program.columns) + self._behind.addresses)
         self._numbers = array("d", bytes(8 * len(program.scalars)))
         self._put_numbers = struct.Struct(f"{len(program.scalars)}d").pack_into
         self._out = array("d", bytes(8 * items.count if program.reduce else 0))

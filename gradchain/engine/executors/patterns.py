@@ -43,11 +43,12 @@ class Patterns:
     """Programs equal to AdamW, Adam or SGD, run by torch's fused kernels."""
 
     name = "patterns"
+    grids = False
     numbers_on = None
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why no fused kernel computes this program, or None."""
-        if program.reduce or program.entries or len(set(dtypes)) != 1:
+        if program.reduce or program.entries or program.draws or len(set(dtypes)) != 1:
             return "fused kernels neither reduce, nor take numbers per parameter or several dtypes"
         match = _matched(program)
         if match is None:

@@ -13,6 +13,7 @@ import torch
 
 from gradchain.core.operations import OPERATIONS
 from gradchain.engine.executors.base import name_of
+from gradchain.engine.executors.print_draws import triton as drawn
 from gradchain.engine.operations import BOOLEAN, REDUCTIONS, TYPES
 from gradchain.engine.planning.lower import Program
 
@@ -39,8 +40,8 @@ def source(program: Program, dtypes: Sequence[torch.dtype], on_device: Collectio
     """The Triton of a program whose columns have these dtypes.
 
     The kernel is `run(table, items, rows, out, BLOCK, ALIGNED)`, one instance per item. An item is the row, begin and
-    end of a stretch of at most BLOCK elements; `out` has one float64 per item for a reduction. ALIGNED says that all
-    columns begin at multiples of 16 bytes.
+    end of a stretch of at most BLOCK elements; `out` has one float64 per item for a reduction. With ALIGNED an item
+    whose columns all begin at multiples of 16 bytes is read and written that many at a time, whatever others do.
 
     Args:
         program: what to compute.
@@ -77,8 +78,11 @@ class _Printer:
             *(f"    {line}" for line in (*self._numbers(), *self._pointers())),
             "    lane = tl.arange(0, BLOCK)",
             f"    zero = tl.zeros([BLOCK], {self._compute})",
-            "    if n == BLOCK:",
-            *(f"        {line}" for line in self._body(ragged=False)),
+            *(f"    {line}" for i, d in enumerate(self._program.draws) for line in drawn(d, i, self._compute)),
+            "    whole = n == BLOCK",
+            *(f"    {line}" for line in self._alignment()),
+            "    if whole:",
+            *(f"        {line}" for line in (*self._hints(), *self._body(ragged=False))),
             "    else:",
             "        inside = lane < n",
             *(f"        {line}" for line in self._body(ragged=True)),
@@ -117,11 +121,18 @@ class _Printer:
         """The lines that find each column of this item."""
         lines = []
         for i, dtype in enumerate(self._dtypes):
-            lines.append(f"p{i} = tl.load(table + {i} * rows + r).to(tl.pointer_type({TYPES[dtype].triton})) + begin")
-        if self._dtypes:
-            lines.append("if ALIGNED:")
-            lines += [f"    p{i} = tl.multiple_of(p{i}, 16)" for i in range(len(self._dtypes))]
+            lines.append(f"a{i} = tl.load(table + {i} * rows + r)")
+            lines.append(f"p{i} = a{i}.to(tl.pointer_type({TYPES[dtype].triton})) + begin")
         return lines
+
+    def _alignment(self) -> list[str]:
+        """The lines that find whether this item may be read 16 bytes at a time: each row begins where it does."""
+        together = " | ".join(f"a{i}" for i in range(len(self._dtypes)))
+        return ["if ALIGNED:", f"    whole = whole & ((({together}) & 15) == 0)"] if together else []
+
+    def _hints(self) -> list[str]:
+        columns = range(len(self._dtypes))
+        return ["if ALIGNED:", *(f"    p{i} = tl.multiple_of(p{i}, 16)" for i in columns)] if columns else []
 
     def _body(self, ragged: bool) -> list[str]:
         """The lines that load, compute and store, or reduce to `met`."""

@@ -12,9 +12,10 @@ import functools
 import hashlib
 import importlib.util
 import linecache
-import operator
 import os
+import re
 import struct
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -30,7 +31,10 @@ from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column, Rows
 
 BLOCK = 1024  # elements to an item
-OPTIONS = {"num_warps": 4, "enable_fp_fusion": False}  # every operation rounds, as in the reference
+OPTIONS: dict[str, Any] = {"num_warps": 4, "enable_fp_fusion": False}  # every operation rounds, as in the reference
+if torch.version.hip is None:
+    OPTIONS["enable_reflect_ftz"] = False  # the library's functions keep what is denormal
+OLDEST = (3, 6)  # that divides and takes roots without flushing denormals to zero
 
 
 def interpreting() -> bool:
@@ -65,9 +69,11 @@ class Triton:
     """Programs printed as Triton, on one device."""
 
     name = "triton"
+    grids = False
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = self.numbers_on = torch.device(device)
+        self._items: weakref.WeakValueDictionary[tuple[int, ...], Items] = weakref.WeakValueDictionary()
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why this program cannot run as a Triton kernel on this device, or None."""
@@ -75,6 +81,8 @@ class Triton:
             return "Triton is not installed"
         if self.device.type != "cuda" and not (self.device.type == "cpu" and interpreting()):
             return f"no Triton kernels on {self.device.type}"
+        if _version()[:2] < OLDEST:
+            return f"Triton {'.'.join(map(str, _version()))} flushes denormals to zero, 3.6 and newer do not"
         unknown = [d for d in dtypes if d not in TYPES]
         if unknown:
             return f"no Triton kernels for {unknown[0]}"
@@ -86,11 +94,22 @@ class Triton:
         refused = self.legal(program, dtypes)
         if refused is not None:
             raise NoKernel(refused)
-        return TritonRunner(program, dtypes, Items(sizes, self.device), self.device)
+        runner = TritonRunner(program, dtypes, self._items_of(sizes), self.device)
+        _compile(runner.source, "run", self.device)
+        if program.reduce:
+            _compile(fold(program.reduce[0]), "fold", self.device)
+        return runner
+
+    def _items_of(self, sizes: Sequence[int]) -> Items:
+        """The rows cut into items: the same for all programs of a plan."""
+        found = self._items.get(tuple(sizes))
+        if found is None:
+            found = self._items[tuple(sizes)] = Items(sizes, self.device)
+        return found
 
 
 class TritonRunner:
-    """One program over rows of fixed sizes, compiled at its first run."""
+    """One program over rows of fixed sizes. Nothing that may fail is left to its launch."""
 
     scratch = None
 
@@ -98,6 +117,7 @@ class TritonRunner:
         self.source = source(program, dtypes)
         self._program, self._dtypes = program, tuple(dtypes)
         self._items, self._device = items, device
+        self.device = device
         self._texts: dict[frozenset[tuple[str, int]], str] = {frozenset(): self.source}
 
     def run(
@@ -137,16 +157,14 @@ class TritonRunner:
     ) -> Launch:
         """A run over all rows, ready to be sent and launched. Its arguments are those of `launch`."""
         addresses = [column.addresses for column in columns]
-        aligned = not functools.reduce(operator.or_, (a for column in addresses for a in column), 0) & 15
         on_device, numbers, held = _numbers(scalars, entries, len(self._program.entries), self._device)
         if on_device not in self._texts:
-            self._texts[on_device] = source(self._program, self._dtypes, on_device)
+            text = source(self._program, self._dtypes, on_device)
+            _compile(text, "run", self._device)  # before anything of the step is written
+            self._texts[on_device] = text
         cells = b"".join(map(bytes, addresses)) + numbers + bytes(0 if self._program.reduce else 8)
         reduces = self._program.reduce[0] if self._program.reduce else ""
-        # the interpreter takes no hints
-        return Launch(
-            self._texts[on_device], self._items, reduces, self._device, cells, held, aligned and not interpreting()
-        )
+        return Launch(self._texts[on_device], self._items, reduces, self._device, cells, held)
 
 
 class Launch:
@@ -167,9 +185,8 @@ class Launch:
         device: torch.device,
         cells: bytes,
         held: list[Tensor],
-        aligned: bool,
     ) -> None:
-        self.text, self.cells, self.held, self.aligned = text, cells, held, aligned
+        self.text, self.cells, self.held = text, cells, held
         self._items, self._reduces, self._device = items, reduces, device
         self.table: Tensor | None = None
         self.sums: Tensor | None
@@ -186,8 +203,13 @@ class Launch:
             self.table.copy_(cells, non_blocking=True)
 
     def reserve(self) -> None:
-        """Make the table, to be filled later. It is not cleared: a graph would clear it at every replay."""
-        self.table = torch.empty(max(1, len(self.cells) // 8), dtype=torch.int64, device=self._device)
+        """Make the table, to be filled later. It is not cleared: a graph would clear it at every replay.
+
+        Under deterministic algorithms torch.empty is: so it is made of bare memory.
+        """
+        cells = max(1, len(self.cells) // 8)
+        memory = torch.UntypedStorage(8 * cells, device=self._device)  # type: ignore[no-untyped-call]
+        self.table = torch.empty(0, dtype=torch.int64, device=self._device).set_(memory, 0, (cells,), (1,))
 
     def ran(self) -> bool:
         """Whether the kernel was queued, of a program that stores. Waits for the device."""
@@ -198,8 +220,9 @@ class Launch:
         items = self._items
         with _on(self._device):
             if items.count:
+                hints = not interpreting()  # which takes none
                 compiled(self.text, "run")[(items.count,)](
-                    self.table, items.table, items.rows, self._partial, BLOCK=BLOCK, ALIGNED=self.aligned, **OPTIONS
+                    self.table, items.table, items.rows, self._partial, BLOCK=BLOCK, ALIGNED=hints, **OPTIONS
                 )
             if self.sums is not None and items.rows:
                 compiled(fold(self._reduces), "fold")[(items.rows,)](
@@ -256,6 +279,29 @@ def _numbers(
 
 def _on(device: torch.device) -> Any:
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+@functools.cache
+def _version() -> tuple[int, ...]:
+    """Triton's, as numbers."""
+    import triton
+
+    return tuple(int(part) for part in re.findall(r"\d+", str(triton.__version__))[:3])
+
+
+def _compile(text: str, name: str, device: torch.device) -> None:
+    """Compile a kernel without launching it. NoKernel where that fails."""
+    try:
+        kernel = compiled(text, name)
+        if device.type != "cuda" or interpreting():
+            return
+        with _on(device):
+            if name == "fold":
+                kernel.warmup(torch.float64, torch.int64, torch.float64, BLOCK=BLOCK, grid=(1,), **OPTIONS)
+                return
+            kernel.warmup(torch.int64, torch.int64, 1, torch.float64, BLOCK=BLOCK, ALIGNED=True, grid=(1,), **OPTIONS)
+    except Exception as error:
+        raise NoKernel(f"Triton cannot compile it: {type(error).__name__}: {error}".splitlines()[0]) from error
 
 
 @functools.lru_cache(maxsize=512)

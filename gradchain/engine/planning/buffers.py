@@ -6,9 +6,10 @@ import torch
 
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.shapes import Shapes
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.engine.planning.layout import Layout
+from gradchain.engine.planning.layout import Layout, like
 from gradchain.engine.recording.leaves import whole_of
 
 
@@ -28,23 +29,24 @@ class Buffers:
         """A step begins; what one that failed had chosen was not written."""
         self._now = []
 
-    def place(self, layout: Layout, index: Index, dtypes: list[torch.dtype], before: object) -> EagerTensors:
+    def place(
+        self, layout: Layout, index: Index, shapes: Shapes | None, dtypes: list[torch.dtype], before: object
+    ) -> EagerTensors:
         """Memory for these entries, to be written once nothing can fail: where they lie now, if it is ours, or waits.
 
         Args:
             layout: of the weights, which the entries follow.
             index: the entries.
+            shapes: theirs; None for those of the weights.
             dtypes: theirs.
             before: what the link has kept so far.
         """
         for buffer in [b for b in self._held if b is before] + self._waiting:
-            fits = buffer.index is index and [t.dtype for t in buffer._data] == dtypes
+            fits = buffer.index is index and [t.dtype for t in buffer._data] == dtypes and layout.odd(buffer) == shapes
             if fits and not any(b is buffer for b in self._now):
                 break
         else:
-            weights = (layout.tensors[layout.index.position[n]] for n in index.names)
-            made = [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)]
-            buffer = EagerTensors(index, made)
+            buffer = fresh(index, layout, shapes, dtypes)
         self._now.append(buffer)
         return buffer
 
@@ -61,9 +63,11 @@ class Buffers:
         self._held = self._now + [b for b in others if id(b) in has]
 
 
-def fresh(index: Index, weights: list[torch.Tensor], dtypes: list[torch.dtype]) -> EagerTensors:
-    """Memory for these entries, laid out as their weights."""
-    return EagerTensors(index, [torch.empty_like(w, dtype=d) for w, d in zip(weights, dtypes, strict=True)])
+def fresh(index: Index, layout: Layout, shapes: Shapes | None, dtypes: list[torch.dtype]) -> EagerTensors:
+    """Memory for entries of these shapes, or of their weights', laid out as those."""
+    weights = [layout.tensors[layout.index.position[name]] for name in index.names]
+    each = [w.shape for w in weights] if shapes is None else shapes
+    return EagerTensors(index, [like(w, s, d) for w, s, d in zip(weights, each, dtypes, strict=True)])
 
 
 def window_of(index: Index, copied: bool, received: EagerTensors) -> Tensors:

@@ -8,6 +8,7 @@ from torch import Tensor
 from gradchain.core import _torch
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.shapes import Shapes
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import TYPES, Unrecorded
 
@@ -29,6 +30,7 @@ class Layout:
         self.strides = [t.stride() for t in self.tensors]
         self._metadata = list(zip(self.strides, self.dtypes, (t.shape for t in self.tensors), strict=True))
         self.sizes = [t.numel() for t in self.tensors]
+        self._shapes = {name: t.shape for name, t in zip(self.index.names, self.tensors, strict=True)}
         for name, tensor in zip(self.index.names, self.tensors, strict=True):
             if not _dense(tensor):
                 raise Unrecorded(f"the weight {name!r} overlaps itself or has gaps")
@@ -45,6 +47,17 @@ class Layout:
             (self._alike is not None and self._alike(*params._data))
             or [(t.stride(), t.dtype, t.shape) for t in params._data] == self._metadata
         )
+
+    def shapes(self, index: Index) -> Shapes:
+        """The shapes of the weights of these names."""
+        return tuple(self._shapes[name] for name in index.names)
+
+    def odd(self, tensors: EagerTensors) -> Shapes | None:
+        """The shapes of entries; None where each has that of its weight."""
+        if tensors.odd is None or tensors.odd[0] is not self:
+            shapes = tuple(tensors._shapes())
+            tensors.odd = (self, None if shapes == self.shapes(tensors.index) else shapes)
+        return tensors.odd[1]
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
         """The gradients, each laid out as its weight: a copy of one that is not."""
@@ -84,13 +97,11 @@ class Layout:
                 raise Unrecorded(f"{name!r} is no weight")
             weight = self.tensors[position[name]]
             _check(name, value, self.device)
-            if value.shape != weight.shape:
-                raise Unrecorded(f"state of {name!r} has another shape than the weight")
             shared = taken is not None and value.numel() > 0 and value.data_ptr() in taken
             shared = shared or value.is_neg() or (value.is_leaf and type(value) is torch.nn.Parameter)
-            if shared or value.stride() != weight.stride():
+            if shared or not _lies_like(value, weight):
                 changed = list(data) if changed is None else changed
-                value = changed[i] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+                value = changed[i] = like(weight, value.shape, value.dtype).copy_(value)
             if taken is not None:
                 taken.add(value.data_ptr())
         return _plainly(tensors, data, changed)
@@ -108,6 +119,33 @@ def _check(name: str, tensor: Tensor, device: torch.device) -> None:
     if type(tensor) not in _PLAIN or not known or tensor.dtype not in TYPES:
         what = type(tensor).__name__ if type(tensor) not in _PLAIN else f"{tensor.dtype} on {tensor.device}"
         raise Unrecorded(f"{name!r} is a {what}")
+
+
+def order_of(weight: Tensor, shape: torch.Size) -> list[int]:
+    """The dimensions of an entry of this shape as they lie in memory, the outermost first: as those of its weight."""
+    rank, strides = len(shape), weight.stride()
+    return sorted(range(rank), key=lambda d: -strides[d]) if weight.ndim == rank else list(range(rank))
+
+
+def like(weight: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """Memory for an entry of this shape, laid out as its weight."""
+    if shape == weight.shape:
+        return torch.empty_like(weight, dtype=dtype)
+    order = order_of(weight, shape)
+    laid = weight.new_empty([shape[d] for d in order], dtype=dtype)
+    return laid.permute([order.index(d) for d in range(len(shape))])
+
+
+def _lies_like(value: Tensor, weight: Tensor) -> bool:
+    """Whether an entry lies as its weight does, in one stretch; of another shape, in the same order of dimensions."""
+    if value.shape == weight.shape:
+        return value.stride() == weight.stride()
+    expected = 1
+    for d in reversed(order_of(weight, value.shape)):
+        if value.shape[d] != 1 and value.stride(d) != expected:
+            return value.numel() == 0
+        expected *= value.shape[d]
+    return True
 
 
 def _dense(tensor: Tensor) -> bool:

@@ -3,15 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
+
+import torch
 
 from gradchain.core.operations import OPERATIONS
 from gradchain.engine.operations import BOOLEAN, Unrecorded
+from gradchain.engine.planning.grid import Grid
 from gradchain.engine.recording.device import DeviceLedger
 from gradchain.engine.recording.tape import Tape
 
-# What an operand of an instruction is: a load, a constant, a scalar cell, an entry cell, or an earlier instruction.
+T = TypeVar("T")
+
+# What an operand of an instruction is: a load, a constant, a scalar cell, an entry cell, random numbers, or an earlier
+# instruction.
 Value = tuple[Any, ...]
+
+
+class Drawn(NamedTuple):
+    """Random numbers, one for each element: see `core.random`.
+
+    Attributes:
+        kind: what is drawn.
+        stream: which of the streams of a step.
+        wide: whether in float64, else in float32; the program may compute in another.
+        operands: numbers, exact in float64: both words of the key, the step, the place of the first element.
+    """
+
+    kind: str
+    stream: int
+    wide: bool
+    operands: tuple[Value, ...]
 
 
 @dataclass
@@ -23,12 +45,15 @@ class Program:
         scalars: the cells of the numbers it reads.
         entries: the cells of the numbers per parameter it reads.
         instructions: (operation, operands). Masks are numbers to none: "number" makes 0 and 1 of one. An operand is
-            ("load", column), ("scalar", i), ("entry", i), ("device", i), ("zero",) or ("value", i), the result of
-            instruction i.
+            ("load", column), ("scalar", i), ("entry", i), ("device", i), ("draw", i), ("zero",) or ("value", i), the
+            result of instruction i.
         stores: (column, operand): what is written where.
         reduce: (kind, operand) for a program that reduces instead of storing.
+        along: (kind, operand, column) for one that reduces along axes: what is written to which column.
+        grid: how the columns lie over the elements; None where all of a row have the same elements.
         numbers: (operation, operands) on numbers alone, done in float64, once per row: those that lie on the device.
             Operand ("device", i) is the result of number i.
+        draws: the random numbers it reads.
     """
 
     columns: list[int] = field(default_factory=list)
@@ -37,7 +62,10 @@ class Program:
     instructions: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
     stores: list[tuple[int, Value]] = field(default_factory=list)
     reduce: tuple[str, Value] | None = None
+    along: list[tuple[str, Value, int]] = field(default_factory=list)
+    grid: Grid | None = None
     numbers: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
+    draws: list[Drawn] = field(default_factory=list)
 
     def loads(self) -> set[int]:
         """The columns that are read."""
@@ -49,7 +77,7 @@ class Program:
 
     def _operands(self) -> list[Value]:
         operands = [o for _, given in self.instructions for o in given] + [o for _, o in self.stores]
-        return operands + ([self.reduce[1]] if self.reduce else [])
+        return operands + [o for _, o, _ in self.along] + ([self.reduce[1]] if self.reduce else [])
 
 
 class Lowering:
@@ -74,6 +102,11 @@ class Lowering:
         """Reduce the value of `node`."""
         self.program.reduce = (kind, self._number(self.value(node)))
 
+    def along(self, kind: str, node: int, leaf: int) -> None:
+        """Reduce the value of `node` along the axes that the leaf does not go along."""
+        value = self._number(self.value(node))
+        self.program.along.append((kind, value, _slot(self.program.columns, leaf)))
+
     def value(self, node: int) -> Value:
         """The operand that holds what `node` is for this class."""
         found = self._done.get(node)
@@ -93,6 +126,12 @@ class Lowering:
             return self.value(operands[1] if self._name in self._tape.indices[operands[1]] else operands[0])
         if op == "store":
             return self.value(operands[0] if self._name in self._tape.indices[operands[0]] else operands[1])
+        if op == "draw":
+            like, *numbers, (kind, stream) = operands
+            at = self._tape.indices[like].position[self._name]
+            wide = self._tape.dtypes(like)[at] is torch.float64
+            drawn = Drawn(kind, stream, wide, tuple(map(self._operand, numbers)))
+            return ("draw", _slot(self.program.draws, drawn))
         given = [self._operand(o) for o in operands]
         if op == "where":
             return self._choice(self._tape.is_mask(node), *given)
@@ -145,7 +184,7 @@ class Lowering:
         return found
 
 
-def _slot(cells: list[int], wanted: int) -> int:
+def _slot(cells: list[T], wanted: T) -> int:
     if wanted not in cells:
         cells.append(wanted)
     return cells.index(wanted)

@@ -56,7 +56,11 @@ class Part:
     @property
     def bytes_read(self) -> int:
         """Per element."""
-        return sum(self.dtypes[i].itemsize for i in self.program.loads())
+        return sum(self.dtypes[i].itemsize for i in self.program.loads() if self._goes_along(i))
+
+    def _goes_along(self, column: int) -> bool:
+        """Whether a column has as many elements as there are: one that is broadcast costs next to nothing."""
+        return self.program.grid is None or all(self.program.grid.spans[column])
 
     @property
     def bytes_written(self) -> int:

@@ -145,11 +145,10 @@ class DeviceLedger(Ledger):
         """What was recorded may be read from here on."""
         self.closed = False
 
-    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
-        """`fn` of tensors in memory."""
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """`fn` of tensors in memory: such, or a tuple of such."""
         self._refuse_tensors()
-        made: EagerTensors = fn(*args)
-        return made
+        return fn(*args)
 
     def measure(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
         """`fn` of tensors in memory, as torch gives it."""

@@ -169,16 +169,24 @@ class HostLedger(Ledger):
         if len(tensors) and not self.has_cell(tensors):
             self.breaks("a link made tensors of its own")
         elif len(tensors):
-            dtypes, cell = [t.dtype for t in fitted._data], self.cell(tensors)
-            self.set_cell(fitted, self.note(partial(_fitted, fit, dtypes, cell), (cell,), fitted, refuses=True))
+            kinds, cell = [(t.dtype, t.shape) for t in fitted._data], self.cell(tensors)
+            self.set_cell(fitted, self.note(partial(_fitted, fit, kinds, cell), (cell,), fitted, refuses=True))
 
-    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> Any:
         """`fn` of tensors in memory, and of numbers: tensors in memory, made anew whenever the step is run again."""
         cells = tuple(map(self.cell, args))
-        made: EagerTensors = fn(*(self.values[cell] for cell in cells))
-        if not self.has_cell(made):
-            self.set_cell(made, self.note(partial(_spread, fn, cells), cells, made))
+        made = fn(*(self.values[cell] for cell in cells))
+        if not isinstance(made, tuple):
+            self._made(made, partial(_spread, fn, cells), cells)
+            return made
+        several = self.note(partial(_spread, fn, cells), cells, made)
+        for position, tensors in enumerate(made):
+            self._made(tensors, partial(_nth, position, several), (several,))
         return made
+
+    def _made(self, tensors: EagerTensors, fn: Callable[[list[Any]], Any], reads: tuple[int, ...]) -> None:
+        if not self.has_cell(tensors):
+            self.set_cell(tensors, self.note(fn, reads, tensors))
 
     def measure(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
         """`fn` of tensors in memory: a number, or numbers per parameter."""
@@ -201,7 +209,8 @@ class HostLedger(Ledger):
 
     def tensors_from(self, of: Callable[..., Tensors], *args: Any) -> Tensors:
         """`of` the facts of a step and more: Tensors in memory."""
-        return self.in_memory(of, Number(self, self.step), *args)
+        made: Tensors = self.in_memory(of, Number(self, self.step), *args)
+        return made
 
     def reads(self, owner: str, what: str) -> None:
         """A link reads what the program does not hold."""
@@ -292,6 +301,10 @@ def _spread(fn: Callable[..., Any], cells: tuple[int, ...], values: list[Any]) -
     return fn(*(values[cell] for cell in cells))
 
 
+def _nth(position: int, cell: int, values: list[Any]) -> Any:
+    return values[cell][position]
+
+
 def _alike(of: Callable[..., Any], kinds: list[Any], *given: Any) -> Any:
     """`of` what is given, as long as it is of the kind that it was at first."""
     value = of(*given)
@@ -306,9 +319,9 @@ def _joined(at: dict[str, int], values: list[Any]) -> Scalars:
     return Scalars({name: values[cell] for name, cell in at.items()})
 
 
-def _fitted(fit: Callable[[Any], EagerTensors], dtypes: list[torch.dtype], cell: int, values: list[Any]) -> Any:
+def _fitted(fit: Callable[[Any], EagerTensors], kinds: list[Any], cell: int, values: list[Any]) -> Any:
     fitted = fit(values[cell])
-    if [t.dtype for t in fitted._data] != dtypes:
+    if [(t.dtype, t.shape) for t in fitted._data] != kinds:
         raise GuardFailed
     return fitted
 

@@ -67,8 +67,8 @@ class Ledger(ABC):
     # tensors in memory
 
     @abstractmethod
-    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
-        """`fn` of tensors in memory, and of numbers: tensors in memory."""
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """`fn` of tensors in memory, and of numbers: tensors in memory, or a tuple of such."""
 
     @abstractmethod
     def measure(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:

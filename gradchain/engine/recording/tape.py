@@ -6,101 +6,56 @@ schedules say. The tape is the key of the plan; a known key needs no lowering an
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from gradchain.core.along import Dims, dims_of, kept_shape
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
+from gradchain.core.maps import Calls, mapped
+from gradchain.core.random import Draw
 from gradchain.core.scalars import Count, Scalars
+from gradchain.core.shapes import (
+    Shapes,
+    check_kept_shapes,
+    met_shapes,
+    narrowed_shapes,
+    overlaid_shapes,
+)
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import BOOLEAN, Unrecorded
 from gradchain.engine.recording.device import DeviceReduced, DeviceRows
-from gradchain.engine.recording.host import HostLedger
+from gradchain.engine.recording.draws import on_tape
 from gradchain.engine.recording.numbers import Ledger
+from gradchain.engine.recording.reduced import Reduced
 
 _NUMBERS = (float, int)
 
 
-class Reduced:
-    """What a reduction gave the host: one number per entry, in the order of `names`. A ledger notes what is made of it.
+class Laid(Protocol):
+    """How the weights lie in memory, as a tape asks for it."""
 
-    Attributes:
-        names: the entries.
-        rows: their numbers, in a list; in a ledger, the number that stands for the list.
-    """
+    def state(self, tensors: EagerTensors) -> EagerTensors:
+        """Tensors, each laid out as its weight."""
 
-    __slots__ = ("_total", "names", "rows")
+    def shapes(self, index: Index) -> Shapes:
+        """The shapes of the weights of these names."""
 
-    def __init__(self, names: tuple[str, ...], rows: Any) -> None:
-        self.names, self.rows = names, rows
-        self._total: Any = None
-
-    def total(self, ledger: HostLedger | None) -> Any:
-        """Their sum, rounded once; infinite or NaN as a plain sum would be."""
-        if self._total is None:
-            self._total = _of(ledger, total, self.rows)
-        return self._total
-
-    def norm(self, ledger: HostLedger | None, p: float, scale: Any) -> Any:
-        """The norm over all entries, which is `scale` times that of what was reduced."""
-        if p == float("inf"):
-            return scale * _of(ledger, _largest, self.rows)
-        return scale * (self.total(ledger) ** 0.5 if p == 2 else self.total(ledger))
-
-    def norms(self, ledger: HostLedger | None, p: float, scale: Any) -> Scalars:
-        """The norm of each entry."""
-        norms: Scalars = _of(ledger, partial(_norms, self.names, p), self.rows, scale)
-        return norms
-
-    def sum(self, ledger: HostLedger | None, factor: Any) -> Any:
-        """The sum over all entries, each times `factor`."""
-        return _of(ledger, _sum, self.rows, factor)
-
-    def sums(self, ledger: HostLedger | None, factor: Any) -> Scalars:
-        """The sum of each entry."""
-        sums: Scalars = _of(ledger, partial(_norms, self.names, 1.0), self.rows, factor)
-        return sums
-
-    def is_finite(self, ledger: HostLedger | None) -> bool:
-        """Whether all of them are finite numbers."""
-        return bool(_of(ledger, math.isfinite, self.total(ledger))) or bool(_of(ledger, _all_finite, self.rows))
-
-    def is_zero(self, ledger: HostLedger | None) -> bool:
-        """Whether all of them are zero."""
-        return not _of(ledger, any, self.rows)
+    def odd(self, tensors: EagerTensors) -> Shapes | None:
+        """The shapes of entries; None where each has that of its weight."""
 
 
-def _of(ledger: HostLedger | None, fn: Callable[..., Any], *args: Any) -> Any:
-    return fn(*args) if ledger is None else ledger.call(fn, *args)
+class Pending(NamedTuple):
+    """A reduction along dimensions that is to be computed: of a node, into the tensors of a leaf."""
 
-
-def _largest(rows: list[float]) -> float:
-    return math.nan if any(v != v for v in rows) else max(rows, default=0.0)
-
-
-def _norms(names: tuple[str, ...], p: float, rows: list[float], scale: Any) -> Scalars:
-    return Scalars({n: scale * (v**0.5 if p == 2 else v) for n, v in zip(names, rows, strict=True)})
-
-
-def _sum(rows: list[float], factor: Any) -> Any:
-    return sum(factor * v for v in rows)
-
-
-def _all_finite(rows: list[float]) -> bool:
-    return all(map(math.isfinite, rows))
-
-
-def total(rows: list[float]) -> float:
-    """A sum that is rounded once; infinite or NaN as a plain sum would be."""
-    try:
-        return math.fsum(rows)
-    except (OverflowError, ValueError):
-        return sum(rows)
+    node: int
+    kind: str
+    dims: tuple[tuple[int, ...], ...]
+    leaf: int
 
 
 class Tape:
@@ -114,30 +69,43 @@ class Tape:
         entries: one number per parameter, by cell.
         ledger: what is done to numbers, where they lie on a device or the step shall be run again; else None.
         indices: which entries each node has.
+        shapes: their shapes; None where each has that of its weight.
+        pending: reductions along dimensions that nobody has read yet, to be computed several in one pass.
         leaves: node → the tensors it stands for.
         columns: addresses that hold for this step only.
+        maps: how functions of whole tensors were called.
     """
 
     def __init__(
         self,
         reduce: Callable[[Tape, int, str], Any],
         compute: Callable[[Tape, int], EagerTensors],
-        fit: Callable[[EagerTensors], EagerTensors],
+        layout: Laid,
+        fresh: Callable[[Tape, Index, Shapes | None, list[torch.dtype]], EagerTensors],
+        settle: Callable[[Tape], None],
         ledger: Callable[[list[Any], list[Any]], Ledger] | None = None,
     ) -> None:
         self.ops: list[tuple[Any, ...]] = []
         self.indices: list[Index] = []
+        self.shapes: list[Shapes | None] = []
+        self.pending: list[Pending] = []
         self.scalars: list[Any] = []
         self.entries: list[Scalars | DeviceRows] = []
         self.ledger = None if ledger is None else ledger(self.scalars, self.entries)
         self.leaves: dict[int, EagerTensors] = {}
         self.columns: dict[Any, Any] = {}
+        self.maps: list[Calls] = []
         self._leaf_of: dict[int, int] = {}
         self._alive: list[Tensors] = []
         self._reduce = reduce
         self._compute = compute
-        self._fit = fit
+        self._fit = layout.state
+        self.plain = layout.shapes  # of the weights, by an Index
+        self._odd = layout.odd
+        self._fresh = fresh
+        self._settle = settle
         self._computed: dict[int, EagerTensors] = {}
+        self._along: dict[Any, Lazy] = {}
         self._reduced: dict[tuple[int, str], Reduced | DeviceReduced] = {}
 
     def leaf(self, kind: str, tensors: Tensors, laid: bool = False) -> Lazy:
@@ -150,14 +118,17 @@ class Tape:
         assert isinstance(tensors, EagerTensors)
         known = self._leaf_of.get(id(tensors))
         if known is None:
-            known = self.node(("leaf", kind), tensors.index).node
             extra = kind == "extra" and not laid
-            self.leaves[known] = held = self._fit(tensors) if extra else tensors
+            held = self._fit(tensors) if extra else tensors
+            shapes = self._odd(held) if kind in ("state", "extra") else None
+            op = ("leaf", kind) if shapes is None else ("leaf", kind, shapes)
+            known = self.node(op, tensors.index, shapes).node
+            self.leaves[known] = held
             if extra and self.ledger is not None:
                 self.ledger.load(tensors, held, self._fit)
             self._leaf_of[id(tensors)] = known
             self._alive.append(tensors)  # an id is only its own while the object lives
-        return Lazy(self, known, tensors.index)
+        return Lazy(self, known, tensors.index, self.shapes[known])
 
     def spared(self, lent: bool) -> set[int]:
         """The ids of the tensors that are somebody's: of all leaves but gradients, and of those where they are lent."""
@@ -169,11 +140,52 @@ class Tape:
         leaf = self._leaf_of.get(id(tensors))
         return [] if leaf is None else [root for root in roots if leaf in self.reach(root[1])]
 
-    def node(self, op: tuple[Any, ...], index: Index) -> Lazy:
+    @property
+    def weights(self) -> EagerTensors:
+        """The weights, as which everything in memory is laid out."""
+        return next(tensors for node, tensors in self.leaves.items() if self.ops[node] == ("leaf", "param"))
+
+    def node(self, op: tuple[Any, ...], index: Index, shapes: Shapes | None = None) -> Lazy:
         """The result of one more operation."""
         self.ops.append(op)
         self.indices.append(index)
-        return Lazy(self, len(self.ops) - 1, index)
+        self.shapes.append(shapes)
+        return Lazy(self, len(self.ops) - 1, index, shapes)
+
+    def along(self, of: Lazy, kind: str, dims: tuple[tuple[int, ...], ...]) -> Lazy:
+        """A reduction along dimensions: memory for what it gives, which is computed before anybody reads it."""
+        found = self._along.get((of.node, kind, dims))
+        if found is None:
+            shapes = tuple(map(kept_shape, of._shapes(), dims))
+            out = self._fresh(self, of.index, shapes, self.dtypes(of.node))
+            found = self._along[(of.node, kind, dims)] = self.leaf("extra", out, laid=True)
+            self.pending.append(Pending(of.node, kind, dims, found.node))
+        return found
+
+    def one_pass(self) -> list[Pending]:
+        """The pending reductions that one pass computes, the first of them among these: they pend no longer."""
+        first = self.pending[0]
+        chosen, later, awaited = [first], list[Pending](), {first.leaf}
+        for one in self.pending[1:]:
+            alike = (
+                self.indices[one.node] is self.indices[first.node] and self.shapes[one.node] == self.shapes[first.node]
+            )
+            (chosen if alike and awaited.isdisjoint(self.reach(one.node)) else later).append(one)
+            awaited.add(one.leaf)
+        self.pending = later
+        return chosen
+
+    def small(self, of: Lazy) -> Lazy:
+        """A node that others of larger shapes are about to meet: as a leaf, which one kernel reads and none writes."""
+        op = self.ops[of.node]
+        if op[0] == "zero" or op[:2] == ("leaf", "extra"):
+            return of
+        if self.is_mask(of.node):
+            number = self.small(self.node(("number", of.node), of.index, of.shapes))
+            return cast(Lazy, number > 0.5)
+        if op[0] in ("leaf", "select", "overlay"):  # of a state that this step may write: what it was is read
+            of = self.node(("mul", of.node, self.operand(1.0, of.index)), of.index, of.shapes)
+        return self.leaf("extra", self.computed(of.node), laid=True)
 
     def operand(self, value: Any, index: Index) -> Any:
         """How an operation refers to `value`."""
@@ -199,6 +211,8 @@ class Tape:
 
     def computed(self, node: int) -> EagerTensors:
         """The tensors of a node, in memory; asked twice, computed once."""
+        if self.pending:
+            self._settle(self)
         found = self.leaves.get(node, self._computed.get(node))
         if found is None:
             op, *operands = self.ops[node]
@@ -213,9 +227,15 @@ class Tape:
             self._computed[node] = found
         return found
 
-    def in_memory(self, fn: Callable[..., Any], *args: Any) -> EagerTensors:
-        """`fn` of tensors in memory, and of numbers: tensors in memory."""
+    def in_memory(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """`fn` of tensors in memory, and of numbers: tensors in memory, or a tuple of such."""
         return fn(*args) if self.ledger is None else self.ledger.in_memory(fn, *args)
+
+    def mapped(self, made: EagerTensors) -> Tensors:
+        """What a map gave, as a node; kernels load no truth values, so those of a mask are compared again."""
+        if not len(made) or not made._is_mask():
+            return self.leaf("extra", made)
+        return self.leaf("extra", self.in_memory(EagerTensors._numbers, made)) > 0.0
 
     def number(self, cell: int) -> Any:
         """The scalar in a cell: a float, or in a ledger the number it is."""
@@ -270,10 +290,10 @@ class Tape:
 class Lazy(Tensors):
     """A node of a tape, used like any Tensors."""
 
-    __slots__ = ("_index", "node", "tape")
+    __slots__ = ("_index", "node", "shapes", "tape")
 
-    def __init__(self, tape: Tape, node: int, index: Index) -> None:
-        self.tape, self.node, self._index = tape, node, index
+    def __init__(self, tape: Tape, node: int, index: Index, shapes: Shapes | None = None) -> None:
+        self.tape, self.node, self._index, self.shapes = tape, node, index, shapes
 
     @property
     def index(self) -> Index:
@@ -287,7 +307,7 @@ class Lazy(Tensors):
             if kind_b is float or kind_b is int:
                 tape.scalars.append(b)
                 op_node = (op, a.node, ("s", len(tape.scalars) - 1))
-            elif kind_b is Lazy and a._index is b._index:
+            elif kind_b is Lazy and a._index is b._index and a.shapes is b.shapes:
                 op_node = (op, a.node, b.node)
             else:
                 return super()._binary(op, a, b)
@@ -296,9 +316,11 @@ class Lazy(Tensors):
             op_node = (op, ("s", len(tape.scalars) - 1), b.node)
         else:
             return super()._binary(op, a, b)
+        shapes = self.shapes
         tape.ops.append(op_node)
         tape.indices.append(index)
-        return Lazy(tape, len(tape.ops) - 1, index)
+        tape.shapes.append(shapes)
+        return Lazy(tape, len(tape.ops) - 1, index, shapes)
 
     def _is_mask(self) -> bool:
         return self.tape.is_mask(self.node)
@@ -314,6 +336,9 @@ class Lazy(Tensors):
 
     def _lift(self, other: Tensors) -> Tensors:
         return self.tape.leaf("extra", other)
+
+    def _drawn(self, draw: Draw) -> Tensors:
+        return on_tape(self, draw)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.computed()[name]
@@ -334,7 +359,27 @@ class Lazy(Tensors):
         for value in values:
             if isinstance(value, Scalars):
                 index = value.within(index)
-        return tape.node((op, *(tape.operand(v, index) for v in values)), index)
+        shapes = None
+        if any(type(v) is Lazy and v.shapes is not None for v in values):
+            shapes = met_shapes(op, index, [v for v in values if type(v) is Lazy], tape.plain(index))
+            values = [tape.small(v) if type(v) is Lazy and v.shapes_in(index) != shapes else v for v in values]
+        return tape.node((op, *(tape.operand(v, index) for v in values)), index, shapes)
+
+    def shapes_in(self, index: Index) -> Shapes | None:
+        """The shapes of some of the entries; None where each has that of its weight."""
+        if self.shapes is None:
+            return None
+        return narrowed_shapes(self._index, self.shapes, index, self.tape.plain(index))
+
+    def _shapes(self) -> Shapes:
+        return self.tape.plain(self._index) if self.shapes is None else self.shapes
+
+    def _along(self, word: str, kind: str, dim: Dims) -> Tensors:
+        rows = zip(self._index.names, self._shapes(), strict=True)
+        dims = tuple(dims_of(word, kind, self._index, name, shape, dim) for name, shape in rows)
+        if self._is_mask():
+            return self.tape.node(("number", self.node), self._index, self.shapes)._along(word, kind, dim)
+        return self.tape.along(self, kind, dims)
 
     # reductions are computed at once: what comes after may depend on them
 
@@ -367,7 +412,7 @@ class Lazy(Tensors):
         sums: Scalars = self.tape.reduced(node, "sum").sums(self.tape.ledger, factor)
         return sums
 
-    def sum(self) -> Any:
+    def _total(self) -> Any:
         node, factor = self.tape.peeled(self.node)
         return self.tape.reduced(node, "sum").sum(self.tape.ledger, factor)
 
@@ -385,14 +430,19 @@ class Lazy(Tensors):
 
     # whole tensors
 
-    def map(self, fn: Callable[..., Tensor], *others: Any) -> Tensors:
-        computed = self.tape.computed
-        whole = [computed(o.node) if type(o) is Lazy else o for o in others]
-        return self.tape.leaf("extra", self.tape.in_memory(partial(_mapped, fn), computed(self.node), *whole))
+    def map(self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None) -> Any:
+        tape, calls = self.tape, Calls(fn, batched)
+        others = tuple(o.value if isinstance(o, Count) else o for o in others)  # a number, which a ledger knows
+        whole = [tape.computed(o.node) if type(o) is Lazy else o for o in others]
+        made = tape.in_memory(partial(mapped, fn, batched, results, calls), tape.computed(self.node), *whole)
+        tape.maps.append(calls)
+        return tuple(map(tape.mapped, made)) if isinstance(made, tuple) else tape.mapped(made)
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self._index.subset(members)
-        return self if index is self._index else self.tape.node(("select", self.node), index)
+        if index is self._index:
+            return self
+        return self.tape.node(("select", self.node), index, self.shapes_in(index))
 
     def overlay(self, other: Tensors) -> Tensors:
         lifted = self.tape.leaf("extra", other)
@@ -402,10 +452,12 @@ class Lazy(Tensors):
             return self.tape.leaf(
                 "extra", self.tape.in_memory(_overlaid, *map(self.tape.computed, (self.node, lifted.node)))
             )
-        return self.tape.node(("overlay", self.node, lifted.node), self._index)
+        shapes = overlaid_shapes(self, lifted, self.tape.plain(self._index))
+        return self.tape.node(("overlay", self.node, lifted.node), self._index, shapes)
 
     def zeros_like(self, dtype: torch.dtype | None = None) -> Tensors:
-        return self.tape.node(("zero",), self._index)
+        op = ("zero",) if self.shapes is None else ("zero", self.shapes)
+        return self.tape.node(op, self._index, self.shapes)
 
     def to(self, dtype: torch.dtype) -> Tensors:
         if self.tape.is_mask(self.node) or set(self.tape.dtypes(self.node)) != {dtype}:
@@ -422,7 +474,9 @@ class Lazy(Tensors):
         if not self._index.within(old._index):
             stray = [n for n in self._index.names if n not in old._index]
             raise ValueError(f"a state must keep its entries, got new ones: {stray[:3]}")
-        return self.tape.node(("store", self.node, old.node), old.index)
+        if self.shapes is not None or old.shapes is not None:
+            check_kept_shapes(self._index.names, self._shapes(), old)
+        return self.tape.node(("store", self.node, old.node), old.index, old.shapes)
 
 
 def _selected(index: Index, tensors: EagerTensors) -> Tensors:
@@ -433,13 +487,9 @@ def _overlaid(under: EagerTensors, over: EagerTensors) -> Tensors:
     return under.overlay(over)
 
 
-def _mapped(fn: Callable[..., Tensor], tensors: EagerTensors, *others: Any) -> Tensors:
-    return tensors.map(fn, *others)
-
-
 def _rounded(dtype: torch.dtype, tensors: EagerTensors) -> Tensors:
     return tensors.to(dtype)
 
 
 def _measured(which: str, p: float, tensors: EagerTensors) -> Any:
-    return getattr(tensors, which)(p)
+    return getattr(tensors, which)(p=p)
