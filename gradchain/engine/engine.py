@@ -56,10 +56,10 @@ MOST_REASONS = 16  # that are counted, why steps did not run again
 class Engine:
     """Runs a chain on one set of parameters, keeping the plans it made."""
 
-    tape: Callable[..., Tape] = Tape
-
     def __init__(self, rows: SparseRows | None = None) -> None:
         self._rows = rows  # of what a step is, where some gradients are sparse
+        self.tape: Callable[..., Tape] = Tape if rows is None else rows.tape
+        self.layout: Callable[[EagerTensors], Layout] = Layout if rows is None else rows.layout
         self._of_rows: dict[frozenset[str], Engine] = {}  # by which gradients are sparse: what runs such steps
         self._layout: Layout | None = None
         self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
@@ -220,9 +220,8 @@ class Engine:
         assert self._layout is not None
         params, step = request.params, request.step
         self.last = []  # a recording that failed may have reduced
-        kind = self.tape if self._rows is None else self._rows.tape
         ledger = self._ledger(request, with_numbers)
-        tape = kind(self._reduce, self._compute, self._layout, self._fresh, self._settle, ledger)
+        tape = self.tape(self._reduce, self._compute, self._layout, self._fresh, self._settle, ledger)
         self.maps = tape.maps
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
@@ -245,7 +244,7 @@ class Engine:
             written = own.index
         elif out is not None:
             made = tape.leaf("extra", out.tensors if isinstance(out, Weights) else out)
-            if made.shapes is not None:
+            if tape.is_odd(made.node):
                 raise Unrecorded("updates have other shapes than the weights")
             target = tape.leaf("extra", made if isinstance(out, Weights) else weights + made)
             roots.append((weights.node, target.node))
@@ -330,7 +329,7 @@ class Engine:
             self.executors, self._layout = executors, None  # what is planned is for the others
         self._adapted = (executors, adapted_to[1])
         if self._layout is None or not self._layout.still(params):
-            self._layout = Layout(params) if self._rows is None else self._rows.layout(params)
+            self._layout = self.layout(params)
             self._plans.begin(self._layout, self.executors)
             self._columns.clear()
             self._buffers.clear()
