@@ -104,6 +104,13 @@ def sharded_as(tensor: Tensor, place: Tensor) -> Tensor:
     return tensor.redistribute(place.device_mesh, place.placements)
 
 
+def laid_as(tensors: list[Tensor], places: list[Tensor]) -> list[Tensor]:
+    """Tensors laid out over the ranks as others: a dimension of one element is not shared out any more once it met."""
+    if not number_of_meshes(places):
+        return tensors
+    return [sharded_as(tensor, place) for tensor, place in zip(tensors, places, strict=True)]
+
+
 def _alike(tensor: DTensor, other: DTensor) -> bool:
     """Whether two DTensors lie over the same ranks in the same way."""
     if tensor._spec is other._spec:
@@ -422,6 +429,7 @@ def add_scaled(a: list[Tensor], b: list[Tensor], alpha: Number) -> list[Tensor]:
 
 def add_(targets: list[Tensor], updates: list[Tensor], alpha: Number = 1.0) -> None:
     """`targets += alpha * updates`, in place, each rounded once to its target's dtype, with the bits of add_scaled."""
+    updates = laid_as(updates, targets)
     if not isinstance(alpha, Tensor) and number_of_meshes(targets, updates) < 2:
         torch._foreach_add_(targets, updates, alpha=alpha)
         return
@@ -437,7 +445,7 @@ def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
     if not number_of_meshes(targets, sources):  # DTensor has no rule for `_foreach_copy_`
         torch._foreach_copy_(targets, sources)
         return
-    for target, source in zip(targets, sources, strict=True):
+    for target, source in zip(targets, laid_as(sources, targets), strict=True):
         target.copy_(source)
 
 

@@ -290,13 +290,9 @@ class EagerTensors(Tensors):
         before, mine = old._values(), self._values()
         position = self.index.position
         check_kept_shapes(self.index.names, self._shapes(), old)
-        return EagerTensors(
-            old.index,
-            [
-                mine[position[n]].to(b.dtype) if n in position else b
-                for n, b in zip(old.index.names, before, strict=True)
-            ],
-        )
+        rows = zip(old.index.names, before, strict=True)
+        kept = [mine[position[n]].to(b.dtype) if n in position else b for n, b in rows]
+        return EagerTensors(old.index, _torch.laid_as(kept, before))
 
 
 def _as_numbers(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -124,7 +124,7 @@ class Twins:
             if state is outside:
                 return inside
         known = {} if self._states is None else _pairs(*self._states)
-        return changed(state, lambda field: known.get(id(field)) or self._of_field(field))
+        return changed(state, lambda field: known[id(field)] if id(field) in known else self._of_field(field))
 
     def _of_field(self, field: EagerTensors) -> EagerTensors:
         values, ones = field._values(), dict[str, frozenset[int]]()
