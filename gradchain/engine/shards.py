@@ -88,8 +88,8 @@ class ShardedEngine(Engine):
             self.forget()
         if self._meetings.kinds:
             raise RuntimeError(
-                "update: every rank must run a step in the same way, got one that cannot run by kernels what others do: "
-                f"{why}. Give its tensors the dtypes and strides of theirs, and it the same executors."
+                f"update: every rank must run a step in the same way, got one that cannot run it by kernels: {why}. "
+                "Give its tensors the dtypes and strides that others have, and it the same executors."
             )
 
     def count_only(self, before: Links, state: Links) -> None:

@@ -266,8 +266,9 @@ class Twin:
 
     def _largest(self) -> float:
         """What numbers made of many elements are judged by: the largest element times the root of how many."""
-        tensors = [t for t in (*self._received._data, *self._params._data) if t.numel()]
-        largest = max((float(_wide(t).abs().nan_to_num(0.0, 0.0, 0.0).max()) for t in tensors), default=0.0)
+        tensors = [*self._received._data, *self._params._data]
+        wide = [v for v in map(_wide, tensors) if v.numel()]  # of some a rank may have nothing
+        largest = max((float(v.abs().nan_to_num(0.0, 0.0, 0.0).max()) for v in wide), default=0.0)
         return largest * math.sqrt(sum(t.numel() for t in tensors))
 
     def compute(self) -> None:

@@ -12,6 +12,7 @@ from later import later
 from little_shards import KINDS, STEPS, chains, fed, parameters, wholes
 from little_task import loss_of, net, share, weights
 from torch import nn
+from two_ranks import sentence
 
 import gradchain as gch
 from gradchain.engine.executors.blocks import Blocks
@@ -153,6 +154,7 @@ REFUSED = {
     "no executor reduces along dimensions": ("rows", None, lambda program: bool(program.along)),
 }
 REFUSED_CHAINS = ("clip, adamw, average", "numbers of each", "window of gradients", "factored")
+ONE_REFUSES = [(case, name) for case in REFUSED for name in REFUSED_CHAINS[:: 1 if "gaps" in case[:4] else 3]]
 
 
 def refused(case, name, world):
@@ -166,10 +168,25 @@ def refused(case, name, world):
         order()
 
 
+def too_late(world):
+    """One rank cannot write any more what all have agreed to run, once they have met: it must not go its own way."""
+    params = parameters("rows", world)
+    updater = chains()["clip, adamw, average"].bind(params)
+    fed(updater, params, "rows", world, range(2))
+    updater._bound.engine.forget()
+    order = unable(lambda program: bool(program.stores))
+    try:
+        return sentence(RuntimeError, fed, updater, params, "rows", world, [2]) if dist.get_rank() == 1 else ""
+    finally:
+        if dist.get_rank() != 1:
+            fed(updater, params, "rows", world, [2])
+        order()
+
+
 def other_executors(world):
-    """One rank is told to use an executor that it has not."""
+    """One rank is told to use another executor."""
     if dist.get_rank() == 1:
-        os.environ["GRADCHAIN_EXECUTORS"] = "triton"
+        os.environ["GRADCHAIN_EXECUTORS"] = "blocks"
     try:
         return laid_out("rows", "clip, adamw, average", world)
     finally:
@@ -234,7 +251,8 @@ def maps():
         "gathered": chain(of_matrices(orthogonal, True)),
         "in stacks": chain(of_matrices(orthogonal, True, True)),
         "two results": chain(of_matrices(two_of_it, True)),
-        "no rule of torch's": chain(of_matrices(by_qr, True)),
+        "by its rows": chain(of_matrices(by_qr, True)),
+        "no rule of torch's": chain(of_matrices(by_renorm, True)),
         "other shapes": chain(by_products(True)),
     }
 
@@ -245,13 +263,14 @@ def mapped(kind, name, world):
     return told(updater, params, fed(updater, params, kind, world, range(STEPS)))
 
 
+def by_renorm(matrix):
+    return torch.renorm(matrix, 2, 0, 1.0)
+
+
 def no_rule(world):
     params = parameters("rows", world)
-    updater = gch.chain(of_matrices(by_qr, False), gch.sgd(0.05)).bind(params)
-    try:
-        fed(updater, params, "rows", world, range(1))
-    except NotImplementedError as error:
-        return str(error)
+    updater = gch.chain(of_matrices(by_renorm, False), gch.sgd(0.05)).bind(params)
+    return sentence(NotImplementedError, fed, updater, params, "rows", world, range(1))
 
 
 def project(world):
@@ -310,18 +329,25 @@ def talk(world):
 
 
 NOT_WHOLE = ("clip, adamw, average", "factored", "window of gradients", "noise")
-KEPT = [(kind, name) for kind in ("rows", "rows and columns") for name in NOT_WHOLE]
+KEPT = [("rows", name) for name in NOT_WHOLE] + [("rows and columns", name) for name in NOT_WHOLE[:2]]
 
 
 def scenarios():
     """Each by what it is asked as."""
     asked = {("laid", kind, name): (laid_out, kind, name) for kind in KINDS for name in chains()}
     asked |= {("model", kind, name): (of_model, kind, name) for kind in MODELS for name in MODEL_CHAINS}
-    asked |= {("refused", case, name): (refused, case, name) for case in REFUSED for name in REFUSED_CHAINS}
+    asked |= {("refused", case, name): (refused, case, name) for case, name in ONE_REFUSES}
     asked |= {("map", kind, name): (mapped, kind, name) for kind in ("rows", "rows and columns") for name in maps()}
     asked |= {("resumed", kind, name): (resumed, kind, name) for kind, name in KEPT}
     asked |= {("verified", kind, name): (verified, kind, name) for kind, name in KEPT}
-    single = {"executors": other_executors, "no rule": no_rule, "project": project, "averaged": averaged, "talk": talk}
+    single = {
+        "executors": other_executors,
+        "late": too_late,
+        "no rule": no_rule,
+        "project": project,
+        "averaged": averaged,
+        "talk": talk,
+    }
     return asked | {(name,): (function,) for name, function in single.items()}
 
 

@@ -71,40 +71,36 @@ def test_models_that_torch_shards(ran, kind, name):
 
 # what one rank alone refuses
 
-NEEDS_TALK = ("clip, adamw, average", "window of gradients", "factored")
+MEET = {"window of gradients": (2, 5), "numbers of each": ()}  # in which steps ranks meet; else in all
 
 
-@pytest.mark.parametrize("case", on_ranks.REFUSED)
-@pytest.mark.parametrize("name", on_ranks.REFUSED_CHAINS)
+@pytest.mark.parametrize(("case", "name"), on_ranks.ONE_REFUSES)
 def test_what_one_rank_alone_refuses_no_rank_runs(ran, alone, case, name):
-    """All of them run it by the reference, from the step on in which one has to; without talk each does as it can."""
-    for at, rank in enumerate(ran):
-        found = rank["refused", case, name]
-        same(found, alone[name])
-        ran_by = [bool(reason) for reason in found["by_reference"]]
-        if name in NEEDS_TALK:
-            assert ran_by == [bool(reason) for reason in ran[1]["refused", case, name]["by_reference"]]
-        elif at != 1:
-            assert not any(ran_by)
-    ran_by = [bool(reason) for reason in ran[1]["refused", case, name]["by_reference"]]
+    """All of them run it by the reference as soon as they meet, or at first; in steps without talk each as it can."""
+    by_reference = [[bool(reason) for reason in rank["refused", case, name]["by_reference"]] for rank in ran]
+    for rank in ran:
+        same(rank["refused", case, name], alone[name])
+    for mine in by_reference:
+        for step in (0, *MEET.get(name, range(STEPS))):
+            assert mine[step] == by_reference[1][step]
     if case.startswith("gaps"):
         first, last = {"gaps later": (3, STEPS), "gaps for a while": (2, 4)}.get(case, (0, STEPS))
-        counted = name == "window of gradients" and 0 < first
-        assert counted or ran_by == [first <= step < last for step in range(STEPS)]
-        assert any(ran_by)
-    elif case == "no executor writes":
-        assert any(ran_by)
+        assert by_reference[1] == [first <= step < last for step in range(STEPS)]
     else:
-        uses = {"no executor reduces": NEEDS_TALK, "no executor reduces along dimensions": ("factored",)}[case]
-        assert any(ran_by) if name in uses else not any(ran_by)
+        uses = {"no executor reduces": ("clip, adamw, average", "factored"), "no executor writes": chains()}
+        assert any(by_reference[1]) == (name in uses.get(case, ("factored",)))
 
 
-def test_a_rank_with_other_executors(ran, alone):
+def test_a_rank_that_cannot_go_on_says_so(ran):
+    why = "update: every rank must run a step in the same way, got one that cannot run it by kernels: "
+    assert [rank["late",].startswith(why) for rank in ran] == [at == 1 for at in range(len(ran))]
+
+
+def test_ranks_with_other_executors(ran, alone):
     for at, rank in enumerate(ran):
         found = rank["executors",]
         same(found, alone["clip, adamw, average"])
-        own = "triton" if at == 1 else "another rank cannot run it by kernels"
-        assert all(own in reason for reason in found["by_reference"])
+        assert set(found["by_reference"]) == {""} and f"  {['native', 'blocks'][at == 1]}: " in found["explained"]
 
 
 # functions of whole tensors
