@@ -137,7 +137,9 @@ class ShardedTape(Tape):
                 places.setdefault(group, []).extend(range(begin, end))
         groups = {group: None if len(at) == end else at for group, at in places.items()}
         met = self._meetings.numbers((kind, dims, of.index.names), torch.cat(parts), groups, kind == "amax")
-        for (out, *_), part, (_, all_of) in zip(rows, met.split([p.numel() for p in parts]), counts, strict=True):
+        for (out, *_), part, (_, all_of) in zip(
+            rows, torch.split(met, [p.numel() for p in parts]), counts, strict=True
+        ):
             out.copy_(_finished(kind, part, all_of).view(out.shape))
 
 
