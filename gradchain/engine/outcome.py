@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from gradchain.core.notices import notice
 from gradchain.core.state import Links
@@ -13,11 +13,24 @@ from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.operations import Unrecorded
 
-if TYPE_CHECKING:
-    from gradchain.engine.engine import Engine
+
+class Tells(Protocol):
+    """What tells why steps ran otherwise than by kernels: an engine.
+
+    Attributes:
+        captured: what a step goes into that is captured; else None.
+        reason: why the last step ran by the reference.
+    """
+
+    captured: Any
+    reason: str
+
+    def count(self, why: str) -> None:
+        """One more step that did not run again."""
+
 
 P = ParamSpec("P")
-E = TypeVar("E", bound="Engine")
+E = TypeVar("E", bound=Tells)
 
 
 class Outcome(NamedTuple):

@@ -30,9 +30,9 @@ from gradchain.engine.outcome import Outcome, none_where_it_cannot
 from gradchain.engine.planning.plan import Part
 from gradchain.engine.recording.device import DeviceReduced
 from gradchain.engine.recording.reduced import Reduced
-from gradchain.engine.recording.sharded_tape import ShardedTape
 from gradchain.engine.recording.tape import Lazy, Tape
 from gradchain.engine.replay import Recording, Request
+from gradchain.engine.sharded_tape import ShardedTape
 from gradchain.engine.twins import ShardedLayout, Twins, changed
 
 _step: Any = Engine.step.__wrapped__  # type: ignore[attr-defined]  # it raises where kernels cannot run it
