@@ -76,7 +76,7 @@ class clip_rows(gch.Transform):
             norms: Tensor = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
             return row * (self.max_norm / norms).clamp(max=1.0)
 
-        return g.overlay(g.select(members).map(clipped)), state
+        return g.overlay(g.select(members).map(clipped, gather=True)), state
 
 
 class wait_for_warmup(gch.Transform):

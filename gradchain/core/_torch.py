@@ -89,6 +89,150 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
+def shard(tensor: Tensor) -> Tensor:
+    """The memory that this rank has of a DTensor, once what fills it is done; any other tensor as it is."""
+    if not is_dtensor(tensor):
+        return tensor
+    inner: Any = tensor._local_tensor
+    return inner.wait() if hasattr(inner, "wait") else inner  # type: ignore[no-any-return]  # of a collective
+
+
+def sharded_as(tensor: Tensor, place: Tensor) -> Tensor:
+    """A DTensor laid out over the ranks as another of its mesh, reduced where it is not yet; any other as it is."""
+    if not is_dtensor(tensor) or not is_dtensor(place) or _alike(tensor, place):
+        return tensor
+    return tensor.redistribute(place.device_mesh, place.placements)
+
+
+def laid_as(tensors: list[Tensor], places: list[Tensor]) -> list[Tensor]:
+    """Tensors laid out over the ranks as others: a dimension of one element is not shared out any more once it met."""
+    if not number_of_meshes(places):
+        return tensors
+    return [sharded_as(tensor, place) for tensor, place in zip(tensors, places, strict=True)]
+
+
+def _alike(tensor: DTensor, other: DTensor) -> bool:
+    """Whether two DTensors lie over the same ranks in the same way."""
+    if tensor._spec is other._spec:
+        return True
+    return tensor.device_mesh == other.device_mesh and tensor.placements == other.placements
+
+
+def unsharded_dims(tensor: Tensor, weight: Tensor) -> frozenset[int] | None:
+    """Along which dimensions of a weight another tensor has one element, which every rank has.
+
+    None where they lie over ranks in other ways: then parts of the two do not belong together.
+    """
+    if not is_dtensor(tensor) or not is_dtensor(weight):
+        return None if is_dtensor(tensor) or is_dtensor(weight) else frozenset()
+    if _alike(tensor, weight) and tensor.shape == weight.shape:
+        return frozenset()
+    if tensor.device_mesh != weight.device_mesh or tensor.ndim != weight.ndim:
+        return None
+    if any(mine not in (1, n) for mine, n in zip(tensor.shape, weight.shape, strict=True)):
+        return None
+    one = {d for d, size in enumerate(tensor.shape) if size == 1}
+    for mine, place in zip(tensor.placements, weight.placements, strict=True):
+        dim = _dim_of(place)
+        if mine == place:
+            one.discard(-1 if dim is None else dim)
+        elif not (mine.is_replicate() and dim in one):
+            return None
+    return frozenset(one)
+
+
+def _dim_of(placement: Any) -> int | None:
+    """The dimension that a placement shards."""
+    dim: int | None = getattr(placement, "dim", None)
+    return dim
+
+
+def joined_as(local: Tensor, place: Tensor) -> Tensor:
+    """The DTensor of which this is the shard, laid out as `place`; the tensor itself where that is no DTensor."""
+    if not is_dtensor(place):
+        return local
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        local, place.device_mesh, place.placements, run_check=False, shape=place.shape, stride=place.stride()
+    )
+
+
+def groups_of_shards(tensor: Tensor) -> list[tuple[int, Any]]:
+    """The dimensions in which a tensor is shared out over ranks, each with the process group that has its parts."""
+    if not is_dtensor(tensor):
+        return []
+    mesh = tensor.device_mesh
+    places = [(i, _dim_of(place)) for i, place in enumerate(tensor.placements) if mesh.size(i) > 1]
+    return [(dim, mesh.get_group(i)) for i, dim in places if dim is not None]
+
+
+def groups_of_ranks(tensor: Tensor) -> list[Any]:
+    """The process groups over which together all ranks of a tensor's mesh meet."""
+    if not is_dtensor(tensor):
+        return []
+    mesh = tensor.device_mesh
+    return [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]
+
+
+def place_of(tensor: Tensor) -> Place | None:
+    """Where this rank's part of a DTensor lies in the whole; None for any other tensor."""
+    if not is_dtensor(tensor):
+        return None
+    return _place(tensor)[1]
+
+
+def _place(tensor: DTensor) -> tuple[tuple[int, ...], Place]:
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offsets = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return shape, Place(tuple(tensor.shape), tuple(offsets))
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A DTensor gathered, on every rank; any other tensor as it is."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
+
+
+def part_of(tensor: Tensor, like: Tensor) -> Tensor:
+    """What this rank keeps of a whole tensor that is to lie over the ranks as a DTensor of its shape does."""
+    if not is_dtensor(like):
+        return tensor
+    shape, place = _place(like)
+    for dim, (begin, size) in enumerate(zip(place.offsets, shape, strict=True)):
+        tensor = tensor.narrow(dim, min(begin, tensor.shape[dim] - size), size)
+    return tensor.contiguous()
+
+
+def parted(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as a DTensor that lies as `like`; of another shape, as one that every rank has."""
+    if not is_dtensor(like):
+        return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
+    if tensor.shape == like.shape:
+        local, placements = part_of(tensor, like), like.placements
+    else:
+        local, placements = tensor, (Replicate(),) * like.device_mesh.ndim
+    return DTensor.from_local(
+        local, like.device_mesh, placements, run_check=False, shape=tensor.shape, stride=_row_major(tensor.shape)
+    )
+
+
+def along(truth: Callable[[Tensor, Sequence[int]], Tensor], value: Tensor, dims: Sequence[int]) -> Tensor:
+    """A reduction along dimensions. Of a DTensor each rank has them whole first: torch loses a NaN on the way."""
+    if not is_dtensor(value):
+        return truth(value, dims)
+    from torch.distributed.tensor import DTensor, Replicate
+
+    placements = [Replicate() if p.is_partial() or _dim_of(p) in dims else p for p in value.placements]
+    made = truth(value.redistribute(placements=placements).to_local(), dims)
+    shape = torch.Size([1 if d in dims else n for d, n in enumerate(value.shape)])
+    return DTensor.from_local(
+        made, value.device_mesh, placements, run_check=False, shape=shape, stride=_row_major(shape)
+    )
+
+
 def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
     """What tells in one call whether other tensors are like these, one by one. None where torch has no such thing.
 
@@ -153,12 +297,10 @@ def in_shards(make: Callable[..., Tensor], fact: Any, like: Tensor, dtype: torch
     if not is_dtensor(like):
         return make(fact, like.shape, dtype, like.device)
     from torch.distributed.tensor import DTensor
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     mesh, placements = like.device_mesh, like.placements
-    shape, offsets = compute_local_shape_and_global_offset(like.shape, mesh, placements)
-    fact = dataclasses.replace(fact, place=Place(tuple(like.shape), tuple(offsets)))
-    made = make(fact, shape, dtype, like.to_local().device)
+    shape, place = _place(like)
+    made = make(dataclasses.replace(fact, place=place), shape, dtype, like.to_local().device)
     return DTensor.from_local(made, mesh, placements, run_check=False, shape=like.shape, stride=_row_major(like.shape))
 
 
@@ -287,6 +429,7 @@ def add_scaled(a: list[Tensor], b: list[Tensor], alpha: Number) -> list[Tensor]:
 
 def add_(targets: list[Tensor], updates: list[Tensor], alpha: Number = 1.0) -> None:
     """`targets += alpha * updates`, in place, each rounded once to its target's dtype, with the bits of add_scaled."""
+    updates = laid_as(updates, targets)
     if not isinstance(alpha, Tensor) and number_of_meshes(targets, updates) < 2:
         torch._foreach_add_(targets, updates, alpha=alpha)
         return
@@ -302,7 +445,7 @@ def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
     if not number_of_meshes(targets, sources):  # DTensor has no rule for `_foreach_copy_`
         torch._foreach_copy_(targets, sources)
         return
-    for target, source in zip(targets, sources, strict=True):
+    for target, source in zip(targets, laid_as(sources, targets), strict=True):
         target.copy_(source)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -202,7 +203,7 @@ class EagerTensors(Tensors):
         made, values = [], _torch.widened(self._numbers()._values())
         for name, value in zip(self.index.names, values, strict=True):
             dims = dims_of(word, kind, self.index, name, value.shape, dim)
-            made.append(reduced(kind, value.to(_wide(value)), dims).to(value.dtype))
+            made.append(_torch.along(partial(reduced, kind), value.to(_wide(value)), dims).to(value.dtype))
         return EagerTensors(self.index, made)
 
     def _shapes(self) -> list[torch.Size]:
@@ -229,10 +230,14 @@ class EagerTensors(Tensors):
 
     # whole tensors
 
-    def map(self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None) -> Any:
-        from gradchain.core.maps import Calls, mapped  # it makes EagerTensors
+    def map(
+        self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None,
+        gather: bool = False,
+    ) -> Any:  # fmt: skip
+        from gradchain.core.maps import Calls, gathered, mapped  # it makes EagerTensors
 
-        return mapped(fn, batched, results, Calls(fn, batched), self, *others)
+        of = partial(mapped, fn, batched, results, Calls(fn, batched))
+        return gathered(of, self, *others) if gather else of(self, *others)
 
     def select(self, members: Iterable[str]) -> Tensors:
         index = self.index.subset(members)
@@ -285,13 +290,9 @@ class EagerTensors(Tensors):
         before, mine = old._values(), self._values()
         position = self.index.position
         check_kept_shapes(self.index.names, self._shapes(), old)
-        return EagerTensors(
-            old.index,
-            [
-                mine[position[n]].to(b.dtype) if n in position else b
-                for n, b in zip(old.index.names, before, strict=True)
-            ],
-        )
+        rows = zip(old.index.names, before, strict=True)
+        kept = [mine[position[n]].to(b.dtype) if n in position else b for n, b in rows]
+        return EagerTensors(old.index, _torch.laid_as(kept, before))
 
 
 def _as_numbers(op: str, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -77,14 +77,50 @@ def mapped(
     return columns[0] if many < 0 else tuple(columns)
 
 
+def gathered(fn: Callable[..., Any], *operands: Any) -> Any:
+    """`fn` of operands whose tensors are whole on every rank; each rank keeps its part of what it gives.
+
+    What has the shape of the entry it is of lies over the ranks as that does; of other shapes every rank has all.
+    """
+    made = fn(*(_whole(o) if isinstance(o, EagerTensors) else o for o in operands))
+    like = dict(zip(operands[0].index.names, operands[0]._data, strict=True))
+    return tuple(_parted(m, like) for m in made) if isinstance(made, tuple) else _parted(made, like)
+
+
+def _whole(tensors: EagerTensors) -> EagerTensors:
+    values = tensors._values()
+    if not any(map(_torch.is_dtensor, values)):
+        return tensors
+    compared = tensors._compared if tensors._is_mask() else None
+    return EagerTensors(tensors.index, list(map(_torch.whole, values)), compared=compared)
+
+
+def _parted(tensors: EagerTensors, like: dict[str, Tensor]) -> EagerTensors:
+    rows = zip(tensors.index.names, tensors._values(), strict=True)
+    data = [_torch.parted(value, like[name]) for name, value in rows]
+    return EagerTensors(tensors.index, data, compared=tensors._compared)
+
+
 def _of_entries(fn: Callable[..., Any], index: Index, operands: Sequence[Any], calls: Calls) -> list[Any]:
     """What `fn` returns of each entry."""
     made = []
     for name in index.names:
         row = [_entry(operand, name) for operand in operands]
         calls.sizes[(tuple(row[0].shape), 1)] += 1
-        made.append(_checked(fn(*row), name, row[0]))
+        made.append(_checked(_called(fn, name, row), name, row[0]))
     return made
+
+
+def _called(fn: Callable[..., Any], name: str, row: Sequence[Any]) -> Any:
+    try:
+        return fn(*row)
+    except NotImplementedError as error:  # torch has no rule for it where tensors are spread over ranks
+        if not _torch.is_dtensor(row[0]):
+            raise
+        raise NotImplementedError(
+            f"Tensors.map: fn must compute with tensors that are spread over ranks, as {name!r} is, got: {error}. "
+            "map(fn, gather=True) gives it whole ones."
+        ) from error
 
 
 def _entry(operand: Any, name: str) -> Any:
@@ -109,7 +145,8 @@ def _of_stacks(fn: Callable[..., Any], index: Index, operands: Sequence[Any], ca
         first = rows[places[0]][0]
         given = [_stacked(operand, [rows[p][k] for p in places], first) for k, operand in enumerate(operands)]
         calls.sizes[(tuple(first.shape), len(places))] += 1
-        out = _checked(fn(*given), index.names[places[0]], first, len(places))
+        name = index.names[places[0]]
+        out = _checked(_called(fn, name, given), name, first, len(places))
         for position, row in zip(places, _rows_of(out), strict=True):
             made[position] = row
     return made

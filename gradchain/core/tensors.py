@@ -86,20 +86,30 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def _shapes(self) -> Sequence[torch.Size]:
         """The shape of each entry; complex ones as pairs of reals."""
 
+    def _whole_shapes(self) -> Sequence[torch.Size]:
+        """The same, where entries are parts of tensors those of the whole."""
+        return self._shapes()
+
     @abstractmethod
     def all_finite(self) -> bool:
         """Whether no entry holds inf or NaN. Reads one scalar from the device."""
 
     @overload
-    def map(self, fn: Callable[..., Tensor], *others: Any, batched: bool = False, results: None = None) -> Tensors: ...
+    def map(
+        self, fn: Callable[..., Tensor], *others: Any, batched: bool = False, results: None = None, gather: bool = False
+    ) -> Tensors: ...
 
     @overload
     def map(
-        self, fn: Callable[..., tuple[Tensor, ...]], *others: Any, batched: bool = False, results: int
-    ) -> tuple[Tensors, ...]: ...
+        self, fn: Callable[..., tuple[Tensor, ...]], *others: Any, batched: bool = False, results: int,
+        gather: bool = False,
+    ) -> tuple[Tensors, ...]: ...  # fmt: skip
 
     @abstractmethod
-    def map(self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None) -> Any:
+    def map(
+        self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None,
+        gather: bool = False,
+    ) -> Any:  # fmt: skip
         """`fn` of each whole tensor (and of the same entry of `others`), for rules that need more than arithmetic.
 
         `fn` sees tensors in the compute dtype, float32 or wider, and complex parameters as complex tensors; what it
@@ -115,6 +125,9 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
                 size and device, which `updater.explain()` tells; B may be 1.
             results: how many tensors `fn` returns in a tuple. That is known otherwise from what it returned, and needed
                 where there may be no entry, for which it is not called; type checkers need it to see the tuple.
+            gather: whether entries that are spread over ranks (DTensor) are gathered, so that `fn` sees plain whole
+                tensors on every rank; of what it returns each rank keeps its part. By default `fn` gets DTensors, which
+                compute as the whole would, or raise where torch has no rule for that. Others are as they are.
 
         Raises:
             TypeError: where `fn` returns neither a tensor nor a tuple of them.
@@ -122,7 +135,9 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
                 the stack, or returns complex tensors for real entries, or tensors that lie elsewhere.
         """
 
-    def map_where(self, due: Any, fn: Callable[..., Any], old: K, *others: Any, batched: bool = False) -> K:
+    def map_where(
+        self, due: Any, fn: Callable[..., Any], old: K, *others: Any, batched: bool = False, gather: bool = False
+    ) -> K:
         """`map` of the entries that are due; for all others what `old` has.
 
         For work that is not done at every update, as a basis is computed: with `due=count.due(every)` and the state as
@@ -135,11 +150,12 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
             old: Tensors, or a tuple of as many as `fn` returns tensors.
             others: as `map` has them.
             batched: whether entries that are due are stacked.
+            gather: as `map` has it.
         """
         names = [n for n in self.index.names if due.get(n)] if isinstance(due, Scalars) else self.index.names
         if not names or not (isinstance(due, Scalars) or due):
             return old
-        made: Any = self.select(names).map(fn, *others, batched=batched)
+        made: Any = self.select(names).map(fn, *others, batched=batched, gather=gather)
         wanted, got = [len(v) if isinstance(v, tuple) else 1 for v in (old, made)]
         if isinstance(old, tuple) is not isinstance(made, tuple) or wanted != got:
             raise ValueError(f"Tensors.map_where: fn must return as many tensors as old has, {wanted}, got {got}.")
@@ -396,7 +412,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def numels(self) -> Scalars:
         """How many elements each entry has: one number per parameter."""
         pairs = self.index.complex
-        shapes = zip(self.index.names, self._shapes(), strict=True)
+        shapes = zip(self.index.names, self._whole_shapes(), strict=True)
         return Scalars(
             {n: shape.numel() // 2 if n in pairs and shape[-1] == 2 else shape.numel() for n, shape in shapes}
         )

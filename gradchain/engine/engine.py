@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Concatenate, NamedTuple, ParamSpec
+from typing import Any
 
 import torch
 
@@ -16,7 +15,6 @@ from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.maps import Calls
-from gradchain.core.notices import notice
 from gradchain.core.row_gradients import RowGradients
 from gradchain.core.shapes import Shapes
 from gradchain.core.state import Links
@@ -25,9 +23,10 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.engine.captured import Captured
 from gradchain.engine.commit import Commit
-from gradchain.engine.executors.base import Executor, NoKernel
+from gradchain.engine.executors.base import Executor
 from gradchain.engine.executors.devices import adapted, chosen, numbers_on, variable
 from gradchain.engine.operations import Unrecorded
+from gradchain.engine.outcome import Outcome, none_where_it_cannot
 from gradchain.engine.planning.buffers import Buffers, fresh, window_of
 from gradchain.engine.planning.layout import Layout
 from gradchain.engine.planning.plan import Part, arithmetic, structure
@@ -53,44 +52,14 @@ from gradchain.engine.sparse_rows import SparseRows
 MOST_SETS = 8  # of parameters with sparse gradients that plans are kept for
 MOST_REASONS = 16  # that are counted, why steps did not run again
 
-P = ParamSpec("P")
-
-
-class Outcome(NamedTuple):
-    """What a step comes to: whether weights are written, the new state, what links left, and what is to be written."""
-
-    applied: bool
-    state: Links
-    notes: Notes
-    commit: Commit
-
-
-def _none_where_it_cannot(
-    step: Callable[Concatenate[Engine, P], Outcome],
-) -> Callable[Concatenate[Engine, P], Outcome | None]:
-    """The step, which gives None and keeps the reason where a chain cannot be recorded or no executor can run it."""
-
-    @functools.wraps(step)
-    def tried(self: Engine, /, *args: P.args, **kwargs: P.kwargs) -> Outcome | None:
-        try:
-            return step(self, *args, **kwargs)
-        except (Unrecorded, NoKernel) as reason:
-            if self.captured is not None:
-                raise self.captured.refusal(str(reason)) from None
-            if self.reason != str(reason):  # where all steps do, one is enough to look whether it was said
-                notice("engine", f"steps of a chain run by the reference, operation after operation: {reason}")
-            self.reason = str(reason)
-            self._count(f"the reference ran it: {reason}")
-            return None
-
-    return tried
-
 
 class Engine:
     """Runs a chain on one set of parameters, keeping the plans it made."""
 
     def __init__(self, rows: SparseRows | None = None) -> None:
         self._rows = rows  # of what a step is, where some gradients are sparse
+        self.tape: Callable[..., Tape] = Tape if rows is None else rows.tape
+        self.layout: Callable[[EagerTensors], Layout] = Layout if rows is None else rows.layout
         self._of_rows: dict[frozenset[str], Engine] = {}  # by which gradients are sparse: what runs such steps
         self._layout: Layout | None = None
         self.executors: tuple[Executor, ...] = chosen(torch.device("cpu"))
@@ -112,7 +81,7 @@ class Engine:
         self.ran_maps: list[Calls] = []  # and in the last that ran anything
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
-    @_none_where_it_cannot
+    @none_where_it_cannot
     def step(self, tx: chain, step: Step, received: Tensors, state: Links, params: EagerTensors, lent: bool) -> Outcome:
         """What the chain makes of an update. Nothing is written before its commit fires; None if it cannot run here.
 
@@ -210,11 +179,11 @@ class Engine:
         if self.last:
             self.ran, self.ran_maps = self.last, self.maps
         if why:
-            self._count(why)
+            self.count(why)
         else:
             self._num_replayed += 1
 
-    def _count(self, why: str) -> None:
+    def count(self, why: str) -> None:
         """One more step that did not run again."""
         known = why in self.not_replayed or len(self.not_replayed) < MOST_REASONS
         self.not_replayed[why if known else "other reasons"] += 1
@@ -251,9 +220,8 @@ class Engine:
         assert self._layout is not None
         params, step = request.params, request.step
         self.last = []  # a recording that failed may have reduced
-        kind: Callable[..., Tape] = Tape if self._rows is None else self._rows.tape
         ledger = self._ledger(request, with_numbers)
-        tape = kind(self._reduce, self._compute, self._layout, self._fresh, self._settle, ledger)
+        tape = self.tape(self._reduce, self._compute, self._layout, self._fresh, self._settle, ledger)
         self.maps = tape.maps
         inputs = self._inputs = ReplayInputs.of(tape.ledger, request) if isinstance(tape.ledger, HostLedger) else None
         weights = tape.leaf("param", params)
@@ -276,7 +244,7 @@ class Engine:
             written = own.index
         elif out is not None:
             made = tape.leaf("extra", out.tensors if isinstance(out, Weights) else out)
-            if made.shapes is not None:
+            if tape.is_odd(made.node):
                 raise Unrecorded("updates have other shapes than the weights")
             target = tape.leaf("extra", made if isinstance(out, Weights) else weights + made)
             roots.append((weights.node, target.node))
@@ -361,7 +329,7 @@ class Engine:
             self.executors, self._layout = executors, None  # what is planned is for the others
         self._adapted = (executors, adapted_to[1])
         if self._layout is None or not self._layout.still(params):
-            self._layout = Layout(params) if self._rows is None else self._rows.layout(params)
+            self._layout = self.layout(params)
             self._plans.begin(self._layout, self.executors)
             self._columns.clear()
             self._buffers.clear()

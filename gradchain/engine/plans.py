@@ -15,7 +15,8 @@ from gradchain.engine.planning.grid import axes_of, grid_of
 from gradchain.engine.planning.layout import Layout, order_of
 from gradchain.engine.planning.lower import Lowering, Program
 from gradchain.engine.planning.plan import Part, Plan, extra_dtypes, too_many
-from gradchain.engine.recording.tape import Pending, Tape
+from gradchain.engine.recording.laid import Pending
+from gradchain.engine.recording.tape import Tape
 
 MOST_PLANS = 64
 

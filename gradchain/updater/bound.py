@@ -27,7 +27,8 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, walk
 from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
-from gradchain.engine.engine import Engine, Outcome
+from gradchain.engine.engine import Engine
+from gradchain.engine.outcome import Outcome
 from gradchain.engine.recording.leaves import same_memory
 from gradchain.updater import sparse, verify
 from gradchain.updater.gradients import Gradients, owned
@@ -85,7 +86,7 @@ class Bound:
         self.news: dict[str, tuple[int, list[float]]] = {}
         self.records: dict[str, Any] = {}
         self.lent_averages: set[str] = set()  # addresses of averages whose tensors a user holds
-        self.engine, journal = verify.parts()
+        self.engine, journal = verify.parts(target.last_seen)
         self.journal = journal(self.engine.forget)
         self.observations = Observations(tx)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
@@ -377,6 +378,8 @@ class Bound:
                 return sparse.computed(self, received, state, step, engine, lent)
             done = engine.step(self.chain, step, received, state, step.params, lent)
             if done is not None:
+                if self.target.sharded and done.applied:
+                    done.commit.after(self.target.reshard)
                 # under DDP a gradient may lie in a bucket, which the next reduction overwrites
                 shared = lent or self.target.replicated
                 return done._replace(state=self.owning(done.state, state, received, lent)) if shared else done

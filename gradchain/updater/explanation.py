@@ -13,6 +13,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
 from gradchain.engine.executors.build import without_cache
 from gradchain.engine.planning.plan import Part
+from gradchain.engine.shards import ShardedEngine
 from gradchain.schedules.base import length_of
 from gradchain.selectors.rules import starts_of
 from gradchain.updater.bound import Bound
@@ -62,7 +63,8 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
         yield "no step has run yet, so nothing is planned"
     else:
         last = "the last step" if engine.last else "the last step ran none, the last that did"
-        yield f"{engine.num_plans} plans so far; {last} ran {len(engine.ran)} kernels:"
+        where = " over this rank's shards" if isinstance(engine, ShardedEngine) else ""
+        yield f"{engine.num_plans} plans so far; {last} ran {len(engine.ran)} kernels{where}:"
         for part in engine.ran:
             yield from _kernel(part, source)
         yield from _staged(engine.ran)

@@ -94,7 +94,7 @@ class InBackward:
         received = as_gradients(bound.target.index, {name: grad})
         active, whole = bound.activated(received)
         if name not in self._engines:
-            self._engines[name], _ = verify.parts(bound.engine)
+            self._engines[name], _ = verify.parts([parameter], bound.engine)
         engine = self._engines[name]
         params = EagerTensors.at(received.index, {name: parameter})
         state: Any = narrowed(whole, received.index)

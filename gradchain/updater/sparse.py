@@ -25,7 +25,8 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
 from gradchain.core.weights import Weights
 from gradchain.engine.commit import Commit
-from gradchain.engine.engine import Engine, Outcome
+from gradchain.engine.engine import Engine
+from gradchain.engine.outcome import Outcome
 from gradchain.engine.recording.leaves import whole_of
 
 if TYPE_CHECKING:

@@ -27,8 +27,10 @@ from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import walk
 from gradchain.core.weights import apply_updates
-from gradchain.engine.engine import Engine, Outcome
+from gradchain.engine.engine import Engine
+from gradchain.engine.outcome import Outcome
 from gradchain.engine.recording.numbers import Each, Number
+from gradchain.engine.shards import ShardedEngine
 from gradchain.updater.journal import Journal, Pending
 
 VARIABLE = "GRADCHAIN_VERIFY"
@@ -48,16 +50,20 @@ def wanted() -> bool:
     return value == "1"
 
 
-def parts(engine: Engine | None = None) -> tuple[Engine, Callable[[Callable[[], None]], Journal]]:
+def parts(
+    weights: list[Tensor], engine: Engine | None = None
+) -> tuple[Engine, Callable[[Callable[[], None]], Journal]]:
     """What runs the steps of a chain that is being bound, and what makes the journal they are written by.
 
     Args:
+        weights: what it is bound to.
         engine: one of the same chain, which verifies or does not; None to ask the variable.
     """
+    sharded = any(map(_torch.is_dtensor, weights))
     if not (wanted() if engine is None else isinstance(engine, Verifying)):
-        return Engine(), Journal
+        return ShardedEngine() if sharded else Engine(), Journal
     report = engine.report if isinstance(engine, Verifying) else Report()
-    return Verifying(report), lambda forget: Telling(forget, report)
+    return (VerifyingShards if sharded else Verifying)(report), lambda forget: Telling(forget, report)
 
 
 class Difference(NamedTuple):
@@ -147,7 +153,7 @@ class Verifying(Engine):
         self.report = report
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Verifying, (self.report,)
+        return type(self), (self.report,)
 
     def step(
         self, tx: chain, step: Step, received: Tensors, state: Links, params: EagerTensors, lent: bool
@@ -192,6 +198,10 @@ class Verifying(Engine):
         """An update of rows, which is not verified; see Engine.step_of_rows."""
         self.report.unverified["a gradient is sparse"] += 1
         return super().step_of_rows(tx, step, received, state, params, lent)
+
+
+class VerifyingShards(Verifying, ShardedEngine):
+    """An engine over shards whose steps are computed by the reference too, which every rank takes part in."""
 
 
 def _once_only(tx: chain, step: Step) -> str:
@@ -256,8 +266,9 @@ class Twin:
 
     def _largest(self) -> float:
         """What numbers made of many elements are judged by: the largest element times the root of how many."""
-        tensors = [t for t in (*self._received._data, *self._params._data) if t.numel()]
-        largest = max((float(_wide(t).abs().nan_to_num(0.0, 0.0, 0.0).max()) for t in tensors), default=0.0)
+        tensors = [*self._received._data, *self._params._data]
+        wide = [v for v in map(_wide, tensors) if v.numel()]  # of some a rank may have nothing
+        largest = max((float(v.abs().nan_to_num(0.0, 0.0, 0.0).max()) for v in wide), default=0.0)
         return largest * math.sqrt(sum(t.numel() for t in tensors))
 
     def compute(self) -> None:

@@ -6,9 +6,9 @@ schedules say. The tape is the key of the plan; a known key needs no lowering an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -28,34 +28,14 @@ from gradchain.core.shapes import (
 )
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import BOOLEAN, Unrecorded
+from gradchain.engine.recording import beside
 from gradchain.engine.recording.device import DeviceReduced, DeviceRows
 from gradchain.engine.recording.draws import on_tape
+from gradchain.engine.recording.laid import Laid, Pending
 from gradchain.engine.recording.numbers import Ledger
 from gradchain.engine.recording.reduced import Reduced
 
 _NUMBERS = (float, int)
-
-
-class Laid(Protocol):
-    """How the weights lie in memory, as a tape asks for it."""
-
-    def state(self, tensors: EagerTensors) -> EagerTensors:
-        """Tensors, each laid out as its weight."""
-
-    def shapes(self, index: Index) -> Shapes:
-        """The shapes of the weights of these names."""
-
-    def odd(self, tensors: EagerTensors) -> Shapes | None:
-        """The shapes of entries; None where each has that of its weight."""
-
-
-class Pending(NamedTuple):
-    """A reduction along dimensions that is to be computed: of a node, into the tensors of a leaf."""
-
-    node: int
-    kind: str
-    dims: tuple[tuple[int, ...], ...]
-    leaf: int
 
 
 class Tape:
@@ -219,13 +199,33 @@ class Tape:
             if self.is_mask(node):
                 raise Unrecorded("the elements of a comparison are asked for")
             if op == "select":  # in the dtype it has, as by the reference
-                found = self.in_memory(partial(_selected, self.indices[node]), self.computed(operands[0]))
+                found = self.in_memory(partial(beside.selected, self.indices[node]), self.computed(operands[0]))
             elif op == "overlay":
-                found = self.in_memory(_overlaid, *map(self.computed, operands))
+                found = self.in_memory(beside.overlaid, *map(self.computed, operands))
             else:
                 found = self._compute(self, node)
             self._computed[node] = found
         return found
+
+    def whole(self, node: int) -> EagerTensors:
+        """The same, for what is no elementwise arithmetic: tensors that are whole."""
+        return self.computed(node)
+
+    def map(self, fn: Callable[..., Any], operands: Sequence[Any], gather: bool) -> Any:
+        """`fn` of whole tensors, and of what else is among the operands. No tensor has to be gathered."""
+        return self.in_memory(fn, *(self.computed(o.node) if type(o) is Lazy else o for o in operands))
+
+    def whole_shapes(self, of: Lazy) -> Shapes:
+        """The shapes of the entries of a node as rules know them."""
+        return of._shapes()
+
+    def drawn(self, like: Lazy, draw: Draw) -> Lazy:
+        """Random numbers for the entries of a node."""
+        return on_tape(like, draw)
+
+    def is_odd(self, node: int) -> bool:
+        """Whether entries of a node may have another shape than their weights."""
+        return self.shapes[node] is not None
 
     def in_memory(self, fn: Callable[..., Any], *args: Any) -> Any:
         """`fn` of tensors in memory, and of numbers: tensors in memory, or a tuple of such."""
@@ -329,7 +329,7 @@ class Lazy(Tensors):
         """These tensors in memory, for what no tape can hold."""
         if self.tape.ledger is not None:
             self.tape.ledger.escapes("whole tensors")
-        return self.tape.computed(self.node)
+        return self.tape.whole(self.node)
 
     def listed(self, index: Index) -> list[Tensor | None]:
         return self.computed().listed(index)
@@ -338,7 +338,7 @@ class Lazy(Tensors):
         return self.tape.leaf("extra", other)
 
     def _drawn(self, draw: Draw) -> Tensors:
-        return on_tape(self, draw)
+        return self.tape.drawn(self, draw)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.computed()[name]
@@ -374,6 +374,9 @@ class Lazy(Tensors):
     def _shapes(self) -> Shapes:
         return self.tape.plain(self._index) if self.shapes is None else self.shapes
 
+    def _whole_shapes(self) -> Shapes:
+        return self.tape.whole_shapes(self)
+
     def _along(self, word: str, kind: str, dim: Dims) -> Tensors:
         rows = zip(self._index.names, self._shapes(), strict=True)
         dims = tuple(dims_of(word, kind, self._index, name, shape, dim) for name, shape in rows)
@@ -399,7 +402,7 @@ class Lazy(Tensors):
     def _whole(self, p: float, which: str) -> Any:
         """A norm that no kernel computes, by torch: of the tensors behind the scalar factor, where those are there."""
         node, factor = self.tape.peeled(self.node)
-        measured, tensors = partial(_measured, which, p), self.tape.computed(node)
+        measured, tensors = partial(beside.measured, which, p), self.tape.whole(node)
         ledger = self.tape.ledger
         return (measured(tensors) if ledger is None else ledger.measure(measured, tensors)) * abs(factor)
 
@@ -430,11 +433,13 @@ class Lazy(Tensors):
 
     # whole tensors
 
-    def map(self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None) -> Any:
+    def map(
+        self, fn: Callable[..., Any], *others: Any, batched: bool = False, results: int | None = None,
+        gather: bool = False,
+    ) -> Any:  # fmt: skip
         tape, calls = self.tape, Calls(fn, batched)
         others = tuple(o.value if isinstance(o, Count) else o for o in others)  # a number, which a ledger knows
-        whole = [tape.computed(o.node) if type(o) is Lazy else o for o in others]
-        made = tape.in_memory(partial(mapped, fn, batched, results, calls), tape.computed(self.node), *whole)
+        made = tape.map(partial(mapped, fn, batched, results, calls), (self, *others), gather)
         tape.maps.append(calls)
         return tuple(map(tape.mapped, made)) if isinstance(made, tuple) else tape.mapped(made)
 
@@ -450,7 +455,7 @@ class Lazy(Tensors):
             return lifted
         if not lifted._index.within(self._index):
             return self.tape.leaf(
-                "extra", self.tape.in_memory(_overlaid, *map(self.tape.computed, (self.node, lifted.node)))
+                "extra", self.tape.in_memory(beside.overlaid, *map(self.tape.computed, (self.node, lifted.node)))
             )
         shapes = overlaid_shapes(self, lifted, self.tape.plain(self._index))
         return self.tape.node(("overlay", self.node, lifted.node), self._index, shapes)
@@ -461,7 +466,9 @@ class Lazy(Tensors):
 
     def to(self, dtype: torch.dtype) -> Tensors:
         if self.tape.is_mask(self.node) or set(self.tape.dtypes(self.node)) != {dtype}:
-            return self.tape.leaf("extra", self.tape.in_memory(partial(_rounded, dtype), self.tape.computed(self.node)))
+            return self.tape.leaf(
+                "extra", self.tape.in_memory(partial(beside.rounded, dtype), self.tape.computed(self.node))
+            )
         leaf = self.tape.leaves.get(self.node)
         return self if leaf is None or all(t.dtype is dtype for t in leaf._data) else self * 1.0  # widened: no rounding
 
@@ -477,19 +484,3 @@ class Lazy(Tensors):
         if self.shapes is not None or old.shapes is not None:
             check_kept_shapes(self._index.names, self._shapes(), old)
         return self.tape.node(("store", self.node, old.node), old.index, old.shapes)
-
-
-def _selected(index: Index, tensors: EagerTensors) -> Tensors:
-    return tensors.select(index)
-
-
-def _overlaid(under: EagerTensors, over: EagerTensors) -> Tensors:
-    return under.overlay(over)
-
-
-def _rounded(dtype: torch.dtype, tensors: EagerTensors) -> Tensors:
-    return tensors.to(dtype)
-
-
-def _measured(which: str, p: float, tensors: EagerTensors) -> Any:
-    return getattr(tensors, which)(p=p)

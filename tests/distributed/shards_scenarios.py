@@ -1,0 +1,387 @@
+"""Scenarios: chains over shards of several kinds, all in one set of processes."""
+
+import datetime
+import os
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from later import later
+from little_shards import KINDS, STEPS, chains, fed, parameters, wholes
+from little_task import loss_of, net, share, weights
+from torch import nn
+from two_ranks import sentence
+
+import gradchain as gch
+from gradchain.engine.executors.blocks import Blocks
+from gradchain.engine.executors.native import Native
+
+device_mesh, fsdp = later("torch.distributed.device_mesh"), later("torch.distributed.fsdp")
+parallel = later("torch.distributed.tensor.parallel")
+
+
+def told(updater, params, found):
+    """What a run has come to."""
+    return {
+        **found,
+        "weights": wholes(params),
+        "explained": str(updater.explain()),
+        "averages": wholes(updater.averages()) if "average_params" in repr(updater.chain) else {},
+    }
+
+
+def laid_out(kind, name, world):
+    params = parameters(kind, world)
+    updater = chains()[name].bind(params)
+    return told(updater, params, fed(updater, params, kind, world, range(STEPS)))
+
+
+# models that torch shards
+
+
+def by_layers(model, world):
+    mesh = device_mesh.init_device_mesh("cpu", (world,))
+    fsdp.fully_shard(model[0], mesh=mesh)
+    return fsdp.fully_shard(model, mesh=mesh)
+
+
+def with_replicas(model, world):
+    mesh = device_mesh.init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
+    return fsdp.fully_shard(model, mesh=mesh)
+
+
+def _split(model, mesh):
+    plan = {"0": parallel.ColwiseParallel(), "2": parallel.RowwiseParallel()}
+    return parallel.parallelize_module(model, mesh, plan)
+
+
+def by_tensor(model, world):
+    return _split(model, device_mesh.init_device_mesh("cpu", (world,)))
+
+
+def by_both(model, world):
+    """FSDP2 over tensor parallelism."""
+    mesh = device_mesh.init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("data", "tensor"))
+    _split(model, mesh["tensor"])
+    for layer in (model[0], model[2]):
+        fsdp.fully_shard(layer, mesh=mesh["data"])
+    return fsdp.fully_shard(model, mesh=mesh["data"])
+
+
+def but_one(model, world):
+    """One parameter is plain."""
+    mesh = device_mesh.init_device_mesh("cpu", (world,))
+    return fsdp.fully_shard(model, mesh=mesh, ignored_params={model[2].weight})
+
+
+MODELS = {"layers": by_layers, "replicas": with_replicas, "tensor": by_tensor, "both": by_both, "but one": but_one}
+MODEL_CHAINS = ("clip, adamw, average", "window of gradients", "gates")
+
+
+def made(kind):
+    """A model whose sizes the ranks do not divide; torch splits a layer only in equal parts."""
+    if kind not in ("tensor", "both"):
+        return net()
+    torch.manual_seed(7)
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+
+
+def trained(updater, model, micros, spoil=None):
+    """Micro-batches, the same rows on every rank; before the fourth step `spoil` may change gradients."""
+    reasons, by_reference = [], []
+    for micro in micros:
+        with updater.context():
+            loss = loss_of(model(share(micro, None)))
+        updater.backward(loss)
+        if micro == 3 and spoil is not None:
+            spoil(model)
+        reasons.append(updater.step().reason)
+        by_reference.append(updater._bound.engine.reason)
+    return {"reasons": reasons, "by_reference": by_reference, "weights": weights(model)}
+
+
+def on_the_first(model):
+    """Infinite in what one rank has."""
+    if dist.get_rank() == 0:
+        next(iter(model.parameters())).grad._local_tensor.fill_(float("inf"))
+
+
+def of_model(kind, name, world):
+    model = MODELS[kind](made(kind), world)
+    updater = chains()[name].bind(model)
+    found = trained(updater, model, range(6), on_the_first if (kind, name) == ("layers", "gates") else None)
+    return {**found, "explained": str(updater.explain())}
+
+
+# one rank cannot run what the others can
+
+
+def with_gaps(tensor):
+    """The same numbers, every second one of memory."""
+    return torch.stack([tensor, torch.zeros_like(tensor)], -1)[..., 0]
+
+
+def gaps(first, last=STEPS):
+    def spoil(step, params):
+        if dist.get_rank() == 1 and first <= step < last:
+            params["2.e"]._local_tensor = with_gaps(params["2.e"]._local_tensor.detach())
+        elif dist.get_rank() == 1:
+            params["2.e"]._local_tensor = params["2.e"]._local_tensor.detach().contiguous()
+
+    return spoil
+
+
+def unable(refuses):
+    """Executors of this rank that refuse some programs from here on; what puts them in order again."""
+    kept = [(kind, kind.legal) for kind in (Native, Blocks)]
+    if dist.get_rank() == 1:
+        for kind, legal in kept:
+            kind.legal = lambda self, program, dtypes, legal=legal: (
+                "it is told so" if refuses(program) else legal(self, program, dtypes)
+            )
+    return lambda: [setattr(kind, "legal", legal) for kind, legal in kept]
+
+
+REFUSED = {
+    "gaps from the first": ("rows", gaps(0), None),
+    "gaps later": ("rows", gaps(3), None),
+    "gaps, over two dimensions": ("rows and columns", gaps(0), None),
+    "gaps for a while": ("rows", gaps(2, 4), None),
+    "no executor reduces": ("rows", None, lambda program: bool(program.reduce)),
+    "no executor writes": ("rows", None, lambda program: bool(program.stores)),
+    "no executor reduces along dimensions": ("rows", None, lambda program: bool(program.along)),
+}
+REFUSED_CHAINS = ("clip, adamw, average", "numbers of each", "window of gradients", "factored")
+ONE_REFUSES = [(case, name) for case in REFUSED for name in REFUSED_CHAINS[:: 1 if "gaps" in case[:4] else 3]]
+
+
+def refused(case, name, world):
+    kind, spoil, refuses = REFUSED[case]
+    order = (lambda: None) if refuses is None else unable(refuses)
+    params = parameters(kind, world)
+    updater = chains()[name].bind(params)
+    try:
+        return told(updater, params, fed(updater, params, kind, world, range(STEPS), spoil))
+    finally:
+        order()
+
+
+def too_late(world):
+    """One rank cannot write any more what all have agreed to run, once they have met: it must not go its own way."""
+    params = parameters("rows", world)
+    updater = chains()["clip, adamw, average"].bind(params)
+    fed(updater, params, "rows", world, range(2))
+    updater._bound.engine.forget()
+    order = unable(lambda program: bool(program.stores))
+    try:
+        return sentence(RuntimeError, fed, updater, params, "rows", world, [2]) if dist.get_rank() == 1 else ""
+    finally:
+        if dist.get_rank() != 1:
+            fed(updater, params, "rows", world, [2])
+        order()
+
+
+def other_executors(world):
+    """One rank is told to use another executor."""
+    if dist.get_rank() == 1:
+        os.environ["GRADCHAIN_EXECUTORS"] = "blocks"
+    try:
+        return laid_out("rows", "clip, adamw, average", world)
+    finally:
+        os.environ.pop("GRADCHAIN_EXECUTORS", None)
+
+
+# functions of whole tensors
+
+
+def orthogonal(matrix):
+    """Newton-Schulz: of a part of the rows it would be another matrix."""
+    x = matrix / (matrix.norm() + 1e-7)
+    for _ in range(5):
+        x = 1.5 * x - 0.5 * (x @ x.mT) @ x
+    return x
+
+
+def by_qr(matrix):
+    wide = matrix.shape[0] < matrix.shape[1]
+    return torch.linalg.qr(matrix.mT)[0].mT.contiguous() if wide else torch.linalg.qr(matrix)[0]
+
+
+def two_of_it(matrix):
+    return orthogonal(matrix), matrix - matrix.mean()
+
+
+def products(matrix):
+    return matrix @ matrix.mT
+
+
+class of_matrices(gch.Transform):
+    applies = gch.min_ndim(2)
+
+    fn: object
+    gather: bool
+    batched: bool = False
+
+    def update(self, g, state, ctx):
+        made = (0.5 * g).map(self.fn, batched=self.batched, gather=self.gather)
+        made = made[0] + made[1] if isinstance(made, tuple) else made
+        return made + g * 0.1, state
+
+
+class by_products(gch.Transform):
+    """A map that gives other shapes, which another takes."""
+
+    applies = gch.min_ndim(2)
+
+    gather: bool
+
+    def update(self, g, state, ctx):
+        squares = g.map(products, gather=self.gather)
+        return squares.map(torch.matmul, g, gather=self.gather) * 0.1, state
+
+
+def maps():
+    def chain(link):
+        return gch.chain(gch.clip_by_norm(0.5), link, gch.sgd(0.05, momentum=0.9))
+
+    return {
+        "as it is": chain(of_matrices(orthogonal, False)),
+        "gathered": chain(of_matrices(orthogonal, True)),
+        "in stacks": chain(of_matrices(orthogonal, True, True)),
+        "two results": chain(of_matrices(two_of_it, True)),
+        "by its rows": chain(of_matrices(by_qr, True)),
+        "no rule of torch's": chain(of_matrices(by_renorm, True)),
+        "other shapes": chain(by_products(True)),
+    }
+
+
+def mapped(kind, name, world):
+    params = parameters(kind, world)
+    updater = maps()[name].bind(params)
+    return told(updater, params, fed(updater, params, kind, world, range(STEPS)))
+
+
+def by_renorm(matrix):
+    return torch.renorm(matrix, 2, 0, 1.0)
+
+
+def no_rule(world):
+    params = parameters("rows", world)
+    updater = gch.chain(of_matrices(by_renorm, False), gch.sgd(0.05)).bind(params)
+    return sentence(NotImplementedError, fed, updater, params, "rows", world, range(1))
+
+
+def project(world):
+    model = by_layers(net(), world)
+    return trained(gch.chain(gch.sgd(0.1), gch.project(lambda w: w / (1.0 + w.norm()))).bind(model), model, range(3))
+
+
+# what is kept
+
+
+def resumed(kind, name, world):
+    """Three steps, saved, loaded by another, and three more; and the same without."""
+    first, second = parameters(kind, world), parameters(kind, world)
+    updater = chains()[name].bind(first)
+    fed(updater, first, kind, world, range(3))
+    with torch.no_grad():
+        for mine, theirs in zip(second.values(), first.values(), strict=True):
+            mine.copy_(theirs)
+    again = chains()[name].bind(second)
+    again.load_state_dict(updater.state_dict())
+    return told(again, second, fed(again, second, kind, world, range(3, STEPS)))
+
+
+def averaged(world):
+    params = parameters("rows", world)
+    updater = chains()["clip, adamw, average"].bind(params)
+    fed(updater, params, "rows", world, range(3))
+    with updater.averaged():
+        inside = wholes(params)
+    return inside, wholes(updater.averages()), fed(updater, params, "rows", world, range(3, STEPS))["by_reference"]
+
+
+def verified(kind, name, world):
+    os.environ["GRADCHAIN_VERIFY"] = "1"
+    try:
+        return laid_out(kind, name, world)
+    finally:
+        del os.environ["GRADCHAIN_VERIFY"]
+
+
+def talk(world):
+    """How many collectives a step has, beyond the first, which agrees."""
+    counts, reduce = [], dist.all_reduce
+    params = parameters("rows", world)
+    updater = gch.chain(gch.skip_nonfinite(), gch.clip_by_norm(0.2), gch.adamw(0.05)).bind(params)
+    calls = []
+    dist.all_reduce = lambda *args, **how: calls.append(1) or reduce(*args, **how)
+    try:
+        for step in range(4):
+            fed(updater, params, "rows", world, [step])
+            counts.append(len(calls))
+            calls.clear()
+    finally:
+        dist.all_reduce = reduce
+    return counts
+
+
+NOT_WHOLE = ("clip, adamw, average", "factored", "window of gradients", "noise")
+KEPT = [("rows", name) for name in NOT_WHOLE] + [("rows and columns", name) for name in NOT_WHOLE[:2]]
+
+
+def scenarios():
+    """Each by what it is asked as."""
+    asked = {("laid", kind, name): (laid_out, kind, name) for kind in KINDS for name in chains()}
+    asked |= {("model", kind, name): (of_model, kind, name) for kind in MODELS for name in MODEL_CHAINS}
+    asked |= {("refused", case, name): (refused, case, name) for case, name in ONE_REFUSES}
+    asked |= {("map", kind, name): (mapped, kind, name) for kind in ("rows", "rows and columns") for name in maps()}
+    asked |= {("resumed", kind, name): (resumed, kind, name) for kind, name in KEPT}
+    asked |= {("verified", kind, name): (verified, kind, name) for kind, name in KEPT}
+    single = {
+        "executors": other_executors,
+        "late": too_late,
+        "no rule": no_rule,
+        "project": project,
+        "averaged": averaged,
+        "talk": talk,
+    }
+    return asked | {(name,): (function,) for name, function in single.items()}
+
+
+def alone(kind, name, only=None, steps=range(STEPS)):
+    """The same in one process, over whole tensors."""
+    params = parameters(None, 1)
+    tx = chains()[name] if only is None else only
+    updater = tx.bind(params)
+    return told(updater, params, fed(updater, params, None, 1, steps))
+
+
+def model_alone(kind, name):
+    model = made(kind)
+    return trained(chains()[name].bind(model), model, range(6))
+
+
+def run(world, folder):
+    """What each rank returned."""
+    mp.spawn(_rank, (world, str(folder)), nprocs=world)
+    outcomes = [torch.load(Path(folder) / f"{world}-{rank}.pt", weights_only=False) for rank in range(world)]
+    assert not any(isinstance(o, str) for o in outcomes), "\n".join(o for o in outcomes if isinstance(o, str))
+    return outcomes
+
+
+def _rank(rank, world, folder):
+    torch.set_num_threads(1)
+    meeting, outcome = f"file://{folder}/{world}.meeting", {}
+    patience = datetime.timedelta(seconds=60)  # what a rank waits for another one before it says so
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world, timeout=patience)
+    asked = None
+    try:
+        for asked, (function, *given) in scenarios().items():
+            outcome[asked] = function(*given, world)
+    except Exception:
+        outcome = f"rank {rank}, {asked}:\n{traceback.format_exc()}"
+    torch.save(outcome, Path(folder) / f"{world}-{rank}.pt")
+    dist.destroy_process_group()
