@@ -6,6 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import cases_compose
+import cases_owning
+import cases_pertensor
+import cases_torch
 import rules
 import torch
 from case import Case, Clip
@@ -649,4 +653,8 @@ CASES: tuple[Case, ...] = (
         lr=None,
         uses_params=True,
     ),
+    *cases_compose.ROWS,
+    *cases_owning.ROWS,
+    *cases_torch.ROWS,
+    *cases_pertensor.ROWS,
 )

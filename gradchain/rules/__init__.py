@@ -21,10 +21,116 @@ from gradchain.transforms import __all__ as _of_transforms
 
 if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
+    from gradchain.rules.adaptive_sharpness import asam as asam
+    from gradchain.rules.agreement import cautious as cautious
+    from gradchain.rules.between_points import schedule_free as schedule_free
+    from gradchain.rules.between_points import schedule_free_adamw as schedule_free_adamw
+    from gradchain.rules.between_points import schedule_free_radam as schedule_free_radam
+    from gradchain.rules.between_points import schedule_free_sgd as schedule_free_sgd
+    from gradchain.rules.block_moments import adam_mini as adam_mini
+    from gradchain.rules.block_moments import scale_by_adam_mini as scale_by_adam_mini
+    from gradchain.rules.block_norms import clip_by_block_rms as clip_by_block_rms
+    from gradchain.rules.block_norms import scale_by_param_block_norm as scale_by_param_block_norm
+    from gradchain.rules.block_norms import scale_by_param_block_rms as scale_by_param_block_rms
+    from gradchain.rules.centred_rows import centralize as centralize
+    from gradchain.rules.dimension_moments import scale_by_sm3 as scale_by_sm3
+    from gradchain.rules.dimension_moments import sm3 as sm3
+    from gradchain.rules.fixed_norm import hyperball as hyperball
+    from gradchain.rules.logit_clip import qk_clip as qk_clip
+    from gradchain.rules.looks import monitor as monitor
+    from gradchain.rules.looks import snapshot as snapshot
+    from gradchain.rules.mars import correct_gradient as correct_gradient
+    from gradchain.rules.orthogonalize import orthogonalize_gradient as orthogonalize_gradient
+    from gradchain.rules.projections import projection_box as projection_box
+    from gradchain.rules.projections import projection_halfspace as projection_halfspace
+    from gradchain.rules.projections import projection_hypercube as projection_hypercube
+    from gradchain.rules.projections import projection_hyperplane as projection_hyperplane
+    from gradchain.rules.projections import projection_l1_ball as projection_l1_ball
+    from gradchain.rules.projections import projection_l1_sphere as projection_l1_sphere
+    from gradchain.rules.projections import projection_l2_ball as projection_l2_ball
+    from gradchain.rules.projections import projection_l2_sphere as projection_l2_sphere
+    from gradchain.rules.projections import projection_linf_ball as projection_linf_ball
+    from gradchain.rules.projections import projection_non_negative as projection_non_negative
+    from gradchain.rules.projections import projection_simplex as projection_simplex
+    from gradchain.rules.projections import projection_vector as projection_vector
+    from gradchain.rules.radial import adamp as adamp
+    from gradchain.rules.radial import drop_radial as drop_radial
+    from gradchain.rules.radial import sgdp as sgdp
+    from gradchain.rules.relative_steps import fromage as fromage
+    from gradchain.rules.relative_steps import shrink_by_learning_rate as shrink_by_learning_rate
+    from gradchain.rules.slow_gradients import grokfast as grokfast
+    from gradchain.rules.slow_weights import lookahead as lookahead
+    from gradchain.rules.spikes import skip_large_updates as skip_large_updates
+    from gradchain.rules.spikes import skip_spikes as skip_spikes
+    from gradchain.rules.stable_adam import scale_by_stable_adam as scale_by_stable_adam
+    from gradchain.rules.stable_adam import stable_adamw as stable_adamw
+    from gradchain.rules.tensor_moments import novograd as novograd
+    from gradchain.rules.tensor_moments import scale_by_novograd as scale_by_novograd
+    from gradchain.rules.trust_ratio import lamb as lamb
+    from gradchain.rules.trust_ratio import lars as lars
+    from gradchain.rules.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+    from gradchain.rules.unit_clip import adaptive_grad_clip as adaptive_grad_clip
+    from gradchain.rules.unit_norm import normalize as normalize
+    from gradchain.rules.unit_norm import normalize_by_update_norm as normalize_by_update_norm
+    from gradchain.rules.usual_norms import clip_by_ema_norm as clip_by_ema_norm
+    from gradchain.rules.usual_norms import clip_by_zscore as clip_by_zscore
 
 # Where each of the others lives: those of this room, as "rules.muon".
 _HOMES = {
+    "adam_mini": "rules.block_moments",
+    "adamp": "rules.radial",
+    "adaptive_grad_clip": "rules.unit_clip",
+    "asam": "rules.adaptive_sharpness",
+    "cautious": "rules.agreement",
+    "centralize": "rules.centred_rows",
+    "clip_by_block_rms": "rules.block_norms",
+    "clip_by_ema_norm": "rules.usual_norms",
+    "clip_by_zscore": "rules.usual_norms",
+    "correct_gradient": "rules.mars",
+    "drop_radial": "rules.radial",
     "from_torch": "adapters",
+    "fromage": "rules.relative_steps",
+    "grokfast": "rules.slow_gradients",
+    "hyperball": "rules.fixed_norm",
+    "lamb": "rules.trust_ratio",
+    "lars": "rules.trust_ratio",
+    "lookahead": "rules.slow_weights",
+    "monitor": "rules.looks",
+    "normalize": "rules.unit_norm",
+    "normalize_by_update_norm": "rules.unit_norm",
+    "novograd": "rules.tensor_moments",
+    "orthogonalize_gradient": "rules.orthogonalize",
+    "projection_box": "rules.projections",
+    "projection_halfspace": "rules.projections",
+    "projection_hypercube": "rules.projections",
+    "projection_hyperplane": "rules.projections",
+    "projection_l1_ball": "rules.projections",
+    "projection_l1_sphere": "rules.projections",
+    "projection_l2_ball": "rules.projections",
+    "projection_l2_sphere": "rules.projections",
+    "projection_linf_ball": "rules.projections",
+    "projection_non_negative": "rules.projections",
+    "projection_simplex": "rules.projections",
+    "projection_vector": "rules.projections",
+    "qk_clip": "rules.logit_clip",
+    "scale_by_adam_mini": "rules.block_moments",
+    "scale_by_novograd": "rules.tensor_moments",
+    "scale_by_param_block_norm": "rules.block_norms",
+    "scale_by_param_block_rms": "rules.block_norms",
+    "scale_by_sm3": "rules.dimension_moments",
+    "scale_by_stable_adam": "rules.stable_adam",
+    "scale_by_trust_ratio": "rules.trust_ratio",
+    "schedule_free": "rules.between_points",
+    "schedule_free_adamw": "rules.between_points",
+    "schedule_free_radam": "rules.between_points",
+    "schedule_free_sgd": "rules.between_points",
+    "sgdp": "rules.radial",
+    "shrink_by_learning_rate": "rules.relative_steps",
+    "skip_large_updates": "rules.spikes",
+    "skip_spikes": "rules.spikes",
+    "sm3": "rules.dimension_moments",
+    "snapshot": "rules.looks",
+    "stable_adamw": "rules.stable_adam",
 }
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it
