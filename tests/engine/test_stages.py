@@ -1,6 +1,6 @@
 """Passes that run tensor by tensor: which do, and that nothing but the time is another by it.
 
-Links of this file are taken for gradchain's own, whose steps run again. Each step that is staged is held, bit for bit,
+Each step that is staged is held, bit for bit,
 against the same kernels run one after the other over all tensors; the reference is behind both.
 """
 
@@ -38,7 +38,6 @@ class Several(nn.Module):
 class trust(Transform):
     """The update times ‖w‖ / ‖u‖, where neither is zero."""
 
-    __module__ = OURS
     descends = False
 
     def update(self, u, state, ctx):
@@ -49,7 +48,6 @@ class trust(Transform):
 class normalised(Transform):
     """u / ‖u‖ₚ."""
 
-    __module__ = OURS
     descends = False
     p: float
 
@@ -65,7 +63,6 @@ class FactoredState(gch.State):
 class factored(Transform):
     """Adafactor's second moment, and the clip of its root mean square."""
 
-    __module__ = OURS
     descends = False
     applies = gch.min_ndim(2)
 
@@ -82,7 +79,6 @@ class factored(Transform):
 class measuring(Transform):
     """Scales by norms that it records too."""
 
-    __module__ = OURS
     descends = False
 
     def update(self, u, state, ctx):
@@ -95,12 +91,18 @@ class measuring(Transform):
 class deciding(Transform):
     """A choice of the host by the norm of one tensor."""
 
-    __module__ = OURS
     descends = False
 
     def update(self, u, state, ctx):
         norms = u.norms()
         return (u / (norms + 1.0) if norms["w0"] > 0 else u), state
+
+
+@pytest.fixture(autouse=True)
+def ours(monkeypatch):
+    """The links of this file are gradchain's own while a test of it runs: code of a user's is run at every step."""
+    for link in (trust, normalised, factored, measuring, deciding, drawn):
+        monkeypatch.setattr(link, "__module__", OURS)
 
 
 def lamb():
@@ -309,7 +311,6 @@ class MomentState(gch.State):
 class drawn(Transform):
     """Norms of several things, numbers made of them, and updates made of those."""
 
-    __module__ = OURS
     descends = False
     seed: int
 
