@@ -13,6 +13,10 @@ def _all(reason: str, names: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), reason)
 
 
+def _rules(names: str) -> dict[str, str]:
+    return {name: f"gch.rules.{name}" for name in names.split()}
+
+
 STATES = "not here, because the state of a link is its own: it is addressed by name, as in state_dict()"
 TYPES = "not here, because a type alias of jax's trees has no use for Tensors"
 LOSSES = "not here, because torch.nn.functional has the losses"
@@ -31,14 +35,12 @@ OPTAX: dict[str, str] = {
     "unitwise_clip": NORMS,
     "unitwise_norm": NORMS,
     "normalize_by_update_norm": NORMS,
-    "ema": "comes with the averages of updates",
     "measure_with_ema": "comes with the averages of updates",
     "with_extra_args_support": "not here, because every link gets a Context",
     **_all(
         FAMILY,
-        """scale_by_adadelta scale_by_adamax scale_by_adan scale_by_amsgrad scale_by_belief scale_by_factored_rms
-        scale_by_novograd scale_by_optimistic_gradient scale_by_radam scale_by_rms scale_by_rprop scale_by_rss
-        scale_by_sm3 scale_by_stddev scale_by_yogi""",
+        """scale_by_adadelta scale_by_adamax scale_by_amsgrad scale_by_factored_rms scale_by_novograd scale_by_radam
+        scale_by_rms scale_by_rprop scale_by_rss scale_by_sm3 scale_by_stddev""",
     ),
     **_all(NORMS, "scale_by_param_block_norm scale_by_param_block_rms scale_by_trust_ratio"),
     **_all(FREE, "scale_by_distance_over_gradients scale_by_polyak"),
@@ -49,13 +51,8 @@ OPTAX: dict[str, str] = {
     "lookahead": "comes with the links that own the weights",
     # aliases
     "amsgrad": FAMILY,
-    **_all(
-        FAMILY,
-        """adabelief adadelta adafactor adagrad adamax adamaxw adan novograd optimistic_adam optimistic_adam_v2
-        optimistic_gradient_descent radam rmsprop rprop sm3 yogi""",
-    ),
+    **_all(FAMILY, "adadelta adafactor adagrad adamax adamaxw novograd radam rmsprop rprop sm3"),
     **_all(NORMS, "fromage lamb lars"),
-    "noisy_sgd": "comes with the links that draw random numbers",
     "polyak_sgd": FREE,
     # schedules
     "StatefulSchedule": "not here, because a schedule is a function; what remembers is a link",
@@ -86,12 +83,7 @@ OPTAX: dict[str, str] = {
     "sophia": "comes with the second-order rules",
     "normalize": NORMS,
     **_all("comes with the matrix rules", "muon scale_by_muon galore scale_by_galore"),
-    **_all(
-        FAMILY,
-        """acprop scale_by_acprop ademamix scale_by_ademamix adopt scale_by_adopt madgrad scale_by_madgrad
-        simplified_ademamix scale_by_simplified_ademamix""",
-    ),
-    **_all(FREE, "cocob scale_by_cocob dadapt_adamw dog dowg mechanize momo momo_adam prodigy"),
+    **_all(FREE, "dadapt_adamw dog dowg mechanize momo momo_adam prodigy"),
     **_all(
         "comes with the links that own the weights",
         "schedule_free schedule_free_adamw schedule_free_eval_params schedule_free_sgd",
@@ -116,6 +108,13 @@ OPTAX: dict[str, str] = {
         MadgradState MechanicState MomoAdamState MomoState MuonState NormalizeState ProdigyState
         ReduceLROnPlateauState SAMState ScaleByAdemamixState ScaleBySimplifiedAdEMAMixState ScheduleFreeState
         SophiaState SplitRealAndImaginaryState""",
+    ),
+    # in gch.rules under the same name
+    **_rules(
+        """acprop adabelief adan ademamix adopt cocob ema madgrad noisy_sgd optimistic_adam optimistic_gradient_descent
+        scale_by_acprop scale_by_adan scale_by_ademamix scale_by_adopt scale_by_belief scale_by_cocob scale_by_madgrad
+        scale_by_optimistic_gradient scale_by_simplified_ademamix scale_by_yogi sign_sgd signum simplified_ademamix
+        yogi""",
     ),
 }
 

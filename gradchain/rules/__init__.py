@@ -21,10 +21,74 @@ from gradchain.transforms import __all__ as _of_transforms
 
 if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
+    from gradchain.rules.additive_square import scale_by_yogi as scale_by_yogi
+    from gradchain.rules.additive_square import yogi as yogi
+    from gradchain.rules.asynchronous import acprop as acprop
+    from gradchain.rules.asynchronous import scale_by_acprop as scale_by_acprop
+    from gradchain.rules.atan2 import adam_atan2 as adam_atan2
+    from gradchain.rules.atan2 import scale_by_adam_atan2 as scale_by_adam_atan2
+    from gradchain.rules.belief import adabelief as adabelief
+    from gradchain.rules.belief import scale_by_belief as scale_by_belief
+    from gradchain.rules.coin_betting import cocob as cocob
+    from gradchain.rules.coin_betting import scale_by_cocob as scale_by_cocob
+    from gradchain.rules.dual_averaging import madgrad as madgrad
+    from gradchain.rules.dual_averaging import scale_by_madgrad as scale_by_madgrad
+    from gradchain.rules.gradient_difference import adan as adan
+    from gradchain.rules.gradient_difference import scale_by_adan as scale_by_adan
+    from gradchain.rules.moving_average import ema as ema
+    from gradchain.rules.noisy import noisy_sgd as noisy_sgd
+    from gradchain.rules.normalised_first import laprop as laprop
+    from gradchain.rules.normalised_first import scale_by_laprop as scale_by_laprop
+    from gradchain.rules.optimistic import optimistic_adam as optimistic_adam
+    from gradchain.rules.optimistic import optimistic_gradient_descent as optimistic_gradient_descent
+    from gradchain.rules.optimistic import scale_by_optimistic_gradient as scale_by_optimistic_gradient
+    from gradchain.rules.past_square import adopt as adopt
+    from gradchain.rules.past_square import scale_by_adopt as scale_by_adopt
+    from gradchain.rules.proximal import step_proximally as step_proximally
+    from gradchain.rules.qhm import scale_by_qhm as scale_by_qhm
+    from gradchain.rules.signs import sign_sgd as sign_sgd
+    from gradchain.rules.signs import signum as signum
+    from gradchain.rules.signs import tiger as tiger
+    from gradchain.rules.two_means import ademamix as ademamix
+    from gradchain.rules.two_means import scale_by_ademamix as scale_by_ademamix
+    from gradchain.rules.two_means import scale_by_simplified_ademamix as scale_by_simplified_ademamix
+    from gradchain.rules.two_means import simplified_ademamix as simplified_ademamix
 
 # Where each of the others lives: those of this room, as "rules.muon".
 _HOMES = {
+    "acprop": "rules.asynchronous",
+    "adabelief": "rules.belief",
+    "adam_atan2": "rules.atan2",
+    "adan": "rules.gradient_difference",
+    "ademamix": "rules.two_means",
+    "adopt": "rules.past_square",
+    "cocob": "rules.coin_betting",
+    "ema": "rules.moving_average",
     "from_torch": "adapters",
+    "laprop": "rules.normalised_first",
+    "madgrad": "rules.dual_averaging",
+    "noisy_sgd": "rules.noisy",
+    "optimistic_adam": "rules.optimistic",
+    "optimistic_gradient_descent": "rules.optimistic",
+    "scale_by_acprop": "rules.asynchronous",
+    "scale_by_adam_atan2": "rules.atan2",
+    "scale_by_adan": "rules.gradient_difference",
+    "scale_by_ademamix": "rules.two_means",
+    "scale_by_adopt": "rules.past_square",
+    "scale_by_belief": "rules.belief",
+    "scale_by_cocob": "rules.coin_betting",
+    "scale_by_laprop": "rules.normalised_first",
+    "scale_by_madgrad": "rules.dual_averaging",
+    "scale_by_optimistic_gradient": "rules.optimistic",
+    "scale_by_qhm": "rules.qhm",
+    "scale_by_simplified_ademamix": "rules.two_means",
+    "scale_by_yogi": "rules.additive_square",
+    "sign_sgd": "rules.signs",
+    "signum": "rules.signs",
+    "simplified_ademamix": "rules.two_means",
+    "step_proximally": "rules.proximal",
+    "tiger": "rules.signs",
+    "yogi": "rules.additive_square",
 }
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it

@@ -189,7 +189,6 @@ INSTEAD: dict[str, str] = {
     "accumulator_dtype": "momentum is a link of its own: trace(…, accumulator_dtype=…)",
     "accumulation_size": "leave it out: every call of updater.observe counts once",
     "mode": "leave it out: there is one",
-    "smooth_beta": "leave it out: there is one mode, the sign",
     "adv_optimizer": "leave it out: the step uphill is rho along the gradient",
     "sync_period": "leave it out: every update is a step uphill and one down",
     "reset_state": "leave it out: there is no state",

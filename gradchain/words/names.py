@@ -92,8 +92,7 @@ OPTAX: dict[str, str] = {
     "inject_stateful_hyperparams": "gch.Updater.override",
     # aliases
     "nadam": "gch.nadamw",
-    "sign_sgd": "gch.scale_by_sign",
-    "signum": "gch.scale_by_sign",
+    "optimistic_adam_v2": "gch.rules.optimistic_adam",
     # schedules
     "constant_schedule": "gch.constant",
     "linear_schedule": "gch.linear",

@@ -215,6 +215,22 @@ GRADIENTS = {
     "anchored": lambda: gch.chain(anchored(), gch.sgd(0.05)),
     "masks": lambda: gch.chain(masks(), gch.sgd(0.05)),
     "curves": lambda: gch.chain(curves(), gch.sgd(0.05)),
+    # the elementwise rules of Optax and beyond
+    "adabelief": lambda: gch.rules.adabelief(0.01, eps=1e-8, eps_root=1e-8, nesterov=True),
+    "yogi": lambda: gch.rules.yogi(RATE),
+    "adan": lambda: gch.rules.adan(RATE, weight_decay=0.1, mask=HEAD),
+    "adopt": lambda: gch.rules.adopt(0.01, nesterov=True, weight_decay=0.1),
+    "ademamix": lambda: gch.rules.ademamix(0.01, alpha_warmup=5, b3_warmup=5),
+    "simplified ademamix": lambda: gch.rules.simplified_ademamix(0.001, alpha=2.0),
+    "laprop": lambda: gch.rules.laprop(0.01, eps=1e-8),
+    "adam-atan2": lambda: gch.rules.adam_atan2(0.01, weight_decay=0.1),
+    "tiger": lambda: gch.chain(gch.rules.ema(0.5), gch.rules.scale_by_qhm(), gch.rules.tiger(0.01)),
+    "optimistic": lambda: gch.rules.optimistic_adam(0.01),
+    "lion, smooth": lambda: gch.chain(gch.scale_by_lion(mode="smooth"), gch.scale_by_learning_rate(0.01)),
+    "lion, refined": lambda: gch.chain(gch.scale_by_lion(mode="refined"), gch.scale_by_learning_rate(0.01)),
+    "acprop": lambda: gch.rules.acprop(0.01, eps=1e-3, eps_root=1e-3),
+    "cocob": lambda: gch.rules.cocob(),
+    "madgrad": lambda: gch.rules.madgrad(RATE, weight_decay=0.01),
 }  # fmt: skip
 LOSSES = {
     "accumulate": lambda: gch.chain(gch.accumulate(2), gch.clip_by_norm(0.5), gch.adamw(0.01)),
