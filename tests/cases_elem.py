@@ -265,6 +265,7 @@ def _least(x: Any) -> Any:
 
 
 ROOTS = "it takes the root of an int32 counter, which jax does in float32"
+STARTS = "what the mean gradient starts at is rounded to bfloat16, and is more than that gradient"
 TINY = "the square of bfloat16's smallest number is zero in float32, and there is no eps"
 
 ROWS: tuple[Case, ...] = (
@@ -328,6 +329,7 @@ ROWS: tuple[Case, ...] = (
             of_torch("torch_optimizer.Yogi", _jettify("Yogi"), complex=False),
         ),
         lr=falling,
+        low=STARTS,
     ),
     Case(
         "scale_by_yogi-eps_root",
@@ -340,6 +342,7 @@ ROWS: tuple[Case, ...] = (
         (of_optax("optax.yogi", lambda ox, lr: ox.yogi(lr, eps=1e-2)), twin(yogi(0.9, 0.999, 1e-2, 1e-6))),
         covers="yogi",
         lr=None,
+        low=STARTS,
     ),
     # Adan, of which Optax has another rule
     Case(
