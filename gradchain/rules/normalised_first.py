@@ -47,8 +47,8 @@ class scale_by_laprop(Transform):
     State: `count`; `mu` and `nu`, two tensors per parameter.
     Units: gradient → dimensionless, about 1 in size.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: a twin from the paper; pytorch_optimizer's LaProp after scale_by_learning_rate, to the float32 of its
-        steps. Its means hold the learning rate of their time: under a schedule it is another rule.
+    Equals: a twin from the paper; pytorch_optimizer's LaProp after scale_by_learning_rate, but that it adds 1e-15 to
+        the mean square. Its means hold the learning rate of their time: under a schedule it is another rule.
     Paper: Ziyin et al., 2020, Algorithm 1, https://arxiv.org/abs/2002.04839
 
     >>> import gradchain as gch

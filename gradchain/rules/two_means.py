@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -101,7 +102,11 @@ class scale_by_ademamix(Transform):
     def _b3(self, count: Count) -> Scalar:
         """What stays of the slow mean in an update: on its way from b1 to b3, the half-life grows evenly."""
         way = minimum(count / maximum(self.b3_warmup, 1.0), 1.0)
-        return where(way < 1, exp(1 / ((1 - way) / log(self.b1) + way / log(self.b3))), self.b3)
+        life = minimum((1 - way) / log(self.b1) + way / log(self.b3), _SHORTEST)
+        return where(way < 1, exp(1 / life), self.b3)
+
+
+_SHORTEST = -sys.float_info.min  # of a mean of which nothing stays it is -0
 
 
 @answering

@@ -127,6 +127,7 @@ OUR_WORDS: dict[str, tuple[str, ...]] = {
     "accumulator_dtype": ("dtype",),
     "should_transform_fn": ("until", "selector"),
     "beta": ("b1", "decay"),
+    "clip_value_fn": ("clip_exponent",),
 }
 """Word → our arguments for it, in the order in which they are tried; of several at once, with a space between."""
 
