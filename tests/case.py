@@ -51,6 +51,7 @@ class Case:
         gate: why it runs neither under vmap nor without reading the device, where it does not.
         in_place: why it neither runs under vmap nor has derivatives, where it works in place.
         own_time: whether a step in which a parameter is absent is no step to it.
+        counted: whether what it does follows from the count that it keeps.
         alone: whether it works on each parameter by itself: not if a selector in it would match nothing.
         zero: whether a gradient of zero gives finite updates.
         low: why gradients at the ends of float16 and bfloat16 do not give what the same numbers give in float64.
@@ -75,6 +76,7 @@ class Case:
     gate: str = ""
     in_place: str = ""
     own_time: bool = True
+    counted: bool = True
     alone: bool = True
     zero: bool = True
     low: str = ""

@@ -17,6 +17,7 @@ from torch import Tensor
 import gradchain as gch
 
 jettify = later("torch_optimizer")
+kozistr = later("pytorch_optimizer")
 Memory = dict[str, Any]
 
 # twins, one parameter at a time
@@ -249,6 +250,12 @@ def _jettify(name: str, **given: Any) -> Callable[..., Any]:
     return lambda weights, lr: getattr(jettify, name)(weights.values(), lr=lr, **given)
 
 
+def _kozistr(name: str, **given: Any) -> Peer:
+    """A class of pytorch_optimizer, whose count is that of a group."""
+    make = lambda weights, lr: getattr(kozistr, name)(weights.values(), lr=lr, foreach=False, **given)  # noqa: E731
+    return of_torch(f"pytorch_optimizer.{name}", make, absent=False, complex=False)
+
+
 def _with_eps_of_1e_6(ox: Any) -> Any:
     return ox.scale_by_belief(b1=0.8, b2=0.95, eps=1e-6, eps_root=1e-6)
 
@@ -348,18 +355,18 @@ ROWS: tuple[Case, ...] = (
     Case(
         "scale_by_adan",
         gch.rules.scale_by_adan(),
-        (twin(adan(0.98, 0.92, 0.99, 1e-8)),),
+        (twin(adan(0.98, 0.92, 0.99, 1e-8)), _kozistr("Adan")),
         lr=falling,
     ),
     Case(
         "scale_by_adan-eps",
         gch.rules.scale_by_adan(0.8, 0.7, 0.9, 0.1),
-        (twin(adan(0.8, 0.7, 0.9, 0.1)),),
+        (twin(adan(0.8, 0.7, 0.9, 0.1)), _kozistr("Adan", betas=(0.8, 0.7, 0.9), eps=0.1)),
     ),
     Case(
         "adan",
         gch.rules.adan(0.5, weight_decay=0.1),
-        (twin(adan(0.98, 0.92, 0.99, 1e-8, decay=0.1)),),
+        (twin(adan(0.98, 0.92, 0.99, 1e-8, decay=0.1)), _kozistr("Adan", weight_decay=0.1)),
         covers="adan",
         lr=None,
         uses_params=True,
@@ -532,6 +539,7 @@ ROWS: tuple[Case, ...] = (
         gch.rules.ema(0.8, debias=False),
         (_optax("ema(debias=False)", lambda ox: ox.ema(0.8, debias=False)), twin(mean(0.8, debias=False))),
         degree=1,
+        counted=False,
     ),
     Case(
         "sign_sgd",
@@ -548,14 +556,16 @@ ROWS: tuple[Case, ...] = (
         covers="signum",
         lr=None,
         degree=0,
+        counted=False,
     ),
     Case(
         "tiger",
         gch.rules.tiger(0.5, weight_decay=0.1),
-        (twin(mean(0.965, sign=True, decay=0.1)),),
+        (twin(mean(0.965, sign=True, decay=0.1)), _kozistr("Tiger", weight_decay=0.1)),
         covers="tiger",
         lr=None,
         uses_params=True,
+        counted=False,
     ),
     Case(
         "scale_by_qhm",

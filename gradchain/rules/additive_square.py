@@ -49,8 +49,7 @@ class scale_by_yogi(Transform):
     State: `count`; `mu` and `nu`, two tensors per parameter.
     Units: gradient → dimensionless, about 1 in size.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: optax.scale_by_yogi. pytorch_optimizer's and torch-optimizer's Yogi have torch's place for eps and start as
-        Optax's does.
+    Equals: optax.scale_by_yogi; torch_optimizer.Yogi, and pytorch_optimizer's, after scale_by_learning_rate.
     Paper: Zaheer et al., 2018, Algorithm 2,
         https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization
 
@@ -88,7 +87,7 @@ class scale_by_yogi(Transform):
 def yogi(learning_rate: Value, b1: Value = 0.9, b2: Value = 0.999, eps: Value = 1e-3) -> chain:
     """Yogi, without weight decay: Zaheer et al., 2018.
 
-    Equals optax.yogi.
+    https://papers.nips.cc/paper/8186-adaptive-methods-for-nonconvex-optimization. Equals optax.yogi.
 
     >>> import gradchain as gch
     >>> gch.rules.yogi(1e-2)

@@ -50,7 +50,7 @@ class scale_by_belief(Transform):
     State: `count`; `mu` and `nu`, two tensors per parameter.
     Units: gradient → dimensionless; a steady gradient makes steps far larger than 1.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: optax.scale_by_belief; torch-optimizer's and pytorch_optimizer's AdaBelief after scale_by_learning_rate,
+    Equals: optax.scale_by_belief; torch_optimizer.AdaBelief, and pytorch_optimizer's, after scale_by_learning_rate,
         with rectify=False: their eps is both of ours.
     Paper: Zhuang et al., 2020, Algorithm 2, https://arxiv.org/abs/2010.07468
 
@@ -99,7 +99,7 @@ def adabelief(
 ) -> chain:
     """AdaBelief with decoupled decay of what `mask` selects: Zhuang et al., 2020, https://arxiv.org/abs/2010.07468.
 
-    Equals optax.adabelief, and torch-optimizer's AdaBelief with its rectify=False. The number 0 leaves the decay out.
+    Equals optax.adabelief, and torch_optimizer.AdaBelief with its rectify=False. The number 0 leaves the decay out.
 
     >>> import gradchain as gch
     >>> gch.rules.adabelief(1e-3)

@@ -49,7 +49,7 @@ class scale_by_madgrad(Transform):
     State: `count`; `grad_sum_sq`, `s` and `x0`, three tensors per parameter: 12 bytes per float32 element.
     Units: gradient → weights; learning_rate is weights^1.5 per square root of the gradient's unit.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: optax.contrib.scale_by_madgrad; torch-optimizer's MADGRAD, which are the authors'.
+    Equals: optax.contrib.scale_by_madgrad; torch_optimizer.MADGRAD, which are the authors'.
     Paper: Defazio and Jelassi, 2021, Algorithm 1, https://arxiv.org/abs/2101.11075
 
     >>> import gradchain as gch
@@ -86,7 +86,7 @@ def madgrad(
 ) -> chain:
     """MADGRAD with a penalty on what `mask` selects: Defazio and Jelassi, 2021, https://arxiv.org/abs/2101.11075.
 
-    Equals optax.contrib.madgrad, and torch-optimizer's MADGRAD. The number 0 leaves the penalty out.
+    Equals optax.contrib.madgrad, and torch_optimizer.MADGRAD. The number 0 leaves the penalty out.
 
     >>> import gradchain as gch
     >>> gch.rules.madgrad(1e-2)

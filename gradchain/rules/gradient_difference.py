@@ -55,7 +55,7 @@ class scale_by_adan(Transform):
     State: `count`; `mu`, `diff`, `nu` and `previous`, four tensors per parameter: 16 bytes per float32 element.
     Units: gradient → dimensionless, about 1 in size.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: the authors' code and pytorch_optimizer's Adan, whose t counts the steps of its group: here each parameter's
+    Equals: the authors' code and pytorch_optimizer.Adan, whose t counts the steps of its group: here each parameter's
         own. optax.scale_by_adan 0.2.8 is another rule from the second update on: it has 1 - b2 where the paper has b2.
     Paper: Xie et al., 2022, Algorithm 1, https://arxiv.org/abs/2208.06677
 
@@ -105,7 +105,7 @@ def adan(
 
     The paper's decay is proximal: the new weights are divided by 1 + learning_rate · weight_decay. With
     proximal=False it is decoupled, as in AdamW; the number 0 leaves it out. Equals the authors' code and
-    pytorch_optimizer's Adan, whose weight_decouple is our `not proximal`. optax.adan is another rule: see
+    pytorch_optimizer.Adan, whose weight_decouple is our `not proximal`. optax.adan is another rule: see
     `scale_by_adan`.
 
     >>> import gradchain as gch

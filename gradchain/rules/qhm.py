@@ -32,7 +32,7 @@ class scale_by_qhm(Transform):
     State: `mu`, one tensor per parameter: 4 bytes per float32 element.
     Units: unchanged.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: torch-optimizer's QHM after scale_by_learning_rate, whose momentum is our decay.
+    Equals: torch_optimizer.QHM after scale_by_learning_rate, whose momentum is our decay.
     Paper: Ma and Yarats, 2018, Algorithm 1, https://arxiv.org/abs/1810.06801
 
     >>> import gradchain as gch

@@ -54,10 +54,10 @@ def tiger(
 ) -> chain:
     """Signum with decoupled decay of what `mask` selects: Su, 2023, https://kexue.fm/archives/9512.
 
-    Equals pytorch_optimizer's Tiger. It is Lion with b1 = b2. The number 0 leaves the decay out.
+    Equals pytorch_optimizer.Tiger. It is Lion with b1 = b2. The number 0 leaves the decay out.
 
     >>> import gradchain as gch
     >>> gch.rules.tiger(1e-3, weight_decay=0.0)
-    chain(chain(ema(0.965, debias=False), scale_by_sign()), scale_by_learning_rate(0.001))
+    chain(ema(0.965, debias=False), scale_by_sign(), scale_by_learning_rate(0.001))
     """
     return descent(chain(ema(beta, False, accumulator_dtype), scale_by_sign()), learning_rate, weight_decay, mask)

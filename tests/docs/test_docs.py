@@ -20,7 +20,7 @@ from cases import CASES
 from doc_blocks import ROOT, blocks, outputs, prints, run_python, tables
 
 import gradchain
-from gradchain import optimizers, schedules
+from gradchain import optimizers, rules, schedules
 from gradchain.core.transform import registry
 
 README = (ROOT / "README.md").read_text()
@@ -239,6 +239,19 @@ def check_links(markdown: str) -> None:
 
 def test_every_link_and_alias_has_its_row():
     check_links(CATALOGUE)
+
+
+def test_aliases_of_families_say_what_their_docstrings_do():
+    """Each row is an alias of gch.rules; its paper and its peers are in the docstring, and in the table of cases."""
+    compared = {c.subject: " ".join(p.name for d in CASES if d.subject == c.subject for p in d.peers) for c in CASES}
+    rows = tables(CATALOGUE)["alias of a family"]
+    names = [name for row in rows for name in names_in(row[0])]
+    assert names == sorted(set(names)) and not {*names} & {*optimizers.__all__, *registry}
+    for name, (_, says, paper, peers) in zip(names, rows, strict=True):
+        doc = inspect.getdoc(getattr(rules, name))
+        assert says and all(url in doc for url in re.findall(r"\]\((\S+)\)(?:;|$)", paper)), name
+        for peer in re.findall(r"`(.+?)`", peers):
+            assert peer in doc and peer in compared[name], f"{name}: {peer}"
 
 
 @pytest.mark.parametrize("name", sorted({*registry, *optimizers.__all__}))
