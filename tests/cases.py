@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cases_elem
+import cases_owning
 import rules
 import torch
 from case import Case, Clip
@@ -651,4 +652,5 @@ CASES: tuple[Case, ...] = (
         uses_params=True,
     ),
     *cases_elem.ROWS,
+    *cases_owning.ROWS,
 )

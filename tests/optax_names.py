@@ -48,7 +48,7 @@ OPTAX: dict[str, str] = {
     # combinators
     "skip_large_updates": "comes with the gates on the size of an update",
     "flatten": "not here, because fused kernels take many tensors at once as they are",
-    "lookahead": "comes with the links that own the weights",
+    "lookahead": "gch.rules.lookahead",
     # aliases
     "amsgrad": FAMILY,
     **_all(FAMILY, "adadelta adafactor adagrad adamax adamaxw novograd radam rmsprop rprop sm3"),
@@ -84,10 +84,14 @@ OPTAX: dict[str, str] = {
     "normalize": NORMS,
     **_all("comes with the matrix rules", "muon scale_by_muon galore scale_by_galore"),
     **_all(FREE, "dadapt_adamw dog dowg mechanize momo momo_adam prodigy"),
-    **_all(
-        "comes with the links that own the weights",
-        "schedule_free schedule_free_adamw schedule_free_eval_params schedule_free_sgd",
-    ),
+    **{name: f"gch.rules.{name}" for name in ("schedule_free", "schedule_free_adamw", "schedule_free_sgd")},
+    # projections
+    **{
+        name: f"gch.rules.{name}"
+        for name in """projection_box projection_halfspace projection_hypercube projection_hyperplane
+        projection_l1_ball projection_l1_sphere projection_l2_ball projection_l2_sphere projection_linf_ball
+        projection_non_negative projection_simplex projection_vector""".split()
+    },
     # types and states
     **_all(
         TYPES,
@@ -128,4 +132,4 @@ MODULES: dict[str, str] = {
     "perturbations": "not here, because it differentiates through solvers, not an optimizer",
     "second_order": "not here, because torch.func has hessians and products with them",
 }
-LOOKED_INTO = ("contrib", "schedules", "transforms")
+LOOKED_INTO = ("contrib", "projections", "schedules", "transforms")

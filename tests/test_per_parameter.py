@@ -19,6 +19,7 @@ from gradchain.core.transform import registry
 
 SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "b.weight": (2, 3), "scale": ()}
 INSIDE = {"[0, 1)": (0.3, 0.8), "[0, 1]": (0.3, 1.0), "(0, inf]": (0.05, 0.7)}
+INSIDE.update({f"integer [{least}, inf)": (3.0, 2.0) for least in (0, 1)})
 
 
 def drawn(seed):
@@ -49,7 +50,7 @@ def ran(link, names):
         if grads:
             g = Tensors.of(params).select(grads) * 0.0 + Tensors.of(grads)
             updates, state = link.update(g, state, gch.Context(params, step=step))
-            out.append(dict(updates))
+            out.append(dict(updates.tensors if isinstance(updates, gch.Weights) else updates))
     return out, {n: dict(v) for n, v in state.items() if isinstance(v, Tensors)}
 
 
@@ -73,7 +74,7 @@ def test_the_rows_above_are_every_link_that_has_a_number():
     """Those left out are joint, hold the chain, or call a closure: by name, so that none goes missing."""
     tried = {row.values[0].__class__.__name__ for row in rows()}
     others = {name for name, link in registry.items() if link.hypers} - tried
-    assert others == {"accumulate", "amp_scale", "reduce_on_plateau", "sam", "skip_nonfinite"}
+    assert others == {"accumulate", "amp_scale", "asam", "qk_clip", "reduce_on_plateau", "sam", "skip_nonfinite"}
 
 
 @pytest.mark.parametrize(

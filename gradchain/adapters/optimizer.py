@@ -254,7 +254,7 @@ def _checked(given: Mapping[str, Any], count: int) -> tuple[dict[str, Any], Mapp
 
 def _rates(link: Transform) -> list[str]:
     """The names of a link's learning rates."""
-    wanted = {"learning_rate": link.hypers, "optimizer": ("lr",)}.get(link.role, ())
+    wanted = {"learning_rate": link.hypers, "optimizer": ("lr",), "weights": ("learning_rate",)}.get(link.role, ())
     return [name for name in wanted if name in link.hypers and name not in link.read_once]
 
 

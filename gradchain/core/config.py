@@ -174,6 +174,8 @@ def _read_link(config: Mapping[str, Any], names: Mapping[str, Any]) -> Transform
 
 def _read_value(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], Any]:
     def read(config: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
+        if config[kind] not in _own_classes(kind):
+            load(config[kind])  # one that nobody has used yet, as own_link does it
         cls: Any = _lookup(config[kind], _own_classes(kind), names)
         args = [from_config(a, names) for a in config.get("args", [])]
         return cls(*args, **_read_fields(config, names, kind, "args"))

@@ -23,6 +23,7 @@ from gradchain.engine.planning.plan import Part
 from gradchain.engine.recording.host import HostLedger, Op, kind_of
 from gradchain.engine.recording.tape import Tape
 from gradchain.engine.replay_data import Call, StateCells, StateChanges, fill_from_state, state_changes, state_in_ledger
+from gradchain.engine.stages import in_stages
 
 
 @dataclasses.dataclass
@@ -166,17 +167,18 @@ class Replay:
         parts: list[Part],
     ) -> None:
         assert recorded.inputs is not None
-        self.kind, self.parts, self._inputs = request.kind, parts, recorded.inputs
+        self.kind, self._inputs = request.kind, recorded.inputs
         self.ran, self.maps = False, recorded.tape.maps
         self.applies = recorded.written is not None
         self._alive = (request.tx, dict(request.step.overrides))  # the kind has their ids
-        self._changes, self._calls, self.written = changes, calls, written
+        self._changes, self.written = changes, written
         self._held, self._detail = recorded.notes.held, recorded.notes.detail
         ledger, notes = recorded.inputs.ledger, recorded.notes
         self._records = [(name, ledger.cell(value)) for name, value in notes.records.items()]
         self._used = [(name, ledger.cell(value)) for name, value in notes.used.items()]
         roots = [cell for _, cell in (*self._records, *self._used)] + changes.cells()
-        first, put_off, self._last = ordered(ledger.ops, [*roots, *(cell for call in calls for cell in call.reads)])
+        ops, self._calls, self.parts = in_stages(ledger, roots, calls, parts)
+        first, put_off, self._last = ordered(ops, [*roots, *(cell for call in self._calls for cell in call.reads)])
         self._lines = [*first, *put_off]
         self._template: list[Any] = ledger.values
         for cell in (*ledger.inputs, *(op.out for op in ledger.ops if op.out >= 0)):

@@ -15,7 +15,7 @@ from gradchain.core.state import Links, S, State
 from gradchain.core.tensors import Tensors
 from gradchain.engine.planning.plan import Part
 from gradchain.engine.planning.rows import Column
-from gradchain.engine.recording.host import HostLedger, kind_of
+from gradchain.engine.recording.host import HostLedger, Op, kind_of
 from gradchain.engine.recording.numbers import Number
 from gradchain.engine.recording.tape import Tape
 
@@ -75,9 +75,8 @@ def _column(leaf: int, part: Part, tape: Tape, ledger: HostLedger, lent: bool) -
     index = tensors.index
     position = None if part.names == index.names else [index.position[n] for n in part.names]
     cell = ledger.cell(tensors)
-    return ledger.shared(
-        ("column", cell, part.names), partial(_rows, position, lent or kind == "extra"), ledger.handle(cell)
-    )
+    rows = partial(_rows, position, lent or kind == "extra")
+    return ledger.shared(("column", cell, part.names), rows, ledger.handle(cell), what=("alias",))
 
 
 def _rows(position: list[int] | None, lent: bool, tensors: EagerTensors) -> Column:
@@ -93,7 +92,7 @@ def replayed_reduction(
     key = None if None in keys else tuple(keys)
     reads = tuple(cell for call in calls for cell in call.reads)
     run = partial(_reduced, key, memo, calls, places, size)
-    return Number(ledger, ledger.note(run, (memo, *reads), rows, reduces=True))
+    return Number(ledger, ledger.note(run, (memo, *reads), rows, reduces=True, what=("reduces", calls)))
 
 
 def _reduced(
@@ -122,9 +121,16 @@ def rows_of_classes(parts: list[list[float]], places: list[list[int] | None], si
 def replayed_computation(ledger: HostLedger, outs: list[EagerTensors], calls: list[Call]) -> None:
     """Tensors in memory that kernels fill: they are not before these ran."""
     cells = tuple(map(ledger.cell, outs))
-    done = ledger.note(partial(_computed, cells, calls), (*cells, *(c for call in calls for c in call.reads)), outs)
+    reads = (*cells, *(c for call in calls for c in call.reads))
+    done = ledger.note(partial(_computed, cells, calls), reads, outs, what=("fills", calls, cells))
     for k, out in enumerate(outs):
-        ledger.set_cell(out, ledger.note(partial(_picked, done, k), (done,), out))
+        ledger.set_cell(out, ledger.note(partial(_picked, done, k), (done,), out, what=("alias",)))
+
+
+def computed_later(op: Op) -> Op:
+    """The same tensors, which others fill before anybody reads them."""
+    _, _, cells = op.what
+    return op._replace(fn=partial(_computed, cells, []), reads=cells)
 
 
 def _computed(cells: tuple[int, ...], calls: list[Call], values: list[Any]) -> list[Any]:

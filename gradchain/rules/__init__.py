@@ -21,6 +21,7 @@ from gradchain.transforms import __all__ as _of_transforms
 
 if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
+    from gradchain.rules.adaptive_sharpness import asam as asam
     from gradchain.rules.additive_square import scale_by_yogi as scale_by_yogi
     from gradchain.rules.additive_square import yogi as yogi
     from gradchain.rules.asynchronous import acprop as acprop
@@ -29,12 +30,18 @@ if TYPE_CHECKING:
     from gradchain.rules.atan2 import scale_by_adam_atan2 as scale_by_adam_atan2
     from gradchain.rules.belief import adabelief as adabelief
     from gradchain.rules.belief import scale_by_belief as scale_by_belief
+    from gradchain.rules.between_points import schedule_free as schedule_free
+    from gradchain.rules.between_points import schedule_free_adamw as schedule_free_adamw
+    from gradchain.rules.between_points import schedule_free_radam as schedule_free_radam
+    from gradchain.rules.between_points import schedule_free_sgd as schedule_free_sgd
     from gradchain.rules.coin_betting import cocob as cocob
     from gradchain.rules.coin_betting import scale_by_cocob as scale_by_cocob
     from gradchain.rules.dual_averaging import madgrad as madgrad
     from gradchain.rules.dual_averaging import scale_by_madgrad as scale_by_madgrad
+    from gradchain.rules.fixed_norm import hyperball as hyperball
     from gradchain.rules.gradient_difference import adan as adan
     from gradchain.rules.gradient_difference import scale_by_adan as scale_by_adan
+    from gradchain.rules.logit_clip import qk_clip as qk_clip
     from gradchain.rules.moving_average import ema as ema
     from gradchain.rules.noisy import noisy_sgd as noisy_sgd
     from gradchain.rules.normalised_first import laprop as laprop
@@ -44,11 +51,24 @@ if TYPE_CHECKING:
     from gradchain.rules.optimistic import scale_by_optimistic_gradient as scale_by_optimistic_gradient
     from gradchain.rules.past_square import adopt as adopt
     from gradchain.rules.past_square import scale_by_adopt as scale_by_adopt
+    from gradchain.rules.projections import projection_box as projection_box
+    from gradchain.rules.projections import projection_halfspace as projection_halfspace
+    from gradchain.rules.projections import projection_hypercube as projection_hypercube
+    from gradchain.rules.projections import projection_hyperplane as projection_hyperplane
+    from gradchain.rules.projections import projection_l1_ball as projection_l1_ball
+    from gradchain.rules.projections import projection_l1_sphere as projection_l1_sphere
+    from gradchain.rules.projections import projection_l2_ball as projection_l2_ball
+    from gradchain.rules.projections import projection_l2_sphere as projection_l2_sphere
+    from gradchain.rules.projections import projection_linf_ball as projection_linf_ball
+    from gradchain.rules.projections import projection_non_negative as projection_non_negative
+    from gradchain.rules.projections import projection_simplex as projection_simplex
+    from gradchain.rules.projections import projection_vector as projection_vector
     from gradchain.rules.proximal import step_proximally as step_proximally
     from gradchain.rules.qhm import scale_by_qhm as scale_by_qhm
     from gradchain.rules.signs import sign_sgd as sign_sgd
     from gradchain.rules.signs import signum as signum
     from gradchain.rules.signs import tiger as tiger
+    from gradchain.rules.slow_weights import lookahead as lookahead
     from gradchain.rules.two_means import ademamix as ademamix
     from gradchain.rules.two_means import scale_by_ademamix as scale_by_ademamix
     from gradchain.rules.two_means import scale_by_simplified_ademamix as scale_by_simplified_ademamix
@@ -62,14 +82,30 @@ _HOMES = {
     "adan": "rules.gradient_difference",
     "ademamix": "rules.two_means",
     "adopt": "rules.past_square",
+    "asam": "rules.adaptive_sharpness",
     "cocob": "rules.coin_betting",
     "ema": "rules.moving_average",
     "from_torch": "adapters",
+    "hyperball": "rules.fixed_norm",
     "laprop": "rules.normalised_first",
+    "lookahead": "rules.slow_weights",
     "madgrad": "rules.dual_averaging",
     "noisy_sgd": "rules.noisy",
     "optimistic_adam": "rules.optimistic",
     "optimistic_gradient_descent": "rules.optimistic",
+    "projection_box": "rules.projections",
+    "projection_halfspace": "rules.projections",
+    "projection_hypercube": "rules.projections",
+    "projection_hyperplane": "rules.projections",
+    "projection_l1_ball": "rules.projections",
+    "projection_l1_sphere": "rules.projections",
+    "projection_l2_ball": "rules.projections",
+    "projection_l2_sphere": "rules.projections",
+    "projection_linf_ball": "rules.projections",
+    "projection_non_negative": "rules.projections",
+    "projection_simplex": "rules.projections",
+    "projection_vector": "rules.projections",
+    "qk_clip": "rules.logit_clip",
     "scale_by_acprop": "rules.asynchronous",
     "scale_by_adam_atan2": "rules.atan2",
     "scale_by_adan": "rules.gradient_difference",
@@ -83,6 +119,10 @@ _HOMES = {
     "scale_by_qhm": "rules.qhm",
     "scale_by_simplified_ademamix": "rules.two_means",
     "scale_by_yogi": "rules.additive_square",
+    "schedule_free": "rules.between_points",
+    "schedule_free_adamw": "rules.between_points",
+    "schedule_free_radam": "rules.between_points",
+    "schedule_free_sgd": "rules.between_points",
     "sign_sgd": "rules.signs",
     "signum": "rules.signs",
     "simplified_ademamix": "rules.two_means",

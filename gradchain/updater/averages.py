@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -19,15 +19,30 @@ from gradchain.updater.state_dict import states
 from gradchain.updater.target import Target
 
 
-def average_state(chain: Transform, state: State, name: str | None) -> tuple[str, AverageState]:
-    """The link that averages the weights: address and state. KeyError if there is none, or more and no name."""
+def average_state(chain: Transform, state: State, name: str | None) -> tuple[list[str], AverageState]:
+    """The average of the weights, and whose it is: the addresses of one link, or of branches that have one each.
+
+    KeyError if there is none, or several of one parameter and no name.
+    """
     links = {address: inner for address, inner in states(chain, state) if isinstance(inner, AverageState)}
     if not links:
         raise KeyError("averaged: no link averages the weights. End the chain with average_params(0.999).")
-    if name is None and len(links) > 1:
+    if name is not None:
+        address = find(name, links, "averaged")
+        return [address], links[address]
+    first, *others = links.values()
+    if not disjoint([*state.average, *state.buffers] for state in links.values()):
         raise KeyError(f"averaged: there are several averages, name one of: {', '.join(links)}.")
-    address = next(iter(links)) if name is None else find(name, links, "averaged")
-    return address, links[address]
+    average, buffers = first.average, first.buffers
+    for other in others:
+        average, buffers = average.overlay(other.average), buffers.overlay(other.buffers)
+    return [*links], AverageState(average, buffers)
+
+
+def disjoint(averages: Iterable[Iterable[str]]) -> bool:
+    """Whether no name is in two of them."""
+    names = [name for average in averages for name in average]
+    return len(set(names)) == len(names)
 
 
 def averages(target: Target, state: AverageState) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from gradchain.core.address import find
 from gradchain.core.readable import is_readable
 from gradchain.updater import files
+from gradchain.updater.averages import disjoint
 from gradchain.updater.files import FilePath
 from gradchain.updater.fixed import from_fixed, is_fixed
 from gradchain.updater.parts import Part
@@ -77,11 +78,13 @@ def _averaged(part: Part, averaged: bool | str, where: str) -> dict[str, Tensor]
     averages = [address for address, fields in links.items() if address in there and _averages(fields)]
     if not averages:
         raise ValueError(f"read_weights: {where} has no averages: no link of its chain averages the weights.")
-    if averaged is True and len(averages) > 1:
+    several = [{**links[address]["average"], **links[address]["buffers"]} for address in averages]
+    if averaged is True and not disjoint(several):
         raise KeyError(f"read_weights: there are several averages, name one of: {', '.join(averages)}.")
-    fields = links[averages[0] if averaged is True else find(str(averaged), averages, "read_weights")]
+    if averaged is not True:
+        several = [several[averages.index(find(str(averaged), averages, "read_weights"))]]
     found = {**part.weights, **part.buffers}
-    for name, average in {**fields["average"], **fields["buffers"]}.items():
+    for name, average in [entry for entries in several for entry in entries.items()]:
         if name in found and found[name].shape != average.shape:
             raise ValueError(f"read_weights: {where} has an average of {name!r} that is of another shape than it.")
         found[name] = average.to(found[name].dtype) if name in found else average

@@ -65,6 +65,7 @@ def _kernels(bound: Bound, source: bool) -> Iterator[str]:
         yield f"{engine.num_plans} plans so far; {last} ran {len(engine.ran)} kernels:"
         for part in engine.ran:
             yield from _kernel(part, source)
+        yield from _staged(engine.ran)
         yield from (f"  {calls}" for calls in engine.ran_maps)
     yield from _steps(bound)
     if isinstance(bound.engine, Verifying):
@@ -82,6 +83,13 @@ def _steps(bound: Bound) -> Iterator[str]:
         yield f"{engine.num_counted} micro-batches were only added to their window: no kernel ran"
     for reason, count in engine.not_replayed.most_common():
         yield f"{count} {'step' if count == 1 else 'steps'} did not run again: {reason}"
+
+
+def _staged(parts: list[Part]) -> Iterator[str]:
+    """Which kernels run one after the other over each tensor."""
+    staged = sum(part.staged for part in parts)
+    if staged:
+        yield f"  {staged} of these run tensor by tensor, the next over what the last has left in the cache"
 
 
 def _kernel(part: Part, source: bool) -> Iterator[str]:

@@ -299,8 +299,8 @@ class Updater(Readings, foreign.Stranger):
         """
         self._check("averages")
         with outside_inference():
-            address, state = averages.average_state(self._bound.chain, self._bound.state, name)
-            self._bound.lent_averages.add(address)
+            addresses, state = averages.average_state(self._bound.chain, self._bound.state, name)
+            self._bound.lent_averages.update(addresses)
             return averages.averages(self._bound.target, state)
 
     def copy_average_to(self, module: nn.Module, name: str | None = None) -> None:

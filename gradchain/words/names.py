@@ -115,6 +115,7 @@ OPTAX: dict[str, str] = {
     "global_norm": "gch.Tensors.norm",
     "incremental_update": "gch.average_params",
     "periodic_update": "gch.average_params",
+    "schedule_free_eval_params": "gch.Updater.averaged",
     "init_empty_state": "gch.Transform.init",
     "update_moment": "gch.Tensors.lerp",
     "update_moment_per_elem_norm": "gch.Tensors.lerp",
@@ -124,7 +125,6 @@ OPTAX: dict[str, str] = {
 """Optax's names, where we have what they do under another. tests/optax_names.py has the others, with a reason each."""
 
 OPTAX_MODULES: dict[str, str] = {
-    "projections": "gch.project",
     "tree": "gch.Tensors",
     "tree_utils": "gch.Tensors",
 }

@@ -199,6 +199,13 @@ GRADIENTS = {
     "finite": lambda: gch.chain(gch.skip_nonfinite(), gch.nan_to_num(), gch.adam(0.01)),
     "mean": lambda: gch.chain(gch.sgd(0.05), gch.average_params("mean", start=2, every=2, dtype=torch.float64)),
     "buffers": lambda: gch.chain(gch.adam(0.01), gch.average_params(0.9, buffers="average")),
+    "schedule-free": lambda: gch.chain(gch.clip_by_norm(0.5), gch.rules.schedule_free_adamw(RATE, 3, weight_decay=0.1)),
+    "schedule-free, rectified": lambda: gch.chain(
+        gch.trace(0.5), gch.rules.schedule_free(0.1, z_decay=0.1, rectify=0.7)
+    ),
+    "hyperball": lambda: gch.chain(gch.scale_by_adam(), gch.rules.hyperball(RATE)),
+    "qk_clip": lambda: gch.chain(gch.adam(0.02), gch.rules.qk_clip("logit", HEAD)),
+    "lookahead": lambda: gch.chain(gch.adam(0.02), gch.rules.lookahead(3)),
     "project": lambda: gch.chain(gch.adam(0.05), gch.project(clamped, HEAD), gch.average_params(0.5)),
     "plateau": lambda: gch.chain(gch.reduce_on_plateau("val_loss", base=0.5), gch.sgd(0.05)),
     "from torch": lambda: gch.chain(gch.clip_by_norm(0.5), gch.from_torch("SGD", lr=0.05), gch.average_params(0.5)),
@@ -245,6 +252,7 @@ LOSSES = {
     ),
     "amp": lambda: gch.chain(gch.amp_scale(1024.0, growth_interval=2, always=True), gch.adamw(0.01)),
     "sam": lambda: gch.chain(gch.sam(0.05), gch.sgd(0.05, momentum=0.9)),
+    "asam": lambda: gch.chain(gch.rules.asam(0.5), gch.sgd(0.05, momentum=0.9)),
 }  # fmt: skip
 DRAWN = {"noise"}  # random numbers, which kernels over lists do not draw: those chains run by the reference
 GATED = {"finite", "amp", "accumulate, amp", "amp, accumulate"}
@@ -292,7 +300,7 @@ def teach(twins: Twins, name: str) -> None:
         absent = ("body.conv", "head.long") if t == 3 else ()
         if name in LOSSES:
             bad = "head.weight" if t == 5 and name in GATED else ""
-            twins.loss(t, absent, bad, closure=name == "sam")
+            twins.loss(t, absent, bad, closure=name in ("sam", "asam"))
         else:
             size = float("inf") if name in GATED and t == 5 else 1.0
             twins.gradients(t, absent, turned=t in (2, 5), size=size)

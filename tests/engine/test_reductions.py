@@ -164,6 +164,36 @@ def test_the_same_bits_for_one_and_two_threads(p, dtype, executors):
     assert bits[0] == bits[1]
 
 
+class chosen(gch.Transform):
+    """Records norms and row sums of choices whose sides read what the condition does not, and changes nothing."""
+
+    descends = False
+
+    def update(self, u, state, ctx):
+        w = ctx.params
+        several = (gch.where(u > 0.1, 0.5 * u, w + u), gch.where(w < u, w * w, u), gch.where(u > w, 1.0, w - u))
+        for i, v in enumerate(several):
+            ctx.record(f"norm {i}", v.norm())
+            ctx.record(f"largest {i}", v.norm(INF))
+            ctx.record(f"rows {i}", (v * v).sum(-1).norm())
+        return u, state
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_a_choice_reads_each_element_of_its_own(dtype, executors):
+    """Vectors of lanes whose conditions differ from each other, and from those of the lanes beside them."""
+    updates = []
+    for which in (executors, ()):
+        weights = {"w": drawn(1, 40, 117, dtype=dtype).requires_grad_(True)}
+        updater = by_executors(gch.chain(chosen(), gch.sgd(0.0)).bind(weights), *which)
+        updates.append(updater.step({"w": drawn(2, 40, 117, dtype=dtype)}))
+        assert (updater._bound.engine.reason == "") == (which != ())
+    mine, reference = updates
+    names = [f"chosen.{of} {i}" for of in ("norm", "largest", "rows") for i in range(3)]
+    for name in names:
+        assert mine[name] == pytest.approx(reference[name], rel=1e-6 if dtype != torch.bfloat16 else 1e-2), name
+
+
 def test_finite_check_and_clip_share_one_kernel(executors):
     weights = {"a": torch.zeros(10, requires_grad=True), "b": torch.zeros(3, 2, requires_grad=True)}
     chain = gch.chain(

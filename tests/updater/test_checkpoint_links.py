@@ -43,6 +43,11 @@ CHAINS = {
     "sign": gch.chain(gch.amp_scale(8.0, growth_interval=1, always=True), gch.accumulate(2), gch.scale_by_sign(),
                       gch.scale_by_learning_rate(0.01)),
     "elsewhere": gch.chain(gch.accumulate(2), gch.reduce_on_plateau("val_loss"), gch.from_torch("NAdam", lr=0.05)),
+    "schedule-free": gch.chain(gch.accumulate(2), gch.rules.schedule_free_adamw(0.1, 3, weight_decay=0.1, r=0.5)),
+    "asam": gch.chain(gch.rules.asam(0.1), gch.accumulate(2), gch.sgd(0.1, momentum=0.9)),
+    "hyperball": gch.chain(gch.accumulate(2), gch.trace(0.9), gch.rules.hyperball(0.1)),
+    "qk_clip": gch.chain(gch.accumulate(2), gch.adam(0.1), gch.rules.qk_clip("logit", EARLY)),
+    "lookahead": gch.chain(gch.accumulate(2), gch.sgd(0.1, momentum=0.9), gch.rules.lookahead(2)),
     "noise": gch.chain(gch.accumulate(2), gch.add_noise(0.1, 0.5, seed=3), gch.sgd(0.1, momentum=0.9)),
     "frozen": gch.chain(gch.freeze(EARLY, until=3), gch.adam(0.1, mu_dtype=torch.float32)),
     "branches": gch.partition(

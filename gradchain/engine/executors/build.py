@@ -53,6 +53,8 @@ _FLAGS = (
     "-fno-math-errno",  # sqrt may then be one instruction; no number changes
     "-fno-trapping-math",  # a select may then compute both sides; no number changes
     "-ffp-contract=off",  # every operation rounds, as in the reference
+    # gcc 12 moves a load into the side of a choice that reads it, and then loads one vector under the mask of another
+    "-fno-tree-sink",
 )
 # How one says "for this processor" differs; where it is not known, code is built for all of the kind.
 _NATIVE_FLAGS = {

@@ -15,12 +15,7 @@ from typing import Any
 
 from gradchain.engine.executors import build
 
-# `run` is what the check in a child calls, as it calls a kernel: the driver with a second thread, over a kernel that
-# does nothing. Faults of a thread's own are left unblocked, for they cannot wait.
-SOURCE = """\
-#include <stdint.h>
-#include <signal.h>
-#include <pthread.h>
+JOB = """\
 typedef void kernel(int64_t items, const int64_t* row, const int64_t* begin, const int64_t* end,
                     const int64_t* const* columns, const double* scalars, const double* entries, double* out);
 typedef struct {
@@ -33,6 +28,18 @@ typedef struct {
   const double *scalars, *entries;
   double* out;
 } job;
+"""
+"""C of what a kernel is, and of a job: a kernel over its items."""
+
+# `run` is what the check in a child calls, as it calls a kernel: the driver with a second thread, over a kernel that
+# does nothing. Faults of a thread's own are left unblocked, for they cannot wait.
+SOURCE = (
+    f"""\
+#include <stdint.h>
+#include <signal.h>
+#include <pthread.h>
+{JOB}"""
+    """\
 typedef struct { const job* const* jobs; int64_t count; int64_t next; } work;
 enum { MOST = 255 };
 
@@ -78,6 +85,7 @@ void run(int64_t items, const int64_t* row, const int64_t* begin, const int64_t*
   drive(jobs, 1, 2, &done);
 }
 """
+)
 ENTRIES = 9  # which of a job's cells has the numbers per row
 
 

@@ -49,10 +49,11 @@ class Items:
         elements = [(end - begin) * d for (_, begin, end), d in zip(pieces, deep, strict=True)]
         self.count = len(pieces)
         self.elements = sum(elements)
+        self.sizes = [size * d for size, d in zip(sizes, depth or [1] * len(sizes), strict=True)]
         self.rows = len(sizes)
         self.row_of = [row for row, _, _ in pieces]
         self.row, self.begin, self.end = (array("q", [item[i] for item in pieces]) for i in range(3))
-        self.borders = array("q", _borders(elements))
+        self.borders = array("q", stretches(elements))
         self.whole = self.row_of == list(range(self.rows))  # each row is one item
 
     @classmethod
@@ -92,7 +93,7 @@ class Behind:
         return sum(len(memory) * 8 for memory in self._held if memory.typecode == "d")
 
 
-def _borders(sizes: Sequence[int]) -> list[int]:
+def stretches(sizes: Sequence[int]) -> list[int]:
     """Where stretches of about as many elements begin and end: one is what a thread takes at a time."""
     borders, room = [0], CHUNK
     for k, size in enumerate(sizes):
@@ -139,12 +140,16 @@ class NativeRunner:
 
     What the driver reads of it is made once: a job, and the cells that its numbers and the addresses of its columns are
     put into. A step runs each part once, so they are that step's until it is done.
+
+    Attributes:
+        items: what it runs over.
+        at: the address of the job.
     """
 
     def __init__(self, kernel: int, text: str, program: Program, items: Items) -> None:
         self.source = text
         self._reduces = program.reduce[0] if program.reduce else ""
-        self._items = items
+        self.items = items
         self._behind = Behind(program)
         self.scratch = self._behind.scratch
         self._table = array("q", [0] * len(program.columns) + self._behind.addresses)
@@ -156,14 +161,14 @@ class NativeRunner:
         cells = [column.buffer_info()[0] for column in (self._table, self._numbers)]
         out = self._out.buffer_info()[0] if program.reduce else 0
         self._job = array("q", (kernel, items.count, *fixed, *stretches, *cells, 0, out))
-        self._at = self._job.buffer_info()[0]
-        self._alone = array("q", (self._at, 0))  # a list of this job, and where the driver leaves its mark
+        self.at = self._job.buffer_info()[0]
+        self._alone = array("q", (self.at, 0))  # a list of this job, and where the driver leaves its mark
         self._drive = driver()
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> list[float] | None:
         """Run over all items; see Runner."""
-        items, at = self._items, self._alone.buffer_info()[0]
-        held = self._put(columns, scalars, entries)
+        items, at = self.items, self._alone.buffer_info()[0]
+        held = self.put(columns, scalars, entries)
         self._drive(at, 1, threads_for(items.elements), at + 8)
         del held  # which had to live until here
         if not self._reduces:
@@ -175,10 +180,10 @@ class NativeRunner:
         self, commit: Commit, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]
     ) -> None:
         """Have all items written by the one call of a commit; see Runner."""
-        held = self._put(columns, scalars, entries)
-        commit.shared(Kernels).add(self._at, self._items.elements, (self, held))
+        held = self.put(columns, scalars, entries)
+        commit.shared(Kernels).add(self.at, self.items.elements, (self, held))
 
-    def _put(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> Any:
+    def put(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> Any:
         """Fill in what changes from run to run. Returns what must live until the job was done."""
         table = self._table
         for i, column in enumerate(columns):
@@ -186,7 +191,9 @@ class NativeRunner:
         self._put_numbers(self._numbers, 0, *scalars)
         if not entries:
             return columns
-        per_row: Any = entries.column if type(entries) is Rows else array("d", entries)
+        per_row: Any = entries
+        if type(entries) is not array:
+            per_row = entries.column if type(entries) is Rows else array("d", entries)
         self._job[ENTRIES] = per_row.buffer_info()[0] if type(per_row) is array else per_row.data_ptr()
         return columns, per_row
 

@@ -27,6 +27,7 @@ class Part:
         executor: that executor's name.
         refused: why executors that come before it could not.
         dtypes: of the program's columns.
+        staged: whether it runs for each tensor in turn, beside the other parts of which that is so.
     """
 
     names: tuple[str, ...]
@@ -35,6 +36,7 @@ class Part:
     executor: str
     refused: dict[str, str]
     dtypes: tuple[torch.dtype, ...]
+    staged: bool = False
     _places: dict[Index, torch.Tensor | None] = dataclasses.field(default_factory=dict, repr=False)
 
     def rows(self, given: list[Scalars | DeviceRows]) -> Sequence[Any]:

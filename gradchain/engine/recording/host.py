@@ -41,6 +41,7 @@ class Op(NamedTuple):
         whole: whether `fn` takes the list.
         reduces: whether it passes over gradients, and is put off.
         refuses: whether it may raise `GuardFailed` too, or runs a function of the user's, and must not run in vain.
+        what: what it does, in words that kernels know, where it is no more than that: see `engine.stages`.
     """
 
     fn: Callable[..., Any]
@@ -49,6 +50,7 @@ class Op(NamedTuple):
     whole: bool = False
     reduces: bool = False
     refuses: bool = False
+    what: tuple[Any, ...] = ()
 
 
 class HostLedger(Ledger):
@@ -127,31 +129,31 @@ class HostLedger(Ledger):
             return Count(value.names, self.plain(value.value))
         return self.plain(value)
 
-    def note(self, fn: Callable[[list[Any]], Any], reads: tuple[int, ...], value: Any, **how: bool) -> int:
+    def note(self, fn: Callable[[list[Any]], Any], reads: tuple[int, ...], value: Any, **how: Any) -> int:
         """One more line, of which the result is known. Where it is."""
         self.values.append(value)
         self.ops.append(Op(fn, reads, len(self.values) - 1, True, **how))
         return len(self.values) - 1
 
-    def add(self, fn: Callable[..., Any], *args: Any, refuses: bool = False) -> int:
+    def add(self, fn: Callable[..., Any], *args: Any, refuses: bool = False, what: tuple[Any, ...] = ()) -> int:
         """`fn` of some values, now and whenever the step is run again. Where the result is."""
         reads = tuple(map(self.cell, args))
         value = fn(*(self.values[cell] for cell in reads))
         if len(reads) not in (1, 2):
-            return self.note(partial(_spread, fn, reads), reads, value, refuses=refuses)
+            return self.note(partial(_spread, fn, reads), reads, value, refuses=refuses, what=what)
         self.values.append(value)
-        self.ops.append(Op(fn, reads, len(self.values) - 1, refuses=refuses))
+        self.ops.append(Op(fn, reads, len(self.values) - 1, refuses=refuses, what=what))
         return len(self.values) - 1
 
-    def shared(self, key: Any, fn: Callable[..., Any], *args: Any) -> int:
+    def shared(self, key: Any, fn: Callable[..., Any], *args: Any, what: tuple[Any, ...] = ()) -> int:
         """The same, once for a key."""
         if key not in self._shared:
-            self._shared[key] = self.add(fn, *args)
+            self._shared[key] = self.add(fn, *args, what=what)
         return self._shared[key]
 
-    def call(self, fn: Callable[..., Any], *args: Any) -> Any:
+    def call(self, fn: Callable[..., Any], *args: Any, what: tuple[Any, ...] = ()) -> Any:
         """`fn` of some values as a number, or as numbers per parameter."""
-        return self.handle(self.add(fn, *args))
+        return self.handle(self.add(fn, *args, what=what))
 
     # tensors in memory
 
@@ -229,7 +231,7 @@ class HostLedger(Ledger):
             if isinstance(arg, Tensors):
                 return arg._apply(op, tuple(args))
         plain = all(type(self.plain(a)) in _PLAIN for a in args)
-        return self.call((_PYTHON if plain else ANY)[op], *args)
+        return self.call((_PYTHON if plain else ANY)[op], *args, what=(op,))
 
     def operand(self, value: Any) -> tuple[str, int]:
         """How an operation on the tape refers to a number, or to numbers per parameter."""

@@ -39,7 +39,7 @@ class Reduced:
 
     def norms(self, ledger: HostLedger | None, p: float, scale: Any) -> Scalars:
         """The norm of each entry."""
-        norms: Scalars = _of(ledger, partial(_norms, self.names, p), self.rows, scale)
+        norms: Scalars = _of(ledger, partial(_norms, self.names, p), self.rows, scale, what=("norms", p))
         return norms
 
     def sum(self, ledger: HostLedger | None, factor: Any) -> Any:
@@ -48,7 +48,7 @@ class Reduced:
 
     def sums(self, ledger: HostLedger | None, factor: Any) -> Scalars:
         """The sum of each entry."""
-        sums: Scalars = _of(ledger, partial(_norms, self.names, 1.0), self.rows, factor)
+        sums: Scalars = _of(ledger, partial(_norms, self.names, 1.0), self.rows, factor, what=("norms", 1.0))
         return sums
 
     def is_finite(self, ledger: HostLedger | None) -> bool:
@@ -60,8 +60,8 @@ class Reduced:
         return not _of(ledger, any, self.rows)
 
 
-def _of(ledger: HostLedger | None, fn: Callable[..., Any], *args: Any) -> Any:
-    return fn(*args) if ledger is None else ledger.call(fn, *args)
+def _of(ledger: HostLedger | None, fn: Callable[..., Any], *args: Any, what: tuple[Any, ...] = ()) -> Any:
+    return fn(*args) if ledger is None else ledger.call(fn, *args, what=what)
 
 
 def _largest(rows: list[float]) -> float:

@@ -1,0 +1,178 @@
+"""Several native kernels that run tensor by tensor: all of them over one before the next, while it is in the cache.
+
+A rule that divides by a norm passes over a tensor twice, and what the first pass read is gone from the cache once it
+has read all the others. Here one job goes through the kernels of a step for each parameter in turn. The numbers that
+lie between them are computed in it, in float64 and in the order of the host, so they have the host's bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from gradchain.core.operations import OPERATIONS
+from gradchain.engine.commit import Commit
+from gradchain.engine.executors import build
+from gradchain.engine.executors.drive import JOB
+from gradchain.engine.executors.native import Kernels, NativeRunner, stretches
+from gradchain.engine.operations import REDUCTIONS
+from gradchain.engine.planning.lower import Value
+
+ARITHMETIC = frozenset("add sub mul div minimum maximum sqrt lt le gt ge eq where".split())
+"""Operations on numbers that C computes with the host's bits, and that raise nothing where the host does not."""
+
+_FORMS = {name: OPERATIONS[name].c for name in ARITHMETIC} | {"neg": "(-{0})", "root": "pow({0}, half)"}
+_LETTERS = {"reduced": "t", "scalar": "s", "entry": "e", "number": "n"}
+
+
+@dataclass
+class Numbers:
+    """The arithmetic between kernels, for one parameter.
+
+    Attributes:
+        reduced: (kind, which stages have it of some parameters): what is reduced.
+        lines: (operation, operands). An operand is ("reduced", i), ("number", i), the result of line i, or what the
+            host knows before: ("scalar", i), or ("entry", i) of each parameter.
+        put: by stage, (its number per row, what that is).
+    """
+
+    reduced: list[tuple[str, list[int]]] = field(default_factory=list)
+    lines: list[tuple[str, tuple[Value, ...]]] = field(default_factory=list)
+    put: dict[int, list[tuple[int, Value]]] = field(default_factory=dict)
+
+
+def staged_source(stages: int, widths: Sequence[int], numbers: Numbers, scalars: int, entries: int) -> str:
+    """The C of a job over parameters. Its columns are, for each stage, a job and where its items of each begin and end.
+
+    `run` is what the check in a child calls: it goes over nothing.
+    """
+    helpers = [OPERATIONS[op].helper for op, _ in numbers.lines if op in OPERATIONS]
+    helpers += [REDUCTIONS[kind].meet.helper for kind, _ in numbers.reduced]
+    body: list[str] = []
+    done: set[int] = set()
+    for stage in range(stages):
+        given = numbers.put.get(stage, [])
+        for _, value in given:
+            body += _computed(value, numbers, done)
+        body += [_put(stage, widths[stage], at, value) for at, value in given]
+        body.append(f"part(j{stage}, i{stage});")
+        for i, (kind, of) in enumerate(numbers.reduced):
+            body += [f"double t{i} = 0.0;"] if stage == min(of) else []
+            body += [_met(stage, i, kind)] if stage in of else []
+    lines = [
+        "#include <stdint.h>",
+        "#include <math.h>",
+        "#define C double",
+        "#define F(name) name",
+        JOB + "\n".join(dict.fromkeys(filter(None, helpers))),
+        "static inline void part(const job* j, const int64_t* i) {",
+        "  const int64_t a = i[0], n = i[1] - a;",
+        "  if (n > 0) j->run(n, j->row + a, j->begin + a, j->end + a, j->columns, j->scalars, j->entries, "
+        "j->out ? j->out + a : 0);",
+        "}",
+        "void staged(int64_t items, const int64_t* row, const int64_t* begin, const int64_t* end,",
+        "            const int64_t* const* columns, const double* scalars, const double* entries, double* out) {",
+        f"  const double half = scalars[{scalars}];",  # of a constant a compiler would make another root
+        *(f"  const double s{i} = scalars[{i}];" for i in range(scalars)),
+        *(f"  const job* const j{s} = (const job*)columns[{2 * s}];" for s in range(stages)),
+        "  for (int64_t k = 0; k < items; ++k) {",
+        "    const int64_t r = row[k];",
+        *(f"    const int64_t* const i{s} = columns[{2 * s + 1}] + 2 * r;" for s in range(stages)),
+        *(f"    const double e{i} = entries[r * {entries} + {i}];" for i in range(entries)),
+        *(f"    {line}" for line in body),
+        "  }",
+        "}",
+        "void run(void) {}",
+    ]
+    return "\n".join([*lines, ""])
+
+
+def _met(stage: int, i: int, kind: str) -> str:
+    """The line that meets what a stage reduced, item by item as the host would."""
+    meet = REDUCTIONS[kind].meet.c.format("a", "b")
+    items = f"for (int64_t m = i{stage}[0]; m < i{stage}[1]; ++m)"
+    return f"{items} {{ const double a = t{i}, b = j{stage}->out[m]; t{i} = {meet}; }}"
+
+
+def _computed(value: Value, numbers: Numbers, done: set[int]) -> list[str]:
+    """The lines that compute a number, those that are not there yet."""
+    kind, at = value
+    if kind != "number" or at in done:
+        return []
+    done.add(at)
+    op, operands = numbers.lines[at]
+    before = [line for operand in operands for line in _computed(operand, numbers, done)]
+    return [*before, f"const double n{at} = {_FORMS[op].format(*map(_name, operands))};"]
+
+
+def _name(value: Value) -> str:
+    return _LETTERS[value[0]] + str(value[1])
+
+
+def _put(stage: int, width: int, at: int, value: Value) -> str:
+    """The line by which a stage gets one of its numbers per row."""
+    place = f"((double*)j{stage}->entries)[j{stage}->row[i{stage}[0]] * {width} + {at}]"
+    return f"if (i{stage}[0] < i{stage}[1]) {place} = {_name(value)};"
+
+
+class StagedRunner:
+    """Native kernels as the stages of one job over parameters.
+
+    Args:
+        runners: of the stages.
+        rows: for each, the row of each parameter that it runs over.
+        widths: how many numbers per row each has.
+        names: the parameters.
+        numbers: what lies between.
+        scalars, entries: how many numbers of the host that takes.
+    """
+
+    scratch = None
+
+    def __init__(
+        self, runners: Sequence[NativeRunner], rows: Sequence[Mapping[str, int]], widths: Sequence[int],
+        names: Sequence[str], numbers: Numbers, scalars: int, entries: int,
+    ) -> None:  # fmt: skip
+        self.source = staged_source(len(runners), widths, numbers, scalars, entries)
+        library = build.load(self.source)
+        self._runners = runners
+        self._stretches = array("q", stretches(elements_of(runners, rows, names)))
+        self._units = array("q", range(len(names)))
+        self._items = [_items_of(runner, of, names) for runner, of in zip(runners, rows, strict=True)]
+        table = [cell for runner, items in zip(runners, self._items, strict=True)
+                 for cell in (runner.at, items.buffer_info()[0])]  # fmt: skip
+        self._table = array("q", table)
+        self._elements = sum(runner.items.elements for runner in runners)
+        self._kernel: Any = (library, ctypes.cast(library.staged, ctypes.c_void_p).value or 0)
+
+    def write(self, commit: Commit, columns: Sequence[Any], scalars: Sequence[float], entries: Sequence[float]) -> None:
+        """Have a commit run all stages. `columns` are the arguments of each; see Runner for what else there is."""
+        held: list[Any] = [runner.put(*given) for runner, given in zip(self._runners, columns, strict=True)]
+        numbers, per_row = array("d", [*scalars, 0.5]), array("d", entries)
+        units, stretches = self._units.buffer_info()[0], self._stretches.buffer_info()[0]
+        cells = [column.buffer_info()[0] for column in (self._table, numbers, per_row)]
+        job = array(
+            "q",
+            (self._kernel[1], len(self._units), units, units, units, len(self._stretches) - 1, stretches, *cells, 0),
+        )
+        commit.shared(Kernels).add(job.buffer_info()[0], self._elements, (self, held, numbers, per_row, job))
+
+
+def elements_of(runners: Sequence[NativeRunner], rows: Sequence[Mapping[str, int]], names: Sequence[str]) -> list[int]:
+    """How many elements the largest stage of each parameter has."""
+    sizes = [runner.items.sizes for runner in runners]
+    return [max(size[of[n]] for size, of in zip(sizes, rows, strict=True) if n in of) for n in names]
+
+
+def _items_of(runner: NativeRunner, rows: Mapping[str, int], names: Sequence[str]) -> array[int]:
+    """Where a stage's items of each parameter begin and end."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for k, row in enumerate(runner.items.row_of):
+        first.setdefault(row, k)
+        last[row] = k + 1
+    found = [(first.get(row, 0), last.get(row, 0)) for row in (rows.get(name, -1) for name in names)]
+    return array("q", [k for pair in found for k in pair])
