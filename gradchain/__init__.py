@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gradchain.combinators.partition import partition as partition
     from gradchain.combinators.partition import rest as rest
     from gradchain.combinators.skip_nonfinite import skip_nonfinite as skip_nonfinite
+    from gradchain.combinators.switch import switch as switch
+    from gradchain.combinators.when import when as when
     from gradchain.core.chain import chain as chain
     from gradchain.core.config import from_config as from_config
     from gradchain.core.config import to_config as to_config
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
     from gradchain.core.roles import Freezes as Freezes
     from gradchain.core.roles import Gate as Gate
     from gradchain.core.roles import KeepsWindow as KeepsWindow
+    from gradchain.core.roles import TakesTurns as TakesTurns
     from gradchain.core.roles import WindowState as WindowState
+    from gradchain.core.roles import Wraps as Wraps
     from gradchain.core.says import Says as Says
     from gradchain.core.scalars import Count as Count
     from gradchain.core.scalars import Scalars as Scalars
@@ -55,11 +59,20 @@ if TYPE_CHECKING:
     from gradchain.core.transform import Transform as Transform
     from gradchain.core.weights import Weights as Weights
     from gradchain.core.weights import apply_updates as apply_updates
-    from gradchain.optimizers import adam as adam
-    from gradchain.optimizers import adamw as adamw
-    from gradchain.optimizers import lion as lion
-    from gradchain.optimizers import nadamw as nadamw
-    from gradchain.optimizers import sgd as sgd
+    from gradchain.optimizers.descent import asgd as asgd
+    from gradchain.optimizers.descent import lion as lion
+    from gradchain.optimizers.descent import rprop as rprop
+    from gradchain.optimizers.descent import sgd as sgd
+    from gradchain.optimizers.moments import adam as adam
+    from gradchain.optimizers.moments import adamax as adamax
+    from gradchain.optimizers.moments import adamw as adamw
+    from gradchain.optimizers.moments import nadam as nadam
+    from gradchain.optimizers.moments import nadamw as nadamw
+    from gradchain.optimizers.moments import radam as radam
+    from gradchain.optimizers.moments import sparse_adam as sparse_adam
+    from gradchain.optimizers.squares import adadelta as adadelta
+    from gradchain.optimizers.squares import adagrad as adagrad
+    from gradchain.optimizers.squares import rmsprop as rmsprop
     from gradchain.schedules import by as by
     from gradchain.schedules import constant as constant
     from gradchain.schedules import cosine as cosine
@@ -91,6 +104,7 @@ if TYPE_CHECKING:
     from gradchain.transforms.nonfinite import nan_to_num as nan_to_num
     from gradchain.transforms.plateau import reduce_on_plateau as reduce_on_plateau
     from gradchain.transforms.project import project as project
+    from gradchain.transforms.rms import scale_by_rms as scale_by_rms
     from gradchain.transforms.sam import sam as sam
     from gradchain.transforms.scale import scale as scale
     from gradchain.transforms.scale import scale_by_learning_rate as scale_by_learning_rate
@@ -122,19 +136,25 @@ _HOMES = {
     "Scalars": "core.scalars",
     "Selector": "selectors",
     "State": "core.state",
+    "TakesTurns": "core.roles",
     "Tensors": "core.tensors",
     "Transform": "core.transform",
     "UpdateInfo": "updater.info",
     "Updater": "updater.updater",
     "Weights": "core.weights",
     "WindowState": "core.roles",
+    "Wraps": "core.roles",
     "accumulate": "combinators.accumulate",
-    "adam": "optimizers",
-    "adamw": "optimizers",
+    "adadelta": "optimizers.squares",
+    "adagrad": "optimizers.squares",
+    "adam": "optimizers.moments",
+    "adamax": "optimizers.moments",
+    "adamw": "optimizers.moments",
     "add_decayed_weights": "transforms.decay",
     "add_noise": "transforms.noise",
     "amp_scale": "combinators.amp_scale",
     "apply_updates": "core.weights",
+    "asgd": "optimizers.descent",
     "atan2": "core.scalars",
     "average_params": "transforms.average",
     "bias": "selectors",
@@ -160,7 +180,7 @@ _HOMES = {
     "join": "schedules",
     "layer_decay": "selectors",
     "linear": "schedules",
-    "lion": "optimizers",
+    "lion": "optimizers.descent",
     "log": "core.scalars",
     "log1p": "core.scalars",
     "masked": "combinators.masked",
@@ -168,7 +188,8 @@ _HOMES = {
     "min_ndim": "selectors",
     "minimum": "core.scalars",
     "multiply": "selectors",
-    "nadamw": "optimizers",
+    "nadam": "optimizers.moments",
+    "nadamw": "optimizers.moments",
     "named": "selectors",
     "nan_to_num": "transforms.nonfinite",
     "ndim": "selectors",
@@ -177,26 +198,33 @@ _HOMES = {
     "owner_named": "selectors",
     "partition": "combinators.partition",
     "project": "transforms.project",
+    "radam": "optimizers.moments",
     "read_weights": "updater.deployed",
     "reduce_on_plateau": "transforms.plateau",
     "register": "adapters",
     "remainder": "core.scalars",
     "rest": "combinators.partition",
+    "rmsprop": "optimizers.squares",
     "round": "core.scalars",
+    "rprop": "optimizers.descent",
     "sam": "transforms.sam",
     "scale": "transforms.scale",
     "scale_by_adam": "transforms.adam",
     "scale_by_learning_rate": "transforms.scale",
     "scale_by_lion": "transforms.lion",
+    "scale_by_rms": "transforms.rms",
     "scale_by_schedule": "transforms.scale",
     "scale_by_sign": "transforms.sign",
-    "sgd": "optimizers",
+    "sgd": "optimizers.descent",
     "skip_nonfinite": "combinators.skip_nonfinite",
+    "sparse_adam": "optimizers.moments",
     "sqrt": "core.scalars",
     "stateless": "transforms.stateless",
+    "switch": "combinators.switch",
     "tanh": "core.scalars",
     "to_config": "core.config",
     "trace": "transforms.trace",
+    "when": "combinators.when",
     "where": "core.scalars",
 }
 _SHOWN = ("rules", "schedules", "selectors")

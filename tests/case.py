@@ -52,6 +52,7 @@ class Case:
         in_place: why it neither runs under vmap nor has derivatives, where it works in place.
         own_time: whether a step in which a parameter is absent is no step to it.
         counted: whether what it does follows from the count that it keeps.
+        rests: whether it, or a link in it, rests in some updates, and does not count those.
         alone: whether it works on each parameter by itself: not if a selector in it would match nothing.
         zero: whether a gradient of zero gives finite updates.
         low: why gradients at the ends of float16 and bfloat16 do not give what the same numbers give in float64.
@@ -77,6 +78,7 @@ class Case:
     in_place: str = ""
     own_time: bool = True
     counted: bool = True
+    rests: bool = False
     alone: bool = True
     zero: bool = True
     low: str = ""

@@ -6,8 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import cases_compose
 import cases_elem
 import cases_owning
+import cases_pertensor
+import cases_torch
 import rules
 import torch
 from case import Case, Clip
@@ -652,5 +655,8 @@ CASES: tuple[Case, ...] = (
         uses_params=True,
     ),
     *cases_elem.ROWS,
+    *cases_compose.ROWS,
     *cases_owning.ROWS,
+    *cases_torch.ROWS,
+    *cases_pertensor.ROWS,
 )

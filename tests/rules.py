@@ -58,6 +58,15 @@ def noisy(problem: Problem, t: int, weights: Weights, memory: dict[str, Any]) ->
     return out
 
 
+def often(step: Any) -> Any:
+    """Two updates of three."""
+    return step % 3 != 1
+
+
+def size(updates: gch.Tensors) -> Any:
+    return updates.norm()
+
+
 def falling(step: Any) -> Any:
     return 0.9 / (1 + 0.25 * step)
 

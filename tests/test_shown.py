@@ -15,10 +15,8 @@ from gradchain.core.transform import Transform
 from gradchain.selectors.source import LINE
 
 NAMES = {name: value for name, value in vars(rules).items() if callable(value)}
-FRONT = {name: getattr(gch, name) for name in gch.__all__}
-RULES = {name: getattr(gch.rules, name) for name in gch.rules.__all__}
-KNOWN = {**RULES, **vars(gch.schedules), **vars(gch.selectors), **NAMES, **FRONT}
-KNOWN.update(torch=torch, inf=float("inf"))
+FRONT = {name: getattr(door, name) for door in (gch.rules, gch) for name in door.__all__}
+KNOWN = {**vars(gch.schedules), **vars(gch.selectors), **NAMES, **FRONT, "torch": torch, "inf": float("inf")}
 rows = pytest.mark.parametrize("case", [pytest.param(case, id=case.id) for case in CASES])
 LINKS = [case.link for case in CASES]
 

@@ -6,5 +6,7 @@ from gradchain.combinators.freeze import freeze
 from gradchain.combinators.masked import masked
 from gradchain.combinators.partition import partition, rest
 from gradchain.combinators.skip_nonfinite import skip_nonfinite
+from gradchain.combinators.switch import switch
+from gradchain.combinators.when import when
 
-__all__ = ["accumulate", "amp_scale", "freeze", "masked", "partition", "rest", "skip_nonfinite"]
+__all__ = ["accumulate", "amp_scale", "freeze", "masked", "partition", "rest", "skip_nonfinite", "switch", "when"]

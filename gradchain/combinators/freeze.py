@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from gradchain.combinators.masked import checked_selector
 from gradchain.core.context import Context
@@ -17,7 +18,7 @@ from gradchain.selectors import SelectorLike
 class freeze(Freezes):
     """Take the parameters a selector matches out of the updates, as if they had no gradient.
 
-        u_i absent for i in selector while step < until, else g_i
+        u_i absent for i in selector while start <= step < until, else g_i
 
     First in the chain, or behind `accumulate` and the gates: links before it have already seen the gradient. "Frozen
     for a while" has three meanings, which end at different weights:
@@ -32,7 +33,8 @@ class freeze(Freezes):
 
     Args:
         selector: which parameters.
-        until: how many applied updates it lasts, an integer of at least 0; None is for good.
+        until: the applied updates at which it ends, an integer of at least 0; None is for good.
+        start: the applied updates at which it begins, an integer of at least 0, and below `until`.
 
     Shapes: any.
     Units: unchanged.
@@ -42,6 +44,8 @@ class freeze(Freezes):
     >>> import gradchain as gch
     >>> gch.chain(gch.freeze(gch.named("backbone.*"), until=1000), gch.scale_by_adam())
     chain(freeze(named("backbone.*"), until=1000), scale_by_adam())
+    >>> gch.freeze(gch.norm, start=5000)
+    freeze(norm, start=5000)
     """
 
     descends = False
@@ -49,26 +53,35 @@ class freeze(Freezes):
 
     selector: SelectorLike
     until: int | None = None
+    start: int = 0
 
     def check(self) -> None:
         object.__setattr__(self, "selector", checked_selector("freeze", self.selector))
-        if self.until is None:
-            return
-        until = whole_number(self.until)
-        if until is None:
-            raise TypeError(f"freeze: until must be a number of applied updates or None, got {self.until!r}.")
-        if until < 0:
-            raise ValueError(f"freeze: until must be at least 0, got {self.until!r}.")
-        object.__setattr__(self, "until", until)
+        for name, words in (("until", "a number of applied updates or None"), ("start", "a number of applied updates")):
+            given = getattr(self, name)
+            if name == "until" and given is None:
+                continue
+            number = whole_number(given)
+            if number is None:
+                raise TypeError(f"freeze: {name} must be {words}, got {given!r}.")
+            if number < 0:
+                raise ValueError(f"freeze: {name} must be at least 0, got {given!r}.")
+            object.__setattr__(self, name, number)
+        if self.start and self.until is not None and self.start >= self.until:
+            raise ValueError(f"freeze: start must be below until, {self.until}, got {self.start}.")
+
+    def written(self) -> dict[str, Any]:
+        """Its fields; `start` only where it is, as configs of before there was any have it."""
+        return {name: value for name, value in super().written().items() if name != "start" or value}
 
     def frozen(self, index: Index) -> Iterable[str]:
-        return index.members(self.selector) if self.until is None else ()
+        return index.members(self.selector) if self.until is None and not self.start else ()
 
     def init(self, params: Tensors) -> State:
         params.index.members(self.selector)
         return super().init(params)
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
-        if self.until is not None and ctx.step >= self.until:
+        if (self.until is not None and ctx.step >= self.until) or (self.start and ctx.step < self.start):
             return g, state
         return g.select(g.index.without(ctx.members(self.selector))), state

@@ -8,6 +8,7 @@ from typing import Any
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.index import Index
+from gradchain.core.roles import Wraps
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -17,7 +18,7 @@ from gradchain.selectors.base import predicate
 from gradchain.words import values
 
 
-class masked(Transform):
+class masked(Wraps):
     """Apply a link to the parameters a selector matches; the others pass unchanged.
 
         u_i = inner(g)_i for i in selector, else g_i

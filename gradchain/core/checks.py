@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.roles import AtTicks, Freezes, Gate, KeepsWindow, WindowState
+from gradchain.core.roles import AtTicks, Freezes, Gate, KeepsWindow, TakesTurns, WindowState, Wraps
 from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, registry, walk
+
+_Entry = tuple[str, Transform, Any]  # an address, its link, and the parameters that it sees
 
 
 def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> None:
@@ -41,8 +45,9 @@ def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> N
     _check_owners(chain, index)
     _check_in_place(chain)
     _check_states(chain, state)
+    wraps = tuple(f"{address}/" for address, link, _ in walk(chain, index) if isinstance(link, Wraps))
     for address, link, _ in walk(chain, index):
-        _check_place(address, link, [n for n, _, _ in chain.parts(index)])
+        _check_place(address, link, [n for n, _, _ in chain.parts(index)], wraps)
     _warn_of_late_clips([path for path, _ in paths])
     _warn_of_autocast(chain, index, ctx)
 
@@ -63,7 +68,23 @@ def _check_states(chain: Transform, state: State, path: str = "") -> None:
 
 def _paths(chain: Transform, index: Index) -> Iterator[tuple[list[tuple[str, Transform]], list[str]]]:
     """Each distinct row of links that some parameters pass, with their names."""
-    entries = list(walk(chain, index))
+    for entries in _turns(list(walk(chain, index))):
+        yield from _paths_among(entries, index)
+
+
+def _turns(entries: list[_Entry]) -> Iterator[list[_Entry]]:
+    """The links of an update, for each choice among those that take turns."""
+    turns = [
+        [f"{address}/{name}" for name, _, _ in link.parts(None)]
+        for address, link, _ in entries
+        if isinstance(link, TakesTurns)
+    ]
+    for chosen in itertools.product(*turns):
+        others = tuple(f"{part}/" for parts in turns for part in parts if part not in chosen)
+        yield [entry for entry in entries if not f"{entry[0]}/".startswith(others)]
+
+
+def _paths_among(entries: list[_Entry], index: Index) -> Iterator[tuple[list[tuple[str, Transform]], list[str]]]:
     partial = [(i, seen) for i, (_, _, seen) in enumerate(entries) if len(seen) < len(index)]
     groups: dict[tuple[int, ...], list[str]] = {}
     for name in index.names:
@@ -142,7 +163,7 @@ def _check_owners(link: Transform, index: Index, path: str = "") -> None:
     parts = [(f"{path}/{name}" if path else name, part, seen) for name, part, seen in link.parts(index)]
     for i, (address, part, seen) in enumerate(parts):
         # parts that see the same are in a row; branches see parameters of their own
-        after = [entry for entry in parts[i + 1 :] if entry[2] is seen]
+        after = [] if isinstance(link, TakesTurns) else [entry for entry in parts[i + 1 :] if entry[2] is seen]
         owner = next((a for a, x in _leaves(address, part, seen) if x.role == "weights"), None)
         late = (a for entry in after for a, x in _leaves(*entry) if x.role not in ("weights", "average"))
         first = next(late, None) if owner else None
@@ -194,22 +215,17 @@ def _check_holders(path: list[tuple[str, Transform]], stateful: set[str]) -> Non
                 )
 
 
-def _check_place(address: str, link: Transform, outermost: list[str]) -> None:
+def _check_place(address: str, link: Transform, outermost: list[str], wraps: tuple[str, ...]) -> None:
     if address in outermost:
         return
     if link.role == "unscale" or _averages_updates(link):
         why = {"unscale": "touches the loss", "average": "averages the final weights"}
         raise ValueError(f"chain: {address} {why[link.role]}. Put it in the outermost chain.")
-    if link.holds and not _in_branch(address):
+    if link.holds and address.startswith(wraps):
         raise ValueError(
             f"chain: {address} may hold the chain, which only a link of the outermost chain or of a branch of "
             "partition can do. Move it there."
         )
-
-
-def _in_branch(address: str) -> bool:
-    holders = address.split("/")[:-1]
-    return not any(holder.partition("#")[0] == "masked" for holder in holders)
 
 
 def _stateful(link: Transform, state: State, path: str = "") -> Iterator[str]:

@@ -109,6 +109,10 @@ class Hyper:
     def __set__(self, link: object, value: Value) -> None:
         link.__dict__[self.name] = self.parse(value, self.owner)
 
+    def is_numeric(self, value: Any) -> bool:
+        """Whether what is kept here gives a number at each update: one that is a word, or asks the link, does not."""
+        return not isinstance(value, str)
+
     def parse(self, value: Any, owner: str) -> Any:
         """What a user put here, as it is kept: checked as far as it is known before the first update."""
         if isinstance(value, Tensor):

@@ -176,8 +176,8 @@ def _ends_alike(columns: Sequence[Any]) -> Sequence[Any]:
 
 
 def _where(condition: Any, a: Any, b: Any) -> Tensor:
-    if isinstance(condition, Tensor):
-        return torch.where(condition, a, b)
+    if isinstance(condition, Tensor):  # truths of the host, one per parameter, lie in a column of numbers
+        return torch.where(condition if condition.dtype is torch.bool else condition != 0, a, b)
     # a truth of the host, as what a count is compared with
     chosen, like = a if condition else b, a if isinstance(a, Tensor) else b
     whole = isinstance(chosen, Tensor) and chosen.shape == like.shape

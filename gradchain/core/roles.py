@@ -148,6 +148,26 @@ class AtTicks(Transform, role_only=True):
         raise NotImplementedError(f"{type(self).__name__}: a link that works at ticks needs ticked(state, ctx).")
 
 
+class Wraps(Transform, role_only=True):
+    """A link around others that makes something of what they make, and cannot hold the chain for them.
+
+    So what may hold does not stand in it, and neither does a window. Branches of `partition` may hold.
+
+    >>> import gradchain as gch
+    >>> isinstance(gch.masked(gch.scale(0.1), gch.bias), gch.Wraps)
+    True
+    """
+
+
+class TakesTurns(Wraps, role_only=True):
+    """A link of whose parts one works in an update: they are no row, and each may be a whole rule.
+
+    >>> import gradchain as gch
+    >>> isinstance(gch.switch(gch.adam(0.1), gch.sgd(0.1), at=10), gch.TakesTurns)
+    True
+    """
+
+
 class Freezes(Transform, role_only=True):
     """A link that makes the entries of some parameters absent, for good or for a while.
 

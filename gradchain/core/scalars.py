@@ -136,6 +136,11 @@ class Scalars(Operand[Any], Mapping[str, Any]):
         made._values, made._index, made._column = None, index, column
         return made
 
+    @classmethod
+    def of(cls, index: Index, value: float) -> Scalars:
+        """One number for each entry of an Index."""
+        return cls.over(index, torch.full((len(index),), value, dtype=torch.float64, device="cpu"))
+
     @property
     def _named(self) -> dict[str, Any]:
         if self._values is None:
@@ -193,10 +198,15 @@ class Scalars(Operand[Any], Mapping[str, Any]):
 
     def overlay(self, other: Mapping[str, Any]) -> Scalars:
         """These entries, replaced by those of `other` where it has them."""
+        if isinstance(other, Scalars) and tuple(other) == tuple(self):
+            return other
         return Scalars({**self._named, **other})
 
     def select(self, names: Iterable[str]) -> Scalars:
         """The entries of these names."""
+        names = tuple(names)
+        if names == tuple(self):
+            return self
         mine = self._named
         return Scalars({n: mine[n] for n in names if n in mine})
 
@@ -378,6 +388,10 @@ def _dispatch(op: str, args: tuple[Any, ...]) -> Any:
     if names is not None:
         rows = {n: tuple(a[n] if isinstance(a, Scalars) else a for a in args) for n in names}
         return Scalars({n: _dispatch(op, row) for n, row in rows.items()})
+    if op == "where" and isinstance(args[0], Tensor) and {type(a) for a in args[1:]} in ({float}, {float, int}):
+        # of two floats torch would make one of its default dtype
+        wide = torch.float32 if args[0].device.type == "mps" else torch.float64
+        args = (args[0], torch.full_like(args[0], args[1], dtype=wide), args[2])
     deciding = args[:1] if op == "where" else args  # a truth of the host chooses between whatever is there
     return OPERATIONS[op].truth(*args) if any(isinstance(a, Tensor) for a in deciding) else HOST[op](*args)
 

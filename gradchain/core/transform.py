@@ -71,8 +71,8 @@ class Transform:
         refuses_rows: why it cannot take a sparse gradient, which is that of the rows it names, and the cure, as "decays
             all rows. Write …"; "" where it can, and sees these rows of gradients, weights and state.
 
-    What else the updater does with a link goes by type: `AtTicks`, `Gate`, `KeepsWindow` and `Freezes` are Transforms
-    to derive from, `WindowState` and `AverageState` States.
+    What else the updater does with a link goes by type: `AtTicks`, `Gate`, `KeepsWindow`, `Freezes` and `Wraps` are
+    Transforms to derive from, `WindowState` and `AverageState` States.
     """
 
     descends: ClassVar[bool | None] = None

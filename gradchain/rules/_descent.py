@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
-from gradchain.optimizers import _decay as decay
+from gradchain.optimizers._parts import decay
 from gradchain.selectors import SelectorLike
 from gradchain.transforms.scale import scale_by_learning_rate
 

@@ -275,7 +275,7 @@ def _fields_of(chain: Transform) -> dict[str, tuple[str, Transform, Hyper]]:
         f"{address}.{name}": (address, link, hyper)
         for address, link, _ in walk(chain, None)
         for name, hyper in link.hypers.items()
-        if not isinstance(link.__dict__[name], str)
+        if hyper.is_numeric(link.__dict__[name])
     }
 
 

@@ -10,10 +10,18 @@ from typing import Any
 
 TORCH: dict[str, str] = {
     # torch.optim; its other classes are found by name
+    "ASGD": "gch.asgd",
+    "Adadelta": "gch.adadelta",
+    "Adagrad": "gch.adagrad",
     "Adam": "gch.adam",
     "AdamW": "gch.adamw",
+    "Adamax": "gch.adamax",
+    "NAdam": "gch.nadam",
+    "RAdam": "gch.radam",
+    "RMSprop": "gch.rmsprop",
+    "Rprop": "gch.rprop",
     "SGD": "gch.sgd",
-    "SparseAdam": "gch.adam, which updates the rows that a sparse gradient names",
+    "SparseAdam": "gch.sparse_adam; any rule updates the rows that a sparse gradient names",
     "Optimizer": "gch.Transform for a rule of your own, gch.from_torch for a class that there is",
     "optim": "gch.chain, or the aliases gch.adamw, gch.sgd, …",
     # torch.optim.lr_scheduler
@@ -75,10 +83,11 @@ OPTAX: dict[str, str] = {
     "stateless_with_tree_map": "gch.stateless",
     "identity": "gch.chain",
     "set_to_zero": "gch.freeze",
-    "centralize": "gch.stateless",
+    "centralize": "gch.rules.centralize",
     "apply_every": "gch.accumulate",
-    "monitor": "gch.Context.record",
-    "snapshot": "gch.Context.record",
+    "monitor": "gch.rules.monitor",
+    "measure_with_ema": "gch.rules.snapshot",
+    "snapshot": "gch.rules.snapshot",
     # combinators
     "named_chain": "gch.chain",
     "multi_transform": "gch.partition",
@@ -86,12 +95,14 @@ OPTAX: dict[str, str] = {
     "MultiSteps": "gch.accumulate",
     "skip_not_finite": "gch.skip_nonfinite",
     "apply_if_finite": "gch.skip_nonfinite",
-    "conditionally_mask": "gch.freeze",
-    "conditionally_transform": "gch.masked",
+    "conditionally_mask": "gch.when",
+    "conditionally_transform": "gch.when",
+    "skip_large_updates": "gch.rules.skip_large_updates",
     "inject_hyperparams": "gch.Updater.override",
     "inject_stateful_hyperparams": "gch.Updater.override",
     # aliases
-    "nadam": "gch.nadamw",
+    "adamaxw": "gch.adamax",
+    "amsgrad": "gch.adam",
     "optimistic_adam_v2": "gch.rules.optimistic_adam",
     # schedules
     "constant_schedule": "gch.constant",

@@ -169,3 +169,14 @@ def test_nothing_is_read_from_a_device(op):
     given = (tensors,) if op in ONE else (tensors, 0.7)
     for args in (given, given[::-1], *([(tensors, tensors)] if op in TWO else [])):
         assert getattr(gch, op)(*args)["w"].device.type == "meta"
+
+
+@pytest.mark.parametrize("given", [(0.3, 0.7), (0.3, 1), (1, 0.7)])
+def test_a_truth_on_a_device_chooses_between_floats_in_float64(given):
+    """As one of the host does: neither is rounded to torch's default dtype."""
+    for truth, chosen in ((True, given[0]), (False, given[1])):
+        made = gch.where(torch.tensor(truth), *given)
+        assert made.dtype == torch.float64 and made.item() == gch.where(truth, *given) == chosen
+        batched = torch.func.vmap(lambda t: gch.where(t, *given))(torch.tensor([truth, not truth]))
+        assert batched[0].item() == chosen
+    assert gch.where(torch.tensor(True), 1, 2).dtype == torch.int64

@@ -545,9 +545,11 @@ def test_a_function_of_numpys_is_a_schedule():
 
 def test_links_of_one_kind_are_found_by_type():
     """Ours say by their class what they are."""
-    tx = gch.chain(gch.accumulate(2), gch.amp_scale(always=True), gch.skip_nonfinite(), gch.freeze(gch.bias), LR)
+    tx = gch.chain(gch.accumulate(2), gch.amp_scale(always=True), gch.skip_nonfinite(), gch.freeze(gch.bias),
+                   gch.masked(gch.trace(0.9), gch.bias), LR)  # fmt: skip
     kinds = {kind: [a for a, link, _ in walk(tx, None) if isinstance(link, kind)] for kind in (
-        gch.KeepsWindow, gch.Gate, gch.Freezes)}  # fmt: skip
+        gch.KeepsWindow, gch.Gate, gch.Freezes, gch.Wraps)}  # fmt: skip
     assert kinds == {
         gch.KeepsWindow: ["accumulate"], gch.Gate: ["amp_scale", "skip_nonfinite"], gch.Freezes: ["freeze"],
+        gch.Wraps: ["masked"],
     }  # fmt: skip

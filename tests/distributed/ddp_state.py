@@ -10,7 +10,7 @@ from ddp_windows import counts, full_chain, plain_chain, summed
 from little_task import loss_of, net, rows, share, train, weights
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from two_ranks import Scenarios, sentence
+from two_ranks import Scenarios, same_on_both, sentence
 
 import gradchain as gch
 
@@ -400,3 +400,21 @@ def group(rank):
         path.unlink()
         path.parent.rmdir()
     return {"weights": [w for m in models for w in weights(m)]}
+
+
+@scenario
+def spikes_of_one_rank(rank):
+    """A batch that is a spike on one rank alone: both hold, by the gradient and by the loss, and go on alike."""
+    out = {}
+    for of in ("norm", "loss"):
+        model = net()
+        ddp = DistributedDataParallel(model)
+        updater = gch.chain(gch.rules.skip_spikes(8.0, warmup=4, of=of), gch.sgd(1e-3, momentum=0.9)).bind(ddp)
+        reasons = []
+        for micro in range(12):
+            size = 1e4 if micro in (6, 9) and rank == 1 else 1.0
+            reasons.append(updater.update(size * (loss_of(ddp(share(micro, rank))) + 1.0)).reason)
+        numbers = updater.state_dict()["links"]["skip_spikes"]
+        numbers = torch.tensor([float(numbers[name]) for name in ("count", "mean", "var", "skip_rate")]).double()
+        out[of] = {"reasons": reasons, "numbers": numbers, "alike": same_on_both(numbers), "weights": weights(model)}
+    return out

@@ -170,3 +170,19 @@ def test_group(ran):
     for k, model in zip((3, 4), models, strict=True):
         expected += train(plain_chain(k).bind(model), model, range(12))
     close(ran("group"), expected, weights(net()) * 2)
+
+
+@pytest.mark.parametrize("of", ["norm", "loss"])
+def test_ranks_share_what_a_spike_is(ran, of):
+    """Statistics and decisions are alike although one rank alone had the bad batch, and are those of one process."""
+    results = [result[of] for result in ran("spikes_of_one_rank")]
+    expected = ["spike" if micro in (6, 9) else "applied" for micro in range(12)]
+    assert [r["reasons"] for r in results] == [expected] * 2
+    assert all(r["alike"] for r in results)
+    model = net()
+    updater = gch.chain(gch.rules.skip_spikes(8.0, warmup=4, of=of), gch.sgd(1e-3, momentum=0.9)).bind(model)
+    for micro in (m for m in range(12) if m not in (6, 9)):
+        updater.update(loss_of(model(share(micro, None))) + 1.0)
+    close(results, weights(model), weights(net()))
+    kept = updater.state_dict()["links"]["skip_spikes"]
+    assert [kept[n] for n in ("count", "mean", "var")] == pytest.approx(results[0]["numbers"][:3].tolist())

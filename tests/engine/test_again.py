@@ -35,11 +35,19 @@ LINKS = {name: cls for name, cls in registry.items() if cls.__module__.partition
 ALIASES: dict[str, Callable[..., gch.Transform]] = {name: getattr(optimizers, name) for name in optimizers.__all__}
 
 # run by a closure, or run code of the user's: these are recorded at each step
-RECORDED = {"sam", "stateless", "project", "from_torch"}
+RECORDED = {"sam", "stateless", "project", "from_torch", "snapshot", "monitor"}
 
 
 def doubled(g: gch.Tensors, params: gch.Tensors) -> gch.Tensors:
     return 2.0 * g
+
+
+def norm_of(updates: gch.Tensors) -> float:
+    return updates.norm()
+
+
+def now_and_then(step: float) -> bool:
+    return step % 4 != 1
 
 
 def halved(w: torch.Tensor) -> torch.Tensor:
@@ -50,16 +58,30 @@ def halved(w: torch.Tensor) -> torch.Tensor:
 VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("add_noise", "seed"): (0, 2**65),
     ("accumulate", "reduce"): ("mean", "sum"),
+    ("add_decayed_weights", "by"): ("learning_rate", "cautious"),
+    ("add_decayed_weights", "peak"): (None, 0.5),
     ("average_params", "start"): (0, 1, 5),
     ("average_params", "every"): (1, 2, 5),
     ("average_params", "buffers"): ("keep", "copy", "average"),
     ("average_params", "decay"): ("mean",),
     ("average_params", "on"): (None, "ema"),
+    ("cautious", "inner"): (gch.scale_by_adam(b2=0.9), gch.trace(0.9)),
     ("chain", "links"): ((("front", gch.clip_by_norm(2.0)), gch.scale(0.5)), (gch.trace(0.9), gch.clip_by_norm(0.5))),
     ("clip_by_norm", "p"): (0.5, 1, 1.5, 2.0, 3, INF),
     ("clip_by_norm", "per"): ("all", "tensor", [HEAD, BODY], [gch.named("body.bias"), gch.min_ndim(2)]),
     ("freeze", "selector"): (HEAD,),
+    ("clip_by_zscore", "to"): ("reciprocal", "bound", "mean"),
     ("freeze", "until"): (None, 0, 4),
+    ("freeze", "start"): (0, 2, 5),
+    ("skip_spikes", "of"): ("norm", "loss"),
+    ("snapshot", "name"): ("size", "a norm"),
+    ("snapshot", "measure"): (norm_of,),
+    ("switch", "first"): (gch.trace(0.9), gch.chain(gch.clip_by_norm(0.5), gch.scale_by_adam(b2=0.9))),
+    ("switch", "second"): (gch.scale_by_adam(b2=0.9), gch.scale_by_lion()),
+    ("switch", "begins"): (0, 1, 8, 100),
+    ("when", "predicate"): (True, now_and_then),
+    ("when", "inner"): (gch.scale_by_adam(b2=0.9), gch.clip_by_norm(0.5)),
+    ("when", "otherwise"): ("pass", "zero"),
     ("from_torch", "optimizer"): ("SGD", "Adam"),
     ("from_torch", "arguments"): ({"lr": 0.1},),
     ("masked", "inner"): (gch.trace(0.9), gch.clip_by_norm(0.5), gch.clip_by_norm(0.5, per="tensor")),

@@ -20,6 +20,14 @@ def clamped(w):
 
 
 # a chain for each link that needs company of its own; `subjects` says which links the table serves
+def size(updates):
+    return updates.norm()
+
+
+def sometimes(step):
+    return step % 3 != 1
+
+
 CHAINS = {
     "everything": gch.chain(
         gch.accumulate(2),
@@ -50,6 +58,29 @@ CHAINS = {
     "lookahead": gch.chain(gch.accumulate(2), gch.sgd(0.1, momentum=0.9), gch.rules.lookahead(2)),
     "noise": gch.chain(gch.accumulate(2), gch.add_noise(0.1, 0.5, seed=3), gch.sgd(0.1, momentum=0.9)),
     "frozen": gch.chain(gch.freeze(EARLY, until=3), gch.adam(0.1, mu_dtype=torch.float32)),
+    "block sizes": gch.chain(
+        gch.accumulate(2), gch.rules.adaptive_grad_clip(0.5), gch.rules.centralize(),
+        gch.rules.normalize_by_update_norm(), gch.rules.clip_by_block_rms(0.5),
+        gch.rules.scale_by_param_block_norm(), gch.rules.scale_by_param_block_rms(),
+        gch.rules.scale_by_trust_ratio(eps=0.1), gch.rules.shrink_by_learning_rate(0.1),
+    ),
+    "novograd": gch.rules.novograd(0.1, weight_decay=0.1),
+    "stable adam": gch.chain(gch.accumulate(3), gch.rules.stable_adamw(0.1)),
+    "sm3": gch.chain(gch.rules.scale_by_sm3(b2=0.9), gch.scale_by_learning_rate(0.1)),
+    "adam_mini": gch.rules.adam_mini(0.1, blocks=[(EARLY, "row")]),
+    "adamp": gch.rules.adamp(0.1, weight_decay=0.1, delta=0.5),
+    "usual": gch.chain(
+        gch.accumulate(2), gch.rules.skip_spikes(1.0, 0.9, 1), gch.rules.skip_large_updates(1e6),
+        gch.rules.clip_by_zscore(1.0, 0.9, 1), gch.rules.clip_by_ema_norm(warmup=2),
+        gch.rules.snapshot("size", size, 0.5), gch.sgd(0.1, momentum=0.9),
+    ),
+    "turns": gch.chain(
+        gch.when(sometimes, gch.trace(0.9)), gch.switch(gch.adam(0.1), gch.sgd(0.1, momentum=0.9), at=4)
+    ),
+    "composed": gch.chain(
+        gch.accumulate(2), gch.rules.correct_gradient(), gch.rules.grokfast(0.9), gch.rules.orthogonalize_gradient(),
+        gch.rules.cautious(gch.scale_by_adam()), gch.scale_by_learning_rate(0.1),
+    ),
     "branches": gch.partition(
         ("held", EARLY, gch.chain(gch.accumulate(3), gch.adam(0.1))),
         (gch.rest, gch.sgd(0.1, momentum=0.9)),
@@ -65,6 +96,15 @@ CHAINS = {
     "lion, refined": gch.chain(gch.scale_by_lion(mode="refined"), gch.scale_by_learning_rate(0.01)),
     "coins": gch.chain(gch.accumulate(2), gch.rules.cocob()),
     "dual averages": gch.chain(gch.accumulate(2), gch.rules.madgrad(0.01)),
+    "torch's, squares": gch.chain(
+        gch.accumulate(2), gch.rules.maximize(), gch.scale_by_rms(bias_correction=True), gch.rules.scale_by_stddev(),
+        gch.rules.scale_by_rss(0.1, lr_decay=0.1), gch.rules.scale_by_adadelta(), gch.trace(0.5, dampening=0.3),
+        gch.scale(-1.0), gch.rules.scale_by_asgd(0.5, 0.1), gch.rules.average_each(2),
+    ),
+    "torch's, moments": gch.chain(
+        gch.accumulate(2), gch.rules.scale_by_adamax(), gch.rules.scale_by_radam(b2=0.9), gch.rules.scale_by_amsgrad(),
+        gch.rules.scale_by_nadam(), gch.rules.scale_by_rprop(0.1), gch.scale(-1.0),
+    ),
 }  # fmt: skip
 
 
