@@ -51,6 +51,7 @@ class Case:
         gate: why it runs neither under vmap nor without reading the device, where it does not.
         in_place: why it neither runs under vmap nor has derivatives, where it works in place.
         own_time: whether a step in which a parameter is absent is no step to it.
+        counted: whether what it does follows from the count that it keeps.
         rests: whether it, or a link in it, rests in some updates, and does not count those.
         alone: whether it works on each parameter by itself: not if a selector in it would match nothing.
         zero: whether a gradient of zero gives finite updates.
@@ -76,6 +77,7 @@ class Case:
     gate: str = ""
     in_place: str = ""
     own_time: bool = True
+    counted: bool = True
     rests: bool = False
     alone: bool = True
     zero: bool = True

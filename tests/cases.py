@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cases_compose
+import cases_elem
 import cases_owning
 import cases_pertensor
 import cases_torch
@@ -653,6 +654,7 @@ CASES: tuple[Case, ...] = (
         lr=None,
         uses_params=True,
     ),
+    *cases_elem.ROWS,
     *cases_compose.ROWS,
     *cases_owning.ROWS,
     *cases_torch.ROWS,

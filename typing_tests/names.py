@@ -12,6 +12,8 @@ assert_type(adamw(1e-3), gch.chain)  # noqa: F405
 assert_type(gch.rules.adamw(1e-3), gch.chain)
 assert_type(gch.rmsprop(gch.cosine(0.1, 0.0, 100), momentum=0.9, maximize=True), gch.chain)
 assert_type(gch.rules.scale_by_sign(), gch.scale_by_sign)
+assert_type(gch.rules.adan(1e-3, weight_decay=0.02), gch.chain)
+assert_type(gch.rules.scale_by_adopt(b2=0.999).clip_exponent, float)
 assert_type(gch.rules.from_torch("AdamW"), gch.from_torch)
 assert_type(gch.from_torch("AdamW", in_place=True, lr=0.1).in_place, bool)
 gch.from_torch("AdamW", in_place="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

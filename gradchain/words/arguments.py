@@ -129,6 +129,7 @@ OUR_WORDS: dict[str, tuple[str, ...]] = {
     "accumulator_dtype": ("dtype",),
     "should_transform_fn": ("predicate", "until", "selector"),
     "beta": ("b1", "decay"),
+    "clip_value_fn": ("clip_exponent",),
 }
 """Word → our arguments for it, in the order in which they are tried; of several at once, with a space between."""
 
@@ -192,7 +193,6 @@ INSTEAD: dict[str, str] = {
     "accumulator_dtype": "momentum is a link of its own: trace(…, accumulator_dtype=…)",
     "accumulation_size": "leave it out: every call of updater.observe counts once",
     "mode": "leave it out: there is one",
-    "smooth_beta": "leave it out: there is one mode, the sign",
     "adv_optimizer": "leave it out: the step uphill is rho along the gradient",
     "sync_period": "leave it out: every update is a step uphill and one down",
     "reset_state": "leave it out: nothing is reset",

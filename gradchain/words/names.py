@@ -99,6 +99,7 @@ OPTAX: dict[str, str] = {
     # aliases
     "adamaxw": "gch.adamax",
     "amsgrad": "gch.adam",
+    "optimistic_adam_v2": "gch.rules.optimistic_adam",
     # schedules
     "constant_schedule": "gch.constant",
     "linear_schedule": "gch.linear",

@@ -98,6 +98,7 @@ VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("reduce_on_plateau", "observed"): ("val_loss", "another"),
     ("reduce_on_plateau", "threshold_mode"): ("rel", "abs", "magnitude"),
     ("reduce_on_plateau", "mode"): ("min", "max"),
+    ("scale_by_lion", "mode"): ("hard", "smooth", "refined"),
     ("stateless", "fn"): (doubled,),
 }
 for _alias in ("sgd", "adamw", "nadamw", "lion"):
@@ -203,7 +204,7 @@ def made(subject: str, argument: str, value: Any) -> gch.Transform:
     if subject == "average_params" and argument in ("every", "start", "buffers"):
         changes.setdefault("start", 0)
     link = dataclasses.replace(link, **changes)  # type: ignore[type-var]
-    if subject == "scale_by_learning_rate":
+    if link.role == "learning_rate" or link.descends:  # it moves weights by itself
         return gch.chain(link) if link.descends else gch.chain(link, gch.scale(-1.0))
     rate = gch.scale_by_learning_rate(0.05)
     return gch.chain(rate, link) if link.role in ("weights", "average") else gch.chain(link, rate)

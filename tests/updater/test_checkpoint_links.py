@@ -85,11 +85,21 @@ CHAINS = {
         ("held", EARLY, gch.chain(gch.accumulate(3), gch.adam(0.1))),
         (gch.rest, gch.sgd(0.1, momentum=0.9)),
     ),
+    # the elementwise rules of Optax and beyond
+    "directions": gch.chain(
+        gch.accumulate(2), gch.rules.ema(0.9), gch.rules.scale_by_optimistic_gradient(), gch.rules.scale_by_qhm(),
+        gch.rules.scale_by_belief(), gch.rules.scale_by_yogi(), gch.rules.scale_by_adopt(), gch.rules.scale_by_laprop(),
+        gch.rules.scale_by_adam_atan2(), gch.rules.scale_by_acprop(eps=1e-3),
+        gch.rules.scale_by_simplified_ademamix(), gch.rules.scale_by_ademamix(alpha_warmup=4, b3_warmup=4),
+        gch.rules.adan(0.01, weight_decay=0.1),
+    ),
+    "lion, refined": gch.chain(gch.scale_by_lion(mode="refined"), gch.scale_by_learning_rate(0.01)),
+    "coins": gch.chain(gch.accumulate(2), gch.rules.cocob()),
+    "dual averages": gch.chain(gch.accumulate(2), gch.rules.madgrad(0.01)),
     "torch's, squares": gch.chain(
         gch.accumulate(2), gch.rules.maximize(), gch.scale_by_rms(bias_correction=True), gch.rules.scale_by_stddev(),
         gch.rules.scale_by_rss(0.1, lr_decay=0.1), gch.rules.scale_by_adadelta(), gch.trace(0.5, dampening=0.3),
-        gch.scale(-1.0),
-        gch.rules.scale_by_asgd(0.5, 0.1), gch.rules.average_each(2),
+        gch.scale(-1.0), gch.rules.scale_by_asgd(0.5, 0.1), gch.rules.average_each(2),
     ),
     "torch's, moments": gch.chain(
         gch.accumulate(2), gch.rules.scale_by_adamax(), gch.rules.scale_by_radam(b2=0.9), gch.rules.scale_by_amsgrad(),

@@ -1,0 +1,15 @@
+"""What a mean that starts at zero lacks of its weights."""
+
+from __future__ import annotations
+
+import sys
+
+from gradchain.core.scalars import Count, Scalar, maximum
+
+
+def correction(b: Scalar, count: Count) -> Scalar:
+    """The sum of the weights in a mean of which `b` stays, 1 - b^t: what divides it to correct for its start."""
+    return maximum(1 - b**count, _LEAST)
+
+
+_LEAST = sys.float_info.min  # of what has had no update nothing is used, and it must not raise
