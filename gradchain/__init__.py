@@ -86,6 +86,8 @@ if TYPE_CHECKING:
     from gradchain.transforms.clip import clip_by_norm as clip_by_norm
     from gradchain.transforms.clip import clip_by_value as clip_by_value
     from gradchain.transforms.decay import add_decayed_weights as add_decayed_weights
+    from gradchain.transforms.factored import cap_learning_rate as cap_learning_rate
+    from gradchain.transforms.factored import scale_by_factored_rms as scale_by_factored_rms
     from gradchain.transforms.lion import scale_by_lion as scale_by_lion
     from gradchain.transforms.noise import add_noise as add_noise
     from gradchain.transforms.nonfinite import nan_to_num as nan_to_num
@@ -139,6 +141,7 @@ _HOMES = {
     "average_params": "transforms.average",
     "bias": "selectors",
     "by": "schedules",
+    "cap_learning_rate": "transforms.factored",
     "chain": "core.chain",
     "choose": "selectors",
     "clip_by_norm": "transforms.clip",
@@ -186,6 +189,7 @@ _HOMES = {
     "sam": "transforms.sam",
     "scale": "transforms.scale",
     "scale_by_adam": "transforms.adam",
+    "scale_by_factored_rms": "transforms.factored",
     "scale_by_learning_rate": "transforms.scale",
     "scale_by_lion": "transforms.lion",
     "scale_by_schedule": "transforms.scale",

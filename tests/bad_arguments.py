@@ -101,6 +101,25 @@ ROWS: tuple[Bad, ...] = (
     other(
         gch.add_decayed_weights, "lazy", 1, TypeError, "add_decayed_weights: lazy must be True or False, got 1.", 0.1
     ),
+    number(gch.cap_learning_rate, "learning_rate", -0.1, "in [0, inf)"),
+    number(gch.scale_by_factored_rms, "decay_rate", -0.8, "in [0, inf)"),
+    number(gch.scale_by_factored_rms, "epsilon", -1e-30, "in [0, inf)"),
+    number(gch.scale_by_factored_rms, "step_offset", -1, "an integer of at least 0"),
+    number(gch.scale_by_factored_rms, "min_dim_size_to_factor", 2.5, "an integer of at least 0"),
+    other(
+        gch.scale_by_factored_rms,
+        "dims",
+        "first",
+        ValueError,
+        "scale_by_factored_rms: dims must be 'largest' or 'last', got 'first'.",
+    ),
+    other(
+        gch.scale_by_factored_rms,
+        "floor",
+        "eps",
+        ValueError,
+        "scale_by_factored_rms: floor must be in [0, inf), a schedule or 'dtype', got 'eps'.",
+    ),
     number(gch.clip_by_norm, "max_norm", 0, "in (0, inf]"),
     number(gch.clip_by_norm, "max_norm", -1.0, "in (0, inf]"),
     number(gch.clip_by_norm, "eps", -1e-6, "in [0, inf)", 1.0),
@@ -349,6 +368,7 @@ UNCHECKED: dict[str, str] = {
     "average_params.dtype": "torch refuses what is no dtype, when the average is made",
     "scale_by_adam.mu_dtype": "torch refuses what is no dtype, when the slot is made",
     "scale_by_adam.nu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_factored_rms.factored": "a flag: its truth is used",
     "scale_by_adam.nesterov": "a flag: its truth is used",
     "scale_by_learning_rate.flip_sign": "a flag: its truth is used",
     "scale_by_lion.mu_dtype": "torch refuses what is no dtype, when the slot is made",

@@ -4,6 +4,7 @@ from gradchain.transforms.adam import scale_by_adam
 from gradchain.transforms.average import average_params
 from gradchain.transforms.clip import clip_by_norm, clip_by_value
 from gradchain.transforms.decay import add_decayed_weights
+from gradchain.transforms.factored import cap_learning_rate, scale_by_factored_rms
 from gradchain.transforms.lion import scale_by_lion
 from gradchain.transforms.noise import add_noise
 from gradchain.transforms.nonfinite import nan_to_num
@@ -19,6 +20,7 @@ __all__ = [
     "add_decayed_weights",
     "add_noise",
     "average_params",
+    "cap_learning_rate",
     "clip_by_norm",
     "clip_by_value",
     "nan_to_num",
@@ -27,6 +29,7 @@ __all__ = [
     "sam",
     "scale",
     "scale_by_adam",
+    "scale_by_factored_rms",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_schedule",

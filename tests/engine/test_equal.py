@@ -177,6 +177,12 @@ GRADIENTS = {
     "lion": lambda: gch.chain(gch.clip_by_norm(0.5, p=1), gch.lion(0.01)),
     "sgd": lambda: gch.sgd(0.05, weight_decay=0.1),
     "sgd, nesterov": lambda: gch.sgd(RATE, momentum=gch.linear(0.0, 0.9, 4), nesterov=True, weight_decay=0.1),
+    "factored": lambda: gch.chain(
+        gch.scale_by_factored_rms(min_dim_size_to_factor=2), gch.cap_learning_rate(2.0), gch.scale(-0.01),
+    ),
+    "factored, last": lambda: gch.chain(
+        gch.scale_by_factored_rms(dims="last", min_dim_size_to_factor=0, epsilon=0, floor=0.1), gch.scale(-0.01),
+    ),
     "noise": lambda: gch.chain(
         gch.add_noise(0.01, gch.linear(0.3, 0.6, 5), seed=3), gch.clip_by_norm(0.5), gch.trace(0.9),
         gch.masked(gch.add_noise(0.02, 0.0, seed=3), HEAD), gch.scale(-0.05),

@@ -44,6 +44,8 @@ CHAINS = {
                       gch.scale_by_learning_rate(0.01)),
     "elsewhere": gch.chain(gch.accumulate(2), gch.reduce_on_plateau("val_loss"), gch.from_torch("NAdam", lr=0.05)),
     "noise": gch.chain(gch.accumulate(2), gch.add_noise(0.1, 0.5, seed=3), gch.sgd(0.1, momentum=0.9)),
+    "factored": gch.chain(gch.accumulate(2), gch.scale_by_factored_rms(min_dim_size_to_factor=3),
+                          gch.cap_learning_rate(1.0), gch.scale_by_learning_rate(0.01)),
     "frozen": gch.chain(gch.freeze(EARLY, until=3), gch.adam(0.1, mu_dtype=torch.float32)),
     "branches": gch.partition(
         ("held", EARLY, gch.chain(gch.accumulate(3), gch.adam(0.1))),
