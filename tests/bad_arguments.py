@@ -71,7 +71,9 @@ def noise(argument: str, value: Any, error: type[Exception], rule: str) -> Bad:
 
 LINK = gch.scale(1.0)
 BODY = gch.named("body.*")
+RISING = gch.linear(0.5, 0.9, 10)
 UNIT = "in [0, 1)"
+POSITIVE_OR_0 = "in [0, inf)"
 
 ROWS: tuple[Bad, ...] = (
     number(gch.scale, "step_size", INF, "a finite number"),
@@ -359,8 +361,72 @@ ROWS: tuple[Bad, ...] = (
     number(gch.adamw, "weight_decay", -1.0, "in [0, inf)", 0.1, owner="add_decayed_weights"),
     number(gch.nadamw, "b2", 1.0, UNIT, 0.1, owner="scale_by_adam"),
     number(gch.lion, "learning_rate", -1.0, "in [0, inf)", owner="scale_by_learning_rate"),
+    number(gch.rules.scale_by_trust_ratio, "min_norm", -1.0, POSITIVE_OR_0),
+    number(gch.rules.scale_by_trust_ratio, "trust_coefficient", -0.1, POSITIVE_OR_0),
+    number(gch.rules.scale_by_trust_ratio, "eps", -1e-8, POSITIVE_OR_0),
+    number(gch.rules.scale_by_trust_ratio, "weight_decay", -0.1, POSITIVE_OR_0),
+    number(gch.rules.shrink_by_learning_rate, "learning_rate", -0.1, POSITIVE_OR_0),
+    number(gch.rules.scale_by_novograd, "b1", 1.0, UNIT),
+    number(gch.rules.scale_by_novograd, "b2", 1.0, UNIT),
+    number(gch.rules.scale_by_novograd, "eps", -1.0, POSITIVE_OR_0),
+    number(gch.rules.scale_by_novograd, "eps_root", -1.0, POSITIVE_OR_0),
+    number(gch.rules.scale_by_novograd, "weight_decay", -1.0, POSITIVE_OR_0),
+    number(gch.rules.clip_by_block_rms, "threshold", 0.0, "in (0, inf)"),
+    number(gch.rules.scale_by_param_block_norm, "min_scale", 0.0, "in (0, inf)"),
+    number(gch.rules.scale_by_param_block_rms, "min_scale", -1.0, "in (0, inf)"),
+    number(gch.rules.normalize_by_update_norm, "scale_factor", 0.0, "in (0, inf)"),
+    number(gch.rules.normalize_by_update_norm, "eps", -1e-6, POSITIVE_OR_0),
+    number(gch.rules.adaptive_grad_clip, "clipping", INF, "in (0, inf)"),
+    number(gch.rules.adaptive_grad_clip, "eps", 0.0, "in (0, inf)", 0.01),
+    other(
+        gch.rules.adaptive_grad_clip,
+        "axis",
+        "rows",
+        TypeError,
+        "adaptive_grad_clip: axis must be an int, a tuple of ints or None, got 'rows'.",
+        0.01,
+    ),
+    number(gch.rules.scale_by_stable_adam, "b1", 1.0, UNIT),
+    number(gch.rules.scale_by_stable_adam, "b2", -0.1, UNIT),
+    number(gch.rules.scale_by_stable_adam, "eps", 0.0, "in (0, inf)"),
+    number(gch.rules.scale_by_stable_adam, "weight_decay", -0.1, POSITIVE_OR_0),
+    number(gch.rules.scale_by_sm3, "b1", 1.0, UNIT),
+    number(gch.rules.scale_by_sm3, "b2", 1.1, "in [0, 1]"),
+    number(gch.rules.scale_by_sm3, "eps", -1.0, POSITIVE_OR_0),
+    number(gch.rules.scale_by_adam_mini, "b1", 1.0, UNIT),
+    number(gch.rules.scale_by_adam_mini, "b2", 1.0, UNIT),
+    number(gch.rules.scale_by_adam_mini, "eps", -1.0, POSITIVE_OR_0),
+    other(
+        gch.rules.scale_by_adam_mini,
+        "blocks",
+        BODY,
+        TypeError,
+        f"scale_by_adam_mini: blocks must be pairs (selector, block), got {BODY!r}.",
+    ),
+    other(
+        gch.rules.scale_by_adam_mini,
+        "rest",
+        "head",
+        ValueError,
+        "scale_by_adam_mini: rest must be 'tensor', 'row' or a number of blocks above 0, got 'head'.",
+    ),
+    other(gch.rules.drop_radial, "inner", 0.9, TypeError, "drop_radial: inner must be a Transform, got 0.9."),
+    number(gch.rules.drop_radial, "delta", -0.1, POSITIVE_OR_0, LINK),
+    number(gch.rules.drop_radial, "wd_ratio", 1.5, "in [0, 1]", LINK),
+    number(gch.rules.drop_radial, "weight_decay", -0.1, POSITIVE_OR_0, LINK),
+    number(gch.rules.drop_radial, "eps", 0.0, "in (0, inf)", LINK),
+    Bad(
+        gch.rules.sgdp,
+        (0.1,),
+        {"momentum": RISING, "weight_decay": 0.1},
+        TypeError,
+        f"sgdp: momentum must be a number where there is a decay, got {RISING!r}. Write "
+        "chain(drop_radial(trace(…), weight_decay=…), scale_by_learning_rate(…)).",
+        "momentum",
+        repr(RISING),
+    ),
 )
-# Fields that take whatever they are given, with the reason: no row can be written for them.
+
 UNCHECKED: dict[str, str] = {
     "amp_scale.always": "a flag: its truth is used",
     "amp_scale.dynamic": "a flag: its truth is used",
@@ -372,6 +438,11 @@ UNCHECKED: dict[str, str] = {
     "scale_by_adam.nesterov": "a flag: its truth is used",
     "scale_by_learning_rate.flip_sign": "a flag: its truth is used",
     "scale_by_lion.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_adam_mini.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_novograd.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_sm3.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_stable_adam.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_stable_adam.nu_dtype": "torch refuses what is no dtype, when the slot is made",
     "trace.accumulator_dtype": "torch refuses what is no dtype, when the slot is made",
     "trace.nesterov": "a flag: its truth is used",
 }

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cases_matrix
+import cases_pertensor
 import rules
 import torch
 from case import Case, Clip
@@ -651,4 +652,5 @@ CASES: tuple[Case, ...] = (
         uses_params=True,
     ),
     *cases_matrix.ROWS,
+    *cases_pertensor.ROWS,
 )

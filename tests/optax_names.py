@@ -18,7 +18,6 @@ TYPES = "not here, because a type alias of jax's trees has no use for Tensors"
 LOSSES = "not here, because torch.nn.functional has the losses"
 FAMILY = "comes with the adaptive rules"
 FREE = "comes with the rules that need no learning rate"
-NORMS = "comes with the layerwise rules"
 SEARCH = "not here, because torch.optim.LBFGS searches along lines; a chain takes one step"
 EXAMPLES = "not here, because gradients per example belong to torch.func and Opacus"
 COUNTERS = "not here, because a Count is a Python int and cannot overflow"
@@ -26,21 +25,25 @@ COUNTERS = "not here, because a Count is a Python int and cannot overflow"
 OPTAX: dict[str, str] = {
     **names.OPTAX,
     # transforms
-    "clip_by_block_rms": NORMS,
-    "adaptive_grad_clip": NORMS,
-    "unitwise_clip": NORMS,
-    "unitwise_norm": NORMS,
-    "normalize_by_update_norm": NORMS,
+    "clip_by_block_rms": "gch.rules.clip_by_block_rms",
+    "adaptive_grad_clip": "gch.rules.adaptive_grad_clip",
+    "unitwise_clip": "gch.rules.adaptive_grad_clip",
+    "unitwise_norm": "gch.Tensors.norms",
+    "normalize_by_update_norm": "gch.rules.normalize_by_update_norm",
     "ema": "comes with the averages of updates",
     "measure_with_ema": "comes with the averages of updates",
     "with_extra_args_support": "not here, because every link gets a Context",
     **_all(
         FAMILY,
         """scale_by_adadelta scale_by_adamax scale_by_adan scale_by_amsgrad scale_by_belief scale_by_factored_rms
-        scale_by_novograd scale_by_optimistic_gradient scale_by_radam scale_by_rms scale_by_rprop scale_by_rss
-        scale_by_sm3 scale_by_stddev scale_by_yogi""",
+        scale_by_optimistic_gradient scale_by_radam scale_by_rms scale_by_rprop scale_by_rss
+        scale_by_stddev scale_by_yogi""",
     ),
-    **_all(NORMS, "scale_by_param_block_norm scale_by_param_block_rms scale_by_trust_ratio"),
+    "scale_by_novograd": "gch.rules.scale_by_novograd",
+    "scale_by_param_block_norm": "gch.rules.scale_by_param_block_norm",
+    "scale_by_param_block_rms": "gch.rules.scale_by_param_block_rms",
+    "scale_by_sm3": "gch.rules.scale_by_sm3",
+    "scale_by_trust_ratio": "gch.rules.scale_by_trust_ratio",
     **_all(FREE, "scale_by_distance_over_gradients scale_by_polyak"),
     **_all(SEARCH, "scale_by_backtracking_linesearch scale_by_lbfgs scale_by_zoom_linesearch lbfgs"),
     # combinators
@@ -51,10 +54,14 @@ OPTAX: dict[str, str] = {
     "amsgrad": FAMILY,
     **_all(
         FAMILY,
-        """adabelief adadelta adafactor adagrad adamax adamaxw adan novograd optimistic_adam optimistic_adam_v2
-        optimistic_gradient_descent radam rmsprop rprop sm3 yogi""",
+        """adabelief adadelta adafactor adagrad adamax adamaxw adan optimistic_adam optimistic_adam_v2
+        optimistic_gradient_descent radam rmsprop rprop yogi""",
     ),
-    **_all(NORMS, "fromage lamb lars"),
+    "fromage": "gch.rules.fromage",
+    "lamb": "gch.rules.lamb",
+    "lars": "gch.rules.lars",
+    "novograd": "gch.rules.novograd",
+    "sm3": "gch.rules.sm3",
     "noisy_sgd": "comes with the links that draw random numbers",
     "polyak_sgd": FREE,
     # schedules
@@ -84,7 +91,7 @@ OPTAX: dict[str, str] = {
     "split_real_and_imaginary": "not here, because complex parameters are pairs of reals to every link",
     "hutchinson_estimator_diag_hessian": "comes with the second-order rules",
     "sophia": "comes with the second-order rules",
-    "normalize": NORMS,
+    "normalize": "gch.rules.normalize",
     **_all("comes with the matrix rules", "muon scale_by_muon galore scale_by_galore"),
     **_all(
         FAMILY,

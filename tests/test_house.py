@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "optimizers": {"core", "schedules", "selectors", "transforms", "combinators", "words"},
     "updater": {"_lazy", "core", "engine", "schedules", "selectors", "words"},
     "<front door>": {"_lazy", "_version"},
-    "rules": {"_lazy", "core", "schedules", "selectors", "transforms", "combinators", "optimizers"},
+    "rules": {"_lazy", "core", "schedules", "selectors", "transforms", "combinators", "optimizers", "words"},
     "adapters": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater", "words"},
     "cli": {"core", "schedules", "selectors", "adapters", "<front door>"},
     "__main__": {"_version", "cli"},

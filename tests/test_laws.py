@@ -208,7 +208,7 @@ def test_layout_in_memory_does_not_matter(case: Case, layout):
 
 @rows
 def test_channels_last_does_not_matter(case: Case):
-    """Images' weights in channels_last move as others do, and slots made from them have their strides."""
+    """Images' weights in channels_last move as others do, and slots of their shapes have their strides."""
     shapes = {"body.weight": (2, 3, 2, 2), "body.bias": (2,), "head.weight": (2, 2)}
     problem = case.problem(steps=STEPS, shapes=shapes)
 
@@ -218,7 +218,7 @@ def test_channels_last_does_not_matter(case: Case):
     bent = problem.map(last)
     assert gap(moved(case, bent), moved(case, problem)) <= 1e-14
     for address, slot in stored(case.tx.init(gch.Tensors.of(bent.params))).items():
-        if "[body.weight]" in address:
+        if "[body.weight]" in address and slot.shape == bent.params["body.weight"].shape:
             assert slot.stride() == bent.params["body.weight"].stride()
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from gradchain.core.index import Index
 
-Dims: TypeAlias = "int | tuple[int, ...]"
-"""One dimension of an entry, or several; a negative one counts from the end."""
+Dims: TypeAlias = "int | tuple[int, ...] | Callable[[int], tuple[int, ...]]"
+"""One dimension of an entry, or several; a negative one counts from the end. Or a function that says which they are of
+how many an entry has: it may say none, and then each element is on its own."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,13 @@ ALONG: dict[str, Along] = {
 """Every reduction along dimensions: sums, means, the root of the sum of squares, the largest element."""
 
 
+def reduced(kind: str, value: Tensor, dims: Sequence[int]) -> Tensor:
+    """The reduction of a tensor, which is in float64, along some of its dimensions, or along none."""
+    if dims:
+        return ALONG[kind].truth(value, dims)
+    return value.abs() if kind == "norm" else value
+
+
 def dims_of(word: str, kind: str, index: Index, name: str, shape: Sequence[int], dim: Dims) -> tuple[int, ...]:
     """The dimensions that a reduction of an entry is along: of a complex one, whose shape is that of pairs, too."""
     if name not in index.complex:
@@ -82,10 +90,12 @@ def dims_of(word: str, kind: str, index: Index, name: str, shape: Sequence[int],
 
 def _checked(word: str, name: str, shape: Sequence[int], dim: Dims) -> tuple[int, ...]:
     """The dimensions of an entry of this shape, counted from 0. TypeError for what is none, ValueError for too many."""
-    given = dim if isinstance(dim, tuple) else (dim,)
-    if not given or not all(type(d) is int for d in given):
-        raise TypeError(f"Tensors.{word}: dim must be an int or a tuple of ints, got {dim!r}.")
     rank = len(shape)
+    given = dim(rank) if callable(dim) else dim if isinstance(dim, tuple) else (dim,)
+    if not all(type(d) is int for d in given) or not (given or callable(dim)):
+        raise TypeError(
+            f"Tensors.{word}: dim must be an int or a tuple of ints, got {given if callable(dim) else dim!r}."
+        )
     wrong = next((d for d in given if not -rank <= d < rank), None)
     if wrong is not None:
         raise ValueError(

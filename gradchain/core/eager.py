@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
-from gradchain.core.along import ALONG, Dims, dims_of
+from gradchain.core.along import Dims, dims_of, reduced
 from gradchain.core.index import Fact, Index
 from gradchain.core.operations import OPERATIONS, divide
 from gradchain.core.random import Draw
@@ -193,10 +193,10 @@ class EagerTensors(Tensors):
         return on_host(torch.stack([s.to(sums[0].device) for s in sums]).sum()) if sums else 0.0
 
     def _along(self, word: str, kind: str, dim: Dims) -> Tensors:
-        truth, made, values = ALONG[kind].truth, [], _torch.widened(self._numbers()._values())
+        made, values = [], _torch.widened(self._numbers()._values())
         for name, value in zip(self.index.names, values, strict=True):
             dims = dims_of(word, kind, self.index, name, value.shape, dim)
-            made.append(truth(value.to(_wide(value)), dims).to(value.dtype))
+            made.append(reduced(kind, value.to(_wide(value)), dims).to(value.dtype))
         return EagerTensors(self.index, made)
 
     def _shapes(self) -> list[torch.Size]:

@@ -349,8 +349,10 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         The dimensions stay, with size 1: what comes out broadcasts against entries of the same names.
 
         Args:
-            dim: a dimension, or several; a negative one counts from the end. Every entry must have it. Of a complex
-                entry it is one of the complex tensor's, and the mean is of its pairs.
+            dim: a dimension, or several; a negative one counts from the end. Every entry must have it. Or a function
+                that says which of how many an entry has, `lambda n: tuple(range(1, n))` all but the first; where it
+                says none, each element is on its own. Of a complex entry they are the complex tensor's, and the mean
+                is of its pairs.
 
         Raises: TypeError for what is no dimension; ValueError for one that an entry has not.
 

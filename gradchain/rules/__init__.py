@@ -21,10 +21,56 @@ from gradchain.transforms import __all__ as _of_transforms
 
 if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
+    from gradchain.rules.block_moments import adam_mini as adam_mini
+    from gradchain.rules.block_moments import scale_by_adam_mini as scale_by_adam_mini
+    from gradchain.rules.block_norms import clip_by_block_rms as clip_by_block_rms
+    from gradchain.rules.block_norms import scale_by_param_block_norm as scale_by_param_block_norm
+    from gradchain.rules.block_norms import scale_by_param_block_rms as scale_by_param_block_rms
+    from gradchain.rules.centred_rows import centralize as centralize
+    from gradchain.rules.dimension_moments import scale_by_sm3 as scale_by_sm3
+    from gradchain.rules.dimension_moments import sm3 as sm3
+    from gradchain.rules.radial import adamp as adamp
+    from gradchain.rules.radial import drop_radial as drop_radial
+    from gradchain.rules.radial import sgdp as sgdp
+    from gradchain.rules.relative_steps import fromage as fromage
+    from gradchain.rules.relative_steps import shrink_by_learning_rate as shrink_by_learning_rate
+    from gradchain.rules.stable_adam import scale_by_stable_adam as scale_by_stable_adam
+    from gradchain.rules.stable_adam import stable_adamw as stable_adamw
+    from gradchain.rules.tensor_moments import novograd as novograd
+    from gradchain.rules.tensor_moments import scale_by_novograd as scale_by_novograd
+    from gradchain.rules.trust_ratio import lamb as lamb
+    from gradchain.rules.trust_ratio import lars as lars
+    from gradchain.rules.trust_ratio import scale_by_trust_ratio as scale_by_trust_ratio
+    from gradchain.rules.unit_clip import adaptive_grad_clip as adaptive_grad_clip
+    from gradchain.rules.unit_norm import normalize as normalize
+    from gradchain.rules.unit_norm import normalize_by_update_norm as normalize_by_update_norm
 
 # Where each of the others lives: those of this room, as "rules.muon".
 _HOMES = {
+    "adam_mini": "rules.block_moments",
+    "adamp": "rules.radial",
+    "adaptive_grad_clip": "rules.unit_clip",
+    "centralize": "rules.centred_rows",
+    "clip_by_block_rms": "rules.block_norms",
+    "drop_radial": "rules.radial",
     "from_torch": "adapters",
+    "fromage": "rules.relative_steps",
+    "lamb": "rules.trust_ratio",
+    "lars": "rules.trust_ratio",
+    "normalize": "rules.unit_norm",
+    "normalize_by_update_norm": "rules.unit_norm",
+    "novograd": "rules.tensor_moments",
+    "scale_by_adam_mini": "rules.block_moments",
+    "scale_by_novograd": "rules.tensor_moments",
+    "scale_by_param_block_norm": "rules.block_norms",
+    "scale_by_param_block_rms": "rules.block_norms",
+    "scale_by_sm3": "rules.dimension_moments",
+    "scale_by_stable_adam": "rules.stable_adam",
+    "scale_by_trust_ratio": "rules.trust_ratio",
+    "sgdp": "rules.radial",
+    "shrink_by_learning_rate": "rules.relative_steps",
+    "sm3": "rules.dimension_moments",
+    "stable_adamw": "rules.stable_adam",
 }
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it

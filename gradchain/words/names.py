@@ -75,7 +75,7 @@ OPTAX: dict[str, str] = {
     "stateless_with_tree_map": "gch.stateless",
     "identity": "gch.chain",
     "set_to_zero": "gch.freeze",
-    "centralize": "gch.stateless",
+    "centralize": "gch.rules.centralize",
     "apply_every": "gch.accumulate",
     "monitor": "gch.Context.record",
     "snapshot": "gch.Context.record",

@@ -221,6 +221,19 @@ GRADIENTS = {
     "anchored": lambda: gch.chain(anchored(), gch.sgd(0.05)),
     "masks": lambda: gch.chain(masks(), gch.sgd(0.05)),
     "curves": lambda: gch.chain(curves(), gch.sgd(0.05)),
+    "lamb, trusted": lambda: gch.rules.lamb(RATE, weight_decay=0.1, mask=BODY, trust_ratio_mask=gch.min_ndim(2)),
+    "lars": lambda: gch.rules.lars(0.1, 0.1, trust_coefficient=0.2, norms_apart=True, rate_last=True),
+    "fromage": lambda: gch.chain(gch.rules.centralize(), gch.rules.fromage(RATE)),
+    "novograd": lambda: gch.rules.novograd(0.01, weight_decay=0.1),
+    "block norms": lambda: gch.chain(
+        gch.rules.adaptive_grad_clip(0.3), gch.rules.normalize_by_update_norm(5.0), gch.rules.clip_by_block_rms(0.5),
+        gch.rules.scale_by_param_block_norm(), gch.rules.scale_by_param_block_rms(), gch.scale(-0.05),
+    ),
+    "stable adam": lambda: gch.rules.stable_adamw(RATE, weight_decay=0.1, mask=HEAD),
+    "sm3": lambda: gch.rules.sm3(0.05),
+    "adam_mini": lambda: gch.rules.adam_mini(0.01, blocks=[(gch.named("head.weight"), 3), (BODY, "row")]),
+    "adamp": lambda: gch.rules.adamp(0.01, weight_decay=0.1, mask=BODY, delta=0.5),
+    "sgdp": lambda: gch.rules.sgdp(RATE, 0.9, weight_decay=0.1, delta=0.5),
 }  # fmt: skip
 LOSSES = {
     "accumulate": lambda: gch.chain(gch.accumulate(2), gch.clip_by_norm(0.5), gch.adamw(0.01)),

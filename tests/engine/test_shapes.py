@@ -161,6 +161,46 @@ def test_each_reduction_along_each_dimension(name, dtype, word, dim):
         assert_equal(gch.chain(reduced(), gch.scale(-0.1)), dtype, how, name)
 
 
+def all_but_the_first(n):
+    return tuple(range(1, n))
+
+
+def all_there_are(n):
+    return tuple(range(n))
+
+
+def all_but_the_last_of_many(n):
+    return tuple(range(n - 1)) if n != 2 else ()
+
+
+@pytest.mark.parametrize("dim", [all_but_the_first, all_there_are, all_but_the_last_of_many])
+@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize(("name", "dtype"), [("native", torch.float32), ("blocks", torch.float64)], ids=str)
+def test_each_reduction_along_dimensions_that_a_function_says(name, dtype, word, dim):
+    """Entries of several numbers of dimensions; along none, each element is on its own."""
+
+    class reduced(Transform):
+        descends = False
+
+        def update(self, g, state, ctx):
+            made = getattr(g * 2.0, word)(dim)
+            return g + made * getattr(g * g, word)(dim), state
+
+    assert_equal(gch.chain(reduced(), gch.scale(-0.1)), dtype, "plain", name, [*FULL, (5,), (1,), ()])
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_along_no_dimension_each_element_is_on_its_own(word):
+    values = {"w": torch.tensor([[-3.0, 2.0]]), "b": torch.tensor([-1.0, 4.0]), "s": torch.tensor(-2.0)}
+    made = getattr(Tensors.of(values), word)(all_but_the_first)
+    assert made["b"].tolist() == ([1.0, 4.0] if word == "norms" else [-1.0, 4.0])
+    assert made["s"].item() == (2.0 if word == "norms" else -2.0)
+    assert made["w"].shape == (1, 1)
+    complex_ = Tensors.of({"z": torch.tensor([3 + 4j, 0j])})
+    if word == "norms":
+        assert complex_.norms(all_but_the_first)["z"].flatten().tolist() == [5.0, 0.0]
+
+
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
 @pytest.mark.parametrize("name", EXECUTORS)
@@ -363,6 +403,12 @@ def test_a_dimension_that_an_entry_has_not():
     for dim in (1.0, "0", (), [0], True):
         with pytest.raises(TypeError, match=r"Tensors\.amax: dim must be an int or a tuple of ints"):
             tensors.amax(dim)
+    with pytest.raises(TypeError, match=r"Tensors\.amax: dim must be an int or a tuple of ints, got \(2\.0,\)"):
+        tensors.amax(lambda n: (n / 1,))
+    with pytest.raises(TypeError, match=r"Tensors\.amax: dim must be an int or a tuple of ints, got 1"):
+        tensors.amax(lambda n: n - 1)
+    with pytest.raises(ValueError, match=r"Tensors\.mean: dim must be .*'bias' of shape \(4,\)"):
+        tensors.mean(lambda n: (1,))
 
 
 @pytest.mark.parametrize("executors", [None, ()])

@@ -47,6 +47,17 @@ CHAINS = {
     "factored": gch.chain(gch.accumulate(2), gch.scale_by_factored_rms(min_dim_size_to_factor=3),
                           gch.cap_learning_rate(1.0), gch.scale_by_learning_rate(0.01)),
     "frozen": gch.chain(gch.freeze(EARLY, until=3), gch.adam(0.1, mu_dtype=torch.float32)),
+    "block sizes": gch.chain(
+        gch.accumulate(2), gch.rules.adaptive_grad_clip(0.5), gch.rules.centralize(),
+        gch.rules.normalize_by_update_norm(), gch.rules.clip_by_block_rms(0.5),
+        gch.rules.scale_by_param_block_norm(), gch.rules.scale_by_param_block_rms(),
+        gch.rules.scale_by_trust_ratio(eps=0.1), gch.rules.shrink_by_learning_rate(0.1),
+    ),
+    "novograd": gch.rules.novograd(0.1, weight_decay=0.1),
+    "stable adam": gch.chain(gch.accumulate(3), gch.rules.stable_adamw(0.1)),
+    "sm3": gch.chain(gch.rules.scale_by_sm3(b2=0.9), gch.scale_by_learning_rate(0.1)),
+    "adam_mini": gch.rules.adam_mini(0.1, blocks=[(EARLY, "row")]),
+    "adamp": gch.rules.adamp(0.1, weight_decay=0.1, delta=0.5),
     "branches": gch.partition(
         ("held", EARLY, gch.chain(gch.accumulate(3), gch.adam(0.1))),
         (gch.rest, gch.sgd(0.1, momentum=0.9)),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
-from gradchain.core.along import ALONG
+from gradchain.core.along import reduced
 from gradchain.core.operations import OPERATIONS
 from gradchain.core.random import drawn
 from gradchain.engine.commit import Commit
@@ -91,7 +91,7 @@ class BlocksRunner:
                 for view, value in zip(buckets.views[column][k], _pick(operand, held), strict=True):
                     # what a reduction is along is of size 1 in memory: one place of the view, which has all as one
                     kept = view[tuple(slice(0, 1) if d in dims else slice(None) for d in range(view.ndim))]
-                    kept.copy_(ALONG[kind].truth(value.double(), dims) if dims else _alone(kind, value.double()))
+                    kept.copy_(reduced(kind, value.double(), dims))
 
     def write(
         self, commit: Commit, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]
@@ -225,11 +225,6 @@ def _over(tensor: Tensor, extents: tuple[int, ...], spans: tuple[bool, ...]) -> 
         strides.append(step if along else 0)
         step *= extent if along else 1
     return tensor.as_strided(extents, strides[::-1])
-
-
-def _alone(kind: str, value: Tensor) -> Tensor:
-    """A reduction along nothing: of each element by itself."""
-    return value.abs() if kind == "norm" else value
 
 
 def _bucketed(pieces: list[tuple[int, int, int]], depth: list[int]) -> list[list[tuple[int, int, int]]]:
