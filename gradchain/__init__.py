@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from gradchain.optimizers import lion as lion
     from gradchain.optimizers import nadamw as nadamw
     from gradchain.optimizers import sgd as sgd
+    from gradchain.rules.adafactors import adafactor as adafactor
     from gradchain.schedules import by as by
     from gradchain.schedules import constant as constant
     from gradchain.schedules import cosine as cosine
@@ -131,6 +132,7 @@ _HOMES = {
     "Weights": "core.weights",
     "WindowState": "core.roles",
     "accumulate": "combinators.accumulate",
+    "adafactor": "rules.adafactors",
     "adam": "optimizers",
     "adamw": "optimizers",
     "add_decayed_weights": "transforms.decay",

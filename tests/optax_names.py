@@ -35,7 +35,7 @@ OPTAX: dict[str, str] = {
     "with_extra_args_support": "not here, because every link gets a Context",
     **_all(
         FAMILY,
-        """scale_by_adadelta scale_by_adamax scale_by_adan scale_by_amsgrad scale_by_belief scale_by_factored_rms
+        """scale_by_adadelta scale_by_adamax scale_by_adan scale_by_amsgrad scale_by_belief
         scale_by_optimistic_gradient scale_by_radam scale_by_rms scale_by_rprop scale_by_rss
         scale_by_stddev scale_by_yogi""",
     ),
@@ -54,7 +54,7 @@ OPTAX: dict[str, str] = {
     "amsgrad": FAMILY,
     **_all(
         FAMILY,
-        """adabelief adadelta adafactor adagrad adamax adamaxw adan optimistic_adam optimistic_adam_v2
+        """adabelief adadelta adagrad adamax adamaxw adan optimistic_adam optimistic_adam_v2
         optimistic_gradient_descent radam rmsprop rprop yogi""",
     ),
     "fromage": "gch.rules.fromage",
@@ -92,7 +92,9 @@ OPTAX: dict[str, str] = {
     "hutchinson_estimator_diag_hessian": "comes with the second-order rules",
     "sophia": "comes with the second-order rules",
     "normalize": "gch.rules.normalize",
-    **_all("comes with the matrix rules", "muon scale_by_muon galore scale_by_galore"),
+    "muon": "gch.rules.muon",
+    "scale_by_muon": "gch.rules.scale_by_muon",
+    **_all("comes with the matrix rules", "galore scale_by_galore"),
     **_all(
         FAMILY,
         """acprop scale_by_acprop ademamix scale_by_ademamix adopt scale_by_adopt madgrad scale_by_madgrad

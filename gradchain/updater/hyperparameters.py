@@ -163,6 +163,8 @@ class Hyperparameters:
                 if override is not None and override.factor is not None:
                     matched = {n: (*rules, f"override x{override.factor:.6g}") for n, rules in matched.items()}
                 found[full] = (shown(link.value_of(hyper, ctx)), matched)
+        for address, link, _ in walk(self._chain, None):
+            found.update((f"{address}.{name}", told) for name, told in link.told(self._seen[address]).items())
         return Settings(found, self._names)
 
     def clocks(self) -> frozenset[str]:

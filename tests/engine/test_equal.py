@@ -177,6 +177,17 @@ GRADIENTS = {
     "lion": lambda: gch.chain(gch.clip_by_norm(0.5, p=1), gch.lion(0.01)),
     "sgd": lambda: gch.sgd(0.05, weight_decay=0.1),
     "sgd, nesterov": lambda: gch.sgd(RATE, momentum=gch.linear(0.0, 0.9, 4), nesterov=True, weight_decay=0.1),
+    "adafactor": lambda: gch.adafactor(0.1, weight_decay=0.1),
+    "orthogonal": lambda: gch.chain(gch.rules.scale_by_muon(dtype=None), gch.scale(-0.02)),
+    "orthogonal, adaptive": lambda: gch.chain(
+        gch.masked(gch.rules.scale_by_normuon(dtype=None), HEAD),
+        gch.masked(gch.rules.scale_by_adamuon(dtype=None, sign=False, eps=1e-3), BODY), gch.scale(-0.02),
+    ),
+    # of those alone whose covariance has no two eigenvalues that are zero: their vectors are any
+    "soap": lambda: gch.chain(
+        gch.masked(gch.rules.scale_by_soap(every=3), gch.named("body.weight", "body.bias")), gch.scale(-0.01),
+    ),
+    "came": lambda: gch.rules.came(0.01, weight_decay=0.1),
     "factored": lambda: gch.chain(
         gch.scale_by_factored_rms(min_dim_size_to_factor=2), gch.cap_learning_rate(2.0), gch.scale(-0.01),
     ),
@@ -262,6 +273,11 @@ UNFIT = {
     ("adam, mu_dtype", "complex"),
     ("project", "mixed"),
     ("muon", "mixed"),
+    ("orthogonal", "mixed"),
+    ("soap", "mixed"),
+    ("soap", "complex"),
+    ("orthogonal, adaptive", "mixed"),
+    ("orthogonal, adaptive", "complex"),
     ("mean", "complex"),
     ("lion", "complex"),
     ("clips", "complex"),
