@@ -1,6 +1,8 @@
 """The rules that see a parameter as a matrix, beside the packages that have them; and what Muon makes of a model."""
 
+import importlib
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import gradchain as gch
 from gradchain.rules._newton_schulz import COEFFICIENTS, FACTORS, orthogonal
 
 po = later("pytorch_optimizer")
-RATE = 0.02
+RATE, PRODUCTS = 0.02, "zero_power_via_newton_schulz_5"
 
 
 def model(dtype=torch.float64):
@@ -49,29 +51,30 @@ def parted(net):
 
 
 AUX = gch.adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0)
+ADAMUON = gch.rules.scale_by_adamuon(
+    0.9, sign=False, nesterov=False, shape_factor="match_rms_adamw", dtype=None, eps=1e-10
+)
 OF_PYTORCH_OPTIMIZER = {
     "CAME": (gch.rules.came(RATE), lambda net: po.CAME(net.parameters(), lr=RATE).step, 1e-12),
     "Muon": (
-        gch.rules.muon(RATE, head=None, weight_decay=0.0, aux=AUX),
+        gch.rules.muon(RATE, head=None, weight_decay=0.0, aux=AUX, dtype=None),
         lambda net: po.Muon(parted(net), lr=RATE, weight_decay=0.0, adamw_lr=3e-4).step,
-        5e-2,
+        1e-12,
     ),
-    "NorMuon": (gch.rules.normuon(RATE, head=None, aux=AUX), lambda net: po.NorMuon(parted(net), lr=RATE).step, 5e-2),
+    "NorMuon": (
+        gch.rules.normuon(RATE, head=None, aux=AUX, dtype=None),
+        lambda net: po.NorMuon(parted(net), lr=RATE).step,
+        1e-12,
+    ),
     "AdaMuon": (
         gch.chain(
             gch.partition(
-                (
-                    gch.min_ndim(2),
-                    gch.chain(
-                        gch.rules.scale_by_adamuon(0.9, sign=False, nesterov=False, shape_factor="match_rms_adamw"),
-                        gch.scale_by_learning_rate(RATE),
-                    ),
-                ),
+                (gch.min_ndim(2), gch.chain(ADAMUON, gch.scale_by_learning_rate(RATE))),
                 (gch.rest, gch.adamw(3e-4, eps=1e-10, weight_decay=0.0)),
             )
         ),
         lambda net: po.AdaMuon(parted(net), lr=RATE, adamw_lr=3e-4).step,
-        5e-2,
+        1e-9,  # its correction of v is under the epsilon
     ),
     "SOAP": (  # it decomposes in float32
         gch.rules.soap(RATE, weight_decay=0.0, every=5),
@@ -86,8 +89,17 @@ OF_PYTORCH_OPTIMIZER = {
 }
 
 
+@pytest.fixture
+def in_float64(monkeypatch):
+    """The products of pytorch_optimizer in float64, which it would take in bfloat16."""
+    for name in ("base", "muon", "normuon", "adamuon"):
+        module = importlib.import_module(f"pytorch_optimizer.optimizer.muon.{name}")
+        if hasattr(module, PRODUCTS):
+            monkeypatch.setattr(module, PRODUCTS, partial(getattr(module, PRODUCTS), dtype=torch.float64))
+
+
 @pytest.mark.parametrize("name", OF_PYTORCH_OPTIMIZER)
-def test_beside_pytorch_optimizer(name):
+def test_beside_pytorch_optimizer(name, in_float64):
     tx, peer, bound = OF_PYTORCH_OPTIMIZER[name]
     assert distance(tx, peer) <= bound
 
