@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeGuard
 
 import torch
@@ -181,6 +182,8 @@ def unreduced(module: Any) -> list[tuple[Any, str, Tensor]]:
 def widened(tensors: list[Tensor]) -> list[Tensor]:
     """`tensors` in the compute dtype: float16 and bfloat16 become float32, the rest stay the very same objects."""
     if any(t.dtype in LOW for t in tensors):
+        if in_lists(tensors):
+            return _widened(tensors)
         return [t.float() if t.dtype in LOW else t for t in tensors]
     return tensors
 
@@ -189,6 +192,56 @@ def widened(tensors: list[Tensor]) -> list[Tensor]:
 _FOREACH: dict[str, Callable[..., Any]] = {
     name.removeprefix("_foreach_"): getattr(torch, name) for name in dir(torch) if name.startswith("_foreach_")
 }
+
+
+def in_lists(tensors: Sequence[Tensor]) -> bool:
+    """Whether kernels over lists take these as they are: nobody follows what is done, and all are plain tensors."""
+    plain = all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+    return plain and not torch.is_grad_enabled() and not under_functorch()
+
+
+def _by_dtype(tensors: Sequence[Tensor]) -> dict[tuple[torch.dtype, torch.device], list[int]]:
+    """Where tensors of one dtype and device are: lists of several take torch's slow way."""
+    groups: dict[tuple[torch.dtype, torch.device], list[int]] = {}
+    for i, t in enumerate(tensors):
+        groups.setdefault((t.dtype, t.device), []).append(i)
+    return groups
+
+
+def _widened(tensors: list[Tensor]) -> list[Tensor]:
+    out = [torch.empty_like(t, dtype=torch.float32) if t.dtype in LOW else t for t in tensors]
+    for (dtype, _), at in _by_dtype(tensors).items():
+        if dtype in LOW:
+            torch._foreach_copy_([out[i] for i in at], [tensors[i] for i in at])
+    return out
+
+
+def norms(tensors: list[Tensor], p: float) -> list[Tensor]:
+    """The norm of each in float64, by as many calls as there are dtypes; 0 of one without elements."""
+    out = [t if t.numel() else t.new_zeros((), dtype=torch.float64) for t in tensors]
+    for at in _by_dtype(tensors).values():
+        held = [i for i in at if tensors[i].numel()]
+        found = torch._foreach_norm([tensors[i] for i in held], p, dtype=torch.float64) if held else []
+        for i, norm in zip(held, found, strict=True):
+            out[i] = norm
+    return out
+
+
+def _as_factor(factor: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """A 0-d factor in the dtype of the tensors, where that is what it meets them in: fast kernels want it so."""
+    dtype = tensors[0].dtype
+    alike = all(t.dtype is dtype and t.ndim for t in tensors) and dtype.is_floating_point
+    return factor.to(dtype) if alike and factor.is_floating_point() and dtype not in LOW else factor
+
+
+def foreach(name: str) -> Callable[..., Any]:
+    """torch's kernel over lists of this name; in place where the name ends with an underscore."""
+    return _FOREACH[name]
+
+
+def has_foreach(name: str) -> bool:
+    """Whether torch has a kernel over lists of this name."""
+    return name in _FOREACH
 
 
 def _kind(column: Column) -> str:
@@ -211,6 +264,8 @@ def pointwise(op: str, columns: Sequence[Column], size: int) -> list[Tensor]:
         # `_foreach_mul` by a 0-d tensor has a broken backward ("inconsistent range for TensorList output").
         broken = kinds.endswith("z") and torch.is_grad_enabled()
         if kernel is not None and not broken and number_of_meshes(*columns) < 2:
+            if kinds == "tz" and in_lists(columns[0]):  # type: ignore[arg-type]  # a list of tensors
+                columns = [columns[0], _as_factor(columns[1], columns[0])]  # type: ignore[arg-type]
             return list(_FOREACH[kernel](*columns))
     rule = operation.truth
     rows = zip(*(c if isinstance(c, list) else [c] * size for c in columns), strict=True)
@@ -223,6 +278,10 @@ def add_scaled(a: list[Tensor], b: list[Tensor], alpha: Number) -> list[Tensor]:
         return []
     if not isinstance(alpha, Tensor) and not under_functorch() and number_of_meshes(a, b) < 2:
         return list(torch._foreach_add(a, b, alpha=alpha))
+    if isinstance(alpha, Tensor) and alpha.ndim == 0 and in_lists([*a, *b]):
+        factor = _as_factor(alpha, b)
+        if factor.dtype is b[0].dtype and all(x.device == factor.device for x in b):
+            return list(torch._foreach_add(a, list(torch._foreach_mul(b, factor))))
     return [x + alpha * y for x, y in zip(a, b, strict=True)]
 
 
@@ -247,7 +306,7 @@ def copy_(targets: list[Tensor], sources: list[Tensor]) -> None:
         target.copy_(source)
 
 
-def fused_adamw_(
+def fused_adamw(
     params: list[Tensor],
     grads: list[Tensor],
     mu: list[Tensor],
@@ -255,31 +314,29 @@ def fused_adamw_(
     steps: list[Tensor],
     grad_scale: Tensor | None,
     **hyper: Any,
-) -> None:
-    """torch's fused AdamW over lists of one dtype and of equal strides, in place; it overwrites gradients it scales."""
-    torch._fused_adamw_(params, grads, mu, nu, [], steps, amsgrad=False, maximize=False, grad_scale=grad_scale, **hyper)
+) -> Callable[[], object]:
+    """torch's fused AdamW over lists of one dtype and of equal strides, in place, as one call of C that is to be made.
+
+    It overwrites gradients it scales.
+    """
+    how = {"amsgrad": False, "maximize": False, "grad_scale": grad_scale, **hyper}
+    return partial(torch._fused_adamw_, params, grads, mu, nu, [], steps, **how)
 
 
-def fused_sgd_(
+def fused_sgd(
     params: list[Tensor],
     grads: list[Tensor],
     buffers: list[Tensor],
     nesterov: bool,
     grad_scale: Tensor | None,
     **hyper: Any,
-) -> None:
-    """torch's fused SGD over lists of one dtype and of equal strides, in place; it overwrites gradients it scales."""
-    torch._fused_sgd_(
-        params,
-        grads,
-        buffers,
-        nesterov=nesterov,
-        dampening=0.0,
-        maximize=False,
-        is_first_step=False,
-        grad_scale=grad_scale,
-        **hyper,
-    )
+) -> Callable[[], object]:
+    """torch's fused SGD over lists of one dtype and of equal strides, in place, as one call of C that is to be made.
+
+    It overwrites gradients it scales.
+    """
+    how = {"nesterov": nesterov, "dampening": 0.0, "maximize": False, "is_first_step": False, **hyper}
+    return partial(torch._fused_sgd_, params, grads, buffers, grad_scale=grad_scale, **how)
 
 
 def increment_version(tensors: list[Tensor]) -> None:

@@ -167,13 +167,19 @@ class EagerTensors(Tensors):
     # reductions
 
     def _norms(self, p: float) -> Scalars:
-        factor = abs(self._factor)
-        return Scalars({n: on_host(_whole(v) * factor) for n, v in zip(self, self._norm_list(p), strict=True)})
+        norms = [_whole(v) for v in self._norm_list(p)]
+        if self._is_scaled():
+            factor = abs(self._factor)
+            norms = [v * factor for v in norms]
+        return Scalars(dict(zip(self, map(on_host, norms), strict=True)))
 
     def _norm_list(self, p: float) -> list[Tensor]:
         """The norms without the carried factor; those of sharded tensors are not reduced over ranks yet."""
+        values = self._numbers()._data
+        if not (self.index.complex and p != 2) and _by_lists(values):
+            return _torch.norms(values, p)
         out = []
-        for name, value in zip(self.index.names, self._numbers()._data, strict=True):
+        for name, value in zip(self.index.names, values, strict=True):
             whole = _complex(value) if name in self.index.complex and p != 2 else value
             out.append(_vector_norm(whole, p))
         return out
@@ -205,7 +211,10 @@ class EagerTensors(Tensors):
     def all_finite(self) -> bool:
         if isinstance(self._factor, float) and not math.isfinite(self._factor):
             return False
-        flags = [torch.isfinite(v).all() for v in self._values()]
+        values = self._values()
+        if _by_lists(values):  # a largest magnitude is finite where all elements are
+            return not values or bool(torch.isfinite(_stacked(_torch.norms(values, math.inf))).all())
+        flags = [torch.isfinite(v).all() for v in values]
         return not flags or bool(_whole(_stacked(flags).all()))
 
     def _drawn(self, draw: Draw) -> Tensors:
@@ -385,6 +394,11 @@ def _stacked(values: list[Tensor]) -> Tensor:
     if _torch.number_of_meshes(values) > 1:
         values = [_whole(v) for v in values]
     return torch.stack([v.to(values[0].device) for v in values])
+
+
+def _by_lists(values: list[Tensor]) -> bool:
+    """Whether norms of all can be taken by few calls, in float64."""
+    return _torch.in_lists(values) and all(v.is_floating_point() and v.device.type != "mps" for v in values)
 
 
 def _vector_norm(value: Tensor, p: float) -> Tensor:

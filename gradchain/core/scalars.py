@@ -220,6 +220,17 @@ class Scalars(Operand[Any], Mapping[str, Any]):
         """Whether all entries are one number; so are none at all."""
         return len(set(self._named.values())) <= 1
 
+    def largest(self) -> Any:
+        """The largest entry, none of which is negative; NaN where there is one, and 0 of none."""
+        held = list(self._named.values())
+        plain = all(isinstance(v, Tensor) and v.device.type != "cpu" and not v.requires_grad for v in held)
+        if len(held) > 1 and plain and not _torch.under_functorch():
+            return torch.stack(held).amax()  # where each comparison would be a launch
+        out: Any = 0.0
+        for number in held:
+            out = maximum(out, number)
+        return out
+
     def extremes(self) -> tuple[float, float]:
         """The least and the largest entry of a column that has any; NaN where there is one."""
         assert self._column is not None

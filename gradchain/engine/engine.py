@@ -378,7 +378,7 @@ class Engine:
         if found is None:
             data, position = tensors._data, tensors.index.position
             rows = data if names == tensors.index.names else [data[position[n]] for n in names]
-            found = kept[key] = (tensors, Column(rows, self._lent, kept is self._columns))
+            found = kept[key] = (tensors, Column(rows, self._lent or kind == "extra", kept is self._columns))
         column: Column = found[1]
         return column
 

@@ -75,7 +75,9 @@ def _column(leaf: int, part: Part, tape: Tape, ledger: HostLedger, lent: bool) -
     index = tensors.index
     position = None if part.names == index.names else [index.position[n] for n in part.names]
     cell = ledger.cell(tensors)
-    return ledger.shared(("column", cell, part.names), partial(_rows, position, lent), ledger.handle(cell))
+    return ledger.shared(
+        ("column", cell, part.names), partial(_rows, position, lent or kind == "extra"), ledger.handle(cell)
+    )
 
 
 def _rows(position: list[int] | None, lent: bool, tensors: EagerTensors) -> Column:

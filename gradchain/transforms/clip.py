@@ -112,7 +112,7 @@ class clip_by_norm(Transform):
             return norm
         if self.per == "tensor":
             norms = g.norms(p=self.p)
-            ctx.record("norm", _largest(norms.values()))
+            ctx.record("norm", norms.largest())
             return norms
         of_group, of_parameter = [], {}
         for label, members in self._groups(ctx.params.index):

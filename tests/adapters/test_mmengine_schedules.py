@@ -8,6 +8,7 @@ import gzip
 import importlib
 import json
 import math
+import os
 import random
 import warnings
 from collections.abc import Iterator, Sequence
@@ -114,8 +115,11 @@ def test_random_lists_against_mmengine(block: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.fuzz
-def test_ten_thousand_random_lists_against_mmengine() -> None:
-    assert sum(against_mmengine(Run(seed), "SGD" if seed % 2 else "AdamW") for seed in range(300, 10_300)) > 9_900
+def test_many_random_lists_against_mmengine() -> None:
+    """Two thousand; with GRADCHAIN_LONG=1 ten thousand."""
+    count = 10_000 if os.environ.get("GRADCHAIN_LONG") else 2_000
+    seeds = range(300, 300 + count)
+    assert sum(against_mmengine(Run(seed), "SGD" if seed % 2 else "AdamW") for seed in seeds) > 0.99 * count
 
 
 class Mutant:

@@ -196,7 +196,7 @@ def test_without_a_compiler_the_measure_is_foreach_by_hand(tmp_path):
 
 @pytest.mark.slow
 def test_quick_runs_everything(tmp_path):
-    result, printed = run(tmp_path / "quick.json", "--quick", "--rounds", "2")
+    result, printed = run(tmp_path / "quick.json", "--quick", "--rounds", "1")
     assert len(result["cells"]) == 5
     assert set(result["facts"]["bind_1000_s"]) == {"0", "1", "10", "100"}
     assert all(took["kernels"] > 0 for took in result["facts"]["first_step"].values())

@@ -84,7 +84,7 @@ def test_a_comment_that_says_something_else_is_refused(folder):
 def test_the_page_of_the_engine_shows_what_its_code_prints(folder):
     """The tape, the programs, the printed C and the numbers run again are those of today."""
     pairs = outputs(ENGINE, "docs/engine.md")
-    assert len(pairs) == 4
+    assert len(pairs) == 5
     for says, printed in pairs:
         assert printed == says
 

@@ -21,7 +21,7 @@ def names(device: torch.device) -> list[str]:
 def test_the_default(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     assert names(CPU) == ["native", "patterns", "blocks"]
-    assert names(CUDA) == [], "foreach is the default on CUDA until a run on a GPU is on record"
+    assert names(CUDA) == ["fused", "foreach"], "Triton stays opt-in until a run on a GPU is on record"
     assert names(torch.device("mps")) == []
 
 
@@ -31,7 +31,9 @@ def test_the_default(monkeypatch):
         ("triton", ["native", "patterns", "blocks"], ["triton"]),
         (" compiled , blocks", ["compiled", "blocks"], ["compiled"]),
         ("triton,compiled", ["compiled"], ["triton", "compiled"]),
-        ("blocks", ["blocks"], []),
+        ("blocks", ["blocks"], ["fused", "foreach"]),
+        ("fused,foreach", ["fused", "foreach"], ["fused", "foreach"]),
+        ("foreach", ["foreach"], ["foreach"]),
     ],
 )
 def test_the_variable_names_them(monkeypatch, value, cpu, cuda):
@@ -41,7 +43,8 @@ def test_the_variable_names_them(monkeypatch, value, cpu, cuda):
 
 def test_a_name_that_is_none_is_refused(monkeypatch):
     monkeypatch.setenv(VARIABLE, "fast")
-    with pytest.raises(ValueError, match="must name executors among blocks, compiled, native, patterns, triton, got"):
+    known = "blocks, compiled, foreach, fused, native, patterns, triton"
+    with pytest.raises(ValueError, match=f"must name executors among {known}, got"):
         chosen(CPU)
 
 
@@ -50,8 +53,9 @@ def test_the_executors_follow_the_weights_unless_someone_set_them(monkeypatch):
     mine = (Triton("cuda"),)
     assert adapted(mine, CPU) is mine
     assert adapted(chosen(CPU), CPU) is chosen(CPU)
-    with pytest.raises(Unrecorded, match=r"on cuda torch._foreach is the default\. GRADCHAIN_EXECUTORS=triton runs"):
-        adapted(chosen(CPU), CUDA)
+    assert [e.name for e in adapted(chosen(CPU), CUDA)] == ["fused", "foreach"]
+    with pytest.raises(Unrecorded, match=r"on mps the reference, by torch._foreach, is the default"):
+        adapted(chosen(CPU), torch.device("mps"))
     monkeypatch.setenv(VARIABLE, "triton")
     assert [e.name for e in adapted(chosen(CPU), CUDA)] == ["triton"]
     assert [e.name for e in adapted(chosen(CUDA), CPU)] == ["native", "patterns", "blocks"]
@@ -60,7 +64,7 @@ def test_the_executors_follow_the_weights_unless_someone_set_them(monkeypatch):
 def test_where_reductions_leave_their_numbers(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     assert numbers_on(chosen(CPU)) is None
-    assert numbers_on((Triton("cuda:0"),)) == CUDA
+    assert numbers_on(chosen(CUDA)) == numbers_on((Triton("cuda:0"),)) == CUDA
     assert numbers_on(()) is None
     monkeypatch.setenv(VARIABLE, "triton,compiled")
     assert numbers_on(chosen(CUDA)) == CUDA
@@ -87,7 +91,7 @@ def test_the_variable_may_change_between_steps(monkeypatch):
 
 
 def test_no_executors_are_no_default():
-    """None is what CUDA has by default, and what someone may set: those two are not confused."""
+    """None is what MPS has by default, and what someone may set: those two are not confused."""
     assert chosen(torch.device("mps")) == ()
     model = nn.Linear(3, 2)
     updater = gch.sgd(0.1).bind(model)
@@ -109,5 +113,5 @@ def test_weights_on_no_device_run_by_the_reference():
         model = nn.Linear(3, 2)
     updater = gch.sgd(0.1).bind(model)
     updater.step({n: torch.ones_like(p) for n, p in model.named_parameters()})
-    assert updater._bound.engine.reason == "on meta torch._foreach is the default."
-    assert "on meta torch._foreach is the default" in updater.explain()
+    assert updater._bound.engine.reason == "on meta the reference, by torch._foreach, is the default."
+    assert "on meta the reference, by torch._foreach, is the default" in updater.explain()

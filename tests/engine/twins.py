@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 import gradchain as gch
+from gradchain.engine.executors import devices
 
 EXECUTORS = {"native": ("native",), "patterns": ("patterns", "blocks"), "blocks": ("blocks",)}
+STAND_INS = {"foreach": ("foreach",), "fused": ("fused", "foreach")}  # CUDA's default, which runs on the CPU as there
 
 # float64: what two orders of the same operations may differ by. Where float32 takes part, as by a norm over all of a
 # model of several dtypes, or a loss, its bound holds for the float64 too.
@@ -69,7 +71,10 @@ def drawn_like(parameter: Tensor, seed: int) -> Tensor:
 def by_executors(updater: gch.Updater, *names: str) -> gch.Updater:
     """The updater, left with some executors only; none is the reference."""
     engine = updater._bound.engine
-    engine.executors = tuple(e for e in engine.executors if e.name in names)
+    if set(names) & set(STAND_INS):
+        engine.executors = tuple(devices._BY_NAME["cpu"][name](torch.device("cpu")) for name in names)
+    else:
+        engine.executors = tuple(e for e in engine.executors if e.name in names)
     return updater
 
 

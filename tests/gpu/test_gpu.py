@@ -16,11 +16,13 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "engine"))
 import test_equal
-from twins import Shapes, Twins, same_state
+from twins import STAND_INS, Shapes, Twins, same_state
 
 import gradchain as gch
 from gradchain.engine.executors.compiled import Compiled
 from gradchain.engine.executors.devices import VARIABLE
+from gradchain.engine.executors.foreach import Foreach
+from gradchain.engine.executors.fused import Fused
 from gradchain.engine.executors.triton import Triton
 from gradchain.engine.recording.numbers import Number
 
@@ -31,7 +33,12 @@ pytestmark = [
 ]
 DEVICE = torch.device("cuda", 0)
 CHAINS = {**test_equal.GRADIENTS, **test_equal.LOSSES}
-EXECUTORS = {"triton": (Triton(DEVICE),), "compiled": (Compiled(DEVICE),)}
+EXECUTORS = {
+    "fused": (Fused(DEVICE), Foreach(DEVICE)),  # the default
+    "foreach": (Foreach(DEVICE),),
+    "triton": (Triton(DEVICE),),
+    "compiled": (Compiled(DEVICE),),
+}
 FEW = ("adamw, clipped", "lamb", "masks", "accumulate, amp")  # Inductor takes seconds for each program
 
 
@@ -39,7 +46,8 @@ def cases():
     for executor in EXECUTORS:
         for name in CHAINS:
             for kind in ("float64", "float32", "mixed"):
-                if (name, kind) not in test_equal.UNFIT and (executor == "triton" or name in FEW):
+                lacks = executor in STAND_INS and name in test_equal.DRAWN
+                if (name, kind) not in test_equal.UNFIT and not lacks and (executor != "compiled" or name in FEW):
                     yield pytest.param(executor, name, kind, id=f"{executor}-{name}-{kind}")
 
 
@@ -47,11 +55,12 @@ def cases():
 @pytest.mark.filterwarnings("ignore:chain. scale_by_.* divides out the scale")
 @pytest.mark.filterwarnings("ignore:bind. float16")
 def test_equal_to_the_reference(executor, name, kind):
-    twins = Twins(CHAINS[name](), Shapes(test_equal.KINDS[kind]).to(DEVICE), (executor,))
+    allowed = STAND_INS.get(executor, (executor,))
+    twins = Twins(CHAINS[name](), Shapes(test_equal.KINDS[kind]).to(DEVICE), allowed)
     twins.ours._bound.engine.executors = EXECUTORS[executor]
     test_equal.teach(twins, name)
     twins.compare(test_equal.LOOSE.get(name, 0.0))
-    assert twins.used == {executor}
+    assert twins.used and twins.used <= set(allowed)
 
 
 @pytest.mark.parametrize("name", ["adamw, clipped", "lamb", "clips", "partition"])
@@ -88,7 +97,7 @@ def recipe(*links):
     return gch.chain(*links, gch.clip_by_norm(0.5), gch.adamw(rate, mask=gch.min_ndim(2)), gch.average_params(0.9))
 
 
-@pytest.mark.parametrize("executors", [EXECUTORS["triton"], None], ids=["triton", "foreach"])
+@pytest.mark.parametrize("executors", [EXECUTORS["triton"], None], ids=["triton", "default"])
 def test_a_chain_without_a_gate_never_waits(executors):
     model = small()
     updater = bound(recipe(), model, executors)
@@ -100,14 +109,15 @@ def test_a_chain_without_a_gate_never_waits(executors):
         finally:
             torch.cuda.set_sync_debug_mode("default")
     assert info.applied and info["norm"] > 0
-    if executors is not None:
+    if updater._bound.engine.reason == "":
         assert type(updater._bound.records["clip_by_norm.norm"]) is Number
 
 
+@pytest.mark.parametrize("executors", [EXECUTORS["triton"], None], ids=["triton", "default"])
 @pytest.mark.parametrize("gate", [gch.skip_nonfinite(), gch.amp_scale(256.0, always=True)], ids=["skip", "amp"])
-def test_a_gate_waits_once(gate):
+def test_a_gate_waits_once(gate, executors):
     model = small()
-    updater = bound(recipe(gate), model)
+    updater = bound(recipe(gate), model, executors)
     inputs = torch.randn(16, 8, device=DEVICE)
     for _ in range(3):
         updater.update(model(inputs).square().mean())
@@ -157,9 +167,10 @@ def test_a_captured_step_replayed_equals_the_eager_one():
     same_state(mine.state_dict()["links"], theirs.state_dict()["links"], 1e-5)
 
 
-def test_a_step_takes_no_memory_of_the_models_size():
+@pytest.mark.parametrize(("executors", "most"), [(EXECUTORS["triton"], 0.1), (EXECUTORS["fused"], 4.2)], ids=str)
+def test_a_step_takes_no_memory_of_the_models_size(executors, most):
     model = nn.Sequential(*(nn.Linear(1024, 1024, device=DEVICE) for _ in range(4)))
-    updater = bound(recipe(), model)
+    updater = bound(recipe(), model, executors)
     grads = {n: torch.randn_like(p) for n, p in model.named_parameters()}
     for _ in range(2):
         updater.step(grads)
@@ -169,7 +180,7 @@ def test_a_step_takes_no_memory_of_the_models_size():
     updater.step(grads)
     torch.cuda.synchronize()
     elements = sum(p.numel() for p in model.parameters())
-    assert torch.cuda.max_memory_allocated() - before <= 0.1 * elements
+    assert torch.cuda.max_memory_allocated() - before <= most * elements
 
 
 def test_the_same_sums_have_the_same_bits():
@@ -179,12 +190,12 @@ def test_the_same_sums_have_the_same_bits():
     assert len({updater.step(grads)["norm"] for _ in range(20)}) == 1
 
 
-def test_the_default_is_foreach_and_a_variable_names_triton(monkeypatch):
+def test_the_default_is_by_torch_and_a_variable_names_triton(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     model = small()
     updater = gch.adamw(0.01).bind(model)
     updater.update(model(torch.ones(2, 8, device=DEVICE)).mean())
-    assert "on cuda torch._foreach is the default" in updater.explain()
+    assert {part.executor for part in updater._bound.engine.last} == {"fused"}
     monkeypatch.setenv(VARIABLE, "triton")
     updater.update(model(torch.ones(2, 8, device=DEVICE)).mean())
     assert {part.executor for part in updater._bound.engine.last} == {"triton"}

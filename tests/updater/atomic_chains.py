@@ -20,7 +20,7 @@ import gradchain as gch
 # where a step is decided and written: every line of these, in several turns
 WHOLE = (
     "commit.py", "walk.py", "bound.py", "journal.py", "in_backward.py", "evaluation.py", "averages.py", "native.py",
-    "blocks.py", "patterns.py", "ticks.py", "sparse.py", "native_rows.py",
+    "blocks.py", "patterns.py", "ticks.py", "foreach.py", "fused.py", "sparse.py", "native_rows.py",
 )  # fmt: skip
 MORE = 3  # micro-batches that go on afterwards
 

@@ -21,6 +21,10 @@ from gradchain.core import _torch
 HERE = Path(__file__).parent
 SPARSE = 11  # one line in so many, beside all of the files that decide and write
 MAIN = ("masked", "partition", "window in a buffer closes", "average and project", "rows")
+OTHERS = ("blocks", "patterns,blocks", "foreach", "fused,foreach", "reference")
+# each executor with every second chain; with GRADCHAIN_LONG=1 with all
+LONG = bool(os.environ.get("GRADCHAIN_LONG"))
+PAIRS = [(name, by) for i, name in enumerate(MAIN) for k, by in enumerate(OTHERS) if LONG or (i + k) % 2 == 0]
 
 _offsets = itertools.count(random.Random(0).randrange(SPARSE))  # each test takes other lines
 
@@ -39,8 +43,7 @@ def test_an_interrupt_at_any_line(name):
     assert tally.sides["after"] and tally.sides["before"] + tally.sides["dropped"]
 
 
-@pytest.mark.parametrize("executors", ["blocks", "patterns,blocks", "reference"])
-@pytest.mark.parametrize("name", MAIN)
+@pytest.mark.parametrize(("name", "executors"), PAIRS)
 def test_an_interrupt_where_torch_writes_in_several_calls(name, executors):
     """The same without the native executor."""
     tally = injections(BY_NAME[name], executors, SPARSE, next(_offsets))
@@ -49,13 +52,13 @@ def test_an_interrupt_where_torch_writes_in_several_calls(name, executors):
 
 
 @pytest.mark.parametrize("error", [MemoryError, ArithmeticError])
-@pytest.mark.parametrize("executors", ["native", "blocks"])
+@pytest.mark.parametrize("executors", ["native", "blocks", "foreach"])
 def test_other_exceptions(error, executors):
     """An exception of any kind is like an interrupt, but for what a trace that fails is forgiven."""
     clean(injections(BY_NAME["masked"], executors, SPARSE, next(_offsets), error))
 
 
-@pytest.mark.parametrize("executors", ["native", "blocks", "reference"])
+@pytest.mark.parametrize("executors", ["native", "blocks", "fused,foreach", "reference"])
 @pytest.mark.parametrize("name", ["masked", "window in .grad closes", "sam"])
 def test_a_second_interrupt_in_a_row(name, executors):
     """What the first left is finished or dropped at the next entry, if the second kept that from the handler."""

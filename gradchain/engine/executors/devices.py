@@ -11,6 +11,8 @@ import torch
 from gradchain.engine.executors.base import Executor
 from gradchain.engine.executors.blocks import Blocks
 from gradchain.engine.executors.compiled import Compiled
+from gradchain.engine.executors.foreach import Foreach
+from gradchain.engine.executors.fused import Fused
 from gradchain.engine.executors.native import Native
 from gradchain.engine.executors.patterns import Patterns
 from gradchain.engine.executors.triton import Triton
@@ -18,19 +20,23 @@ from gradchain.engine.operations import Unrecorded
 
 VARIABLE = "GRADCHAIN_EXECUTORS"
 
-# The order of trying where the user names none. Nothing on CUDA: torch's foreach runs there, by the reference, until a
-# run on a GPU is on record that shows something better. `compiled` is in neither: Inductor needs what the printers
-# need (a C++ compiler, Triton), takes seconds where they take tenths, and no program is known that it alone can run.
+# The order of trying where the user names none. It depends on the plan and the device alone, never on a stopwatch. On
+# CUDA: torch's fused kernels and its calls over lists, until a run on a GPU is on record that shows something better;
+# both run on the CPU too, where they stand in for CUDA in tests. `compiled` is in neither: Inductor needs what the
+# printers need (a C++ compiler, Triton), takes seconds where they take tenths, and no program is known that it alone
+# can run.
 _BY_NAME: dict[str, dict[str, Callable[[torch.device], Executor]]] = {
     "cpu": {
         "native": lambda _: Native(),
         "patterns": lambda _: Patterns(),
         "blocks": lambda _: Blocks(),
         "compiled": Compiled,
+        "fused": Fused,
+        "foreach": Foreach,
     },
-    "cuda": {"triton": Triton, "compiled": Compiled},
+    "cuda": {"fused": Fused, "foreach": Foreach, "triton": Triton, "compiled": Compiled},
 }
-_DEFAULT: dict[str, Sequence[str]] = {"cpu": ("native", "patterns", "blocks"), "cuda": ()}
+_DEFAULT: dict[str, Sequence[str]] = {"cpu": ("native", "patterns", "blocks"), "cuda": ("fused", "foreach")}
 
 # what os.environ keeps, where it can be had: to ask os.environ itself, at every step, takes twenty times as long
 _environment: Any = vars(os.environ).get("_data", os.environ)
@@ -77,8 +83,7 @@ def adapted(executors: tuple[Executor, ...], device: torch.device) -> tuple[Exec
     if any(executors is choice for choice in _chosen.values()):
         executors = chosen(device)
     if not executors:
-        hint = f" {VARIABLE}=triton runs printed kernels." if device.type == "cuda" else ""
-        raise Unrecorded(f"on {device.type} torch._foreach is the default.{hint}")
+        raise Unrecorded(f"on {device.type} the reference, by torch._foreach, is the default.")
     return executors
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from gradchain.engine.planning.rows import Column, Runner
 # A pattern is a term: ("op", term, …), a column "p", "m", …, a scalar "$name", or "g", the gradient, which may be
 # multiplied and divided by any number of scalars. A name that stands twice stands for the same thing.
 Term = Any
+# of lists by name, gradients, what those are divided by, and numbers by name: one call of C that is to be made
+Kernel = Callable[[dict[str, list[Tensor]], Any, "Tensor | None", dict[str, float]], Callable[[], object]]
 
 
 def _adam(decay: bool) -> dict[str, Term]:
@@ -50,7 +53,7 @@ class Patterns:
         """Why no fused kernel computes this program, or None."""
         if program.reduce or program.entries or program.draws or len(set(dtypes)) != 1:
             return "fused kernels neither reduce, nor take numbers per parameter or several dtypes"
-        match = _matched(program)
+        match = matched(program)
         if match is None:
             return "no fused kernel of torch computes this"
         if dtypes[0] not in (torch.float32, torch.float64):
@@ -61,21 +64,26 @@ class Patterns:
 
     def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> Runner:
         """The kernel and where its arguments are."""
-        match = _matched(program)
+        match = matched(program)
         if match is None:
             raise NoKernel("no fused kernel of torch computes this")
         return PatternRunner(match, Blocks().ready(program, dtypes, sizes))
 
 
-class _Match:
+class Match:
     """How a program is an instance of a pattern."""
 
-    def __init__(self, kernel: Callable[..., None]) -> None:
+    def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.columns: dict[str, int] = {}
         self.scalars: dict[str, int] = {}
-        self.factors: list[tuple[str, int]] | None = None
+        self.factors: list[tuple[str, Value]] | None = None
         self.gradient: Value | None = None
+
+    @property
+    def written(self) -> set[int]:
+        """The columns that the kernel writes, but for a gradient that it scales."""
+        return {column for name, column in self.columns.items() if name != "g"}
 
 
 class PatternRunner:
@@ -84,7 +92,7 @@ class PatternRunner:
     scratch = 0  # but for numbers that the kernel cannot take
     source = None
 
-    def __init__(self, match: _Match, otherwise: Runner) -> None:
+    def __init__(self, match: Match, otherwise: Runner) -> None:
         self._match = match
         self._otherwise = otherwise
 
@@ -100,17 +108,19 @@ class PatternRunner:
         """Have a commit run the kernel over all rows; see Runner."""
         match = self._match
         numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
-        if not _takes(numbers):
+        if not takes(numbers):
             self._otherwise.write(commit, columns, scalars, entries)
             return
         factor = 1.0
-        for op, slot in match.factors or ():
+        for op, (_, slot) in match.factors or ():
             factor = factor * scalars[slot] if op == "mul" else factor / scalars[slot]
         held = {name: columns[i] for name, i in match.columns.items()}
         grads = held["g"].tensors
         scale = None
         if factor != 1.0:
-            if held["g"].lent or factor == 0.0:  # the kernel overwrites gradients it unscales, and divides by the scale
+            if (
+                held["g"].lent or held["g"].stays or factor == 0.0
+            ):  # the kernel overwrites gradients it unscales, and divides by the scale
                 grads, factor = _torch.pointwise("mul", (grads, factor), len(grads)), 1.0
             else:
                 scale = torch.tensor(1.0 / factor, dtype=torch.float32, device="cpu")
@@ -126,7 +136,7 @@ class _Fused:
 
     def __init__(
         self,
-        kernel: Callable[..., None],
+        kernel: Kernel,
         held: dict[str, list[Tensor]],
         grads: list[Tensor],
         scale: Tensor | None,
@@ -147,10 +157,10 @@ class _Fused:
     def __call__(self) -> None:
         if not self.begun:
             self._tried = True
-            self._kernel(self._held, self._grads, self._scale, self._numbers)
+            self._kernel(self._held, self._grads, self._scale, self._numbers)()
 
 
-def _takes(numbers: dict[str, float]) -> bool:
+def takes(numbers: dict[str, float]) -> bool:
     """Whether the kernel of a pattern has arguments for these numbers."""
     if "$b2" in numbers:  # one that it takes 1 - b2 of by itself, and none inside the root
         return not numbers["$eps_root"] and abs(1.0 - numbers["$w2"] - numbers["$b2"]) <= 2.0**-53
@@ -158,26 +168,34 @@ def _takes(numbers: dict[str, float]) -> bool:
     return momentum != 0.0 and numbers.get("$momentum2", momentum) == momentum
 
 
-def _fused_adamw(held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None, s: dict[str, float]) -> None:
+def _fused_adamw(
+    held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None, s: dict[str, float]
+) -> Callable[[], object]:
     # what a program has outside of the kernel's corrections, which are 1 long after the start, is in lr
     lr, rate = -s["$step"] / s["$c"], -s["$step"]
     decay = s.get("$decay", 0.0) * rate / lr if lr else 0.0
     hyper = {"lr": lr, "beta1": 1 - s["$w1"], "beta2": s["$b2"], "weight_decay": decay, "eps": s["$eps"]}
-    _torch.fused_adamw_(held["p"], grads, held["m"], held["v"], [_LONG_AGO] * len(grads), scale, **hyper)
+    steps = [_long_ago(held["p"][0].device)] * len(held["p"])
+    return _torch.fused_adamw(held["p"], grads, held["m"], held["v"], steps, scale, **hyper)
 
 
-def _fused_sgd(nesterov: bool) -> Callable[..., None]:
-    def run(held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None, s: dict[str, float]) -> None:
+def _fused_sgd(nesterov: bool) -> Kernel:
+    def call(
+        held: dict[str, list[Tensor]], grads: Any, scale: Tensor | None, s: dict[str, float]
+    ) -> Callable[[], object]:
         hyper = {"lr": -s["$step"], "momentum": s.get("$momentum", 0.0), "weight_decay": s.get("$decay", 0.0)}
-        _torch.fused_sgd_(held["p"], grads, held.get("b", []), nesterov, scale, **hyper)
+        return _torch.fused_sgd(held["p"], grads, held.get("b", []), nesterov, scale, **hyper)
 
-    return run
+    return call
 
 
-# bias corrections 1 - b^t are 1 at this step
-_LONG_AGO = torch.tensor(1e9, dtype=torch.float32, device="cpu")
+@functools.lru_cache(maxsize=16)
+def _long_ago(device: torch.device) -> Tensor:
+    """A step at which bias corrections 1 - b^t are 1."""
+    return torch.full((), 1e9, dtype=torch.float32, device=device)
 
-_PATTERNS: list[tuple[dict[str, Term], Callable[..., None]]] = [
+
+_PATTERNS: list[tuple[dict[str, Term], Kernel]] = [
     (_adam(True), _fused_adamw),
     (_adam(False), _fused_adamw),
     *((_sgd(decay, True, nesterov), _fused_sgd(nesterov)) for decay in (True, False) for nesterov in (True, False)),
@@ -185,19 +203,19 @@ _PATTERNS: list[tuple[dict[str, Term], Callable[..., None]]] = [
 ]
 
 
-def _matched(program: Program) -> _Match | None:
-    """The pattern a program is an instance of."""
+def matched(program: Program, whole: bool = True) -> Match | None:
+    """The pattern a program is an instance of, or, where it need not be the whole one, some of its stores."""
     for pattern, kernel in _PATTERNS:
-        if len(pattern) != len(program.stores):
+        if len(pattern) > len(program.stores) or (whole and len(pattern) != len(program.stores)):
             continue
-        match = _Match(kernel)
+        match = Match(kernel)
         stores = dict(program.stores)
         if all(_store(program, name, term, stores, match) for name, term in pattern.items()) and match.gradient:
             return match
     return None
 
 
-def _store(program: Program, name: str, term: Term, stores: dict[int, Value], match: _Match) -> bool:
+def _store(program: Program, name: str, term: Term, stores: dict[int, Value], match: Match) -> bool:
     """Whether some store that is still free writes this term over the column of this name."""
     wanted = match.columns.get(name)
     for column, value in stores.items():
@@ -212,14 +230,14 @@ def _store(program: Program, name: str, term: Term, stores: dict[int, Value], ma
     return False
 
 
-def _copied(match: _Match) -> _Match:
-    copy = _Match(match.kernel)
+def _copied(match: Match) -> Match:
+    copy = Match(match.kernel)
     copy.columns, copy.scalars = dict(match.columns), dict(match.scalars)
     copy.factors, copy.gradient = match.factors, match.gradient
     return copy
 
 
-def _unify(program: Program, term: Term, value: Value, match: _Match) -> bool:
+def _unify(program: Program, term: Term, value: Value, match: Match) -> bool:
     if term == "g":
         return _unify_gradient(program, value, match)
     if isinstance(term, str):
@@ -231,19 +249,19 @@ def _unify(program: Program, term: Term, value: Value, match: _Match) -> bool:
     return op == term[0] and all(_unify(program, t, v, match) for t, v in zip(term[1:], operands, strict=True))
 
 
-def _unify_gradient(program: Program, value: Value, match: _Match) -> bool:
+def _unify_gradient(program: Program, value: Value, match: Match) -> bool:
     """A column behind any number of scalar factors; the same one wherever the pattern has the gradient."""
     if match.gradient is not None:
         return value == match.gradient
-    factors: list[tuple[str, int]] = []
+    factors: list[tuple[str, Value]] = []
     inner = value
     while inner[0] == "value":
         op, operands = program.instructions[inner[1]]
-        number = next((o for o in operands if o[0] == "scalar"), None)
+        number = next((o for o in operands if o[0] in ("scalar", "device")), None)
         if op not in ("mul", "div") or number is None or (op == "div" and operands[1] is not number):
             return False
         inner = next(o for o in operands if o is not number)
-        factors.append((op, number[1]))
+        factors.append((op, number))
     if inner[0] != "load" or match.columns.setdefault("g", inner[1]) != inner[1]:
         return False
     match.gradient, match.factors = value, factors

@@ -115,6 +115,10 @@ class DeviceLedger(Ledger):
         values = self.tensor(each)
         return bool((values == values[:1]).all())
 
+    def largest(self, each: Each) -> Any:
+        """The largest of numbers per parameter, by one launch."""
+        return self.whole(self.tensor(each).amax()) if each.names else 0.0
+
     def behind(self, cell: int, value: Any) -> Any:
         """What the tape has: kernels compute with numbers of the device as they come."""
         return value

@@ -285,6 +285,10 @@ class HostLedger(Ledger):
         """Whether numbers per parameter are all the same: a guard."""
         return bool(self.call(Scalars.alike, each))
 
+    def largest(self, each: Each) -> Any:
+        """The largest of numbers per parameter, none of which is negative."""
+        return self.call(Scalars.largest, each)
+
 
 def kind_of(value: Any) -> Any:
     """What a value must be like to stand where another stood; None for what is no number."""

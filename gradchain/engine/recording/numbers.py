@@ -52,6 +52,10 @@ class Ledger(ABC):
         """Whether numbers per parameter are all the same, which leaves the ledger."""
 
     @abstractmethod
+    def largest(self, each: Each) -> Any:
+        """The largest of numbers per parameter, none of which is negative."""
+
+    @abstractmethod
     def behind(self, cell: int, value: Any) -> Any:
         """The number that the tape has in a cell, where it lies as `value`."""
 
@@ -209,6 +213,9 @@ class Each(Scalars):
     def alike(self) -> bool:
         return self.ledger.alike(self)
 
+    def largest(self) -> Any:
+        return self.ledger.largest(self)
+
     def tensor(self) -> Tensor:
         """They as one tensor."""
         return self.ledger.tensor(self)
@@ -219,5 +226,10 @@ def names_in(args: Sequence[Any]) -> tuple[str, ...] | None:
     names: tuple[str, ...] | None = None
     for arg in args:
         if isinstance(arg, Scalars):
-            names = tuple(n for n in (arg if names is None else names) if n in arg)
+            mine = arg.names if isinstance(arg, Each) else tuple(arg)
+            if names is None:
+                names = mine
+            elif mine != names:
+                held = frozenset(mine)
+                names = tuple(n for n in names if n in held)
     return names

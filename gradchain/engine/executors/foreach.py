@@ -1,0 +1,303 @@
+"""The default on CUDA: programs by torch._foreach over whole classes of parameters, in place, with bounded scratch.
+
+How many calls a step makes does not depend on how many parameters there are, nor does the host wait for any of them:
+a reduction leaves its numbers on the device. On the CPU it does the very same, and stands in for it in tests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import chain, repeat
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradchain.core import _torch
+from gradchain.core.operations import OPERATIONS
+from gradchain.engine.commit import Commit
+from gradchain.engine.executors.base import NoKernel
+from gradchain.engine.executors.chunks import Chunk, Cuts, Kept, chunked
+from gradchain.engine.executors.given import Given
+from gradchain.engine.executors.schedule import Buffer, Call, Schedule, scheduled
+from gradchain.engine.operations import REDUCTIONS, TYPES
+from gradchain.engine.planning.lower import Program, Value
+from gradchain.engine.planning.rows import Column
+
+NORMS = {"sum1": 1, "sum2": 2, "max": float("inf")}
+
+
+class Foreach:
+    """Programs run an operation at a time over all rows of a class, on one device."""
+
+    name = "foreach"
+    grids = False
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = self.numbers_on = torch.device(device)
+
+    def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
+        """Why this program cannot run by calls over lists, or None."""
+        unknown = [d for d in dtypes if d not in TYPES]
+        if unknown:
+            return f"no kernels over lists for {unknown[0]}"
+        if program.draws:
+            return "no random numbers by kernels over lists"
+        strange = [op for op, _ in (*program.instructions, *program.numbers) if op not in OPERATIONS]
+        return f"no kernel of torch for the operation {strange[0]!r}" if strange else None
+
+    def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> ForeachRunner:
+        """The program made ready for rows of these sizes."""
+        refused = self.legal(program, dtypes)
+        if refused is not None:
+            raise NoKernel(refused)
+        return ForeachRunner(program, dtypes, sizes, self.device)
+
+
+class _Plan(NamedTuple):
+    """What numbers of these kinds make of a program: its calls, its chunks, and the slots of each chunk."""
+
+    schedule: Schedule
+    chunks: list[Chunk]
+    kept: Kept | None
+    slots: list[list[tuple[list[Tensor], list[Tensor]]]]  # by chunk: rows, and the flat stretch they lie over
+
+
+class ForeachRunner:
+    """One program over rows of fixed sizes."""
+
+    source = None
+
+    def __init__(
+        self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int], device: torch.device
+    ) -> None:
+        self._program = _countable(program)
+        self._dtypes, self._sizes, self.device = dtypes, sizes, device
+        self._wide = torch.float64 if torch.float64 in dtypes else torch.float32
+        self._plans: dict[Any, _Plan] = {}
+        self._cuts = Cuts()
+        self.scratch: int | None = None  # it depends on where numbers lie
+
+    def run(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> list[float] | None:
+        """Run over all rows; see Runner. Only a program that reduces waits for the device."""
+        out = self.launch(columns, scalars, entries)
+        return None if out is None else out.tolist()
+
+    def launch(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Tensor | None:
+        """Run over all rows without waiting. Returns one float64 per row of a program that reduces, on the device."""
+        with _torch.no_grad():
+            if self._program.reduce is None:
+                self._script(columns, scalars, entries)()
+                return None
+            return self._reduced(columns, Given(self._program, scalars, entries, self.device, self._wide))
+
+    def write(self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
+        """Have a commit run it over all rows, without waiting; see Runner."""
+        commit.add(self._script(columns, scalars, entries))
+
+    def _script(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Script:
+        given = Given(self._program, scalars, entries, self.device, self._wide)
+        plan = self._planned(given, columns)
+        calls = [self._calls(plan, k, columns, given)[0] for k in range(len(plan.chunks))]
+        about = ([plan.kept.take], [plan.kept.give_back]) if plan.kept else ([], [])
+        first = next((i for i, call in enumerate(plan.schedule.calls) if call.into.kind == "column"), 0)
+        return Script([*about[0], *chain.from_iterable(calls), *about[1]], len(about[0]) + first)
+
+    def _planned(self, given: Given, columns: Sequence[Column]) -> _Plan:
+        """What numbers of these kinds make of the program, once."""
+        key = tuple(given.kinds.values())
+        if key not in self._plans:
+            schedule = scheduled(self._program, self._dtypes, self._wide, given.kinds)
+            beside = 1 if self._program.reduce and self._program.reduce[0] == "sum" else 0
+            chunks = chunked(self._sizes, schedule.units + beside, self._wide.itemsize)
+            longest = max((chunk.stretch for chunk in chunks), default=0)
+            kept = Kept(schedule.slots * longest, self._wide, self.device) if schedule.slots and chunks else None
+            like = columns[0].tensors if columns else None
+            slots = [[self._slot(chunk, kept, k * longest, like) for k in range(schedule.slots)] for chunk in chunks]
+            self._plans[key] = _Plan(schedule, chunks, kept, slots)
+            self.scratch = (schedule.units + beside) * longest * self._wide.itemsize
+        return self._plans[key]
+
+    @staticmethod
+    def _slot(
+        chunk: Chunk, kept: Kept | None, offset: int, like: Sequence[Tensor] | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        assert kept is not None
+        stretch = kept.memory.as_strided((chunk.stretch,), (1,), offset)
+        return chunk.laid(kept.memory, offset, like), [stretch]
+
+    def _calls(
+        self, plan: _Plan, k: int, columns: Sequence[Column], given: Given
+    ) -> tuple[list[Callable[[], object]], Callable[[Buffer], list[Tensor]]]:
+        """The calls over one chunk, to be made in order, and where they leave what lies in a buffer."""
+        cut = [self._cuts.of(i, column, plan.chunks)[k] for i, column in enumerate(columns)]
+        made: dict[Buffer, list[Tensor]] = {}
+
+        def rows(buffer: Buffer) -> list[Tensor]:
+            if buffer.kind == "column":
+                return cut[buffer.at]
+            return plan.slots[k][buffer.at][0] if buffer.kind == "slot" else made.setdefault(buffer, [])
+
+        def stretch(buffer: Buffer) -> list[Tensor]:
+            return plan.slots[k][buffer.at][1] if buffer.kind == "slot" else made.setdefault(buffer, [])
+
+        chunk = _Chunk(plan.chunks[k], rows, stretch, given, self._wide, self.device)
+        return [chunk.bound(call) for call in plan.schedule.calls], rows
+
+    # reductions
+
+    def _reduced(self, columns: Sequence[Column], given: Given) -> Tensor:
+        """One float64 per row."""
+        assert self._program.reduce is not None
+        kind, plan = self._program.reduce[0], self._planned(given, columns)
+        if plan.kept:
+            plan.kept.take()
+        partial_results: list[Tensor] = []
+        for k in range(len(plan.chunks)):
+            calls, rows = self._calls(plan, k, columns, given)
+            for call in calls:
+                call()
+            assert plan.schedule.result is not None
+            partial_results.append(_of_lists(kind, rows(plan.schedule.result)))
+            del calls, rows
+        if plan.kept:
+            plan.kept.give_back()
+        return self._of_rows(kind, plan.chunks, partial_results)
+
+    def _of_rows(self, kind: str, chunks: Sequence[Chunk], found: list[Tensor]) -> Tensor:
+        """What the pieces gave, met row by row; of a row without elements it is 0."""
+        pieces = [piece for chunk in chunks for piece in chunk.pieces]
+        if len(found) == 1 and len(pieces) == len(self._sizes):
+            return found[0]
+        out = torch.zeros(len(self._sizes), dtype=torch.float64, device=self.device)
+        if not found:
+            return out
+        where = torch.tensor([row for row, _, _ in pieces], dtype=torch.int64, device="cpu")
+        where = where.pin_memory() if self.device.type == "cuda" else where
+        met = "amax" if REDUCTIONS[kind].meet.torch == "amax" else "sum"
+        return out.scatter_reduce_(0, where.to(self.device, non_blocking=True), torch.cat(found), met)
+
+
+class _Chunk(NamedTuple):
+    """What calls over one chunk read and write."""
+
+    chunk: Chunk
+    rows: Callable[[Buffer], list[Tensor]]
+    stretch: Callable[[Buffer], list[Tensor]]
+    given: Given
+    wide: torch.dtype
+    device: torch.device
+
+    def bound(self, call: Call) -> Callable[[], object]:
+        """A call with its arguments. One that writes what is read again is C alone; see Script."""
+        how, into = call.how, call.into
+        if how == "over":
+            return partial(_torch.foreach(f"{call.what}_"), self.rows(into), *self._lists(call), **self._factor(call))
+        if how == "born":
+            kernel = partial(_torch.foreach(call.what), **self._factor(call))
+            return born(self.rows(into), kernel, self._lists(call))
+        if how == "copy":
+            return partial(_torch.foreach("copy_"), self.rows(into), *self._lists(call))
+        if how == "drop":
+            return partial(self.rows(into).clear)
+        if how == "fill":
+            number = self._listed(call.given[0]) if call.given else 0.0
+            (stretch,) = self.stretch(into)
+            return partial(stretch.copy_, number) if isinstance(number, Tensor) else partial(stretch.fill_, number)
+        if how == "settle":
+            assert isinstance(call.given[0], Buffer)
+            return partial(_settle, self.stretch(into)[0], self.stretch(call.given[0]))
+        if how == "spread":
+            assert not isinstance(call.given[0], Buffer)
+            return partial(_spread, self.stretch(into), self.chunk, self.given.per_row(call.given[0]))
+        operands = [self.stretch(g) if isinstance(g, Buffer) else self._number(call.what, g) for g in call.given]
+        return partial(_computed, self.stretch(into), call.what, operands, self.wide)
+
+    def _lists(self, call: Call) -> list[Any]:
+        return [self.rows(g) if isinstance(g, Buffer) else self._listed(g) for g in call.given]
+
+    def _listed(self, value: Any) -> Any:
+        number = self.given.fitted(value)
+        return [number[row] for row, _, _ in self.chunk.pieces] if isinstance(number, list) else number
+
+    def _number(self, op: str, value: Value) -> Any:
+        number = self.given.fitted(value)
+        if op != "where" or isinstance(number, (Tensor, bool)):
+            return number
+        return torch.full((), number, dtype=self.wide, device=self.device)  # numbers alone say no dtype
+
+    def _factor(self, call: Call) -> dict[str, float]:
+        if call.by is None:
+            return {}
+        factor, sign = call.by
+        return {"alpha": sign if factor is None else sign * self.given[factor]}
+
+
+class Script:
+    """Calls that are each made once, in order, to the end, whatever breaks in between.
+
+    Python runs no code of anyone's between two of them: what came to its end is in the list of what ended, and a call
+    that did not is made again. Those that write over what they read are C alone, and cannot be broken off; what runs
+    Python only makes something new.
+    """
+
+    def __init__(self, calls: list[Callable[[], object]], first: int) -> None:
+        self._calls, self._first = calls, first  # the first that writes what was there before
+        self._ended: list[object] = []
+        self._tried = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether any of what is somebody's may be written."""
+        return self._tried and len(self._ended) >= self._first
+
+    def __call__(self) -> None:
+        self._tried = True
+        self._ended.extend(map(_CALL, self._calls[len(self._ended) :]))
+
+
+_CALL: Any = partial.__call__
+
+
+def born(into: list[Tensor], kernel: Callable[..., Any], given: Sequence[Any]) -> Callable[[], object]:
+    """A call that fills a list with what a kernel gives, in C alone, and once more where it failed."""
+    return partial(map(into.__init__, map(kernel, *map(repeat, given))).__next__)  # type: ignore[misc]
+
+
+def _computed(into: list[Tensor], op: str, operands: Sequence[Any], wide: torch.dtype) -> None:
+    """An operation over flat stretches, by its truth."""
+    operation = OPERATIONS[op]
+    given = [o[0] if isinstance(o, list) else o for o in operands]
+    into[:] = [operation.truth(*given, *([wide] if operation.typed else []))]
+
+
+def _settle(slot: Tensor, stretch: list[Tensor]) -> None:
+    slot.copy_(stretch[0])
+
+
+def _spread(into: list[Tensor], chunk: Chunk, numbers: Tensor) -> None:
+    into[:] = [chunk.spread(numbers)]
+
+
+def _countable(program: Program) -> Program:
+    """The program; one that counts what is not finite sums truths."""
+    if program.reduce is None or program.reduce[0] != "bad":
+        return program
+    at, operand = len(program.instructions), program.reduce[1]
+    counted = [("isfinite", (operand,)), ("not", (("value", at),)), ("number", (("value", at + 1),))]
+    return replace(program, instructions=[*program.instructions, *counted], reduce=("sum1", ("value", at + 2)))
+
+
+def _of_lists(kind: str, rows: list[Tensor]) -> Tensor:
+    """One float64 per piece: norms, or what is made of them. A sum is that of the positive without the negative."""
+    if kind == "sum":
+        above = torch.stack(_norms(_torch.foreach("clamp_min")(rows, 0.0), 1))
+        return above - torch.stack(_norms(_torch.foreach("clamp_max")(rows, 0.0), 1))
+    found = torch.stack(_norms(rows, NORMS[kind]))
+    return found.square() if kind == "sum2" else found
+
+
+def _norms(rows: list[Tensor], p: float) -> list[Tensor]:
+    return list(_torch.foreach("norm")(rows, p, dtype=torch.float64))
