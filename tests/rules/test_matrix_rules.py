@@ -64,7 +64,7 @@ OF_PYTORCH_OPTIMIZER = {
     "NorMuon": (
         gch.rules.normuon(RATE, head=None, aux=AUX, dtype=None),
         lambda net: po.NorMuon(parted(net), lr=RATE).step,
-        1e-12,
+        1e-9,  # its factor comes after the epsilon of the norm
     ),
     "AdaMuon": (
         gch.chain(
@@ -74,7 +74,7 @@ OF_PYTORCH_OPTIMIZER = {
             )
         ),
         lambda net: po.AdaMuon(parted(net), lr=RATE, adamw_lr=3e-4).step,
-        1e-9,  # its correction of v is under the epsilon
+        1e-6,  # its epsilon stands beside the corrected root
     ),
     "SOAP": (  # it decomposes in float32
         gch.rules.soap(RATE, weight_decay=0.0, every=5),
