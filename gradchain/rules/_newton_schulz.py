@@ -69,7 +69,8 @@ def orthogonal(x: Tensor, coefficients: Sequence[Triple], steps: int, eps: float
         a, b, c = coefficients[min(step, len(coefficients) - 1)]
         gram = y @ y.mH
         y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
-    return (y.mH if tall else y).to(x.dtype).reshape(x.shape)
+    made: Tensor = (y.mH if tall else y).to(x.dtype).reshape(x.shape)
+    return made
 
 
 def _wide(x: Tensor) -> torch.dtype:
@@ -103,8 +104,8 @@ class View:
         if self.parts == 1:
             return fn(x)
         if isinstance(self.parts, int):
-            return fn(x.unflatten(-2, (self.parts, -1))).flatten(-3, -2)
-        return torch.cat([fn(part) for part in x.split(list(self.parts), -2)], -2)
+            return fn(x.reshape(*x.shape[:-2], self.parts, -1, x.shape[-1])).reshape(x.shape)
+        return torch.cat([fn(part) for part in torch.split(x, list(self.parts), -2)], -2)
 
     def sizes(self, shape: torch.Size) -> list[tuple[int, int]]:
         """Rows and columns of each kind of matrix in it."""

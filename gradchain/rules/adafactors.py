@@ -50,7 +50,7 @@ def adafactor(
     """
     least = "dtype" if eps[0] is None else eps[0]
     return chain(
-        scale_by_factored_rms(True, -beta2_decay, 0, 0, 0, "last", least),  # type: ignore[arg-type]  # a word too
+        scale_by_factored_rms(True, -beta2_decay, 0, 0, 0, "last", least),
         clip_by_block_rms(d),
         scale_by_param_block_rms(eps[1]),
         cap_learning_rate(learning_rate),

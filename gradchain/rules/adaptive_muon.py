@@ -216,7 +216,8 @@ def _size(view: View, factor: str | None, index: Index, name: str) -> float:
     shape = index.facts[index.position[name]].parameter.shape
     (rows, columns), *_ = View(view.fold).sizes(shape)
     of_part = view.sizes(shape)[0]
-    return min(rows, columns) ** 0.5 * (1.0 if factor is None or not rows * columns else FACTORS[factor](*of_part))
+    norm: float = min(rows, columns) ** 0.5
+    return norm * (1.0 if factor is None or not rows * columns else FACTORS[factor](*of_part))
 
 
 @answering
@@ -240,7 +241,7 @@ def normuon(
     >>> import gradchain as gch
     >>> optimizer = gch.rules.normuon(0.02, aux=gch.adamw(3e-4, b2=0.95), head=gch.named("lm_head.*"))
     """
-    made = scale_by_normuon(momentum, b2, nesterov, dtype=dtype, shape_factor=shape_factor)  # type: ignore[arg-type]  # any Value
+    made = scale_by_normuon(momentum, b2, nesterov, dtype=dtype, shape_factor=shape_factor)
     return of_hidden(made, learning_rate, weight_decay, head, matrices, aux)
 
 
@@ -265,5 +266,5 @@ def adamuon(
     >>> import gradchain as gch
     >>> optimizer = gch.rules.adamuon(3e-4, head=gch.named("lm_head.*"))
     """
-    made = scale_by_adamuon(momentum, b2, nesterov, dtype=dtype, shape_factor=shape_factor)  # type: ignore[arg-type]  # any Value
+    made = scale_by_adamuon(momentum, b2, nesterov, dtype=dtype, shape_factor=shape_factor)
     return of_hidden(made, learning_rate, weight_decay, head, matrices, aux)

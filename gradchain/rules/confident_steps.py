@@ -130,5 +130,5 @@ def came(
     >>> gch.rules.came(2e-4)
     chain(scale_by_came(), scale_by_learning_rate(0.0002))
     """
-    direction = scale_by_came(b1, b2, b3, eps, eps2, threshold, mu_dtype)  # type: ignore[arg-type]  # any Value
+    direction = scale_by_came(b1, b2, b3, eps, eps2, threshold, mu_dtype)
     return chain(direction, *decay_of(weight_decay, mask), scale_by_learning_rate(learning_rate))

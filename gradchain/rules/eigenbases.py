@@ -153,7 +153,7 @@ def _matrices(packed: Tensor, shape: torch.Size, most: int) -> list[tuple[int, T
     found, at = [], 0
     for d in _dims(shape, most):
         n = shape[d]
-        found.append((d, packed[:, at : at + n * n].unflatten(-1, (n, n))))
+        found.append((d, packed[:, at : at + n * n].reshape(-1, n, n)))
         at += n * n
     return found
 
@@ -225,5 +225,5 @@ def soap(
     >>> gch.rules.soap(3e-3, every=50, weight_decay=0.0)
     chain(scale_by_soap(every=50), scale_by_learning_rate(0.003))
     """
-    direction = scale_by_soap(b1, b2, shampoo_b, eps, every, max_precondition_dim, mu_dtype)  # type: ignore[arg-type]  # any Value
+    direction = scale_by_soap(b1, b2, shampoo_b, eps, every, max_precondition_dim, mu_dtype)
     return chain(direction, *decay_of(weight_decay, mask), scale_by_learning_rate(learning_rate))

@@ -156,5 +156,5 @@ def muon(
     >>> import gradchain as gch
     >>> optimizer = gch.rules.muon(0.02, aux=gch.adamw(3e-4, b2=0.95), head=gch.named("lm_head.*"))
     """
-    made = scale_by_muon(momentum, nesterov, ns_coefficients, ns_steps, ns_eps, dtype, shape_factor, conv, split)  # type: ignore[arg-type]  # a Hyper takes any Value
+    made = scale_by_muon(momentum, nesterov, ns_coefficients, ns_steps, ns_eps, dtype, shape_factor, conv, split)
     return of_hidden(made, learning_rate, weight_decay, head, matrices, aux)

@@ -152,7 +152,7 @@ class Hyperparameters:
 
     def settings(self, clocks: Mapping[str, float]) -> Settings:
         """The hyperparameters that differ per parameter, and why."""
-        found = {}
+        found: dict[str, Any] = {}
         for full, (address, link, hyper) in self._fields.items():
             ctx = self._sight(address, clocks, self.overrides)
             override, own = self.overrides.get(full), link.__dict__[hyper.name]

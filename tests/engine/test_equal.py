@@ -260,7 +260,8 @@ LOSSES = {
     "amp": lambda: gch.chain(gch.amp_scale(1024.0, growth_interval=2, always=True), gch.adamw(0.01)),
     "sam": lambda: gch.chain(gch.sam(0.05), gch.sgd(0.05, momentum=0.9)),
 }  # fmt: skip
-DRAWN = {"noise"}  # random numbers, which kernels over lists do not draw: those chains run by the reference
+# random numbers, and rows and columns, which kernels over lists do not have: those chains run by the reference
+DRAWN = {"noise", "factored", "factored, last", "adafactor", "came", "orthogonal, adaptive"}
 GATED = {"finite", "amp", "accumulate, amp", "amp, accumulate"}
 ALIASES = {"sgd", "adam", "adamw", "nadamw", "lion"}
 MIXED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
