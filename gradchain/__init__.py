@@ -59,6 +59,11 @@ if TYPE_CHECKING:
     from gradchain.core.transform import Transform as Transform
     from gradchain.core.weights import Weights as Weights
     from gradchain.core.weights import apply_updates as apply_updates
+    from gradchain.optimizers import adam as adam
+    from gradchain.optimizers import adamw as adamw
+    from gradchain.optimizers import lion as lion
+    from gradchain.optimizers import nadamw as nadamw
+    from gradchain.optimizers import sgd as sgd
     from gradchain.optimizers.descent import asgd as asgd
     from gradchain.optimizers.descent import lion as lion
     from gradchain.optimizers.descent import rprop as rprop
@@ -73,6 +78,7 @@ if TYPE_CHECKING:
     from gradchain.optimizers.squares import adadelta as adadelta
     from gradchain.optimizers.squares import adagrad as adagrad
     from gradchain.optimizers.squares import rmsprop as rmsprop
+    from gradchain.rules.adafactors import adafactor as adafactor
     from gradchain.schedules import by as by
     from gradchain.schedules import constant as constant
     from gradchain.schedules import cosine as cosine
@@ -150,6 +156,9 @@ _HOMES = {
     "adam": "optimizers.moments",
     "adamax": "optimizers.moments",
     "adamw": "optimizers.moments",
+    "adafactor": "rules.adafactors",
+    "adam": "optimizers",
+    "adamw": "optimizers",
     "add_decayed_weights": "transforms.decay",
     "add_noise": "transforms.noise",
     "amp_scale": "combinators.amp_scale",

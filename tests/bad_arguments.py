@@ -69,6 +69,30 @@ def noise(argument: str, value: Any, error: type[Exception], rule: str) -> Bad:
     return Bad(gch.add_noise, (), given, error, sentence, argument, repr(value))
 
 
+def orthogonal(make: Any) -> list[Bad]:
+    """What the rules that make matrices orthogonal have in common."""
+    name = make.__name__
+    coefficients = "one of 'original', 'quintic', 'polar_express', three numbers, or a tuple of these"
+    factor = "one of 'original', 'match_rms_adamw', 'spectral_norm', 'spectral' or None"
+    split = "pairs (selector, number of parts or their sizes)"
+    return [
+        number(make, "momentum", 1.0, "in [0, 1)"),
+        number(make, "ns_steps", 0, "an integer in [1, 100)"),
+        number(make, "ns_eps", 0.0, "a number in (0, inf)"),
+        *(
+            other(make, argument, value, ValueError, f"{name}: {argument} must be {rule}, got {value!r}.")
+            for argument, value, rule in (
+                ("ns_coefficients", "cubic", coefficients),
+                ("ns_coefficients", (1.0, 2.0), coefficients),
+                ("shape_factor", "moonlight", factor),
+                ("conv", "kernels", "'flatten' or 'batch'"),
+                ("split", (3,), split),
+                ("split", ((gch.bias, 0),), split),
+            )
+        ),
+    ]
+
+
 LINK = gch.scale(1.0)
 BODY = gch.named("body.*")
 UNIT = "in [0, 1)"
@@ -220,6 +244,42 @@ ROWS: tuple[Bad, ...] = (
     other(gch.freeze, "start", -1, ValueError, "freeze: start must be at least 0, got -1.", BODY),
     other(gch.freeze, "start", 1.5, TypeError, "freeze: start must be a number of applied updates, got 1.5.", BODY),
     other(gch.freeze, "start", 7, ValueError, "freeze: start must be below until, 5, got 7.", BODY, 5),
+    number(gch.rules.cap_learning_rate, "learning_rate", -0.1, "in [0, inf)"),
+    *orthogonal(gch.rules.scale_by_muon),
+    *orthogonal(gch.rules.scale_by_normuon),
+    *orthogonal(gch.rules.scale_by_adamuon),
+    number(gch.rules.scale_by_normuon, "b2", 1.0, UNIT),
+    number(gch.rules.scale_by_normuon, "eps", -1.0, "in [0, inf)"),
+    number(gch.rules.scale_by_adamuon, "b2", 1.0, UNIT),
+    number(gch.rules.scale_by_adamuon, "eps", -1.0, "in [0, inf)"),
+    *(number(gch.rules.scale_by_soap, b, 1.0, UNIT) for b in ("b1", "b2", "shampoo_b")),
+    number(gch.rules.scale_by_soap, "eps", -1.0, "in [0, inf)"),
+    number(gch.rules.scale_by_soap, "every", 0, "an integer of at least 1"),
+    number(gch.rules.scale_by_soap, "max_precondition_dim", -1, "an integer of at least 0"),
+    number(gch.rules.scale_by_came, "b1", 1.0, UNIT),
+    number(gch.rules.scale_by_came, "b2", 1.0, UNIT),
+    number(gch.rules.scale_by_came, "b3", -0.1, UNIT),
+    number(gch.rules.scale_by_came, "eps", -1.0, "in [0, inf)"),
+    number(gch.rules.scale_by_came, "eps2", -1.0, "in [0, inf)"),
+    number(gch.rules.scale_by_came, "threshold", 0.0, "in (0, inf)"),
+    number(gch.rules.scale_by_factored_rms, "decay_rate", -0.8, "in [0, inf)"),
+    number(gch.rules.scale_by_factored_rms, "epsilon", -1e-30, "in [0, inf)"),
+    number(gch.rules.scale_by_factored_rms, "step_offset", -1, "an integer of at least 0"),
+    number(gch.rules.scale_by_factored_rms, "min_dim_size_to_factor", 2.5, "an integer of at least 0"),
+    other(
+        gch.rules.scale_by_factored_rms,
+        "dims",
+        "first",
+        ValueError,
+        "scale_by_factored_rms: dims must be 'largest' or 'last', got 'first'.",
+    ),
+    other(
+        gch.rules.scale_by_factored_rms,
+        "floor",
+        "eps",
+        ValueError,
+        "scale_by_factored_rms: floor must be in [0, inf), a schedule or 'dtype', got 'eps'.",
+    ),
     number(gch.clip_by_norm, "max_norm", 0, "in (0, inf]"),
     number(gch.clip_by_norm, "max_norm", -1.0, "in (0, inf]"),
     number(gch.clip_by_norm, "eps", -1e-6, "in [0, inf)", 1.0),
@@ -714,6 +774,19 @@ UNCHECKED: dict[str, str] = {
     "average_params.dtype": "torch refuses what is no dtype, when the average is made",
     "scale_by_adam.mu_dtype": "torch refuses what is no dtype, when the slot is made",
     "scale_by_adam.nu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_muon.dtype": "torch refuses what is no dtype, when products are taken",
+    "scale_by_muon.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_muon.nesterov": "a flag: its truth is used",
+    "scale_by_normuon.dtype": "torch refuses what is no dtype, when products are taken",
+    "scale_by_normuon.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_normuon.nesterov": "a flag: its truth is used",
+    "scale_by_adamuon.dtype": "torch refuses what is no dtype, when products are taken",
+    "scale_by_adamuon.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_adamuon.nesterov": "a flag: its truth is used",
+    "scale_by_adamuon.sign": "a flag: its truth is used",
+    "scale_by_soap.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_came.mu_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_factored_rms.factored": "a flag: its truth is used",
     "scale_by_adam.nesterov": "a flag: its truth is used",
     "scale_by_adam_atan2.mu_dtype": "torch refuses what is no dtype, when the slot is made",
     "scale_by_ademamix.mu_dtype": "torch refuses what is no dtype, when the slot is made",

@@ -8,6 +8,7 @@ from typing import Any
 
 import cases_compose
 import cases_elem
+import cases_matrix
 import cases_owning
 import cases_pertensor
 import cases_torch
@@ -658,5 +659,6 @@ CASES: tuple[Case, ...] = (
     *cases_compose.ROWS,
     *cases_owning.ROWS,
     *cases_torch.ROWS,
+    *cases_matrix.ROWS,
     *cases_pertensor.ROWS,
 )

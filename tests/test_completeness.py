@@ -56,8 +56,9 @@ def test_aliases_are_rows_of_chains():
 
 # links of torch.optim's other rules: their aliases are on top
 DIRECTIONS = {
-    "average_each", "maximize", "scale_by_adadelta", "scale_by_adamax", "scale_by_amsgrad", "scale_by_asgd",
-    "scale_by_nadam", "scale_by_radam", "scale_by_rprop", "scale_by_rss", "scale_by_stddev",
+    "average_each", "cap_learning_rate", "maximize", "scale_by_adadelta", "scale_by_adamax", "scale_by_amsgrad",
+    "scale_by_asgd", "scale_by_factored_rms", "scale_by_nadam", "scale_by_radam", "scale_by_rprop", "scale_by_rss",
+    "scale_by_stddev",
 }  # fmt: skip
 
 

@@ -226,6 +226,18 @@ def centred(updates: gch.Tensors, params: gch.Tensors) -> gch.Tensors:
     return updates.map(lambda g: g - g.mean()).where(params > 0, 0.0)
 
 
+def halves(g: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return g / 2, g / 2
+
+
+def of_matrices(g: gch.Tensors, count: gch.Count) -> gch.Tensors:
+    assert_type(g.map(torch.sign, batched=True), gch.Tensors)
+    assert_type(g.map(halves, results=2), tuple[gch.Tensors, ...])
+    assert_type(g.map_where(count.due(10), torch.sign, g, batched=True), gch.Tensors)
+    assert_type(g.map_where(True, halves, (g, g)), tuple[gch.Tensors, gch.Tensors])
+    return g
+
+
 tx = gch.chain(
     wait_for_warmup(until=3),
     gch.stateless(centred),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 
@@ -153,6 +153,10 @@ class Transform:
     def written(self) -> dict[str, Any]:
         """What a config has of it: arguments that make it again. By default its fields."""
         return {f.name: self.__dict__[f.name] for f in fields(self)}  # type: ignore[arg-type]  # once subclassed
+
+    def told(self, index: Index, /) -> Mapping[str, tuple[Mapping[str, float], Mapping[str, tuple[str, ...]]]]:
+        """Numbers that it makes of each parameter itself, for `settings()`: name → those by parameter, and why."""
+        return {}
 
     def says(self) -> Says:
         """What this link says of itself otherwise than its class does: for what an argument decides."""

@@ -80,7 +80,7 @@ class Plans:
 
     def _stores(self, tape: Tape, roots: list[tuple[int, int]], nodes: Iterable[int]) -> list[Part]:
         parts: list[Part] = []
-        for names in self._classes(tape, nodes, roots[0][0]) if roots else ():
+        for names in self._classes(tape, nodes, [leaf for leaf, _ in roots]) if roots else ():
             lowering = Lowering(tape, names[0])
             for leaf, node in roots:
                 if names[0] in tape.indices[node] and names[0] in tape.indices[leaf]:
@@ -92,7 +92,7 @@ class Plans:
     def reductions(self, tape: Tape, node: int, kind: str, reach: list[int]) -> list[Part]:
         """Programs that reduce a node, over what it is computed from."""
         parts = []
-        for names in self._classes(tape, reach, node):
+        for names in self._classes(tape, reach, [node]):
             if names[0] in tape.indices[node]:
                 lowering = Lowering(tape, names[0])
                 lowering.reduce(kind, node)
@@ -102,7 +102,7 @@ class Plans:
     def along(self, tape: Tape, wanted: Sequence[Pending], reach: list[int]) -> list[Part]:
         """Programs that reduce nodes along dimensions, over what they are computed from."""
         first, parts = wanted[0].node, []
-        for names in self._classes(tape, [*reach, *(one.leaf for one in wanted)], first):
+        for names in self._classes(tape, [*reach, *(one.leaf for one in wanted)], [first]):
             if names[0] in tape.indices[first]:
                 lowering = Lowering(tape, names[0])
                 for one in wanted:
@@ -110,17 +110,22 @@ class Plans:
                 parts.append(self._part(tape, names, lowering.program, first))
         return parts
 
-    def _classes(self, tape: Tape, nodes: Iterable[int], like: int) -> list[tuple[str, ...]]:
-        """Parameters that see the same operations in the same dtypes, over the same axes: those of a node `like` it."""
+    def _classes(self, tape: Tape, nodes: Iterable[int], like: Sequence[int]) -> list[tuple[str, ...]]:
+        """Parameters that see the same operations in the same dtypes, over the same axes.
+
+        The axes of a parameter are those of the first node `like` its elements that has it: a state of some parameters
+        alone says nothing of how the others lie.
+        """
         assert self._layout is not None
         whole, nodes = self._layout.index, list(nodes)
         partial = list({id(tape.indices[i]): tape.indices[i] for i in nodes if tape.indices[i] is not whole}.values())
         leaves = [tape.leaves[i] for i in nodes if i in tape.leaves]
-        odd = any(tape.shapes[i] is not None for i in [like, *nodes])
+        odd = any(tape.shapes[i] is not None for i in [*like, *nodes])
         groups: dict[Any, list[str]] = {}
         for name in whole.names:
             held = [t._data[t.index.position[name]] for t in leaves if name in t.index]
-            axes = self._axes(tape, like, name, held)[0] if odd and name in tape.indices[like] else ()
+            mine = next((i for i in like if name in tape.indices[i]), None) if odd else None
+            axes = () if mine is None else self._axes(tape, mine, name, held)[0]
             key = (tuple(name in index for index in partial), tuple(t.dtype for t in held), axes)
             groups.setdefault(key, []).append(name)
         return [tuple(names) for names in groups.values()]

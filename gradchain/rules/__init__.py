@@ -21,6 +21,11 @@ from gradchain.transforms import __all__ as _of_transforms
 
 if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
+    from gradchain.rules.adafactors import adafactor as adafactor
+    from gradchain.rules.adaptive_muon import adamuon as adamuon
+    from gradchain.rules.adaptive_muon import normuon as normuon
+    from gradchain.rules.adaptive_muon import scale_by_adamuon as scale_by_adamuon
+    from gradchain.rules.adaptive_muon import scale_by_normuon as scale_by_normuon
     from gradchain.rules.adaptive_sharpness import asam as asam
     from gradchain.rules.additive_square import scale_by_yogi as scale_by_yogi
     from gradchain.rules.additive_square import yogi as yogi
@@ -43,10 +48,14 @@ if TYPE_CHECKING:
     from gradchain.rules.centred_rows import centralize as centralize
     from gradchain.rules.coin_betting import cocob as cocob
     from gradchain.rules.coin_betting import scale_by_cocob as scale_by_cocob
+    from gradchain.rules.confident_steps import came as came
+    from gradchain.rules.confident_steps import scale_by_came as scale_by_came
     from gradchain.rules.dimension_moments import scale_by_sm3 as scale_by_sm3
     from gradchain.rules.dimension_moments import sm3 as sm3
     from gradchain.rules.dual_averaging import madgrad as madgrad
     from gradchain.rules.dual_averaging import scale_by_madgrad as scale_by_madgrad
+    from gradchain.rules.eigenbases import scale_by_soap as scale_by_soap
+    from gradchain.rules.eigenbases import soap as soap
     from gradchain.rules.fixed_norm import hyperball as hyperball
     from gradchain.rules.gradient_difference import adan as adan
     from gradchain.rules.gradient_difference import scale_by_adan as scale_by_adan
@@ -61,6 +70,8 @@ if TYPE_CHECKING:
     from gradchain.rules.optimistic import optimistic_adam as optimistic_adam
     from gradchain.rules.optimistic import optimistic_gradient_descent as optimistic_gradient_descent
     from gradchain.rules.optimistic import scale_by_optimistic_gradient as scale_by_optimistic_gradient
+    from gradchain.rules.orthogonal_steps import muon as muon
+    from gradchain.rules.orthogonal_steps import scale_by_muon as scale_by_muon
     from gradchain.rules.orthogonalize import orthogonalize_gradient as orthogonalize_gradient
     from gradchain.rules.past_square import adopt as adopt
     from gradchain.rules.past_square import scale_by_adopt as scale_by_adopt
@@ -111,14 +122,17 @@ if TYPE_CHECKING:
 _HOMES = {
     "acprop": "rules.asynchronous",
     "adabelief": "rules.belief",
+    "adafactor": "rules.adafactors",
     "adam_atan2": "rules.atan2",
     "adam_mini": "rules.block_moments",
     "adamp": "rules.radial",
+    "adamuon": "rules.adaptive_muon",
     "adan": "rules.gradient_difference",
     "adaptive_grad_clip": "rules.unit_clip",
     "ademamix": "rules.two_means",
     "adopt": "rules.past_square",
     "asam": "rules.adaptive_sharpness",
+    "came": "rules.confident_steps",
     "cautious": "rules.agreement",
     "centralize": "rules.centred_rows",
     "clip_by_block_rms": "rules.block_norms",
@@ -138,9 +152,11 @@ _HOMES = {
     "lookahead": "rules.slow_weights",
     "madgrad": "rules.dual_averaging",
     "monitor": "rules.looks",
+    "muon": "rules.orthogonal_steps",
     "noisy_sgd": "rules.noisy",
     "normalize": "rules.unit_norm",
     "normalize_by_update_norm": "rules.unit_norm",
+    "normuon": "rules.adaptive_muon",
     "novograd": "rules.tensor_moments",
     "optimistic_adam": "rules.optimistic",
     "optimistic_gradient_descent": "rules.optimistic",
@@ -161,13 +177,17 @@ _HOMES = {
     "scale_by_acprop": "rules.asynchronous",
     "scale_by_adam_atan2": "rules.atan2",
     "scale_by_adam_mini": "rules.block_moments",
+    "scale_by_adamuon": "rules.adaptive_muon",
     "scale_by_adan": "rules.gradient_difference",
     "scale_by_ademamix": "rules.two_means",
     "scale_by_adopt": "rules.past_square",
     "scale_by_belief": "rules.belief",
+    "scale_by_came": "rules.confident_steps",
     "scale_by_cocob": "rules.coin_betting",
     "scale_by_laprop": "rules.normalised_first",
     "scale_by_madgrad": "rules.dual_averaging",
+    "scale_by_muon": "rules.orthogonal_steps",
+    "scale_by_normuon": "rules.adaptive_muon",
     "scale_by_novograd": "rules.tensor_moments",
     "scale_by_optimistic_gradient": "rules.optimistic",
     "scale_by_param_block_norm": "rules.block_norms",
@@ -175,6 +195,7 @@ _HOMES = {
     "scale_by_qhm": "rules.qhm",
     "scale_by_simplified_ademamix": "rules.two_means",
     "scale_by_sm3": "rules.dimension_moments",
+    "scale_by_soap": "rules.eigenbases",
     "scale_by_stable_adam": "rules.stable_adam",
     "scale_by_trust_ratio": "rules.trust_ratio",
     "scale_by_yogi": "rules.additive_square",
@@ -191,6 +212,7 @@ _HOMES = {
     "skip_spikes": "rules.spikes",
     "sm3": "rules.dimension_moments",
     "snapshot": "rules.looks",
+    "soap": "rules.eigenbases",
     "stable_adamw": "rules.stable_adam",
     "step_proximally": "rules.proximal",
     "tiger": "rules.signs",

@@ -9,6 +9,7 @@ from gradchain.transforms.asgd import average_each, scale_by_asgd
 from gradchain.transforms.average import average_params
 from gradchain.transforms.clip import clip_by_norm, clip_by_value
 from gradchain.transforms.decay import add_decayed_weights
+from gradchain.transforms.factored import cap_learning_rate, scale_by_factored_rms
 from gradchain.transforms.lion import scale_by_lion
 from gradchain.transforms.nadam import scale_by_nadam
 from gradchain.transforms.noise import add_noise
@@ -30,6 +31,7 @@ __all__ = [
     "add_noise",
     "average_each",
     "average_params",
+    "cap_learning_rate",
     "clip_by_norm",
     "clip_by_value",
     "maximize",
@@ -43,6 +45,7 @@ __all__ = [
     "scale_by_adamax",
     "scale_by_amsgrad",
     "scale_by_asgd",
+    "scale_by_factored_rms",
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_nadam",

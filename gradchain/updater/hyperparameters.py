@@ -152,7 +152,7 @@ class Hyperparameters:
 
     def settings(self, clocks: Mapping[str, float]) -> Settings:
         """The hyperparameters that differ per parameter, and why."""
-        found = {}
+        found: dict[str, Any] = {}
         for full, (address, link, hyper) in self._fields.items():
             ctx = self._sight(address, clocks, self.overrides)
             override, own = self.overrides.get(full), link.__dict__[hyper.name]
@@ -163,6 +163,8 @@ class Hyperparameters:
                 if override is not None and override.factor is not None:
                     matched = {n: (*rules, f"override x{override.factor:.6g}") for n, rules in matched.items()}
                 found[full] = (shown(link.value_of(hyper, ctx)), matched)
+        for address, link, _ in walk(self._chain, None):
+            found.update((f"{address}.{name}", told) for name, told in link.told(self._seen[address]).items())
         return Settings(found, self._names)
 
     def clocks(self) -> frozenset[str]:

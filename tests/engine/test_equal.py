@@ -193,6 +193,23 @@ GRADIENTS = {
     "asgd": lambda: gch.asgd(RATE, 0.1, t0=2, weight_decay=0.1),
     "sparse_adam": lambda: gch.sparse_adam(0.01),
     "sgd, dampened": lambda: gch.sgd(0.05, 0.9, dampening=gch.linear(0.1, 0.5, 4), maximize=True),
+    "adafactor": lambda: gch.adafactor(0.1, weight_decay=0.1),
+    "orthogonal": lambda: gch.chain(gch.rules.scale_by_muon(dtype=None), gch.scale(-0.02)),
+    "orthogonal, adaptive": lambda: gch.chain(
+        gch.masked(gch.rules.scale_by_normuon(dtype=None), HEAD),
+        gch.masked(gch.rules.scale_by_adamuon(dtype=None, sign=False, eps=1e-3), BODY), gch.scale(-0.02),
+    ),
+    # of those alone whose covariance has no two eigenvalues that are zero: their vectors are any
+    "soap": lambda: gch.chain(
+        gch.masked(gch.rules.scale_by_soap(every=3), gch.named("body.weight", "body.bias")), gch.scale(-0.01),
+    ),
+    "came": lambda: gch.rules.came(0.01, weight_decay=0.1),
+    "factored": lambda: gch.chain(
+        gch.rules.scale_by_factored_rms(min_dim_size_to_factor=2), gch.rules.cap_learning_rate(2.0), gch.scale(-0.01),
+    ),
+    "factored, last": lambda: gch.chain(
+        gch.rules.scale_by_factored_rms(dims="last", min_dim_size_to_factor=0, epsilon=0, floor=0.1), gch.scale(-0.01),
+    ),
     "noise": lambda: gch.chain(
         gch.add_noise(0.01, gch.linear(0.3, 0.6, 5), seed=3), gch.clip_by_norm(0.5), gch.trace(0.9),
         gch.masked(gch.add_noise(0.02, 0.0, seed=3), HEAD), gch.scale(-0.05),
@@ -303,14 +320,9 @@ LOSSES = {
     "asam": lambda: gch.chain(gch.rules.asam(0.5), gch.sgd(0.05, momentum=0.9)),
 }  # fmt: skip
 DRAWN = {"noise"}  # random numbers, which kernels over lists do not draw: those chains run by the reference
-AXES = {
-    "adam_mini",
-    "adamp",
-    "novograd",
-    "rows",
-    "sgdp",
-    "sm3",
-}  # chains with numbers per row, column or tensor in Tensors
+# chains with numbers per row, column or tensor in Tensors
+AXES = {"adam_mini", "adamp", "novograd", "rows", "sgdp", "sm3", "factored", "factored, last", "adafactor", "came"}
+AXES |= {"orthogonal, adaptive"}
 GATED = {"finite", "amp", "accumulate, amp", "amp, accumulate"}
 ALIASES = {
     "sgd",
@@ -339,6 +351,11 @@ UNFIT = {
     ("adam, mu_dtype", "complex"),
     ("project", "mixed"),
     ("muon", "mixed"),
+    ("orthogonal", "mixed"),
+    ("soap", "mixed"),
+    ("soap", "complex"),
+    ("orthogonal, adaptive", "mixed"),
+    ("orthogonal, adaptive", "complex"),
     ("mean", "complex"),
     ("lion", "complex"),
     ("rprop", "complex"),

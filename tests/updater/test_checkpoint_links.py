@@ -57,6 +57,13 @@ CHAINS = {
     "qk_clip": gch.chain(gch.accumulate(2), gch.adam(0.1), gch.rules.qk_clip("logit", EARLY)),
     "lookahead": gch.chain(gch.accumulate(2), gch.sgd(0.1, momentum=0.9), gch.rules.lookahead(2)),
     "noise": gch.chain(gch.accumulate(2), gch.add_noise(0.1, 0.5, seed=3), gch.sgd(0.1, momentum=0.9)),
+    "orthogonal": gch.chain(gch.accumulate(2), gch.rules.scale_by_muon(), gch.scale_by_learning_rate(0.1)),
+    "orthogonal, adaptive": gch.chain(gch.masked(gch.rules.scale_by_normuon(), EARLY),
+                                      gch.masked(gch.rules.scale_by_adamuon(), ~EARLY), gch.scale(-0.1)),
+    "soap": gch.rules.soap(0.1, every=2),
+    "came": gch.rules.came(0.1, weight_decay=0.1),
+    "factored": gch.chain(gch.accumulate(2), gch.rules.scale_by_factored_rms(min_dim_size_to_factor=3),
+                          gch.rules.cap_learning_rate(1.0), gch.scale_by_learning_rate(0.01)),
     "frozen": gch.chain(gch.freeze(EARLY, until=3), gch.adam(0.1, mu_dtype=torch.float32)),
     "block sizes": gch.chain(
         gch.accumulate(2), gch.rules.adaptive_grad_clip(0.5), gch.rules.centralize(),

@@ -1,0 +1,209 @@
+"""The rules that see a parameter as a matrix, beside the packages that have them; and what Muon makes of a model."""
+
+import importlib
+import math
+from functools import partial
+
+import pytest
+import torch
+from later import later
+from torch import nn
+
+import gradchain as gch
+from gradchain.rules._newton_schulz import COEFFICIENTS, FACTORS, orthogonal
+
+po = later("pytorch_optimizer")
+RATE, PRODUCTS = 0.02, "zero_power_via_newton_schulz_5"
+
+
+def model(dtype=torch.float64):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8), nn.Conv2d(4, 6, 3)).to(dtype)
+
+
+def trained(net, step, steps=12):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for p in net.parameters():
+            p.grad = torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+        step()
+    return torch.cat([p.detach().flatten() for p in net.parameters()])
+
+
+def distance(tx, peer, dtype=torch.float64):
+    """The largest difference of weights over the largest movement, and what ran ours."""
+    start = torch.cat([p.detach().flatten() for p in model(dtype).parameters()])
+    theirs, net = model(dtype), model(dtype)
+    there = trained(theirs, peer(theirs))
+    updater = tx.bind(net)
+    here = trained(net, updater.step)
+    assert updater._bound.engine.reason == ""
+    assert all(part.executor == "native" for part in updater._bound.engine.last)
+    return ((here - there).abs().max() / (there - start).abs().max()).item()
+
+
+def parted(net):
+    matrices = [p for p in net.parameters() if p.ndim > 1]
+    return [
+        {"params": matrices, "use_muon": True},
+        {"params": [p for p in net.parameters() if p.ndim < 2], "use_muon": False},
+    ]
+
+
+AUX = gch.adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0)
+ADAMUON = gch.rules.scale_by_adamuon(
+    0.9, sign=False, nesterov=False, shape_factor="match_rms_adamw", dtype=None, eps=1e-10
+)
+OF_PYTORCH_OPTIMIZER = {
+    "CAME": (gch.rules.came(RATE), lambda net: po.CAME(net.parameters(), lr=RATE).step, 1e-12),
+    "Muon": (
+        gch.rules.muon(RATE, head=None, weight_decay=0.0, aux=AUX, dtype=None),
+        lambda net: po.Muon(parted(net), lr=RATE, weight_decay=0.0, adamw_lr=3e-4).step,
+        1e-12,
+    ),
+    "NorMuon": (
+        gch.rules.normuon(RATE, head=None, aux=AUX, dtype=None),
+        lambda net: po.NorMuon(parted(net), lr=RATE).step,
+        1e-9,  # its factor comes after the epsilon of the norm
+    ),
+    "AdaMuon": (
+        gch.chain(
+            gch.partition(
+                (gch.min_ndim(2), gch.chain(ADAMUON, gch.scale_by_learning_rate(RATE))),
+                (gch.rest, gch.adamw(3e-4, eps=1e-10, weight_decay=0.0)),
+            )
+        ),
+        lambda net: po.AdaMuon(parted(net), lr=RATE, adamw_lr=3e-4).step,
+        1e-6,  # its epsilon stands beside the corrected root
+    ),
+    "SOAP": (  # it decomposes in float32
+        gch.rules.soap(RATE, weight_decay=0.0, every=5),
+        lambda net: po.SOAP(net.parameters(), lr=RATE, weight_decay=0.0, precondition_frequency=5).step,
+        1e-5,
+    ),
+    "SOAP, of small dimensions": (
+        gch.rules.soap(RATE, weight_decay=0.0, max_precondition_dim=10),
+        lambda net: po.SOAP(net.parameters(), lr=RATE, weight_decay=0.0, max_precondition_dim=10).step,
+        1e-5,
+    ),
+}
+
+
+@pytest.fixture
+def in_float64(monkeypatch):
+    """The products of pytorch_optimizer in float64, which it would take in bfloat16."""
+    for name in ("base", "muon", "normuon", "adamuon"):
+        module = importlib.import_module(f"pytorch_optimizer.optimizer.muon.{name}")
+        if hasattr(module, PRODUCTS):
+            monkeypatch.setattr(module, PRODUCTS, partial(getattr(module, PRODUCTS), dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", OF_PYTORCH_OPTIMIZER)
+def test_beside_pytorch_optimizer(name, in_float64):
+    tx, peer, bound = OF_PYTORCH_OPTIMIZER[name]
+    assert distance(tx, peer) <= bound
+
+
+def test_muon_beside_torch():
+    """In bfloat16, which torch computes in, and with the products of the shorter side in both."""
+
+    def peer(net):
+        matrices = [p for p in net.parameters() if p.ndim == 2]
+        return torch.optim.Muon(matrices, lr=RATE).step
+
+    def only_matrices(net):
+        net[2].requires_grad_(False)
+        net[0].bias.requires_grad_(False)
+        net[1].bias.requires_grad_(False)
+        return net
+
+    theirs, net, start = (only_matrices(model()) for _ in range(3))
+    trained(theirs, peer(theirs))
+    rule = gch.chain(gch.rules.scale_by_muon(), gch.add_decayed_weights(0.1), gch.scale_by_learning_rate(RATE))
+    updater = rule.bind(net)
+    trained(net, updater.step)
+    for i in (0, 1):
+        moved = (theirs[i].weight - start[i].weight).abs().max()
+        assert (net[i].weight - theirs[i].weight).abs().max() <= 5e-2 * moved
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("original", 0.65, 1.15), ("quintic", 0.97, 1.04), ("polar_express", 0.86, 1.13)]
+)
+def test_singular_values_after_five_steps(name, low, high):
+    torch.manual_seed(0)
+    x = torch.randn(2, 256, 64, dtype=torch.float64)
+    values = torch.linalg.svdvals(orthogonal(x, COEFFICIENTS[name], 5, 1e-7, None))
+    assert low < values.min()
+    assert values.max() < high
+    u, _, v = torch.linalg.svd(x, full_matrices=False)
+    assert torch.linalg.matrix_norm(orthogonal(x, COEFFICIENTS["polar_express"], 12, 1e-7, None) - u @ v).max() < 1e-6
+
+
+def updates_of(link, tensors):
+    params = gch.Tensors.of(tensors)
+    return link.update(params, link.init(params), gch.Context(params))[0]
+
+
+def single(x, **given):
+    """The rule's update of one matrix."""
+    return updates_of(gch.rules.scale_by_muon(dtype=None, **given), {"x": x})["x"]
+
+
+def test_kinds_of_parameters_are_the_matrices_that_they_are_made_of():
+    torch.manual_seed(0)
+    image, experts, fused = torch.randn(4, 3, 2, 2).double(), torch.randn(5, 4, 3).double(), torch.randn(12, 4).double()
+    near = {"rtol": 1e-12, "atol": 1e-12}
+    torch.testing.assert_close(single(image).flatten(1), single(image.flatten(1)), **near)
+    torch.testing.assert_close(single(image, conv="batch")[:, :, 1, 0], single(image[:, :, 1, 0]), **near)
+    torch.testing.assert_close(single(experts)[3], single(experts[3]), **near)
+    torch.testing.assert_close(single(fused, split=[(gch.named("x"), 3)])[4:8], single(fused[4:8]), **near)
+    unequal = single(fused, split=[(gch.named("x"), (6, 4, 2))])
+    for part in (slice(0, 6), slice(6, 10), slice(10, 12)):
+        torch.testing.assert_close(unequal[part], single(fused[part]), **near)
+    with pytest.raises(ValueError, match=r"scale_by_muon: split must cut all rows, got 5 for 'x', whose matrix has 12"):
+        single(fused, split=[(gch.named("x"), 5)])
+    wave = nn.Conv1d(4, 3, 2).double()
+    u = gch.chain(gch.rules.scale_by_muon(dtype=None), gch.scale(-1.0)).bind(wave)
+    before, gradient = wave.weight.detach().clone(), torch.randn(3, 4, 2).double()
+    u.step({"weight": gradient, "bias": torch.zeros(3).double()})
+    torch.testing.assert_close((before - wave.weight.detach()).flatten(1), single(gradient.flatten(1)), **near)
+
+
+class Words(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.norm = nn.Embedding(10, 8), nn.LayerNorm(8)
+        self.body, self.lm_head = nn.Linear(8, 32), nn.Linear(32, 10)
+
+
+def test_muon_of_a_model_knows_its_parts_and_tells_its_factors():
+    for factor, of in FACTORS.items():
+        updater = gch.rules.muon(0.1, shape_factor=factor).bind(Words())
+        settings = updater.settings()
+        address = "partition/matrices/scale_by_muon.shape_factor"
+        assert {n: row[address] for n, row in settings.items() if row} == {"body.weight": pytest.approx(of(32, 8))}
+        assert settings.rules["body.weight"][address] == (f"{factor} of 32 × 8",)
+        assert "32 × 8" in repr(settings)
+    with pytest.raises(ValueError, match="head"):
+        gch.rules.muon(0.1).bind(model())
+    bound = gch.rules.muon(0.1, head=gch.named("1.*")).bind(model()).settings()
+    assert {n for n, row in bound.items() if row} == {"0.weight", "2.weight"}
+
+
+def test_zeros_and_constant_rows_stay_finite():
+    zeros = single(torch.zeros(4, 3).double())
+    assert torch.equal(zeros, torch.zeros(4, 3).double())
+    assert math.isfinite(single(torch.ones(4, 3).double()).sum())
+
+
+def test_the_first_update_of_soap_only_looks():
+    """No step, no decay, and the count of Adam starts at the second: by hand on one matrix of one row."""
+    weight = nn.Parameter(torch.tensor([[2.0, 1.0]], dtype=torch.float64))
+    updater = gch.rules.soap(0.1, weight_decay=0.5).bind({"w": weight})
+    updater.step({"w": torch.tensor([[3.0, 4.0]], dtype=torch.float64)})
+    assert weight.tolist() == [[2.0, 1.0]]
+    updater.step({"w": torch.tensor([[3.0, 4.0]], dtype=torch.float64)})
+    # in its eigenbasis the gradient is (±5, 0): the first step of Adam is its sign, turned back
+    expected = torch.tensor([[2.0 - 0.1 * (0.6 + 1.0), 1.0 - 0.1 * (0.8 + 0.5)]], dtype=torch.float64)
+    torch.testing.assert_close(weight.detach(), expected, rtol=1e-6, atol=1e-6)
