@@ -53,6 +53,7 @@ def curves(scheduler: Any, optimizer: Any) -> Curves:
 
 
 def refuse(problem: str) -> Any:
+    """Raise a ValueError: what cannot be said as a chain."""
     raise ValueError(f"{OWNER}: {problem}")
 
 
