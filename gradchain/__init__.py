@@ -55,11 +55,20 @@ if TYPE_CHECKING:
     from gradchain.core.transform import Transform as Transform
     from gradchain.core.weights import Weights as Weights
     from gradchain.core.weights import apply_updates as apply_updates
-    from gradchain.optimizers import adam as adam
-    from gradchain.optimizers import adamw as adamw
-    from gradchain.optimizers import lion as lion
-    from gradchain.optimizers import nadamw as nadamw
-    from gradchain.optimizers import sgd as sgd
+    from gradchain.optimizers.descent import asgd as asgd
+    from gradchain.optimizers.descent import lion as lion
+    from gradchain.optimizers.descent import rprop as rprop
+    from gradchain.optimizers.descent import sgd as sgd
+    from gradchain.optimizers.moments import adam as adam
+    from gradchain.optimizers.moments import adamax as adamax
+    from gradchain.optimizers.moments import adamw as adamw
+    from gradchain.optimizers.moments import nadam as nadam
+    from gradchain.optimizers.moments import nadamw as nadamw
+    from gradchain.optimizers.moments import radam as radam
+    from gradchain.optimizers.moments import sparse_adam as sparse_adam
+    from gradchain.optimizers.squares import adadelta as adadelta
+    from gradchain.optimizers.squares import adagrad as adagrad
+    from gradchain.optimizers.squares import rmsprop as rmsprop
     from gradchain.schedules import by as by
     from gradchain.schedules import constant as constant
     from gradchain.schedules import cosine as cosine
@@ -81,16 +90,28 @@ if TYPE_CHECKING:
     from gradchain.selectors import norm as norm
     from gradchain.selectors import owner as owner
     from gradchain.selectors import owner_named as owner_named
+    from gradchain.transforms.adadelta import scale_by_adadelta as scale_by_adadelta
     from gradchain.transforms.adam import scale_by_adam as scale_by_adam
+    from gradchain.transforms.adamax import scale_by_adamax as scale_by_adamax
+    from gradchain.transforms.amsgrad import scale_by_amsgrad as scale_by_amsgrad
+    from gradchain.transforms.ascent import maximize as maximize
+    from gradchain.transforms.asgd import average_each as average_each
+    from gradchain.transforms.asgd import scale_by_asgd as scale_by_asgd
     from gradchain.transforms.average import average_params as average_params
     from gradchain.transforms.clip import clip_by_norm as clip_by_norm
     from gradchain.transforms.clip import clip_by_value as clip_by_value
     from gradchain.transforms.decay import add_decayed_weights as add_decayed_weights
     from gradchain.transforms.lion import scale_by_lion as scale_by_lion
+    from gradchain.transforms.nadam import scale_by_nadam as scale_by_nadam
     from gradchain.transforms.noise import add_noise as add_noise
     from gradchain.transforms.nonfinite import nan_to_num as nan_to_num
     from gradchain.transforms.plateau import reduce_on_plateau as reduce_on_plateau
     from gradchain.transforms.project import project as project
+    from gradchain.transforms.radam import scale_by_radam as scale_by_radam
+    from gradchain.transforms.rms import scale_by_rms as scale_by_rms
+    from gradchain.transforms.rms import scale_by_stddev as scale_by_stddev
+    from gradchain.transforms.rprop import scale_by_rprop as scale_by_rprop
+    from gradchain.transforms.rss import scale_by_rss as scale_by_rss
     from gradchain.transforms.sam import sam as sam
     from gradchain.transforms.scale import scale as scale
     from gradchain.transforms.scale import scale_by_learning_rate as scale_by_learning_rate
@@ -129,13 +150,18 @@ _HOMES = {
     "Weights": "core.weights",
     "WindowState": "core.roles",
     "accumulate": "combinators.accumulate",
-    "adam": "optimizers",
-    "adamw": "optimizers",
+    "adadelta": "optimizers.squares",
+    "adagrad": "optimizers.squares",
+    "adam": "optimizers.moments",
+    "adamax": "optimizers.moments",
+    "adamw": "optimizers.moments",
     "add_decayed_weights": "transforms.decay",
     "add_noise": "transforms.noise",
     "amp_scale": "combinators.amp_scale",
     "apply_updates": "core.weights",
+    "asgd": "optimizers.descent",
     "atan2": "core.scalars",
+    "average_each": "transforms.asgd",
     "average_params": "transforms.average",
     "bias": "selectors",
     "by": "schedules",
@@ -160,15 +186,17 @@ _HOMES = {
     "join": "schedules",
     "layer_decay": "selectors",
     "linear": "schedules",
-    "lion": "optimizers",
+    "lion": "optimizers.descent",
     "log": "core.scalars",
     "log1p": "core.scalars",
     "masked": "combinators.masked",
+    "maximize": "transforms.ascent",
     "maximum": "core.scalars",
     "min_ndim": "selectors",
     "minimum": "core.scalars",
     "multiply": "selectors",
-    "nadamw": "optimizers",
+    "nadam": "optimizers.moments",
+    "nadamw": "optimizers.moments",
     "named": "selectors",
     "nan_to_num": "transforms.nonfinite",
     "ndim": "selectors",
@@ -177,21 +205,35 @@ _HOMES = {
     "owner_named": "selectors",
     "partition": "combinators.partition",
     "project": "transforms.project",
+    "radam": "optimizers.moments",
     "read_weights": "updater.deployed",
     "reduce_on_plateau": "transforms.plateau",
     "register": "adapters",
     "remainder": "core.scalars",
     "rest": "combinators.partition",
+    "rmsprop": "optimizers.squares",
     "round": "core.scalars",
+    "rprop": "optimizers.descent",
     "sam": "transforms.sam",
     "scale": "transforms.scale",
+    "scale_by_adadelta": "transforms.adadelta",
     "scale_by_adam": "transforms.adam",
+    "scale_by_adamax": "transforms.adamax",
+    "scale_by_amsgrad": "transforms.amsgrad",
+    "scale_by_asgd": "transforms.asgd",
     "scale_by_learning_rate": "transforms.scale",
     "scale_by_lion": "transforms.lion",
+    "scale_by_nadam": "transforms.nadam",
+    "scale_by_radam": "transforms.radam",
+    "scale_by_rms": "transforms.rms",
+    "scale_by_rprop": "transforms.rprop",
+    "scale_by_rss": "transforms.rss",
     "scale_by_schedule": "transforms.scale",
     "scale_by_sign": "transforms.sign",
-    "sgd": "optimizers",
+    "scale_by_stddev": "transforms.rms",
+    "sgd": "optimizers.descent",
     "skip_nonfinite": "combinators.skip_nonfinite",
+    "sparse_adam": "optimizers.moments",
     "sqrt": "core.scalars",
     "stateless": "transforms.stateless",
     "tanh": "core.scalars",

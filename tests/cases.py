@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import cases_torch
 import rules
 import torch
 from case import Case, Clip
@@ -649,4 +650,5 @@ CASES: tuple[Case, ...] = (
         lr=None,
         uses_params=True,
     ),
+    *cases_torch.ROWS,
 )

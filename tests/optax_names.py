@@ -36,9 +36,8 @@ OPTAX: dict[str, str] = {
     "with_extra_args_support": "not here, because every link gets a Context",
     **_all(
         FAMILY,
-        """scale_by_adadelta scale_by_adamax scale_by_adan scale_by_amsgrad scale_by_belief scale_by_factored_rms
-        scale_by_novograd scale_by_optimistic_gradient scale_by_radam scale_by_rms scale_by_rprop scale_by_rss
-        scale_by_sm3 scale_by_stddev scale_by_yogi""",
+        """scale_by_adan scale_by_belief scale_by_factored_rms scale_by_novograd scale_by_optimistic_gradient
+        scale_by_sm3 scale_by_yogi""",
     ),
     **_all(NORMS, "scale_by_param_block_norm scale_by_param_block_rms scale_by_trust_ratio"),
     **_all(FREE, "scale_by_distance_over_gradients scale_by_polyak"),
@@ -48,11 +47,9 @@ OPTAX: dict[str, str] = {
     "flatten": "not here, because fused kernels take many tensors at once as they are",
     "lookahead": "comes with the links that own the weights",
     # aliases
-    "amsgrad": FAMILY,
     **_all(
         FAMILY,
-        """adabelief adadelta adafactor adagrad adamax adamaxw adan novograd optimistic_adam optimistic_adam_v2
-        optimistic_gradient_descent radam rmsprop rprop sm3 yogi""",
+        """adabelief adafactor adan novograd optimistic_adam optimistic_adam_v2 optimistic_gradient_descent sm3 yogi""",
     ),
     **_all(NORMS, "fromage lamb lars"),
     "noisy_sgd": "comes with the links that draw random numbers",

@@ -47,7 +47,8 @@ def test_slots_and_counts_of_absent_parameters_stay_bit_equal(case: Case):
         counts = [{a: x for a, x in numbers(s).items() if isinstance(x, dict)} for s in (before, after)]
         for address in counts[0]:
             for n, count in counts[0][address].items():
-                assert counts[1][address][n] == count + (n not in gone)
+                now = counts[1][address][n]
+                assert now == count + (n not in gone) if isinstance(count, int) else now == count or n not in gone
         if out is not None and not case.may_hold:
             assert set(gone).isdisjoint(out.tensors if isinstance(out, gch.Weights) else out)
 

@@ -18,7 +18,8 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import registry
 
 SHAPES = {"a.weight": (3, 2), "a.bias": (3,), "b.weight": (2, 3), "scale": ()}
-INSIDE = {"[0, 1)": (0.3, 0.8), "[0, 1]": (0.3, 1.0), "(0, inf]": (0.05, 0.7)}
+INSIDE = {"[0, 1)": (0.3, 0.8), "[0, 1]": (0.3, 1.0), "(0, inf]": (0.05, 0.7), "(0, 1)": (0.3, 0.8)}
+INSIDE |= {"(1, inf)": (1.5, 4.0), "(4, inf)": (5.0, 12.0)}
 
 
 def drawn(seed):

@@ -10,6 +10,7 @@ from gradchain import *  # noqa: F403
 assert_type(gch.adamw(1e-3), gch.chain)
 assert_type(adamw(1e-3), gch.chain)  # noqa: F405
 assert_type(gch.rules.adamw(1e-3), gch.chain)
+assert_type(gch.rmsprop(gch.cosine(0.1, 0.0, 100), momentum=0.9, maximize=True), gch.chain)
 assert_type(gch.rules.scale_by_sign(), gch.scale_by_sign)
 assert_type(gch.rules.from_torch("AdamW"), gch.from_torch)
 assert_type(gch.from_torch("AdamW", in_place=True, lr=0.1).in_place, bool)

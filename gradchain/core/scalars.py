@@ -136,6 +136,11 @@ class Scalars(Operand[Any], Mapping[str, Any]):
         made._values, made._index, made._column = None, index, column
         return made
 
+    @classmethod
+    def of(cls, index: Index, value: float) -> Scalars:
+        """One number for each entry of an Index."""
+        return cls.over(index, torch.full((len(index),), value, dtype=torch.float64, device="cpu"))
+
     @property
     def _named(self) -> dict[str, Any]:
         if self._values is None:
@@ -193,10 +198,15 @@ class Scalars(Operand[Any], Mapping[str, Any]):
 
     def overlay(self, other: Mapping[str, Any]) -> Scalars:
         """These entries, replaced by those of `other` where it has them."""
+        if isinstance(other, Scalars) and tuple(other) == tuple(self):
+            return other
         return Scalars({**self._named, **other})
 
     def select(self, names: Iterable[str]) -> Scalars:
         """The entries of these names."""
+        names = tuple(names)
+        if names == tuple(self):
+            return self
         mine = self._named
         return Scalars({n: mine[n] for n in names if n in mine})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 
@@ -44,13 +44,14 @@ class scale_by_adam(Transform):
             unrounded.
         nu_dtype: the dtype `nu` is stored in; None for the parameter's, and float32 for float16 and bfloat16, in which
             it would vanish or stand still.
+        eps_hat: True adds `eps` to the root of v_t as it is, the paper's ε̂, as torch.optim.SparseAdam does.
 
     Shapes: elementwise, any.
     State: `count`; `mu` and `nu`, two tensors per parameter: 8 bytes per float32 element, 6 per bfloat16 one.
     Units: gradient → dimensionless, about 1 in size: the learning rate is the size of a step.
     Raises: ValueError or TypeError for an argument outside its range.
-    Equals: optax.scale_by_adam; torch.optim.Adam after scale_by_learning_rate. torch's NAdam differs by its momentum
-        schedule, torch's amsgrad is not offered here.
+    Equals: optax.scale_by_adam; torch.optim.Adam after scale_by_learning_rate, and SparseAdam with eps_hat=True.
+        torch's NAdam, which schedules its momentum, is `scale_by_nadam`; its amsgrad is `scale_by_amsgrad`.
     Paper: Kingma and Ba, 2014, Algorithm 1, https://arxiv.org/abs/1412.6980; nesterov: Dozat, 2016,
         https://openreview.net/forum?id=OM0jvwB8jIp57ZJjtNEZ
 
@@ -70,6 +71,12 @@ class scale_by_adam(Transform):
     nesterov: bool = False
     mu_dtype: torch.dtype | None = None
     nu_dtype: torch.dtype | None = None
+    eps_hat: bool = False
+
+    def written(self) -> dict[str, Any]:
+        """Its fields; `eps_hat` only where it is, as configs of before there was any have it."""
+        fields = super().written()
+        return fields if self.eps_hat else {name: fields[name] for name in fields if name != "eps_hat"}
 
     def init(self, params: Tensors) -> AdamState:
         return AdamState(Count(params.index), params.slot(self.mu_dtype), params.slow_slot(self.nu_dtype))
@@ -83,7 +90,7 @@ class scale_by_adam(Transform):
         ahead = mu
         if self.nesterov:
             ahead = self.b1 * first / (1 - self.b1 ** (count + 1)) * mu + (1 - self.b1) * g
-        root = (nu + second * self.eps_root).sqrt() + second**0.5 * self.eps
+        root = (nu + second * self.eps_root).sqrt() + (self.eps if self.eps_hat else second**0.5 * self.eps)
         return ahead / (root * (first / second**0.5)), AdamState(count, mu, nu)
 
 

@@ -10,10 +10,18 @@ from typing import Any
 
 TORCH: dict[str, str] = {
     # torch.optim; its other classes are found by name
+    "ASGD": "gch.asgd",
+    "Adadelta": "gch.adadelta",
+    "Adagrad": "gch.adagrad",
     "Adam": "gch.adam",
     "AdamW": "gch.adamw",
+    "Adamax": "gch.adamax",
+    "NAdam": "gch.nadam",
+    "RAdam": "gch.radam",
+    "RMSprop": "gch.rmsprop",
+    "Rprop": "gch.rprop",
     "SGD": "gch.sgd",
-    "SparseAdam": "gch.adam, which updates the rows that a sparse gradient names",
+    "SparseAdam": "gch.sparse_adam; any rule updates the rows that a sparse gradient names",
     "Optimizer": "gch.Transform for a rule of your own, gch.from_torch for a class that there is",
     "optim": "gch.chain, or the aliases gch.adamw, gch.sgd, …",
     # torch.optim.lr_scheduler
@@ -91,7 +99,8 @@ OPTAX: dict[str, str] = {
     "inject_hyperparams": "gch.Updater.override",
     "inject_stateful_hyperparams": "gch.Updater.override",
     # aliases
-    "nadam": "gch.nadamw",
+    "adamaxw": "gch.adamax",
+    "amsgrad": "gch.adam",
     "sign_sgd": "gch.scale_by_sign",
     "signum": "gch.scale_by_sign",
     # schedules

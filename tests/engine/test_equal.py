@@ -178,6 +178,21 @@ GRADIENTS = {
     "lion": lambda: gch.chain(gch.clip_by_norm(0.5, p=1), gch.lion(0.01)),
     "sgd": lambda: gch.sgd(0.05, weight_decay=0.1),
     "sgd, nesterov": lambda: gch.sgd(RATE, momentum=gch.linear(0.0, 0.9, 4), nesterov=True, weight_decay=0.1),
+    "rmsprop": lambda: gch.rmsprop(RATE, eps=1e-3, momentum=gch.linear(0.1, 0.9, 4), weight_decay=0.1),
+    "rmsprop, optax": lambda: gch.rmsprop(0.01, 0.9, 1e-3, 0.1, eps_in_sqrt=True, bias_correction=True),
+    "rmsprop, centred": lambda: gch.rmsprop(0.01, 0.9, 0.1, centered=True, maximize=True),
+    "adagrad": lambda: gch.adagrad(RATE, lr_decay=0.1),
+    "adagrad, optax": lambda: gch.adagrad(0.05, 0.1, 1e-3, eps_in_sqrt=True),
+    "adadelta": lambda: gch.adadelta(weight_decay=0.1),
+    "adamax": lambda: gch.adamax(RATE, weight_decay=0.1, decoupled_weight_decay=True),
+    "amsgrad": lambda: gch.adam(0.01, amsgrad=True, weight_decay=0.1),
+    "amsgrad, optax": lambda: gch.chain(gch.scale_by_amsgrad(max_of="nu_hat"), gch.scale_by_learning_rate(RATE)),
+    "nadam": lambda: gch.nadam(RATE, momentum_decay=0.3),
+    "radam of torch": lambda: gch.radam(0.01, b2=0.9, weight_decay=0.1),
+    "rprop": lambda: gch.rprop(0.01),
+    "asgd": lambda: gch.asgd(RATE, 0.1, t0=2, weight_decay=0.1),
+    "sparse_adam": lambda: gch.sparse_adam(0.01),
+    "sgd, dampened": lambda: gch.sgd(0.05, 0.9, dampening=gch.linear(0.1, 0.5, 4), maximize=True),
     "noise": lambda: gch.chain(
         gch.add_noise(0.01, gch.linear(0.3, 0.6, 5), seed=3), gch.clip_by_norm(0.5), gch.trace(0.9),
         gch.masked(gch.add_noise(0.02, 0.0, seed=3), HEAD), gch.scale(-0.05),
@@ -232,7 +247,21 @@ LOSSES = {
 }  # fmt: skip
 DRAWN = {"noise"}  # random numbers, which kernels over lists do not draw: those chains run by the reference
 GATED = {"finite", "amp", "accumulate, amp", "amp, accumulate"}
-ALIASES = {"sgd", "adam", "adamw", "nadamw", "lion"}
+ALIASES = {
+    "sgd",
+    "adam",
+    "adamw",
+    "nadamw",
+    "lion",
+    "rmsprop",
+    "adagrad",
+    "adadelta",
+    "adamax",
+    "nadam",
+    "radam",
+    "rprop",
+}
+ALIASES |= {"asgd", "sparse_adam"}
 MIXED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 KINDS = {
     "float64": (torch.float64,),
@@ -247,6 +276,7 @@ UNFIT = {
     ("muon", "mixed"),
     ("mean", "complex"),
     ("lion", "complex"),
+    ("rprop", "complex"),
     ("clips", "complex"),
 }
 
@@ -269,7 +299,7 @@ def cases():
 
 def teach(twins: Twins, name: str) -> None:
     """Eight steps: with gradients absent, laid out otherwise, infinite; with an override for a while."""
-    rated = sum(key.endswith("learning_rate") for key in twins.ours.hyperparams()) == 1
+    rated = sum(key.endswith("learning_rate") for key in twins.ours.hyperparams()) == 1 and name != "rprop"  # read once
     for t in range(STEPS):
         if rated and t in (4, 6):
             twins.each(lambda _, u, t=t: u.override("learning_rate", factor=0.5 if t == 4 else None))

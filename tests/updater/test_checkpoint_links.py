@@ -49,6 +49,15 @@ CHAINS = {
         ("held", EARLY, gch.chain(gch.accumulate(3), gch.adam(0.1))),
         (gch.rest, gch.sgd(0.1, momentum=0.9)),
     ),
+    "torch's, squares": gch.chain(
+        gch.accumulate(2), gch.maximize(), gch.scale_by_rms(bias_correction=True), gch.scale_by_stddev(),
+        gch.scale_by_rss(0.1, lr_decay=0.1), gch.scale_by_adadelta(), gch.trace(0.5, dampening=0.3), gch.scale(-1.0),
+        gch.scale_by_asgd(0.5, 0.1), gch.average_each(2),
+    ),
+    "torch's, moments": gch.chain(
+        gch.accumulate(2), gch.scale_by_adamax(), gch.scale_by_radam(b2=0.9), gch.scale_by_amsgrad(),
+        gch.scale_by_nadam(), gch.scale_by_rprop(0.1), gch.scale(-1.0),
+    ),
 }  # fmt: skip
 
 
