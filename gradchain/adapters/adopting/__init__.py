@@ -1,0 +1,161 @@
+"""A live training by torch's own objects, taken over in the middle of the run by the chain that continues it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradchain.adapters.adopting import moved
+from gradchain.adapters.adopting.bodies import Groups, front_of
+from gradchain.adapters.adopting.groups import selector
+from gradchain.adapters.adopting.rules import RULES
+from gradchain.adapters.adopting.saved import optimizer_of
+from gradchain.adapters.adopting.schedulers import curves, refuse
+from gradchain.combinators.freeze import freeze
+from gradchain.core.chain import chain
+from gradchain.core.tensors import facts_of
+from gradchain.core.transform import Transform
+from gradchain.selectors import ParameterFacts
+from gradchain.transforms.average import average_params
+from gradchain.updater import Updater
+
+__all__ = ["adopt"]
+
+
+def adopt(
+    optimizer: torch.optim.Optimizer | Mapping[str, Any],
+    scheduler: Any = None,
+    scaler: Any = None,
+    average: Any = None,
+    *,
+    model: nn.Module,
+    kind: str | type[torch.optim.Optimizer] | None = None,
+    clock: str | None = None,
+    observed: str = "val_loss",
+    front: Sequence[Transform] = (),
+    autocast: torch.dtype | None = None,
+) -> Updater:
+    """Take over a live torch training: the chain that continues it, bound to its model in the middle of the run.
+
+    Groups become numbers per parameter, the scheduler a schedule, the scaler `amp_scale`, the average
+    `average_params`; moments, counts, scale, positions and what is averaged so far are taken over. The next updates are
+    those that the others would have made. `print(updater)` shows the code that one would write for the next run.
+    Nothing is changed: the optimizer and the rest may go on, or be dropped.
+
+    Args:
+        optimizer: of a class of torch.optim; one that cannot be said yet is refused by name. Or what its `state_dict()`
+            gave, with `kind`. A class of somebody else's goes into a chain by `gch.from_torch`.
+        scheduler: of torch.optim.lr_scheduler, or None. LambdaLR's functions stay functions. A ChainedScheduler may
+            have factors and one cosine, which stays at its floor where torch's climbs back.
+        scaler: a `torch.amp.GradScaler`, or None.
+        average: a `torch.optim.swa_utils.AveragedModel` that is updated after every step, or None.
+        model: what the optimizer's parameters are of. Those that it has not are frozen.
+        kind: the class that a state is of, or its name: "AdamW".
+        clock: what the scheduler was stepped at: "step" for every update, or a name such as "epoch", at which
+            `updater.tick("epoch")` then takes the place of `scheduler.step()`. None: "step" where the optimizer counts
+            updates and has done as many as the scheduler was stepped.
+        observed: by which name `updater.observe` is told what ReduceLROnPlateau looked at.
+        front: what was done by hand between backward and step: `gch.accumulate(4)`, `gch.clip_by_norm(1.0)`.
+        autocast: as `bind` takes it.
+
+    Raises:
+        TypeError: an object is of a class that cannot be said as a chain. By name.
+        ValueError: a learning rate that the scheduler has not set, parameters that are not the model's, a clock that
+            must be given.
+
+    >>> import torch, gradchain as gch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
+    >>> scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
+    >>> for _ in range(3):
+    ...     model(torch.ones(2)).backward()
+    ...     optimizer.step()
+    ...     scheduler.step()
+    ...     optimizer.zero_grad()
+    >>> updater = gch.adopt(optimizer, scheduler, model=model)
+    >>> updater
+    chain(
+        scale_by_adam(b2=0.95),
+        add_decayed_weights(0.01),
+        scale_by_learning_rate(cosine_wave(0.001, 0.0, 100)),
+    ).bind(<2 parameters>)
+    >>> updater.clocks["step"]
+    3
+    """
+    optimizer = optimizer_of(optimizer, kind, model)
+    rule = RULES.get(type(optimizer))
+    if rule is None:
+        known = ", ".join(named.__name__ for named in RULES)
+        raise TypeError(
+            f"adopt: optimizer must be a {known} of torch.optim, got a {type(optimizer).__name__}. "
+            "gch.from_torch takes other classes into a chain, from their first step on."
+        )
+    facts = [(fact.name, fact.parameter, fact.owner) for fact in facts_of(model)]
+    names = _names(optimizer, facts)
+    memory = {name: optimizer.state[p] for name, p, _ in facts if p in optimizer.state}
+    moving = curves(scheduler, optimizer)
+    steps = max((int(of["step"]) for of in memory.values() if "step" in of), default=None)
+    clock = _clock(clock, moving.position, steps)
+    groups = Groups(rule, optimizer.param_groups, names, facts, moving, clock, observed)
+    body, rates = groups.links()
+    done = moving.position if clock == "step" and moving.position is not None else steps or 0
+    links = [*front_of(front, scaler, autocast), *_frozen(names, facts), *body, *_averages(average, done)]
+    updater = chain(*links).bind(model, autocast=autocast)
+    state = updater.state_dict()
+    moved.fill_rule(state["links"], memory, rule.slots)
+    if scaler is not None and scaler.is_enabled():
+        moved.fill_scale(state["links"], scaler)
+    moved.fill_plateaus(state["links"], moving.plateaus, rates)
+    if average is not None:
+        moved.fill_average(state["links"], average, [name for name, _, _ in facts])
+    state["clocks"] |= {"step": done, "micro": done} | ({} if moving.position is None else {clock: moving.position})
+    updater.load_state_dict(state)
+    return updater
+
+
+def _names(optimizer: torch.optim.Optimizer, facts: Sequence[ParameterFacts]) -> list[list[str]]:
+    """The names of each group's parameters, tied ones under their first."""
+    known = {id(parameter): name for name, parameter, _ in facts}
+    for i, group in enumerate(optimizer.param_groups):
+        for k, parameter in enumerate(group["params"]):
+            if id(parameter) not in known:
+                refuse(
+                    f"model must have all parameters of the optimizer, got none that is number {k} of group {i}, of "
+                    f"shape {tuple(parameter.shape)}. Give the module that holds them all, or an nn.ModuleDict of several."
+                )
+    return [[known[id(p)] for p in group["params"]] for group in optimizer.param_groups]
+
+
+def _frozen(names: Sequence[Sequence[str]], facts: Sequence[ParameterFacts]) -> list[Transform]:
+    """What keeps parameters still that get gradients and are none of the optimizer's."""
+    taken = {name for some in names for name in some}
+    left = [name for name, parameter, _ in facts if name not in taken and parameter.requires_grad]
+    return [freeze(selector(left, facts))] if left else []
+
+
+def _averages(average: Any, done: int) -> list[Transform]:
+    if average is None:
+        return []
+    decay, buffers = moved.decay_of(average), "average" if average.use_buffers else "keep"
+    first = done if decay == "mean" else done + 1  # its first update copies the weights: a mean of one does, too
+    return [average_params(decay, start=0 if int(average.n_averaged) else first, buffers=buffers)]
+
+
+def _clock(clock: str | None, position: int | None, steps: int | None) -> str:
+    """At what the scheduler was stepped."""
+    if clock is not None or position is None:
+        return clock or "step"
+    if steps is None or not position:
+        refuse(
+            f"clock must be given, for nothing shows how many updates were done for the scheduler's {position} steps: "
+            "'step' where it is stepped after each update, else a name such as 'epoch'."
+        )
+    if steps != position:
+        refuse(
+            f"clock must be given: the optimizer has done {steps} updates, and the scheduler was stepped {position} "
+            "times. Write clock='epoch', and call updater.tick('epoch') where scheduler.step() was."
+        )
+    return "step"

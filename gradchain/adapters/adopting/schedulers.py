@@ -1,0 +1,182 @@
+"""torch's schedulers as schedules: what each makes of the value that a group began with."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from torch.optim import lr_scheduler
+
+from gradchain import schedules
+from gradchain.schedules import Schedule
+
+RATE = "lr"
+OWNER = "adopt"
+
+
+class Curves(NamedTuple):
+    """What moves, and where it stands.
+
+    Attributes:
+        fields: by field of a group, "lr" or "momentum", one schedule for each group.
+        position: how often the scheduler was stepped.
+        plateaus: the schedulers that look at what is observed.
+    """
+
+    fields: dict[str, list[Schedule]]
+    position: int | None
+    plateaus: list[Any]
+
+
+def curves(scheduler: Any, optimizer: Any) -> Curves:
+    """The schedules of a scheduler, or of several that are stepped together, each checked against the live groups."""
+    given = [] if scheduler is None else list(scheduler) if isinstance(scheduler, (list, tuple)) else [scheduler]
+    for one in given:
+        if getattr(one, "optimizer", optimizer) is not optimizer:
+            refuse(f"scheduler must be of the optimizer that is adopted, got a {type(one).__name__} of another one.")
+    plateaus = [one for one in given if type(one) is lr_scheduler.ReduceLROnPlateau]
+    moving = [one for one in given if one not in plateaus]
+    if len(moving) > 1:
+        refuse(f"scheduler must be one, or a ChainedScheduler of several, got {[type(m).__name__ for m in moving]}.")
+    if len(plateaus) > 1 or (plateaus and moving):
+        refuse("ReduceLROnPlateau must be the only scheduler: with others, which of them a rate is from is not known.")
+    if not moving:
+        return Curves({}, None, plateaus)
+    (one,) = moving
+    fields = {RATE: [_read(one, i, _began(group)) for i, group in enumerate(optimizer.param_groups)]}
+    position = int(one.last_epoch if hasattr(one, "last_epoch") else one._schedulers[0].last_epoch)
+    _check_live(one, fields[RATE], position, optimizer)
+    if getattr(one, "cycle_momentum", False):
+        fields["momentum"] = [_MOMENTA[type(one)](one, i, group) for i, group in enumerate(optimizer.param_groups)]
+    return Curves(fields, position, plateaus)
+
+
+def refuse(problem: str) -> Any:
+    """Raise a ValueError: what cannot be said as a chain."""
+    raise ValueError(f"{OWNER}: {problem}")
+
+
+def _began(group: dict[str, Any]) -> float:
+    return float(group.get("initial_lr", group["lr"]))
+
+
+def _check_live(scheduler: Any, rates: Sequence[Schedule], position: int, optimizer: Any) -> None:
+    """ValueError where a group's rate is not what its scheduler makes: somebody else has set it."""
+    for i, (rate, group) in enumerate(zip(rates, optimizer.param_groups, strict=True)):
+        live, made = float(group["lr"]), rate(position)
+        if not math.isclose(live, made, rel_tol=1e-6, abs_tol=1e-12):
+            refuse(
+                f"scheduler must be what sets the learning rate, got {live!r} in group {i} where "
+                f"{type(scheduler).__name__} has {made!r} after {position} steps. Set the rate by the scheduler alone, "
+                "or adopt without it and give the chain a schedule of your own."
+            )
+
+
+def _read(scheduler: Any, i: int, base: float) -> Schedule:
+    """What a scheduler makes of the rate of group i, as a function of how often it was stepped."""
+    reader = _READERS.get(type(scheduler))
+    if reader is None:
+        refuse(
+            f"scheduler must be one of {', '.join(kind.__name__ for kind in _READERS)} or ReduceLROnPlateau, got a "
+            f"{type(scheduler).__name__}. Write its curve as a function of the step, and adopt without it."
+        )
+    made: Schedule = reader(scheduler, i, base)
+    return made
+
+
+def _constant(s: Any, i: int, base: float) -> Schedule:
+    return schedules.constant(base * s.factor).take(s.total_iters).then(schedules.constant(base))
+
+
+def _linear(s: Any, i: int, base: float) -> Schedule:
+    return schedules.linear(base * s.start_factor, base * s.end_factor, s.total_iters)
+
+
+def _lambda(s: Any, i: int, base: float) -> Schedule:
+    return schedules.constant(base) * s.lr_lambdas[i]
+
+
+def _cyclic(s: Any, i: int, base: float) -> Schedule:
+    if s.mode != "triangular" or s._scale_fn_custom is not None:
+        refuse(f"CyclicLR must be of mode 'triangular', got {s.mode!r}. Write its curve as a function of the step.")
+    return _there_and_back(s, float(s.base_lrs[i]), float(s.max_lrs[i]))
+
+
+def _there_and_back(s: Any, low: float, high: float) -> Schedule:
+    up = s.total_size * s.step_ratio
+    return schedules.linear(low, high, up).then(schedules.linear(high, low, s.total_size - up)).repeat()
+
+
+def _one_cycle(s: Any, i: int, base: float) -> Schedule:
+    group = s.optimizer.param_groups[i]
+    return _phases(s, group["initial_lr"], group["max_lr"], group["min_lr"])
+
+
+def _phases(s: Any, start: float, peak: float, end: float) -> Schedule:
+    steps = [phase["end_step"] for phase in s._schedule_phases]
+    shape = "cosine" if s._anneal_func_type == "cos" else "linear"
+    back = steps[1] if len(steps) == 3 else None
+    return schedules.one_cycle(start, peak, steps[0], steps[-1], end=end, shape=shape, return_steps=back)
+
+
+def _cyclic_momentum(s: Any, i: int, group: dict[str, Any]) -> Schedule:
+    return _there_and_back(s, float(s.max_momentums[i]), float(s.base_momentums[i]))
+
+
+def _one_cycle_momentum(s: Any, i: int, group: dict[str, Any]) -> Schedule:
+    return _phases(s, group["max_momentum"], group["base_momentum"], group["max_momentum"])
+
+
+def _sequential(s: Any, i: int, base: float) -> Schedule:
+    """Each part begins at its milestone, where torch sets it to its own first step."""
+    begins, pieces = [0, *s._milestones], [_read(part, i, base) for part in s._schedulers]
+    return schedules.join(*zip(begins, [*s._milestones, None], pieces, strict=True))
+
+
+def _chained(s: Any, i: int, base: float) -> Schedule:
+    """All at once: factors, and at most one cosine, which goes to its floor."""
+    windows: list[Any] = []
+    product: Schedule | None = None
+    for part in s._schedulers:
+        if type(part) is lr_scheduler.CosineAnnealingLR:
+            down, floor = schedules.cosine(1.0, 0.0, part.T_max), schedules.cosine(0.0, part.eta_min, part.T_max)
+            windows.append((0, None, down, floor))
+        elif type(part) in _FACTORS:
+            factor = _read(part, i, 1.0)
+            product = factor if product is None else product * factor
+            windows.append((0, None, factor))
+        else:
+            names = ", ".join(kind.__name__ for kind in (*_FACTORS, lr_scheduler.CosineAnnealingLR))
+            refuse(f"ChainedScheduler must be of {names}, got a {type(part).__name__} in it.")
+    if len(windows) == sum(len(w) == 3 for w in windows) and product is not None:
+        return base * product
+    return schedules.overlay(base, *windows)
+
+
+_FACTORS: dict[type, Callable[[Any, int, float], Schedule]] = {
+    lr_scheduler.StepLR: lambda s, i, base: schedules.step_decay(base, s.step_size, s.gamma),
+    lr_scheduler.MultiStepLR: lambda s, i, base: schedules.multi_step(
+        base, tuple(sorted(s.milestones.elements())), s.gamma
+    ),
+    lr_scheduler.ConstantLR: _constant,
+    lr_scheduler.LinearLR: _linear,
+    lr_scheduler.ExponentialLR: lambda s, i, base: schedules.exponential(base, s.gamma),
+    lr_scheduler.PolynomialLR: lambda s, i, base: schedules.polynomial(base, 0.0, s.total_iters, s.power),
+}
+_READERS: dict[type, Callable[[Any, int, float], Schedule]] = {
+    **_FACTORS,
+    lr_scheduler.LambdaLR: _lambda,
+    lr_scheduler.CosineAnnealingLR: lambda s, i, base: schedules.cosine_wave(base, s.eta_min, s.T_max),
+    lr_scheduler.CosineAnnealingWarmRestarts: lambda s, i, base: schedules.cosine_restarts(
+        base, s.eta_min, s.T_0, s.T_mult
+    ),
+    lr_scheduler.CyclicLR: _cyclic,
+    lr_scheduler.OneCycleLR: _one_cycle,
+    lr_scheduler.SequentialLR: _sequential,
+    lr_scheduler.ChainedScheduler: _chained,
+}
+_MOMENTA: dict[type, Callable[[Any, int, dict[str, Any]], Schedule]] = {
+    lr_scheduler.CyclicLR: _cyclic_momentum,
+    lr_scheduler.OneCycleLR: _one_cycle_momentum,
+}
