@@ -7,7 +7,7 @@ A rule with its rate of RATES, on a warm-up of a tenth and a cosine to 0, reads 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,7 +140,7 @@ def drawn(found: list[Trained]) -> str:
     )
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
-        f'<title>test images read right, by rule</title><style>{style}</style>',
+        f"<title>test images read right, by rule</title><style>{style}</style>",
         f'<rect class="paper" width="{width}" height="{height}" rx="6"/>',
     ]
     for tick in (0.9, 0.95, WANTED, 1.0):
@@ -168,7 +168,9 @@ def main() -> None:
     found = []
     for name in names:
         found.append(trained(name))
-        print("{:28} {:<8g} {:.3f}  at 0: {:.3f}{}".format(*found[-1], "" if found[-1].trains else "  FAILS"), flush=True)
+        print(
+            "{:28} {:<8g} {:.3f}  at 0: {:.3f}{}".format(*found[-1], "" if found[-1].trains else "  FAILS"), flush=True
+        )
     if chosen.rule is None:
         TABLE.write_text(page(found))
         PICTURE.write_text(drawn(found))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradchain import selectors as selectors
     from gradchain.adapters import from_torch as from_torch
     from gradchain.adapters import register as register
+    from gradchain.adapters.adopting import adopt as adopt
     from gradchain.combinators.accumulate import accumulate as accumulate
     from gradchain.combinators.amp_scale import amp_scale as amp_scale
     from gradchain.combinators.freeze import freeze as freeze
@@ -59,11 +60,6 @@ if TYPE_CHECKING:
     from gradchain.core.transform import Transform as Transform
     from gradchain.core.weights import Weights as Weights
     from gradchain.core.weights import apply_updates as apply_updates
-    from gradchain.optimizers import adam as adam
-    from gradchain.optimizers import adamw as adamw
-    from gradchain.optimizers import lion as lion
-    from gradchain.optimizers import nadamw as nadamw
-    from gradchain.optimizers import sgd as sgd
     from gradchain.optimizers.descent import asgd as asgd
     from gradchain.optimizers.descent import lion as lion
     from gradchain.optimizers.descent import rprop as rprop
@@ -152,15 +148,14 @@ _HOMES = {
     "Wraps": "core.roles",
     "accumulate": "combinators.accumulate",
     "adadelta": "optimizers.squares",
+    "adafactor": "rules.adafactors",
     "adagrad": "optimizers.squares",
     "adam": "optimizers.moments",
     "adamax": "optimizers.moments",
     "adamw": "optimizers.moments",
-    "adafactor": "rules.adafactors",
-    "adam": "optimizers",
-    "adamw": "optimizers",
     "add_decayed_weights": "transforms.decay",
     "add_noise": "transforms.noise",
+    "adopt": "adapters.adopting",
     "amp_scale": "combinators.amp_scale",
     "apply_updates": "core.weights",
     "asgd": "optimizers.descent",
