@@ -124,7 +124,7 @@ def _names(optimizer: torch.optim.Optimizer, facts: Sequence[ParameterFacts]) ->
             if id(parameter) not in known:
                 refuse(
                     f"model must have all parameters of the optimizer, got none that is number {k} of group {i}, of "
-                    f"shape {tuple(parameter.shape)}. Give the module that holds them all, or an nn.ModuleDict of several."
+                    f"shape {tuple(parameter.shape)}. Give what holds them all, or an nn.ModuleDict of several."
                 )
     return [[known[id(p)] for p in group["params"]] for group in optimizer.param_groups]
 
