@@ -82,19 +82,20 @@ def share(make: Make, rate: float, epochs: int = EPOCHS) -> float:
     updater = make(curve(rate, updates), rate).bind(model)
     for images, labels in batches(epochs):
         step(updater, model, images, labels)
-    averages = [link for link in updater.averages()] if hasattr(updater, "averages") and own_point(updater) else []
-    if averages:
-        with updater.averaged():
-            return evaluate(model, digits())[1]
-    return evaluate(model, digits())[1]
+    with updater.averaged() if evaluated_elsewhere(updater) else nullcontext():
+        return evaluate(model, digits())[1]
 
 
-def own_point(updater: Any) -> bool:
-    """Whether the rule is evaluated at other weights than it trains."""
-    try:
-        return bool(updater.averages())
-    except (RuntimeError, LookupError, ValueError):
-        return False
+def evaluated_elsewhere(updater: Any) -> bool:
+    """Whether the rule trains at other weights than it is evaluated at."""
+    return any(type(link).__name__ in ("schedule_free", "lookahead") for link in links_of(updater.chain))
+
+
+def links_of(link: Any) -> Iterator[Any]:
+    """A link, and what is in chains in it."""
+    yield link
+    for _, inner in getattr(link, "named", ()):
+        yield from links_of(inner)
 
 
 def step(updater: Any, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -167,7 +167,9 @@ def test_a_captured_step_replayed_equals_the_eager_one():
     same_state(mine.state_dict()["links"], theirs.state_dict()["links"], 1e-5)
 
 
-@pytest.mark.parametrize(("executors", "most"), [(EXECUTORS["triton"], 0.1), (EXECUTORS["fused"], 4.2)], ids=str)
+@pytest.mark.parametrize(
+    ("executors", "most"), [(EXECUTORS["triton"], 0.1), (EXECUTORS["fused"], 4.2)], ids=["triton", "default"]
+)
 def test_a_step_takes_no_memory_of_the_models_size(executors, most):
     model = nn.Sequential(*(nn.Linear(1024, 1024, device=DEVICE) for _ in range(4)))
     updater = bound(recipe(), model, executors)

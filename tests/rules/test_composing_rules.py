@@ -161,7 +161,7 @@ SCHEDULES = [
 ]
 
 
-@pytest.mark.parametrize(("rate", "peak"), SCHEDULES, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize(("rate", "peak"), SCHEDULES)
 def test_the_peak_is_the_schedules_own_and_not_the_last_rate_seen(rate, peak):
     if peak is None and not (isinstance(rate, gch.schedules.Schedule) and rate.length == 0):
         with pytest.raises(ValueError, match=r"^add_decayed_weights: peak must be given where rate has no end"):
