@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from contextlib import nullcontext
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradchain.combinators.masked import masked
 from gradchain.core.index import Index
 from gradchain.core.scalars import Scalar, maximum
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import Transform
 from gradchain.selectors import choose
-from gradchain.transforms.decay import add_decayed_weights
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
@@ -47,14 +44,6 @@ def matrices(index: Index) -> Index:
         return [(None, index.subset([f.name for f in index.facts if f.parameter.ndim > 1]))]
 
     return index.parts(matrices, decide)[0][1]
-
-
-def decay_of(weight_decay: Value, mask: SelectorLike | None) -> list[Transform]:
-    """The decay as none or one link: none for the number 0, masked where there is a mask."""
-    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
-        return []
-    decay = add_decayed_weights(weight_decay)
-    return [decay if mask is None else masked(decay, mask)]
 
 
 def among(value: Value, mask: SelectorLike | None) -> Value:

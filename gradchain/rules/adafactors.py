@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gradchain.core.chain import chain
-from gradchain.rules._units import decay_of
+from gradchain.optimizers import _parts as parts
 from gradchain.rules.block_norms import clip_by_block_rms, scale_by_param_block_rms
 from gradchain.transforms.factored import cap_learning_rate, scale_by_factored_rms
 from gradchain.transforms.scale import scale_by_learning_rate
@@ -24,6 +24,8 @@ def adafactor(
     d: Value = 1.0,
     weight_decay: Value = 0.0,
     mask: SelectorLike | None = None,
+    *,
+    maximize: bool = False,
 ) -> chain:
     """Adafactor: Shazeer and Stern, 2018, https://arxiv.org/abs/1804.04235.
 
@@ -41,19 +43,20 @@ def adafactor(
     >>> import gradchain as gch
     >>> gch.rules.adafactor(0.01)
     chain(
-        scale_by_factored_rms(min_dim_size_to_factor=0, epsilon=0, dims='last', floor='dtype'),
+        scale_by_factored_rms(min_dim_size_to_factor=0, epsilon=0, dims="last", floor="dtype"),
         clip_by_block_rms(1.0),
-        scale_by_param_block_rms(0.001),
+        scale_by_param_block_rms(),
         cap_learning_rate(0.01),
         scale_by_learning_rate(0.01),
     )
     """
     least = "dtype" if eps[0] is None else eps[0]
     return chain(
+        *parts.ascent(maximize),
         scale_by_factored_rms(True, -beta2_decay, 0, 0, 0, "last", least),
         clip_by_block_rms(d),
         scale_by_param_block_rms(eps[1]),
         cap_learning_rate(learning_rate),
-        *decay_of(weight_decay, mask),
+        *parts.decay(weight_decay, mask),
         scale_by_learning_rate(learning_rate),
     )

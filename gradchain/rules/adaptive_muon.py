@@ -163,7 +163,7 @@ class scale_by_adamuon(Transform):
 
     >>> import gradchain as gch
     >>> gch.rules.scale_by_adamuon(shape_factor="match_rms_adamw")
-    scale_by_adamuon(shape_factor='match_rms_adamw')
+    scale_by_adamuon(shape_factor="match_rms_adamw")
     """
 
     descends = False

@@ -18,7 +18,8 @@ from gradchain.core.scalars import Count, maximum
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._units import WHOLE_WEIGHTS, decay_of, of_row, of_whole, rms
+from gradchain.optimizers import _parts as parts
+from gradchain.rules._units import WHOLE_WEIGHTS, of_row, of_whole, rms
 from gradchain.selectors import SelectorLike
 from gradchain.selectors.base import predicate
 from gradchain.selectors.source import code
@@ -199,4 +200,4 @@ def adam_mini(
     chain(scale_by_adam_mini(rest="row"), add_decayed_weights(0.1), scale_by_learning_rate(0.001))
     """
     direction = scale_by_adam_mini(b1, b2, eps, blocks, rest, mu_dtype)
-    return chain(direction, *decay_of(weight_decay, mask), scale_by_learning_rate(learning_rate))
+    return chain(direction, *parts.decay(weight_decay, mask), scale_by_learning_rate(learning_rate))

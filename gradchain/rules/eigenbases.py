@@ -16,7 +16,8 @@ from gradchain.core.scalars import Count, Scalars, maximum, whole_number
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._units import WHOLE_WEIGHTS, decay_of
+from gradchain.optimizers import _parts as parts
+from gradchain.rules._units import WHOLE_WEIGHTS
 from gradchain.transforms.scale import scale_by_learning_rate
 from gradchain.words.arguments import answering
 
@@ -226,4 +227,4 @@ def soap(
     chain(scale_by_soap(every=50), scale_by_learning_rate(0.003))
     """
     direction = scale_by_soap(b1, b2, shampoo_b, eps, every, max_precondition_dim, mu_dtype)
-    return chain(direction, *decay_of(weight_decay, mask), scale_by_learning_rate(learning_rate))
+    return chain(direction, *parts.decay(weight_decay, mask), scale_by_learning_rate(learning_rate))

@@ -15,9 +15,10 @@ from gradchain.core.index import Index
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
+from gradchain.optimizers import _parts as parts
 from gradchain.optimizers import adamw
 from gradchain.rules._newton_schulz import check_products, products_of, told_of, views_of
-from gradchain.rules._units import WHOLE_WEIGHTS, decay_of
+from gradchain.rules._units import WHOLE_WEIGHTS
 from gradchain.rules._units import matrices as all_matrices
 from gradchain.selectors import SelectorLike, embedding, everything, min_ndim, named
 from gradchain.transforms.scale import scale_by_learning_rate
@@ -75,7 +76,7 @@ class scale_by_muon(Transform):
 
     >>> import gradchain as gch
     >>> gch.rules.scale_by_muon(ns_coefficients="polar_express", shape_factor="match_rms_adamw")
-    scale_by_muon(ns_coefficients='polar_express', shape_factor='match_rms_adamw')
+    scale_by_muon(ns_coefficients="polar_express", shape_factor="match_rms_adamw")
     """
 
     descends = False
@@ -122,7 +123,7 @@ def of_hidden(
     """A direction with decoupled decay for the matrices of hidden layers, and another rule for all else."""
     if matrices is None:
         matrices = min_ndim(2) & ~(embedding if head is None else embedding | (everything & head))
-    links = [direction, *decay_of(weight_decay, None), scale_by_learning_rate(rate)]
+    links = [direction, *parts.decay(weight_decay, None), scale_by_learning_rate(rate)]
     other = adamw(rate, weight_decay=weight_decay) if aux is None else aux
     return chain(partition(("matrices", matrices, chain(*links)), ("others", rest, other)))
 
@@ -147,7 +148,8 @@ def muon(
 ) -> chain:
     """Muon with decoupled decay for the matrices of hidden layers, and `aux` for embeddings, head, norms and biases.
 
-    Equals torch.optim.Muon for the matrices. `aux` is AdamW with the learning rate and decay of the matrices by
+    Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/. Equals torch.optim.Muon for the matrices, but for
+    torch's bfloat16. `aux` is AdamW with the learning rate and decay of the matrices by
     default; it may be any chain with a rate of its own. Embeddings are known by their module. The head is what
     `head` selects: where no name has "head" in it bind asks for it: `head=gch.named("fc.*")`, or None where it is
     a tied embedding. `matrices` selects what is made orthogonal in place of both, as where a table of positions is a

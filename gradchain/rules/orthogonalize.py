@@ -42,4 +42,5 @@ class orthogonalize_gradient(Transform):
         d, n = w / where(size > 0, size, 1.0), g / where(before > 0, before, 1.0)
         v = n - (n * d).sums() * d
         left = v.norms()
-        return where(left > _ROUNDING, before / left, 0.0) * v, state
+        outside = left > _ROUNDING
+        return where(outside, before / where(outside, left, 1.0), 0.0) * v, state

@@ -12,7 +12,8 @@ from gradchain.core.scalars import maximum, minimum, where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._units import WHOLE_WEIGHTS, among, decay_of
+from gradchain.optimizers import _parts as parts
+from gradchain.rules._units import WHOLE_WEIGHTS, among
 from gradchain.transforms.adam import scale_by_adam
 from gradchain.transforms.scale import scale_by_learning_rate
 from gradchain.transforms.trace import trace
@@ -100,7 +101,7 @@ def lamb(
     ratio = scale_by_trust_ratio()
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
-        *decay_of(weight_decay, mask),
+        *parts.decay(weight_decay, mask),
         ratio if trust_ratio_mask is None else masked(ratio, trust_ratio_mask),
         scale_by_learning_rate(learning_rate),
     )
@@ -131,7 +132,7 @@ def lars(
     >>> gch.rules.lars(0.1, momentum=0.0)
     chain(scale_by_trust_ratio(trust_coefficient=0.001), scale_by_learning_rate(0.1))
     """
-    decay = [] if norms_apart else decay_of(weight_decay, weight_decay_mask)
+    decay = [] if norms_apart else parts.decay(weight_decay, weight_decay_mask)
     own = among(weight_decay, weight_decay_mask) if norms_apart else 0.0
     ratio = scale_by_trust_ratio(0.0, trust_coefficient, eps, own)
     plain = isinstance(momentum, (int, float)) and momentum == 0

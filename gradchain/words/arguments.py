@@ -202,6 +202,10 @@ INSTEAD: dict[str, str] = {
     "batch_axis_name": "leave it out: a module under DDP reduces by itself",
     "init_scale": "it belongs to amp_scale(init_scale=…)",
     "autocast": "it goes to bind(model, autocast=…)",
+    "adaptive": "leave it out: scale_by_adamuon is that rule",
+    "preconditioning": "leave it out: products are of the whole matrix",
+    "weight_dimension_numbers": "leave it out: conv says how weights of more dimensions are matrices",
+    "muon_weight_dimension_numbers": "leave it out: conv says how weights of more dimensions are matrices",
 }
 """Word → what to write where what was called has no argument for it."""
 
