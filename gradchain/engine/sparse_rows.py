@@ -6,7 +6,7 @@ program runs over: for a parameter with a sparse gradient, the rows that it name
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -116,7 +116,7 @@ class RowsPlans(Plans):
         super().__init__()
         self._rows = rows
 
-    def _classes(self, tape: Tape, nodes: Iterable[int], like: int) -> list[tuple[str, ...]]:
+    def _classes(self, tape: Tape, nodes: Iterable[int], like: Sequence[int]) -> list[tuple[str, ...]]:
         classes = []
         for names in super()._classes(tape, nodes, like):
             whole = tuple(name for name in names if name not in self._rows)

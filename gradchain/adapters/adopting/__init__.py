@@ -13,7 +13,7 @@ from gradchain.adapters.adopting.bodies import Groups, front_of
 from gradchain.adapters.adopting.groups import selector
 from gradchain.adapters.adopting.rules import RULES
 from gradchain.adapters.adopting.saved import optimizer_of
-from gradchain.adapters.adopting.schedulers import curves, refuse
+from gradchain.adapters.adopting.schedulers import curves, refused
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.tensors import facts_of
@@ -81,21 +81,21 @@ def adopt(
     >>> updater.clocks["step"]
     3
     """
-    optimizer = optimizer_of(optimizer, kind, model)
-    rule = RULES.get(type(optimizer))
+    live = optimizer_of(optimizer, kind, model)
+    rule = RULES.get(type(live))
     if rule is None:
         known = ", ".join(named.__name__ for named in RULES)
         raise TypeError(
-            f"adopt: optimizer must be a {known} of torch.optim, got a {type(optimizer).__name__}. "
+            f"adopt: optimizer must be a {known} of torch.optim, got a {type(live).__name__}. "
             "gch.from_torch takes other classes into a chain, from their first step on."
         )
     facts = [(fact.name, fact.parameter, fact.owner) for fact in facts_of(model)]
-    names = _names(optimizer, facts)
-    memory = {name: optimizer.state[p] for name, p, _ in facts if p in optimizer.state}
-    moving = curves(scheduler, optimizer)
+    names = _names(live, facts)
+    memory = {name: live.state[p] for name, p, _ in facts if p in live.state}
+    moving = curves(scheduler, live)
     steps = max((int(of["step"]) for of in memory.values() if "step" in of), default=None)
     clock = _clock(clock, moving.position, steps)
-    groups = Groups(rule, optimizer.param_groups, names, facts, moving, clock, observed)
+    groups = Groups(rule, live.param_groups, names, facts, moving, clock, observed)
     body, rates = groups.links()
     done = moving.position if clock == "step" and moving.position is not None else steps or 0
     links = [*front_of(front, scaler, autocast), *_frozen(names, facts), *body, *_averages(average, done)]
@@ -118,7 +118,7 @@ def _names(optimizer: torch.optim.Optimizer, facts: Sequence[ParameterFacts]) ->
     for i, group in enumerate(optimizer.param_groups):
         for k, parameter in enumerate(group["params"]):
             if id(parameter) not in known:
-                refuse(
+                raise refused(
                     f"model must have all parameters of the optimizer, got none that is number {k} of group {i}, of "
                     f"shape {tuple(parameter.shape)}. Give what holds them all, or an nn.ModuleDict of several."
                 )
@@ -145,12 +145,12 @@ def _clock(clock: str | None, position: int | None, steps: int | None) -> str:
     if clock is not None or position is None:
         return clock or "step"
     if steps is None or not position:
-        refuse(
+        raise refused(
             f"clock must be given, for nothing shows how many updates were done for the scheduler's {position} steps: "
             "'step' where it is stepped after each update, else a name such as 'epoch'."
         )
     if steps != position:
-        refuse(
+        raise refused(
             f"clock must be given: the optimizer has done {steps} updates, and the scheduler was stepped {position} "
             "times. Write clock='epoch', and call updater.tick('epoch') where scheduler.step() was."
         )

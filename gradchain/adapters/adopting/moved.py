@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from gradchain.adapters.adopting.schedulers import refuse
+from gradchain.adapters.adopting.schedulers import refused
 
 Slots: TypeAlias = "tuple[tuple[str, str], ...]"
 AVERAGE, PLATEAU, SCALE = "average_params", "reduce_on_plateau", "amp_scale"
@@ -42,7 +42,7 @@ def _refuse_left(memory: Mapping[str, Mapping[str, Any]], placed: set[str]) -> N
     held = {key for of in memory.values() for key, value in of.items() if value is not None}
     nowhere = sorted(held - placed)
     if nowhere:
-        refuse(f"optimizer must remember what its class does, got {nowhere}, for which the chain has no place.")
+        raise refused(f"optimizer must remember what its class does, got {nowhere}, for which the chain has no place.")
 
 
 def _names(state: Mapping[str, Any]) -> list[str]:
@@ -108,7 +108,7 @@ def decay_of(average: Any) -> Any:
             return inspect.getclosurevars(function).nonlocals["decay"]
         if made_by in ("get_swa_avg_fn", "get_swa_multi_avg_fn"):
             return "mean"
-    return refuse(
+    raise refused(
         f"average must average by one of torch.optim.swa_utils' functions, got {function!r}. Adopt without it, and put "
         "gch.average_params into a chain of your own."
     )

@@ -51,7 +51,7 @@ class Rule:
         return alias(numbers["lr"], **words, **given)
 
 
-_BETAS = {"betas": ("b1", "b2"), "eps": "eps", "weight_decay": "weight_decay"}
+_BETAS: dict[str, str | tuple[str, str]] = {"betas": ("b1", "b2"), "eps": "eps", "weight_decay": "weight_decay"}
 _MOMENTS = (("step", "count"), ("exp_avg", "mu"), ("exp_avg_sq", "nu"), ("max_exp_avg_sq", "nu_max"))
 _DECOUPLED = ("maximize", "decoupled_weight_decay")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gradchain.adapters.adopting.rules import RULES
-from gradchain.adapters.adopting.schedulers import refuse
+from gradchain.adapters.adopting.schedulers import refused
 
 
 def optimizer_of(saved: Any, kind: Any, model: nn.Module) -> Any:
@@ -22,15 +22,15 @@ def optimizer_of(saved: Any, kind: Any, model: nn.Module) -> Any:
     """
     if not isinstance(saved, Mapping):
         if kind is not None:
-            refuse(f"kind must be left out where the optimizer is there, got {kind!r}.")
+            raise refused(f"kind must be left out where the optimizer is there, got {kind!r}.")
         return saved
     named = {known.__name__: known for known in RULES}
     found = named.get(kind) if isinstance(kind, str) else kind
     if found not in RULES:
-        refuse(f"kind must name the class that the state is of, one of {', '.join(named)}, got {kind!r}.")
+        raise refused(f"kind must name the class that the state is of, one of {', '.join(named)}, got {kind!r}.")
     groups: Any = saved.get("param_groups")
     if not isinstance(groups, list) or "state" not in saved:
-        refuse(
+        raise refused(
             f"optimizer must be an optimizer or what its state_dict() gave, got a dict of {sorted(map(str, saved))}."
         )
     members = _members(groups, model)
@@ -46,11 +46,11 @@ def _members(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[list
     if all("param_names" in group for group in groups):
         unknown = [name for group in groups for name in group["param_names"] if name not in parameters]
         if unknown:
-            refuse(f"model must have the parameters that the state names, got none called {unknown[0]!r}.")
+            raise refused(f"model must have the parameters that the state names, got none called {unknown[0]!r}.")
         return [[parameters[name] for name in group["param_names"]] for group in groups]
     count = sum(len(group["params"]) for group in groups)
     if len(groups) > 1 or count != len(parameters):
-        refuse(
+        raise refused(
             f"optimizer must be one group of all {len(parameters)} parameters, or have names, where it is a state: got "
             f"{len(groups)} groups of {count}. Make the optimizer as you did, load the state into it, and adopt that."
         )
@@ -63,7 +63,7 @@ def _check_shapes(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]],
     for number, parameter in zip((k for group in groups for k in group["params"]), flat, strict=True):
         for key, value in state.get(number, {}).items():
             if isinstance(value, torch.Tensor) and value.ndim and value.shape != parameter.shape:
-                refuse(
+                raise refused(
                     f"model must be the one that was trained, got a parameter of shape {tuple(parameter.shape)} where "
                     f"the state has {key!r} of shape {tuple(value.shape)}."
                 )

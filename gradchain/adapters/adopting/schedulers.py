@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch.optim import lr_scheduler
 
@@ -34,13 +34,19 @@ def curves(scheduler: Any, optimizer: Any) -> Curves:
     given = [] if scheduler is None else list(scheduler) if isinstance(scheduler, (list, tuple)) else [scheduler]
     for one in given:
         if getattr(one, "optimizer", optimizer) is not optimizer:
-            refuse(f"scheduler must be of the optimizer that is adopted, got a {type(one).__name__} of another one.")
+            raise refused(
+                f"scheduler must be of the optimizer that is adopted, got a {type(one).__name__} of another one."
+            )
     plateaus = [one for one in given if type(one) is lr_scheduler.ReduceLROnPlateau]
     moving = [one for one in given if one not in plateaus]
     if len(moving) > 1:
-        refuse(f"scheduler must be one, or a ChainedScheduler of several, got {[type(m).__name__ for m in moving]}.")
+        raise refused(
+            f"scheduler must be one, or a ChainedScheduler of several, got {[type(m).__name__ for m in moving]}."
+        )
     if len(plateaus) > 1 or (plateaus and moving):
-        refuse("ReduceLROnPlateau must be the only scheduler: with others, which of them a rate is from is not known.")
+        raise refused(
+            "ReduceLROnPlateau must be the only scheduler: with others, which of them a rate is from is not known."
+        )
     if not moving:
         return Curves({}, None, plateaus)
     (one,) = moving
@@ -52,9 +58,9 @@ def curves(scheduler: Any, optimizer: Any) -> Curves:
     return Curves(fields, position, plateaus)
 
 
-def refuse(problem: str) -> Any:
-    """Raise a ValueError: what cannot be said as a chain."""
-    raise ValueError(f"{OWNER}: {problem}")
+def refused(problem: str) -> ValueError:
+    """What cannot be said as a chain, as an error to raise."""
+    return ValueError(f"{OWNER}: {problem}")
 
 
 def _began(group: dict[str, Any]) -> float:
@@ -66,7 +72,7 @@ def _check_live(scheduler: Any, rates: Sequence[Schedule], position: int, optimi
     for i, (rate, group) in enumerate(zip(rates, optimizer.param_groups, strict=True)):
         live, made = float(group["lr"]), rate(position)
         if not math.isclose(live, made, rel_tol=1e-6, abs_tol=1e-12):
-            refuse(
+            raise refused(
                 f"scheduler must be what sets the learning rate, got {live!r} in group {i} where "
                 f"{type(scheduler).__name__} has {made!r} after {position} steps. Set the rate by the scheduler alone, "
                 "or adopt without it and give the chain a schedule of your own."
@@ -77,12 +83,11 @@ def _read(scheduler: Any, i: int, base: float) -> Schedule:
     """What a scheduler makes of the rate of group i, as a function of how often it was stepped."""
     reader = _READERS.get(type(scheduler))
     if reader is None:
-        refuse(
+        raise refused(
             f"scheduler must be one of {', '.join(kind.__name__ for kind in _READERS)} or ReduceLROnPlateau, got a "
             f"{type(scheduler).__name__}. Write its curve as a function of the step, and adopt without it."
         )
-    made: Schedule = reader(scheduler, i, base)
-    return made
+    return reader(scheduler, i, base)
 
 
 def _constant(s: Any, i: int, base: float) -> Schedule:
@@ -94,12 +99,15 @@ def _linear(s: Any, i: int, base: float) -> Schedule:
 
 
 def _lambda(s: Any, i: int, base: float) -> Schedule:
-    return schedules.constant(base) * s.lr_lambdas[i]
+    function: Callable[[float], float] = s.lr_lambdas[i]
+    return schedules.constant(base) * function
 
 
 def _cyclic(s: Any, i: int, base: float) -> Schedule:
     if s.mode != "triangular" or s._scale_fn_custom is not None:
-        refuse(f"CyclicLR must be of mode 'triangular', got {s.mode!r}. Write its curve as a function of the step.")
+        raise refused(
+            f"CyclicLR must be of mode 'triangular', got {s.mode!r}. Write its curve as a function of the step."
+        )
     return _there_and_back(s, float(s.base_lrs[i]), float(s.max_lrs[i]))
 
 
@@ -115,7 +123,7 @@ def _one_cycle(s: Any, i: int, base: float) -> Schedule:
 
 def _phases(s: Any, start: float, peak: float, end: float) -> Schedule:
     steps = [phase["end_step"] for phase in s._schedule_phases]
-    shape = "cosine" if s._anneal_func_type == "cos" else "linear"
+    shape: Literal["cosine", "linear"] = "cosine" if s._anneal_func_type == "cos" else "linear"
     back = steps[1] if len(steps) == 3 else None
     return schedules.one_cycle(start, peak, steps[0], steps[-1], end=end, shape=shape, return_steps=back)
 
@@ -148,7 +156,7 @@ def _chained(s: Any, i: int, base: float) -> Schedule:
             windows.append((0, None, factor))
         else:
             names = ", ".join(kind.__name__ for kind in (*_FACTORS, lr_scheduler.CosineAnnealingLR))
-            refuse(f"ChainedScheduler must be of {names}, got a {type(part).__name__} in it.")
+            raise refused(f"ChainedScheduler must be of {names}, got a {type(part).__name__} in it.")
     if len(windows) == sum(len(w) == 3 for w in windows) and product is not None:
         return base * product
     return schedules.overlay(base, *windows)
