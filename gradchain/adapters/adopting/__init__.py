@@ -43,7 +43,8 @@ def adopt(
     Groups become numbers per parameter, the scheduler a schedule, the scaler `amp_scale`, the average
     `average_params`; moments, counts, scale, positions and what is averaged so far are taken over. The next updates are
     those that the others would have made. `print(updater)` shows the code that one would write for the next run.
-    Nothing is changed: the optimizer and the rest may go on, or be dropped.
+    Nothing is changed: the optimizer and the rest may go on, or be dropped. The rule that is called ADOPT is
+    `gch.rules.adopt`.
 
     Args:
         optimizer: of a class of torch.optim; one that cannot be said yet is refused by name. Or what its `state_dict()`
