@@ -1,7 +1,8 @@
-"""Rules that are not elementwise, written as links, beside their peers: `python -m benchmarks.rules`.
+"""Rules that are not elementwise beside their peers: `python -m benchmarks.rules`.
 
 Adafactor's state is of rows and columns, LAMB has one number per tensor, Muon's products are functions of whole
-matrices. The links are this file's own, as a user would write them, so each of their steps is recorded. All sides have
+matrices. Each is measured twice: as a link of this file's own, as a user would write it, whose steps are recorded each
+time; and as gradchain has it, whose steps run again from their numbers, tensor by tensor. All sides have
 weights of their own, get the same gradients, and have turns in one process, on one thread and one core; the ratio is
 taken within a round, over the fastest peer. `tests/benchmarks/test_rules_beside_peers.py` holds the links to what
 peers compute.
@@ -140,6 +141,14 @@ def _muon_of_pytorch_optimizer(params: list[nn.Parameter]) -> torch.optim.Optimi
     return made
 
 
+_ADAFACTORS = {
+    "torch": lambda params: torch.optim.Adafactor(params, lr=0.01),
+    "transformers": _adafactor_of_transformers,
+    "pytorch_optimizer": _of_pytorch_optimizer("AdaFactor", lr=0.01),
+}
+_LAMBS = {"pytorch_optimizer": _of_pytorch_optimizer("Lamb", lr=0.01, weight_decay=0.01)}
+
+
 def _cases() -> dict[str, Case]:
     def muon() -> gch.chain:
         return gch.chain(scale_by_muon(), gch.scale_by_learning_rate(0.01))
@@ -152,21 +161,25 @@ def _cases() -> dict[str, Case]:
         "Adafactor, 34 M in 100 tensors": Case(
             MATRICES,
             lambda: gch.chain(scale_by_adafactor(), gch.scale_by_learning_rate(0.01)),
-            {
-                "torch": lambda params: torch.optim.Adafactor(params, lr=0.01),
-                "transformers": _adafactor_of_transformers,
-                "pytorch_optimizer": _of_pytorch_optimizer("AdaFactor", lr=0.01),
-            },
+            _ADAFACTORS,
             0.25,
         ),
-        "LAMB, 34 M in 100 tensors": Case(
-            MATRICES, lamb, {"pytorch_optimizer": _of_pytorch_optimizer("Lamb", lr=0.01, weight_decay=0.01)}, 0.25
+        "Adafactor of gradchain, 34 M in 100 tensors": Case(MATRICES, lambda: gch.adafactor(0.01), _ADAFACTORS, 0.25),
+        "LAMB, 34 M in 100 tensors": Case(MATRICES, lamb, _LAMBS, 0.25),
+        "LAMB of gradchain, 34 M in 100 tensors": Case(
+            MATRICES, lambda: gch.rules.lamb(0.01, eps=1e-6, weight_decay=0.01), _LAMBS, 0.25
         ),
         "Muon, 48 of 256²": Case(MIDDLE, muon, {"torch": _muon}, 0.95),
         "Muon, 48 of 64², over pytorch_optimizer": Case(
             SMALL, muon, {"pytorch_optimizer": _muon_of_pytorch_optimizer}, 1.0
         ),
         "Muon, 48 of 64², over torch": Case(SMALL, muon, {"torch": _muon}, 0.25),
+        "Muon of gradchain, 48 of 256²": Case(
+            MIDDLE,
+            lambda: gch.chain(gch.rules.scale_by_muon(), gch.scale_by_learning_rate(0.01)),
+            {"torch": _muon},
+            0.95,
+        ),
     }
 
 

@@ -38,7 +38,14 @@ def of_optax(model, steps):
 
 @pytest.mark.parametrize(
     ("name", "far"),
-    [("Adafactor, 34 M in 100 tensors", 1e-4), ("LAMB, 34 M in 100 tensors", 1e-4), ("Muon, 48 of 256²", 5e-2)],
+    [
+        ("Adafactor, 34 M in 100 tensors", 1e-4),
+        ("Adafactor of gradchain, 34 M in 100 tensors", 1e-4),
+        ("LAMB, 34 M in 100 tensors", 1e-4),
+        ("LAMB of gradchain, 34 M in 100 tensors", 1e-4),
+        ("Muon, 48 of 256²", 5e-2),
+        ("Muon of gradchain, 48 of 256²", 5e-2),
+    ],
 )
 def test_the_links_are_the_rules(name, far):
     """After five steps that differ, within so much of what was moved: Muon's products are in bfloat16."""
@@ -66,4 +73,4 @@ def test_the_command_says_its_figures(tmp_path, monkeypatch, capsys):
     finally:
         torch.set_num_threads(before)
     printed = capsys.readouterr().out
-    assert printed.count("Muon, 48") == 3 and "Adafactor" not in printed
+    assert printed.count("Muon, 48") == 3 and printed.count("Muon of") == 1 and "Adafactor" not in printed
