@@ -2,9 +2,7 @@
 
 import ast
 import importlib.util
-import re
 import sys
-from pathlib import Path
 from types import ModuleType
 from unittest.mock import MagicMock, patch
 
@@ -191,23 +189,6 @@ def test_a_class_that_takes_sparse_gradients_takes_them_here(cls, kwargs):
 
 def test_some_class_takes_sparse_gradients():
     assert {row.values[0].__name__ for row in SPARSE} >= {"Adagrad", "SGD"}
-
-
-def rows_of_the_guide():
-    page = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text()
-    return re.findall(r"^\| `(\w+)\(params(?:, )?(.*)\)` \| `(gch\..*)` \| `(.*)` \|$", page, flags=re.M)
-
-
-@pytest.mark.parametrize(("name", "given", "alias", "chain"), rows_of_the_guide())
-def test_the_guide_says_which_chain_a_class_is(name, given, alias, chain):
-    """The class as it stands there moves weights as the alias beside it, which is the chain beside that."""
-    tx = eval(alias, {"gch": gch})
-    assert re.sub(r"\s+", " ", repr(tx)) == chain
-    in_double(compare, getattr(torch.optim, name), eval(f"dict({given})"), tx)
-
-
-def test_the_guide_has_every_class_that_is_a_chain():
-    assert {name for name, *_ in rows_of_the_guide()} == {i.optim_cls.__name__ for i in optim_db} - set(WITHOUT)
 
 
 def test_every_class_of_torch_optim_is_here_or_has_its_reason():
