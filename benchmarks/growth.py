@@ -1,0 +1,145 @@
+"""How a step's cost grows with the number of parameters and of masks: `python -m benchmarks.growth`.
+
+The chain is R2's: a clip, AdamW and a cosine, over tensors of 16 elements, so that nearly all of a step is the host's
+work. Timed is `updater.step()`, on one thread and one core, in steps that run again from their numbers; the gradients
+are there already. With masks, 1000 parameters are in so many groups of their own, each with a rate and a decay. The
+table is printed, and with the picture is docs/growth.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from html import escape
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+import gradchain as gch
+from benchmarks.pinning import pin
+
+PARAMETERS = (10, 100, 1000, 10_000)
+MASKS = (1, 10, 100)
+MASKED, ELEMENTS, WARM = 1000, 16, 4
+PAGE = Path(__file__).parents[1] / "docs" / "growth.md"
+TEXT = """# How a step grows
+
+`python -m benchmarks.growth`, on {machine}, {date}: R2, a clip, AdamW and a cosine, over tensors of {elements}
+elements. A step is `updater.step()`, the median of {steps}; bind and first step are of one process with a filled cache
+of kernels.
+
+![microseconds of a step for each parameter](growth.svg)
+
+| parameters | masks | bind | first step | step | of a parameter |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+
+class Model(nn.Module):
+    """So many parameters in a list."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rows = nn.ParameterList([nn.Parameter(torch.randn(ELEMENTS)) for _ in range(count)])
+
+
+def chain(count: int, masks: int) -> gch.chain:
+    """R2, with the parameters in so many groups."""
+    rate: Any = gch.cosine(1e-3, 1e-5, 100_000)
+    decay: Any = 0.01
+    if masks > 1:
+        groups = [gch.named(*(f"rows.{i}" for i in range(k, count, masks))) for k in range(masks)]
+        rate = gch.multiply(rate, *((group, 1.0 + k / masks) for k, group in enumerate(groups)))
+        decay = gch.multiply(decay, *((group, 1.0 - k / masks) for k, group in enumerate(groups)))
+    return gch.chain(
+        gch.clip_by_norm(1.0), gch.scale_by_adam(), gch.add_decayed_weights(decay), gch.scale_by_learning_rate(rate)
+    )
+
+
+def measure(count: int, masks: int, steps: int) -> dict[str, Any]:
+    """Seconds of bind and of the first step, and the median of later ones."""
+    model = Model(count)
+    grads = [torch.randn(ELEMENTS) for _ in range(count)]
+    began = time.perf_counter()
+    updater = chain(count, masks).bind(model)
+    bound = time.perf_counter() - began
+    took = []
+    for _ in range(WARM + steps):
+        for parameter, grad in zip(model.rows, grads, strict=True):
+            parameter.grad = grad.clone()
+        began = time.perf_counter()
+        updater.step()
+        took.append(time.perf_counter() - began)
+    return {
+        "parameters": count, "masks": masks, "bind_ms": 1e3 * bound, "first_ms": 1e3 * took[0],
+        "step_us": 1e6 * median(took[WARM:]), "each_us": 1e6 * median(took[WARM:]) / count,
+    }  # fmt: skip
+
+
+def page(found: list[dict[str, Any]], steps: int, about: dict[str, Any]) -> str:
+    """docs/growth.md."""
+    rows = "\n".join(
+        f"| {one['parameters']} | {one['masks']} | {one['bind_ms']:.1f} ms | {one['first_ms']:.1f} ms | "
+        f"{one['step_us']:.0f} µs | {one['each_us']:.2f} µs |"
+        for one in found
+    )
+    machine, date = about["machine"]["cpu"], str(about["date"])[:10]
+    return TEXT.format(machine=machine, date=date, elements=ELEMENTS, steps=steps, rows=rows)
+
+
+def drawn(found: list[dict[str, Any]]) -> str:
+    """A bar for each row, as long as a parameter's share of a step."""
+    row, left, width = 22, 190, 640
+    most = max(one["each_us"] for one in found)
+    height = 40 + row * len(found)
+    style = (
+        "svg { font: 12px system-ui, sans-serif } .paper { fill: #ffffff } text { fill: #1f2328 } "
+        ".bar { fill: #0969da } @media (prefers-color-scheme: dark) { .paper { fill: #0d1117 } "
+        "text { fill: #f0f6fc } .bar { fill: #4493f8 } }"
+    )
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
+        f"<title>microseconds of a step for each parameter</title><style>{style}</style>",
+        f'<rect class="paper" width="{width}" height="{height}" rx="6"/>',
+        '<text x="16" y="22">microseconds of a step for each parameter</text>',
+    ]
+    for i, one in enumerate(found):
+        y, long = 36 + row * i, (width - left - 70) * one["each_us"] / most
+        said = f"{one['parameters']} parameters" + (f", {one['masks']} groups" if one["masks"] > 1 else "")
+        lines.append(f'<text x="16" y="{y + 12}">{escape(said)}</text>')
+        lines.append(f'<rect class="bar" x="{left}" y="{y}" width="{long:.1f}" height="14"/>')
+        lines.append(f'<text x="{left + long + 6:.1f}" y="{y + 12}">{one["each_us"]:.2f}</text>')
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def main() -> None:
+    """Print the table; write it, and the picture, unless told to be quick."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
+    parser.add_argument("--steps", type=int, default=200, help="timed steps of each row")
+    parser.add_argument("--quick", action="store_true", help="few parameters, and nothing is written")
+    given = parser.parse_args()
+    pin(1, None)
+    torch.set_num_threads(1)
+    cells = [(count, 1) for count in PARAMETERS] + [(MASKED, masks) for masks in MASKS[1:]]
+    cells = [(count, masks) for count, masks in cells if count <= 100] if given.quick else cells
+    measure(2, 1, 1)  # which imports what is used
+    found = []
+    for count, masks in cells:
+        one = measure(count, masks, given.steps)
+        found.append(one)
+        print(json.dumps(one))
+    if not given.quick:
+        from benchmarks import report
+
+        PAGE.write_text(page(found, given.steps, report.circumstances(given.steps)))
+        PAGE.with_suffix(".svg").write_text(drawn(found))
+
+
+if __name__ == "__main__":
+    main()
