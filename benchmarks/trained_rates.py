@@ -55,7 +55,9 @@ RATES: dict[str, tuple[Make, float]] = {
     "adadelta": (alias("adadelta"), 3.0),
     "adafactor": (alias("adafactor"), 0.1),
     "asgd": (alias("asgd"), 1.0),
-    "rprop": (constant("rprop", eta_minus=0.7, eta_plus=1.1, max_step_size=0.003), 0.0003),
+    "rprop, accumulate(4)": (
+        lambda curve, rate: gch.chain(gch.accumulate(4), gch.rprop(rate, min_step_size=0.0, max_step_size=0.01)), 0.001,
+    ),
     "lion": (alias("lion"), 0.005),
     # elementwise, beyond torch
     "adabelief": (alias("adabelief"), 0.01),
@@ -75,7 +77,7 @@ RATES: dict[str, tuple[Make, float]] = {
     "noisy_sgd": (alias("noisy_sgd", eta=1e-4), 1.0),
     "optimistic_gradient_descent": (alias("optimistic_gradient_descent"), 1.0),
     "optimistic_adam": (alias("optimistic_adam"), 0.003),
-    "scale_by_qhm": (link("scale_by_qhm"), 1.0),
+    "scale_by_qhm": (link("scale_by_qhm"), 3.0),
     # by tensor and by row
     "lamb": (alias("lamb"), 0.03),
     "lars": (alias("lars"), 9.0),
