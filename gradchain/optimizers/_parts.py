@@ -42,9 +42,9 @@ def ascent(maximize: bool) -> list[Transform]:
 def rule(
     direction: Transform,
     learning_rate: Value,
-    weight_decay: Value,
-    mask: SelectorLike | None,
-    maximize: bool,
+    weight_decay: Value = 0.0,
+    mask: SelectorLike | None = None,
+    maximize: bool = False,
     *,
     decoupled: bool = False,
     momentum: list[Transform] | None = None,
@@ -54,6 +54,13 @@ def rule(
     before, after = ([], decays) if decoupled else (decays, [])
     links = [*ascent(maximize), *before, direction, *(momentum or []), *after]
     return chain(*links, scale_by_learning_rate(learning_rate))
+
+
+def descent(
+    direction: Transform, learning_rate: Value, weight_decay: Value = 0.0, mask: SelectorLike | None = None
+) -> chain:
+    """A direction, the decoupled decay of what `mask` selects, none for the number 0, and the learning rate."""
+    return rule(direction, learning_rate, weight_decay, mask, decoupled=True)
 
 
 def _is_zero(value: Value) -> bool:

@@ -11,8 +11,8 @@ from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._correction import correction
-from gradchain.rules._descent import descent
+from gradchain.optimizers import _parts as parts
+from gradchain.transforms._correction import correction
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -93,4 +93,4 @@ def yogi(learning_rate: Value, b1: Value = 0.9, b2: Value = 0.999, eps: Value = 
     >>> gch.rules.yogi(1e-2)
     chain(scale_by_yogi(), scale_by_learning_rate(0.01))
     """
-    return descent(scale_by_yogi(b1, b2, eps), learning_rate)
+    return parts.descent(scale_by_yogi(b1, b2, eps), learning_rate)

@@ -10,7 +10,7 @@ from gradchain.core.hyper import Hyper
 from gradchain.core.scalars import Count, maximum, where
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._descent import descent
+from gradchain.optimizers import _parts as parts
 from gradchain.rules.belief import BeliefState
 from gradchain.selectors import SelectorLike
 from gradchain.words.arguments import answering
@@ -87,4 +87,4 @@ def acprop(
     >>> gch.rules.acprop(1e-3)
     chain(scale_by_acprop(), scale_by_learning_rate(0.001))
     """
-    return descent(scale_by_acprop(b1, b2, eps, eps_root), learning_rate, weight_decay, mask)
+    return parts.descent(scale_by_acprop(b1, b2, eps, eps_root), learning_rate, weight_decay, mask)

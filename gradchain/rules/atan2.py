@@ -13,9 +13,9 @@ from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._correction import correction
-from gradchain.rules._descent import descent
+from gradchain.optimizers import _parts as parts
 from gradchain.selectors import SelectorLike
+from gradchain.transforms._correction import correction
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -102,4 +102,4 @@ def adam_atan2(
     >>> gch.rules.adam_atan2(1e-3)
     chain(scale_by_adam_atan2(), scale_by_learning_rate(0.001))
     """
-    return descent(scale_by_adam_atan2(b1, b2, a, b, mu_dtype), learning_rate, weight_decay, mask)
+    return parts.descent(scale_by_adam_atan2(b1, b2, a, b, mu_dtype), learning_rate, weight_decay, mask)

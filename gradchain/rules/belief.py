@@ -11,9 +11,9 @@ from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._correction import correction
-from gradchain.rules._descent import descent
+from gradchain.optimizers import _parts as parts
 from gradchain.selectors import SelectorLike
+from gradchain.transforms._correction import correction
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -105,4 +105,4 @@ def adabelief(
     >>> gch.rules.adabelief(1e-3)
     chain(scale_by_belief(), scale_by_learning_rate(0.001))
     """
-    return descent(scale_by_belief(b1, b2, eps, eps_root, nesterov), learning_rate, weight_decay, mask)
+    return parts.descent(scale_by_belief(b1, b2, eps, eps_root, nesterov), learning_rate, weight_decay, mask)

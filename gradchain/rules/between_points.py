@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 
-from gradchain.combinators.masked import masked
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, is_number
 from gradchain.core.roles import AverageState
-from gradchain.core.scalars import Count, Scalars, maximum, minimum, sqrt, where
+from gradchain.core.scalars import Count, Scalars, maximum, minimum, where
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
+from gradchain.optimizers import _parts as parts
 from gradchain.rules._anchor import anchored
 from gradchain.selectors import SelectorLike
-from gradchain.transforms.adam import scale_by_adam
-from gradchain.transforms.decay import add_decayed_weights
+from gradchain.transforms.radam import rectified
+from gradchain.transforms.rms import scale_by_rms
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -109,9 +109,9 @@ class schedule_free(Transform):
     def update(self, u: Tensors, state: ScheduleFreeState, ctx: Context) -> tuple[Weights, ScheduleFreeState]:
         count = state.count.tick(u)
         rate = self._rate(count)
-        highest = maximum(_of(u, state.max_rate), rate)
+        highest = maximum(state.max_rate.select(u), rate)
         weight = count**self.r * highest**self.weight_lr_power
-        total = _of(u, state.weight_sum) + weight
+        total = state.weight_sum.select(u) + weight
         share = where(total > 0, weight / maximum(total, _LEAST), 0.0)
         x, z = (anchored(state.count, kept, ctx.params) for kept in (state.average, state.z))
         z = z - rate * (u + self.z_decay * z)
@@ -121,31 +121,13 @@ class schedule_free(Transform):
     def _rate(self, count: Count) -> Any:
         """The learning rate of each parameter's update."""
         rate = self.learning_rate * minimum(count / maximum(self.warmup_steps, 1), 1.0)
-        return rate if self.rectify is None else rate * _rectification(count, self.rectify)
+        if self.rectify is None:
+            return rate
+        trusted, part = rectified(self.rectify, count, 4.0)
+        return where(trusted, rate * part, 0.0)
 
 
 _LEAST = sys.float_info.min  # divides a weight of 0 where there were no others
-
-
-def _of(u: Tensors, numbers: Scalars) -> Scalars:
-    """Numbers of those that are updated."""
-    return numbers if len(u) == len(numbers) else numbers.select(u)
-
-
-def _rectification(count: Count, b2: float) -> Any:
-    """RAdam's: how much of a step a mean square of so few gradients is good for (Liu et al., 2019, Algorithm 2)."""
-    limit = 2 / (1 - b2) - 1
-    length = limit - 2 * count * b2**count / maximum(1 - b2**count, _LEAST)
-    known = maximum(length, 4.0)
-    return where(length > 4, sqrt((known - 4) * (known - 2) * limit / ((limit - 4) * (limit - 2) * known)), 0.0)
-
-
-def _decay(weight_decay: Value, mask: SelectorLike | None) -> list[Transform]:
-    """The decay at y as none or one link: none for the number 0, masked where there is a mask."""
-    if is_number(weight_decay) and weight_decay == 0:
-        return []
-    decay = add_decayed_weights(weight_decay)
-    return [decay if mask is None else masked(decay, mask)]
 
 
 @answering
@@ -172,7 +154,7 @@ def schedule_free_sgd(
     chain(schedule_free(1.0, warmup_steps=100))
     """
     return chain(
-        *_decay(weight_decay, mask),
+        *parts.decay(weight_decay, mask),
         schedule_free(learning_rate, b1, weight_lr_power, r, warmup_steps, z_decay=z_decay, state_dtype=state_dtype),
     )
 
@@ -196,16 +178,16 @@ def schedule_free_adamw(
     """Schedule-free AdamW with decay of what `mask` selects: Defazio et al., 2024, https://arxiv.org/abs/2405.15682.
 
     Equals schedulefree.AdamWScheduleFree, and optax.contrib.schedule_free_adamw without a warm-up. The average stands
-    in for the momentum, so Adam has none. The model is at y; evaluate x: `with updater.averaged():`. The decay is at y,
-    that by z_decay at z.
+    in for the momentum: in front of it is Adam without one. The model is at y; evaluate x: `with updater.averaged():`.
+    The decay is at y, that by z_decay at z.
 
     >>> import gradchain as gch
     >>> gch.rules.schedule_free_adamw(0.01, warmup_steps=100)
-    chain(scale_by_adam(b1=0.0), schedule_free(0.01, warmup_steps=100))
+    chain(scale_by_rms(0.999, bias_correction=True), schedule_free(0.01, warmup_steps=100))
     """
     return chain(
-        scale_by_adam(0.0, b2, eps, nu_dtype=nu_dtype),
-        *_decay(weight_decay, mask),
+        scale_by_rms(b2, eps, bias_correction=True, nu_dtype=nu_dtype),
+        *parts.decay(weight_decay, mask),
         schedule_free(learning_rate, b1, weight_lr_power, r, warmup_steps, z_decay=z_decay, state_dtype=state_dtype),
     )
 
@@ -233,10 +215,10 @@ def schedule_free_radam(
 
     >>> import gradchain as gch
     >>> gch.rules.schedule_free_radam(0.01)
-    chain(scale_by_adam(b1=0.0), schedule_free(0.01, rectify=0.999))
+    chain(scale_by_rms(0.999, bias_correction=True), schedule_free(0.01, rectify=0.999))
     """
     return chain(
-        scale_by_adam(0.0, b2, eps, nu_dtype=nu_dtype),
-        *_decay(weight_decay, mask),
+        scale_by_rms(b2, eps, bias_correction=True, nu_dtype=nu_dtype),
+        *parts.decay(weight_decay, mask),
         schedule_free(learning_rate, b1, weight_lr_power, r, z_decay=z_decay, rectify=b2, state_dtype=state_dtype),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -23,7 +22,7 @@ from gradchain.rules._units import WHOLE_WEIGHTS, of_row, of_whole, rms
 from gradchain.selectors import SelectorLike
 from gradchain.selectors.base import predicate
 from gradchain.selectors.source import code
-from gradchain.transforms.scale import scale_by_learning_rate
+from gradchain.transforms._correction import correction
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ class scale_by_adam_mini(Transform):
                 square = _mean_square(mine, block)
                 nu = nu.overlay(self.b2 * nu.select(mine.index) + (1 - self.b2) * square)
         # as scale_by_adam has it: nu over its correction might be infinite
-        first, second = 1 - self.b1**count, maximum(1 - self.b2**count, _LEAST)
+        first, second = 1 - self.b1**count, correction(self.b2, count)
         root = nu.sqrt() + second**0.5 * self.eps
         return mu / (root * (first / second**0.5)), AdamMiniState(count, mu, nu)
 
@@ -134,9 +133,6 @@ class scale_by_adam_mini(Transform):
             left = left.without(members)
         found.setdefault(self.rest, []).extend(left.names)
         return [(block, index.subset(names)) for block, names in found.items() if names]
-
-
-_LEAST = sys.float_info.min  # of what has had no update nothing is used, and it must not raise
 
 
 def _check_block(what: str, block: object) -> None:
@@ -200,4 +196,4 @@ def adam_mini(
     chain(scale_by_adam_mini(rest="row"), add_decayed_weights(0.1), scale_by_learning_rate(0.001))
     """
     direction = scale_by_adam_mini(b1, b2, eps, blocks, rest, mu_dtype)
-    return chain(direction, *parts.decay(weight_decay, mask), scale_by_learning_rate(learning_rate))
+    return parts.descent(direction, learning_rate, weight_decay, mask)

@@ -11,7 +11,7 @@ from gradchain.core.scalars import maximum
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._descent import decay
+from gradchain.optimizers import _parts as parts
 from gradchain.selectors import SelectorLike
 from gradchain.transforms.scale import scale_by_learning_rate
 from gradchain.words.arguments import answering
@@ -93,4 +93,4 @@ def cocob(
     chain(scale_by_learning_rate(1.0, flip_sign=False), scale_by_cocob())
     """
     rate = scale_by_learning_rate(learning_rate, flip_sign=False)
-    return chain(*decay(weight_decay, mask), rate, scale_by_cocob(alpha, eps))
+    return chain(*parts.decay(weight_decay, mask), rate, scale_by_cocob(alpha, eps))

@@ -15,7 +15,6 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
 from gradchain.rules._units import WHOLE_WEIGHTS, matrices, rms
-from gradchain.transforms.scale import scale_by_learning_rate
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -132,4 +131,4 @@ def came(
     chain(scale_by_came(), scale_by_learning_rate(0.0002))
     """
     direction = scale_by_came(b1, b2, b3, eps, eps2, threshold, mu_dtype)
-    return chain(direction, *parts.decay(weight_decay, mask), scale_by_learning_rate(learning_rate))
+    return parts.descent(direction, learning_rate, weight_decay, mask)

@@ -11,7 +11,7 @@ from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._descent import decay
+from gradchain.optimizers import _parts as parts
 from gradchain.selectors import SelectorLike
 from gradchain.words.arguments import answering
 
@@ -92,4 +92,4 @@ def madgrad(
     >>> gch.rules.madgrad(1e-2)
     chain(scale_by_madgrad(0.01))
     """
-    return chain(*decay(weight_decay, mask), scale_by_madgrad(learning_rate, momentum, eps))
+    return chain(*parts.decay(weight_decay, mask), scale_by_madgrad(learning_rate, momentum, eps))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -18,14 +17,12 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
 from gradchain.rules._units import WHOLE_WEIGHTS
-from gradchain.transforms.scale import scale_by_learning_rate
+from gradchain.transforms._correction import correction
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
     from gradchain.selectors import SelectorLike
-
-_LEAST = sys.float_info.min
 
 
 class SoapState(State):
@@ -126,7 +123,7 @@ class scale_by_soap(Transform):
         basis, sorted_nu = mine.map_where(again, _again, before, *before, gram, most, batched=True)
         nu = nu.overlay(sorted_nu)
         s = maximum(count - 1, 0)
-        size = (1 - self.b2**s) ** 0.5 / maximum(1 - self.b1**s, _LEAST)
+        size = (1 - self.b2**s) ** 0.5 / correction(self.b1, s)
         return u * size, SoapState(count, mu, nu, gram, basis)
 
 
@@ -227,4 +224,4 @@ def soap(
     chain(scale_by_soap(every=50), scale_by_learning_rate(0.003))
     """
     direction = scale_by_soap(b1, b2, shampoo_b, eps, every, max_precondition_dim, mu_dtype)
-    return chain(direction, *parts.decay(weight_decay, mask), scale_by_learning_rate(learning_rate))
+    return parts.descent(direction, learning_rate, weight_decay, mask)

@@ -11,10 +11,10 @@ from gradchain.core.scalars import Count, where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._correction import correction
-from gradchain.rules._descent import descent
+from gradchain.optimizers import _parts as parts
 from gradchain.rules.proximal import step_proximally
 from gradchain.selectors import SelectorLike, choose
+from gradchain.transforms._correction import correction
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -116,6 +116,6 @@ def adan(
     """
     direction = scale_by_adan(b1, b2, b3, eps, eps_root)
     if not proximal or (isinstance(weight_decay, (int, float)) and weight_decay == 0):
-        return descent(direction, learning_rate, weight_decay, mask)
+        return parts.descent(direction, learning_rate, weight_decay, mask)
     decay = weight_decay if mask is None else choose((mask, weight_decay), rest=0.0)
     return chain(direction, step_proximally(learning_rate, decay))

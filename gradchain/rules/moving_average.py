@@ -12,7 +12,7 @@ from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._correction import correction
+from gradchain.transforms._correction import correction
 
 
 class EmaState(State):

@@ -11,9 +11,9 @@ from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._correction import correction
-from gradchain.rules._descent import descent
+from gradchain.optimizers import _parts as parts
 from gradchain.selectors import SelectorLike
+from gradchain.transforms._correction import correction
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -93,4 +93,4 @@ def laprop(
     >>> gch.rules.laprop(4e-4, weight_decay=0.1, mask=gch.min_ndim(2))
     chain(scale_by_laprop(), masked(add_decayed_weights(0.1), min_ndim(2)), scale_by_learning_rate(0.0004))
     """
-    return descent(scale_by_laprop(b1, b2, eps), learning_rate, weight_decay, mask)
+    return parts.descent(scale_by_laprop(b1, b2, eps), learning_rate, weight_decay, mask)

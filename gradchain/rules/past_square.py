@@ -13,7 +13,7 @@ from gradchain.core.scalars import Count, where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._descent import descent
+from gradchain.optimizers import _parts as parts
 from gradchain.selectors import SelectorLike
 from gradchain.words.arguments import answering
 
@@ -115,4 +115,4 @@ def adopt(
     chain(scale_by_adopt(), scale_by_learning_rate(0.001))
     """
     direction = scale_by_adopt(b1, b2, eps, mu_dtype, nesterov, use_clipping, clip_exponent)
-    return descent(direction, learning_rate, weight_decay, mask)
+    return parts.descent(direction, learning_rate, weight_decay, mask)

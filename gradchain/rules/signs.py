@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gradchain.core.chain import chain
-from gradchain.rules._descent import descent
+from gradchain.optimizers import _parts as parts
 from gradchain.rules.moving_average import ema
 from gradchain.selectors import SelectorLike
 from gradchain.transforms.scale import scale_by_learning_rate
@@ -60,4 +60,4 @@ def tiger(
     >>> gch.rules.tiger(1e-3, weight_decay=0.0)
     chain(ema(0.965, debias=False), scale_by_sign(), scale_by_learning_rate(0.001))
     """
-    return descent(chain(ema(beta, False, accumulator_dtype), scale_by_sign()), learning_rate, weight_decay, mask)
+    return parts.descent(chain(ema(beta, False, accumulator_dtype), scale_by_sign()), learning_rate, weight_decay, mask)

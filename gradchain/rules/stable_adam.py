@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -15,6 +14,7 @@ from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.rules._units import WHOLE_WEIGHTS, among, rms
+from gradchain.transforms._correction import correction
 from gradchain.transforms.scale import scale_by_learning_rate
 from gradchain.words.arguments import answering
 
@@ -80,14 +80,11 @@ class scale_by_stable_adam(Transform):
         count = state.count.tick(g)
         mu = state.mu.lerp(g, 1 - self.b1)
         nu = self.b2 * state.nu + (1 - self.b2) * g * g
-        first, second = 1 - self.b1**count, maximum(1 - self.b2**count, _LEAST)
+        first, second = 1 - self.b1**count, correction(self.b2, count)
         size = second**0.5  # sqrt(v̂) is sqrt(v) over it
         r = rms(g / nu.sqrt().maximum(size * self.eps)) * size
         u = mu / ((nu.sqrt() + size * self.eps) * (first / size))
         return (u + self.weight_decay * ctx.params) / maximum(r, 1.0), StableAdamState(count, mu, nu)
-
-
-_LEAST = sys.float_info.min  # of what has had no update nothing is used, and it must not raise
 
 
 @answering

@@ -14,9 +14,9 @@ from gradchain.core.scalars import Count, Scalar, exp, log, maximum, minimum, wh
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._correction import correction
-from gradchain.rules._descent import descent
+from gradchain.optimizers import _parts as parts
 from gradchain.selectors import SelectorLike
+from gradchain.transforms._correction import correction
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def ademamix(
     chain(scale_by_ademamix(alpha=5.0, alpha_warmup=1000, b3_warmup=1000), scale_by_learning_rate(0.001))
     """
     direction = scale_by_ademamix(b1, b2, b3, alpha, eps, eps_root, mu_dtype, alpha_warmup, b3_warmup)
-    return descent(direction, learning_rate, weight_decay, mask)
+    return parts.descent(direction, learning_rate, weight_decay, mask)
 
 
 class SimplifiedAdemamixState(State):
@@ -219,4 +219,4 @@ def simplified_ademamix(
     >>> gch.rules.simplified_ademamix(1e-5, alpha=10.0)
     chain(scale_by_simplified_ademamix(alpha=10.0), scale_by_learning_rate(1e-05))
     """
-    return descent(scale_by_simplified_ademamix(b1, b2, alpha, eps, eps_root), learning_rate, weight_decay, mask)
+    return parts.descent(scale_by_simplified_ademamix(b1, b2, alpha, eps, eps_root), learning_rate, weight_decay, mask)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.scalars import Count, maximum
+from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
+from gradchain.transforms._correction import correction
 
 
 class AdamState(State):
@@ -86,12 +86,9 @@ class scale_by_adam(Transform):
         mu = state.mu.lerp(g, 1 - self.b1)
         nu = self.b2 * state.nu + (1 - self.b2) * g * g  # in this order: g * g alone would sooner be infinite
         # the corrections are one number for all elements, of which each divides once: nu over one might be infinite
-        first, second = 1 - self.b1**count, maximum(1 - self.b2**count, _LEAST)
+        first, second = 1 - self.b1**count, correction(self.b2, count)
         ahead = mu
         if self.nesterov:
             ahead = self.b1 * first / (1 - self.b1 ** (count + 1)) * mu + (1 - self.b1) * g
         root = (nu + second * self.eps_root).sqrt() + (self.eps if self.eps_hat else second**0.5 * self.eps)
         return ahead / (root * (first / second**0.5)), AdamState(count, mu, nu)
-
-
-_LEAST = sys.float_info.min  # of what has had no update nothing is used, and it must not raise

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.scalars import Count, maximum
+from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-
-_LEAST = sys.float_info.min  # of what has had no update nothing is used, and it must not raise
+from gradchain.transforms._correction import correction
 
 
 class AmsgradState(State):
@@ -88,7 +86,7 @@ class scale_by_amsgrad(Transform):
         mu = state.mu.lerp(g, 1 - self.b1)
         nu = self.b2 * state.nu + (1 - self.b2) * g * g
         first = 1 - self.b1**count if self.bias_correction_mu else 1.0
-        second = maximum(1 - self.b2**count, _LEAST) if self.bias_correction_nu else 1.0
+        second = correction(self.b2, count) if self.bias_correction_nu else 1.0
         before, after = (1.0, second) if self.max_of == "nu" else (second, 1.0)
         nu_max = state.nu_max.maximum(nu / before)
         root = (nu_max + after * self.eps_root).sqrt() + after**0.5 * self.eps

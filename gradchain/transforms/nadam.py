@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.scalars import Count, Scalars, maximum
+from gradchain.core.scalars import Count, Scalars
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-
-_LEAST = sys.float_info.min  # of what has had no update nothing is used, and it must not raise
+from gradchain.transforms._correction import correction
 
 
 class NadamState(State):
@@ -81,7 +79,7 @@ class scale_by_nadam(Transform):
         nu = self.b2 * state.nu + (1 - self.b2) * g * g
         now, then = self._momentum(count), self._momentum(count + 1)
         product = state.mu_product.select(g) * now
-        second = maximum(1 - self.b2**count, _LEAST)
+        second = correction(self.b2, count)
         ahead = then / (1 - product * then) * mu + (1 - now) / (1 - product) * g
         return ahead / (nu.sqrt() / second**0.5 + self.eps), NadamState(count, product, mu, nu)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import sys
+from typing import Any
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.scalars import Count, maximum, sqrt, where
+from gradchain.core.scalars import Count, Scalar, maximum, sqrt, where
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
+from gradchain.transforms._correction import correction
 from gradchain.transforms.adam import AdamState
 
 
@@ -72,20 +73,28 @@ class scale_by_radam(Transform):
         count = state.count.tick(g)
         mu = state.mu.lerp(g, 1 - self.b1)
         nu = self.b2 * state.nu + (1 - self.b2) * g * g
-        first, second = 1 - self.b1**count, maximum(1 - self.b2**count, _LEAST)
+        first, second = 1 - self.b1**count, correction(self.b2, count)
         ahead = mu
         if self.nesterov:
             ahead = self.b1 * first / (1 - self.b1 ** (count + 1)) * mu + (1 - self.b1) * g
-        full = 2 / (1 - self.b2) - 1
-        length = full - 2 * count * self.b2**count / second
-        trusted = length > self.threshold
-        # where it is not trusted nothing of it is used, and it must not raise
-        length = maximum(length, self.threshold)
-        full = maximum(full, length)
-        part = sqrt((length - 4) * (length - 2) * full / ((full - 4) * (full - 2) * length))
+        trusted, part = rectified(self.b2, count, self.threshold)
         root = (nu + second * self.eps_root).sqrt() + (self.eps if self.eps_hat else second**0.5 * self.eps)
         factor = where(trusted, part * second**0.5, 1.0)
         return ahead / (where(trusted, root, 1.0) * (first / factor)), AdamState(count, mu, nu)
 
 
-_LEAST = sys.float_info.min  # of what has had no update nothing is used
+def rectified(b2: Scalar, count: Count, threshold: Scalar) -> tuple[Any, Any]:
+    """Whether a mean square of so few gradients is trusted, and how much of a step it is good for: Algorithm 2.
+
+    Args:
+        b2: how much of the mean square stays.
+        count: of how many gradients it is.
+        threshold: how long the average must be for that, at least 4.
+    """
+    full = 2 / (1 - b2) - 1
+    length = full - 2 * count * b2**count / correction(b2, count)
+    trusted = length > threshold
+    # where it is not trusted nothing of it is used, and it must not raise
+    length = maximum(length, threshold)
+    full = maximum(full, length)
+    return trusted, sqrt((length - 4) * (length - 2) * full / ((full - 4) * (full - 2) * length))

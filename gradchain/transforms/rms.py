@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, Any
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.scalars import Count, maximum
+from gradchain.core.scalars import Count
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-
-_LEAST = sys.float_info.min  # of what has had no update nothing is used, and it must not raise
+from gradchain.transforms._correction import correction
 
 
 class RmsState(State):
@@ -82,7 +80,7 @@ class scale_by_rms(Transform):
         if not isinstance(state, CorrectedRmsState):
             return g / root_with(nu, 1.0, self.eps, self.eps_in_sqrt), RmsState(nu)
         count = state.count.tick(g)
-        root = root_with(nu, _known(count, self.decay), self.eps, self.eps_in_sqrt)
+        root = root_with(nu, correction(self.decay, count), self.eps, self.eps_in_sqrt)
         return g / root, CorrectedRmsState(nu, count)
 
 
@@ -157,16 +155,11 @@ class scale_by_stddev(Transform):
         if not isinstance(state, CorrectedStddevState):
             return self._divided(g, mu, nu, 1.0), StddevState(mu, nu)
         count = state.count.tick(g)
-        return self._divided(g, mu, nu, _known(count, self.decay)), CorrectedStddevState(mu, nu, count)
+        return self._divided(g, mu, nu, correction(self.decay, count)), CorrectedStddevState(mu, nu, count)
 
     def _divided(self, g: Tensors, mu: Tensors, nu: Tensors, known: Any) -> Tensors:
         variance = (nu - mu * mu / known).maximum(0.0)
         return g / root_with(variance, known, self.eps, self.eps_in_sqrt)
-
-
-def _known(count: Count, decay: float) -> Any:
-    """How much of a mean has come in by then."""
-    return maximum(1 - decay**count, _LEAST)
 
 
 def started(slot: Tensors, at: float) -> Tensors:

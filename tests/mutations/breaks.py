@@ -81,7 +81,7 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "no-bias-correction",
         "transforms/adam.py",
-        "maximum(1 - self.b2**count, _LEAST)",
+        "correction(self.b2, count)",
         "1.0",
         f"{PARITY}[scale_by_adam-torch.optim.Adam]",
     ),

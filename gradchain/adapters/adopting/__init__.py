@@ -105,7 +105,8 @@ def adopt(
     moved.fill_rule(state["links"], memory, rule.slots)
     if scaler is not None and scaler.is_enabled():
         moved.fill_scale(state["links"], scaler)
-    moved.fill_plateaus(state["links"], moving.plateaus, rates)
+    if moving.plateau is not None:
+        moved.fill_plateau(state["links"], moving.plateau, rates)
     if average is not None:
         moved.fill_average(state["links"], average, [name for name, _, _ in facts])
     state["clocks"] |= {"step": done, "micro": done} | ({} if moving.position is None else {clock: moving.position})

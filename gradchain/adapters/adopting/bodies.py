@@ -49,7 +49,11 @@ class Groups:
         for i, names in enumerate(self.names):
             if names:
                 alike.setdefault(self._kind(i), []).append(i)
-        rates = [float(self.entries[members[0]]["lr"]) for members in alike.values()] if self.moving.plateaus else []
+        rates = (
+            [float(self.entries[members[0]]["lr"]) for members in alike.values()]
+            if self.moving.plateau is not None
+            else []
+        )
         chains = [self._chain(members) for members in alike.values()]
         if len(chains) == 1:
             return chains[0], rates
@@ -61,11 +65,10 @@ class Groups:
         """What groups must have in common to be one chain: each falls by itself where something is observed."""
         group = self.entries[i]
         flags = tuple(group.get(name) for name in self.rule.flags)
-        return (*flags, float(group["lr"]), self._least(i)) if self.moving.plateaus else flags
+        return (*flags, float(group["lr"]), self._least(i)) if self.moving.plateau is not None else flags
 
     def _least(self, i: int) -> float:
-        (plateau,) = self.moving.plateaus
-        return float(plateau.min_lrs[i])
+        return float(self.moving.plateau.min_lrs[i])
 
     def _chain(self, members: Sequence[int]) -> list[Transform]:
         names = [self.names[i] for i in members]
@@ -75,7 +78,7 @@ class Groups:
         numbers = {key: spread([self._number(i, key) for i in members], names, facts) for key in self._keys()}
         made = self.rule.chain_of(numbers, {name: first.get(name) for name in self.rule.flags})
         links = [link for _, link in made.named]
-        if self.moving.plateaus:
+        if self.moving.plateau is not None:
             links.append(self._plateau(members[0]))
         return links
 
@@ -94,7 +97,7 @@ class Groups:
         return value.item() if isinstance(value, torch.Tensor) else value
 
     def _plateau(self, i: int) -> Transform:
-        (p,) = self.moving.plateaus
+        p = self.moving.plateau
         return reduce_on_plateau(
             self.observed, p.factor, p.patience, p.threshold, p.threshold_mode, p.cooldown, self._least(i), p.eps,
             p.mode, base=float(self.entries[i]["lr"]),

@@ -74,10 +74,10 @@ def fill_scale(links: dict[str, Any], scaler: Any) -> None:
     links[SCALE] |= {"scale": float(saved["scale"]), "growth_tracker": int(saved["_growth_tracker"])}
 
 
-def fill_plateaus(links: dict[str, Any], plateaus: Sequence[Any], rates: Sequence[float]) -> None:
+def fill_plateau(links: dict[str, Any], plateau: Any, rates: Sequence[float]) -> None:
     """Where a ReduceLROnPlateau stands; each link has the rate of its own groups."""
     states = [state for address, state in links.items() if address.rpartition("/")[2] == PLATEAU]
-    for plateau, state, rate in zip(plateaus, states, rates, strict=False):
+    for state, rate in zip(states, rates, strict=True):
         best, bad, left = float(plateau.best), int(plateau.num_bad_epochs), int(plateau.cooldown_counter)
         state |= {"value": rate, "best": best, "num_bad": bad, "cooldown_left": left}
 

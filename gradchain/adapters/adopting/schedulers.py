@@ -21,41 +21,34 @@ class Curves(NamedTuple):
     Attributes:
         fields: by field of a group, "lr" or "momentum", one schedule for each group.
         position: how often the scheduler was stepped.
-        plateaus: the schedulers that look at what is observed.
+        plateau: the scheduler that looks at what is observed, or None.
     """
 
     fields: dict[str, list[Schedule]]
     position: int | None
-    plateaus: list[Any]
+    plateau: Any
 
 
 def curves(scheduler: Any, optimizer: Any) -> Curves:
-    """The schedules of a scheduler, or of several that are stepped together, each checked against the live groups."""
-    given = [] if scheduler is None else list(scheduler) if isinstance(scheduler, (list, tuple)) else [scheduler]
-    for one in given:
-        if getattr(one, "optimizer", optimizer) is not optimizer:
-            raise refused(
-                f"scheduler must be of the optimizer that is adopted, got a {type(one).__name__} of another one."
-            )
-    plateaus = [one for one in given if type(one) is lr_scheduler.ReduceLROnPlateau]
-    moving = [one for one in given if one not in plateaus]
-    if len(moving) > 1:
-        raise refused(
-            f"scheduler must be one, or a ChainedScheduler of several, got {[type(m).__name__ for m in moving]}."
-        )
-    if len(plateaus) > 1 or (plateaus and moving):
-        raise refused(
-            "ReduceLROnPlateau must be the only scheduler: with others, which of them a rate is from is not known."
-        )
-    if not moving:
-        return Curves({}, None, plateaus)
-    (one,) = moving
-    fields = {RATE: [_read(one, i, _began(group)) for i, group in enumerate(optimizer.param_groups)]}
-    position = int(one.last_epoch if hasattr(one, "last_epoch") else one._schedulers[0].last_epoch)
-    _check_live(one, fields[RATE], position, optimizer)
-    if getattr(one, "cycle_momentum", False):
-        fields["momentum"] = [_MOMENTA[type(one)](one, i, group) for i, group in enumerate(optimizer.param_groups)]
-    return Curves(fields, position, plateaus)
+    """The schedules of a scheduler, checked against the live groups."""
+    if scheduler is None:
+        return Curves({}, None, None)
+    if isinstance(scheduler, (list, tuple)):
+        kinds = [type(one).__name__ for one in scheduler]
+        raise refused(f"scheduler must be one, or a ChainedScheduler of several, got {kinds}.")
+    kind = type(scheduler)
+    if getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise refused(f"scheduler must be of the optimizer that is adopted, got a {kind.__name__} of another one.")
+    if kind is lr_scheduler.ReduceLROnPlateau:
+        return Curves({}, None, scheduler)
+    fields = {RATE: [_read(scheduler, i, _began(group)) for i, group in enumerate(optimizer.param_groups)]}
+    chained = kind is lr_scheduler.ChainedScheduler
+    position = int(scheduler._schedulers[0].last_epoch if chained else scheduler.last_epoch)
+    _check_live(scheduler, fields[RATE], position, optimizer)
+    if getattr(scheduler, "cycle_momentum", False):
+        momenta = _MOMENTA[kind]
+        fields["momentum"] = [momenta(scheduler, i, group) for i, group in enumerate(optimizer.param_groups)]
+    return Curves(fields, position, None)
 
 
 def refused(problem: str) -> ValueError:
@@ -138,6 +131,12 @@ def _one_cycle_momentum(s: Any, i: int, group: dict[str, Any]) -> Schedule:
 
 def _sequential(s: Any, i: int, base: float) -> Schedule:
     """Each part begins at its milestone, where torch sets it to its own first step."""
+    for part in s._schedulers:
+        if getattr(part, "cycle_momentum", False):
+            raise refused(
+                f"SequentialLR must move the learning rate alone, got a {type(part).__name__} that moves the momentum "
+                "too. Make it with cycle_momentum=False, or give the momentum a schedule in a chain of your own."
+            )
     begins, pieces = [0, *s._milestones], [_read(part, i, base) for part in s._schedulers]
     return schedules.join(*zip(begins, [*s._milestones, None], pieces, strict=True))
 
