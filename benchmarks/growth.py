@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from html import escape
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import nn
 
 import gradchain as gch
+from benchmarks.drawing import page, text
 from benchmarks.pinning import pin
 
 PARAMETERS = (10, 100, 1000, 10_000)
@@ -82,7 +82,7 @@ def measure(count: int, masks: int, steps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def page(found: list[dict[str, Any]], steps: int, about: dict[str, Any]) -> str:
+def written(found: list[dict[str, Any]], steps: int, about: dict[str, Any]) -> str:
     """docs/growth.md."""
     rows = "\n".join(
         f"| {one['parameters']} | {one['masks']} | {one['bind_ms']:.1f} ms | {one['first_ms']:.1f} ms | "
@@ -98,24 +98,15 @@ def drawn(found: list[dict[str, Any]]) -> str:
     row, left, width = 22, 190, 640
     most = max(one["each_us"] for one in found)
     height = 40 + row * len(found)
-    style = (
-        "svg { font: 12px system-ui, sans-serif } .paper { fill: #ffffff } text { fill: #1f2328 } "
-        ".bar { fill: #0969da } @media (prefers-color-scheme: dark) { .paper { fill: #0d1117 } "
-        "text { fill: #f0f6fc } .bar { fill: #4493f8 } }"
-    )
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
-        f"<title>microseconds of a step for each parameter</title><style>{style}</style>",
-        f'<rect class="paper" width="{width}" height="{height}" rx="6"/>',
-        '<text x="16" y="22">microseconds of a step for each parameter</text>',
-    ]
+    title = "microseconds of a step for each parameter"
+    lines = [text(16, 22, title, "faint")]
     for i, one in enumerate(found):
         y, long = 36 + row * i, (width - left - 70) * one["each_us"] / most
         said = f"{one['parameters']} parameters" + (f", {one['masks']} groups" if one["masks"] > 1 else "")
-        lines.append(f'<text x="16" y="{y + 12}">{escape(said)}</text>')
-        lines.append(f'<rect class="bar" x="{left}" y="{y}" width="{long:.1f}" height="14"/>')
-        lines.append(f'<text x="{left + long + 6:.1f}" y="{y + 12}">{one["each_us"]:.2f}</text>')
-    return "\n".join([*lines, "</svg>", ""])
+        lines.append(text(16, y + 12, said))
+        lines.append(f'<rect class="part" x="{left}" y="{y}" width="{long:.1f}" height="14"/>')
+        lines.append(text(left + long + 6, y + 12, f"{one['each_us']:.2f}"))
+    return page(title, width, height, lines)
 
 
 def main() -> None:
@@ -137,7 +128,7 @@ def main() -> None:
     if not given.quick:
         from benchmarks import report
 
-        PAGE.write_text(page(found, given.steps, report.circumstances(given.steps)))
+        PAGE.write_text(written(found, given.steps, report.circumstances(given.steps)))
         PAGE.with_suffix(".svg").write_text(drawn(found))
 
 

@@ -14,6 +14,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from benchmarks.drawing import page, text
 from benchmarks.recipes import RECIPES
 from benchmarks.report import RESULTS
 from benchmarks.workloads import WORKLOADS
@@ -22,19 +23,6 @@ PICTURE = Path(__file__).parents[1] / "docs" / "benchmarks.svg"
 ENOUGH = 15  # rounds; fewer are for a look
 WIDTH, LEFT, RIGHT, ROW, HEAD, TOP, FOOT = 920, 360, 190, 20, 34, 64, 84
 TICKS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-# Its own paper and ink, so that it is read on any page: dark where the reader's system is.
-STYLE = """
-svg { font: 12px system-ui, sans-serif }
-.paper { fill: #ffffff } text { fill: #1f2328 } .faint { fill: #59636e }
-.grid { stroke: #d1d9e0 } .one { stroke: #59636e; stroke-width: 1.5 }
-.spread { stroke: #0969da; stroke-width: 2 } .part { fill: #0969da } .whole { stroke: #59636e; stroke-width: 2 }
-.part.disturbed { fill: #ffffff; stroke: #0969da; stroke-width: 1.5 }
-@media (prefers-color-scheme: dark) {
-  .paper { fill: #0d1117 } text { fill: #f0f6fc } .faint { fill: #9198a1 }
-  .grid { stroke: #3d444d } .one { stroke: #9198a1 }
-  .spread { stroke: #4493f8 } .part { fill: #4493f8 } .whole { stroke: #9198a1 }
-  .part.disturbed { fill: #0d1117; stroke: #4493f8 }
-}"""
 
 
 def newest(results: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -54,24 +42,20 @@ def draw(cells: list[dict[str, Any]]) -> str:
     height = TOP + HEAD * len(groups) + ROW * len(cells) + FOOT
     axis = _Axis([number for cell in cells for number in cell["candidates"][cell["best_peer"]]["ours_over_it"]])
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
-        f'role="img"><title>gradchain\'s time over that of the fastest other library</title><style>{STYLE}</style>',
-        f'<rect class="paper" width="{WIDTH}" height="{height}" rx="6"/>',
-        _text(16, 26, "Time of gradchain over that of the fastest other library, recipe by recipe", size=15),
+        text(16, 26, "Time of gradchain over that of the fastest other library, recipe by recipe", size=15),
         *axis.lines(TOP - 8, height - FOOT),
     ]
     y = TOP
     for workload, rows in groups:
-        lines.append(_text(16, y + HEAD - 10, f"({workload}) {WORKLOADS[workload].title}", "faint"))
+        lines.append(text(16, y + HEAD - 10, f"({workload}) {WORKLOADS[workload].title}", "faint"))
         y += HEAD
         for cell in rows:
             lines += _row(cell, y, axis)
             y += ROW
     dates = sorted({str(cell["date"])[:10] for cell in cells})
     for number, line in enumerate(_legend(" and ".join(dates))):
-        lines.append(_text(16, y + 24 + 18 * number, line, "faint"))
-    lines.append("</svg>")
-    return "\n".join(lines) + "\n"
+        lines.append(text(16, y + 24 + 18 * number, line, "faint"))
+    return page("gradchain's time over that of the fastest other library", WIDTH, height, lines)
 
 
 def _legend(dates: str) -> tuple[str, ...]:
@@ -102,7 +86,7 @@ class _Axis:
             if self.low <= tick <= self.high:
                 x = self.at(tick)
                 yield f'<path class="{"one" if tick == 1 else "grid"}" d="M{x:.1f} {top}V{bottom}"/>'
-                yield _text(x, top - 6, f"{tick:g}", "faint", "middle")
+                yield text(x, top - 6, f"{tick:g}", "faint", "middle")
 
 
 def _row(cell: dict[str, Any], y: float, axis: _Axis) -> Iterator[str]:
@@ -113,18 +97,13 @@ def _row(cell: dict[str, Any], y: float, axis: _Axis) -> Iterator[str]:
     disturbed = len(cell["disturbed_rounds"]) > cell["rounds"] / 4
     told = f"{ratio:g} of {best}, quartiles {low:g} and {high:g}; whole step {whole:g} of {cell['best_peer_whole']}"
     yield f'<g id="{cell["workload"]}-{cell["recipe"]}"><title>{escape(told)}</title>'
-    yield _text(16, middle + 4, f"{cell['recipe']}  {RECIPES[cell['recipe']].title}")
+    yield text(16, middle + 4, f"{cell['recipe']}  {RECIPES[cell['recipe']].title}")
     yield f'<path class="spread" d="M{axis.at(low):.1f} {middle}H{axis.at(high):.1f}"/>'
     x = min(max(axis.at(whole), LEFT), WIDTH - RIGHT)
     yield f'<path class="whole" d="M{x:.1f} {middle - 6}V{middle + 6}"/>'
     yield f'<circle class="part{" disturbed" if disturbed else ""}" cx="{axis.at(ratio):.1f}" cy="{middle}" r="4.5"/>'
-    yield _text(WIDTH - RIGHT + 14, middle + 4, f"{ratio:.2f}  {best}")
+    yield text(WIDTH - RIGHT + 14, middle + 4, f"{ratio:.2f}  {best}")
     yield "</g>"
-
-
-def _text(x: float, y: float, words: str, kind: str = "", anchor: str = "start", size: int = 12) -> str:
-    look = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.1f}" y="{y:g}"{look} text-anchor="{anchor}" font-size="{size}">{escape(words)}</text>'
 
 
 def main() -> None:

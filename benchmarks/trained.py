@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from contextlib import nullcontext
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 from torch import nn
 
 import gradchain as gch
+from benchmarks.drawing import page, text
 from benchmarks.trained_rates import RATES, Make
 from gradchain.demo.recipe import criterion, digits, evaluate, network
 
@@ -120,7 +120,7 @@ def searched(name: str) -> str:
     return "  ".join(f"{rate * by:.3g}: {100 * share(make, rate * by):.1f}" for by in SEARCHED)
 
 
-def page(found: list[Trained]) -> str:
+def written(found: list[Trained]) -> str:
     """docs/trained.md."""
     rows = [f"| `{t.name}` | {t.rate:g} | {100 * t.right:.1f}% | {100 * t.idle:.1f}% |" for t in found]
     updates = EPOCHS * (len(digits().images) // BATCH)
@@ -135,24 +135,15 @@ def drawn(found: list[Trained]) -> str:
     def at(right: float) -> float:
         return left + (width - left - 30) * (max(right, 0.9) - 0.9) / 0.1
 
-    style = (
-        "svg { font: 12px system-ui, sans-serif } .paper { fill: #ffffff } text { fill: #1f2328 } "
-        ".grid { stroke: #d1d9e0 } .dot { fill: #0969da } @media (prefers-color-scheme: dark) { .paper { fill: "
-        "#0d1117 } text { fill: #f0f6fc } .grid { stroke: #3d444d } .dot { fill: #4493f8 } }"
-    )
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">',
-        f"<title>test images read right, by rule</title><style>{style}</style>",
-        f'<rect class="paper" width="{width}" height="{height}" rx="6"/>',
-    ]
+    lines = []
     for tick in (0.9, 0.95, WANTED, 1.0):
         lines.append(f'<line class="grid" x1="{at(tick):.1f}" x2="{at(tick):.1f}" y1="30" y2="{height - 12}"/>')
-        lines.append(f'<text x="{at(tick) - 12:.1f}" y="22">{100 * tick:.0f}%</text>')
+        lines.append(text(at(tick), 22, f"{100 * tick:.0f}%", "faint", "middle"))
     for i, t in enumerate(found):
         y = 48 + row * i
-        lines.append(f'<text x="16" y="{y}">{escape(t.name)}</text>')
-        lines.append(f'<circle class="dot" cx="{at(t.right):.1f}" cy="{y - 4}" r="4"/>')
-    return "\n".join([*lines, "</svg>", ""])
+        lines.append(text(16, y, t.name))
+        lines.append(f'<circle class="part" cx="{at(t.right):.1f}" cy="{y - 4}" r="4"/>')
+    return page("test images read right, by rule", width, height, lines)
 
 
 def main() -> None:
@@ -174,7 +165,7 @@ def main() -> None:
             "{:28} {:<8g} {:.3f}  at 0: {:.3f}{}".format(*found[-1], "" if found[-1].trains else "  FAILS"), flush=True
         )
     if chosen.rule is None:
-        TABLE.write_text(page(found))
+        TABLE.write_text(written(found))
         PICTURE.write_text(drawn(found))
 
 

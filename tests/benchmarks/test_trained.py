@@ -25,4 +25,4 @@ def test_it_is_the_rate_by_which_a_network_learns():
 def test_the_page_and_the_picture_have_a_row_for_each_rule():
     found = [trained.Trained("one", 0.1, 0.98, 0.1), trained.Trained("two", 0.2, 0.96, 0.1)]
     assert [t.trains for t in found] == [True, False]
-    assert trained.page(found).count("| 10.0% |") == 2 and trained.drawn(found).count("<circle") == 2
+    assert trained.written(found).count("| 10.0% |") == 2 and trained.drawn(found).count("<circle") == 2
