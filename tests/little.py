@@ -118,3 +118,8 @@ class Fuse:
         if self.lit:
             raise BoomError("link")
         return updates
+
+
+def largest(values) -> float:
+    """The largest element of some tensors; NaN where there is one, which Python's max may drop."""
+    return float(torch.stack([value.detach().abs().max().double() for value in values]).max())

@@ -108,8 +108,8 @@ class when(Wraps):
         check_link("when", "inner", self.inner)
         if self.otherwise not in ("pass", "zero"):
             raise ValueError(f"when: otherwise must be 'pass' or 'zero', got {self.otherwise!r}.")
-        held = [(type(self.inner).__name__, self.inner), *((a, x) for a, x, _ in walk(as_chain(self.inner), None))]
-        turning = next((a for a, link in held if link.descends or link.role == "learning_rate"), None)
+        held = walk(as_chain(self.inner), None)
+        turning = next((a for a, link, _ in held if link.descends or link.role == "learning_rate"), None)
         if turning and self.otherwise == "pass":
             raise ValueError(
                 f"when: inner must leave the sign as it is where updates pass otherwise, got {turning}. Write "

@@ -21,17 +21,21 @@ if TYPE_CHECKING:
 
 def decay(weight_decay: Value, mask: SelectorLike | None) -> list[Transform]:
     """The decay as none or one link: none for the number 0, masked where there is a mask."""
-    if _is_zero(weight_decay):
+    if is_zero(weight_decay):
         return []
-    link = add_decayed_weights(weight_decay)
-    return [link if mask is None else masked(link, mask)]
+    return [among(add_decayed_weights(weight_decay), mask)]
+
+
+def among(link: Transform, mask: SelectorLike | None) -> Transform:
+    """A link, for what `mask` selects."""
+    return link if mask is None else masked(link, mask)
 
 
 def momentum(
     decay: Value, nesterov: bool, accumulator_dtype: torch.dtype | None, dampening: Value = 0.0
 ) -> list[Transform]:
     """Momentum as none or one link: none for the number 0."""
-    return [] if _is_zero(decay) else [trace(decay, nesterov, accumulator_dtype, dampening)]
+    return [] if is_zero(decay) else [trace(decay, nesterov, accumulator_dtype, dampening)]
 
 
 def ascent(maximize: bool) -> list[Transform]:
@@ -63,5 +67,6 @@ def descent(
     return rule(direction, learning_rate, weight_decay, mask, decoupled=True)
 
 
-def _is_zero(value: Value) -> bool:
+def is_zero(value: Value) -> bool:
+    """Whether it is the number 0, and no schedule or other number: then a link is left out."""
     return isinstance(value, (int, float)) and value == 0

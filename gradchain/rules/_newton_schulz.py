@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -213,9 +213,14 @@ def factors(factor: str, found: list[tuple[View, Index]]) -> tuple[dict[str, flo
 
 def products_of(link: Any) -> Products:
     """The constants of a link of this family."""
-    owner = type(link).__name__
-    coefficients = checked_coefficients(owner, link.ns_coefficients)
-    return Products(owner, coefficients, link.ns_steps, link.ns_eps, link.dtype, link.shape_factor)
+    return _products(
+        type(link).__name__, link.ns_coefficients, link.ns_steps, link.ns_eps, link.dtype, link.shape_factor
+    )
+
+
+@lru_cache(maxsize=64)
+def _products(owner: str, coefficients: Any, *rest: Any) -> Products:
+    return Products(owner, checked_coefficients(owner, coefficients), *rest)
 
 
 def views_of(link: Any, index: Index) -> list[tuple[View, Index]]:

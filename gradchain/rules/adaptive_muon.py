@@ -213,11 +213,11 @@ class scale_by_adamuon(Transform):
 
 def _size(view: View, factor: str | None, index: Index, name: str) -> float:
     """The norm that each matrix of a parameter is to have: that of an orthogonal one, times its factor."""
-    shape = index.facts[index.position[name]].parameter.shape
-    (rows, columns), *_ = View(view.fold).sizes(shape)
-    of_part = view.sizes(shape)[0]
-    norm: float = min(rows, columns) ** 0.5
-    return norm * (1.0 if factor is None or not rows * columns else FACTORS[factor](*of_part))
+    sizes = view.sizes(index.facts[index.position[name]].parameter.shape)
+    squares = [min(r, c) * (1.0 if factor is None or not r * c else FACTORS[factor](r, c)) ** 2 for r, c in sizes]
+    alike: int = view.parts if isinstance(view.parts, int) else 1
+    norm: float = (sum(squares) * alike) ** 0.5
+    return norm
 
 
 @answering

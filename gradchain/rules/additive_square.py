@@ -13,6 +13,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
 from gradchain.transforms._correction import correction
+from gradchain.transforms.rms import started
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class scale_by_yogi(Transform):
     def init(self, params: Tensors) -> YogiState:
         slot, slow = params.slot(), params.slow_slot()
         start = self.initial_accumulator_value
-        return YogiState(Count(params.index), (slot + start).stored_as(slot), (slow + start).stored_as(slow))
+        return YogiState(Count(params.index), started(slot, start), started(slow, start))
 
     def update(self, g: Tensors, state: YogiState, ctx: Context) -> tuple[Tensors, YogiState]:
         count = state.count.tick(g)

@@ -71,7 +71,7 @@ def _reals(u: Tensors) -> Scalars:
 def check_direction(owner: str, name: str, link: Transform) -> None:
     """TypeError unless `link` is one; ValueError where it moves weights, where a direction is wanted."""
     check_link(owner, name, link)
-    for address, part, _ in ((type(link).__name__, link, None), *walk(as_chain(link), None)):
+    for address, part, _ in walk(as_chain(link), None):
         if part.descends or part.role == "learning_rate":
             raise ValueError(
                 f"{owner}: {name} must be a direction in the sense of the gradient, got {address}, which makes a step "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -16,8 +15,9 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
 from gradchain.optimizers import _parts as parts
-from gradchain.rules._anchor import anchored
 from gradchain.selectors import SelectorLike
+from gradchain.transforms._anchor import anchored
+from gradchain.transforms._correction import LEAST
 from gradchain.transforms.radam import rectified
 from gradchain.transforms.rms import scale_by_rms
 from gradchain.words.arguments import answering
@@ -102,7 +102,7 @@ class schedule_free(Transform):
             raise ValueError(f"schedule_free: rectify must be a number in (0.6, 1) or None, got {b2!r}.")
 
     def init(self, params: Tensors) -> ScheduleFreeState:
-        slots, zeros = params.slow_slot(self.state_dtype), Scalars(dict.fromkeys(params, 0.0))
+        slots, zeros = params.slow_slot(self.state_dtype), Scalars.of(params.index, 0.0)
         x, z = (params.clone().stored_as(slots) for _ in range(2))
         return ScheduleFreeState(x, params.select(()), Count(params.index), z, zeros, zeros)
 
@@ -112,11 +112,11 @@ class schedule_free(Transform):
         highest = maximum(state.max_rate.select(u), rate)
         weight = count**self.r * highest**self.weight_lr_power
         total = state.weight_sum.select(u) + weight
-        share = where(total > 0, weight / maximum(total, _LEAST), 0.0)
-        x, z = (anchored(state.count, kept, ctx.params) for kept in (state.average, state.z))
+        share = where(total > 0, weight / maximum(total, LEAST), 0.0)
+        kept, z = (anchored(state.count, field, ctx.params) for field in (state.average, state.z))
         z = z - rate * (u + self.z_decay * z)
-        x = x.select(u.index).lerp(z, share)
-        return Weights(z.lerp(x, self.b1)), ScheduleFreeState(x, state.buffers, count, z, total, highest)
+        x = kept.select(u.index).lerp(z, share)
+        return Weights(z.lerp(x, self.b1)), ScheduleFreeState(kept.overlay(x), state.buffers, count, z, total, highest)
 
     def _rate(self, count: Count) -> Any:
         """The learning rate of each parameter's update."""
@@ -125,9 +125,6 @@ class schedule_free(Transform):
             return rate
         trusted, part = rectified(self.rectify, count, 4.0)
         return where(trusted, rate * part, 0.0)
-
-
-_LEAST = sys.float_info.min  # divides a weight of 0 where there were no others
 
 
 @answering

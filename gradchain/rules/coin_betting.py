@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.scalars import maximum
+from gradchain.core.scalars import Count, maximum
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
 from gradchain.selectors import SelectorLike
+from gradchain.transforms._anchor import anchored
+from gradchain.transforms.rms import started
 from gradchain.transforms.scale import scale_by_learning_rate
 from gradchain.words.arguments import answering
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 class CocobState(State):
     """What scale_by_cocob remembers."""
 
+    count: Count  # updates of each parameter so far
     init_particles: Tensors  # w_0, the weights before the first update
     cumulative_gradients: Tensors  # θ, minus the sum of the gradients
     scale: Annotated[Tensors, "[0, inf] or NaN"]  # L, the largest gradient so far
@@ -44,7 +47,8 @@ class scale_by_cocob(Transform):
         eps: L before the first update, above 0; read then only.
 
     Shapes: elementwise, any.
-    State: `init_particles`, `cumulative_gradients`, `scale`, `subgradients` and `reward`, five tensors per parameter.
+    State: `count`; `init_particles`, `cumulative_gradients`, `scale`, `subgradients` and `reward`, five tensors per
+        parameter.
     Units: gradient → weights.
     Raises: ValueError or TypeError for an argument outside its range.
     Equals: optax.contrib.scale_by_cocob.
@@ -64,16 +68,17 @@ class scale_by_cocob(Transform):
 
     def init(self, params: Tensors) -> CocobState:
         slow = params.slow_slot()
-        start = (slow + self.eps).stored_as(slow)
-        return CocobState(params.clone(), slow, start, params.slow_slot(), params.slow_slot())
+        start = started(slow, self.eps)
+        return CocobState(Count(params.index), params.clone(), slow, start, params.slow_slot(), params.slow_slot())
 
     def update(self, g: Tensors, state: CocobState, ctx: Context) -> tuple[Tensors, CocobState]:
-        start, w = state.init_particles, ctx.params
+        count, w = state.count.tick(g), ctx.params
+        start = anchored(state.count, state.init_particles, w).select(g.index)
         most, total = state.scale.maximum(g.abs()), state.subgradients + g.abs()
         reward = (state.reward - g * (w - start)).maximum(0.0)
         theta = state.cumulative_gradients - g
         u = start + theta / (most * maximum(total + most, self.alpha * most)) * (most + reward) - w
-        return u, CocobState(start, theta, most, total, reward)
+        return u, CocobState(count, start, theta, most, total, reward)
 
 
 @answering

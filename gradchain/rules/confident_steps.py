@@ -15,6 +15,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
 from gradchain.rules._units import WHOLE_WEIGHTS, matrices, rms
+from gradchain.transforms.factored import inverse_root
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -92,20 +93,15 @@ class scale_by_came(Transform):
         mine, others = square.select(inside), square.select(g.index.without(inside))
         rows, columns = state.rows.lerp(mine.mean(-1), 1 - self.b2), state.columns.lerp(mine.mean(-2), 1 - self.b2)
         nu = state.nu.lerp(others, 1 - self.b2)
-        h = g.overlay(g.select(inside) * _over_root(rows, columns)).overlay(g.select(others) * nu.rsqrt())
+        h = g.overlay(g.select(inside) * inverse_root(rows, columns, -2, 0.0)).overlay(g.select(others) * nu.rsqrt())
         h = h / maximum(1.0, rms(h) / self.threshold)
         mu = state.mu.lerp(h, 1 - self.b1)
         apart = (h - mu).select(inside)
         far = apart * apart + self.eps2
         unsure_rows = state.unsure_rows.lerp(far.mean(-1), 1 - self.b3)
         unsure_columns = state.unsure_columns.lerp(far.mean(-2), 1 - self.b3)
-        u = mu.overlay(mu.select(inside) * _over_root(unsure_rows, unsure_columns))
+        u = mu.overlay(mu.select(inside) * inverse_root(unsure_rows, unsure_columns, -2, 0.0))
         return u, CameState(mu, rows, columns, unsure_rows, unsure_columns, nu)
-
-
-def _over_root(rows: Tensors, columns: Tensors) -> Tensors:
-    """1 / sqrt(R C / mean R)."""
-    return (rows / rows.mean(-2)).rsqrt() * columns.rsqrt()
 
 
 @answering

@@ -13,6 +13,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
 from gradchain.selectors import SelectorLike
+from gradchain.transforms._anchor import anchored
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ class scale_by_madgrad(Transform):
         count = state.count.tick(g)
         rate = (self.learning_rate + self.eps) * count**0.5
         nu, s = state.grad_sum_sq + rate * g * g, state.s + rate * g
-        z = state.x0 - s / (nu.pow(1 / 3) + self.eps)
-        return (1 - self.momentum) * (z - ctx.params), MadgradState(count, nu, s, state.x0)
+        x0 = anchored(state.count, state.x0, ctx.params).select(g.index)
+        z = x0 - s / (nu.pow(1 / 3) + self.eps)
+        return (1 - self.momentum) * (z - ctx.params), MadgradState(count, nu, s, x0)
 
 
 @answering

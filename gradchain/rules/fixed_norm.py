@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated
 
 from gradchain.core.context import Context
@@ -12,6 +11,7 @@ from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
+from gradchain.transforms._correction import LEAST
 
 
 class HyperballState(State):
@@ -63,12 +63,10 @@ class hyperball(Transform):
             raise ValueError(f"hyperball: radius must be a number in (0, inf) or None, got {radius!r}.")
 
     def init(self, params: Tensors) -> HyperballState:
-        return HyperballState(
-            params.norms() if self.radius is None else Scalars(dict.fromkeys(params, float(self.radius)))
-        )
+        return HyperballState(params.norms() if self.radius is None else Scalars.of(params.index, float(self.radius)))
 
     def update(self, u: Tensors, state: HyperballState, ctx: Context) -> tuple[Weights, HyperballState]:
-        radius = state.radius if len(u) == len(state.radius) else state.radius.select(u)
+        radius = state.radius.select(u)
         w = ctx.params.select(u.index) - self.learning_rate * _of_norm(radius, u)
         return Weights(_of_norm(radius, w)), state
 
@@ -76,5 +74,5 @@ class hyperball(Transform):
 def _of_norm(radius: Scalars, x: Tensors) -> Tensors:
     """Each tensor with this norm; zeros stay zeros."""
     norms = x.norms()
-    scaled: Tensors = where(norms > 0, radius / maximum(norms, sys.float_info.min), 0.0) * x
+    scaled: Tensors = where(norms > 0, radius / maximum(norms, LEAST), 0.0) * x
     return scaled

@@ -12,8 +12,9 @@ from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
+from gradchain.rules._units import among
 from gradchain.rules.proximal import step_proximally
-from gradchain.selectors import SelectorLike, choose
+from gradchain.selectors import SelectorLike
 from gradchain.transforms._correction import correction
 from gradchain.words.arguments import answering
 
@@ -115,7 +116,6 @@ def adan(
     chain(scale_by_adan(), step_proximally(0.001, 0.02))
     """
     direction = scale_by_adan(b1, b2, b3, eps, eps_root)
-    if not proximal or (isinstance(weight_decay, (int, float)) and weight_decay == 0):
+    if not proximal or parts.is_zero(weight_decay):
         return parts.descent(direction, learning_rate, weight_decay, mask)
-    decay = weight_decay if mask is None else choose((mask, weight_decay), rest=0.0)
-    return chain(direction, step_proximally(learning_rate, decay))
+    return chain(direction, step_proximally(learning_rate, among(weight_decay, mask)))

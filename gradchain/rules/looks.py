@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
+from gradchain.core.scalars import where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
@@ -77,7 +78,8 @@ class snapshot(Transform):
             cure = " Write it as lambda updates: updates.norm()." if x is None else ""
             raise TypeError(f"snapshot: {code(self.measure)} must return a number, got {type(x).__name__}.{cure}")
         count = state.count + 1
-        mean = self.decay * state.mean + (1 - self.decay) * (1.0 * x)
+        held = where(self.decay == 0.0, 0.0, self.decay * state.mean)  # 0 times a NaN would be one
+        mean = held + (1 - self.decay) * (1.0 * x)
         ctx.record(self.name, mean / (1 - self.decay**count) if self.debias else mean)
         return g, SnapshotState(count, mean)
 

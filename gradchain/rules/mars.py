@@ -8,6 +8,7 @@ from gradchain.core.scalars import maximum
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
+from gradchain.rules._units import WHOLE_WEIGHTS
 
 
 class CorrectState(State):
@@ -44,6 +45,7 @@ class correct_gradient(Transform):
 
     descends = False
     per_parameter = True
+    refuses_rows = WHOLE_WEIGHTS
 
     gamma: Hyper = Hyper(0.025, "[0, inf)")
     b1: Hyper = Hyper(0.95, "[0, 1)")

@@ -7,6 +7,7 @@ from gradchain.core.scalars import where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
+from gradchain.rules._units import WHOLE_WEIGHTS
 
 _ROUNDING = 1e-6  # of the gradient: what is left of it below that is what float32 makes of nothing
 
@@ -36,6 +37,7 @@ class orthogonalize_gradient(Transform):
 
     descends = False
     per_parameter = True
+    refuses_rows = WHOLE_WEIGHTS
 
     def update(self, g: Tensors, state: State, ctx: Context) -> tuple[Tensors, State]:
         w, size, before = ctx.params, ctx.params.norms(), g.norms()

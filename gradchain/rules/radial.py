@@ -6,16 +6,19 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from gradchain.combinators.masked import as_chain, check_link
+from gradchain.combinators.masked import as_chain
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
+from gradchain.core.roles import Wraps
 from gradchain.core.scalars import maximum, where
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
+from gradchain.optimizers import _parts as parts
 from gradchain.rules._units import WHOLE_WEIGHTS, among, matrices, of_row
+from gradchain.rules.agreement import check_direction, direction
 from gradchain.selectors import everything, multiply
 from gradchain.transforms.adam import scale_by_adam
 from gradchain.transforms.scale import scale_by_learning_rate
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from gradchain.selectors import SelectorLike
 
 
-class drop_radial(Transform):
+class drop_radial(Wraps):
     """Take out of a rule's updates what is along the weights, where the gradient says that these are scale-invariant.
 
         u = inner(g)
@@ -70,15 +73,13 @@ class drop_radial(Transform):
     eps: Hyper = Hyper(1e-8, "(0, inf)")
 
     def check(self) -> None:
-        check_link("drop_radial", "inner", self.inner)
+        check_direction("drop_radial", "inner", self.inner)
 
     def parts(self, index: Index | None) -> Iterable[tuple[str, Transform, Any]]:
         return as_chain(self.inner).parts(index)
 
     def update(self, g: Tensors, state: Links, ctx: Context) -> tuple[Tensors, State]:
-        u, inner = as_chain(self.inner).update(g, state, ctx)
-        if not isinstance(u, Tensors):
-            raise RuntimeError("drop_radial: the link in it must return updates. Move others behind it.")
+        u, inner = direction("drop_radial", self.inner, g, state, ctx)
         decay = self.weight_decay
         members = matrices(u.index)
         if not len(members):
@@ -149,7 +150,7 @@ def sgdp(
     chain(drop_radial(trace(0.9)), scale_by_learning_rate(0.1))
     """
     rule, decay = trace(momentum, nesterov), weight_decay
-    if not isinstance(decay, (int, float)) or decay != 0:
+    if not parts.is_zero(decay):
         if not isinstance(momentum, (int, float)):
             raise TypeError(
                 f"sgdp: momentum must be a number where there is a decay, got {momentum!r}. Write "

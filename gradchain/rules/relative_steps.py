@@ -11,7 +11,6 @@ from gradchain.core.scalars import sqrt
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-from gradchain.rules._units import WHOLE_WEIGHTS
 from gradchain.rules.trust_ratio import scale_by_trust_ratio
 from gradchain.words.arguments import answering
 
@@ -44,7 +43,7 @@ class shrink_by_learning_rate(Transform):
     descends = True
     role = "learning_rate"
     per_parameter = True
-    refuses_rows = WHOLE_WEIGHTS
+    refuses_rows = "decays all rows. Write scale_by_learning_rate(…) for that parameter, which decays none."
 
     learning_rate: Annotated[Hyper, "[0, inf)"]
 

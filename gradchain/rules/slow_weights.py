@@ -9,7 +9,7 @@ from gradchain.core.scalars import Count, where
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
-from gradchain.rules._anchor import anchored
+from gradchain.transforms._anchor import anchored
 
 
 class LookaheadState(AverageState):
@@ -68,6 +68,7 @@ class lookahead(Transform):
         fast = ctx.new_params(u).select(present)
         count = state.count.tick(fast)
         due = count % self.sync_period == 0
-        slow = anchored(state.count, state.average, ctx.params).select(present)
+        kept = anchored(state.count, state.average, ctx.params)
+        slow = kept.select(present)
         slow = where(due, slow.lerp(fast, self.slow_step_size), slow)
-        return Weights(where(due, slow, fast)), LookaheadState(slow, state.buffers, count)
+        return Weights(where(due, slow, fast)), LookaheadState(kept.overlay(slow), state.buffers, count)

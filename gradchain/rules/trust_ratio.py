@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradchain.combinators.masked import masked
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
@@ -16,7 +15,6 @@ from gradchain.optimizers import _parts as parts
 from gradchain.rules._units import WHOLE_WEIGHTS, among
 from gradchain.transforms.adam import scale_by_adam
 from gradchain.transforms.scale import scale_by_learning_rate
-from gradchain.transforms.trace import trace
 from gradchain.words.arguments import answering
 
 if TYPE_CHECKING:
@@ -98,11 +96,10 @@ def lamb(
     >>> gch.rules.lamb(1e-2)
     chain(scale_by_adam(eps=1e-06), scale_by_trust_ratio(), scale_by_learning_rate(0.01))
     """
-    ratio = scale_by_trust_ratio()
     return chain(
         scale_by_adam(b1, b2, eps, eps_root),
         *parts.decay(weight_decay, mask),
-        ratio if trust_ratio_mask is None else masked(ratio, trust_ratio_mask),
+        parts.among(scale_by_trust_ratio(), trust_ratio_mask),
         scale_by_learning_rate(learning_rate),
     )
 
@@ -135,10 +132,9 @@ def lars(
     decay = [] if norms_apart else parts.decay(weight_decay, weight_decay_mask)
     own = among(weight_decay, weight_decay_mask) if norms_apart else 0.0
     ratio = scale_by_trust_ratio(0.0, trust_coefficient, eps, own)
-    plain = isinstance(momentum, (int, float)) and momentum == 0
-    last = [scale_by_learning_rate(learning_rate), *([] if plain else [trace(momentum, nesterov)])]
+    last = [scale_by_learning_rate(learning_rate), *parts.momentum(momentum, nesterov, None)]
     return chain(
         *decay,
-        ratio if trust_ratio_mask is None else masked(ratio, trust_ratio_mask),
+        parts.among(ratio, trust_ratio_mask),
         *(reversed(last) if rate_last else last),
     )

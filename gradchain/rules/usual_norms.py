@@ -11,14 +11,13 @@ from gradchain.core.scalars import Count, Scalars, maximum, minimum, sqrt, where
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
-
-_TINY = 1e-300
+from gradchain.transforms._correction import LEAST
 
 
 class ZScoreState(State):
     """What clip_by_zscore remembers: statistics of the norms after clipping."""
 
-    count: Annotated[int, "integer [0, inf)"] = 0
+    count: Annotated[Any, "[0, inf)"] = 0.0  # of the norms that are in them; it lies where these are computed
     mean: Annotated[Any, "[0, inf)"] = 0.0
     var: Annotated[Any, "[0, inf)"] = 0.0
 
@@ -80,19 +79,19 @@ class clip_by_zscore(Transform):
         clipped = where(norm > least, self._target(norm, mean, s), norm)
         ctx.record("norm", norm)
         ctx.record("clipped", clipped)
-        known = where(norm < math.inf, clipped, where(warm, mean, clipped))
-        known = where(known < math.inf, known, mean)
-        part, d = where(warm, 1 / (state.count + 1), 1 - self.decay), known - mean
+        finite = norm < math.inf
+        known = where(finite, clipped, mean)
+        part, d = where(finite, where(warm, 1 / (state.count + 1), 1 - self.decay), 0.0), known - mean
         after = mean + part * d
         var = where(warm, (1 - part) * (state.var + part * d * d), (1 - part) * state.var + part * (known - after) ** 2)
-        u = where(norm > least, clipped / maximum(norm, _TINY), 1.0) * g
-        return u, ZScoreState(state.count + 1, after, var)
+        u = where(norm > least, clipped / maximum(norm, LEAST), 1.0) * g
+        return u, ZScoreState(state.count + where(finite, 1.0, 0.0), after, var)
 
     def _target(self, norm: Any, mean: Any, s: Any) -> Any:
         """What a norm that is too large is clipped to."""
         if self.to == "mean":
             return mean
-        return mean + (self.z * s if self.to == "bound" else (self.z * s) ** 2 / maximum(norm - mean, _TINY))
+        return mean + (self.z * s if self.to == "bound" else (self.z * s) ** 2 / maximum(norm - mean, LEAST))
 
 
 def _root(square: Any) -> Any:
@@ -110,10 +109,11 @@ class EmaNormState(State):
 class clip_by_ema_norm(Transform):
     """Scale each tensor down where its norm exceeds a multiple of its own average norm: AdaGC.
 
-        t < warmup:  h = min(1, absolute / (‖g‖ + eps)), the norm over all;  gamma ← min(gamma, ‖h g_i‖)
+        t < warmup, or gamma = 0:
+                     h = min(1, absolute / (‖g‖ + eps)), the norm over all;  gamma ← min(gamma, ‖h g_i‖)
         after:       h = min(1, relative max(gamma, eps) / max(‖g_i‖, eps))
                      gamma ← decay gamma + (1 - decay) ‖h g_i‖
-        u_i = h g_i;   at the first gradient of a parameter gamma = ‖h g_i‖
+        u_i = h g_i;   where gamma is 0, at the first gradient of a parameter that is not, it becomes ‖h g_i‖
 
     t counts the gradients of each parameter from 1. The average takes in what was clipped, so that a spike raises it by
     little; a norm that is not finite is not in it.
@@ -148,15 +148,16 @@ class clip_by_ema_norm(Transform):
     eps: Hyper = Hyper(1e-8, "[0, inf)")
 
     def init(self, params: Tensors) -> EmaNormState:
-        return EmaNormState(Count(params.index), Scalars(dict.fromkeys(params, 0.0)))
+        return EmaNormState(Count(params.index), Scalars.of(params.index, 0.0))
 
     def update(self, g: Tensors, state: EmaNormState, ctx: Context) -> tuple[Tensors, EmaNormState]:
         count, norms, gamma = state.count.tick(g), g.norms(), state.gamma.select(g)
-        warm = count < maximum(self.warmup, 2)
-        early = minimum(1.0, self.absolute / maximum(g.norm() + self.eps, _TINY))
-        late = minimum(1.0, self.relative * maximum(gamma, self.eps) / maximum(norms, maximum(self.eps, _TINY)))
+        total = g.norm()
+        warm = where(gamma > 0.0, count < self.warmup, True)  # nothing is known yet of what has no average
+        early = minimum(1.0, self.absolute / maximum(total + self.eps, LEAST))
+        late = minimum(1.0, self.relative * maximum(gamma, self.eps) / maximum(norms, maximum(self.eps, LEAST)))
         h = where(warm, early, late)
         now = h * norms
-        least = where(count == 1, now, minimum(gamma, now))
+        least = where(gamma > 0.0, minimum(gamma, now), now)
         after = where(warm, least, self.decay * gamma + (1 - self.decay) * now)
-        return h * g, EmaNormState(count, where(norms < math.inf, after, gamma))
+        return h * g, EmaNormState(count, where(where(warm, total, norms) < math.inf, after, gamma))

@@ -14,6 +14,7 @@ from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
+from gradchain.transforms._anchor import anchored
 
 
 class AsgdState(State):
@@ -123,5 +124,6 @@ class average_each(Transform):
     ) -> tuple[Tensors | Weights, AverageEachState]:
         present = g.tensors if isinstance(g, Weights) else g
         count = state.count.tick(present)
-        mean = state.average.lerp(ctx.new_params(g).select(present), 1 / maximum(1, count - self.start))
-        return g, AverageEachState(mean, state.buffers, count)
+        kept = anchored(state.count, state.average, ctx.params)
+        mean = kept.select(present).lerp(ctx.new_params(g).select(present), 1 / maximum(1, count - self.start))
+        return g, AverageEachState(kept.overlay(mean), state.buffers, count)

@@ -147,7 +147,7 @@ class scale_by_factored_rms(Transform):
             r = state.rows.select(members).lerp(square.mean(column), weight)
             c = state.columns.select(members).lerp(square.mean(row), weight)
             rows, columns = rows.overlay(r), columns.overlay(c)
-            u = u.overlay(mine * _inverse_root(r, c, row, floor))
+            u = u.overlay(mine * inverse_root(r, c, row, floor))
         return u, FactoredState(count, rows, columns, nu)
 
     def _floor(self, index: Index) -> Scalar:
@@ -163,7 +163,7 @@ def _eps(dtype: torch.dtype) -> float:
     return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
 
 
-def _inverse_root(rows: Tensors, columns: Tensors, row: int, floor: Scalar) -> Tensors:
+def inverse_root(rows: Tensors, columns: Tensors, row: int, floor: Scalar) -> Tensors:
     """1 / sqrt(R C / mean R). R C alone would sooner be zero, or infinite."""
     if type(floor) is float and floor == 0:
         return (rows / rows.mean(row)).rsqrt() * columns.rsqrt()

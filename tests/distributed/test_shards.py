@@ -5,6 +5,7 @@ import os
 import pytest
 import shards_scenarios as on_ranks
 import torch
+from little import largest
 from little_shards import KINDS, STEPS, chains, numbers
 from little_task import distance, weights
 
@@ -28,7 +29,7 @@ def off(found, expected):
     assert found.keys() == expected.keys()
     moved = [(found[n] - expected[n], expected[n] - numbers(n, -1)) for n in expected]
     assert any(bool(by.abs().max() > 1e-3) for _, by in moved), "the reference did not move"
-    return max(float(gap.abs().max() / by.abs().max().clamp_min(1e-3)) for gap, by in moved)
+    return largest(gap.abs().max() / by.abs().max().clamp_min(1e-3) for gap, by in moved)
 
 
 def same(found, expected):

@@ -32,12 +32,20 @@ ULPS |= dict.fromkeys(("exp", "expm1", "log", "log1p", "tanh", "erf", "atan2"), 
 A, B, OUT = ("load", 0), ("load", 1), 2
 
 
+RULES = {name: o.truth for name, o in OPERATIONS.items()} | {"lerp": torch.lerp}
+"""What an operation is to the executor that is used; the table's lerp has another formula for weights in tensors."""
+
 _used: list[Executor] = []
 
 
 def use(executor: Executor) -> None:
     """Run the cases by this executor from now on. A process holds one module of cases' tests at a time."""
     _used[:] = [executor]
+
+
+def executor() -> Executor:
+    """That which is used."""
+    return _used[0]
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -62,9 +70,8 @@ def columns(*rows: list[torch.Tensor]) -> list[Column]:
 def run(program: Program, rows, scalars=(), entries=()):
     """Run a program over columns given as rows of tensors, in place."""
     dtypes = [row[0].dtype for row in rows]
-    executor = _used[0]
-    assert executor.legal(program, dtypes) is None
-    return executor.ready(program, dtypes, [t.numel() for t in rows[0]]).run(columns(*rows), scalars, entries)
+    assert executor().legal(program, dtypes) is None
+    return executor().ready(program, dtypes, [t.numel() for t in rows[0]]).run(columns(*rows), scalars, entries)
 
 
 def equal(found: list[torch.Tensor], want: list[torch.Tensor], ulps: float = 0.0, size: float = 0.0) -> None:
@@ -107,9 +114,7 @@ def by_torch(program: Program, rows: list[list[torch.Tensor]], compute: torch.dt
             return torch.full((SIZES[r],), number, dtype=torch.float64).to(compute)
 
         for op, operands in program.instructions:
-            # the table's lerp has another formula for weights in tensors than for numbers
-            rule = torch.lerp if op == "lerp" else OPERATIONS[op].truth
-            values.append(rule(*map(read, operands), *([compute] if OPERATIONS[op].typed else [])))
+            values.append(RULES[op](*map(read, operands), *([compute] if OPERATIONS[op].typed else [])))
         out.append(read(program.stores[0][1]).to(rows[OUT][r].dtype))
     return out
 

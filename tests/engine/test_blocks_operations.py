@@ -4,31 +4,12 @@ from __future__ import annotations
 
 import operation_cases
 import pytest
-import torch
 from operation_cases import *  # noqa: F403  # its tests
-from operation_cases import SIZES, ULPS, run
+from torch_call_cases import *  # noqa: F403  # its tests
 
 from gradchain.engine.executors.blocks import Blocks
-from gradchain.engine.planning.lower import Program
 
 
 @pytest.fixture(autouse=True)
-def _blocks(monkeypatch, request):
-    """torch divides a number by a tensor by the reciprocal, and lerps by weights in tensors as the reference does."""
-    given = getattr(request.node, "callspec", None)
-    if given is not None and (given.params.get("op"), given.params.get("kind")) == ("lerp", "tensors"):
-        pytest.skip("the truth of the table, which is not torch.lerp")
-    monkeypatch.setitem(ULPS, "div", 1.0)
+def _blocks():
     operation_cases.use(Blocks())
-
-
-def test_a_constant_needs_no_column():
-    """What reads no column is computed in float32."""
-    constant = ("maximum", (("zero",), ("scalar", 0)))
-    found = (
-        Blocks().ready(Program([], [0], [], [constant], reduce=("sum", ("value", 0))), [], SIZES).run([], [0.656], [])
-    )
-    assert found == pytest.approx([n * float(torch.tensor(0.656)) for n in SIZES], rel=1e-14)
-    out = [torch.ones(n) for n in SIZES]
-    run(Program([0], [0], [], [constant], [(0, ("value", 0))]), [out], [0.656])
-    assert all(bool((row == 0.656).all()) for row in out)

@@ -8,10 +8,11 @@ import operation_cases
 import pytest
 import torch
 from against_reference import compared
+from device_cases import *  # noqa: F403  # its tests
 from operation_cases import *  # noqa: F403  # its tests
-from operation_cases import SIZES, ULPS, A, B, drawn, equal, run
+from operation_cases import SIZES, A, B, drawn, equal, run
 from programs import expression
-from whole_program import every_number
+from torch_call_cases import *  # noqa: F403  # its tests
 
 from gradchain.core.operations import OPERATIONS
 from gradchain.engine.executors.foreach import Foreach
@@ -22,48 +23,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
-def _foreach(monkeypatch, request):
-    """torch divides a number by a tensor by the reciprocal, and lerps by weights in tensors as the reference does."""
-    given = getattr(request.node, "callspec", None)
-    if given is not None and (given.params.get("op"), given.params.get("kind")) == ("lerp", "tensors"):
-        pytest.skip("the truth of the table, which is not torch.lerp")
-    monkeypatch.setitem(ULPS, "div", 1.0)
+def _foreach():
     operation_cases.use(Foreach("cpu"))
-
-
-def test_a_constant_needs_no_column():
-    """What reads no column is computed in float32."""
-    constant = ("maximum", (("zero",), ("scalar", 0)))
-    ready = Foreach("cpu").ready(Program([], [0], [], [constant], reduce=("sum", ("value", 0))), [], SIZES)
-    assert ready.run([], [0.656], []) == pytest.approx([n * float(torch.tensor(0.656)) for n in SIZES], rel=1e-14)
-    out = [torch.ones(n) for n in SIZES]
-    run(Program([0], [0], [], [constant], [(0, ("value", 0))]), [out], [0.656])
-    assert all(bool((row == 0.656).all()) for row in out)
-
-
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_numbers_may_live_on_the_device(dtype):
-    scaled, added = ("mul", (A, ("scalar", 1))), ("add", (("value", 0), ("entry", 1)))
-    program = Program([0], [0, 1], [0, 1], [scaled, added, ("sub", (("value", 1), ("entry", 0)))], [(0, ("value", 2))])
-    given = [drawn(dtype, 0), drawn(dtype, 0)]
-    each = [float(i) for i in range(2 * len(SIZES))]
-    mixed = [torch.tensor(v) if i % 4 == 1 else v for i, v in enumerate(each)]
-    run(program, [given[0]], [0.5, 0.25], each)
-    run(program, [given[1]], [0.5, torch.tensor(0.25, dtype=torch.float32)], mixed)
-    equal(given[1], given[0])
-
-
-def test_numbers_are_computed_as_the_host_does():
-    program = every_number()
-    found = [torch.ones(n, dtype=torch.float64) for n in SIZES]
-    values = {("scalar", 0): 1.5, ("scalar", 1): 0.5, ("entry", 0): 0.75}
-    run(program, [found], [torch.tensor(1.5), 0.5], [0.75] * len(SIZES))
-    held = {name: torch.tensor(value, dtype=torch.float64) for name, value in values.items()}
-    for i, (op, operands) in enumerate(program.numbers):
-        held[("device", i)] = OPERATIONS[op].truth(*(held[o] for o in operands))
-    want = held[("device", i)].double()
-    assert math.isfinite(want) and want != 1.0
-    torch.testing.assert_close(found[0], want.expand(5))
 
 
 NUMBERS = {

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from later import later
+from little import largest
 from torch import Tensor, nn
 
 import gradchain as gch
@@ -40,8 +41,8 @@ def beside(tx: gch.Transform, theirs, steps: int = 25, before=lambda model, t: N
         before(other, t)
         updater.step()
         optimizer.step()
-    way = max((w - drawn(0)[n]).abs().max().item() for n, w in other.items())
-    return max((ours[n] - w).abs().max().item() for n, w in other.items()) / way
+    way = largest(w - drawn(0)[n] for n, w in other.items())
+    return largest(ours[n] - w for n, w in other.items()) / way
 
 
 # beside other packages

@@ -152,7 +152,6 @@ R = gch.rules
 SAME = {
     "AdaBelief": (R.adabelief(0.05, weight_decay=0.1), {"weight_decay": 0.1}),
     "Yogi": (R.yogi(0.05), {}),
-    "Adan": (R.adan(0.05, weight_decay=0.1), {"weight_decay": 0.1}),
     "Adan, decoupled": (
         R.adan(0.05, weight_decay=0.1, proximal=False),
         {"weight_decay": 0.1, "weight_decouple": True},
@@ -166,7 +165,6 @@ SAME = {
         {"t_alpha_beta3": 15, "weight_decay": 0.1, "weight_decouple": True},
     ),
     "LaProp": (R.laprop(0.05), {}),
-    "Tiger": (R.tiger(0.05), {}),
     "SignSGD": (R.signum(0.05), {}),
     "QHM": (
         gch.chain(R.scale_by_qhm(0.9, 0.6), gch.scale_by_learning_rate(0.05)),

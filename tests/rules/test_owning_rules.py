@@ -8,6 +8,7 @@ import pickle
 import pytest
 import torch
 from later import later
+from little import largest
 from peers import in_float64
 from torch import nn
 
@@ -41,8 +42,7 @@ def weights(model):
 
 def apart(a, b, start):
     """The largest difference, in parts of the largest movement."""
-    moved = max(float((b[n] - start[n]).abs().max()) for n in b)
-    return max(float((a[n] - b[n]).abs().max()) for n in b) / (moved or 1.0)
+    return largest(a[n] - b[n] for n in b) / (largest(b[n] - start[n] for n in b) or 1.0)
 
 
 def ran_native(updater):
