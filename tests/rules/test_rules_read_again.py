@@ -1,4 +1,4 @@
-"""Kinds of faults that rules had: anchors at the wrong weights, numbers that stay broken, parts that are no matrices."""
+"""Faults that rules had: anchors at the wrong weights, numbers that stay broken, parts that are no matrices."""
 
 from __future__ import annotations
 
