@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from gradchain.core.transform import Transform as Transform
     from gradchain.core.weights import Weights as Weights
     from gradchain.core.weights import apply_updates as apply_updates
+    from gradchain.loop import loop as loop
     from gradchain.optimizers.descent import asgd as asgd
     from gradchain.optimizers.descent import lion as lion
     from gradchain.optimizers.descent import rprop as rprop
@@ -187,6 +188,7 @@ _HOMES = {
     "lion": "optimizers.descent",
     "log": "core.scalars",
     "log1p": "core.scalars",
+    "loop": "loop",
     "masked": "combinators.masked",
     "maximum": "core.scalars",
     "min_ndim": "selectors",
