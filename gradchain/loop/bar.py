@@ -25,7 +25,8 @@ class Bar:
         there = importlib.util.find_spec("tqdm") is not None
         if asked and not there:
             raise ModuleNotFoundError(
-                "loop: bar=True needs the package tqdm, which is not installed. Install it: pip install gradchain[loop]."
+                "loop: bar=True needs the package tqdm, which is not installed. Install it: pip install "
+                "gradchain[loop]."
             )
         if asked or (asked is None and there and sys.stderr.isatty()):
             from tqdm import tqdm

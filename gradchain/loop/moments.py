@@ -62,8 +62,9 @@ def read(given: Any, run: Any, of_object: Callable[[Any, int | None], Hook]) -> 
     """
     if isinstance(given, Mapping):
         given = [(moment, f) for moment, fs in given.items() for f in (fs if isinstance(fs, (list, tuple)) else [fs])]
-    if isinstance(given, (str, tuple)) or not isinstance(given, Iterable):
-        given = [given]  # one alone
+    alone = isinstance(given, tuple) and len(given) > 1 and (isinstance(given[0], str) or not _is_entry(given[1]))
+    if alone or isinstance(given, str) or not isinstance(given, Iterable):
+        given = [given]
     for entry in given:
         if isinstance(entry, tuple) and len(entry) in (2, 3) and isinstance(entry[0], str):
             yield _function(*entry, run=run)
@@ -76,6 +77,10 @@ def read(given: Any, run: Any, of_object: Callable[[Any, int | None], Hook]) -> 
                 "loop: hooks must be (moment, function) pairs, (moment, function, priority), or objects with methods "
                 f"that are called as moments, got {entry!r}. The moments: {', '.join(MOMENTS)}."
             )
+
+
+def _is_entry(given: Any) -> bool:
+    return isinstance(given, tuple) or _is_hook(given)
 
 
 def _is_hook(entry: Any) -> bool:
