@@ -8,7 +8,9 @@ from typing import Any, cast
 import torch
 
 from gradchain.loop import randomness
-from gradchain.loop.sampler import sampler
+from gradchain.loop.orders import sampler
+
+_NONE = object()
 
 
 class Feed:
@@ -93,13 +95,13 @@ class Feed:
 
     def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
         """ValueError for an epoch without a batch: an endless run would go on without one."""
-        empty = True
-        for batch in batches:
-            empty = False
-            yield batch
-        if empty:
+        first = next(batches, _NONE)
+        if first is _NONE:
             again = " A generator can be gone through once: give a list or a DataLoader." if self.epoch else ""
             raise ValueError(f"loop: loader must give at least one batch, got none in epoch {self.epoch + 1}.{again}")
+        yield first
+        del first
+        yield from batches
 
     def state(self, behind: int, ended: bool = False) -> dict[str, Any]:
         """Where it is once so many more batches are behind, as plain data."""

@@ -56,7 +56,7 @@ class Restore:
             "iter": run.iter + ahead,
             "ranks": parts.gathered(own),
             "validation": {"unit": run._validation.when.unit, "checked": run._validation.checked,
-                           "done": run._validation.done},
+                           "done": list(run._validation.done)},
             "best": dict(run._keeper.records) if run._keeper else {},
         }  # fmt: skip
 
@@ -102,7 +102,7 @@ class Restore:
             )
         validation, kept = run._validation, state["validation"]
         if kept["unit"] == validation.when.unit:
-            validation.checked, validation.done = kept["checked"], kept["done"]
+            validation.checked, validation.done = kept["checked"], tuple(kept["done"])
         else:
             validation.checked = run.counts()[validation.when.unit]
         if run._keeper is not None:

@@ -10,15 +10,12 @@ from typing import Any, Generic, Literal, TypeVar, cast
 
 from torch import Tensor
 
-from gradchain.loop import checkpoints as saving
-from gradchain.loop import intervals as spacing
-from gradchain.loop import logs, moments, parts, runner
-from gradchain.loop import sampler as sampling
+from gradchain.loop import logs, moments, orders, parts, runner, saving, spacing
 from gradchain.loop.bar import Bar
 from gradchain.loop.feed import Feed
-from gradchain.loop.intervals import UNITS, Unit, is_count
 from gradchain.loop.logs import Meter, Record
 from gradchain.loop.restore import Restore
+from gradchain.loop.spacing import UNITS, Unit, is_count
 from gradchain.loop.validation import Validation
 from gradchain.updater.group import Group
 from gradchain.updater.info import UpdateInfo
@@ -80,7 +77,7 @@ class loop(Generic[B]):
     6
     """
 
-    sampler = sampling.sampler
+    sampler = orders.sampler
     checkpoints = saving.checkpoints
     console = logs.console
     json_lines = logs.json_lines
@@ -300,14 +297,14 @@ class loop(Generic[B]):
         self._from = time.perf_counter()
         try:
             yield batch
-        except GeneratorExit:
+            if self._counts()[0] != before[0]:
+                self.call("after_update")
+            self.call("after_train_iter", batch_idx=index, data_batch=batch, outputs=self.outputs)
+        except BaseException:  # GeneratorExit where the body was left
             if self._counts() != before:
                 self._feed.stay()
                 self._behind()
             raise
-        if self._counts()[0] != before[0]:
-            self.call("after_update")
-        self.call("after_train_iter", batch_idx=index, data_batch=batch, outputs=self.outputs)
         self._behind()
         self._bar.go_to(self.progress()[0])
         last = not self._by_epoch and self._over()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradchain.loop import intervals, randomness
-from gradchain.loop.intervals import Intervals, Unit
+from gradchain.loop import randomness, spacing
 from gradchain.loop.moments import calling
+from gradchain.loop.spacing import Intervals, Unit
 from gradchain.updater.updater import Updater
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Validation:
 
     Attributes:
         checked: the count up to which was looked whether it is due.
-        done: the count at the last validation.
+        done: how many updates and batches were behind at the last one.
         batches: what the function goes through, where it does so by `run.over`.
     """
 
@@ -34,7 +34,7 @@ class Validation:
         self._averaged = _averages(averaged, updaters)
         self._observe = (observe,) if isinstance(observe, str) else tuple(observe)
         self.checked = 0
-        self.done = -1
+        self.done: tuple[int, int] = (-1, -1)
         self.batches: Any = None
 
     def is_due(self, counts: Mapping[Unit, int], final: bool) -> bool:
@@ -47,14 +47,19 @@ class Validation:
 
     def would_be_due(self, counts: Mapping[Unit, int], final: bool) -> bool:
         """Whether it is now. `final`: the run is at its end."""
-        now = counts[self.when.unit]
-        if self._function is None or now == self.done:
+        if self._function is None:
             return False
-        return self.when.due(self.checked, now) or (final and now > 0 and self.when.begun(now))
+        now, marks = counts[self.when.unit], (counts["update"], counts["iter"])
+        return self.when.due(self.checked, now) or (final and marks[1] > 0 and marks != self.done and self._begun(now))
+
+    def _begun(self, now: int) -> bool:
+        """Whether the first begin is reached: not before is it done after the last either."""
+        return now >= self.when.pairs[0][0]
 
     def run(self, run: loop[Any]) -> dict[str, Any]:
         """Call it, and return its numbers by name."""
-        self.done = run.counts()[self.when.unit]
+        counts = run.counts()
+        self.done = (counts["update"], counts["iter"])
         run.call("before_val")
         run.call("before_val_epoch")
         with ExitStack() as stack:
@@ -95,7 +100,7 @@ def _read(given: Any, default: Unit) -> tuple[Any, Intervals]:
             f"loop: validate must be a function, (function, when) or (function, when, unit), got {len(given)} items."
         )
     function, when, *unit = given
-    return calling(function, "validate"), intervals.read("validate", when, unit[0] if unit else "update")
+    return calling(function, "validate"), spacing.read("validate", when, unit[0] if unit else "update")
 
 
 def _averages(given: Any, updaters: Mapping[str, Updater]) -> dict[str, str | None]:

@@ -24,10 +24,6 @@ class Intervals(NamedTuple):
         """Whether it is due at a count that came since `before`."""
         return any(self._divides(count) for count in range(before + 1, now + 1))
 
-    def begun(self, now: int) -> bool:
-        """Whether the first begin is reached: not before is it done after the last either."""
-        return now >= self.pairs[0][0]
-
     def _divides(self, count: int) -> bool:
         every = next((every for begin, every in reversed(self.pairs) if begin <= count), None)
         return every is not None and count % every == 0

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from gradchain.loop import intervals
-from gradchain.loop.intervals import Intervals, Unit, is_count
+from gradchain.loop import spacing
+from gradchain.loop.spacing import Intervals, Unit, is_count
 from gradchain.updater import files
 from gradchain.updater.parts import Which
 
@@ -139,7 +139,7 @@ class checkpoints:
 
     def intervals(self, default: Unit) -> Intervals:
         """When it is due, in a run that counts so where nothing else was said."""
-        return intervals.read("checkpoints", self._every, self._unit or default)
+        return spacing.read("checkpoints", self._every, self._unit or default)
 
 
 def read(given: Any) -> checkpoints:

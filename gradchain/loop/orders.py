@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 
-from gradchain.loop.intervals import is_count
+from gradchain.loop.spacing import is_count
 
 
 class sampler(Sampler[int]):
