@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Generic, Literal, TypeVar, cast
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 from torch import Tensor
 
@@ -77,12 +77,12 @@ class loop(Generic[B]):
     6
     """
 
-    sampler = orders.sampler
-    checkpoints = saving.checkpoints
-    console = logs.console
-    json_lines = logs.json_lines
-    tensorboard = logs.tensorboard
-    Sink = logs.Sink
+    sampler: TypeAlias = orders.sampler
+    checkpoints: TypeAlias = saving.checkpoints
+    console: TypeAlias = logs.console
+    json_lines: TypeAlias = logs.json_lines
+    tensorboard: TypeAlias = logs.tensorboard
+    Sink: TypeAlias = logs.Sink
     intervals = staticmethod(spacing.of_mmengine)
 
     def __init__(

@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from gradchain.core.address import find
 from gradchain.loop.moments import MOMENTS, Hook, priority_of
+from gradchain.updater.updater import Updater
 
 if TYPE_CHECKING:
     from gradchain.loop.run import loop
@@ -82,7 +84,7 @@ class Runner:
 
     @property
     def optim_wrapper(self) -> OptimWrapper:
-        """`get_lr()`, `param_groups` and `optimizer`, of the first updater."""
+        """`get_lr()` and `param_groups`, of the first updater."""
         return OptimWrapper(self._run)
 
     @property
@@ -177,14 +179,31 @@ class OptimWrapper:
         return {"lr": [value for address, value in values.items() if "learning_rate" in address]}
 
     @property
-    def optimizer(self) -> Any:
-        """A torch.optim.Optimizer over the updater, whose `param_groups` may be set."""
-        return self._updater.as_optimizer()
+    def optimizer(self) -> OptimWrapper:
+        """This: what hooks ask of the optimizer are its groups."""
+        return self
 
     @property
-    def param_groups(self) -> Any:
-        """Its groups."""
-        return self.optimizer.param_groups
+    def param_groups(self) -> list[ParamGroup]:
+        """One group."""
+        return [ParamGroup(self._updater)]
+
+
+class ParamGroup:
+    """What hooks find in `param_groups`: the hyperparameters of an updater by name; "lr" is the learning rate.
+
+    Setting one is `updater.override`: it holds in place of the chain's number or schedule from now on.
+    """
+
+    def __init__(self, updater: Updater) -> None:
+        self._updater = updater
+
+    def __getitem__(self, name: str) -> Any:
+        values = self._updater.hyperparams()
+        return values[find("learning_rate" if name == "lr" else name, values, "param_groups")]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._updater.override("learning_rate" if name == "lr" else name, value)
 
 
 class Values:
