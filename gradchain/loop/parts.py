@@ -162,7 +162,8 @@ class Saving:
         """After a validation that is the best so far."""
         keeper = self._run._keeper
         if keeper is not None:
-            for metric in keeper.better(logs.numbers(given["metrics"])):
+            found = keeper.better(logs.numbers(given["metrics"]))
+            for metric in gathered(found)[0]:  # what each rank has validated may differ, and all must save
                 self._run._restore.save(best=metric)
 
     def end(self, _: Mapping[str, Any]) -> None:

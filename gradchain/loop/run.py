@@ -202,7 +202,7 @@ class loop(Generic[B]):
             self.call("after_val_iter", batch_idx=index, data_batch=batch, outputs=None)
 
     def stop(self) -> None:
-        """End the run once this batch is behind, as if it were the last."""
+        """End the run once this batch is behind, as if it were the last. On several ranks all call it."""
         self._stopping = "now"
 
     def call(self, moment: str, **given: Any) -> None:
