@@ -198,8 +198,7 @@ def test_validation_leaves_modes_draws_and_gradients_alone():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5), nn.Linear(2, 1))
         updater = gch.chain(gch.sgd(0.01), gch.average_params(0.5)).bind(model)
-        model[1].eval()
-        model[0].train()
+        model[2].eval()
         modes = []
 
         def validate(model=model, modes=modes):
@@ -209,7 +208,7 @@ def test_validation_leaves_modes_draws_and_gradients_alone():
         given = {"validate": lambda f=validate: f(), "averaged": True} if validated else {}
         go(gch.loop(DATA, updater, epochs=2, **given), model)
         weights.append([w.tolist() for w in model.parameters()])
-        assert [m.training for m in model.modules()] == [True, True, False, True]
+        assert [m.training for m in model.modules()] == [True, True, True, False]
         assert modes == ([[False] * 4] * 2 if validated else [])
     assert weights[0] == weights[1]
 
