@@ -116,8 +116,10 @@ def theirs(code: str, names: tuple[str, ...]) -> dict[str, Tensor]:
 def of_optax(code: str, names: tuple[str, ...]) -> dict[str, Tensor]:
     """The same for Optax, in float64 under jit."""
     import jax
+    from jax import experimental
 
-    with jax.enable_x64(True):
+    in_float64 = getattr(jax, "enable_x64", None) or experimental.enable_x64  # of the last JAX for Python 3.10
+    with in_float64(True):
         params = {n: jax.numpy.asarray(w.numpy()) for n, w in start(names).items()}
         optax = package("optax")
         made = evaluated(code, {})

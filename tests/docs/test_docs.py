@@ -379,7 +379,9 @@ def broken(page: str, text: str) -> list[str]:
     return [target for target in targets if target and not (ROOT / page).parent.joinpath(target).exists()]
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/from_torch.md", "docs/which.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "page", [*PAGES, "docs/from_torch.md", "docs/which.md", "docs/optax.md", "benchmarks/README.md"]
+)
 def test_links_to_files_lead_somewhere(page):
     assert broken(page, (ROOT / page).read_text()) == []
     assert broken(page, "[a](no_such_file.md) [b](https://x.org/c)") == ["no_such_file.md"]
