@@ -4,19 +4,21 @@ Both have the same weights in float64, and the same gradients in 25 steps, which
 little on the weights. A distance is the largest difference of a weight at the end, in parts of the largest movement of
 its tensor. `which_rules.py` and `which_links.py` have the rows, as the code that is shown.
 
-Some peers are in no test: `pip install --no-deps timm torchvision` before the page is written, or their rows are not.
+`--rule` runs one, and leaves the rows of others as they stand. timm is in no test: `pip install --no-deps timm
+torchvision` runs it too; a row whose package is not installed stays as it stands.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +120,8 @@ def of_optax(code: str, names: tuple[str, ...]) -> dict[str, Tensor]:
     import jax
     from jax import experimental
 
-    in_float64 = getattr(jax, "enable_x64", None) or experimental.enable_x64  # of the last JAX for Python 3.10
+    # the last JAX for Python 3.10 has it among its experiments
+    in_float64 = jax.enable_x64 if hasattr(jax, "enable_x64") else experimental.enable_x64
     with in_float64(True):
         params = {n: jax.numpy.asarray(w.numpy()) for n, w in start(names).items()}
         optax = package("optax")
@@ -237,8 +240,8 @@ def line(rule: Rule, peer: Peer, found: Found) -> str:
     return f"| `{rule.name}` | `{peer.code}` | {said(found.defaults)} | {pinned} | {last} | {peer.why} |"
 
 
-def lines(rule: Rule) -> list[str]:
-    """The rows of a rule."""
+def lines(rule: Rule, before: Mapping[str, str]) -> list[str]:
+    """The rows of a rule; of a package that is not installed that of `before`, by what it begins with."""
     if not rule.peers:
         return [f"| `{rule.name}` | none | | | | {rule.note} |"]
     out = []
@@ -246,31 +249,52 @@ def lines(rule: Rule) -> list[str]:
         try:
             out.append(line(rule, peer, measured(rule, peer)))
         except MissingError as missing:
-            print(f"{rule.name}: {missing}", file=sys.stderr)
+            kept = before.get(beginning(rule, peer))
+            out += [kept] if kept else []
+            print(f"{rule.name}: {missing}: its row {'stays' if kept else 'is left out'}", file=sys.stderr)
     return out
 
 
-def written(rows: list[str]) -> str:
-    """docs/which.md."""
-    versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+def beginning(rule: Rule, peer: Peer) -> str:
+    """What tells a row from all others."""
+    return f"| `{rule.name}` | `{peer.code}` |"
+
+
+def standing(page: str) -> dict[str, str]:
+    """The rows of a page by their first two cells."""
+    rows = (row for row in page.splitlines() if row.startswith("| `"))
+    return {" |".join(row.split(" |")[:2]) + " |": row for row in rows}
+
+
+def written(rows: list[str], before: str) -> str:
+    """docs/which.md; the version of a package that is not installed is that of the page before."""
+    told = []
+    for name in PACKAGES:
+        try:
+            told.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            told += re.findall(rf"\b{name} \d[^,\s]*(?=[,.] )", before)[:1]
     shapes = ", ".join(" × ".join(map(str, shape)) for shape in SHAPES.values())
-    return HEAD.format(steps=STEPS, equal=EQUAL, rate=RATE, shapes=shapes, versions=versions) + "\n".join(rows) + "\n"
+    head = HEAD.format(steps=STEPS, equal=EQUAL, rate=RATE, shapes=shapes, versions=", ".join(told))
+    return head + "\n".join(rows) + "\n"
 
 
 def main() -> int:
-    """Print the rows; write the page where all rules ran."""
+    """Print the rows that are run; write the page."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.which", description=__doc__)
-    parser.add_argument("--rule", action="append", metavar="NAME", help="may be given often; nothing is written")
+    parser.add_argument("--rule", action="append", metavar="NAME", help="may be given often; the others stay")
     chosen = parser.parse_args().rule
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    rows = []
+    page = PAGE.read_text() if PAGE.exists() else ""
+    rows, before = [], standing(page)
     for rule in ROWS:
         if chosen is None or rule.name in chosen:
-            rows += lines(rule)
-            print(*rows[-max(len(rule.peers), 1) :], sep="\n", flush=True)
-    if chosen is None:
-        PAGE.write_text(written(rows))
+            rows += (new := lines(rule, before))
+            print(*new, sep="\n", flush=True)
+        else:
+            rows += [row for start, row in before.items() if start.startswith(f"| `{rule.name}` |")]
+    PAGE.write_text(written(rows, page))
     return 0
 
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import gradchain as gch
@@ -80,11 +81,33 @@ def test_a_rate_that_is_a_thousandth_higher_is_seen():
     assert which.said(which.distance("gch.sgd(gch.linear(0.0, lr, 1))", peer)) not in ("equal", "not at all")
 
 
-def test_a_package_that_is_missing_is_told_and_not_a_row(monkeypatch, capsys):
+def test_a_package_that_is_missing_keeps_its_row(monkeypatch, capsys):
+    """As it stands on the page; and is told."""
     monkeypatch.setattr(which, "PACKAGES", ("no_such_package",))
     rule = Rule("sgd", "gch.sgd(lr)", (Peer("no_such_package.SGD(params, lr=lr)"),))
-    assert which.lines(rule) == []
-    assert capsys.readouterr().err == "sgd: no_such_package is not installed\n"
+    assert which.lines(rule, {}) == []
+    stands = "| `sgd` | `no_such_package.SGD(params, lr=lr)` | 1.0e-03 |  |  | words |"
+    assert which.lines(rule, which.standing(f"head\n{stands}\n")) == [stands]
+    told = [line.rpartition(": ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert told == ["its row is left out", "its row stays"]
+
+
+def test_one_rule_is_run_and_the_others_stay(monkeypatch, tmp_path):
+    """The page with a row that is wrong is the page again."""
+    page = which.PAGE.read_text()
+    (old,) = (line for line in LINES if line.startswith("| `maximize` |"))
+    monkeypatch.setattr(which, "PAGE", tmp_path / "which.md")
+    which.PAGE.write_text(page.replace(old, old.replace("equal", "1.0e-01")))
+    monkeypatch.setattr(sys, "argv", ["which", "--rule", "maximize"])
+    before = torch.get_num_threads()
+    try:
+        assert which.main() == 0
+    finally:
+        torch.set_num_threads(before)
+    ran, wanted = (text.splitlines() for text in (which.PAGE.read_text(), page))
+    versions = "Versions: "
+    assert [r for r in ran if versions not in r] == [w for w in wanted if versions not in w]
+    assert all(sum(f"{name} " in row for row in ran) for name in which.PACKAGES)
 
 
 def test_the_page_says_how_it_was_made():
