@@ -36,18 +36,19 @@ SHAPES = {"matrix": (6, 5), "tall": (9, 4), "filters": (4, 3, 2, 2), "bias": (7,
 STEPS, RATE, EQUAL = 25, 0.05, 1e-12
 PACKAGES = (
     "torch", "optax", "pytorch_optimizer", "timm", "torch_optimizer", "transformers", "schedulefree", "lion_pytorch",
+    "bitsandbytes",
 )  # fmt: skip
 INSIDE = {"timm": ("timm.optim",), "transformers": ("transformers.optimization",), "optax": ("optax.contrib",)}
 HEAD = """# Which implementation is which
 
 `python -m benchmarks.which` writes this page. For every name of `gch.rules` its peers, as they are and at the arguments
 that make them the same rule where there are such, and how far their weights are from gradchain's after {steps} steps in
-float64: the largest difference in parts of the largest movement of its tensor. "equal" is at most {equal:g}. The rate
+float64: the largest difference, in parts of the largest movement of its tensor. "equal" is at most {equal:g}. The rate
 `lr` is {rate:g} for all; weights are {shapes}; gradients are normal numbers, ten times as large in some steps as in
-others, and depend a little on the weights. `link` stands in a chain with `scale_by_learning_rate(lr)` behind it, and a
-transformation of Optax without a rate with `optax.scale(-lr)`.
+others, and depend a little on the weights. What has no rate has one behind it: `gch.scale_by_learning_rate(lr)`, or
+`optax.scale(-lr)`.
 
-Versions: {versions}. bitsandbytes and heavyball take no float64, and are not here.
+Versions: {versions}.
 
 | rule | peer | at defaults | at pinned arguments | distance | what differs |
 |---|---|---|---|---|---|

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from benchmarks.which_peers import BFLOAT16, CORRECTED_EPS, DECAY, EPS_IN_ROOT, FLOAT32_BASES, MATRICES, Peer, rule
+from benchmarks.which_peers import (
+    BFLOAT16,
+    CORRECTED_EPS,
+    DECAY,
+    EPS_IN_ROOT,
+    FLOAT32,
+    FLOAT32_BASES,
+    MATRICES,
+    Peer,
+    rule,
+)
 
 OF_TORCH = (
     rule(
@@ -25,6 +35,7 @@ OF_TORCH = (
         "gch.adam(lr)",
         Peer("torch.optim.Adam(params, lr=lr)"),
         Peer("optax.adam(lr)"),
+        Peer("bitsandbytes.optim.Adam32bit(params, lr=lr)", why=FLOAT32),
         Peer(
             "torch.optim.Adam(params, lr=lr, amsgrad=True)", ours="gch.adam(lr, amsgrad=True)", why="here with amsgrad"
         ),
@@ -40,6 +51,7 @@ OF_TORCH = (
         Peer("torch.optim.AdamW(params, lr=lr)"),
         Peer("optax.adamw(lr)", ours="gch.adamw(lr, weight_decay=1e-4)", why=DECAY.format("1e-4", "0.01")),
         Peer("timm.optim.AdamWLegacy(params, lr=lr)"),
+        Peer("bitsandbytes.optim.AdamW32bit(params, lr=lr)", why=FLOAT32),
     ),
     rule(
         "nadam",
@@ -67,7 +79,7 @@ OF_TORCH = (
             "pytorch_optimizer.RAdam(params, lr=lr, degenerated_to_sgd=True)",
             why="by default no step at all until the mean square is known, 5 updates",
         ),
-        Peer("torch_optimizer.RAdam(params, lr=lr)", why="it computes in float32"),
+        Peer("torch_optimizer.RAdam(params, lr=lr)", why=FLOAT32),
     ),
     rule(
         "adamax",
@@ -80,6 +92,7 @@ OF_TORCH = (
         "rmsprop",
         "gch.rmsprop(lr)",
         Peer("torch.optim.RMSprop(params, lr=lr)"),
+        Peer("bitsandbytes.optim.RMSprop32bit(params, lr=lr)", why=FLOAT32),
         Peer(
             "optax.rmsprop(lr)",
             ours="gch.rmsprop(lr, decay=0.9, eps_in_sqrt=True)",
@@ -95,6 +108,7 @@ OF_TORCH = (
         "adagrad",
         "gch.adagrad(lr)",
         Peer("torch.optim.Adagrad(params, lr=lr)"),
+        Peer("bitsandbytes.optim.Adagrad32bit(params, lr=lr)", why=FLOAT32),
         Peer(
             "optax.adagrad(lr)",
             ours="gch.adagrad(lr, initial_accumulator_value=0.1, eps=1e-7, eps_in_sqrt=True)",
@@ -131,6 +145,11 @@ OF_TORCH = (
             why=DECAY.format("0", "1e-3"),
         ),
         Peer("timm.optim.Lion(params, lr=lr)", ours="gch.lion(lr, weight_decay=0.0)", why=DECAY.format("0", "1e-3")),
+        Peer(
+            "bitsandbytes.optim.Lion32bit(params, lr=lr)",
+            ours="gch.lion(lr, weight_decay=0.0)",
+            why=DECAY.format("0", "1e-3") + "; " + FLOAT32,
+        ),
     ),
     rule(
         "adafactor",
