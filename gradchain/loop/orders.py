@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
-from typing import Any
 
 import torch
 from torch.utils.data import Sampler
@@ -87,11 +86,3 @@ class sampler(Sampler[int]):
         wanted = self._each * self.ranks
         order = (order * -(-wanted // self._items))[:wanted]
         return order[self.rank :: self.ranks]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Seed and epoch: what torchdata's StatefulDataLoader asks a sampler for. The loop needs none."""
-        return {"seed": self.seed, "epoch": self.epoch}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up seed and epoch."""
-        self.seed, self.epoch = state_dict["seed"], state_dict["epoch"]
