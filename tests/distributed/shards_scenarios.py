@@ -351,6 +351,18 @@ def scenarios():
     return asked | {(name,): (function,) for name, function in single.items()}
 
 
+MESHES = ("replicated rows", "rows and columns", "rows twice")  # of two dimensions, neither of one rank, from four on
+MESH_MODELS = ("replicas", "both")
+MESH_CHAINS = ("clip, adamw, average", "factored")
+
+
+def of_meshes():
+    """Those that say something of a mesh of two dimensions which two ranks do not."""
+    asked = [("laid", kind, name) for kind in MESHES for name in MESH_CHAINS]
+    asked += [("model", kind, MESH_CHAINS[0]) for kind in MESH_MODELS]
+    return {one: scenarios()[one] for one in asked}
+
+
 def alone(kind, name, only=None, steps=range(STEPS)):
     """The same in one process, over whole tensors."""
     params = parameters(None, 1)
@@ -364,15 +376,15 @@ def model_alone(kind, name):
     return trained(chains()[name].bind(model), model, range(6))
 
 
-def run(world, folder):
-    """What each rank returned."""
-    mp.spawn(_rank, (world, str(folder)), nprocs=world)
+def run(world, folder, asked=scenarios):
+    """What each rank returned of what is asked."""
+    mp.spawn(_rank, (world, str(folder), asked), nprocs=world)
     outcomes = [torch.load(Path(folder) / f"{world}-{rank}.pt", weights_only=False) for rank in range(world)]
     assert not any(isinstance(o, str) for o in outcomes), "\n".join(o for o in outcomes if isinstance(o, str))
     return outcomes
 
 
-def _rank(rank, world, folder):
+def _rank(rank, world, folder, scenarios):
     torch.set_num_threads(1)
     meeting, outcome = f"file://{folder}/{world}.meeting", {}
     patience = datetime.timedelta(seconds=60)  # what a rank waits for another one before it says so

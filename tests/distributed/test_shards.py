@@ -54,6 +54,19 @@ def test_every_chain_over_every_layout(ran, alone, kind, name):
         same(found, alone[name])
 
 
+@pytest.mark.skipif(LONG, reason="all of it runs on four ranks")
+def test_meshes_of_two_dimensions(alone, tmp_path):
+    """On two ranks one of the dimensions is of one."""
+    for rank in on_ranks.run(4, tmp_path, on_ranks.of_meshes):
+        for (what, kind, name), found in rank.items():
+            by_kernels(found)
+            if what == "laid":
+                same(found, alone[name])
+                continue
+            expected = on_ranks.model_alone(kind, name)
+            assert distance(found["weights"], expected["weights"], weights(on_ranks.made(kind))) < 1e-12
+
+
 @pytest.mark.parametrize("kind", on_ranks.MODELS)
 @pytest.mark.parametrize("name", on_ranks.MODEL_CHAINS)
 def test_models_that_torch_shards(ran, kind, name):
