@@ -16,7 +16,7 @@ from two_ranks import sentence
 
 import gradchain as gch
 from gradchain.engine.executors.blocks import Blocks
-from gradchain.engine.executors.native import Native
+from gradchain.engine.executors.native import Native, NativeRunner
 
 device_mesh, fsdp = later("torch.distributed.device_mesh"), later("torch.distributed.fsdp")
 parallel = later("torch.distributed.tensor.parallel")
@@ -183,14 +183,49 @@ def too_late(world):
         order()
 
 
-def other_executors(world):
-    """One rank is told to use another executor."""
-    if dist.get_rank() == 1:
-        os.environ["GRADCHAIN_EXECUTORS"] = "blocks"
+def told_to_use(executors, ranks, kind, name, world):
+    """Some ranks are told to use other executors."""
+    if dist.get_rank() in ranks:
+        os.environ["GRADCHAIN_EXECUTORS"] = executors
     try:
-        return laid_out("rows", "clip, adamw, average", world)
+        return laid_out(kind, name, world)
     finally:
         os.environ.pop("GRADCHAIN_EXECUTORS", None)
+
+
+OTHERS = {"blocks": "clip, adamw, average", "foreach": "gates"}
+
+# numbers that stay on the device, as on CUDA
+
+ON_DEVICE = [("rows", "clip, adamw, average"), ("rows", "gates"), ("rows", "parts"), ("some plain", "norms of each"),
+             ("in turn", "window")]  # fmt: skip
+
+
+# something fails on one rank
+
+FAILS = {"reducing": (NativeRunner, "run", 0), "filling": (NativeRunner, "run", 3), "planning": (Native, "ready", 0)}
+
+
+def failing(case, world):
+    """In the third step something fails on one rank. What each says, whether it changed anything, and the step again."""
+    kind, method, chain = FAILS[case]
+    name, kept, params = REFUSED_CHAINS[chain], getattr(kind, method), parameters("rows", world)
+    updater = chains()[name].bind(params)
+    fed(updater, params, "rows", world, range(2))
+    before = [p.to_local().clone() for p in params.values()]
+    updater._bound.engine.forget()
+    if dist.get_rank() == 1:
+        setattr(kind, method, fails)
+    try:
+        said = sentence(Exception, fed, updater, params, "rows", world, [2])
+    finally:
+        setattr(kind, method, kept)
+    same = all(torch.equal(p.to_local(), b) for p, b in zip(params.values(), before, strict=True))
+    return said, same, told(updater, params, fed(updater, params, "rows", world, range(2, STEPS)))
+
+
+def fails(*_):
+    raise MemoryError("there is none")
 
 
 # functions of whole tensors
@@ -340,8 +375,10 @@ def scenarios():
     asked |= {("map", kind, name): (mapped, kind, name) for kind in ("rows", "rows and columns") for name in maps()}
     asked |= {("resumed", kind, name): (resumed, kind, name) for kind, name in KEPT}
     asked |= {("verified", kind, name): (verified, kind, name) for kind, name in KEPT}
+    asked |= {("other", name): (told_to_use, name, (1,), "rows", chain) for name, chain in OTHERS.items()}
+    asked |= {("device", *of): (told_to_use, "fused,foreach", range(64), *of) for of in ON_DEVICE}
+    asked |= {("fails", case): (failing, case) for case in FAILS}
     single = {
-        "executors": other_executors,
         "late": too_late,
         "no rule": no_rule,
         "project": project,
