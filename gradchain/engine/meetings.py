@@ -28,7 +28,7 @@ class OnEveryRank(Unrecorded):
     """A step runs by the reference for a reason that every rank has, or has been told of."""
 
 
-class FailedElsewhere(RuntimeError):
+class FailedElsewhere(RuntimeError):  # noqa: N818  # what failed is an error of another rank
     """Something failed on another rank, which has told this one."""
 
 

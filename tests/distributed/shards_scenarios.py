@@ -207,7 +207,7 @@ FAILS = {"reducing": (NativeRunner, "run", 0), "filling": (NativeRunner, "run", 
 
 
 def failing(case, world):
-    """In the third step something fails on one rank. What each says, whether it changed anything, and the step again."""
+    """In the third step something fails on one rank: what each says, whether anything changed, and the step again."""
     kind, method, chain = FAILS[case]
     name, kept, params = REFUSED_CHAINS[chain], getattr(kind, method), parameters("rows", world)
     updater = chains()[name].bind(params)

@@ -259,7 +259,7 @@ class DeviceReduced:
         return self._total
 
     def met(self, names: tuple[str, ...], meet: Callable[[Tensor], Tensor]) -> DeviceReduced:
-        """The same of whole tensors, of which this rank has parts: `meet` takes its numbers, in the order of `names`."""
+        """The same of whole tensors, of which this rank has parts: `meet` takes numbers in the order of `names`."""
         return DeviceReduced(names, [meet(_picked(self.rows, self.names, names))], self.kind, self._device)
 
     def _empty(self, *shape: int) -> Tensor:
