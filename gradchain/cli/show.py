@@ -66,7 +66,10 @@ def show(
     subjects, own, remarks = _found(path, name, epoch_length, batch_size)
     micro = iters if epochs is None else epochs * (epoch_length or 1)
     updates = None if (micro or own) is None else _updates(subjects, micro or own or 1)
-    run = Run(OWNER, subjects, updates, {}, max([99, *(at or ())]) + 1, at or (), epoch_length)
+    try:
+        run = Run(OWNER, subjects, updates, {}, max([99, *(at or ())]) + 1, at or (), epoch_length)
+    except (ArithmeticError, AttributeError, RuntimeError) as error:  # those of others come in a sentence
+        raise ValueError(f"{OWNER}: a schedule raised {type(error).__name__}: {error}.") from error
     text = "\n\n".join([told(subjects, run, at, program), *(["\n".join(["remarks:", *remarks])] if remarks else [])])
     if save is not None:
         _save(run, save, os.path.basename(path))

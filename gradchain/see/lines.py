@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from gradchain.core.context import Context
-from gradchain.core.hyper import Override, evaluated, varies
+from gradchain.core.hyper import Override, evaluated, is_number, varies
 from gradchain.core.index import Index
 from gradchain.core.roles import AtTicks, KeepsWindow
 from gradchain.core.spread import Spread
@@ -70,7 +70,10 @@ class Line:
         """The value that it starts from, at these clocks."""
         if self.clock is not None:
             clocks = {**clocks, "step": int(clocks[self.clock])}
-        return float(evaluated(self.start, Context.of(Step(clocks=clocks))))
+        value = evaluated(self.start, Context.of(Step(clocks=clocks)))
+        if not is_number(value):
+            raise TypeError(f"{self.address} must be a number at update {clocks['step']}, got {value!r}.")
+        return float(value)
 
     def multiplied(self, value: float) -> float:
         """A value that it starts from, as its parameters have it."""

@@ -94,7 +94,9 @@ def logarithmic(axes: Axes, low: float, high: float, base: int = 10) -> None:
 
     axes.set_yscale("log", nonpositive="mask", base=base)
     axes.yaxis.set_minor_formatter(NullFormatter())
-    near = base == 10 and high < 30 * low
+    if low < 1e-6 * high:  # nearly 0, as a cosine is at its end
+        axes.set_ylim(bottom=1e-6 * high)
+    near = base == 10 and high < 200 * low
     axes.yaxis.set_major_locator(LogLocator(base, subs=(1.0, 3.0) if near else (1.0,), numticks=6))
     if near:
         plain(axes)
@@ -155,7 +157,8 @@ def legend(axes: Axes, labels: Sequence[str], letters: int, at_most: int = 6) ->
         columnspacing=1.4,
     )
     if len(chosen) < len(labels):
-        out.set_title(f"{len(labels)} groups, some of them:", prop={"size": 8.5})
+        out.set_title(f"{len(labels)} groups, some of them:")
+        out.get_title().set(fontsize=8.5, color=INK)
         out.set_alignment("left")
 
 

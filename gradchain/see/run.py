@@ -95,12 +95,12 @@ class Run:
                 raise ValueError(f"{self.owner}: names must be a list of at least one name, got {names!r}.")
             return [find(name, self.curves, self.owner) for name in names]
         moving = [a for a, all_of in self.curves.items() if len(all_of) > 1 or any(c.moves for c in all_of)]
-        rates = [a for a in self.curves if a.endswith(".learning_rate")]
+        rates = [a for a in self.curves if a.endswith((".learning_rate", ".lr"))]
         return moving or rates or [*self.curves]
 
     def said(self, address: str) -> str:
         """A hyperparameter that is one number, in words."""
-        return f"{address} {self.curves[address][0].values[0]:.6g}"
+        return f"{address}\N{NO-BREAK SPACE}{self.curves[address][0].values[0]:.6g}"
 
 
 def _length(owner: str, updates: int | None, ends: Sequence[int | None], default: int | None) -> int:

@@ -111,7 +111,7 @@ def _peaks(subject: Subject, clocks: Mapping[str, Clock], now: int) -> dict[str,
 
 def _differing(found: Mapping[str, tuple[int, Mapping[str, float]]]) -> list[str]:
     differing = [address for address, (_, numbers) in found.items() if len(set(numbers.values())) > 1]
-    return differing or [a for a in found if a.endswith(".learning_rate")] or [*found][:1]
+    return differing or [a for a in found if a.endswith((".learning_rate", ".lr"))] or [*found][:1]
 
 
 def layers_of(numbers: Mapping[str, float]) -> Layers:

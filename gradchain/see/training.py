@@ -88,7 +88,7 @@ def _read(path: str | os.PathLike[str]) -> list[Mapping[str, Any]]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{OWNER}: there is no file {str(path)!r}.") from None
     lines = text.split(b"\n")
-    out = []
+    out: list[Mapping[str, Any]] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -147,7 +147,7 @@ _WORDS: tuple[tuple[str, Callable[[list[str]], bool]], ...] = (
     ("seconds", lambda words: "time" in words),
     ("loss scale", lambda words: words[-1] == "scale"),
     ("learning rate", lambda words: words[-1] == "lr" or words[-2:] == ["learning", "rate"]),
-    ("norm", lambda words: words[-1] == "norm"),
+    ("norm", lambda words: words[-1] == "norm" and words[0] != "max"),
     ("loss", lambda words: "loss" in words),
 )
 
