@@ -28,7 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "updater": {"_lazy", "core", "engine", "schedules", "selectors", "words"},
     "<front door>": {"_lazy", "_version"},
     "rules": {"_lazy", "core", "schedules", "selectors", "transforms", "combinators", "optimizers", "words"},
-    "adapters": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater", "words"},
+    "adapters": {
+        "core", "schedules", "selectors", "transforms", "combinators", "optimizers", "rules", "updater", "words",
+    },
     "see": {"core", "schedules", "selectors", "updater"},
     "cli": {"core", "schedules", "selectors", "adapters", "see", "<front door>"},
     "__main__": {"_version", "cli"},
