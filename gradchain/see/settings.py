@@ -55,8 +55,8 @@ def settings(
     >>> import torch, gradchain as gch
     >>> model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 2))
     >>> updater = gch.sgd(gch.multiply(0.1, (gch.named("0.*"), 0.1))).bind(model)
-    >>> [axes.get_title(loc="left") for axes in gch.see.settings(updater).figure.axes]
-    ['scale_by_learning_rate.learning_rate']
+    >>> [axes.get_title(loc="left") for axes in gch.see.settings(updater).axes]
+    ['scale_by_learning_rate.learning_rate, at update 0']
     """
     if not isinstance(updater, (Updater, Group)):
         raise TypeError(f"{OWNER}: updater must be an updater or a group of them, got {type(updater).__name__}.")
