@@ -12,6 +12,7 @@ from gradchain._version import __version__ as __version__
 if TYPE_CHECKING:
     from gradchain import rules as rules
     from gradchain import schedules as schedules
+    from gradchain import see as see
     from gradchain import selectors as selectors
     from gradchain.adapters import from_torch as from_torch
     from gradchain.adapters import register as register
@@ -233,7 +234,7 @@ _HOMES = {
     "when": "combinators.when",
     "where": "core.scalars",
 }
-_SHOWN = ("rules", "schedules", "selectors")
+_SHOWN = ("rules", "schedules", "see", "selectors")
 _ROOMS = (*_SHOWN, "adapters", "combinators", "core", "engine", "optimizers", "transforms", "updater")
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it

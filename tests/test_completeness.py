@@ -20,7 +20,7 @@ ALIASES = {
     if inspect.isfunction(value := getattr(gch.rules, name))
     and value.__module__.startswith(("gradchain.optimizers", "gradchain.rules."))
 }
-ROOMS = {"rules", "schedules", "selectors"}
+ROOMS = {"rules", "schedules", "see", "selectors"}
 
 
 # the table
