@@ -281,6 +281,12 @@ LINKS = (
         Peer("torch_optimizer.QHM(params, lr=lr, momentum=0.9)"),
         Peer("pytorch_optimizer.QHM(params, lr=lr, momentum=0.9, nu=0.7)"),
     ),
+    rule(
+        "scale_by_aggmo",
+        "gch.rules.scale_by_aggmo()",
+        Peer("pytorch_optimizer.AggMo(params, lr=lr)"),
+        Peer("torch_optimizer.AggMo(params, lr=lr)"),
+    ),
     linked(
         "scale_by_optimistic_gradient",
         "gch.rules.scale_by_optimistic_gradient()",
@@ -315,6 +321,16 @@ LINKS = (
         "scale_by_muon",
         "gch.rules.scale_by_muon()",
         Peer("torch.optim.Muon(params, lr=lr, weight_decay=0.0)", why=BFLOAT16),
+        on=MATRICES,
+    ),
+    rule(
+        "scale_by_lmo",
+        "gch.rules.scale_by_lmo()",
+        Peer(
+            "pytorch_optimizer.SCION(params, lr=lr)",
+            "pytorch_optimizer.SCION(params, lr=lr, momentum=1.0)",
+            why="has momentum in it; " + BFLOAT16,
+        ),
         on=MATRICES,
     ),
     rule("drop_radial", "gch.rules.drop_radial(gch.scale_by_adam())", Peer("torch_optimizer.AdamP(params, lr=lr)")),
@@ -374,10 +390,13 @@ REST = (
     *alone("gradients here are finite: the table of cases has others", "nan_to_num", "skip_nonfinite"),
     *alone("torch.optim.SparseAdam, whose gradients are sparse: the table of cases has them", "sparse_adam"),
     *alone("pytorch_optimizer's knows blocks by names of parameters: the tests have a model", "adam_mini"),
+    *alone("pytorch_optimizer's SCION takes groups with their norms: the tests have a model", "scion"),
+    *alone("gradfilter_ma of pytorch_optimizer, in a loop of the tests", "grokfast_ma"),
     *alone("it moves no weights: it records", "monitor", "snapshot"),
     *alone(
         "a twin from the paper, in the tests",
-        "adam_atan2", "clip_by_zscore", "hyperball", "qk_clip", "scale_by_adam_atan2", "scale_by_adam_mini",
+        "adam_atan2", "clip_by_zscore", "gpa_adamw", "hyperball", "msam", "primal_averaging", "qk_clip",
+        "scale_by_adam_atan2", "scale_by_adam_mini",
         "scale_by_adamuon", "scale_by_normuon", "skip_spikes", "switch",
     ),
 )  # fmt: skip

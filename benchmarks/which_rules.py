@@ -404,6 +404,15 @@ BY_TENSOR = (
     ),
 )
 
+OF_MOMENTA = (
+    rule(
+        "aggmo",
+        "gch.rules.aggmo(lr)",
+        Peer("pytorch_optimizer.AggMo(params, lr=lr)"),
+        Peer("torch_optimizer.AggMo(params, lr=lr)"),
+    ),
+)
+
 OF_MATRICES = (
     rule(
         "muon",
@@ -446,4 +455,4 @@ OF_MATRICES = (
     rule("soap", "gch.rules.soap(lr)", Peer("pytorch_optimizer.SOAP(params, lr=lr)", why=FLOAT32_BASES)),
 )
 
-RULES = (*OF_TORCH, *ELEMENTWISE, *BY_TENSOR, *OF_MATRICES)
+RULES = (*OF_TORCH, *ELEMENTWISE, *BY_TENSOR, *OF_MOMENTA, *OF_MATRICES)

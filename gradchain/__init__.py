@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from gradchain.core.roles import TakesTurns as TakesTurns
     from gradchain.core.roles import WindowState as WindowState
     from gradchain.core.roles import Wraps as Wraps
+    from gradchain.core.roles import WritesBuffers as WritesBuffers
     from gradchain.core.says import Says as Says
     from gradchain.core.scalars import Count as Count
     from gradchain.core.scalars import Scalars as Scalars
@@ -148,6 +149,7 @@ _HOMES = {
     "Weights": "core.weights",
     "WindowState": "core.roles",
     "Wraps": "core.roles",
+    "WritesBuffers": "core.roles",
     "accumulate": "combinators.accumulate",
     "adadelta": "optimizers.squares",
     "adafactor": "rules.adafactors",

@@ -157,6 +157,9 @@ ROWS: tuple[Bad, ...] = (
     number(gch.rules.correct_gradient, "b1", 1.0, UNIT),
     number(gch.rules.grokfast, "alpha", 1.0, UNIT),
     number(gch.rules.grokfast, "lamb", -1.0, "in [0, inf)"),
+    number(gch.rules.grokfast_ma, "window_size", 0, "an integer of at least 1"),
+    number(gch.rules.grokfast_ma, "window_size", 2.5, "an integer of at least 1"),
+    number(gch.rules.grokfast_ma, "lamb", -1.0, "in [0, inf)"),
     number(gch.rules.skip_spikes, "z", 0.0, "in (0, inf)"),
     number(gch.rules.skip_spikes, "decay", 1.0, UNIT),
     number(gch.rules.skip_spikes, "warmup", 0, "an integer in [1, inf)"),
@@ -247,6 +250,16 @@ ROWS: tuple[Bad, ...] = (
     number(gch.rules.cap_learning_rate, "learning_rate", -0.1, "in [0, inf)"),
     *orthogonal(gch.rules.scale_by_muon),
     *orthogonal(gch.rules.scale_by_normuon),
+    *(bad for bad in orthogonal(gch.rules.scale_by_lmo) if bad.argument not in ("momentum", "shape_factor", "conv")),
+    other(
+        gch.rules.scale_by_lmo,
+        "norm",
+        "nuclear",
+        ValueError,
+        "scale_by_lmo: norm must be 'spectral', 'sign', 'rows', got 'nuclear'.",
+    ),
+    number(gch.rules.scale_by_lmo, "radius", 0.0, "in (0, inf)"),
+    number(gch.rules.scale_by_lmo, "eps", 0.0, "in (0, inf)"),
     *orthogonal(gch.rules.scale_by_adamuon),
     number(gch.rules.scale_by_normuon, "b2", 1.0, UNIT),
     number(gch.rules.scale_by_normuon, "eps", -1.0, "in [0, inf)"),
@@ -439,6 +452,31 @@ ROWS: tuple[Bad, ...] = (
     number(gch.rules.lookahead, "sync_period", 0, "an integer in [1, inf)"),
     number(gch.rules.lookahead, "sync_period", 2.5, "an integer in [1, inf)"),
     number(gch.rules.lookahead, "slow_step_size", 1.5, "in [0, 1]"),
+    number(gch.rules.msam, "learning_rate", -0.1, "in [0, inf)"),
+    number(gch.rules.msam, "rho", -0.1, "in [0, inf)", 0.1),
+    number(gch.rules.primal_averaging, "learning_rate", -0.1, "in [0, inf)"),
+    number(gch.rules.primal_averaging, "mu_y", 1.1, "in [0, 1]", 0.1),
+    number(gch.rules.primal_averaging, "mu_x", -0.1, "in [0, 1]", 0.1),
+    *(
+        other(
+            gch.rules.scale_by_aggmo,
+            "betas",
+            value,
+            ValueError,
+            f"scale_by_aggmo: betas must be numbers or schedules in [0, 1), got {value!r}.",
+        )
+        for value in ((0.9, 1.0), ("0.9",))
+    ),
+    *(
+        other(
+            gch.rules.scale_by_aggmo,
+            "betas",
+            value,
+            TypeError,
+            f"scale_by_aggmo: betas must be a tuple of numbers in [0, 1), got {value!r}.",
+        )
+        for value in (0.9, ())
+    ),
     number(gch.rules.schedule_free, "learning_rate", -0.1, "in [0, inf)"),
     number(gch.rules.schedule_free, "b1", 1.1, "in [0, 1]", 0.1),
     number(gch.rules.schedule_free, "weight_lr_power", -1.0, "in [0, inf)", 0.1),
@@ -777,6 +815,9 @@ UNCHECKED: dict[str, str] = {
     "scale_by_muon.dtype": "torch refuses what is no dtype, when products are taken",
     "scale_by_muon.mu_dtype": "torch refuses what is no dtype, when the slot is made",
     "scale_by_muon.nesterov": "a flag: its truth is used",
+    "grokfast_ma.warmup": "a flag: its truth is used",
+    "primal_averaging.state_dtype": "torch refuses what is no dtype, when the slot is made",
+    "scale_by_lmo.dtype": "torch refuses what is no dtype, when products are taken",
     "scale_by_normuon.dtype": "torch refuses what is no dtype, when products are taken",
     "scale_by_normuon.mu_dtype": "torch refuses what is no dtype, when the slot is made",
     "scale_by_normuon.nesterov": "a flag: its truth is used",

@@ -90,6 +90,17 @@ def amplified(w: Tensor, g: Tensor, memory: dict[str, Any], lr: float, t: int) -
     return w - lr * (g + 1.5 * memory["mu"])
 
 
+def amplified_in_a_window(size: int, lamb: float, warmup: bool) -> Rule:
+    """Lee et al., 2024, Algorithm 1; the authors' code waits for a full window."""
+
+    def rule(w: Tensor, g: Tensor, memory: dict[str, Any], lr: float, t: int) -> Tensor:
+        last = memory["last"] = [*memory.get("last", []), g][-size:]
+        slow = sum(last) / len(last) if len(last) == size or not warmup else 0.0
+        return w - lr * (g + lamb * slow)
+
+    return rule
+
+
 def across(w: Tensor, g: Tensor, memory: dict[str, Any], lr: float, t: int) -> Tensor:
     """Prieto et al., 2025, Equation 9."""
     v = g - (g * w).sum() / (w * w).sum() * w
@@ -266,6 +277,12 @@ ROWS: tuple[Case, ...] = (
         "grokfast",
         gch.rules.grokfast(0.9, 1.5),
         (twin(amplified, name="gradfilter_ema as a twin"),),
+        degree=1,
+    ),
+    Case(
+        "grokfast_ma",
+        gch.rules.grokfast_ma(4, 1.5),
+        (twin(amplified_in_a_window(4, 1.5, True), name="gradfilter_ma as a twin"),),
         degree=1,
     ),
     Case(

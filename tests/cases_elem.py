@@ -71,6 +71,18 @@ def adan(b1: float, b2: float, b3: float, eps: float, decay: float = 0.0, proxim
     return rule
 
 
+def aggmo(betas: tuple[float, ...], decay: float = 0.0) -> Rule:
+    """Lucas et al., 2018, Equation 4."""
+
+    def rule(w: Tensor, g: Tensor, memory: Memory, lr: float, t: int) -> Tensor:
+        g = g + decay * w
+        before = memory.get("v", [torch.zeros_like(g)] * len(betas))
+        memory["v"] = [b * v + g for b, v in zip(betas, before, strict=True)]
+        return w - lr / len(betas) * sum(memory["v"])
+
+    return rule
+
+
 def adopt(b1: float, b2: float, eps: float, exponent: float, decay: float = 0.0, nesterov: bool = False) -> Rule:
     """Taniguchi et al., 2024, Algorithm 2; the first update fills v."""
 
@@ -576,6 +588,29 @@ ROWS: tuple[Case, ...] = (
         ),
         lr=falling,
         degree=1,
+    ),
+    Case(
+        "scale_by_aggmo",
+        gch.rules.scale_by_aggmo((0.0, 0.6, 0.9)),
+        (
+            twin(aggmo((0.0, 0.6, 0.9))),
+            of_torch("torch_optimizer.AggMo", _jettify("AggMo", betas=(0.0, 0.6, 0.9)), complex=False),
+        ),
+        lr=falling,
+        degree=1,
+    ),
+    Case(
+        "aggmo",
+        gch.rules.aggmo(0.5, weight_decay=0.1),
+        (
+            twin(aggmo((0.0, 0.9, 0.99), 0.1)),
+            of_torch(
+                "torch_optimizer.AggMo", _jettify("AggMo", betas=(0.0, 0.9, 0.99), weight_decay=0.1), complex=False
+            ),
+        ),
+        covers="aggmo",
+        lr=None,
+        uses_params=True,
     ),
     # optimism
     Case(

@@ -7,7 +7,8 @@ from typing import Any
 import rules
 import torch
 from case import Case
-from peers import Peer, Rule, of_optax, of_torch, twin
+from harness import Problem
+from peers import Peer, Rule, joint_twin, of_optax, of_torch, twin
 from rules import falling
 from torch import Tensor
 
@@ -78,6 +79,35 @@ def muon(momentum: float = 0.95, nesterov: bool = True, decay: float = 0.0, fact
         return w - lr * (size * polar(momentum_of(g, memory, momentum, nesterov), steps) + decay * w)
 
     return rule
+
+
+def furthest(norm: str, g: Tensor) -> Tensor:
+    """Pethick et al., 2025: where a ball of radius 1 goes furthest along g."""
+    if g.ndim < 2:
+        return g / (g.square().mean().sqrt() + 1e-8) if g.numel() else g
+    r, c = g.shape[-2:]
+    if norm == "spectral":
+        return (r / c) ** 0.5 * polar(g) if g.numel() else g
+    return g.sign() / max(c, 1) if norm == "sign" else g / (g.norm(dim=-1, keepdim=True) * c**0.5 + 1e-8)
+
+
+def lmo(norm: str, radius: float = 1.0) -> Rule:
+    return lambda w, g, memory, lr, t: w - lr * radius * furthest(norm, g)
+
+
+def scion(momentum: float, radius: float, head_radius: float, constrained: bool) -> Any:
+    """Pethick et al., 2025, Algorithms 1 and 2, with alpha = 1 - momentum."""
+
+    def step(problem: Problem, t: int, weights: dict[str, Tensor], memory: dict[str, Any]) -> dict[str, Tensor]:
+        out, rate = {}, problem.rate(t)
+        for n, g in problem.gradient(t, weights).items():
+            d = memory[n] = momentum * memory.get(n, torch.zeros_like(g)) + (1 - momentum) * g
+            end = n.startswith("head.") and g.ndim > 1
+            step = (head_radius if end else radius) * furthest("sign" if end else "spectral", d)
+            out[n] = (1 - rate if constrained else 1) * weights[n] - rate * step
+        return out
+
+    return step
 
 
 def adaptive_muon(rows: bool) -> Rule:
@@ -281,6 +311,18 @@ ROWS: tuple[Case, ...] = (
         lr=None,
         scope="tensor",
         uses_params=True,
+        alone=False,
+    ),
+    Case("scale_by_lmo", gch.rules.scale_by_lmo(radius=2.0, dtype=None), (twin(lmo("spectral", 2.0)),), scope="tensor"),
+    Case(
+        "scion",
+        gch.rules.scion(0.5, 0.8, 2.0, 3.0, constrained=True, dtype=None, ends=gch.named("head.*", missing_ok=True)),
+        (joint_twin(scion(0.8, 2.0, 3.0, True)),),
+        covers="scion",
+        lr=None,
+        scope="tensor",
+        uses_params=True,
+        counted=False,
         alone=False,
     ),
     Case("scale_by_came", gch.rules.scale_by_came(), (twin(came()),), scope="tensor"),

@@ -167,6 +167,45 @@ def lookahead(k: int, alpha: float) -> Callable[..., Tensor]:
     return rule
 
 
+def primal_averages(rate: Any, mu_y: float, mu_x: float, *, adam: bool = False, decay: float = 0.0) -> Any:
+    """Defazio et al., 2025, as their code has it: y and z alone, and x recovered from them."""
+
+    def rule(y: Tensor, g: Tensor, memory: dict[str, Any], lr: float, t: int) -> Tensor:
+        k, eta, z = memory["t"], rate(t) if callable(rate) else rate, memory.get("z", y)
+        if adam:
+            m = memory["m"] = 0.9 * memory.get("m", 0.0) + 0.1 * g
+            v = memory["v"] = 0.999 * memory.get("v", 0.0) + 0.001 * g * g
+            g = m / (1 - 0.9**k) / ((v / (1 - 0.999**k)).sqrt() + 1e-8)
+        d = g + decay * y
+        y = mu_x * y + (1 - mu_x) * z + eta * (mu_y * mu_x - 1) * d
+        z = memory["z"] = z - eta * d
+        memory["x"] = (y - (1 - mu_y) * z) / mu_y
+        return y
+
+    return rule
+
+
+def ahead_along_momentum(rate: Any, rho: float) -> Peer:
+    """Becker et al., 2024, Algorithm 1, of a rule whose momentum is the gradient; w is recovered, not kept."""
+
+    def run(problem: Problem) -> list[dict[str, Any]]:
+        there, v, norm, out = dict(problem.params), dict[str, Tensor](), 1.0, []
+        live = dict(there)
+        for t in range(len(problem.grads)):
+            g = problem.gradient(t, there)
+            w = {n: there[n] + rho * v[n] if n in v else there[n] for n in there}
+            norm = together(g) + 1e-12 if g else norm
+            for n in g:
+                v[n] = g[n] / norm
+                live[n] = w[n] - rate(t) * g[n]
+                there[n] = live[n] - rho * v[n]
+            moved: dict[str, Any] = {n: x - problem.params[n] for n, x in there.items()}
+            out.append(moved | {f"average of {n}": x for n, x in live.items()})
+        return out
+
+    return Peer("a float64 twin", run, complex=True)
+
+
 def adaptive_sharpness(rho: float, eta: float) -> Callable[..., dict[str, Tensor]]:
     """Kwon et al., 2021, Algorithm 1."""
 
@@ -304,6 +343,38 @@ ROWS: tuple[Case, ...] = (
         lr=falling,
         watch=average_of("lookahead"),
         uses_params=True,
+    ),
+    Case(
+        "primal_averaging",
+        gch.rules.primal_averaging(falling, 0.6, 0.8, state_dtype=torch.float64),
+        (averaging(primal_averages(falling, 0.6, 0.8), complex=True),),
+        lr=None,
+        watch=average_of("primal_averaging"),
+        uses_step=True,
+        uses_params=True,
+        counted=False,
+    ),
+    Case(
+        "gpa_adamw",
+        gch.rules.gpa_adamw(0.5, 0.7, 0.9, weight_decay=0.1),
+        (averaging(primal_averages(0.5, 0.7, 0.9, adam=True, decay=0.1)),),
+        covers="gpa_adamw",
+        lr=None,
+        watch=average_of("primal_averaging"),
+        uses_params=True,
+    ),
+    Case(
+        "msam",
+        gch.rules.msam(falling, 0.4),
+        (ahead_along_momentum(falling, 0.4),),
+        lr=None,
+        watch=average_of("msam"),
+        scope="joint",
+        bend=0.5,
+        uses_step=True,
+        uses_params=True,
+        counted=False,
+        low="the gradient of its problem depends on the weights, and is taken in their precision",
     ),
     Case(
         "asam",

@@ -181,6 +181,17 @@ class freeze_odd(gch.Freezes):
         return g.select([name for name in g if len(name) % 2 == 0]), state
 
 
+class fade(gch.WritesBuffers):
+    """One that writes a buffer of the model."""
+
+    descends = False
+
+    def update(self, g: gch.Tensors, state: gch.State, ctx: gch.Context) -> tuple[gch.Tensors, gch.State]:
+        ctx.write_buffers({"running_mean": 0.5 * ctx.buffers["running_mean"]})
+        assert_type(state, gch.State)
+        return g, state
+
+
 class HalfwayState(gch.AverageState):
     times: int = 0
 

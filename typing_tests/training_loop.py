@@ -56,6 +56,7 @@ def train(model: nn.Module, loader: Iterable[tuple[Tensor, Tensor]], path: Path)
             assert_type(name, str)
             assert_type(value, float)
         assert_type(info.reason, str)
+        updater.update_batch_norm(loader, lambda batch: model(batch[0]))
         assert_type(info.applied, bool)
 
     updater.flush()

@@ -205,6 +205,27 @@ class Context:
             else self._step.recorder.tensors_from(in_step, *args)
         )
 
+    def write_buffers(self, values: Mapping[str, Tensor]) -> None:
+        """Have buffers of the model be other tensors once this update is applied: name → what it is to be.
+
+        For a link that says so: it derives from `WritesBuffers` in place of `Transform`. They are written with the
+        weights, all or nothing: none is where the update is held, skipped or fails. Until then `buffers` are as before.
+        At ticks, which apply no update, they are written with the link's new state.
+
+        Raises:
+            ValueError, TypeError: for what is no buffer, or no tensor that it could be.
+        """
+        buffers = self.buffers
+        own = {name: _checked_buffer(self._path, name, value, buffers) for name, value in values.items()}
+        if self._notes.buffers is None:
+            self._notes.buffers = {}
+        self._notes.buffers.setdefault(self._path, {}).update(own)
+
+    @property
+    def buffers_to_be(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """What links have given `write_buffers` in this update: address → name → tensor."""
+        return self._notes.buffers or {}
+
     @property
     def autocast(self) -> torch.dtype | None:
         """The dtype the model computes in, where autocast is on."""
@@ -316,6 +337,21 @@ class Context:
     def use(self, name: str, value: float) -> None:
         """Note the value that a scheduled or overridden hyperparameter had in this update."""
         self._notes.used[f"{self._path}.{name}" if self._path else name] = value
+
+
+def _checked_buffer(owner: str, name: str, value: Any, buffers: Mapping[str, Tensor]) -> Tensor:
+    """A copy of what a buffer is to be, which neither the link nor a kernel changes until it is written."""
+    place = buffers.get(name)
+    if place is None:
+        raise ValueError(f"{owner}: write_buffers must be given buffers of the model, got {name!r}, which is none.")
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{owner}: {name!r} must be a tensor to be written, got {type(value).__name__}.")
+    if value.shape != place.shape or not torch.can_cast(value.dtype, place.dtype):
+        raise ValueError(
+            f"{owner}: {name!r} must have shape {tuple(place.shape)} in {place.dtype} to be written, got "
+            f"{tuple(value.shape)} in {value.dtype}."
+        )
+    return value.detach().to(place, copy=True)
 
 
 def _news(name: str, step: Step, seen: int) -> tuple[Sequence[float], int]:

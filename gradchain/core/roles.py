@@ -61,6 +61,10 @@ class AverageState(State):
     average: Tensors  # the average weights, of every parameter
     buffers: Tensors  # the model's buffers as the average has them; no entries for those that stay the model's
 
+    def buffers_after(self) -> Tensors:
+        """The buffers where the average has moved and nothing averages them: statistics made at it are of before."""
+        return self.buffers.select(()) if len(self.buffers) else self.buffers
+
 
 # links
 
@@ -146,6 +150,17 @@ class AtTicks(Transform, role_only=True):
     def ticked(self, state: Any, ctx: Context) -> State:
         """The state after one more tick; its tensors are of the same parameters. Changes none of its arguments."""
         raise NotImplementedError(f"{type(self).__name__}: a link that works at ticks needs ticked(state, ctx).")
+
+
+class WritesBuffers(Transform, role_only=True):
+    """A link that may write buffers of the model: it gives `ctx.write_buffers` what they are to be, by name.
+
+    They are written when the update is, all or nothing, and of no other link.
+
+    >>> import gradchain as gch
+    >>> issubclass(gch.WritesBuffers, gch.Transform)
+    True
+    """
 
 
 class Wraps(Transform, role_only=True):

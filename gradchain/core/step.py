@@ -84,9 +84,10 @@ class Notes:
         detail: why it did, in words.
         loss: the loss of the whole window, from where that closed on; else that of the step.
         scaled: whether the chain scaled it.
+        buffers: address → what the link there would have the model's buffers be, by name; None where none would.
     """
 
-    __slots__ = ("detail", "held", "loss", "params", "records", "scaled", "used")
+    __slots__ = ("buffers", "detail", "held", "loss", "params", "records", "scaled", "used")
 
     def __init__(self, step: Step) -> None:
         self.records: dict[str, Any] = {}
@@ -95,3 +96,4 @@ class Notes:
         self.detail = ""
         self.loss, self.scaled = step.loss, step.scaled
         self.params: Tensors | None = None  # once a link asked for them
+        self.buffers: dict[str, dict[str, Tensor]] | None = None

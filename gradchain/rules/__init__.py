@@ -62,9 +62,14 @@ if TYPE_CHECKING:
     from gradchain.rules.logit_clip import qk_clip as qk_clip
     from gradchain.rules.looks import monitor as monitor
     from gradchain.rules.looks import snapshot as snapshot
+    from gradchain.rules.many_momenta import aggmo as aggmo
+    from gradchain.rules.many_momenta import scale_by_aggmo as scale_by_aggmo
     from gradchain.rules.mars import correct_gradient as correct_gradient
+    from gradchain.rules.momentum_sharpness import msam as msam
     from gradchain.rules.moving_average import ema as ema
     from gradchain.rules.noisy import noisy_sgd as noisy_sgd
+    from gradchain.rules.norm_balls import scale_by_lmo as scale_by_lmo
+    from gradchain.rules.norm_balls import scion as scion
     from gradchain.rules.normalised_first import laprop as laprop
     from gradchain.rules.normalised_first import scale_by_laprop as scale_by_laprop
     from gradchain.rules.optimistic import optimistic_adam as optimistic_adam
@@ -75,6 +80,8 @@ if TYPE_CHECKING:
     from gradchain.rules.orthogonalize import orthogonalize_gradient as orthogonalize_gradient
     from gradchain.rules.past_square import adopt as adopt
     from gradchain.rules.past_square import scale_by_adopt as scale_by_adopt
+    from gradchain.rules.primal_averages import gpa_adamw as gpa_adamw
+    from gradchain.rules.primal_averages import primal_averaging as primal_averaging
     from gradchain.rules.projections import projection_box as projection_box
     from gradchain.rules.projections import projection_halfspace as projection_halfspace
     from gradchain.rules.projections import projection_hypercube as projection_hypercube
@@ -98,6 +105,7 @@ if TYPE_CHECKING:
     from gradchain.rules.signs import signum as signum
     from gradchain.rules.signs import tiger as tiger
     from gradchain.rules.slow_gradients import grokfast as grokfast
+    from gradchain.rules.slow_gradients import grokfast_ma as grokfast_ma
     from gradchain.rules.slow_weights import lookahead as lookahead
     from gradchain.rules.spikes import skip_large_updates as skip_large_updates
     from gradchain.rules.spikes import skip_spikes as skip_spikes
@@ -131,6 +139,7 @@ _HOMES = {
     "adaptive_grad_clip": "rules.unit_clip",
     "ademamix": "rules.two_means",
     "adopt": "rules.past_square",
+    "aggmo": "rules.many_momenta",
     "asam": "rules.adaptive_sharpness",
     "came": "rules.confident_steps",
     "cautious": "rules.agreement",
@@ -144,7 +153,9 @@ _HOMES = {
     "ema": "rules.moving_average",
     "from_torch": "adapters",
     "fromage": "rules.relative_steps",
+    "gpa_adamw": "rules.primal_averages",
     "grokfast": "rules.slow_gradients",
+    "grokfast_ma": "rules.slow_gradients",
     "hyperball": "rules.fixed_norm",
     "lamb": "rules.trust_ratio",
     "laprop": "rules.normalised_first",
@@ -152,6 +163,7 @@ _HOMES = {
     "lookahead": "rules.slow_weights",
     "madgrad": "rules.dual_averaging",
     "monitor": "rules.looks",
+    "msam": "rules.momentum_sharpness",
     "muon": "rules.orthogonal_steps",
     "noisy_sgd": "rules.noisy",
     "normalize": "rules.unit_norm",
@@ -161,6 +173,7 @@ _HOMES = {
     "optimistic_adam": "rules.optimistic",
     "optimistic_gradient_descent": "rules.optimistic",
     "orthogonalize_gradient": "rules.orthogonalize",
+    "primal_averaging": "rules.primal_averages",
     "projection_box": "rules.projections",
     "projection_halfspace": "rules.projections",
     "projection_hypercube": "rules.projections",
@@ -181,10 +194,12 @@ _HOMES = {
     "scale_by_adan": "rules.gradient_difference",
     "scale_by_ademamix": "rules.two_means",
     "scale_by_adopt": "rules.past_square",
+    "scale_by_aggmo": "rules.many_momenta",
     "scale_by_belief": "rules.belief",
     "scale_by_came": "rules.confident_steps",
     "scale_by_cocob": "rules.coin_betting",
     "scale_by_laprop": "rules.normalised_first",
+    "scale_by_lmo": "rules.norm_balls",
     "scale_by_madgrad": "rules.dual_averaging",
     "scale_by_muon": "rules.orthogonal_steps",
     "scale_by_normuon": "rules.adaptive_muon",
@@ -203,6 +218,7 @@ _HOMES = {
     "schedule_free_adamw": "rules.between_points",
     "schedule_free_radam": "rules.between_points",
     "schedule_free_sgd": "rules.between_points",
+    "scion": "rules.norm_balls",
     "sgdp": "rules.radial",
     "shrink_by_learning_rate": "rules.relative_steps",
     "sign_sgd": "rules.signs",

@@ -228,6 +228,25 @@ def views_of(link: Any, index: Index) -> list[tuple[View, Index]]:
     return views(type(link).__name__, index, link.conv, tuple(link.split))
 
 
+def by_rank(link: Any, index: Index) -> list[tuple[tuple[View, int], Index]]:
+    """The same, apart by their number of dimensions too."""
+    return index.parts((by_rank, link.conv, link.split), partial(_ranked, views_of(link, index)))
+
+
+def _ranked(found: list[tuple[View, Index]]) -> list[tuple[tuple[View, int], Index]]:
+    groups = [((view, rank), members) for view, members in found for rank in {f.parameter.ndim for f in members.facts}]
+    return [
+        ((view, rank), members.subset([f.name for f in members.facts if f.parameter.ndim == rank]))
+        for (view, rank), members in groups
+    ]
+
+
+def momentum_of(link: Any, g: Tensors, mu: Tensors) -> tuple[Tensors, Tensors]:
+    """The new mean gradient, and where a link of this family looks: one step ahead of it, with nesterov."""
+    mu = mu.lerp(g, 1 - link.momentum)
+    return mu, g.lerp(mu, link.momentum) if link.nesterov else mu
+
+
 def told_of(link: Any, index: Index) -> Mapping[str, Any]:
     """For `settings()`: the factor of each parameter."""
     return {} if link.shape_factor is None else {"shape_factor": factors(link.shape_factor, views_of(link, index))}

@@ -19,7 +19,9 @@ from gradchain.core.transform import Transform
 from gradchain.rules._newton_schulz import (
     FACTORS,
     View,
+    by_rank,
     check_products,
+    momentum_of,
     products_of,
     told_of,
     views_of,
@@ -45,15 +47,6 @@ def _same_norm(u: Tensors, like: Tensors, view: View, rank: int, eps: float) -> 
     """`u` with each matrix of the Frobenius norm that it has in `like`."""
     dims = view.of_matrix(rank)
     return u * (like.norms(dims) / (u.norms(dims) + eps))
-
-
-def _by_rank(found: list[tuple[View, Index]]) -> list[tuple[View, int, list[str]]]:
-    """The parameters by their matrices and their number of dimensions."""
-    groups: dict[tuple[View, int], list[str]] = {}
-    for view, members in found:
-        for fact in members.facts:
-            groups.setdefault((view, fact.parameter.ndim), []).append(fact.name)
-    return [(view, rank, names) for (view, rank), names in groups.items()]
 
 
 class scale_by_normuon(Transform):
@@ -114,20 +107,18 @@ class scale_by_normuon(Transform):
     def init(self, params: Tensors) -> AdaptiveMuonState:
         mine = params.select(all_matrices(params.index))
         nu = mine.select(())
-        for view, rank, names in _by_rank(views_of(self, params.index)):
-            nu = nu.overlay(mine.select(names).mean(view.of_row(rank)).slow_slot())
+        for (view, rank), members in by_rank(self, params.index):
+            nu = nu.overlay(mine.select(members).mean(view.of_row(rank)).slow_slot())
         return AdaptiveMuonState(mine.slot(self.mu_dtype), nu)
 
     def update(self, g: Tensors, state: AdaptiveMuonState, ctx: Context) -> tuple[Tensors, AdaptiveMuonState]:
         mine = g.select(all_matrices(g.index))
-        mu = state.mu.lerp(mine, 1 - self.momentum)
-        ahead = mine.lerp(mu, self.momentum) if self.nesterov else mu
-        found = views_of(self, mine.index)
-        orthogonal = products_of(self).of(ahead, found)
+        mu, ahead = momentum_of(self, mine, state.mu)
+        orthogonal = products_of(self).of(ahead, views_of(self, mine.index))
         u, nu = g, state.nu
-        for view, rank, names in _by_rank(found):
-            o = orthogonal.select(names)
-            v = state.nu.select(names).lerp((o * o).mean(view.of_row(rank)), 1 - self.b2)
+        for (view, rank), members in by_rank(self, mine.index):
+            o = orthogonal.select(members)
+            v = state.nu.select(members).lerp((o * o).mean(view.of_row(rank)), 1 - self.b2)
             u = u.overlay(_same_norm(o / (v.sqrt() + self.eps), o, view, rank, self.eps))
             nu = nu.overlay(v)
         return u, AdaptiveMuonState(mu, nu)
@@ -198,15 +189,14 @@ class scale_by_adamuon(Transform):
 
     def update(self, g: Tensors, state: AdaptiveMuonState, ctx: Context) -> tuple[Tensors, AdaptiveMuonState]:
         mine = g.select(all_matrices(g.index))
-        mu = state.mu.lerp(mine, 1 - self.momentum)
-        ahead = mine.lerp(mu, self.momentum) if self.nesterov else mu
+        mu, ahead = momentum_of(self, mine, state.mu)
         found = views_of(self, mine.index)
         o = dataclasses.replace(products_of(self), factor=None).of(ahead.sign() if self.sign else ahead, found)
         nu = state.nu.lerp(o * o, 1 - self.b2)
         p, u = o / (nu.sqrt() + self.eps), g
-        for view, rank, names in _by_rank(found):
-            part = p.select(names)
-            size = Scalars({n: _size(view, self.shape_factor, g.index, n) for n in names})
+        for (view, rank), members in by_rank(self, mine.index):
+            part = p.select(members)
+            size = Scalars({n: _size(view, self.shape_factor, g.index, n) for n in members.names})
             u = u.overlay(part * (size / (part.norms(view.of_matrix(rank)) + self.eps)))
         return u, AdaptiveMuonState(mu, nu)
 

@@ -49,9 +49,8 @@ class schedule_free(Transform):
     there is no eval() to forget, and a checkpoint has both. The learning rate does not fall; a warm-up belongs in here,
     as `warmup_steps` or as a schedule, for an average weighs by it. A decay in front of it is at y. It owns the
     weights: what else writes into them after a parameter's first update, a `project` behind it too, changes y alone,
-    until the next update. Statistics of batch norms are those at y: `torch.optim.swa_utils.update_bn` under
-    `averaged()` makes those at x. `t` counts the updates of each parameter, so one that sat out has an average of its
-    own.
+    until the next update. Statistics of batch norms are those at y: `updater.update_batch_norm(loader)` makes those at
+    x. `t` counts the updates of each parameter, so one that sat out has an average of its own.
 
     Args:
         learning_rate: at least 0; a number or a schedule.
@@ -116,7 +115,8 @@ class schedule_free(Transform):
         kept, z = (anchored(state.count, field, ctx.params) for field in (state.average, state.z))
         z = z - rate * (u + self.z_decay * z)
         x = kept.select(u.index).lerp(z, share)
-        return Weights(z.lerp(x, self.b1)), ScheduleFreeState(kept.overlay(x), state.buffers, count, z, total, highest)
+        kept, others = kept.overlay(x), state.buffers_after()
+        return Weights(z.lerp(x, self.b1)), ScheduleFreeState(kept, others, count, z, total, highest)
 
     def _rate(self, count: Count) -> Any:
         """The learning rate of each parameter's update."""

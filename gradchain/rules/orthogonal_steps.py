@@ -17,7 +17,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
 from gradchain.optimizers import adamw
-from gradchain.rules._newton_schulz import check_products, products_of, told_of, views_of
+from gradchain.rules._newton_schulz import check_products, momentum_of, products_of, told_of, views_of
 from gradchain.rules._units import WHOLE_WEIGHTS
 from gradchain.rules._units import matrices as all_matrices
 from gradchain.selectors import SelectorLike, embedding, everything, min_ndim, named
@@ -107,8 +107,7 @@ class scale_by_muon(Transform):
 
     def update(self, g: Tensors, state: MuonState, ctx: Context) -> tuple[Tensors, MuonState]:
         mine = g.select(all_matrices(g.index))
-        mu = state.mu.lerp(mine, 1 - self.momentum)
-        ahead = mine.lerp(mu, self.momentum) if self.nesterov else mu
+        mu, ahead = momentum_of(self, mine, state.mu)
         return g.overlay(products_of(self).of(ahead, views_of(self, mine.index))), MuonState(mu)
 
 

@@ -71,4 +71,4 @@ class lookahead(Transform):
         kept = anchored(state.count, state.average, ctx.params)
         slow = kept.select(present)
         slow = where(due, slow.lerp(fast, self.slow_step_size), slow)
-        return Weights(where(due, slow, fast)), LookaheadState(kept.overlay(slow), state.buffers, count)
+        return Weights(where(due, slow, fast)), LookaheadState(kept.overlay(slow), state.buffers_after(), count)

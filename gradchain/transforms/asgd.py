@@ -126,4 +126,4 @@ class average_each(Transform):
         count = state.count.tick(present)
         kept = anchored(state.count, state.average, ctx.params)
         mean = kept.select(present).lerp(ctx.new_params(g).select(present), 1 / maximum(1, count - self.start))
-        return g, AverageEachState(kept.overlay(mean), state.buffers, count)
+        return g, AverageEachState(kept.overlay(mean), state.buffers_after(), count)

@@ -54,7 +54,8 @@ class average_params(AtTicks):
             start=0 the average begins at the weights it was bound with.
         every: average every so many updates from `start` on, an integer of at least 1.
         buffers: "keep" leaves the model's buffers (batch-norm statistics) as they are; "copy" keeps those of the last
-            averaging; "average" averages the floating-point ones as the weights, and copies the others.
+            averaging; "average" averages the floating-point ones as the weights, and copies the others. Batch-norm
+            statistics of the average itself take a pass over data: `updater.update_batch_norm(loader)`.
         on: the name of a clock, other than "step" and "micro": the average is taken when `updater.tick(on)` is called,
             of the weights as they are then, and updates leave it alone. `start`, `every`, schedules and "mean" count
             ticks in place of updates, and it may stand anywhere in the chain. None averages at updates.
@@ -161,7 +162,9 @@ class average_params(AtTicks):
         return AverageParamsState(average, self._averaged_buffers(state, ctx, weight), state.num_averaged + 1)
 
     def _averaged_buffers(self, state: AverageState, ctx: Context, weight: Hyper | float) -> Tensors:
-        return state.buffers if self.buffers == "keep" else ctx.of_buffers(self._averaged, state.buffers, weight)
+        if self.buffers == "keep":
+            return state.buffers_after()
+        return ctx.of_buffers(self._averaged, state.buffers, weight)
 
     def _averaged(self, buffers: Mapping[str, Tensor], before: Tensors, weight: float) -> Tensors:
         """The buffers as the average is to have them."""

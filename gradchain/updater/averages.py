@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -132,9 +132,14 @@ def _problem(name: str, value: Tensor, place: Tensor | None) -> str | None:
     return None if fits_repeats(value, place) else f"{name!r} has several elements in one place of memory"
 
 
-def _writing(places: dict[str, Tensor], values: dict[str, Tensor]) -> Callable[[], None]:
+def copies(places: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> Copies:
+    """What writes values over the places of their names."""
     pairs = [(place, values[name]) for name, place in places.items() if name in values and values[name] is not place]
-    write = Copies([without_repeats(p, p) for p, _ in pairs], [without_repeats(v, p) for p, v in pairs])
+    return Copies([without_repeats(p, p) for p, _ in pairs], [without_repeats(v, p) for p, v in pairs])
+
+
+def _writing(places: dict[str, Tensor], values: dict[str, Tensor]) -> Callable[[], None]:
+    write = copies(places, values)
 
     def put() -> None:
         write()

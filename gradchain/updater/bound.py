@@ -30,7 +30,7 @@ from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
 from gradchain.engine.outcome import Outcome
 from gradchain.engine.recording.leaves import same_memory
-from gradchain.updater import sparse, verify
+from gradchain.updater import buffers, sparse, verify
 from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
@@ -363,12 +363,17 @@ class Bound:
         """
         casting = _torch.casting()
         if not casting:
-            return self._computed(received, state, step, engine, lent)
-        if step.evaluate is not None:
-            step = step._replace(evaluate=_torch.recast(casting, True)(step.evaluate))
-        with _torch.recast(casting, False):
             outcome = self._computed(received, state, step, engine, lent)
-        outcome.commit.after(_torch.forget_casts)
+        else:
+            if step.evaluate is not None:
+                step = step._replace(evaluate=_torch.recast(casting, True)(step.evaluate))
+            with _torch.recast(casting, False):
+                outcome = self._computed(received, state, step, engine, lent)
+            outcome.commit.after(_torch.forget_casts)
+        if outcome.notes.buffers is not None:
+            write = buffers.written(self.chain, self.target, outcome.notes.buffers)
+            if outcome.applied:
+                outcome.commit.add(write)
         return outcome
 
     def _computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from gradchain.core import _torch
+from gradchain.core.context import Context
 from gradchain.core.scalars import as_number
 from gradchain.core.state import State, as_stored
 from gradchain.core.tensors import Tensors
 from gradchain.engine.commit import Commit, Copies
+from gradchain.updater import buffers
 from gradchain.updater.bound import Bound
 from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference
@@ -66,12 +69,16 @@ def _work(bound: Bound, clock: str, addresses: list[str], times: int) -> None:
     """So many ticks one after the other, of which nothing is written before the last is computed."""
     before = {address: state for address, state in states(bound.chain, bound.state) if address in addresses}
     new, clocks = dict(before), dict(bound.clocks)
+    of_links: dict[str, Mapping[str, Tensor]] = {}
     casting = _torch.casting()
     with _torch.no_grad(), _torch.recast(casting, False):
         facts = bound.facts()
         for _ in range(times):
+            seen = partial(buffers.seen, bound.target, dict(of_links))
             for address in addresses:
-                new[address] = _ticked(bound, address, new[address], facts._replace(clocks=clocks))
+                ctx = bound.hypers.sight(address, facts._replace(clocks=clocks, buffers=seen))
+                new[address] = _ticked(bound, address, new[address], ctx)
+                of_links.update(ctx.buffers_to_be)
             clocks = {**clocks, clock: clocks[clock] + 1}
     places: list[Tensor] = []
     values: list[Tensor] = []
@@ -83,12 +90,13 @@ def _work(bound: Bound, clock: str, addresses: list[str], times: int) -> None:
 
     commit = Commit()
     commit.add(Copies(places, values))
+    if of_links:
+        commit.add(buffers.written(bound.chain, bound.target, of_links))
     bound.journal.write(Pending(commit, follow))
 
 
-def _ticked(bound: Bound, address: str, state: State, facts: Any) -> State:
+def _ticked(bound: Bound, address: str, state: State, ctx: Context) -> State:
     """The state of one link after one tick."""
-    ctx = bound.hypers.sight(address, facts)
     link = bound.hypers.at_ticks()[address].at(ctx)
     return as_stored(state, link.ticked(state, ctx), address)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -16,7 +16,7 @@ from gradchain._lazy import at_home
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.engine.commit import Commit
-from gradchain.updater import averages, files, foreign, ticks
+from gradchain.updater import averages, batch_norm, files, foreign, ticks
 from gradchain.updater.bound import Bound
 from gradchain.updater.capture import CapturedUpdate, capturing
 from gradchain.updater.carry import CarryReport, rebound, reset
@@ -309,6 +309,29 @@ class Updater(Readings, foreign.Stranger):
         with outside_inference():
             state = averages.average_state(self._bound.chain, self._bound.state, name)[1]
             averages.copy_to(module, averages.stored_averages(self._bound.target, state))
+
+    def update_batch_norm(
+        self, loader: Iterable[Any], forward: Callable[[Any], object] | None = None, name: str | None = None
+    ) -> None:
+        """Make the batch-norm statistics of the average, by a pass over data; the model is as before after it.
+
+        They are means over all batches of the model in training mode at its average weights, as those of
+        `torch.optim.swa_utils.update_bn`, and kept with the average: `averaged()`, `averages()`, `copy_average_to`,
+        checkpoints and `gch.read_weights(path, averaged=True)` have them, until the average moves. Where that averages
+        buffers, it goes on from them. Norms that the model keeps in evaluation mode are left alone.
+
+        Args:
+            loader: batches: tensors, or tuples of which the first is what the model takes.
+            forward: what is called with each batch as it comes, in place of the model.
+            name: which link's average, where the chain keeps several.
+
+        Raises:
+            ValueError: there is no batch; or several modules are bound, and no `forward`.
+            KeyError, RuntimeError: as `averaged` has them.
+        """
+        self._check("update_batch_norm")
+        with outside_inference():
+            batch_norm.update(self._bound, self.averaged(name), loader, forward, name)
 
     def _check(self, owner: str, loads: bool = False) -> None:
         """Before anything is changed or written. RuntimeError where `owner` must not be called."""

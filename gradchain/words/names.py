@@ -47,7 +47,7 @@ TORCH: dict[str, str] = {
     # torch.optim.swa_utils
     "AveragedModel": "gch.average_params, and updater.averaged()",
     "SWALR": "gch.schedules.Schedule.then, as in schedule.then(gch.constant(0.05))",
-    "update_bn": "torch.optim.swa_utils.update_bn under updater.averaged()",
+    "update_bn": "updater.update_batch_norm(loader), and updater.averaged()",
     # torch.nn.utils, torch.amp
     "clip_grad_norm_": "gch.clip_by_norm",
     "clip_grad_norm": "gch.clip_by_norm",

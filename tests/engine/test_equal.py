@@ -257,6 +257,15 @@ GRADIENTS = {
     ),
     "hyperball": lambda: gch.chain(gch.scale_by_adam(), gch.rules.hyperball(RATE)),
     "qk_clip": lambda: gch.chain(gch.adam(0.02), gch.rules.qk_clip("logit", HEAD)),
+    "primal averages": lambda: gch.rules.gpa_adamw(RATE, mu_x=0.8, weight_decay=0.1),
+    "msam": lambda: gch.chain(gch.trace(0.5), gch.rules.msam(RATE)),
+    "aggmo": lambda: gch.rules.aggmo(0.05, weight_decay=0.1),
+    "grokfast_ma": lambda: gch.chain(gch.rules.grokfast_ma(3), gch.sgd(0.02)),
+    "lmo": lambda: gch.chain(gch.rules.scale_by_lmo(dtype=None), gch.scale(-0.02)),
+    "lmo, ends": lambda: gch.chain(
+        gch.masked(gch.rules.scale_by_lmo("sign"), HEAD), gch.masked(gch.rules.scale_by_lmo("rows"), BODY),
+        gch.scale(-0.02),
+    ),
     "lookahead": lambda: gch.chain(gch.adam(0.02), gch.rules.lookahead(3)),
     "project": lambda: gch.chain(gch.adam(0.05), gch.project(clamped, HEAD), gch.average_params(0.5)),
     "plateau": lambda: gch.chain(gch.reduce_on_plateau("val_loss", base=0.5), gch.sgd(0.05)),
@@ -323,7 +332,7 @@ LOSSES = {
 DRAWN = {"noise"}  # random numbers, which kernels over lists do not draw: those chains run by the reference
 # chains with numbers per row, column or tensor in Tensors
 AXES = {"adam_mini", "adamp", "novograd", "rows", "sgdp", "sm3", "factored", "factored, last", "adafactor", "came"}
-AXES |= {"orthogonal, adaptive"}
+AXES |= {"orthogonal, adaptive", "lmo, ends"}
 GATED = {"finite", "amp", "accumulate, amp", "amp, accumulate"}
 ALIASES = {
     "sgd",
@@ -353,6 +362,7 @@ UNFIT = {
     ("project", "mixed"),
     ("muon", "mixed"),
     ("orthogonal", "mixed"),
+    ("lmo", "mixed"),
     ("soap", "mixed"),
     ("soap", "complex"),
     ("orthogonal, adaptive", "mixed"),

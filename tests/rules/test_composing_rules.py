@@ -66,6 +66,18 @@ def test_grokfast_is_gradfilter_ema():
     assert beside(tx, lambda p: torch.optim.SGD(p, lr=0.1), before=before) < 1e-12
 
 
+@pytest.mark.parametrize("warmup", [True, False])
+def test_grokfast_ma_is_gradfilter_ma(warmup):
+    kept = None
+
+    def before(model: nn.Module, t: int) -> None:
+        nonlocal kept
+        kept = grok.gradfilter_ma(model, kept, window_size=4, lamb=1.5, warmup=warmup)
+
+    tx = gch.chain(gch.rules.grokfast_ma(4, 1.5, warmup), gch.sgd(0.1))
+    assert beside(tx, lambda p: torch.optim.SGD(p, lr=0.1), before=before) < 1e-12
+
+
 def test_orthogonalize_gradient_is_orthograd():
     tx = gch.chain(gch.rules.orthogonalize_gradient(), gch.sgd(0.1))
     assert beside(tx, lambda p: po.OrthoGrad(torch.optim.SGD(p, lr=0.1))) < 1e-12

@@ -170,6 +170,10 @@ SAME = {
         gch.chain(R.scale_by_qhm(0.9, 0.6), gch.scale_by_learning_rate(0.05)),
         {"momentum": 0.9, "nu": 0.6},
     ),
+    "AggMo": (
+        R.aggmo(0.05, (0.0, 0.5, 0.9, 0.99), weight_decay=0.1),
+        {"betas": (0.0, 0.5, 0.9, 0.99), "weight_decay": 0.1},
+    ),
     "MADGRAD": (R.madgrad(0.05, weight_decay=0.1), {"weight_decay": 0.1}),
 }
 

@@ -50,6 +50,14 @@ def parted(net):
     ]
 
 
+def _scion(net, kind, **given):
+    """pytorch_optimizer's, of a norm for the second layer and its own choice for the others."""
+    norm = importlib.import_module("pytorch_optimizer.optimizer.scion").LMONorm[kind]
+    others = [p for p in net.parameters() if p is not net[1].weight]
+    groups = [{"params": others, "scale": 2.0}, {"params": [net[1].weight], "norm_type": norm, "scale": 3.0}]
+    return po.SCION(groups, lr=RATE, momentum=0.1, **given).step
+
+
 AUX = gch.adamw(3e-4, b2=0.95, eps=1e-10, weight_decay=0.0)
 ADAMUON = gch.rules.scale_by_adamuon(
     0.9, sign=False, nesterov=False, shape_factor="match_rms_adamw", dtype=None, eps=1e-10
@@ -76,6 +84,26 @@ OF_PYTORCH_OPTIMIZER = {
         lambda net: po.AdaMuon(parted(net), lr=RATE, adamw_lr=3e-4).step,
         1e-6,  # its epsilon stands beside the corrected root
     ),
+    **{
+        f"SCION{', constrained' if constrained else ''}": (
+            gch.rules.scion(RATE, 0.9, 2.0, 3.0, constrained=constrained, dtype=None, ends=gch.named("1.*")),
+            partial(_scion, kind="SIGN", constraint=constrained),
+            1e-12,
+        )
+        for constrained in (False, True)
+    },
+    "SCION, rows": (
+        gch.chain(
+            gch.rules.ema(0.9, False),
+            gch.partition(
+                (gch.named("1.weight"), gch.rules.scale_by_lmo("rows", 3.0)),
+                (gch.rest, gch.rules.scale_by_lmo(radius=2.0, dtype=None)),
+            ),
+            gch.scale_by_learning_rate(RATE),
+        ),
+        partial(_scion, kind="ROW"),
+        1e-12,
+    ),
     "SOAP": (  # it decomposes in float32
         gch.rules.soap(RATE, weight_decay=0.0, every=5),
         lambda net: po.SOAP(net.parameters(), lr=RATE, weight_decay=0.0, precondition_frequency=5).step,
@@ -92,8 +120,8 @@ OF_PYTORCH_OPTIMIZER = {
 @pytest.fixture
 def in_float64(monkeypatch):
     """The products of pytorch_optimizer in float64, which it would take in bfloat16."""
-    for name in ("base", "muon", "normuon", "adamuon"):
-        module = importlib.import_module(f"pytorch_optimizer.optimizer.muon.{name}")
+    for name in ("muon.base", "muon.muon", "muon.normuon", "muon.adamuon", "scion"):
+        module = importlib.import_module(f"pytorch_optimizer.optimizer.{name}")
         if hasattr(module, PRODUCTS):
             monkeypatch.setattr(module, PRODUCTS, partial(getattr(module, PRODUCTS), dtype=torch.float64))
 
@@ -189,6 +217,65 @@ def test_muon_of_a_model_knows_its_parts_and_tells_its_factors():
         gch.rules.muon(0.1).bind(model())
     bound = gch.rules.muon(0.1, head=gch.named("1.*")).bind(model()).settings()
     assert {n for n, row in bound.items() if row} == {"0.weight", "2.weight"}
+
+
+def test_scion_knows_the_parts_of_a_model_by_their_size_of_step():
+    """Signs of embeddings and head, √(r / c) of the matrix, the root mean square of vectors; of any gradient's size."""
+    net = Words().double()
+    updater = gch.rules.scion(
+        0.1, radius=2.0, head_radius=4.0, dtype=None, ns_steps=30, ns_coefficients=(1.5, -0.5, 0.0)
+    )
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    torch.manual_seed(0)
+    updater = updater.bind(net)
+    updater.step({n: 1e-3 * torch.randn_like(p) for n, p in net.named_parameters()})
+    moved = {n: (before[n] - p.detach()) / 0.1 for n, p in net.named_parameters()}
+    near = {"rtol": 1e-4, "atol": 1e-4}
+    for name, c in (("words.weight", 8), ("lm_head.weight", 32)):
+        torch.testing.assert_close(moved[name].abs(), torch.full_like(moved[name], 4.0 / c), **near)
+    values = torch.linalg.svdvals(moved["body.weight"])
+    torch.testing.assert_close(values, torch.full_like(values, 2.0 * (32 / 8) ** 0.5), **near)
+    for name in ("body.bias", "lm_head.bias", "norm.weight"):
+        assert moved[name].square().mean().sqrt().item() == pytest.approx(2.0, rel=1e-3)  # of its epsilon
+    with pytest.raises(ValueError, match="head"):
+        gch.rules.scion(0.1).bind(model())
+    gch.rules.scion(0.1, head=None).bind(model())
+
+
+def test_scion_constrained_keeps_weights_in_their_balls():
+    """From inside: signs within radius / c, singular values within about radius √(r / c)."""
+    net = Words().double()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.zero_()
+    updater = gch.rules.scion(0.3, 0.5, 2.0, 4.0, constrained=True, dtype=None).bind(net)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        updater.step({n: torch.randn(p.shape, generator=generator).double() for n, p in net.named_parameters()})
+        assert net.words.weight.abs().max() <= 4.0 / 8 + 1e-12
+        assert net.lm_head.weight.abs().max() <= 4.0 / 32 + 1e-12
+        assert torch.linalg.matrix_norm(net.body.weight, 2) <= 1.2 * 2.0 * 2.0
+    assert net.words.weight.abs().max() > 0.2
+
+
+def test_balls_of_kernels_experts_and_parts():
+    torch.manual_seed(0)
+    near = {"rtol": 1e-12, "atol": 1e-12}
+    lmo = lambda x, *given, **named: updates_of(gch.rules.scale_by_lmo(*given, dtype=None, **named), {"x": x})["x"]  # noqa: E731
+    image, experts, fused = torch.randn(4, 3, 2, 2).double(), torch.randn(5, 4, 3).double(), torch.randn(12, 4).double()
+    polar = single(image.flatten(1), shape_factor=None)
+    torch.testing.assert_close(lmo(image).flatten(1), (4 / 3) ** 0.5 / 4 * polar, **near)
+    torch.testing.assert_close(lmo(image, "sign"), image.sign() / 12, **near)
+    torch.testing.assert_close(
+        lmo(image, "rows").flatten(1).norm(dim=1), torch.full((4,), 12**-0.5).double(), rtol=1e-7, atol=0
+    )
+    torch.testing.assert_close(lmo(experts)[3], lmo(experts[3]), **near)
+    torch.testing.assert_close(lmo(experts, "rows")[3], lmo(experts[3], "rows"), **near)
+    torch.testing.assert_close(lmo(experts, "sign"), experts.sign() / 3, **near)
+    torch.testing.assert_close(lmo(fused, split=[(gch.named("x"), 3)])[4:8], lmo(fused[4:8]), **near)
+    for norm in ("spectral", "sign", "rows"):
+        torch.testing.assert_close(lmo(fused[0], norm, 3.0).square().mean().sqrt().item(), 3.0, rtol=1e-7, atol=0)
+        assert lmo(torch.zeros(3, 2).double(), norm).tolist() == [[0.0, 0.0]] * 3
 
 
 def test_zeros_and_constant_rows_stay_finite():

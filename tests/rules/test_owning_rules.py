@@ -263,6 +263,51 @@ def test_a_scheduler_of_torch_reaches_the_rate():
     assert apart(weights(model), weights(twin), weights(network())) <= 1e-13
 
 
+# primal averages and momentum that looks ahead
+
+
+def test_one_step_by_hand_of_those_that_train_elsewhere():
+    """Where gradients are taken, and what is evaluated."""
+    w = nn.Parameter(torch.tensor([1.0, 2.0], dtype=DOUBLE))
+    updater = gch.chain(gch.trace(0.5), gch.rules.msam(0.1, rho=0.5)).bind({"w": w})
+    updater.step({"w": torch.tensor([3.0, 4.0], dtype=DOUBLE)})
+    assert w.tolist() == pytest.approx([0.7 - 0.3, 1.6 - 0.4], abs=1e-12)
+    updater.step({"w": torch.tensor([-1.5, 4.0], dtype=DOUBLE)})  # v = (0, 6): from the point that is evaluated
+    assert w.tolist() == pytest.approx([0.7, 1.0 - 0.5], abs=1e-12)
+    with updater.averaged():
+        assert w.tolist() == pytest.approx([0.7, 1.0], abs=1e-12)
+    w = nn.Parameter(torch.tensor([1.0], dtype=DOUBLE))
+    updater = gch.rules.primal_averaging(0.1, mu_y=0.5, mu_x=0.8).bind({"w": w})
+    updater.step({"w": torch.tensor([1.0], dtype=DOUBLE)})
+    assert w.tolist() == pytest.approx([0.5 * 0.98 + 0.5 * 0.9])
+    assert updater.averages()["w"].tolist() == pytest.approx([0.98])
+
+
+def test_msam_looks_somewhere_where_the_rate_is_nothing():
+    """The direction is the rule's, not its step's; and one without a gradient stays where it looks."""
+    ours = {"a": nn.Parameter(torch.zeros(2, dtype=DOUBLE)), "b": nn.Parameter(torch.zeros(1, dtype=DOUBLE))}
+    updater = gch.rules.msam(0.0, rho=1.0).bind(ours)
+    updater.step({"a": torch.tensor([3.0, 0.0], dtype=DOUBLE), "b": torch.tensor([4.0], dtype=DOUBLE)})
+    assert ours["a"].tolist() == pytest.approx([-0.6, 0.0]) and ours["b"].tolist() == pytest.approx([-0.8])
+    updater.step({"a": torch.tensor([0.0, 2.0], dtype=DOUBLE)})
+    assert ours["a"].tolist() == pytest.approx([0.0, -1.0]) and ours["b"].tolist() == pytest.approx([-0.8])
+    assert updater.averages()["b"].tolist() == [0.0]
+
+
+def test_primal_averaging_at_x_is_heavy_ball_momentum():
+    """With mu_y = 1, as the paper has it: its mu_x is the momentum, and the rate is that of SGD over 1 - mu_x."""
+    w, v = (nn.Parameter(torch.tensor([1.0, -2.0], dtype=DOUBLE)) for _ in range(2))
+    updater, theirs = (
+        gch.rules.primal_averaging(1.0, 1.0, 0.9).bind({"w": w}),
+        torch.optim.SGD([v], lr=0.1, momentum=0.9),
+    )
+    for t in range(10):
+        updater.step({"w": w.detach().sin() + t})
+        v.grad = v.detach().sin() + t
+        theirs.step()
+    torch.testing.assert_close(w, v, rtol=1e-12, atol=1e-12)
+
+
 # lookahead
 
 

@@ -52,6 +52,29 @@ def _ticking() -> gch.Transform:
     return gch.chain(gch.accumulate(3), gch.adam(0.1), gch.average_params(0.9, on="ema", buffers="copy"))
 
 
+class _follows(gch.AtTicks, gch.WritesBuffers):
+    """Doubles a mean when it ticks, and at updates."""
+
+    descends = False
+    clock = "double"
+
+    def update(self, g: Any, state: Any, ctx: gch.Context) -> tuple[Any, Any]:
+        return g, self.ticked(state, ctx)
+
+    def ticked(self, state: Any, ctx: gch.Context) -> Any:
+        ctx.write_buffers({"0.running_mean": 2 * ctx.buffers["0.running_mean"]})
+        return state
+
+
+def _normed() -> Pair:
+    """One with a norm, whose statistics a link writes; and an average that moves."""
+    model = nn.Sequential(nn.BatchNorm1d(3), net(0, torch.float32))
+    updater = gch.chain(_follows(), gch.sgd(0.1), gch.average_params(0.9)).bind(model)
+    for rows in data(2, dtype=torch.float32):
+        updater.update(loss_of(model, rows))
+    return model, updater
+
+
 def _saved(folder: Path) -> Path:
     path = folder / "saved.pt"
     trained(5, _windowed(), 5)[1].save(path)
@@ -77,7 +100,12 @@ def calls(folder: Path) -> dict[str, Call]:
         ),
         "reset": Call(lambda: trained(0, _windowed(), 4), lambda m, u: u.reset()),
         "zero_grad": Call(lambda: trained(0, _windowed(), 3), lambda m, u: u.zero_grad()),
+        "update_batch_norm": Call(
+            _normed,
+            lambda m, u: u.update_batch_norm(data(2, dtype=torch.float32)),
+        ),
         "tick": Call(lambda: trained(0, _ticking(), 4), lambda m, u: u.tick("ema", 2)),
+        "a tick that writes buffers": Call(_normed, lambda m, u: u.tick("double", 2)),
     }
 
 

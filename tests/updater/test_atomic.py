@@ -86,7 +86,19 @@ def test_a_second_interrupt_in_a_row(name, executors):
 
 
 @pytest.mark.parametrize(
-    "name", ["load", "load_state_dict", "averaged", "flush", "copy_average_to", "reset", "zero_grad", "tick"]
+    "name",
+    [
+        "load",
+        "load_state_dict",
+        "averaged",
+        "flush",
+        "copy_average_to",
+        "reset",
+        "zero_grad",
+        "tick",
+        "update_batch_norm",
+        "a tick that writes buffers",
+    ],
 )
 def test_an_interrupt_in_another_call(name, tmp_path):
     """Loading, flushing and resetting are all or nothing; weights are the model's own after `averaged`."""
