@@ -91,7 +91,7 @@ def share(make: Make, rate: float, epochs: int = EPOCHS) -> float:
 def evaluated_elsewhere(updater: Any) -> bool:
     """Whether the rule trains at other weights than it is evaluated at."""
     links = walk(updater.chain, None)
-    return any(type(link).__name__ in ("schedule_free", "lookahead") for _, link, _ in links)
+    return any(type(link).__name__ in ("schedule_free", "lookahead", "primal_averaging") for _, link, _ in links)
 
 
 def step(updater: Any, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:

@@ -41,7 +41,7 @@ def orthogonal(name: str) -> Make:
 def on_spheres(curve: Any, rate: float) -> Any:
     """The hidden weights, those of the second convolution, keep their norm; the others are Adam's."""
     turned = gch.chain(gch.scale_by_adam(), gch.rules.hyperball(curve))
-    return gch.partition((gch.named("2.weight"), turned), (gch.rest, gch.adam(curve)))
+    return gch.chain(gch.partition((gch.named("2.weight"), turned), (gch.rest, gch.adam(curve))))
 
 
 RATES: dict[str, tuple[Make, float]] = {
@@ -83,6 +83,7 @@ RATES: dict[str, tuple[Make, float]] = {
     "noisy_sgd": (alias("noisy_sgd", eta=1e-4), 1.0),
     "optimistic_gradient_descent": (alias("optimistic_gradient_descent"), 1.0),
     "optimistic_adam": (alias("optimistic_adam"), 0.003),
+    "aggmo": (alias("aggmo"), 0.3),
     "scale_by_qhm": (link("scale_by_qhm"), 3.0),
     # by tensor and by row
     "lamb": (alias("lamb"), 0.03),
@@ -100,6 +101,7 @@ RATES: dict[str, tuple[Make, float]] = {
     "muon": (orthogonal("muon"), 0.02),
     "normuon": (orthogonal("normuon"), 0.02),
     "adamuon": (orthogonal("adamuon"), 0.01),
+    "scion": (alias("scion", head=gch.named("6.*")), 0.001),
     "came": (alias("came"), 0.01),
     "soap": (alias("soap"), 0.01),
     # that compose
@@ -108,6 +110,7 @@ RATES: dict[str, tuple[Make, float]] = {
     ),
     "correct_gradient, adam": (behind("correct_gradient"), 0.01),
     "grokfast, adam": (behind("grokfast"), 0.003),
+    "grokfast_ma, adam": (behind("grokfast_ma", 10, 1.0), 0.003),
     "orthogonalize_gradient, adam": (behind("orthogonalize_gradient"), 0.01),
     "sam, adam": (behind("sam", 0.02), 0.01),
     "asam, adam": (behind("asam", 0.2), 0.01),
@@ -115,6 +118,7 @@ RATES: dict[str, tuple[Make, float]] = {
     "schedule_free_sgd": (constant("schedule_free_sgd", warmup_steps=44), 3.0),
     "schedule_free_adamw": (constant("schedule_free_adamw", warmup_steps=44), 0.01),
     "schedule_free_radam": (constant("schedule_free_radam"), 0.01),
+    "gpa_adamw": (alias("gpa_adamw", mu_x=0.9), 0.01),
     "lookahead, adam": (lambda curve, rate: gch.chain(gch.adam(curve), gch.rules.lookahead()), 0.01),
     "hyperball, adam": (on_spheres, 0.03),
 }  # fmt: skip
