@@ -20,6 +20,7 @@ import torch
 from later import later
 from mmengine_stand_in import stand_in
 from mmengine_training import Small, Training, batches, model
+from test_mmengine_schedules import scoped
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -245,7 +246,7 @@ def updaters(recipe: Mapping[str, Any], build: Any, strict: bool) -> list[gch.Up
             read = mmengine.from_config(
                 stand_in(recipe["optim_wrapper"], build),
                 recipe["optim_wrapper"],
-                recipe["param_scheduler"],
+                scoped(recipe["param_scheduler"], recipe["scope"]),
                 max_epochs=recipe.get("epochs"),
                 max_iters=recipe.get("iters"),
                 epoch_length=97,

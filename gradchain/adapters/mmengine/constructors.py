@@ -26,6 +26,7 @@ def force_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
 def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bool) -> list[Group]:
     groups: list[Group] = []
     taken: set[int] = set()
+    undone: dict[str, str] = {}
     for visit in visits(model):
         if paramwise.cfg.get("bypass_duplicate", False) and id(visit.parameter) in taken:
             continue
@@ -39,8 +40,14 @@ def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bo
                 items = {**_by_key(paramwise, *found), **found[1]}
             if found is None or forced:
                 items |= _by_kind(paramwise, visit)
+            elif not {"decay_mult", "weight_decay"} & found[1].keys() and found[1]:
+                rule = _by_kind(paramwise, visit).get("weight_decay", items.get("weight_decay"))
+                if rule != items.get("weight_decay"):
+                    undone.setdefault(found[0], visit.full)
         taken.add(id(visit.parameter))
         groups.append(([visit.parameter], items))
+    for key, name in undone.items():
+        paramwise.say_undone(key, f"{name!r} has its whole weight decay back")
     return groups
 
 
@@ -117,9 +124,10 @@ def by_depth(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         paramwise.refuse("optimizer must have weight_decay.")
     rate = paramwise.number("layer_decay_rate", 1.0)
     groups: list[Group] = []
-    for visit in visits(model):
-        if not visit.parameter.requires_grad:
-            continue
+    trained = [visit for visit in visits(model) if visit.parameter.requires_grad]
+    if trained:
+        paramwise.check_layers({v.full: ask(v.full)[0] for v in trained}, ask(trained[0].full)[1] - 1)
+    for visit in trained:
         found = paramwise.winner(visit.full)
         items: dict[str, Any] = {"weight_decay": paramwise.base("weight_decay")}
         if found is not None:

@@ -77,11 +77,13 @@ def _merged(
     paramwise: Paramwise,
     model: nn.Module,
     depth: Depth,
+    last: int,
     scale: Callable[[int], float],
     decay: Callable[[str, Tensor], Any],
 ) -> list[Group]:
-    """A group for each depth with decay, and one for each without."""
+    """A group for each depth with decay, and one for each without. `last`: the depth of the head."""
     groups: dict[tuple[int, bool], Group] = {}
+    paramwise.check_layers({name: depth(name) for name, p in model.named_parameters() if p.requires_grad}, last)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             layer, value = depth(name), decay(name, parameter)
@@ -124,14 +126,14 @@ def mmseg(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         rule = "it must be layer_wise for a ConvNeXt, BEiT or MAE, or stage_wise for a ConvNeXt"
         paramwise.refuse(f"{rule}, got {kind!r} for a {cls}.", NotImplementedError)
     free = _flat_free(paramwise, lambda name: name in ("pos_embed", "cls_token"))
-    return _merged(paramwise, model, depth, lambda layer: rate ** (total - layer - 1), free)
+    return _merged(paramwise, model, depth, total - 1, lambda layer: rate ** (total - layer - 1), free)
 
 
 def mmpose(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LayerDecayOptimWrapperConstructor of MMPose, for a ViT."""
     total, rate = paramwise.number("num_layers") + 2, paramwise.number("layer_decay_rate")
     free = _flat_free(paramwise, lambda name: "pos_embed" in name)
-    return _merged(paramwise, model, _vit("layers", total - 1), lambda layer: rate ** (total - layer - 1), free)
+    return _merged(paramwise, model, _vit("layers", total - 1), total - 1, lambda layer: rate ** (total - layer - 1), free)
 
 
 def mmaction(paramwise: Paramwise, model: nn.Module) -> list[Group]:
@@ -144,7 +146,8 @@ def mmaction(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in model.modules()):
         paramwise.refuse("the model must have no batch norms.", AssertionError)
     free = _flat_free(paramwise, lambda name: False)
-    return _merged(paramwise, model, _vit("blocks", layers + 1), lambda layer: rate ** (layers - layer + 1), free)
+    depth = _vit("blocks", layers + 1)
+    return _merged(paramwise, model, depth, layers + 1, lambda layer: rate ** (layers - layer + 1), free)
 
 
 def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
@@ -155,11 +158,12 @@ def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         paramwise.refuse(f"optimizer must have a model_type, 'vit', 'swin' or 'mixmim', got {kind!r}.", AssertionError)
     if kind == "vit":
         total = len(_backbone(paramwise, model, "layers")) + 2
-        depth = _vit("layers", total - 1)
+        depth, head = _vit("layers", total - 1), total - 1
     else:
         depths = list(_backbone(paramwise, model, "depths"))
         total = sum(depths) + (2 if kind == "swin" else 1)
         depth = (_swin if kind == "swin" else _mixmim)(depths, total - 1)
+        head = total - 1 if kind == "swin" else total - 2
 
     def decay(name: str, parameter: Tensor) -> Any:
         found = [(key, entry) for key, entry in paramwise.custom if key in name][-1:]
@@ -167,7 +171,7 @@ def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         factors = [paramwise.factor(f"custom_keys[{k!r}]['decay_mult']", e.get("decay_mult", 1.0)) for k, e in found]
         return base * factors[0] if factors else base
 
-    return _merged(paramwise, model, depth, lambda layer: rate ** (total - layer - 1), decay)
+    return _merged(paramwise, model, depth, head, lambda layer: rate ** (total - layer - 1), decay)
 
 
 def tsm(paramwise: Paramwise, model: nn.Module) -> list[Group]:

@@ -202,7 +202,8 @@ def _field(field: str, config: object, clock: Clock, strict: bool) -> Callable[[
     last = clock.epochs if by_epoch and clock.epochs else clock.iters
     if late := [s for s in _listed_steps(config) if is_number(s) and s >= last]:
         entry.remark(f"steps {late!r} are never reached: the run has {last} {'epochs' if by_epoch else 'iterations'}.")
-    return partial(_value, entry, field, partial(build, entry, field, last), by_epoch, clock)
+    factor = _warm_up(entry, clock, 0.1 if field == "lr" else 0.9)
+    return partial(_value, field, partial(build, entry, field, last), factor, clock.epoch_length if by_epoch else 1)
 
 
 def _listed_steps(config: Mapping[str, Any]) -> list[Any]:
@@ -211,12 +212,11 @@ def _listed_steps(config: Mapping[str, Any]) -> list[Any]:
 
 
 def _value(
-    entry: Entry, field: str, build: Callable[[float], Schedule], by_epoch: bool, clock: Clock, base: float
+    field: str, build: Callable[[float], Schedule], factor: Schedule | None, every: int, base: float
 ) -> Schedule:
     main = build(base)
-    if by_epoch and not isinstance(main, constant):
-        main = per_epoch(main, clock.epoch_length)
-    factor = _warm_up(entry, clock, 0.1 if field == "lr" else 0.9)
+    if every > 1 and not isinstance(main, constant):
+        main = per_epoch(main, every)
     if factor is None:
         return main
     # A momentum is warmed from above.
@@ -236,6 +236,8 @@ def _warm_up(entry: Entry, clock: Clock, default: float) -> Schedule | None:
         if clock.epochs is None:
             entry.refuse("warmup_by_epoch must be False in a loop of iterations, got True.")
         steps *= clock.epoch_length
+    if steps > clock.iters:
+        entry.remark(f"the warm-up of {steps!r} iterations is longer than the run, which has {clock.iters}.")
     if kind == "constant":
         return constant(ratio).take(steps).then(constant(1.0))
     return linear(ratio, 1.0, steps) if kind == "linear" else exponential(ratio, 1.0 / ratio, steps, end=1.0)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gradchain.adapters.mmengine.entries import Entry, listed
+from gradchain.adapters.mmengine.params import MULTI, OLD
 from gradchain.adapters.mmengine.wrappers import OWNER, type_name
 
 __all__ = ["SCHEDULES", "as_wrapper", "is_old"]
@@ -37,7 +38,7 @@ def as_wrapper(config: Mapping[str, Any], strict: bool) -> dict[str, Any]:
     around = _around(config.get("optimizer_config"), config.get("fp16"), strict)
     if "type" not in optimizer:
         each = {name: {**_split(one, entry), **around} for name, one in optimizer.items()}
-        return {"constructor": "MultiOptimWrapperConstructor", **each}
+        return {"constructor": MULTI, **each}
     return {**_split(optimizer, entry), **around}
 
 
@@ -45,11 +46,9 @@ def _split(optimizer: Any, entry: Entry) -> dict[str, Any]:
     """paramwise_cfg and constructor stand in the optimizer's dict there, and beside it here."""
     if not isinstance(optimizer, Mapping):
         entry.refuse(f"optimizer must be a dict with a type, or a dict of those, got {optimizer!r}.", TypeError)
-    beside = {"paramwise_cfg": "paramwise_cfg", "constructor": "constructor"}
-    out = {new: optimizer[old] for old, new in beside.items() if optimizer.get(old) is not None}
-    if out.get("constructor") == "DefaultOptimizerConstructor":
-        del out["constructor"]
-    return {"optimizer": {k: v for k, v in optimizer.items() if k not in beside}, **out}
+    beside = ("paramwise_cfg", "constructor")
+    out = {key: optimizer[key] for key in beside if optimizer.get(key) is not None}
+    return {"constructor": OLD, "optimizer": {k: v for k, v in optimizer.items() if k not in beside}, **out}
 
 
 def _around(config: Any, fp16: Any, strict: bool) -> dict[str, Any]:
@@ -68,8 +67,11 @@ def _around(config: Any, fp16: Any, strict: bool) -> dict[str, Any]:
         entry = Entry(entry.name, given, strict, OWNER)
     entry.only((*ASIDE, "grad_clip", *HOOKS[kind]))
     out: dict[str, Any] = {}
-    if given.get("grad_clip"):
-        out["clip_grad"] = dict(given["grad_clip"])
+    clip = given.get("grad_clip")
+    if clip is not None and not isinstance(clip, Mapping):
+        entry.refuse(f"grad_clip must be a dict such as dict(max_norm=35), or None, got {clip!r}.", TypeError)
+    if clip:
+        out["clip_grad"] = dict(clip)
     if "cumulative_iters" in HOOKS[kind]:
         out["accumulative_counts"] = given.get("cumulative_iters", 1)
     if "loss_scale" in HOOKS[kind]:

@@ -15,12 +15,12 @@ from gradchain.adapters.mmengine.written import values
 from gradchain.selectors import ParameterFacts
 from gradchain.updater.target import Target
 
-__all__ = ["param_settings", "values"]
+__all__ = ["MULTI", "OLD", "param_settings", "values"]
 
-DEFAULT = "DefaultOptimWrapperConstructor"
+DEFAULT, OLD = "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"
 BY_DEPTH = "LearningRateDecayOptimWrapperConstructor"
 BY_LAYER = "LearningRateDecayOptimizerConstructor"
-SEVERAL = "MultiOptimWrapperConstructor"
+MULTI = "MultiOptimWrapperConstructor"
 
 Settings = dict[str, "dict[str, Any] | None"]
 
@@ -49,7 +49,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "ForceDefaultOptimWrapperConstructor": Constructor(
         constructors.force_default, (*_DEFAULT, "force_default_settings"), items=True
     ),
-    "DefaultOptimizerConstructor": Constructor(
+    OLD: Constructor(
         constructors.old_default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")
     ),
     BY_DEPTH: Constructor(constructors.by_depth, _DECAYS, ("decay_mult",), items=True),
@@ -110,9 +110,9 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
     inner = wrapped if isinstance(wrapped, nn.Module) else model
     if not isinstance(optim_wrapper, Mapping):
         raise TypeError(f"mmengine.param_settings: optim_wrapper must be a dict, got {optim_wrapper!r}.")
-    if not str(optim_wrapper.get("constructor")).endswith(SEVERAL):
+    if not str(optim_wrapper.get("constructor")).endswith(MULTI):
         return _of_one(inner, optim_wrapper, strict, facts)
-    paramwise = Paramwise(SEVERAL, {}, {}, strict)
+    paramwise = Paramwise(MULTI, {}, {}, strict)
     if "modules" in optim_wrapper:
         return _of_modules(inner, optim_wrapper, optim_wrapper["modules"], strict, facts)
     settings = {}
@@ -162,7 +162,7 @@ def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Par
     paramwise = Paramwise(name[2], optimizer if isinstance(optimizer, Mapping) else {}, given or {}, strict)
     how = CONSTRUCTORS.get(_with_scope(name[0], name[2], model, paramwise.optimizer))
     if how is None:
-        paramwise.refuse(f"constructor must be one of {', '.join(sorted(CONSTRUCTORS))}, {SEVERAL}, got {name[2]!r}.")
+        paramwise.refuse(f"constructor must be one of {', '.join(sorted(CONSTRUCTORS))}, {MULTI}, got {name[2]!r}.")
     if not isinstance(optimizer, Mapping):
         paramwise.refuse(f"optim_wrapper must have optimizer, a dict, got {optimizer!r}.", TypeError)
     if given is not None and not isinstance(given, Mapping):

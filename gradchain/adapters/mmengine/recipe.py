@@ -13,9 +13,9 @@ from torch import nn
 
 from gradchain.adapters.mmengine import old_format
 from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, listed
-from gradchain.adapters.mmengine.hooks import average, plateaus, read_hooks, read_plateau
+from gradchain.adapters.mmengine.hooks import Averaging, plateaus, read_hooks, read_plateau
 from gradchain.adapters.mmengine.optimizers import Optimizer
-from gradchain.adapters.mmengine.params import param_settings, values
+from gradchain.adapters.mmengine.params import MULTI, param_settings, values
 from gradchain.adapters.mmengine.schedules import Fields, clock_of, schedules
 from gradchain.adapters.mmengine.symbolic import Symbolic
 from gradchain.adapters.mmengine.wrappers import OWNER, Around, check_keys, read_wrapper, type_name, window
@@ -34,7 +34,6 @@ __all__ = ["Unbound", "from_config", "unbound"]
 
 # what constructors leave in a group for the log
 LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
-MULTI = "MultiOptimWrapperConstructor"
 ELSEWHERE = {
     "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
     "SinGANOptimWrapperConstructor": "it makes one optimizer for each stage, and the model changes between them",
@@ -68,7 +67,7 @@ class Recipe:
     clock: Clock
     schedules: Callable[[Any], Fields]
     ratio: float
-    averaging: Entry | None
+    averaging: Averaging | None
     strict: bool
 
 
@@ -174,7 +173,7 @@ def unbound(
     >>> from gradchain.adapters import mmengine
     >>> wrapper = dict(
     ...     optimizer=dict(type="SGD", lr=0.1, weight_decay=1e-4),
-    ...     paramwise_cfg=dict(bias_decay_mult=0.0, custom_keys={"head": dict(lr_mult=10)}),
+    ...     paramwise_cfg=dict(bias_decay_mult=0.0, custom_keys={"head": dict(lr_mult=10, decay_mult=1)}),
     ... )
     >>> [part] = mmengine.unbound(wrapper, max_iters=100, epoch_length=10)
     >>> part.chain
@@ -208,7 +207,8 @@ def _read(
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
         read = partial(read, **{key: given.get(key) for key in old_format.SCHEDULES})
         given = old_format.as_wrapper(optim_wrapper, strict)
-    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), read_hooks(custom_hooks, strict), strict)
+    averaging = read_hooks(custom_hooks, strict, old_format.is_old(optim_wrapper))
+    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), averaging, strict)
     parts = _parts(model, given, param_scheduler, strict)
     return [Unbound(part.key, part.target, *_chain(part, recipe)) for part in parts]
 
@@ -347,7 +347,7 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
         around.clip,
         *rule,
         *reducing,
-        None if recipe.averaging is None else average(recipe.averaging, recipe.clock, around.counts),
+        None if recipe.averaging is None else recipe.averaging(recipe.clock, around.counts),
     ]
     return chain(*(link for link in links if link is not None)), around.autocast
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine import constructors
 from gradchain.adapters.mmengine.params import read
+from gradchain.adapters.mmengine.paramwise import Paramwise
 from gradchain.selectors import Selector, bias, choose, depthwise, first, multiply, named, ndim, owner, owner_named
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ NORM = owner(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceN
 
 _OFFSET = named("*conv_offset*", missing_ok=True) & owner(nn.Conv2d) & owner_named("*DeformConv2d*")
 _MULTIPLIERS = {"lr": "lr_mult", "weight_decay": "decay_mult"}
+_WRITTEN = (constructors.default, constructors.force_default, constructors.old_default)
 
 Pairs = list[tuple[Selector, float]]
 
@@ -38,7 +40,9 @@ class Symbolic:
         self.paramwise.report()
         self._forced = False
         self._there = how is not None
-        if how is not None and how.build not in (constructors.default, constructors.force_default):
+        self._old = how is not None and how.build is constructors.old_default
+        self._items = how is not None and how.items
+        if how is not None and how.build not in _WRITTEN:
             self.paramwise.refuse(
                 "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where "
                 "the model is at hand.",
@@ -46,10 +50,14 @@ class Symbolic:
             )
         if how is not None and how.build is constructors.force_default:
             self._forced = bool(self.paramwise.cfg.get("force_default_settings", False))
+        if self._there and not self._forced and self._kinds("weight_decay"):
+            for key, entry in self.paramwise.custom:
+                if entry and not {"decay_mult", "weight_decay"} & entry.keys():
+                    self.paramwise.say_undone(key, "norms and biases in it have their whole weight decay back")
 
     def fields(self) -> list[str]:
         """What entries of custom_keys set that is no multiplier."""
-        if not self._there:
+        if not self._items:
             return []
         names = [name for _, entry in self.paramwise.custom for name in entry]
         return list(dict.fromkeys(name for name in names if name not in _MULTIPLIERS.values()))
@@ -80,7 +88,7 @@ class Symbolic:
 
     def _of_entry(self, entry: Mapping[str, Any], field: str, base: float) -> float:
         """What a custom key makes of a field."""
-        if field in entry:
+        if field in entry and self._items:
             return self.paramwise.factor(field, entry[field])  # type: ignore[no-any-return]
         name = _MULTIPLIERS.get(field)
         if name is None or (field == "weight_decay" and not self.paramwise.decays):
@@ -111,8 +119,20 @@ class Symbolic:
                 "dwconv_decay_mult": depthwise & owner(nn.Conv2d),
                 "flat_decay_mult": ndim(1) & ~_OFFSET if apart else ndim(1),
             }
+            if self._old:
+                given = _one_after_another(given, paramwise)
         found = [(selector, paramwise.rule(name)) for name, selector in given.items()]
         return [(selector, factor) for selector, factor in found if factor is not None]
+
+
+def _one_after_another(given: dict[str, Selector], paramwise: Paramwise) -> dict[str, Selector]:
+    """mmcv's order, where a norm or a depthwise convolution is kept from the rules after its own, set or not."""
+    norm, depthwise_, bias_ = (given[f"{kind}_decay_mult"] for kind in ("norm", "dwconv", "bias"))
+    if paramwise.rule("norm_decay_mult") is None:
+        depthwise_, bias_ = depthwise_ & ~NORM, bias_ & ~NORM
+    if paramwise.rule("dwconv_decay_mult") is None:
+        bias_ &= ~given["dwconv_decay_mult"]
+    return {"norm_decay_mult": norm, "dwconv_decay_mult": depthwise_, "bias_decay_mult": bias_}
 
 
 def _contains(key: str, missing_ok: bool) -> Selector:

@@ -114,7 +114,8 @@ def _amp(entry: Entry, on: bool) -> tuple[amp_scale | None, torch.dtype | None]:
     if autocast is None:
         entry.remark(f"dtype={given!r} switches autocast off: neither autocast nor a loss scale is used.")
         return None, None
-    return _scale(entry, entry.items.get("loss_scale", "dynamic")), autocast
+    scale = _scale(entry, entry.items.get("loss_scale", "dynamic"))
+    return (None if autocast is torch.bfloat16 else scale), autocast
 
 
 def _scale(entry: Entry, given: Any) -> amp_scale | None:
