@@ -11,13 +11,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradchain.adapters.mmengine import read_config, unbound
+from gradchain.adapters.mmengine import unbound
+from gradchain.adapters.mmengine.files import read_names
 from gradchain.adapters.mmengine.symbolic import NORM
 from gradchain.cli.code import program
 
 __all__ = ["Conversion", "convert"]
 
-NEW = ("optim_wrapper", "param_scheduler", "auto_scale_lr", "custom_hooks")
+NEW = ("optim_wrapper", "param_scheduler", "auto_scale_lr", "custom_hooks", "default_hooks")
 OLD = ("optimizer", "optimizer_config", "fp16", "lr_config", "momentum_config", "custom_hooks")
 LENGTHS = {
     "train_cfg": ("max_epochs", "max_iters"),
@@ -26,6 +27,7 @@ LENGTHS = {
     "total_iters": (),
 }
 READ = (*NEW, *OLD, *LENGTHS)
+HOOK, SCOPE = "default_hooks", "default_scope"
 WIDTH = 44
 
 Path = tuple[Any, ...]
@@ -72,17 +74,33 @@ def convert(
     Raises: what `read_config` and `from_config` raise; ValueError where the recipe is not in the file, or a number that
         it needs was not given. NotImplementedError: rules per parameter that depend on the model.
     """
-    config = read_config(path, only=READ)
-    builder = _Builder(config, epoch_length, batch_size, strict)
+    config, unread, builder = read_parts(path, epoch_length, batch_size, strict)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         parts = builder.parts(config)
     remarks = list(dict.fromkeys(str(warning.message) for warning in caught))
+    if HOOK in unread:
+        remarks.append(f"{HOOK} is not read: what its param_scheduler does to the update is yours to add.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = [_row(path, config, builder, parts) for path in _leaves({k: config[k] for k in READ if k in config})]
-    unread = [name for name in config if name not in READ]
+    unread = [*(name for name in config if name not in READ), *unread]
     return Conversion(_code(parts, os.path.basename(path)), table, unread, remarks)
+
+
+def read_parts(
+    path: str | os.PathLike[str], epoch_length: int | None, batch_size: int | None, strict: bool
+) -> tuple[dict[str, Any], list[str], _Builder]:
+    """The names of a file that have a part in the chain, what of it is not read, and what makes the chain."""
+    config, unread = read_names(path, only=[name for name in READ if name != HOOK])
+    hook = config.pop(HOOK, None)
+    scheduling = hook.get("param_scheduler") if isinstance(hook, Mapping) else None
+    if isinstance(scheduling, Mapping) and not str(scheduling.get("type")).endswith(".ParamSchedulerHook"):
+        if scheduling.get("type", "ParamSchedulerHook") != "ParamSchedulerHook":
+            config[HOOK] = {"param_scheduler": scheduling}
+    if HOOK not in config and hook is not None:
+        unread = [HOOK, *unread]
+    return config, unread, _Builder(config, epoch_length, batch_size, strict)
 
 
 class _Builder:
@@ -94,7 +112,7 @@ class _Builder:
         self.keys = NEW if "optim_wrapper" in config else OLD
         if "optim_wrapper" not in config and "optimizer" not in config:
             raise ValueError("convert: the config must have optim_wrapper, or optimizer of the old format.")
-        self.length = _length(config)
+        self.length, self.scope = _length(config), config.get(SCOPE)
         self.batch_size, self.strict = batch_size, strict
         if epoch_length is None and (self.length[0] == "max_epochs" or _counts_epochs(config.get("param_scheduler"))):
             raise ValueError(
@@ -105,7 +123,9 @@ class _Builder:
     def parts(self, config: Mapping[str, Any]) -> list[Any]:
         """The optimizers of a config: each with its chain."""
         parts: dict[str, Any] = {key: copy.deepcopy(config[key]) for key in self.keys if key in config}
-        hooks = parts.pop("custom_hooks", None)
+        if self.keys is OLD:
+            parts.setdefault("optimizer_config", None)
+        hooks, scheduling = parts.pop("custom_hooks", None), parts.pop(HOOK, None)
         scaling: Any = parts.pop("auto_scale_lr", None)
         if isinstance(scaling, dict) and scaling.get("enable"):
             if self.batch_size is None:
@@ -116,11 +136,12 @@ class _Builder:
         schedulers = parts.pop("param_scheduler", None)
         return unbound(
             parts["optim_wrapper"] if self.keys is NEW else parts,
-            schedulers,
+            _scoped(schedulers, self.scope) if isinstance(self.scope, str) else schedulers,
             **{self.length[0]: self.length[1]},
             epoch_length=self.epoch_length,
             auto_scale_lr=scaling,
             custom_hooks=hooks,
+            default_hooks=scheduling,
             strict=self.strict,
         )
 
@@ -135,6 +156,17 @@ def _length(config: Mapping[str, Any]) -> tuple[str, int]:
             if held.get(name) is not None:
                 return name, held[name]
     raise ValueError("convert: the config must say how long the run is: train_cfg=dict(max_epochs=...) or max_iters.")
+
+
+def _scoped(schedulers: Any, scope: str) -> Any:
+    """Schedulers of the project that the file is of."""
+    if isinstance(schedulers, (list, tuple)):
+        return [_scoped(one, scope) for one in schedulers]
+    if not isinstance(schedulers, Mapping):
+        return schedulers
+    if "type" not in schedulers:
+        return {name: _scoped(one, scope) for name, one in schedulers.items()}
+    return {"_scope_": scope, **schedulers}
 
 
 def _counts_epochs(schedulers: Any) -> bool:

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from gradchain.adapters.mmengine.paramwise import Group, Paramwise
 
-__all__ = ["mmaction", "mmpose", "mmseg", "mmselfsup", "tsm", "yolov5", "yolov7"]
+__all__ = ["IMPLICIT", "mmaction", "mmpose", "mmseg", "mmselfsup", "tsm", "yolo_decay", "yolo_free", "yolov5", "yolov7"]
 
 TOKENS = ("backbone.cls_token", "backbone.mask_token", "backbone.pos_embed")
+IMPLICIT = ("ImplicitA", "ImplicitM")
 Depth = Callable[[str], int]
 
 
@@ -224,10 +225,11 @@ def yolov5(paramwise: Paramwise, model: nn.Module) -> list[Group]:
 
 def yolov7(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """YOLOv7OptimWrapperConstructor of MMYOLO: its implicit knowledge goes with the norms."""
-    return _yolo(paramwise, model, ("ImplicitA", "ImplicitM"))
+    return _yolo(paramwise, model, IMPLICIT)
 
 
-def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> list[Group]:
+def yolo_decay(paramwise: Paramwise) -> Any:
+    """The decay of weights, for the size of the batch that they are trained with."""
     decay = paramwise.optimizer.get("weight_decay", 0)
     if paramwise.cfg and "base_total_batch_size" not in paramwise.cfg:
         paramwise.refuse("paramwise_cfg must have base_total_batch_size.", AssertionError)
@@ -237,6 +239,17 @@ def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> 
         total = world * paramwise.factor("batch_size_per_gpu", paramwise.optimizer["batch_size_per_gpu"])
         scale = total * max(round(base / total), 1) / base
         decay = decay * scale if scale != 1 else decay
+    return decay
+
+
+def yolo_free(paramwise: Paramwise) -> dict[str, Any]:
+    """What norms and biases have: the decay that the optimizer's class has by itself."""
+    free = paramwise.arguments.get("weight_decay")
+    return {} if free is None else {"weight_decay": free.default}
+
+
+def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> list[Group]:
+    decay, rest = yolo_decay(paramwise), yolo_free(paramwise)
     weights: list[Tensor] = []
     norms: list[Tensor] = []
     biases: list[Tensor] = []
@@ -248,7 +261,4 @@ def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> 
             (norms if isinstance(module, nn.modules.batchnorm._NormBase) else weights).append(weight)
         if isinstance(bias, nn.Parameter):
             biases.append(bias)
-    # these groups have the decay that the optimizer's class has by itself
-    free = paramwise.arguments.get("weight_decay")
-    rest = {} if free is None else {"weight_decay": free.default}
     return [(weights, {"weight_decay": decay}), (norms, dict(rest)), (biases, dict(rest))]

@@ -13,6 +13,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine import old_format
 from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, listed
+from gradchain.adapters.mmengine.hook_schedules import HookSchedules, read_scheduler_hook
 from gradchain.adapters.mmengine.hooks import Averaging, plateaus, read_hooks, read_plateau
 from gradchain.adapters.mmengine.optimizers import Optimizer
 from gradchain.adapters.mmengine.params import MULTI, param_settings, values
@@ -23,7 +24,7 @@ from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant
-from gradchain.selectors import PerParameter, named
+from gradchain.selectors import PerParameter, bias, choose, named
 from gradchain.updater import Group
 from gradchain.updater.target import Target
 
@@ -68,6 +69,7 @@ class Recipe:
     schedules: Callable[[Any], Fields]
     ratio: float
     averaging: Averaging | None
+    setting: HookSchedules | None
     strict: bool
 
 
@@ -81,6 +83,7 @@ def from_config(
     epoch_length: int,
     auto_scale_lr: Mapping[str, Any] | None = None,
     custom_hooks: Any = None,
+    default_hooks: Any = None,
     strict: bool = True,
 ) -> Any:
     """Read the optimization part of an MMEngine config as a chain, and bind it to the model.
@@ -102,8 +105,10 @@ def from_config(
         epoch_length: micro-batches per epoch, `len(train_dataloader)`.
         auto_scale_lr: MMEngine's dict, with one key more where it is enabled: `batch_size`, over all ranks, which the
             learning rate is scaled by.
-        custom_hooks: the list; an EMAHook becomes `average_params`, others are named in a warning. What a hook among
-            the default ones does to the optimizer, as YOLOv5ParamSchedulerHook, is not seen here.
+        custom_hooks: the list; an EMAHook becomes `average_params`, others are named in a warning. In the old format
+            also MMDetection 2.x's ExpMomentumEMAHook and LinearMomentumEMAHook.
+        default_hooks: the dict, of which `param_scheduler` is read: MMYOLO's YOLOv5ParamSchedulerHook and
+            PPYOLOEParamSchedulerHook set the schedules themselves.
         strict: True, what cannot be meant is an error; False, a warning where there is a meaning without it.
 
     Returns:
@@ -127,7 +132,7 @@ def from_config(
     chain(clip_by_norm(35), trace(0.9), scale_by_learning_rate(0.1 * per_epoch(multi_step(1.0, (8, 11)), 100)))
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
-    parts = _read(model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)
+    parts = _read(model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict)
     bound = {str(part.key): part.chain.bind(part.of, autocast=part.autocast) for part in parts}
     return Group(bound) if parts[0].key is not None else bound["None"]
 
@@ -155,6 +160,7 @@ def unbound(
     epoch_length: int,
     auto_scale_lr: Mapping[str, Any] | None = None,
     custom_hooks: Any = None,
+    default_hooks: Any = None,
     strict: bool = True,
 ) -> list[Unbound]:
     """Read a recipe as `from_config` does, for a model that is not at hand.
@@ -183,7 +189,7 @@ def unbound(
     )
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
-    return _read(None, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)
+    return _read(None, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict)
 
 
 def _read(
@@ -192,7 +198,7 @@ def _read(
     param_scheduler: Any,
     lengths: dict[str, Any],
     auto_scale_lr: Mapping[str, Any] | None,
-    custom_hooks: Any,
+    hooks: tuple[Any, Any],
     strict: bool,
 ) -> list[Unbound]:
     """The chains of a recipe, none of them bound yet."""
@@ -207,8 +213,11 @@ def _read(
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
         read = partial(read, **{key: given.get(key) for key in old_format.SCHEDULES})
         given = old_format.as_wrapper(optim_wrapper, strict)
-    averaging = read_hooks(custom_hooks, strict, old_format.is_old(optim_wrapper))
-    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), averaging, strict)
+    setting = read_scheduler_hook(hooks[1], clock, strict)
+    if setting is not None and param_scheduler is not None:
+        setting.entry.refuse("param_scheduler must be None beside it: both set the same numbers.")
+    averaging = read_hooks(hooks[0], strict, old_format.is_old(optim_wrapper))
+    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
     parts = _parts(model, given, param_scheduler, strict)
     return [Unbound(part.key, part.target, *_chain(part, recipe)) for part in parts]
 
@@ -332,7 +341,7 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
     around = read_wrapper(part.config, part.name, recipe.strict)
     optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
     others, reading = plateaus(part.schedulers)
-    fields = recipe.schedules(others)
+    fields = recipe.schedules(others) | _set_by_hook(recipe.setting, optimizer)
     numbers = Numbers(part, optimizer, fields, around, recipe)
     moving = numbers.all()
     learning_rate = numbers.base("lr") if reading else 0.0
@@ -350,6 +359,14 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
         None if recipe.averaging is None else recipe.averaging(recipe.clock, around.counts),
     ]
     return chain(*(link for link in links if link is not None)), around.autocast
+
+
+def _set_by_hook(setting: HookSchedules | None, optimizer: Optimizer) -> Fields:
+    """The fields that a hook sets: a momentum only where groups have one by that name."""
+    if setting is None:
+        return {}
+    has_momentum = "momentum" in optimizer.parameters() and setting.momentum is not None
+    return {"lr": setting.lr, **({"momentum": setting.momentum} if has_momentum else {})}  # type: ignore[dict-item]
 
 
 def _left_out(part: Part) -> list[Transform]:
@@ -414,14 +431,38 @@ class Numbers:
             self.optimizer.entry.refuse(f"{field} must be a number, got {odd[0]!r}.")
 
         def curve(base: float) -> Value:
-            return self._read(make(base * self.recipe.ratio if field == "lr" else base))
+            schedule = make(base * self.recipe.ratio if field == "lr" else base)
+            if base == 0 and len(given) > 1 and self._moves(schedule):
+                self.optimizer.entry.remark(
+                    f"{field} of 0 does not stay: its schedule has an absolute value, such as eta_min, that it goes to."
+                )
+            return self._read(schedule)
 
+        setting = self.recipe.setting
+        if field == "lr" and setting is not None and setting.biases is not None and self._has_biases(setting):
+            [base] = given
+            of_biases = self._read(setting.biases(base * self.recipe.ratio))
+            return choose((bias, of_biases), rest=curve(base))
         if self.part.rules is None and len(given) == 1:
             return curve(next(iter(given)))
         proportional = _proportional(make, self.recipe.clock.iters)
         if self.part.rules is not None:
             return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
         return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
+
+    def _moves(self, schedule: Schedule) -> bool:
+        """Whether what begins at 0 ever leaves it."""
+        return any(schedule(t) != 0.0 for t in _looks(self.recipe.clock.iters))
+
+    def _has_biases(self, setting: HookSchedules) -> bool:
+        """Whether the third group, which the hook takes for the biases, is that; False where there is one group."""
+        constructor = str(type_name(self.part.config.get("constructor")))
+        if not constructor.startswith("YOLOv"):
+            if self.part.config.get("paramwise_cfg"):
+                setting.entry.refuse("constructor must be YOLOv5's or v7's: it takes the third group for the biases.")
+            return False
+        names = [name for name, items in self.part.settings.items() if items is not None]
+        return self.part.rules is not None or any(name.rpartition(".")[2] == "bias" for name in names)
 
     def _read(self, schedule: Schedule) -> Value:
         """A number where nothing moves, else the schedule, in micro-batches where those are not updates."""
@@ -433,5 +474,9 @@ class Numbers:
 def _proportional(make: Callable[[float], Schedule], iters: int) -> bool:
     """Whether the curve of twice the base is twice the curve, wherever one looks."""
     one, two = make(1.0), make(2.0)
-    steps = {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))
-    return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in steps)
+    return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in _looks(iters))
+
+
+def _looks(iters: int) -> set[int]:
+    """Steps of a run at which a curve is looked at."""
+    return {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine import constructors
+from gradchain.adapters.mmengine import constructors, layers
 from gradchain.adapters.mmengine.params import read
 from gradchain.adapters.mmengine.paramwise import Paramwise
 from gradchain.selectors import Selector, bias, choose, depthwise, first, multiply, named, ndim, owner, owner_named
@@ -26,7 +26,10 @@ NORM = owner(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceN
 
 _OFFSET = named("*conv_offset*", missing_ok=True) & owner(nn.Conv2d) & owner_named("*DeformConv2d*")
 _MULTIPLIERS = {"lr": "lr_mult", "weight_decay": "decay_mult"}
-_WRITTEN = (constructors.default, constructors.force_default, constructors.old_default)
+_YOLO = (layers.yolov5, layers.yolov7)
+_WRITTEN = (constructors.default, constructors.force_default, constructors.old_default, *_YOLO)
+# what YOLOv5's constructor leaves without decay; LayerNorm and GroupNorm are no norms to it
+_YOLO_FREE = bias | owner(nn.modules.batchnorm._NormBase)
 
 Pairs = list[tuple[Selector, float]]
 
@@ -42,6 +45,9 @@ class Symbolic:
         self._there = how is not None
         self._old = how is not None and how.build is constructors.old_default
         self._items = how is not None and how.items
+        self._yolo: Selector | None = None
+        if how is not None and how.build in _YOLO:
+            self._yolo = _YOLO_FREE | owner_named(*layers.IMPLICIT) if how.build is layers.yolov7 else _YOLO_FREE
         if how is not None and how.build not in _WRITTEN:
             self.paramwise.refuse(
                 "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where "
@@ -73,6 +79,11 @@ class Symbolic:
         """
         if not self._there:
             return curve(base)
+        if self._yolo is not None:
+            if field != "weight_decay":
+                return curve(base)
+            decay, free = layers.yolo_decay(self.paramwise), layers.yolo_free(self.paramwise).get(field, 0.0)
+            return choose((self._yolo, curve(free)), rest=curve(decay)) if decay != free else curve(decay)
         custom = [
             (_contains(key, self._missing_ok), self._of_entry(entry, field, base))
             for key, entry in self.paramwise.custom
