@@ -146,9 +146,7 @@ def test_what_a_hook_cannot_be_is_named(hook: dict[str, Any], sentence: str) -> 
 def test_a_hook_and_a_list_set_the_same_numbers() -> None:
     hooks = {"param_scheduler": {"type": "PPYOLOEParamSchedulerHook"}, "timer": {"type": "IterTimerHook"}}
     with pytest.raises(ValueError, match="param_scheduler must be None beside it"):
-        mmengine.unbound(
-            {"optimizer": SGD}, {"type": "PolyLR"}, max_epochs=5, epoch_length=4, default_hooks=hooks
-        )
+        mmengine.unbound({"optimizer": SGD}, {"type": "PolyLR"}, max_epochs=5, epoch_length=4, default_hooks=hooks)
     for plain in (None, {}, {"param_scheduler": {"type": "ParamSchedulerHook"}}, {"param_scheduler": None}):
         with warnings.catch_warnings():
             warnings.simplefilter("error")

@@ -15,7 +15,6 @@ from later import later
 from mmengine_training import batches, model
 from torch import Tensor, nn
 
-import gradchain as gch
 from gradchain.adapters import mmengine
 
 averaged_model = later("mmengine.model.averaged_model")
@@ -179,7 +178,8 @@ def test_a_warm_up_longer_than_the_run_is_said_once(kind: str, by_epoch: bool, s
         fields["lr"](0.1), fields["lr"](0.2)
     length = steps * (4 if by_epoch else 1)
     assert [str(w.message) for w in told] == [
-        f"mmengine.schedules: lr_config (Poly): the warm-up of {length} iterations is longer than the run, which has 20."
+        f"mmengine.schedules: lr_config (Poly): the warm-up of {length} iterations is longer than the run, which has "
+        "20."
     ]
 
 
@@ -187,3 +187,118 @@ def test_a_warm_up_longer_than_the_run_is_said_once(kind: str, by_epoch: bool, s
 def test_a_floor_that_is_not_there_is_said(policy: str) -> None:
     with pytest.raises(ValueError, match=r"min_lr or min_lr_ratio must be given, got neither\."):
         mmengine.schedules(lr_config={"policy": policy, "periods": [5]} if "R" in policy else {"policy": policy}, **RUN)
+
+
+# kinds of MMDetection, MMAction2, MMSelfSup and MMFlow
+
+
+@pytest.mark.parametrize(
+    "lr",
+    [
+        {"warmup_iters": 1, "warmup_by_epoch": True, "num_last_epochs": 2, "min_lr_ratio": 0.05, "warmup_ratio": 1},
+        {"warmup_iters": 1, "num_last_epochs": 0, "min_lr": 0.01},
+        {"warmup_iters": 6, "num_last_epochs": 3, "min_lr_ratio": 0.5, "warmup_ratio": 0.5},
+    ],
+    ids=str,
+)
+def test_the_policy_of_yolox(lr: dict[str, Any]) -> None:
+    """MMDetection 2.28's YOLOXLrUpdaterHook: its progress is a step ahead, its warm-up quadratic."""
+    config = {"policy": "YOLOX", "warmup": "exp", "by_epoch": False, **lr}
+    schedule = mmengine.schedules(lr_config=config, max_epochs=8, epoch_length=5)["lr"](0.2)
+    warm = lr["warmup_iters"] * (5 if lr.get("warmup_by_epoch") else 1)
+    last, foot = 5 * lr["num_last_epochs"], lr.get("min_lr", 0.2 * lr.get("min_lr_ratio", 0.0))
+    for i in reversed(range(40)):
+        wanted = foot
+        if i < warm:
+            wanted = 0.2 * lr.get("warmup_ratio", 0.1) * ((i + 1) / warm) ** 2
+        elif i + 1 < 40 - last:
+            wanted = foot + 0.5 * (0.2 - foot) * (math.cos(math.pi * (i + 1 - warm) / (40 - warm - last)) + 1)
+        assert math.isclose(schedule(i), wanted, rel_tol=1e-12), i
+
+
+def test_what_yolox_cannot_be_is_named() -> None:
+    lr = {"policy": "YOLOX", "warmup": "exp", "warmup_iters": 2, "num_last_epochs": 1, "min_lr": 0.0}
+    for change, sentence in (
+        ({}, "by_epoch must be False"),
+        ({"by_epoch": False, "warmup": None}, "warmup must be given"),
+        ({"by_epoch": False, "num_last_epochs": 5}, "must leave two iterations"),
+        ({"by_epoch": False, "last_epochs": 5}, "got 'last_epochs'"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=sentence):
+            mmengine.schedules(lr_config={**lr, **change}, **RUN)
+
+
+def test_the_old_name_of_tsms_constructor() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1), nn.Linear(2, 2), nn.Linear(2, 3))
+    rules = {"constructor": "TSMOptimizerConstructor", "paramwise_cfg": {"fc_lr5": True}}
+    config = {"optimizer": {**SGD, **rules}, "optimizer_config": {"grad_clip": {"max_norm": 20}}}
+    rate = mmengine.from_config(net, config, **RUN).hyperparams()["scale_by_learning_rate.learning_rate"]
+    ours = {name: round(value / 0.05, 9) for name, value in rate.items()}
+    assert ours == {
+        "0.weight": 1, "0.bias": 2, "1.weight": 1, "1.bias": 1, "2.weight": 1, "2.bias": 2, "3.weight": 1, "3.bias": 2,
+        "4.weight": 5, "4.bias": 10,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", [
+    {"update_interval": 3},
+    {"type": "DistOptimizerHook", "update_interval": 3, "grad_clip": {"max_norm": 5}, "coalesce": True},
+    {"type": "mmselfsup.DistOptimizerHook", "update_interval": 3, "frozen_layers_cfg": {}},
+    {"type": "GradientCumulativeOptimizerHook", "cumulative_iters": 3},
+], ids=str)  # fmt: skip
+def test_windows_of_old_hooks(hook: dict[str, Any]) -> None:
+    """Each update is of three micro-batches, the last of what is left."""
+    updater = mmengine.from_config(model(), {"optimizer": SGD, "optimizer_config": hook}, **RUN)
+    twin = mmengine.from_config(model(), {"optimizer": SGD, "accumulative_counts": 3}, **RUN)
+    assert updater.chain.links[0] == twin.chain.links[0]
+    if "type" not in hook:
+        half = {"optimizer": SGD, "optimizer_config": hook, "fp16": {"loss_scale": 512.0}}
+        assert mmengine.from_config(model().float(), half, **RUN).chain.links[0] == twin.chain.links[0]
+
+
+def test_old_hooks_that_freeze_or_have_apex() -> None:
+    config = {"optimizer": SGD, "optimizer_config": {"frozen_layers_cfg": {"head": 100}}}
+    with pytest.raises(ValueError, match="frozen_layers_cfg must not be given"):
+        mmengine.from_config(model(), config, **RUN)
+    config["optimizer_config"] = {"update_interval": 2, "use_fp16": True}
+    assert "amp_scale()" in repr(mmengine.from_config(model().float(), config, **RUN).chain)
+
+
+OPTIONS = [
+    {"bias": {"weight_decay": 0.0}},
+    {r"(bn|norm|\d)\.(weight|bias)": {"weight_decay_mult": 0.5}, "bias": {"weight_decay": 0.0, "lr_mult": 2.0}},
+    {"head": {"lr": 0.3, "momentum": 0.5}, "head.1.bias": {"lr_mult": 0.1}},
+    {"^scale$": {"weight_decay": 0.0}},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_paramwise_options_by_patterns(options: dict[str, Any]) -> None:
+    """MMSelfSup 0.x: searched for in the name, each over what the ones before it said. With a model and without."""
+    config = {"optimizer": {**SGD, "paramwise_options": options}, "optimizer_config": {"update_interval": 1}}
+    [part] = mmengine.unbound(copy.deepcopy(config), **RUN)
+    for updater in (mmengine.from_config(model(), config, **RUN), part.chain.bind(model())):
+        numbers = updater.hyperparams()
+        for name, _ in model().named_parameters():
+            wanted = {"lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
+            for pattern, entry in options.items():
+                if re.search(pattern, name):
+                    for key, value in entry.items():
+                        plain = key.removesuffix("_mult")
+                        wanted[plain] = value if plain == key else SGD[plain] * value
+            for field, address in (
+                ("lr", "scale_by_learning_rate.learning_rate"), ("momentum", "trace.decay"),
+                ("weight_decay", "add_decayed_weights.weight_decay"),
+            ):  # fmt: skip
+                given = numbers[address]
+                ours = given[name] if isinstance(given, dict) else given
+                assert math.isclose(ours, wanted[field], rel_tol=1e-15), (name, field)
+
+
+def test_a_pattern_that_finds_nothing_is_named() -> None:
+    config = {"optimizer": {**SGD, "paramwise_options": {"bn": {"weight_decay": 0.0}}}, "optimizer_config": None}
+    with pytest.raises(ValueError, match="got 'bn', which takes none"):
+        mmengine.from_config(model(), config, **RUN)
+    config["optimizer"]["paramwise_options"] = ["bn"]
+    with pytest.raises(ValueError, match="paramwise_options must be a dict by patterns"):
+        mmengine.from_config(model(), config, **RUN)

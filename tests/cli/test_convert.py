@@ -417,7 +417,10 @@ def test_what_is_not_read_is_listed(tmp_path):
 @pytest.mark.parametrize("kind", ["YOLOv5ParamSchedulerHook", "mmyolo.PPYOLOEParamSchedulerHook"])
 def test_a_hook_that_sets_the_schedule_is_read(kind, tmp_path):
     config = {k: v for k, v in CLIPPED.items() if k != "param_scheduler"}
-    config["default_hooks"] = {"param_scheduler": {"type": kind, "warmup_epochs": 2}, "timer": {"type": "IterTimerHook"}}
+    config["default_hooks"] = {
+        "param_scheduler": {"type": kind, "warmup_epochs": 2},
+        "timer": {"type": "IterTimerHook"},
+    }
     found = convert(write(tmp_path, config), epoch_length=700)
     assert "1400" in found.code and "default_hooks.param_scheduler.warmup_epochs" in [row[0] for row in found.table]
     config["default_hooks"]["param_scheduler"]["type"] = "MyHook"
@@ -436,7 +439,7 @@ def test_an_optimizer_at_the_top_is_of_the_old_format(tmp_path):
 def test_types_are_of_the_project_that_the_file_is_of(tmp_path):
     rising = [{"type": "ConstantLR", "factor": 2.5, "begin": 3, "end": 4}]
     config = CLIPPED | {"param_scheduler": rising}
-    with pytest.raises(ValueError, match="factor must be a number from 0 to 1, got 2.5; only MMPose's own"):
+    with pytest.raises(ValueError, match=r"factor must be a number from 0 to 1, got 2\.5; only MMPose's own"):
         convert(write(tmp_path, config), epoch_length=1)
     assert "2.5" in convert(write(tmp_path, config | {"default_scope": "mmpose"}), epoch_length=1).code
 

@@ -69,8 +69,8 @@ apex: opt_level O1 patches functions           autocast and `amp_scale`; O2 and 
 """
 
 from gradchain.adapters.mmengine.files import read_config
-from gradchain.adapters.mmengine.params import param_settings
+from gradchain.adapters.mmengine.params import param_settings, register_constructor
 from gradchain.adapters.mmengine.recipe import from_config, unbound
 from gradchain.adapters.mmengine.schedules import schedules
 
-__all__ = ["from_config", "param_settings", "read_config", "schedules", "unbound"]
+__all__ = ["from_config", "param_settings", "read_config", "register_constructor", "schedules", "unbound"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine.paramwise import Group, Paramwise, Visit, visits
 
-__all__ = ["by_depth", "default", "force_default", "old_default", "swin"]
+__all__ = ["by_depth", "by_pattern", "default", "force_default", "old_default", "scaled", "swin"]
 
 
 def default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
@@ -111,6 +112,26 @@ def old_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         taken.add(id(visit.parameter))
         groups.append(([visit.parameter], items))
     return groups
+
+
+def by_pattern(paramwise: Paramwise, model: nn.Module) -> list[Group]:
+    """DefaultOptimizerConstructor of MMSelfSup 0.x: what patterns find, each over what the ones before it said."""
+    groups: list[Group] = []
+    for name, parameter in model.named_parameters():
+        items: dict[str, Any] = {}
+        for pattern, entry in paramwise.cfg["custom_keys"].items() if parameter.requires_grad else ():
+            if re.search(pattern, name):
+                paramwise.used.add(pattern)
+                items |= {key.removesuffix("_mult"): scaled(paramwise, pattern, key, entry[key]) for key in entry}
+        groups.append(([parameter], items))
+    return groups
+
+
+def scaled(paramwise: Paramwise, pattern: str, key: str, value: Any) -> Any:
+    """An option of a pattern: itself, or a multiple of the optimizer's own number."""
+    if not key.endswith("_mult"):
+        return value
+    return paramwise.base(key.removesuffix("_mult")) * paramwise.factor(f"{pattern!r}[{key!r}]", value)
 
 
 def by_depth(paramwise: Paramwise, model: nn.Module) -> list[Group]:

@@ -110,6 +110,12 @@ class Entry:
         return base * ratio if floor is None else floor  # type: ignore[operator]
 
 
+def type_name(given: object) -> str | None:
+    """The name of a type, written as a string or as the class, without its scope; None if it is neither."""
+    written = given.__name__ if isinstance(given, type) else given
+    return written.rpartition(".")[2] if isinstance(written, str) else None
+
+
 def is_number(value: object) -> bool:
     """Whether this is a finite real number; a bool is a slip."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed
-from gradchain.adapters.mmengine.wrappers import OWNER, type_name
+from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed, type_name
+from gradchain.adapters.mmengine.wrappers import OWNER
 from gradchain.schedules import Schedule, constant, cosine_wave, join, linear, per_epoch
 
 __all__ = ["HookSchedules", "read_scheduler_hook"]
@@ -46,7 +46,9 @@ def read_scheduler_hook(default_hooks: Any, clock: Clock, strict: bool) -> HookS
         return None
     entry = Entry(f"default_hooks.param_scheduler ({kind})", hook if isinstance(hook, Mapping) else {}, strict, OWNER)
     if kind not in KEYS:
-        entry.object_to(f"type must be one of {listed((PLAIN, *KEYS))}; what another does to the update is yours to add.")
+        entry.object_to(
+            f"type must be one of {listed((PLAIN, *KEYS))}; what another does to the update is yours to add."
+        )
         return None
     entry.only(("type", "priority", "_scope_", *KEYS[kind]))
     return _yolov5(entry, clock) if kind.startswith("YOLOv5") else _ppyoloe(entry, clock)
@@ -80,7 +82,11 @@ def _yolov5(entry: Entry, clock: Clock) -> HookSchedules:
             warming = warming + start * (1.0 - ramp)
         if warm >= clock.iters:
             return warming
-        parts = [(0, warm + 1, warming), (warm + 1, first, constant(base * at_epochs(warm))), (first, None, base * late)]
+        parts = [
+            (0, warm + 1, warming),
+            (warm + 1, first, constant(base * at_epochs(warm))),
+            (first, None, base * late),
+        ]
         return join(*parts, absolute=True)
 
     bias_lr, from_momentum = entry.number("warmup_bias_lr", 0.1), entry.number("warmup_momentum", 0.8)

@@ -41,7 +41,7 @@ class Kind:
 
     whole_window: a conversion to iterations rounds the window down; divides: the key of a factor that MMEngine divides
     by; sets_base: schedulers built after it take its first value for the base; reach: after how many steps it is done,
-    None where its values do not depend on where its window ends; by_epoch: what it counts where the config does not say.
+    None where its values do not depend on where its window ends; by_epoch: what it counts where nobody says.
     """
 
     field: str | None
@@ -223,7 +223,7 @@ FAMILIES: dict[str, Kind] = {
     "Exponential": Kind(None, _exponential, (), ("gamma",)),
     "Linear": Kind(None, _linear, ("start_factor", "end_factor"), divides="start_factor", reach=_whole_window),
     "MultiStep": Kind(None, _multi_step, ("gamma",), ("milestones",)),
-    "MultiStage": Kind(None, _stages, (), STAGES, by_epoch=False),
+    "MultiStage": Kind(None, _stages, (), STAGES, whole_window=False, by_epoch=False),
     "Poly": Kind(None, _poly, ("eta_min", "power"), reach=_whole_window),
     "QuadraticWarmup": Kind(None, _quadratic, (), whole_window=False, reach=_whole_window),
     "Step": Kind(None, _step, ("gamma",), ("step_size",)),
@@ -238,9 +238,7 @@ TYPES: dict[str, Kind] = {
         for family, kind in FAMILIES.items()
         for suffix, field in SUFFIXES.items()
     },
-    "CosineAnnealingWeightDecay": Kind(
-        "weight_decay", _cosine_weight_decay, ("T_max", *FLOOR), reach=_half_wave
-    ),
+    "CosineAnnealingWeightDecay": Kind("weight_decay", _cosine_weight_decay, ("T_max", *FLOOR), reach=_half_wave),
     "LinearLrInterval": Kind("lr", _interval, ("start_factor", "end_factor", "interval"), reach=_whole_window),
     "OneCycleLR": Kind("lr", _one_cycle, CYCLE_KEYS, sets_base=True, reach=_cycle),
     "OneCycleParamScheduler": Kind(None, _one_cycle, CYCLE_KEYS, sets_base=True, reach=_cycle),

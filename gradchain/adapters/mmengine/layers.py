@@ -134,7 +134,9 @@ def mmpose(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LayerDecayOptimWrapperConstructor of MMPose, for a ViT."""
     total, rate = paramwise.number("num_layers") + 2, paramwise.number("layer_decay_rate")
     free = _flat_free(paramwise, lambda name: "pos_embed" in name)
-    return _merged(paramwise, model, _vit("layers", total - 1), total - 1, lambda layer: rate ** (total - layer - 1), free)
+    return _merged(
+        paramwise, model, _vit("layers", total - 1), total - 1, lambda layer: rate ** (total - layer - 1), free
+    )
 
 
 def mmaction(paramwise: Paramwise, model: nn.Module) -> list[Group]:

@@ -168,7 +168,9 @@ class Paramwise:
     def check_layers(self, depths: Mapping[str, int], last: int) -> None:
         """Parameters by layer: some must lie in a layer between the stem, at 0, and the head, at `last`."""
         if deep := [name for name, depth in depths.items() if depth > last]:
-            self.faults.append(f"every layer must be one of the {last - 1}, got {deep[0]!r}, whose rate would be above.")
+            self.faults.append(
+                f"every layer must be one of the {last - 1}, got {deep[0]!r}, whose rate would be above."
+            )
         if depths and not any(0 < depth < last for depth in depths.values()):
             self.faults.append(
                 f"the model must have layers by the names that {self.constructor} knows, got none: nothing between "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,65 +12,31 @@ import torch
 from torch import nn
 
 from gradchain.adapters.mmengine import old_format
-from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, listed
+from gradchain.adapters.mmengine.entries import Entry, listed, type_name
+from gradchain.adapters.mmengine.group_values import Numbers, Part, Recipe
 from gradchain.adapters.mmengine.hook_schedules import HookSchedules, read_scheduler_hook
-from gradchain.adapters.mmengine.hooks import Averaging, plateaus, read_hooks, read_plateau
+from gradchain.adapters.mmengine.hooks import plateaus, read_hooks, read_plateau
 from gradchain.adapters.mmengine.optimizers import Optimizer
-from gradchain.adapters.mmengine.params import MULTI, param_settings, values
+from gradchain.adapters.mmengine.params import BY_CHILD, MULTI, param_settings
 from gradchain.adapters.mmengine.schedules import Fields, clock_of, schedules
 from gradchain.adapters.mmengine.symbolic import Symbolic
-from gradchain.adapters.mmengine.wrappers import OWNER, Around, check_keys, read_wrapper, type_name, window
+from gradchain.adapters.mmengine.wrappers import OWNER, check_keys, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
-from gradchain.schedules import Schedule, by, constant
-from gradchain.selectors import PerParameter, bias, choose, named
+from gradchain.selectors import PerParameter, named
 from gradchain.updater import Group
 from gradchain.updater.target import Target
 
 if TYPE_CHECKING:
-    from gradchain.core.hyper import Value
+    pass
 
 __all__ = ["Unbound", "from_config", "unbound"]
 
-# what constructors leave in a group for the log
-LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
 ELSEWHERE = {
     "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
     "SinGANOptimWrapperConstructor": "it makes one optimizer for each stage, and the model changes between them",
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """One optimizer of a recipe, and the modules that it is over.
-
-    key: its name among several, None for the only one; name: what errors call it; target: what the chain is bound to,
-    a module or a dict of those, or where no model is at hand what names them; settings: what each parameter begins
-    with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
-    part-filled; rules: in place of the settings, where no model is at hand.
-    """
-
-    key: str | None
-    name: str
-    config: Mapping[str, Any]
-    target: Any
-    settings: Mapping[str, Mapping[str, Any] | None]
-    schedulers: Any
-    flushes: bool = True
-    rules: Symbolic | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What all optimizers of a recipe share."""
-
-    clock: Clock
-    schedules: Callable[[Any], Fields]
-    ratio: float
-    averaging: Averaging | None
-    setting: HookSchedules | None
-    strict: bool
 
 
 def from_config(
@@ -250,6 +216,8 @@ def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, 
     """The optimizers of a recipe: one, or one for each entry of a MultiOptimWrapperConstructor."""
     entry = Entry("optim_wrapper", config, strict, OWNER)
     constructor = type_name(config.get("constructor"))
+    if constructor in BY_CHILD:
+        return _several(model, entry, schedulers)
     if constructor in ELSEWHERE:
         entry.refuse(
             f"constructor {constructor!r} is not read: {ELSEWHERE[constructor]}. Make a chain for each, and carry its "
@@ -257,7 +225,7 @@ def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, 
         )
     by_key = isinstance(schedulers, Mapping) and "type" not in schedulers
     if constructor == MULTI and "modules" not in config:
-        return _several(model, entry, schedulers if by_key else None, schedulers)
+        return _several(model, entry, schedulers)
     if "optimizer" not in config:
         each = [key for key, value in config.items() if isinstance(value, Mapping) and "optimizer" in value]
         cure = f" For one optimizer each of {listed(each)} set constructor={MULTI!r}." if each else ""
@@ -275,13 +243,16 @@ def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, 
     return [Part(None, "optim_wrapper", inner, target, param_settings(model, config, strict), schedulers)]
 
 
-def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any) -> list[Part]:
+def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Part]:
     """One optimizer for each key that names a submodule, or matches some."""
+    by_key = schedulers if isinstance(schedulers, Mapping) and "type" not in schedulers else None
+    constructor = type_name(entry.items.get("constructor"))
+    children = None if model is None or constructor == MULTI else getattr(model, "module", model)._modules
     given = {key: value for key, value in entry.items.items() if key not in ("constructor", "_scope_")}
     if given.pop("paramwise_cfg", None):
         entry.refuse("paramwise_cfg must stand in each optimizer's dict where there are several.")
     if not given:
-        entry.refuse(f"{MULTI} needs at least one optimizer: the name of a submodule and its dict, got none.")
+        entry.refuse(f"{constructor} needs at least one optimizer: the name of a submodule and its dict, got none.")
     parts = []
     for key, config in given.items():
         name = f"optim_wrapper[{key!r}]"
@@ -289,8 +260,10 @@ def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any
             cure = "" if isinstance(config, Mapping) else f" as a submodule's name, got {config!r}"
             entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
             continue
-        of = config.get("modules", key)
-        inner = {k: v for k, v in config.items() if k != "modules"}
+        of = config.get("modules", key) if constructor == MULTI else key
+        inner = {k: v for k, v in config.items() if k != "modules" or constructor != MULTI}
+        if children is not None and key not in children:
+            entry.refuse(f"{key!r} must name a child of the model, which has {listed(children)}.")
         mine = schedulers if by_key is None else by_key.get(key)
         if model is None:
             if not isinstance(of, str) or not of.isidentifier():
@@ -308,7 +281,7 @@ def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any
     if by_key is not None and (unknown := [key for key in by_key if key not in given]):
         entry.refuse(f"param_scheduler must be by the optimizers {listed(given)}, got {listed(unknown)}.")
     if not parts:
-        entry.refuse(f"{MULTI} needs at least one optimizer, got none.")
+        entry.refuse(f"{constructor} needs at least one optimizer, got none.")
     return parts
 
 
@@ -346,7 +319,7 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
     moving = numbers.all()
     learning_rate = numbers.base("lr") if reading else 0.0
     reducing = read_plateau(reading, others, learning_rate, isinstance(moving.get("lr"), PerParameter), recipe.strict)
-    rule = optimizer.links(moving)
+    rule = optimizer.links(moving, numbers.where)
     if reducing and not isinstance(rule[-1], chain):
         optimizer.entry.refuse("a rule that is no link of gradchain's writes its weights itself: no plateau scales it.")
     links: Iterable[Transform | None] = [
@@ -376,107 +349,3 @@ def _left_out(part: Part) -> list[Transform]:
     facts = Target(part.target).index.facts
     out = [fact.name for fact in facts if fact.parameter.requires_grad and part.settings.get(fact.name) is None]
     return [freeze(named(*out))] if out else []
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers of the parameter groups, as values of hyperparameters."""
-
-    part: Part
-    optimizer: Optimizer
-    fields: Fields
-    around: Around
-    recipe: Recipe
-
-    def all(self) -> dict[str, Value]:
-        """By field what a link is given: those that the config names, and those that move or differ."""
-        known = self.optimizer.parameters()
-        groups = self.part.settings.values() if self.part.rules is None else [self.part.rules.fields()]
-        items = dict.fromkeys(n for s in groups for n in s or ())
-        own = [n for n in items if n in known]
-        for odd in (n for n in items if n not in known and n not in (*self.fields, *LABELS)):
-            self.optimizer.entry.object_to(
-                f"{odd!r} of a parameter group must be an argument of the optimizer; put the parameters that have it "
-                "in a branch of partition."
-            )
-        out = {}
-        for field in dict.fromkeys((*self.fields, *own)):
-            value = self.value(field)
-            if value is not None and (field in self.optimizer.args or value != self.optimizer.base(field)):
-                out[field] = value
-        return out
-
-    def first_values(self, field: str) -> set[Any]:
-        """The different numbers that parameters begin with."""
-        base = self.optimizer.base(field)
-        return {s.get(field, base) for s in self.part.settings.values() if s is not None} or {base}
-
-    def base(self, field: str) -> float:
-        """The number that the optimizer itself begins with."""
-        base = self.optimizer.base(field)
-        if not is_number(base):
-            self.optimizer.entry.refuse(f"{field} must be a number, got {base!r}.")
-        number: float = base * self.recipe.ratio if field == "lr" else base
-        return number
-
-    def value(self, field: str) -> Value | None:
-        """The value of one field; None where the optimizer has no such number."""
-        given = self.first_values(field)
-        make = self.fields.get(field, constant)
-        if given == {None}:
-            if not isinstance(make(1.0), constant):
-                self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")
-            return None
-        if odd := [v for v in given if not is_number(v)]:
-            self.optimizer.entry.refuse(f"{field} must be a number, got {odd[0]!r}.")
-
-        def curve(base: float) -> Value:
-            schedule = make(base * self.recipe.ratio if field == "lr" else base)
-            if base == 0 and len(given) > 1 and self._moves(schedule):
-                self.optimizer.entry.remark(
-                    f"{field} of 0 does not stay: its schedule has an absolute value, such as eta_min, that it goes to."
-                )
-            return self._read(schedule)
-
-        setting = self.recipe.setting
-        if field == "lr" and setting is not None and setting.biases is not None and self._has_biases(setting):
-            [base] = given
-            of_biases = self._read(setting.biases(base * self.recipe.ratio))
-            return choose((bias, of_biases), rest=curve(base))
-        if self.part.rules is None and len(given) == 1:
-            return curve(next(iter(given)))
-        proportional = _proportional(make, self.recipe.clock.iters)
-        if self.part.rules is not None:
-            return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
-        return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
-
-    def _moves(self, schedule: Schedule) -> bool:
-        """Whether what begins at 0 ever leaves it."""
-        return any(schedule(t) != 0.0 for t in _looks(self.recipe.clock.iters))
-
-    def _has_biases(self, setting: HookSchedules) -> bool:
-        """Whether the third group, which the hook takes for the biases, is that; False where there is one group."""
-        constructor = str(type_name(self.part.config.get("constructor")))
-        if not constructor.startswith("YOLOv"):
-            if self.part.config.get("paramwise_cfg"):
-                setting.entry.refuse("constructor must be YOLOv5's or v7's: it takes the third group for the biases.")
-            return False
-        names = [name for name, items in self.part.settings.items() if items is not None]
-        return self.part.rules is not None or any(name.rpartition(".")[2] == "bias" for name in names)
-
-    def _read(self, schedule: Schedule) -> Value:
-        """A number where nothing moves, else the schedule, in micro-batches where those are not updates."""
-        if isinstance(schedule, constant):
-            return schedule.value
-        return by("micro", schedule) if self.around.counts_micro else schedule
-
-
-def _proportional(make: Callable[[float], Schedule], iters: int) -> bool:
-    """Whether the curve of twice the base is twice the curve, wherever one looks."""
-    one, two = make(1.0), make(2.0)
-    return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in _looks(iters))
-
-
-def _looks(iters: int) -> set[int]:
-    """Steps of a run at which a curve is looked at."""
-    return {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))

@@ -61,7 +61,9 @@ def stairs(edges: list[int], values: list[float], count: int) -> Shape:
     """A scheduler that sets the value from its first edge on, anew at each."""
     ends = [*edges[1:], None]
     curve = [(a, b, constant(value)) for a, b, value in zip(edges, ends, values, strict=True)]
-    moves = tuple(Move(a, count if b is None else b, 0.0, value) for (a, b, _), value in zip(curve, values, strict=True))
+    moves = tuple(
+        Move(a, count if b is None else b, 0.0, value) for (a, b, _), value in zip(curve, values, strict=True)
+    )
 
     def alone(x: float) -> Schedule:
         windows = [(0, edges[0], constant(x)), *curve] if edges[0] else curve

@@ -15,7 +15,6 @@ BASE = "_base_"
 REACH_EVERYTHING = {"globals", "locals", "vars", "exec", "eval", "setattr", "__import__"}
 
 
-
 def spoil(node: ast.stmt, names: dict[str, Any], why: str) -> None:
     """Mark what a statement that is not read may have changed."""
     bound, used = _scope([node])

@@ -27,7 +27,7 @@ NORM = owner(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceN
 _OFFSET = named("*conv_offset*", missing_ok=True) & owner(nn.Conv2d) & owner_named("*DeformConv2d*")
 _MULTIPLIERS = {"lr": "lr_mult", "weight_decay": "decay_mult"}
 _YOLO = (layers.yolov5, layers.yolov7)
-_WRITTEN = (constructors.default, constructors.force_default, constructors.old_default, *_YOLO)
+_WRITTEN = (constructors.default, constructors.force_default, constructors.old_default, constructors.by_pattern, *_YOLO)
 # what YOLOv5's constructor leaves without decay; LayerNorm and GroupNorm are no norms to it
 _YOLO_FREE = bias | owner(nn.modules.batchnorm._NormBase)
 
@@ -45,6 +45,7 @@ class Symbolic:
         self._there = how is not None
         self._old = how is not None and how.build is constructors.old_default
         self._items = how is not None and how.items
+        self._patterns = how is not None and how.build is constructors.by_pattern
         self._yolo: Selector | None = None
         if how is not None and how.build in _YOLO:
             self._yolo = _YOLO_FREE | owner_named(*layers.IMPLICIT) if how.build is layers.yolov7 else _YOLO_FREE
@@ -56,7 +57,7 @@ class Symbolic:
             )
         if how is not None and how.build is constructors.force_default:
             self._forced = bool(self.paramwise.cfg.get("force_default_settings", False))
-        if self._there and not self._forced and self._kinds("weight_decay"):
+        if self._there and not self._forced and not self._patterns and self._kinds("weight_decay"):
             for key, entry in self.paramwise.custom:
                 if entry and not {"decay_mult", "weight_decay"} & entry.keys():
                     self.paramwise.say_undone(key, "norms and biases in it have their whole weight decay back")
@@ -66,7 +67,7 @@ class Symbolic:
         if not self._items:
             return []
         names = [name for _, entry in self.paramwise.custom for name in entry]
-        return list(dict.fromkeys(name for name in names if name not in _MULTIPLIERS.values()))
+        return list(dict.fromkeys(name for name in names if not name.endswith("_mult")))
 
     def value(self, field: str, base: float, curve: Callable[[float], Value], *, proportional: bool) -> Value:
         """The value of a field: `curve(base)` itself, or with a factor or a curve for each kind of parameter.
@@ -84,6 +85,16 @@ class Symbolic:
                 return curve(base)
             decay, free = layers.yolo_decay(self.paramwise), layers.yolo_free(self.paramwise).get(field, 0.0)
             return choose((self._yolo, curve(free)), rest=curve(decay)) if decay != free else curve(decay)
+        if self._patterns:
+            pairs = [
+                (
+                    named(re.compile(f".*(?:{pattern}).*"), missing_ok=self._missing_ok),
+                    self._number(pattern, entry, field),
+                )
+                for pattern, entry in reversed(self.paramwise.cfg["custom_keys"].items())
+                if {field, f"{field}_mult"} & entry.keys()
+            ]
+            return choose(*((s, curve(value)) for s, value in pairs), rest=curve(base)) if pairs else curve(base)
         custom = [
             (_contains(key, self._missing_ok), self._of_entry(entry, field, base))
             for key, entry in self.paramwise.custom
@@ -97,10 +108,15 @@ class Symbolic:
             return choose(*((selector, curve(value)) for selector, value in pairs), rest=curve(base))
         return multiply(curve(base), factors[0] if len(factors) == 1 else first(*factors))
 
+    def _number(self, pattern: str, entry: Mapping[str, Any], field: str) -> float:
+        key = next(key for key in reversed(entry) if key in (field, f"{field}_mult"))
+        return float(constructors.scaled(self.paramwise, pattern, key, entry[key]))
+
     def _of_entry(self, entry: Mapping[str, Any], field: str, base: float) -> float:
         """What a custom key makes of a field."""
         if field in entry and self._items:
-            return self.paramwise.factor(field, entry[field])  # type: ignore[no-any-return]
+            value = entry[field]
+            return float(value) if isinstance(value, bool) else self.paramwise.factor(field, value)  # type: ignore[no-any-return]
         name = _MULTIPLIERS.get(field)
         if name is None or (field == "weight_decay" and not self.paramwise.decays):
             return base
