@@ -15,6 +15,7 @@ from gradchain.adapters.mmengine import unbound
 from gradchain.adapters.mmengine.files import read_names
 from gradchain.adapters.mmengine.symbolic import NORM
 from gradchain.cli.code import program
+from gradchain.cli.imports import imported, named_modules
 
 __all__ = ["Conversion", "convert"]
 
@@ -27,7 +28,7 @@ LENGTHS = {
     "total_iters": (),
 }
 READ = (*NEW, *OLD, *LENGTHS)
-HOOK, SCOPE = "default_hooks", "default_scope"
+HOOK, SCOPE, IMPORTS = "default_hooks", "default_scope", "custom_imports"
 WIDTH = 44
 
 Path = tuple[Any, ...]
@@ -62,6 +63,7 @@ def convert(
     epoch_length: int | None = None,
     batch_size: int | None = None,
     strict: bool = True,
+    custom_imports: bool = False,
 ) -> Conversion:
     """Read a config file and write the chain that replaces its optimization part; no model is needed.
 
@@ -70,22 +72,26 @@ def convert(
         epoch_length: micro-batches per epoch, where the recipe counts epochs.
         batch_size: over all ranks, where auto_scale_lr is enabled.
         strict: as for `mmengine.from_config`.
+        custom_imports: imports what the config's `custom_imports` names, so that what it registers is known.
 
     Raises: what `read_config` and `from_config` raise; ValueError where the recipe is not in the file, or a number that
         it needs was not given. NotImplementedError: rules per parameter that depend on the model.
     """
     config, unread, builder = read_parts(path, epoch_length, batch_size, strict)
+    lines = imported(config.get(IMPORTS)) if custom_imports else []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         parts = builder.parts(config)
     remarks = list(dict.fromkeys(str(warning.message) for warning in caught))
+    if (modules := named_modules(config.get(IMPORTS))) and not custom_imports:
+        remarks.append(f"{IMPORTS} names {', '.join(modules)}: --custom-imports imports it, for what it registers.")
     if HOOK in unread:
         remarks.append(f"{HOOK} is not read: what its param_scheduler does to the update is yours to add.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = [_row(path, config, builder, parts) for path in _leaves({k: config[k] for k in READ if k in config})]
     unread = [*(name for name in config if name not in READ), *unread]
-    return Conversion(_code(parts, os.path.basename(path)), table, unread, remarks)
+    return Conversion(_code(parts, os.path.basename(path), lines), table, unread, remarks)
 
 
 def read_parts(
@@ -179,7 +185,7 @@ def _counts_epochs(schedulers: Any) -> bool:
 # the code
 
 
-def _code(parts: list[Any], name: str) -> str:
+def _code(parts: list[Any], name: str, lines_of_imports: list[str]) -> str:
     """The program: its imports, and the updater or the group of them."""
     several = parts[0].key is not None
     lines = []
@@ -196,8 +202,14 @@ def _code(parts: list[Any], name: str) -> str:
     if any(isinstance(node, ast.Name) and node.id == "norm" for node in ast.walk(ast.parse(body))):
         body = f"# what MMEngine takes for a norm: not RMSNorm, as gch.norm does\nnorm = {program(NORM)}\n\n{body}"
     imports = [f"import {module}\n" for module in ("re", "torch") if re.search(rf"(?<!\w){module}\.", body)]
-    top = "\n".join([*imports, "import gradchain as gch\n"])
+    top = "\n".join([*imports, "import gradchain as gch\n", *(f"{line}\n" for line in _grouped(lines_of_imports))])
     return f"# The optimization part of {name}; model is yours.\n{top}\n{body}"
+
+
+def _grouped(lines: list[str]) -> list[str]:
+    """Imports of the user's modules together, and then what is done with them."""
+    imports = [line for line in lines if line.startswith("import ")]
+    return ["\n".join(part) for part in (imports, [line for line in lines if line not in imports]) if part]
 
 
 # the table

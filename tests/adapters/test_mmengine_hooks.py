@@ -22,7 +22,7 @@ def interpolated(i: int, last: int, start: float, end: float) -> float:
 
 
 def yolov5(hook: dict[str, Any], epochs: int | None, iters: int, length: int) -> list[list[float]]:
-    """lr of weights, lr of biases and momentum at each iteration: YOLOv5ParamSchedulerHook of MMYOLO 0.6, step by step."""
+    """lr of weights, of biases, and momentum at each iteration: MMYOLO 0.6's YOLOv5ParamSchedulerHook, step by step."""
     foot, last = hook.get("lr_factor", 0.01), hook.get("max_epochs", 300)
     bias_lr, heavy = hook.get("warmup_bias_lr", 0.1), hook.get("warmup_momentum", 0.8)
     cosine = hook.get("scheduler_type") == "cosine"
@@ -49,7 +49,8 @@ def yolov5(hook: dict[str, Any], epochs: int | None, iters: int, length: int) ->
 
 RUNS: list[tuple[dict[str, Any], dict[str, int]]] = [
     ({"warmup_mim_iter": 10}, {"max_epochs": 9, "epoch_length": 4}),
-    ({"warmup_mim_iter": 3, "warmup_epochs": 2, "lr_factor": 0.2, "max_epochs": 9}, {"max_epochs": 9, "epoch_length": 5}),
+    ({"warmup_mim_iter": 3, "warmup_epochs": 2, "lr_factor": 0.2, "max_epochs": 9},
+     {"max_epochs": 9, "epoch_length": 5}),
     ({"warmup_mim_iter": 1, "warmup_epochs": 0.8, "scheduler_type": "cosine", "max_epochs": 12},
      {"max_epochs": 12, "epoch_length": 5}),
     ({"warmup_mim_iter": 9, "warmup_epochs": 0, "warmup_bias_lr": 0.0}, {"max_epochs": 4, "epoch_length": 10}),

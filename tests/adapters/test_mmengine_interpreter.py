@@ -161,7 +161,8 @@ HOSTILE = {
         "_base_ = '0.py'"},
     "many references": lambda n: {"config.py": "a = '" + "{{$A:" * n * 1000 + "'"},
     "compared": lambda n: {"config.py": "a = [1]\nb = [1]\n" + "a = [a, a]\nb = [b, b]\n" * n + "c = a == b"},
-    "shared and grown": lambda n: {"config.py": f"x = []\ny = [x] * {n * 100}\nfor i in range({n * 100}):\n    x.append(i)"},
+    "shared and grown": lambda n: {"config.py":
+        f"x = []\ny = [x] * {n * 100}\nfor i in range({n * 100}):\n    x.append(i)"},
     "widths": lambda n: {"config.py": f"a = '%{10 ** 9 + n}d' % 1"},
     "slices": lambda n: {"config.py": f"a = [0] * 99999\nb = [a[i:] for i in range({n * 100})]"},
 }  # fmt: skip

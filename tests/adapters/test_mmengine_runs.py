@@ -219,8 +219,6 @@ def test_the_runner_itself(tmp_path: Path) -> None:
 
 # a part of the sentence: how many recipes it refuses, strictly and not
 REFUSALS = {
-    "elsewhere. Register it: gch.register('LARS')": (23, 0),
-    "elsewhere. Register it: gch.register('Lamb')": (7, 0),
     "LearningRateDecayOptimWrapperConstructor: paramwise_cfg: every key must be one that": (5, 0),
     "LayerDecayOptimWrapperConstructor: paramwise_cfg: every key must be one that": (4, 0),
     "it makes one optimizer for each resolution": (4, 4),

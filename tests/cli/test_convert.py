@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import itertools
 import json
 import math
 import re
@@ -16,10 +17,11 @@ from torch import nn
 
 import gradchain as gch
 from gradchain.__main__ import main
-from gradchain.adapters import mmengine
+from gradchain.adapters import mmengine, torch_names
 from gradchain.adapters.mmengine.symbolic import Symbolic
 from gradchain.cli.code import WIDTH, program
 from gradchain.cli.convert import convert
+from gradchain.core import config as links
 from gradchain.selectors.rules import settings_of
 from gradchain.updater.target import Target
 
@@ -442,6 +444,41 @@ def test_types_are_of_the_project_that_the_file_is_of(tmp_path):
     with pytest.raises(ValueError, match=r"factor must be a number from 0 to 1, got 2\.5; only MMPose's own"):
         convert(write(tmp_path, config), epoch_length=1)
     assert "2.5" in convert(write(tmp_path, config | {"default_scope": "mmpose"}), epoch_length=1).code
+
+
+def test_custom_imports_are_imported_where_asked_for(tmp_path, monkeypatch, capsys):
+    """A registered optimizer works in the command: MMEngine's registry, or ours. The program says how it is known."""
+    for known, name in itertools.product((torch_names.registered, links.registered), ("TwiceSGD", "ThriceSGD")):
+        monkeypatch.setitem(known, name, None)  # so that it is taken out again at the end
+        del known[name]
+    names = {"mine": "TwiceSGD", "ours": "ThriceSGD"}
+    (tmp_path / "mine_of_mm.py").write_text(
+        "import torch\nfrom mmengine.registry import OPTIMIZERS\n@OPTIMIZERS.register_module()\n"
+        f"class {names['mine']}(torch.optim.SGD):\n    pass\n"
+    )
+    (tmp_path / "ours_of_gch.py").write_text(
+        f"import torch\nimport gradchain as gch\n@gch.register()\nclass {names['ours']}(torch.optim.SGD):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module, kind in (("mine_of_mm", names["mine"]), ("ours_of_gch", names["ours"])):
+        config = CLIPPED | {
+            "custom_imports": {"imports": [module], "allow_failed_imports": False},
+            "optim_wrapper": {"optimizer": {"type": kind, "lr": 0.1}},
+        }
+        path = str(write(tmp_path, config))
+        assert main(["convert", path, "--epoch-length", "2"]) == 1
+        assert f"there is no optimizer '{kind}'" in capsys.readouterr().err
+        assert main(["convert", path, "--epoch-length", "2", "--custom-imports"]) == 0
+        scope = {"model": Small()}
+        exec(capsys.readouterr().out, scope)
+        assert kind in repr(scope["updater"].chain)
+    plain = CLIPPED | {"custom_imports": {"imports": "no_such_module_at_all"}}
+    found = convert(write(tmp_path, plain), epoch_length=2)
+    assert "custom_imports names no_such_module_at_all: --custom-imports imports it" in found.remarks[0]
+    with pytest.raises(ValueError, match="custom_imports: 'no_such_module_at_all' cannot be imported"):
+        convert(write(tmp_path, plain), epoch_length=2, custom_imports=True)
+    plain["custom_imports"]["allow_failed_imports"] = True
+    assert convert(write(tmp_path, plain), epoch_length=2, custom_imports=True).code.count("import ") == 1
 
 
 def test_iterations_need_no_epoch_length(tmp_path):

@@ -140,7 +140,7 @@ def unbound(
         The chain of each optimizer.
 
     Raises: as `from_config`; NotImplementedError: rules that depend on the model, which are those of all constructors
-        but MMEngine's own, ForceDefault, and Multi for submodules by name.
+        but MMEngine's and mmcv's own, ForceDefault, YOLOv5's and v7's, and Multi for submodules by name.
 
     >>> from gradchain.adapters import mmengine
     >>> wrapper = dict(

@@ -62,7 +62,7 @@ def stairs(edges: list[int], values: list[float], count: int) -> Shape:
     ends = [*edges[1:], None]
     curve = [(a, b, constant(value)) for a, b, value in zip(edges, ends, values, strict=True)]
     moves = tuple(
-        Move(a, count if b is None else b, 0.0, value) for (a, b, _), value in zip(curve, values, strict=True)
+        Move(a, count if b is None else b, 0.0, value, a) for (a, b, _), value in zip(curve, values, strict=True)
     )
 
     def alone(x: float) -> Schedule:

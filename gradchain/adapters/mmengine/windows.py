@@ -99,7 +99,7 @@ def _kind(config: Mapping[str, Any], name: str, strict: bool) -> tuple[Entry, Ki
 
 def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: bool) -> tuple[int, Span, bool] | None:
     """Where it begins in micro-batches, its steps, and whether these are epochs; None if it never acts."""
-    begin, end = _edges(entry, clock, by_epoch)
+    begin, end = _edges(entry, clock)
     if converted:
         # QuadraticWarmup does not round; the others do, down.
         length, cut = clock.epoch_length, int if kind.whole_window else whole
@@ -132,10 +132,11 @@ def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: b
     return 0, Span(n, 1, 1), False
 
 
-def _edges(entry: Entry, clock: Clock, by_epoch: bool) -> tuple[float, float]:
+def _edges(entry: Entry, clock: Clock) -> tuple[float, float]:
     begin = whole(entry.number("begin", 0, "a number of at least 0", lambda x: x >= 0))
     # A missing end is filled in as the Runner does, whose loop of iterations is one epoch.
-    default = (1 if clock.epochs is None else clock.epochs) if by_epoch else clock.iters
+    # It takes what says nothing for one by epoch, though MMFlow's counts iterations by itself.
+    default = (1 if clock.epochs is None else clock.epochs) if entry.flag("by_epoch", True) else clock.iters
     return begin, whole(entry.number("end", default))
 
 
