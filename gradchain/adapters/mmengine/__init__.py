@@ -31,8 +31,8 @@ trained parameters that a constructor leaves   the same
 out, or has twice in one group: silent
 a layer decay whose model has no layers by     an error; with strict=False a warning
 those names, or more than are said: silent
-a custom key without decay_mult puts off the   the same, and a warning; so does a learning rate of 0 that a schedule with
-rules of decay by kind: silent                 an absolute value moves
+a custom key without decay_mult puts off the   the same, and a warning; so has a learning rate of 0 that a schedule
+rules of decay by kind: silent                 with an absolute value moves
 a ConstantLR with a factor above 1 is refused  an error too, except for MMPose's; with strict=False a warning
 ReduceOnPlateau's last_step is taken           an error, as by_epoch=False is in both
 a constructor of another project is looked     an error: `register_constructor` makes it known, and nobody's is read as
@@ -74,8 +74,8 @@ LARS and Lamb, OpenMMLab's own classes         links of the same formulas; not L
                                                and grad_averaging=False
 mmcv 1.x: averages of buffers begin at the     at those after the first averaging
 first weights' (MMDetection's hooks)
-MMYOLO's hooks count the groups, whoever made  the third group is the biases of YOLOv5's constructor, or an error; without
-them                                           a model what is neither weight nor bias is trained
+MMYOLO's hooks count the groups, whoever made  the third group is the biases of YOLOv5's constructor, or an error;
+them                                           without a model what is neither weight nor bias is trained
 frozen_layers_cfg of MMSelfSup's hook          an error
 apex: opt_level O1 patches functions           autocast and `amp_scale`; O2 and O3 are refused: they cast the model
 =============================================  =======================================================================

@@ -103,7 +103,8 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
         optim_wrapper: the dict with `optimizer`, `paramwise_cfg` and `constructor`; nothing of it is changed.
             Constructors: Default, that of mmcv 1.x too; ForceDefault; LearningRateDecay and LayerDecay of MMPretrain,
             MMSegmentation, MMDetection, MMPose, MMAction2, MMSelfSup; Swin and TSM of MMAction2; YOLOv5 and YOLOv7 of
-            MMYOLO; Multi of MMagic, Gen and Separate of MMGeneration and MMRazor. Where two projects have one name, a scope (`mmselfsup.`) or the model tells.
+            MMYOLO; Multi of MMagic, Gen and Separate of MMGeneration and MMRazor. Where two projects have one name, a
+            scope (`mmselfsup.`) or the model tells.
         strict: True, what cannot act is an error that names all of it; False, a warning each.
 
     Returns:

@@ -40,8 +40,8 @@ def schedules(
     Args:
         param_scheduler: a scheduler's dict, a list of them, None, or a dict of those by optimizer. All types of
             MMEngine 0.10.7 that are functions of the step, and QuadraticWarmup (MMDetection), PolyLRRatio
-            (MMSegmentation), CosineAnnealingWeightDecay (MMPretrain), LinearLrInterval (MMagic) and MultiStage (MMFlow);
-            a scope before a type (`mmdet.`), or beside it as `_scope_`, says whose it is.
+            (MMSegmentation), CosineAnnealingWeightDecay (MMPretrain), LinearLrInterval (MMagic) and MultiStage
+            (MMFlow); a scope before a type (`mmdet.`), or beside it as `_scope_`, says whose it is.
         max_epochs: epochs of the run, where its loop is one of epochs.
         max_iters: micro-batches of the run, where its loop is one of iterations. One of the two is given.
         epoch_length: micro-batches per epoch, `len(train_dataloader)`.
