@@ -262,7 +262,8 @@ def test_every_recipe_is_read_or_refused(strict: bool, monkeypatch: pytest.Monke
     """490 of them, on small models with the names they speak of: each prints as code that makes it, or says why not."""
     monkeypatch.syspath_prepend(str(FOLDER))
     build = importlib.import_module("modules").build
-    code = {**vars(gch.schedules), **vars(gch.selectors), **vars(gch), "re": re, "torch": torch}
+    rules = {name: getattr(gch.rules, name) for name in ("scale_by_trust_ratio",)}
+    code = {**rules, **vars(gch.schedules), **vars(gch.selectors), **vars(gch), "re": re, "torch": torch}
     refused, read = Counter[str](), 0
     with gzip.open(FOLDER / "recipes.jsonl.gz", "rt") as file:
         for recipe in map(json.loads, file):

@@ -538,3 +538,13 @@ def test_a_norm_is_written_only_where_a_rule_is_about_norms(tmp_path):
     code = convert(write(tmp_path, CLIPPED | {"optim_wrapper": wrapper}), epoch_length=1).code
     assert 'gch.named("*norm*")' in code
     assert "norm = " not in code
+
+
+def test_rules_are_written_where_they_are(tmp_path):
+    """MMPretrain's LARS is made of a link of gch.rules; the program runs."""
+    wrapper = {"optimizer": {"type": "LARS", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}}
+    code = convert(write(tmp_path, CLIPPED | {"optim_wrapper": wrapper}), epoch_length=1).code
+    assert "gch.rules.scale_by_trust_ratio(" in code
+    scope = {"model": Small()}
+    exec(code, scope)
+    assert train(scope["model"], scope["updater"], steps=1).isfinite().all()

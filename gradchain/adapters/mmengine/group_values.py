@@ -113,7 +113,7 @@ class Numbers:
 
         def curve(base: float) -> Value:
             schedule = make(base * self.recipe.ratio if field == "lr" else base)
-            if base == 0 != self.optimizer.base(field) and self._moves(schedule):
+            if field == "lr" and base == 0 != self.optimizer.base(field) and self._moves(schedule):
                 self.optimizer.entry.remark(
                     f"{field} of 0 does not stay: its schedule has an absolute value, such as eta_min, that it goes to."
                 )

@@ -57,6 +57,7 @@ class Optimizer:
         self.args = {key: value for key, value in items.items() if key not in left_out}
         if "_delete_" in items:
             self.entry.object_to("'_delete_' must not be left in a config: it is an order to the reader of the file.")
+        self._of_openmmlab = False  # a class of OpenMMLab's own that links here are equal to
         self._type = self._registered(given)
 
     def _registered(self, given: Any) -> Any:
@@ -65,7 +66,6 @@ class Optimizer:
             return given
         given = given.__name__ if isinstance(given, type) else given
         short = given.rpartition(".")[2]
-        self._of_openmmlab = False
         mine = next((name for name in (given, short) if name in config.registered), None)
         if mine is not None:
             return mine
@@ -247,5 +247,5 @@ def _lion_arguments(
 
 Where = Callable[[str, "Callable[[Any], bool]"], "Selector | bool"]
 OF_OPENMMLAB = {"LARS": _of_lars, "Lamb": _of_lamb}
-SIGNED = {"LARS": lars_arguments, "Lamb": lamb_arguments}
+SIGNED: dict[str, Callable[..., None]] = {"LARS": lars_arguments, "Lamb": lamb_arguments}
 OWN: dict[str, Own] = {"SGD": _sgd, "Adam": _adam, "AdamW": _adamw, "Lion": _lion}

@@ -86,7 +86,7 @@ class Symbolic:
             decay, free = layers.yolo_decay(self.paramwise), layers.yolo_free(self.paramwise).get(field, 0.0)
             return choose((self._yolo, curve(free)), rest=curve(decay)) if decay != free else curve(decay)
         if self._patterns:
-            pairs = [
+            found: Pairs = [
                 (
                     named(re.compile(f".*(?:{pattern}).*"), missing_ok=self._missing_ok),
                     self._number(pattern, entry, field),
@@ -94,7 +94,7 @@ class Symbolic:
                 for pattern, entry in reversed(self.paramwise.cfg["custom_keys"].items())
                 if {field, f"{field}_mult"} & entry.keys()
             ]
-            return choose(*((s, curve(value)) for s, value in pairs), rest=curve(base)) if pairs else curve(base)
+            return choose(*((s, curve(value)) for s, value in found), rest=curve(base)) if found else curve(base)
         custom = [
             (_contains(key, self._missing_ok), self._of_entry(entry, field, base))
             for key, entry in self.paramwise.custom
@@ -109,14 +109,14 @@ class Symbolic:
         return multiply(curve(base), factors[0] if len(factors) == 1 else first(*factors))
 
     def _number(self, pattern: str, entry: Mapping[str, Any], field: str) -> float:
-        key = next(key for key in reversed(entry) if key in (field, f"{field}_mult"))
+        key = next(key for key in reversed(list(entry)) if key in (field, f"{field}_mult"))
         return float(constructors.scaled(self.paramwise, pattern, key, entry[key]))
 
     def _of_entry(self, entry: Mapping[str, Any], field: str, base: float) -> float:
         """What a custom key makes of a field."""
         if field in entry and self._items:
             value = entry[field]
-            return float(value) if isinstance(value, bool) else self.paramwise.factor(field, value)  # type: ignore[no-any-return]
+            return float(self.paramwise.factor(field, float(value) if isinstance(value, bool) else value))
         name = _MULTIPLIERS.get(field)
         if name is None or (field == "weight_decay" and not self.paramwise.decays):
             return base
