@@ -52,6 +52,11 @@ def _add_convert(commands: Any) -> None:
         default=True,
         help="refuse what MMEngine ignores or fails on later (default); --no-strict says it in a remark",
     )
+    one.add_argument(
+        "--custom-imports",
+        action="store_true",
+        help="import the modules that custom_imports names, so that optimizers they register are known",
+    )
 
 
 def _add_show(commands: Any) -> None:
@@ -82,7 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         found = convert(
-            options.config, epoch_length=options.epoch_length, batch_size=options.batch_size, strict=options.strict
+            options.config,
+            epoch_length=options.epoch_length,
+            batch_size=options.batch_size,
+            strict=options.strict,
+            custom_imports=options.custom_imports,
         )
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as refusal:
         print(refusal.args[0] if isinstance(refusal, KeyError) else refusal, file=sys.stderr)

@@ -41,7 +41,7 @@ class _Named(ast.NodeTransformer):
         return ast.Name(code(node.value)) if isinstance(node.value, str) else node
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
-        places = {"gch": gch, "gch.schedules": gch.schedules, "gch.selectors": selectors}
+        places = {"gch": gch, "gch.schedules": gch.schedules, "gch.selectors": selectors, "gch.rules": gch.rules}
         place = next((place for place, room in places.items() if hasattr(room, node.id)), None)
         if node.id in ("inf", "nan"):
             return ast.Name(f'float("{node.id}")')

@@ -11,13 +11,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradchain.adapters.mmengine import read_config, unbound
+from gradchain.adapters.mmengine import unbound
+from gradchain.adapters.mmengine.files import read_names
 from gradchain.adapters.mmengine.symbolic import NORM
 from gradchain.cli.code import program
+from gradchain.cli.imports import imported, named_modules
 
-__all__ = ["Builder", "Conversion", "convert", "read"]
+__all__ = ["Builder", "Conversion", "chains", "convert", "read"]
 
-NEW = ("optim_wrapper", "param_scheduler", "auto_scale_lr", "custom_hooks")
+NEW = ("optim_wrapper", "param_scheduler", "auto_scale_lr", "custom_hooks", "default_hooks")
 OLD = ("optimizer", "optimizer_config", "fp16", "lr_config", "momentum_config", "custom_hooks")
 LENGTHS = {
     "train_cfg": ("max_epochs", "max_iters"),
@@ -26,6 +28,7 @@ LENGTHS = {
     "total_iters": (),
 }
 READ = (*NEW, *OLD, *LENGTHS)
+HOOK, SCOPE, IMPORTS = "default_hooks", "default_scope", "custom_imports"
 WIDTH = 44
 
 Path = tuple[Any, ...]
@@ -60,6 +63,7 @@ def convert(
     epoch_length: int | None = None,
     batch_size: int | None = None,
     strict: bool = True,
+    custom_imports: bool = False,
 ) -> Conversion:
     """Read a config file and write the chain that replaces its optimization part; no model is needed.
 
@@ -68,28 +72,46 @@ def convert(
         epoch_length: micro-batches per epoch, where the recipe counts epochs.
         batch_size: over all ranks, where auto_scale_lr is enabled.
         strict: as for `mmengine.from_config`.
+        custom_imports: imports what the config's `custom_imports` names, so that what it registers is known.
 
     Raises: what `read_config` and `from_config` raise; ValueError where the recipe is not in the file, or a number that
         it needs was not given. NotImplementedError: rules per parameter that depend on the model.
     """
-    config, builder, parts, remarks = read(path, epoch_length, batch_size, strict)
+    config, unread, builder = read(path, epoch_length, batch_size, strict)
+    lines = imported(config.get(IMPORTS)) if custom_imports else []
+    parts, remarks = chains(builder, config)
+    if (modules := named_modules(config.get(IMPORTS))) and not custom_imports:
+        remarks.append(f"{IMPORTS} names {', '.join(modules)}: --custom-imports imports it, for what it registers.")
+    if HOOK in unread:
+        remarks.append(f"{HOOK} is not read: what its param_scheduler does to the update is yours to add.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = [_row(path, config, builder, parts) for path in _leaves({k: config[k] for k in READ if k in config})]
-    unread = [name for name in config if name not in READ]
-    return Conversion(_code(parts, os.path.basename(path)), table, unread, remarks)
+    unread = [*(name for name in config if name not in READ), *unread]
+    return Conversion(_code(parts, os.path.basename(path), lines), table, unread, remarks)
 
 
 def read(
     path: str | os.PathLike[str], epoch_length: int | None, batch_size: int | None, strict: bool
-) -> tuple[dict[str, Any], Builder, list[Any], list[str]]:
-    """The config in a file, how it is read, the chain of each of its optimizers, and what was warned of meanwhile."""
-    config = read_config(path, only=READ)
-    builder = Builder(config, epoch_length, batch_size, strict)
+) -> tuple[dict[str, Any], list[str], Builder]:
+    """The names of a file that have a part in the chain, what of it is not read, and what makes the chain."""
+    config, unread = read_names(path, only=[name for name in READ if name != HOOK])
+    hook = config.pop(HOOK, None)
+    scheduling = hook.get("param_scheduler") if isinstance(hook, Mapping) else None
+    if isinstance(scheduling, Mapping) and not str(scheduling.get("type")).endswith(".ParamSchedulerHook"):
+        if scheduling.get("type", "ParamSchedulerHook") != "ParamSchedulerHook":
+            config[HOOK] = {"param_scheduler": scheduling}
+    if HOOK not in config and hook is not None:
+        unread = [HOOK, *unread]
+    return config, unread, Builder(config, epoch_length, batch_size, strict)
+
+
+def chains(builder: Builder, config: dict[str, Any]) -> tuple[list[Any], list[str]]:
+    """The chain of each optimizer of a config, and what was warned of meanwhile."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         parts = builder.parts(config)
-    return config, builder, parts, list(dict.fromkeys(str(warning.message) for warning in caught))
+    return parts, list(dict.fromkeys(str(warning.message) for warning in caught))
 
 
 class Builder:
@@ -101,7 +123,7 @@ class Builder:
         self.keys = NEW if "optim_wrapper" in config else OLD
         if "optim_wrapper" not in config and "optimizer" not in config:
             raise ValueError("convert: the config must have optim_wrapper, or optimizer of the old format.")
-        self.length = _length(config)
+        self.length, self.scope = _length(config), config.get(SCOPE)
         self.batch_size, self.strict = batch_size, strict
         if epoch_length is None and (self.length[0] == "max_epochs" or _counts_epochs(config.get("param_scheduler"))):
             raise ValueError(
@@ -112,7 +134,9 @@ class Builder:
     def parts(self, config: Mapping[str, Any]) -> list[Any]:
         """The optimizers of a config: each with its chain."""
         parts: dict[str, Any] = {key: copy.deepcopy(config[key]) for key in self.keys if key in config}
-        hooks = parts.pop("custom_hooks", None)
+        if self.keys is OLD:
+            parts.setdefault("optimizer_config", None)
+        hooks, scheduling = parts.pop("custom_hooks", None), parts.pop(HOOK, None)
         scaling: Any = parts.pop("auto_scale_lr", None)
         if isinstance(scaling, dict) and scaling.get("enable"):
             if self.batch_size is None:
@@ -123,11 +147,12 @@ class Builder:
         schedulers = parts.pop("param_scheduler", None)
         return unbound(
             parts["optim_wrapper"] if self.keys is NEW else parts,
-            schedulers,
+            _scoped(schedulers, self.scope) if isinstance(self.scope, str) else schedulers,
             **{self.length[0]: self.length[1]},
             epoch_length=self.epoch_length,
             auto_scale_lr=scaling,
             custom_hooks=hooks,
+            default_hooks=scheduling,
             strict=self.strict,
         )
 
@@ -144,6 +169,17 @@ def _length(config: Mapping[str, Any]) -> tuple[str, int]:
     raise ValueError("convert: the config must say how long the run is: train_cfg=dict(max_epochs=...) or max_iters.")
 
 
+def _scoped(schedulers: Any, scope: str) -> Any:
+    """Schedulers of the project that the file is of."""
+    if isinstance(schedulers, (list, tuple)):
+        return [_scoped(one, scope) for one in schedulers]
+    if not isinstance(schedulers, Mapping):
+        return schedulers
+    if "type" not in schedulers:
+        return {name: _scoped(one, scope) for name, one in schedulers.items()}
+    return {"_scope_": scope, **schedulers}
+
+
 def _counts_epochs(schedulers: Any) -> bool:
     """Whether a scheduler in a loop of iterations turns epochs into them."""
     if isinstance(schedulers, Mapping):
@@ -154,7 +190,7 @@ def _counts_epochs(schedulers: Any) -> bool:
 # the code
 
 
-def _code(parts: list[Any], name: str) -> str:
+def _code(parts: list[Any], name: str, lines_of_imports: list[str]) -> str:
     """The program: its imports, and the updater or the group of them."""
     several = parts[0].key is not None
     lines = []
@@ -171,8 +207,14 @@ def _code(parts: list[Any], name: str) -> str:
     if any(isinstance(node, ast.Name) and node.id == "norm" for node in ast.walk(ast.parse(body))):
         body = f"# what MMEngine takes for a norm: not RMSNorm, as gch.norm does\nnorm = {program(NORM)}\n\n{body}"
     imports = [f"import {module}\n" for module in ("re", "torch") if re.search(rf"(?<!\w){module}\.", body)]
-    top = "\n".join([*imports, "import gradchain as gch\n"])
+    top = "\n".join([*imports, "import gradchain as gch\n", *(f"{line}\n" for line in _grouped(lines_of_imports))])
     return f"# The optimization part of {name}; model is yours.\n{top}\n{body}"
+
+
+def _grouped(lines: list[str]) -> list[str]:
+    """Imports of the user's modules together, and then what is done with them."""
+    imports = [line for line in lines if line.startswith("import ")]
+    return ["\n".join(part) for part in (imports, [line for line in lines if line not in imports]) if part]
 
 
 # the table

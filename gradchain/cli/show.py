@@ -15,7 +15,7 @@ from typing import Any
 
 import gradchain as gch
 from gradchain.cli.code import program
-from gradchain.cli.convert import read
+from gradchain.cli.convert import chains, read
 from gradchain.see import saved
 from gradchain.see.curves import drawn
 from gradchain.see.lines import Clocks
@@ -167,7 +167,8 @@ def _stored(node: ast.stmt) -> list[ast.expr]:
 def _of_config(path: str, epoch_length: int | None, batch_size: int | None) -> Found:
     """The optimizers of an OpenMMLab config; what is only likely to be a slip is a remark."""
     try:
-        _, builder, parts, remarks = read(path, epoch_length, batch_size, strict=False)
+        config, _, builder = read(path, epoch_length, batch_size, strict=False)
+        parts, remarks = chains(builder, config)
     except ValueError as error:
         raise ValueError(str(error).replace("convert:", f"{OWNER}:", 1)) from None
     name, number = builder.length

@@ -232,7 +232,6 @@ def test_layers_of_what_no_recording_has() -> None:
     """MMPose's ViT; MMAction2's has no batch norms; TSM wants layers it knows."""
     model = small()
     config = wrapper(constructor="LayerDecayOptimWrapperConstructor", num_layers=2, layer_decay_rate=0.5)
-    assert set(settled(model, config).values()) == {(0.1, 0.01), (0.1, 0.0)}
     model.backbone.layers = nn.ModuleList([nn.Linear(2, 2)])
     model.backbone.pos_embed = nn.Parameter(torch.zeros(1, 2, 2))
     found = settled(model, config)

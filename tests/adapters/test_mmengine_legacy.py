@@ -59,7 +59,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"lr_config": {"policy": "step", "step": [4, 2]}},
      "lr_config (Step): step must be a positive whole number or a list of them in order, got [4, 2]."),
     ({"lr_config": {"policy": "CosineAnnealing"}},
-     "lr_config (CosineAnnealing): min_lr or min_lr_ratio must be given, not both, got None and None."),
+     "lr_config (CosineAnnealing): min_lr or min_lr_ratio must be given, got neither."),
     ({"lr_config": {"policy": "CosineRestart", "periods": [2, 2], "restart_weights": [1, 1], "min_lr": 0}},
      "lr_config (CosineRestart): periods must be positive and reach the end of the run at 5, got [2, 2]."),
     ({"lr_config": {"policy": "cyclic", "by_epoch": True}},

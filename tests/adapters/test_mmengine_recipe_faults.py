@@ -65,8 +65,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ({"optimizer": {**SGD, "type": "SDG"}}, {}, f"{W}.optimizer: there is no optimizer 'SDG' in torch, "),
     ({"optimizer": {**SGD, "momentun": 0.9}}, {}, f"{W}.optimizer: SGD: "),
     ({"optimizer": {**SGD, "lr": "0.1"}}, {}, f"{W}.optimizer: lr must be a number, got '0.1'."),
-    ({"optimizer": {"type": "LARS", "lr": 0.1}}, {}, f"{W}.optimizer: LARS is MMPretrain's and MMSelfSup's own, and "
-     "its formula is not that of the class of this name elsewhere. Register it: gch.register('LARS')(its class)."),
+    ({"optimizer": {"type": "LAMB", "lr": 0.1}}, {}, f"{W}.optimizer: LAMB is MMPretrain's own, and its formula is not "
+     "that of the class of this name elsewhere. Register it: gch.register('LAMB')(its class)."),
     ({"optimizer": {**SGD, "_delete_": True}}, {}, f"{W}.optimizer: '_delete_' must not be left in a config: it is an "
      "order to the reader of the file."),
     ({"optimizer": SGD, "paramwise_cfg": {"custom_keys": {"g": {"fix_lr": True}}}}, {}, f"{W}.optimizer: 'fix_lr' of a "
@@ -136,8 +136,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ({"optimizer": SGD, "lr_config": None, "clip_grad": None}, {}, "mmengine.from_config: config: every key must be "
      "known, got 'clip_grad'; it takes fp16, lr_config, momentum_config, optimizer, optimizer_config."),
     ({"optimizer": SGD, "optimizer_config": {"type": "SAMHook"}}, {}, "mmengine.from_config: optimizer_config "
-     "(SAMHook): type must be one of Fp16OptimizerHook, GradientCumulativeFp16OptimizerHook, "
-     "GradientCumulativeOptimizerHook, OptimizerHook, got 'SAMHook'."),
+     "(SAMHook): type must be one of DistOptimizerHook, Fp16OptimizerHook, GradAccumFp16OptimizerHook, "
+     "GradientCumulativeFp16OptimizerHook, GradientCumulativeOptimizerHook, OptimizerHook, got 'SAMHook'."),
     ({"optimizer": SGD, "optimizer_config": {"grad_clp": None}}, {}, "mmengine.from_config: optimizer_config "
      "(OptimizerHook): every key must be known, got 'grad_clp'; did you mean 'grad_clip'?"),
 ]  # fmt: skip
@@ -168,7 +168,7 @@ SAID: list[tuple[Any, dict[str, Any], str]] = [
 LENIENT: list[tuple[Any, dict[str, Any], str]] = [
     ({"optimizer": SGD, "grad_clip": {"max_norm": 1}}, {}, "did you mean 'clip_grad'?"),
     ({"optimizer": SGD, "weight_decay": 0.1}, {}, "weight_decay must be inside optimizer"),
-    ({"optimizer": {"type": "Lamb", "lr": 0.1}}, {}, "Lamb is MMPretrain's own"),
+    ({"optimizer": {"type": "LAMB", "lr": 0.1}}, {}, "LAMB is MMPretrain's own"),
     ({"optimizer": {**SGD, "_delete_": True}}, {}, "'_delete_' must not be left"),
     ({"constructor": MULTI, "g": {"optimizer": SGD}, "lr_schedule": {}}, {}, "'lr_schedule' must be a dict"),
     ({"optimizer": SGD}, {"auto_scale_lr": {"enabled": True}}, "did you mean 'enable'?"),

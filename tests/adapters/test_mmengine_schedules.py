@@ -66,6 +66,15 @@ def compare(row: dict[str, Any], fields: dict[str, Any], shuffled: bool = False)
             assert place is None, f"{row['id']} {field}[{i}] at {steps[place]}: {got[place]}, not {wanted[place]}"
 
 
+def scoped(config: Any, scope: str) -> Any:
+    """A list whose types are those of a project, as its files say once in `default_scope`."""
+    if isinstance(config, dict) and "type" not in config:
+        return {name: scoped(one, scope) for name, one in config.items()}
+    if isinstance(config, list):
+        return [scoped(one, scope) for one in config]
+    return config if config is None else {"_scope_": scope, **config}
+
+
 @recorded
 def test_every_recorded_trajectory() -> None:
     """811 runs of real recipes, three groups each, strictly read: at each recorded step what MMEngine had there."""
@@ -73,7 +82,7 @@ def test_every_recorded_trajectory() -> None:
     count = 0
     for row in rows("trajectories.jsonl.gz"):
         identity, _, optimizer = row["id"].partition("/")
-        fields = quiet(recipes[identity]["param_scheduler"], **run_length(row))
+        fields = quiet(scoped(recipes[identity]["param_scheduler"], recipes[identity]["scope"]), **run_length(row))
         compare(row, fields.get(optimizer, fields), shuffled=bool(count % 2))
         count += 1
     assert count == 811

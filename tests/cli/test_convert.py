@@ -2,6 +2,7 @@
 
 import gzip
 import importlib.util
+import itertools
 import json
 import math
 import re
@@ -16,10 +17,11 @@ from torch import nn
 
 import gradchain as gch
 from gradchain.__main__ import main
-from gradchain.adapters import mmengine
+from gradchain.adapters import mmengine, torch_names
 from gradchain.adapters.mmengine.symbolic import Symbolic
 from gradchain.cli.code import WIDTH, program
 from gradchain.cli.convert import convert
+from gradchain.core import config as links
 from gradchain.selectors.rules import settings_of
 from gradchain.updater.target import Target
 
@@ -194,8 +196,8 @@ def test_the_printed_code_is_the_recipe(row, tmp_path, capsys):
             custom_hooks=config.get("custom_hooks"), strict=False,
         )  # fmt: skip
     check_same(numbers(updater), numbers(beside))
-    if "Amp" in str(config["optim_wrapper"]):
-        return  # float64 weights have no use for a loss scale
+    if "Amp" in str(config["optim_wrapper"]) or "YOLOv" in str(config["optim_wrapper"]):
+        return  # float64 weights have no use for a loss scale; what is no weight or bias, YOLO's constructor leaves out
     ours, theirs = train(model, updater), train(same_model, beside)
     assert not torch.equal(ours, torch.nn.utils.parameters_to_vector(Small().parameters()))
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
@@ -353,7 +355,7 @@ def test_a_loss_scale_and_a_scaled_rate(tmp_path):
     config = CLIPPED | {"optim_wrapper": wrapper, "auto_scale_lr": {"enable": True, "base_batch_size": 16}}
     path = write(tmp_path, config)
     code = convert(path, epoch_length=1, batch_size=64).code
-    assert "gch.amp_scale()" in code
+    assert "amp_scale" not in code  # only float16 is scaled
     assert ".bind(model, autocast=torch.bfloat16)" in code
     assert "import torch\n" in code
     assert "0.4 * gch.schedules" in code
@@ -394,6 +396,89 @@ def test_what_is_refused_is_one_sentence_and_exit_code_1(name, tmp_path, capsys)
     assert printed.out == ""
     assert sentence in printed.err
     assert printed.err.count("\n") == 1
+
+
+def test_half_precision_has_a_loss_scale(tmp_path):
+    for dtype in ("float16", None):
+        wrapper = {"type": "AmpOptimWrapper", "optimizer": SGD, "dtype": dtype}
+        code = convert(write(tmp_path, CLIPPED | {"optim_wrapper": wrapper}), epoch_length=1).code
+        assert "gch.amp_scale()" in code and ".bind(model, autocast=torch.float16)" in code
+
+
+def test_what_is_not_read_is_listed(tmp_path):
+    """Names without a part in the chain, and those whose values are not read; hooks only where they do nothing."""
+    path = write(tmp_path, CLIPPED | {"default_hooks": {"logger": {"type": "LoggerHook"}}})
+    assert sorted(convert(path, epoch_length=9).unread) == ["default_hooks", "model"]
+    path.write_text(path.read_text() + "\nprompt = open('x')\ndef f():\n    pass\n")
+    assert sorted(convert(path, epoch_length=9).unread) == ["default_hooks", "f", "model", "prompt"]
+    path.write_text(path.read_text() + "\ndefault_hooks['param_scheduler'] = open('x')\n")
+    found = convert(path, epoch_length=9)
+    assert "default_hooks" in found.unread and [r for r in found.remarks if r.startswith("default_hooks is not read")]
+
+
+@pytest.mark.parametrize("kind", ["YOLOv5ParamSchedulerHook", "mmyolo.PPYOLOEParamSchedulerHook"])
+def test_a_hook_that_sets_the_schedule_is_read(kind, tmp_path):
+    config = {k: v for k, v in CLIPPED.items() if k != "param_scheduler"}
+    config["default_hooks"] = {
+        "param_scheduler": {"type": kind, "warmup_epochs": 2},
+        "timer": {"type": "IterTimerHook"},
+    }
+    found = convert(write(tmp_path, config), epoch_length=700)
+    assert "1400" in found.code and "default_hooks.param_scheduler.warmup_epochs" in [row[0] for row in found.table]
+    config["default_hooks"]["param_scheduler"]["type"] = "MyHook"
+    with pytest.raises(ValueError, match="type must be one of PPYOLOEParamSchedulerHook, ParamSchedulerHook, YOLOv5"):
+        convert(write(tmp_path, config), epoch_length=700)
+    found = convert(write(tmp_path, config), epoch_length=700, strict=False)
+    assert any("what another does to the update is yours" in remark for remark in found.remarks)
+
+
+def test_an_optimizer_at_the_top_is_of_the_old_format(tmp_path):
+    """Without optimizer_config too: its rules stand inside it."""
+    config = {"optimizer": SGD | {"paramwise_cfg": {"bias_decay_mult": 0.0}}, "total_epochs": 3}
+    assert "gch.bias & ~norm & " in convert(write(tmp_path, config), epoch_length=1).code
+
+
+def test_types_are_of_the_project_that_the_file_is_of(tmp_path):
+    rising = [{"type": "ConstantLR", "factor": 2.5, "begin": 3, "end": 4}]
+    config = CLIPPED | {"param_scheduler": rising}
+    with pytest.raises(ValueError, match=r"factor must be a number from 0 to 1, got 2\.5; only MMPose's own"):
+        convert(write(tmp_path, config), epoch_length=1)
+    assert "2.5" in convert(write(tmp_path, config | {"default_scope": "mmpose"}), epoch_length=1).code
+
+
+def test_custom_imports_are_imported_where_asked_for(tmp_path, monkeypatch, capsys):
+    """A registered optimizer works in the command: MMEngine's registry, or ours. The program says how it is known."""
+    for known, name in itertools.product((torch_names.registered, links.registered), ("TwiceSGD", "ThriceSGD")):
+        monkeypatch.setitem(known, name, None)  # so that it is taken out again at the end
+        del known[name]
+    names = {"mine": "TwiceSGD", "ours": "ThriceSGD"}
+    (tmp_path / "mine_of_mm.py").write_text(
+        "import torch\nfrom mmengine.registry import OPTIMIZERS\n@OPTIMIZERS.register_module()\n"
+        f"class {names['mine']}(torch.optim.SGD):\n    pass\n"
+    )
+    (tmp_path / "ours_of_gch.py").write_text(
+        f"import torch\nimport gradchain as gch\n@gch.register()\nclass {names['ours']}(torch.optim.SGD):\n    pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for module, kind in (("mine_of_mm", names["mine"]), ("ours_of_gch", names["ours"])):
+        config = CLIPPED | {
+            "custom_imports": {"imports": [module], "allow_failed_imports": False},
+            "optim_wrapper": {"optimizer": {"type": kind, "lr": 0.1}},
+        }
+        path = str(write(tmp_path, config))
+        assert main(["convert", path, "--epoch-length", "2"]) == 1
+        assert f"there is no optimizer '{kind}'" in capsys.readouterr().err
+        assert main(["convert", path, "--epoch-length", "2", "--custom-imports"]) == 0
+        scope = {"model": Small()}
+        exec(capsys.readouterr().out, scope)
+        assert kind in repr(scope["updater"].chain)
+    plain = CLIPPED | {"custom_imports": {"imports": "no_such_module_at_all"}}
+    found = convert(write(tmp_path, plain), epoch_length=2)
+    assert "custom_imports names no_such_module_at_all: --custom-imports imports it" in found.remarks[0]
+    with pytest.raises(ValueError, match="custom_imports: 'no_such_module_at_all' cannot be imported"):
+        convert(write(tmp_path, plain), epoch_length=2, custom_imports=True)
+    plain["custom_imports"]["allow_failed_imports"] = True
+    assert convert(write(tmp_path, plain), epoch_length=2, custom_imports=True).code.count("import ") == 1
 
 
 def test_iterations_need_no_epoch_length(tmp_path):
@@ -453,3 +538,13 @@ def test_a_norm_is_written_only_where_a_rule_is_about_norms(tmp_path):
     code = convert(write(tmp_path, CLIPPED | {"optim_wrapper": wrapper}), epoch_length=1).code
     assert 'gch.named("*norm*")' in code
     assert "norm = " not in code
+
+
+def test_rules_are_written_where_they_are(tmp_path):
+    """MMPretrain's LARS is made of a link of gch.rules; the program runs."""
+    wrapper = {"optimizer": {"type": "LARS", "lr": 0.1, "momentum": 0.9, "weight_decay": 1e-6}}
+    code = convert(write(tmp_path, CLIPPED | {"optim_wrapper": wrapper}), epoch_length=1).code
+    assert "gch.rules.scale_by_trust_ratio(" in code
+    scope = {"model": Small()}
+    exec(code, scope)
+    assert train(scope["model"], scope["updater"], steps=1).isfinite().all()

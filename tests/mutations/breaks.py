@@ -305,14 +305,14 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "schedules-of-updates-in-a-window",
-        "adapters/mmengine/recipe.py",
+        "adapters/mmengine/group_values.py",
         'return by("micro", schedule) if self.around.counts_micro else schedule',
         "return schedule",
         f"{RUNS}[accumulation over epochs]",
     ),
     Break(
         "a-floor-that-is-multiplied",
-        "adapters/mmengine/recipe.py",
+        "adapters/mmengine/group_values.py",
         "proportional = _proportional(make, self.recipe.clock.iters)",
         "proportional = True",
         f"{RUNS}[rules, an absolute floor]",

@@ -29,6 +29,14 @@ keys of paramwise_cfg that nobody reads, and   one error that names them all; wi
 custom_keys that take no parameter: silent
 trained parameters that a constructor leaves   the same
 out, or has twice in one group: silent
+a layer decay whose model has no layers by     an error; with strict=False a warning
+those names, or more than are said: silent
+a custom key without decay_mult puts off the   the same, and a warning; so has a learning rate of 0 that a schedule
+rules of decay by kind: silent                 with an absolute value moves
+a ConstantLR with a factor above 1 is refused  an error too, except for MMPose's; with strict=False a warning
+ReduceOnPlateau's last_step is taken           an error, as by_epoch=False is in both
+a constructor of another project is looked     an error: `register_constructor` makes it known, and nobody's is read as
+for in its registry                            another for its name
 MMDetection's layer-wise constructor takes     BEiT and MAE too, as MMSegmentation's of the same name
 ConvNeXt only
 =============================================  =======================================================================
@@ -62,15 +70,20 @@ a parameter that is frozen when the optimizer  is trained from its first gradien
 is built is never in it (with paramwise_cfg)
 auto_scale_lr takes the batch size from the    takes it as `batch_size`, over all ranks
 dataloader
-LARS and Lamb, OpenMMLab's own classes         refused until registered; with strict=False torch_optimizer's, with a
-                                               warning: other formulas
-apex: opt_level O1 patches functions           autocast and `amp_scale`; O2 and O3 are refused
+LARS and Lamb, OpenMMLab's own classes         links of the same formulas; not Lamb's trust_clip, bias_correction=False
+                                               and grad_averaging=False
+mmcv 1.x: averages of buffers begin at the     at those after the first averaging
+first weights' (MMDetection's hooks)
+MMYOLO's hooks count the groups, whoever made  the third group is the biases of YOLOv5's constructor, or an error;
+them                                           without a model what is neither weight nor bias is trained
+frozen_layers_cfg of MMSelfSup's hook          an error
+apex: opt_level O1 patches functions           autocast and `amp_scale`; O2 and O3 are refused: they cast the model
 =============================================  =======================================================================
 """
 
 from gradchain.adapters.mmengine.files import read_config
-from gradchain.adapters.mmengine.params import param_settings
+from gradchain.adapters.mmengine.params import param_settings, register_constructor
 from gradchain.adapters.mmengine.recipe import from_config, unbound
 from gradchain.adapters.mmengine.schedules import schedules
 
-__all__ = ["from_config", "param_settings", "read_config", "schedules", "unbound"]
+__all__ = ["from_config", "param_settings", "read_config", "register_constructor", "schedules", "unbound"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine.paramwise import Group, Paramwise, Visit, visits
 
-__all__ = ["by_depth", "default", "force_default", "old_default", "swin"]
+__all__ = ["by_depth", "by_pattern", "default", "force_default", "old_default", "scaled", "swin"]
 
 
 def default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
@@ -26,6 +27,7 @@ def force_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
 def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bool) -> list[Group]:
     groups: list[Group] = []
     taken: set[int] = set()
+    undone: dict[str, str] = {}
     for visit in visits(model):
         if paramwise.cfg.get("bypass_duplicate", False) and id(visit.parameter) in taken:
             continue
@@ -39,8 +41,14 @@ def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bo
                 items = {**_by_key(paramwise, *found), **found[1]}
             if found is None or forced:
                 items |= _by_kind(paramwise, visit)
+            elif not {"decay_mult", "weight_decay"} & found[1].keys() and found[1]:
+                rule = _by_kind(paramwise, visit).get("weight_decay", items.get("weight_decay"))
+                if rule != items.get("weight_decay"):
+                    undone.setdefault(found[0], visit.full)
         taken.add(id(visit.parameter))
         groups.append(([visit.parameter], items))
+    for key, name in undone.items():
+        paramwise.say_undone(key, f"{name!r} has its whole weight decay back")
     return groups
 
 
@@ -106,6 +114,26 @@ def old_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     return groups
 
 
+def by_pattern(paramwise: Paramwise, model: nn.Module) -> list[Group]:
+    """DefaultOptimizerConstructor of MMSelfSup 0.x: what patterns find, each over what the ones before it said."""
+    groups: list[Group] = []
+    for name, parameter in model.named_parameters():
+        items: dict[str, Any] = {}
+        for pattern, entry in paramwise.cfg["custom_keys"].items() if parameter.requires_grad else ():
+            if re.search(pattern, name):
+                paramwise.used.add(pattern)
+                items |= {key.removesuffix("_mult"): scaled(paramwise, pattern, key, entry[key]) for key in entry}
+        groups.append(([parameter], items))
+    return groups
+
+
+def scaled(paramwise: Paramwise, pattern: str, key: str, value: Any) -> Any:
+    """An option of a pattern: itself, or a multiple of the optimizer's own number."""
+    if not key.endswith("_mult"):
+        return value
+    return paramwise.base(key.removesuffix("_mult")) * paramwise.factor(f"{pattern!r}[{key!r}]", value)
+
+
 def by_depth(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimWrapperConstructor of MMPretrain: the model says how deep, rules say what decays."""
     ask = getattr(model, "get_layer_depth", None)
@@ -117,9 +145,10 @@ def by_depth(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         paramwise.refuse("optimizer must have weight_decay.")
     rate = paramwise.number("layer_decay_rate", 1.0)
     groups: list[Group] = []
-    for visit in visits(model):
-        if not visit.parameter.requires_grad:
-            continue
+    trained = [visit for visit in visits(model) if visit.parameter.requires_grad]
+    if trained:
+        paramwise.check_layers({v.full: ask(v.full)[0] for v in trained}, ask(trained[0].full)[1] - 1)
+    for visit in trained:
         found = paramwise.winner(visit.full)
         items: dict[str, Any] = {"weight_decay": paramwise.base("weight_decay")}
         if found is not None:

@@ -32,6 +32,14 @@ class Entry:
     strict: bool
     owner: str = "mmengine.schedules"
 
+    @property
+    def scope(self) -> str:
+        """The project whose type it is, where that is said: `mmpose.ConstantLR`, or `_scope_` beside it."""
+        kind = self.items.get("type")
+        written = kind.__module__ if isinstance(kind, type) else str(kind) if isinstance(kind, str) else ""
+        before = written.partition(".")[0] if "." in written or isinstance(kind, type) else ""
+        return before or str(self.items.get("_scope_", ""))
+
     def refuse(self, sentence: str, kind: type[Exception] = ValueError) -> NoReturn:
         """What cannot be read at all, or what the original refuses as well."""
         raise kind(f"{self.owner}: {self.name}: {sentence}")
@@ -88,22 +96,34 @@ class Entry:
 
     def numbers(self, key: str, default: object = None) -> list[float]:
         """A list of finite numbers."""
-        rule = "a list of numbers"
-        return list(self.get(key, default, rule, lambda x: isinstance(x, (list, tuple)) and all(map(is_number, x))))
+        return list(self.get(key, default, "a list of numbers", is_numbers))
 
     def one_floor(self, name: str, base: float, default: float | None = None) -> float:
         """`name`, or `name`_ratio times the base value: one of the two."""
         floor, ratio = self.maybe(name), self.maybe(f"{name}_ratio")
         if floor is None and ratio is None and default is not None:
             return default
-        if (floor is None) == (ratio is None):
+        if floor is None and ratio is None:
+            self.refuse(f"{name} or {name}_ratio must be given, got neither.")
+        if floor is not None and ratio is not None:
             self.refuse(f"{name} or {name}_ratio must be given, not both, got {floor!r} and {ratio!r}.")
         return base * ratio if floor is None else floor  # type: ignore[operator]
+
+
+def type_name(given: object) -> str | None:
+    """The name of a type, written as a string or as the class, without its scope; None if it is neither."""
+    written = given.__name__ if isinstance(given, type) else given
+    return written.rpartition(".")[2] if isinstance(written, str) else None
 
 
 def is_number(value: object) -> bool:
     """Whether this is a finite real number; a bool is a slip."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def is_numbers(value: object) -> bool:
+    """Whether this is a list of finite numbers."""
+    return isinstance(value, (list, tuple)) and all(map(is_number, value))
 
 
 def is_whole(value: object) -> bool:

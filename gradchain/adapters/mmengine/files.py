@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import ast
-import builtins
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from gradchain.adapters.mmengine.budget import Budget
 from gradchain.adapters.mmengine.literals import Imported, Inherited, Literals, Unread, UnreadableError, hooked
+from gradchain.adapters.mmengine.spoiling import BASE, spoil
 
-__all__ = ["read_config"]
+__all__ = ["read_config", "read_names"]
 
-BASE, DELETE = "_base_", "_delete_"
+DELETE = "_delete_"
 RESERVED = ("filename", "text", "pretty_text", "env_variables")
+# bounded, so that a hostile text is gone through once
+VARIABLE = r"""\{\{['"]?\s{0,9}\$(\w{1,200})\s{0,9}:\s{0,9}((?:(?!\{\{)\S){0,500}?)\s{0,9}['"]?\}\}"""
 MARK = "\ue000"  # of Unicode's private use: around what a `{{_base_.x}}` becomes
-REACH_EVERYTHING = {"globals", "locals", "vars", "exec", "eval", "setattr", "__import__"}
 
 
 def read_config(path: str | os.PathLike[str], only: Collection[str] | None = None) -> dict[str, Any]:
     r"""Read a config file of OpenMMLab, `.py` or `.json`, as a dict, and run nothing of it.
 
     Read are literals, `dict()`, `list()` and `tuple()`, names given before, arithmetic of numbers, lists and text,
-    f-strings, what is set or deleted in a dict or list, and its update, pop, append and the like; `_base_` with
+    f-strings, what is set or deleted in a dict or list, and its update, pop, append and the like; conditions, loops,
+    comprehensions and assertions about all these, with `len`, `max`, `range` and others of their kind; `_base_` with
     `_delete_`, `{{_base_.x}}`, `_base_.x`, `{{fileDirname}}` and its kin, `{{$VARIABLE:default}}`, bases of installed
     packages (`mmdet::…`, found and not imported); `with read_base():` with imports of config files. Other imports bring
     names: `type=AdamW` is "AdamW".
@@ -38,7 +41,8 @@ def read_config(path: str | os.PathLike[str], only: Collection[str] | None = Non
 
     Raises:
         ValueError: a construct that is not read, with file, line and text; bases with a key in common; a dict over
-            something else without `_delete_`; a file that inherits from itself.
+            something else without `_delete_`; a file that inherits from itself; one that is no regular file, or asks,
+            with those it inherits from, for more than any recipe does: a million steps and items, and of letters.
         FileNotFoundError: no such file, or base.
 
     Equals: `mmengine.Config.fromfile(path).to_dict()` of 0.10.7, where a class is its name without the module and
@@ -54,9 +58,15 @@ def read_config(path: str | os.PathLike[str], only: Collection[str] | None = Non
     ...     mmengine.read_config(child)
     {'optimizer': {'type': 'SGD', 'lr': 0.08, 'momentum': 0.9}, 'gpus': 8}
     """
+    return read_names(path, only)[0]
+
+
+def read_names(path: str | os.PathLike[str], only: Collection[str] | None = None) -> tuple[dict[str, Any], list[str]]:
+    """What `read_config` reads, and the names of the file whose values are not read."""
     try:
-        found = _File(Path(os.path.abspath(os.path.expanduser(path))), (), only is None).read()
-        return _chosen(path, found, only)
+        found = _File(Path(os.path.abspath(os.path.expanduser(path))), (), only is None, Budget(path)).read()
+        unread = [name for name, value in found.items() if isinstance(value, Unread)]
+        return _chosen(path, found, only), unread
     except RecursionError:
         raise ValueError(f"mmengine.read_config: {path}: it is too deeply nested.") from None
 
@@ -71,21 +81,29 @@ def _chosen(path: object, found: Mapping[str, Any], only: Collection[str] | None
     return {name: _plain(value) for name, value in found.items() if not isinstance(value, Unread)}
 
 
+class _ContinueError(Exception):
+    """`continue`, on its way to its loop."""
+
+
+class _BreakError(Exception):
+    """`break`, on its way to its loop."""
+
+
 class _File:
     """One file, and those that it inherits from."""
 
-    def __init__(self, path: Path, heirs: tuple[Path, ...], strict: bool) -> None:
-        self.path, self.heirs, self.strict = path, (*heirs, path), strict
+    def __init__(self, path: Path, heirs: tuple[Path, ...], strict: bool, budget: Budget) -> None:
+        self.path, self.heirs, self.strict, self.budget = path, (*heirs, path), strict, budget
         if path in heirs:
             self.refuse("it inherits from itself.")
+        if path.suffix not in (".py", ".json"):
+            self.refuse("it must be a .py or .json file.")
         try:
-            self.text = path.read_text(encoding="utf-8")
+            self.text = budget.text(path)
         except (OSError, UnicodeDecodeError) as error:
             needed = f", which {heirs[-1]} inherits from" if heirs else ""
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"mmengine.read_config: {path}{needed}: it cannot be read: {error}.") from error
-        if path.suffix not in (".py", ".json"):
-            self.refuse("it must be a .py or .json file.")
         self.imported: set[str] = set()
 
     def refuse(self, sentence: str) -> NoReturn:
@@ -113,6 +131,7 @@ class _File:
             base = self._bases(self._paths(given[0])) if given else Inherited()
             own = self._run(tree, {BASE: base})
         own.pop("_deprecation_", None)
+        self.budget.weigh([own, base])
         own = {name: self._resolved(value, base, name) for name, value in own.items()}
         return {k: v for k, v in self._merged(own, base).items() if not k.startswith("__")}
 
@@ -136,7 +155,7 @@ class _File:
         text = self.text
         for name, part in parts.items():
             text = re.sub(r"\{\{\s*" + name + r"\s*\}\}", part.replace("\\", "/").replace("\\", r"\\"), text)
-        text = re.sub(r"""\{\{['"]?\s*\$(\w+)\s*:\s*(\S*?)\s*['"]?\}\}""", self._variable, text)
+        text = re.sub(VARIABLE, self._variable, text)
         return re.sub(r"\{\{\s*" + BASE + r"\.([\w.]+)\s*\}\}", rf'"{MARK}\1{MARK}"', text)
 
     def _variable(self, found: re.Match[str]) -> str:
@@ -177,7 +196,7 @@ class _File:
         """What `_base_ = …` says, which must be read whatever else may stay unread."""
         assert isinstance(node, ast.Assign)
         try:
-            return Literals(str(self.path), {}).value(node.value)
+            return Literals(str(self.path), {}, self.budget).value(node.value)
         except UnreadableError as error:
             raise ValueError(str(error)) from None
 
@@ -187,7 +206,7 @@ class _File:
         for one in given if isinstance(given, list) else [given]:
             if not isinstance(one, str):
                 self.refuse(f"{BASE} must be a path or a list of them, got {one!r}.")
-            base = _File(self._located(one), self.heirs, self.strict).read()
+            base = _File(self._located(one), self.heirs, self.strict, self.budget).read()
             if twice := sorted(out.keys() & base.keys()):
                 self.refuse(f"its bases must have no name in common, got {', '.join(twice)}.")
             out.update({name: hooked(value) for name, value in base.items()})
@@ -223,9 +242,16 @@ class _File:
 
     def _run(self, tree: ast.Module, names: dict[str, Any]) -> dict[str, Any]:
         """The names that its statements give, without those that are imported."""
-        literals = Literals(str(self.path), names)
+        literals = Literals(str(self.path), names, self.budget)
         hidden = {*names}
-        for node in tree.body:
+        self._block(tree.body, literals)
+        hidden |= self.imported
+        return {n: v for n, v in literals.names.items() if n not in hidden and not n.startswith("__")}
+
+    def _block(self, nodes: Sequence[ast.stmt], literals: Literals) -> None:
+        """Statements, one after the other; one that is not read leaves what it may have changed unread."""
+        for node in nodes:
+            self.budget.charge(1)
             try:
                 if _is_read_base(node):
                     self._import_bases(node, literals)
@@ -234,14 +260,21 @@ class _File:
             except UnreadableError as error:
                 if self.strict:
                     raise
-                _spoil(node, literals.names, str(error))
-        hidden |= self.imported
-        return {n: v for n, v in literals.names.items() if n not in hidden and not n.startswith("__")}
+                spoil(node, literals.names, str(error))
 
     def _execute(self, node: ast.stmt, literals: Literals) -> None:
         match node:
             case ast.Pass() | ast.Expr(value=ast.Constant()):
                 pass
+            case ast.If():
+                self._block(node.body if literals.truth(node.test) else node.orelse, literals)
+            case ast.For():
+                self._loop(node, literals)
+            case ast.Assert(test=test):
+                if not literals.truth(test):
+                    self.refuse(f"line {node.lineno}: `{ast.unparse(test)[:80]}` is asserted, and is not so.")
+            case ast.Break() | ast.Continue():
+                raise (_BreakError if isinstance(node, ast.Break) else _ContinueError)
             case ast.Import() | ast.ImportFrom():
                 self._import(node, literals)
             case ast.Assign(targets=targets, value=value):
@@ -266,6 +299,18 @@ class _File:
             case _:
                 literals.refuse(node)
 
+    def _loop(self, node: ast.For, literals: Literals) -> None:
+        """A loop over what is known; its variable stays, as in Python."""
+        for one in literals.items(node.iter):
+            self._assign(node.target, one, literals)
+            try:
+                self._block(node.body, literals)
+            except _ContinueError:
+                continue
+            except _BreakError:
+                return
+        self._block(node.orelse, literals)
+
     def _import(self, node: ast.Import | ast.ImportFrom, literals: Literals) -> None:
         for one in node.names:
             if one.name == "*":
@@ -281,7 +326,7 @@ class _File:
         for inner in node.body:
             if not isinstance(inner, ast.ImportFrom) or inner.module is None:
                 self.refuse(f"line {inner.lineno}: `with read_base():` must hold `from .file import …` only.")
-            base = _File(self._module(inner), self.heirs, self.strict)
+            base = _File(self._module(inner), self.heirs, self.strict, self.budget)
             found = base.read()
             for one in inner.names:
                 if one.name != "*" and one.name not in found:
@@ -300,6 +345,7 @@ class _File:
         return Path(os.path.normpath(folder.joinpath(*parts))).with_suffix(".py")
 
     def _assign(self, target: ast.expr, value: Any, literals: Literals) -> None:
+        self.budget.weigh(value)
         match target:
             case ast.Name(id=name):
                 literals.names[name] = value
@@ -323,6 +369,7 @@ class _File:
         if not isinstance(target, (ast.Attribute, ast.Subscript)):
             literals.refuse(target)
         owner = literals.value(target.value)
+        self.budget.weigh(owner)
         if not isinstance(owner, (Inherited if isinstance(target, ast.Attribute) else (dict, list))):
             literals.refuse(target, "there is nothing that can be changed so.")
         try:
@@ -355,51 +402,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(map(_plain, value))
     return value.name if isinstance(value, Imported) else value
-
-
-def _spoil(node: ast.stmt, names: dict[str, Any], why: str) -> None:
-    """Mark what a statement that is not read may have changed: what it binds, and dicts and lists within its reach."""
-    inside = list(ast.walk(node))
-    bound = {n.id for n in inside if isinstance(n, ast.Name) and not isinstance(n.ctx, ast.Load)}
-    bound |= {n.name for n in inside if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))}
-    named = bound | {n.id for n in inside if isinstance(n, ast.Name)}
-    for name in named & names.keys():
-        if isinstance(before := names[name], Unread):
-            bound |= before.touches  # a function of the file: what its body names
-    if named & REACH_EVERYTHING:
-        bound |= names.keys()
-    base = names.get(BASE, {})
-    from_base = base.keys() if BASE in bound else _of_base(inside, base.keys())
-    near = [names[name] for name in (named | bound) & names.keys() - {BASE}] + [base[name] for name in from_base]
-    reached = _containers(near)
-    marked = frozenset((named | bound) - vars(builtins).keys())
-    for within, surely in ((base, from_base), (names, bound - {BASE})):
-        shared = {n for n, one in within.items() if n != BASE and not reached.isdisjoint(_containers(one))}
-        within |= dict.fromkeys(shared | surely, Unread(why, marked))
-
-
-def _of_base(inside: list[ast.AST], known: Collection[str]) -> set[str]:
-    """The names of the bases that these nodes use: `_base_.x` and `_base_["x"]` one, a bare `_base_` all."""
-    used: set[str] = set()
-    single = 0
-    for node in inside:
-        match node:
-            case ast.Attribute(value=ast.Name(id="_base_"), attr=name):
-                used, single = used | {name}, single + 1
-            case ast.Subscript(value=ast.Name(id="_base_"), slice=ast.Constant(value=str() as name)):
-                used, single = used | {name}, single + 1
-            case ast.Name(id="_base_"):
-                single -= 1
-    return (used if not single else set(known)) & set(known)
-
-
-def _containers(value: Any) -> set[int]:
-    """The identities of the dicts and lists in a value."""
-    seen: set[int] = set()
-    waiting = [value]
-    while waiting:
-        one = waiting.pop()
-        if isinstance(one, (dict, list, tuple)) and id(one) not in seen:
-            seen.add(id(one))
-            waiting.extend(one.values() if isinstance(one, dict) else one)
-    return seen

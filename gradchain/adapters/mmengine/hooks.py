@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed
-from gradchain.adapters.mmengine.wrappers import OWNER, type_name
+from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed, type_name
+from gradchain.adapters.mmengine.wrappers import OWNER
 from gradchain.core.transform import Transform
-from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, join
+from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, inverse_time, join
 from gradchain.transforms.average import average_params
 from gradchain.transforms.plateau import reduce_on_plateau
 
-__all__ = ["average", "plateaus", "read_hooks", "read_plateau"]
+__all__ = ["Averaging", "average", "average_1x", "plateaus", "read_hooks", "read_plateau"]
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ExponentialMovingAverage": ("momentum",),
@@ -22,6 +23,14 @@ KINDS: dict[str, tuple[str, ...]] = {
 }
 # what does not change the average
 ASIDE = ("type", "ema_type", "strict_load", "device", "priority", "evaluate_on_origin", "evaluate_on_ema", "_scope_")
+OLD: dict[str, tuple[str, ...]] = {
+    "EMAHook": ("warm_up",),
+    "ExpMomentumEMAHook": ("total_iter", "skip_buffers"),
+    "LinearMomentumEMAHook": ("warm_up", "skip_buffers"),
+}
+ASIDE_1X = ("type", "resume_from", "priority", "_scope_")
+Averaging = Callable[[Clock, int], Transform]
+"""(the run, micro-batches of a window) -> the link."""
 PLATEAU = (
     "monitor", "rule", "factor", "patience", "threshold", "threshold_rule", "cooldown", "min_value", "eps", "begin",
     "end", "by_epoch", "verbose", "last_step", "param_name", "type", "_scope_",
@@ -29,20 +38,21 @@ PLATEAU = (
 PURE = ("Linear", "Constant", "MultiStep", "Step", "Exponential")
 
 
-def read_hooks(custom_hooks: Any, strict: bool) -> Entry | None:
-    """The EMAHook of the list, or None. Every other hook is named in a warning."""
+def read_hooks(custom_hooks: Any, strict: bool, old: bool = False) -> Averaging | None:
+    """What averages of the list, or None; `old`: as mmcv 1.x has it. Every other hook is named in a warning."""
+    readers: dict[str, Any] = dict.fromkeys(OLD, average_1x) if old else {"EMAHook": average}
     entry = Entry("custom_hooks", {}, strict, OWNER)
     if custom_hooks is not None and not isinstance(custom_hooks, (list, tuple)):
         entry.refuse(f"it must be a list of dicts, got {custom_hooks!r}.", TypeError)
     found, others = [], []
     for i, hook in enumerate(custom_hooks or ()):
         kind = type_name(hook.get("type")) if isinstance(hook, Mapping) else type(hook).__name__
-        if kind == "EMAHook" and isinstance(hook, Mapping):
-            found.append(Entry(f"custom_hooks[{i}] (EMAHook)", hook, strict, OWNER))
+        if kind in readers and isinstance(hook, Mapping):
+            found.append(partial(readers[kind], Entry(f"custom_hooks[{i}] ({kind})", hook, strict, OWNER)))
         else:
             others.append(str(kind))
     if len(found) > 1:
-        entry.refuse(f"there must be at most one EMAHook, got {len(found)}.")
+        entry.refuse(f"there must be at most one {' or '.join(readers)}, got {len(found)}.")
     if others:
         entry.remark(f"{', '.join(others)} are not read; what they do to the update is yours to add.")
     return found[0] if found else None
@@ -79,6 +89,30 @@ def average(entry: Entry, clock: Clock, counts: int) -> Transform:
         growing = join((0, begin, constant(0.0)), (begin, None, growing))
     start = begin // counts + (kind == "ExpMomentumEMA" and every == 1)
     return average_params(by("micro", growing) if counts > 1 else growing, start, every, buffers)
+
+
+def average_1x(entry: Entry, clock: Clock, counts: int) -> Transform:
+    """The average of mmcv 1.x's EMAHook, and of MMDetection 2.x's two: from the weights before the first iteration.
+
+    The momentum of an interval is a power, as it is there: the longer the interval, the less an average takes.
+    """
+    kind = str(type_name(entry.items["type"]))
+    entry.only((*ASIDE_1X, *OLD[kind], "momentum", "interval"))
+    momentum = entry.number("momentum", 0.0002, "a number above 0 and below 1", lambda x: 0 < x < 1)
+    every = int(entry.number("interval", 1, "a whole number of at least 1", lambda x: is_whole(x) and x >= 1))
+    if counts > 1:
+        entry.object_to("it must come without accumulation: there it averages at iterations, whose decays differ.")
+    if kind == "ExpMomentumEMAHook":
+        gamma = entry.number("total_iter", 2000, "a positive number", lambda x: x > 0)
+        decay: Schedule = ema_exponential(1.0 - momentum, gamma)
+    else:
+        steps = entry.number("warm_up", 100, "a number of at least 1", lambda x: x >= 1)
+        decay = inverse_time((steps - 1.0) / steps, 1.0 / steps).clip(low=1.0 - momentum**every)
+    buffers = "keep" if kind == "EMAHook" or entry.flag("skip_buffers", False) else "average"
+    if kind == "EMAHook" or every == 1:  # it averages at an interval's first iteration, the others at its last
+        return average_params(decay, every=every, buffers=buffers)
+    at = constant(0.0).take(every - 1).then(constant(1.0).take(1)).repeat()
+    return average_params(1.0 - at * (1.0 - decay), buffers=buffers)
 
 
 def _times(entry: Entry, clock: Clock, counts: int) -> tuple[int, int, int]:
@@ -128,6 +162,10 @@ def read_plateau(
     field = given.get("param_name", "lr") if "ParamScheduler" in str(type_name(given["type"])) else "lr"
     if "Momentum" in str(type_name(given["type"])) or field != "lr":
         entry.refuse("only the learning rate can be reduced on a plateau: reduce_on_plateau scales the updates.")
+    if not entry.flag("by_epoch", True):
+        entry.refuse("by_epoch must be True, as in MMEngine, got False: it counts validations.")
+    if given.get("last_step", -1) != -1:
+        entry.refuse(f"last_step must be -1, got {given['last_step']!r}; what it has seen is in the checkpoint.")
     if given.get("begin", 0) != 0 or "end" in given:
         entry.refuse("begin and end must not be given: it reads every observation.")
     for other in others or ():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from gradchain.adapters.mmengine import shapes
-from gradchain.adapters.mmengine.entries import Entry, is_whole, whole
+from gradchain.adapters.mmengine.entries import Entry, is_numbers, is_whole, whole
 from gradchain.adapters.mmengine.shapes import Shape
 from gradchain.schedules import constant, exponential, linear, multi_step, one_cycle, polynomial, step_decay
 
@@ -39,7 +40,8 @@ class Kind:
     """A type: the field it moves (None: the config says), its keys, and its shape from entry, window and base value.
 
     whole_window: a conversion to iterations rounds the window down; divides: the key of a factor that MMEngine divides
-    by; sets_base: schedulers built after it take its first value for the base.
+    by; sets_base: schedulers built after it take its first value for the base; reach: after how many steps it is done,
+    None where its values do not depend on where its window ends; by_epoch: what it counts where nobody says.
     """
 
     field: str | None
@@ -49,6 +51,25 @@ class Kind:
     whole_window: bool = True
     divides: str | None = None
     sets_base: bool = False
+    reach: Callable[[Entry, Span], float] | None = None
+    by_epoch: bool = True
+
+
+def _whole_window(entry: Entry, span: Span) -> float:
+    return span.n
+
+
+def _half_wave(entry: Entry, span: Span) -> float:
+    given = entry.maybe("T_max") or 0
+    return min(span.steps(given), span.n) if given else span.n
+
+
+def _periods(entry: Entry, span: Span) -> float:
+    return min(sum(map(span.steps, entry.numbers("periods"))), span.n)
+
+
+def _cycle(entry: Entry, span: Span) -> float:
+    return span.steps(entry.number("total_steps", span.n / span.factor))
 
 
 def _unit(entry: Entry, key: str, default: float) -> float:
@@ -169,16 +190,42 @@ def _interval(entry: Entry, span: Span, base: float) -> Shape:
     return shapes.interval(start, end, every, span.n // every, span.count)
 
 
-FLOOR = ("eta_min", "eta_min_ratio")
+def _stages(entry: Entry, span: Span, base: float) -> Shape | None:
+    # MMFlow's: each stage sets the value, from its first step on, and has steps that divide it.
+    firsts = [span.steps(first) for first in entry.numbers("milestone_iters")]
+    values, gammas = entry.numbers("milestone_params"), entry.numbers("gammas")
+    rule = "a list of lists of numbers, the first of each above its milestone"
+    steps = entry.get("steps", None, rule, lambda x: isinstance(x, (list, tuple)) and all(map(is_numbers, x)))
+    if len({len(part) for part in (firsts, values, gammas, steps)}) != 1 or not firsts:
+        entry.refuse("milestone_iters, milestone_params, gammas and steps must be as many.")
+    stages = [[span.steps(s) for s in one] for one in steps]
+    if any(not one or first >= one[0] for first, one in zip(firsts, stages, strict=True)):
+        entry.refuse(f"steps must be {rule}, got {steps!r}.")
+    # Between two milestones the earlier one holds; where no later milestone is above the step, the last.
+    edges = sorted({max(math.ceil(edge), 0) for edge in (*firsts, *(s for one in stages for s in one))})
+    edges = [edge for edge in edges if firsts[0] <= edge < span.count]
+    if not edges:
+        return None
+
+    def value(step: float) -> float:
+        stage = next((i for i, first in enumerate(firsts[1:]) if step < first), -1)
+        passed = next((i for i, s in enumerate(stages[stage]) if step < s), len(stages[stage]))
+        return values[stage] * gammas[stage] ** passed
+
+    return shapes.stairs(edges, [value(edge) for edge in edges], span.count)
+
+
+FLOOR, STAGES = ("eta_min", "eta_min_ratio"), ("gammas", "milestone_iters", "milestone_params", "steps")
 FAMILIES: dict[str, Kind] = {
-    "Constant": Kind(None, _constant, ("factor",), divides="factor"),
-    "CosineAnnealing": Kind(None, _cosine, ("T_max", *FLOOR)),
-    "CosineRestart": Kind(None, _restart, ("restart_weights", *FLOOR), ("periods",)),
+    "Constant": Kind(None, _constant, ("factor",), divides="factor", reach=_whole_window),
+    "CosineAnnealing": Kind(None, _cosine, ("T_max", *FLOOR), reach=_half_wave),
+    "CosineRestart": Kind(None, _restart, ("restart_weights", *FLOOR), ("periods",), reach=_periods),
     "Exponential": Kind(None, _exponential, (), ("gamma",)),
-    "Linear": Kind(None, _linear, ("start_factor", "end_factor"), divides="start_factor"),
+    "Linear": Kind(None, _linear, ("start_factor", "end_factor"), divides="start_factor", reach=_whole_window),
     "MultiStep": Kind(None, _multi_step, ("gamma",), ("milestones",)),
-    "Poly": Kind(None, _poly, ("eta_min", "power")),
-    "QuadraticWarmup": Kind(None, _quadratic, (), whole_window=False),
+    "MultiStage": Kind(None, _stages, (), STAGES, whole_window=False, by_epoch=False),
+    "Poly": Kind(None, _poly, ("eta_min", "power"), reach=_whole_window),
+    "QuadraticWarmup": Kind(None, _quadratic, (), whole_window=False, reach=_whole_window),
     "Step": Kind(None, _step, ("gamma",), ("step_size",)),
 }
 SUFFIXES: dict[str, str | None] = {"LR": "lr", "Momentum": "momentum", "ParamScheduler": None}
@@ -191,9 +238,9 @@ TYPES: dict[str, Kind] = {
         for family, kind in FAMILIES.items()
         for suffix, field in SUFFIXES.items()
     },
-    "CosineAnnealingWeightDecay": Kind("weight_decay", _cosine_weight_decay, ("T_max", *FLOOR)),
-    "LinearLrInterval": Kind("lr", _interval, ("start_factor", "end_factor", "interval")),
-    "OneCycleLR": Kind("lr", _one_cycle, CYCLE_KEYS, sets_base=True),
-    "OneCycleParamScheduler": Kind(None, _one_cycle, CYCLE_KEYS, sets_base=True),
-    "PolyLRRatio": Kind("lr", _poly, ("power", *FLOOR)),
+    "CosineAnnealingWeightDecay": Kind("weight_decay", _cosine_weight_decay, ("T_max", *FLOOR), reach=_half_wave),
+    "LinearLrInterval": Kind("lr", _interval, ("start_factor", "end_factor", "interval"), reach=_whole_window),
+    "OneCycleLR": Kind("lr", _one_cycle, CYCLE_KEYS, sets_base=True, reach=_cycle),
+    "OneCycleParamScheduler": Kind(None, _one_cycle, CYCLE_KEYS, sets_base=True, reach=_cycle),
+    "PolyLRRatio": Kind("lr", _poly, ("power", *FLOOR), reach=_whole_window),
 }

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from gradchain.adapters.mmengine.paramwise import Group, Paramwise
 
-__all__ = ["mmaction", "mmpose", "mmseg", "mmselfsup", "tsm", "yolov5", "yolov7"]
+__all__ = ["IMPLICIT", "mmaction", "mmpose", "mmseg", "mmselfsup", "tsm", "yolo_decay", "yolo_free", "yolov5", "yolov7"]
 
 TOKENS = ("backbone.cls_token", "backbone.mask_token", "backbone.pos_embed")
+IMPLICIT = ("ImplicitA", "ImplicitM")
 Depth = Callable[[str], int]
 
 
@@ -77,11 +78,13 @@ def _merged(
     paramwise: Paramwise,
     model: nn.Module,
     depth: Depth,
+    last: int,
     scale: Callable[[int], float],
     decay: Callable[[str, Tensor], Any],
 ) -> list[Group]:
-    """A group for each depth with decay, and one for each without."""
+    """A group for each depth with decay, and one for each without. `last`: the depth of the head."""
     groups: dict[tuple[int, bool], Group] = {}
+    paramwise.check_layers({name: depth(name) for name, p in model.named_parameters() if p.requires_grad}, last)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             layer, value = depth(name), decay(name, parameter)
@@ -124,14 +127,16 @@ def mmseg(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         rule = "it must be layer_wise for a ConvNeXt, BEiT or MAE, or stage_wise for a ConvNeXt"
         paramwise.refuse(f"{rule}, got {kind!r} for a {cls}.", NotImplementedError)
     free = _flat_free(paramwise, lambda name: name in ("pos_embed", "cls_token"))
-    return _merged(paramwise, model, depth, lambda layer: rate ** (total - layer - 1), free)
+    return _merged(paramwise, model, depth, total - 1, lambda layer: rate ** (total - layer - 1), free)
 
 
 def mmpose(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LayerDecayOptimWrapperConstructor of MMPose, for a ViT."""
     total, rate = paramwise.number("num_layers") + 2, paramwise.number("layer_decay_rate")
     free = _flat_free(paramwise, lambda name: "pos_embed" in name)
-    return _merged(paramwise, model, _vit("layers", total - 1), lambda layer: rate ** (total - layer - 1), free)
+    return _merged(
+        paramwise, model, _vit("layers", total - 1), total - 1, lambda layer: rate ** (total - layer - 1), free
+    )
 
 
 def mmaction(paramwise: Paramwise, model: nn.Module) -> list[Group]:
@@ -144,7 +149,8 @@ def mmaction(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in model.modules()):
         paramwise.refuse("the model must have no batch norms.", AssertionError)
     free = _flat_free(paramwise, lambda name: False)
-    return _merged(paramwise, model, _vit("blocks", layers + 1), lambda layer: rate ** (layers - layer + 1), free)
+    depth = _vit("blocks", layers + 1)
+    return _merged(paramwise, model, depth, layers + 1, lambda layer: rate ** (layers - layer + 1), free)
 
 
 def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
@@ -155,11 +161,12 @@ def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         paramwise.refuse(f"optimizer must have a model_type, 'vit', 'swin' or 'mixmim', got {kind!r}.", AssertionError)
     if kind == "vit":
         total = len(_backbone(paramwise, model, "layers")) + 2
-        depth = _vit("layers", total - 1)
+        depth, head = _vit("layers", total - 1), total - 1
     else:
         depths = list(_backbone(paramwise, model, "depths"))
         total = sum(depths) + (2 if kind == "swin" else 1)
         depth = (_swin if kind == "swin" else _mixmim)(depths, total - 1)
+        head = total - 1 if kind == "swin" else total - 2
 
     def decay(name: str, parameter: Tensor) -> Any:
         found = [(key, entry) for key, entry in paramwise.custom if key in name][-1:]
@@ -167,7 +174,7 @@ def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         factors = [paramwise.factor(f"custom_keys[{k!r}]['decay_mult']", e.get("decay_mult", 1.0)) for k, e in found]
         return base * factors[0] if factors else base
 
-    return _merged(paramwise, model, depth, lambda layer: rate ** (total - layer - 1), decay)
+    return _merged(paramwise, model, depth, head, lambda layer: rate ** (total - layer - 1), decay)
 
 
 def tsm(paramwise: Paramwise, model: nn.Module) -> list[Group]:
@@ -220,10 +227,11 @@ def yolov5(paramwise: Paramwise, model: nn.Module) -> list[Group]:
 
 def yolov7(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """YOLOv7OptimWrapperConstructor of MMYOLO: its implicit knowledge goes with the norms."""
-    return _yolo(paramwise, model, ("ImplicitA", "ImplicitM"))
+    return _yolo(paramwise, model, IMPLICIT)
 
 
-def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> list[Group]:
+def yolo_decay(paramwise: Paramwise) -> Any:
+    """The decay of weights, for the size of the batch that they are trained with."""
     decay = paramwise.optimizer.get("weight_decay", 0)
     if paramwise.cfg and "base_total_batch_size" not in paramwise.cfg:
         paramwise.refuse("paramwise_cfg must have base_total_batch_size.", AssertionError)
@@ -233,6 +241,17 @@ def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> 
         total = world * paramwise.factor("batch_size_per_gpu", paramwise.optimizer["batch_size_per_gpu"])
         scale = total * max(round(base / total), 1) / base
         decay = decay * scale if scale != 1 else decay
+    return decay
+
+
+def yolo_free(paramwise: Paramwise) -> dict[str, Any]:
+    """What norms and biases have: the decay that the optimizer's class has by itself."""
+    free = paramwise.arguments.get("weight_decay")
+    return {} if free is None else {"weight_decay": free.default}
+
+
+def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> list[Group]:
+    decay, rest = yolo_decay(paramwise), yolo_free(paramwise)
     weights: list[Tensor] = []
     norms: list[Tensor] = []
     biases: list[Tensor] = []
@@ -244,7 +263,4 @@ def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> 
             (norms if isinstance(module, nn.modules.batchnorm._NormBase) else weights).append(weight)
         if isinstance(bias, nn.Parameter):
             biases.append(bias)
-    # these groups have the decay that the optimizer's class has by itself
-    free = paramwise.arguments.get("weight_decay")
-    rest = {} if free is None else {"weight_decay": free.default}
     return [(weights, {"weight_decay": decay}), (norms, dict(rest)), (biases, dict(rest))]

@@ -14,6 +14,7 @@ from gradchain.schedules import (
     cosine_wave,
     exponential,
     inverse_time,
+    join,
     linear,
     multi_step,
     one_cycle,
@@ -140,6 +141,34 @@ def _one_cycle(entry: Entry, field: str, last: int, base: float) -> Schedule:
     return one_cycle(start, top, up * total - 1, total - 1, end=end, shape=_shape(entry), return_steps=back)
 
 
+def _yolox(entry: Entry, clock: Clock, base: float) -> Schedule:
+    """MMDetection 2.x's: a quadratic warm-up, a cosine that is a step ahead, and its floor for the last epochs."""
+    if entry.items.get("warmup") is None:
+        entry.refuse("warmup must be given: the cosine begins where it ends.")
+    rule = "a number of at least 1 iteration"
+    every = clock.epoch_length if entry.flag("warmup_by_epoch", False) else 1
+    warm = int(entry.number("warmup_iters", 0, rule, lambda x: is_whole(x * every) and x * every >= 1) * every)
+    if warm > clock.iters:
+        entry.remark(f"the warm-up of {warm!r} iterations is longer than the run, which has {clock.iters}.")
+    rule = "a whole number of at least 0"
+    kept = entry.number("num_last_epochs", None, rule, lambda x: is_whole(x) and x >= 0) * clock.epoch_length
+    foot, ratio = (
+        entry.one_floor("min_lr", base),
+        entry.number("warmup_ratio", 0.1, "a positive number", lambda x: x > 0),
+    )
+    line = linear(1.0 / warm, 1.0, warm - 1) if warm > 1 else constant(1.0)
+    falling = int(clock.iters - kept - warm)
+    if falling < 2:
+        entry.refuse(f"the warm-up and the last epochs must leave two iterations of the {clock.iters} of the run.")
+    wave = (
+        constant(base).take(warm - 1).then(cosine_wave(base, foot, falling))
+        if warm > 1
+        else cosine_wave(base, foot, falling)
+    )
+    parts = [(0, warm, base * ratio * line * line), (warm, warm + falling - 1, wave)]
+    return join(*parts, (warm + falling - 1, None, constant(foot)), absolute=True)
+
+
 STEP, FLOOR = ("step", "gamma", "min_{}"), ("min_{}", "min_{}_ratio")
 PHASES = ("pct_start", "anneal_strategy", "three_phase")
 CYCLE = ("target_ratio", "cyclic_times", "step_ratio_up", "anneal_strategy", "gamma")
@@ -186,6 +215,12 @@ def _field(field: str, config: object, clock: Clock, strict: bool) -> Callable[[
     if not isinstance(config, Mapping):
         Entry(name, {}, strict).refuse(f"it must be a dict with a policy, got {config!r}.", TypeError)
     given, policies = config.get("policy"), POLICIES[field]
+    if given == "YOLOX" and field == "lr":
+        entry = Entry(f"{name} (YOLOX)", config, strict)
+        entry.only((*COMMON, "warmup_by_epoch", "num_last_epochs", "min_lr", "min_lr_ratio"))
+        if entry.flag("by_epoch", clock.epochs is not None):
+            entry.refuse("by_epoch must be False for this policy, got True: it counts the last epochs in iterations.")
+        return partial(_yolox, entry, clock)
     # mmcv capitalises a policy that is written in lower case.
     policy = given.title() if isinstance(given, str) and given == given.lower() else given
     if policy not in policies:
@@ -202,7 +237,8 @@ def _field(field: str, config: object, clock: Clock, strict: bool) -> Callable[[
     last = clock.epochs if by_epoch and clock.epochs else clock.iters
     if late := [s for s in _listed_steps(config) if is_number(s) and s >= last]:
         entry.remark(f"steps {late!r} are never reached: the run has {last} {'epochs' if by_epoch else 'iterations'}.")
-    return partial(_value, entry, field, partial(build, entry, field, last), by_epoch, clock)
+    factor = _warm_up(entry, clock, 0.1 if field == "lr" else 0.9)
+    return partial(_value, field, partial(build, entry, field, last), factor, clock.epoch_length if by_epoch else 1)
 
 
 def _listed_steps(config: Mapping[str, Any]) -> list[Any]:
@@ -211,12 +247,11 @@ def _listed_steps(config: Mapping[str, Any]) -> list[Any]:
 
 
 def _value(
-    entry: Entry, field: str, build: Callable[[float], Schedule], by_epoch: bool, clock: Clock, base: float
+    field: str, build: Callable[[float], Schedule], factor: Schedule | None, every: int, base: float
 ) -> Schedule:
     main = build(base)
-    if by_epoch and not isinstance(main, constant):
-        main = per_epoch(main, clock.epoch_length)
-    factor = _warm_up(entry, clock, 0.1 if field == "lr" else 0.9)
+    if every > 1 and not isinstance(main, constant):
+        main = per_epoch(main, every)
     if factor is None:
         return main
     # A momentum is warmed from above.
@@ -236,6 +271,8 @@ def _warm_up(entry: Entry, clock: Clock, default: float) -> Schedule | None:
         if clock.epochs is None:
             entry.refuse("warmup_by_epoch must be False in a loop of iterations, got True.")
         steps *= clock.epoch_length
+    if steps > clock.iters:
+        entry.remark(f"the warm-up of {steps!r} iterations is longer than the run, which has {clock.iters}.")
     if kind == "constant":
         return constant(ratio).take(steps).then(constant(1.0))
     return linear(ratio, 1.0, steps) if kind == "linear" else exponential(ratio, 1.0 / ratio, steps, end=1.0)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
+
+from gradchain.adapters.mmengine.budget import PER_STEP, Budget, BudgetError
 
 __all__ = ["Imported", "Inherited", "Literals", "Unread", "UnreadableError", "hooked"]
 
@@ -69,22 +71,50 @@ SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.USub: operator.neg,
     ast.Not: operator.not_,
 }
+COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Is: operator.is_,
+    ast.IsNot: operator.is_not,
+    ast.In: lambda a, b: a in b,
+    ast.NotIn: lambda a, b: a not in b,
+}
+# functions of values that change nothing; what they make of plain ones is plain
+PURE: dict[str, Callable[..., Any]] = {
+    "abs": abs,
+    "all": all,
+    "any": any,
+    "bool": bool,
+    "enumerate": lambda items, start=0: list(enumerate(items, start)),
+    "float": float,
+    "int": int,
+    "len": len,
+    "max": max,
+    "min": min,
+    "range": range,
+    "reversed": lambda items: list(reversed(items)),
+    "round": round,
+    "sorted": sorted,
+    "str": str,
+    "sum": sum,
+    "zip": lambda *given: list(zip(*given, strict=False)),
+}
 KINDS = {
     ast.AsyncFunctionDef: "a function",
     ast.Attribute: "an attribute",
     ast.BinOp: "this arithmetic",
-    ast.BoolOp: "a condition",
     ast.Call: "a call",
     ast.ClassDef: "a class",
-    ast.Compare: "a comparison",
-    ast.DictComp: "a comprehension",
-    ast.For: "a loop",
+    ast.Compare: "this comparison",
+    ast.DictComp: "this comprehension",
     ast.FunctionDef: "a function",
-    ast.GeneratorExp: "a comprehension",
-    ast.If: "a condition",
-    ast.IfExp: "a condition",
+    ast.GeneratorExp: "a generator",
     ast.Lambda: "a function",
-    ast.ListComp: "a comprehension",
+    ast.ListComp: "this comprehension",
     ast.Set: "a set",
     ast.SetComp: "a comprehension",
     ast.Try: "a try",
@@ -96,8 +126,8 @@ KINDS = {
 class Literals:
     """The names of a file so far, and the values of its expressions."""
 
-    def __init__(self, file: str, names: dict[str, Any]) -> None:
-        self.file, self.names = file, names
+    def __init__(self, file: str, names: dict[str, Any], budget: Budget) -> None:
+        self.file, self.names, self.budget = file, names, budget
 
     def refuse(self, node: ast.AST, what: str = "") -> NoReturn:
         """Name the file, the line and the construct."""
@@ -110,8 +140,11 @@ class Literals:
 
     def value(self, node: ast.AST) -> Any:
         """The value of an expression; what it cannot have, as a key that is not there, is refused too."""
+        self.budget.charge(1)
         try:
             found = self._value(node)
+        except BudgetError:
+            raise
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
             if isinstance(error, UnreadableError):
                 raise
@@ -141,13 +174,95 @@ class Literals:
                 return SIGNS[type(op)](self.value(node.operand))
             case ast.BinOp(op=op) if type(op) in NUMBERS:
                 return self._arithmetic(node)
+            case ast.IfExp():
+                return self.value(node.body if self.truth(node.test) else node.orelse)
+            case ast.BoolOp():
+                return self._either(node)
+            case ast.Compare():
+                return self._compared(node)
+            case ast.ListComp():
+                return self._comprehended(node.generators, lambda: self.value(node.elt))
+            case ast.DictComp():
+                return dict(self._comprehended(node.generators, lambda: (self.value(node.key), self.value(node.value))))
             case ast.Subscript():
-                return self.value(node.value)[self.index(node.slice)]
+                return self._part(node)
             case ast.Attribute():
                 return self._attribute(node)
             case ast.Call():
                 return self._call(node)
         return self.refuse(node)
+
+    def truth(self, node: ast.expr) -> bool:
+        """Whether a condition holds."""
+        return bool(self._known(node))
+
+    def _known(self, node: ast.expr) -> Any:
+        """A value that conditions and functions may look at: what an import brought is a name only."""
+        found = self.value(node)
+        return self.refuse(node, "what an import brought is not known here.") if isinstance(found, Imported) else found
+
+    def items(self, node: ast.expr) -> Iterator[Any]:
+        """What a loop or a comprehension goes over, each item a step."""
+        found = self._known(node)
+        if not isinstance(found, (list, tuple, dict, str, range)):
+            self.refuse(node, "only lists, dicts, text and ranges are gone through.")
+        for one in list(found) if len(found) <= LARGEST else self.refuse(node, TOO_LARGE):
+            self.budget.charge(1)
+            yield one
+
+    def _comprehended(self, parts: Sequence[ast.comprehension], make: Callable[[], Any]) -> list[Any]:
+        """What is made in each round of a comprehension, whose variables are its own."""
+        outer = self.names
+        self.budget.charge(len(outer) // 16)
+        self.names = dict(outer)
+        try:
+            return [make() for _ in self._nested(parts)]
+        finally:
+            self.names = outer
+
+    def _nested(self, parts: Sequence[ast.comprehension]) -> Iterator[None]:
+        if not parts:
+            yield
+            return
+        for one in self.items(parts[0].iter):
+            self._bind(parts[0].target, one)
+            if not parts[0].is_async and all(self.truth(test) for test in parts[0].ifs):
+                yield from self._nested(parts[1:])
+
+    def _bind(self, target: ast.expr, value: Any) -> None:
+        match target:
+            case ast.Name(id=name):
+                self.names[name] = value
+            case ast.Tuple(elts=parts) | ast.List(elts=parts) if isinstance(value, (list, tuple)) and len(parts) == len(
+                value
+            ):
+                for part, one in zip(parts, value, strict=True):
+                    self._bind(part, one)
+            case _:
+                self.refuse(target)
+
+    def _either(self, node: ast.BoolOp) -> Any:
+        found = None
+        for one in node.values:
+            found = self._known(one)
+            if bool(found) is isinstance(node.op, ast.Or):
+                break
+        return found
+
+    def _compared(self, node: ast.Compare) -> bool:
+        left = self._known(node.left)
+        for op, right in zip(node.ops, map(self._known, node.comparators), strict=True):
+            self.budget.weigh([left, right])
+            if not COMPARISONS[type(op)](left, right):
+                return False
+            left = right
+        return True
+
+    def _part(self, node: ast.Subscript) -> Any:
+        owner, index = self.value(node.value), self.index(node.slice)
+        if isinstance(index, slice):
+            self.budget.charge(len(owner) // PER_STEP)
+        return owner[index]
 
     def index(self, node: ast.AST) -> Any:
         """What stands between brackets."""
@@ -160,7 +275,9 @@ class Literals:
         out: list[Any] = []
         for node in nodes:
             if isinstance(node, ast.Starred):
-                out.extend(self.value(node.value))
+                more = self.value(node.value)
+                self.budget.weigh(more)
+                out.extend(more)
             else:
                 out.append(self.value(node))
         return out
@@ -169,7 +286,8 @@ class Literals:
         out: dict[Any, Any] = {}
         for key, value in zip(node.keys, node.values, strict=True):
             if key is None:
-                out.update(self.value(value))
+                self.budget.weigh(more := self.value(value))
+                out.update(more)
             else:
                 out[self.value(key)] = self.value(value)
         return out
@@ -183,9 +301,12 @@ class Literals:
         return self.refuse(node, f"there is no {node.attr!r} to read.")
 
     def _call(self, node: ast.Call) -> Any:
+        if isinstance(node.func, ast.Name) and node.func.id in PURE.keys() - self.names.keys():
+            return self._pure(node, node.func.id)
         given = [self.value(one) for one in node.args if not isinstance(one, ast.Starred)]
         if len(given) < len(node.args) or len(given) > 2:
             self.refuse(node)
+        self.budget.weigh(given)
         match node.func:
             case ast.Name(id="dict") if "dict" not in self.names and len(given) <= 1:
                 return dict(*given, **self._named(node))
@@ -194,6 +315,21 @@ class Literals:
             case ast.Attribute(value=owner, attr=verb):
                 return self._method(node, self.value(owner), verb, given)
         return self.refuse(node)
+
+    def _pure(self, node: ast.Call, name: str) -> Any:
+        """A function of Python's that makes a value of values."""
+        given = [self._argument(one) for one in node.args]
+        named = self._named(node)
+        self.budget.weigh([given, named])
+        if name == "str" and not all(isinstance(one, (int, float, str, type(None))) for one in given):
+            self.refuse(node, "only numbers and text are put into text.")
+        return self._bounded(node, PURE[name](*given, **named))
+
+    def _argument(self, node: ast.expr) -> Any:
+        """What a function is given; a generator as the list that it is read as."""
+        if isinstance(node, ast.GeneratorExp):
+            return self._comprehended(node.generators, lambda: self.value(node.elt))
+        return self._known(node)
 
     def _named(self, node: ast.Call) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -207,7 +343,10 @@ class Literals:
     def _method(self, node: ast.Call, owner: Any, verb: str, given: list[Any]) -> Any:
         """The methods of dicts and lists that put values in or take them out: data, as literals are."""
         named = self._named(node)
+        self.budget.weigh([owner, given, named])
         match owner, verb:
+            case dict(), "items" | "keys" | "values" if not given and not named:
+                return [tuple(one) if verb == "items" else one for one in getattr(owner, verb)()]
             case Inherited(), "update":
                 return owner.merge(dict(*given, **named))
             case dict(), "update":
@@ -261,4 +400,5 @@ class Literals:
     def _bounded(self, node: ast.AST, value: Any) -> Any:
         """A value that a few lines cannot have doubled out of all bounds."""
         size = value.bit_length() if isinstance(value, int) else len(value) if hasattr(value, "__len__") else 0
+        self.budget.charge(size // PER_STEP + 1 if isinstance(value, (int, str)) else size)
         return value if size <= 10 * LARGEST else self.refuse(node, TOO_LARGE)

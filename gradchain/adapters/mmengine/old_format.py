@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import Entry, listed
-from gradchain.adapters.mmengine.wrappers import OWNER, type_name
+from gradchain.adapters.mmengine.entries import Entry, listed, type_name
+from gradchain.adapters.mmengine.params import MULTI, OLD, PATTERNS
+from gradchain.adapters.mmengine.wrappers import OWNER
 
 __all__ = ["SCHEDULES", "as_wrapper", "is_old"]
 
 SCHEDULES = ("lr_config", "momentum_config")
 KEYS = ("optimizer", "optimizer_config", "fp16", *SCHEDULES)
+DIST = ("update_interval", "frozen_layers_cfg", "use_fp16")
 HOOKS: dict[str, tuple[str, ...]] = {
     "OptimizerHook": (),
     "GradientCumulativeOptimizerHook": ("cumulative_iters",),
+    "DistOptimizerHook": DIST,
     "Fp16OptimizerHook": ("loss_scale",),
+    "GradAccumFp16OptimizerHook": ("update_interval", "frozen_layers_cfg", "loss_scale"),
     "GradientCumulativeFp16OptimizerHook": ("cumulative_iters", "loss_scale"),
 }
 # what says how the gradients travel, not what becomes of them
@@ -37,7 +41,7 @@ def as_wrapper(config: Mapping[str, Any], strict: bool) -> dict[str, Any]:
     around = _around(config.get("optimizer_config"), config.get("fp16"), strict)
     if "type" not in optimizer:
         each = {name: {**_split(one, entry), **around} for name, one in optimizer.items()}
-        return {"constructor": "MultiOptimWrapperConstructor", **each}
+        return {"constructor": MULTI, **each}
     return {**_split(optimizer, entry), **around}
 
 
@@ -45,11 +49,15 @@ def _split(optimizer: Any, entry: Entry) -> dict[str, Any]:
     """paramwise_cfg and constructor stand in the optimizer's dict there, and beside it here."""
     if not isinstance(optimizer, Mapping):
         entry.refuse(f"optimizer must be a dict with a type, or a dict of those, got {optimizer!r}.", TypeError)
-    beside = {"paramwise_cfg": "paramwise_cfg", "constructor": "constructor"}
-    out = {new: optimizer[old] for old, new in beside.items() if optimizer.get(old) is not None}
-    if out.get("constructor") == "DefaultOptimizerConstructor":
-        del out["constructor"]
-    return {"optimizer": {k: v for k, v in optimizer.items() if k not in beside}, **out}
+    options = optimizer.get("paramwise_options")
+    if options is not None:
+        rest = {key: value for key, value in optimizer.items() if key != "paramwise_options"}
+        if not isinstance(options, Mapping) or {"paramwise_cfg", "constructor"} & rest.keys():
+            entry.refuse(f"paramwise_options must be a dict by patterns, without paramwise_cfg, got {options!r}.")
+        return {"constructor": PATTERNS, "optimizer": rest, "paramwise_cfg": options}
+    beside = ("paramwise_cfg", "constructor")
+    out = {key: optimizer[key] for key in beside if optimizer.get(key) is not None}
+    return {"constructor": OLD, "optimizer": {k: v for k, v in optimizer.items() if k not in beside}, **out}
 
 
 def _around(config: Any, fp16: Any, strict: bool) -> dict[str, Any]:
@@ -57,7 +65,9 @@ def _around(config: Any, fp16: Any, strict: bool) -> dict[str, Any]:
     if config is not None and not isinstance(config, Mapping):
         Entry("optimizer_config", {}, strict, OWNER).refuse(f"it must be a dict, got {config!r}.", TypeError)
     given: dict[str, Any] = dict(config or {})
-    kind = type_name(given.get("type", "OptimizerHook" if fp16 is None else "Fp16OptimizerHook"))
+    plain = "DistOptimizerHook" if set(DIST) & given.keys() else "OptimizerHook"
+    half = "GradAccumFp16OptimizerHook" if set(DIST) & given.keys() else "Fp16OptimizerHook"
+    kind = type_name(given.get("type", plain if fp16 is None else half))
     entry = Entry("optimizer_config" if kind is None else f"optimizer_config ({kind})", given, strict, OWNER)
     if kind not in HOOKS:
         entry.refuse(f"type must be one of {listed(HOOKS)}, got {given.get('type')!r}.")
@@ -68,10 +78,19 @@ def _around(config: Any, fp16: Any, strict: bool) -> dict[str, Any]:
         entry = Entry(entry.name, given, strict, OWNER)
     entry.only((*ASIDE, "grad_clip", *HOOKS[kind]))
     out: dict[str, Any] = {}
-    if given.get("grad_clip"):
-        out["clip_grad"] = dict(given["grad_clip"])
-    if "cumulative_iters" in HOOKS[kind]:
-        out["accumulative_counts"] = given.get("cumulative_iters", 1)
+    clip = given.get("grad_clip")
+    if clip is not None and not isinstance(clip, Mapping):
+        entry.refuse(f"grad_clip must be a dict such as dict(max_norm=35), or None, got {clip!r}.", TypeError)
+    if clip:
+        out["clip_grad"] = dict(clip)
+    if given.get("frozen_layers_cfg"):
+        entry.object_to(
+            "frozen_layers_cfg must not be given: freeze what it names by requires_grad, and thaw it later."
+        )
+    for key in {"cumulative_iters", "update_interval"} & {*HOOKS[kind]}:
+        out["accumulative_counts"] = given.get(key, 1)
+    if given.get("use_fp16"):
+        out |= {"type": "ApexOptimWrapper"}
     if "loss_scale" in HOOKS[kind]:
         out |= {"type": "AmpOptimWrapper", "loss_scale": given.get("loss_scale", 512.0)}
     return out

@@ -7,13 +7,21 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters import registry, torch_names
-from gradchain.adapters.mmengine.entries import Entry
+from gradchain.adapters.mmengine.entries import Entry, listed
 from gradchain.adapters.mmengine.wrappers import OWNER
+from gradchain.combinators.masked import masked
 from gradchain.core import config
+from gradchain.core.chain import chain
 from gradchain.core.hyper import varies
 from gradchain.core.transform import Transform
 from gradchain.optimizers import adam, adamw, lion, sgd
+from gradchain.rules.trust_ratio import scale_by_trust_ratio
+from gradchain.selectors import Selector
+from gradchain.transforms.adam import scale_by_adam
+from gradchain.transforms.clip import clip_by_norm
 from gradchain.transforms.decay import add_decayed_weights
+from gradchain.transforms.scale import scale_by_learning_rate
+from gradchain.transforms.trace import trace
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
@@ -27,7 +35,7 @@ CONSTRUCTOR = ("batch_size_per_gpu", "base_total_batch_size", "layer_decay_rate"
 # MMEngine's registry has these under other names than `from_torch`
 RENAMED = {"Adafactor": "transformers.Adafactor", "TorchAdafactor": "torch.Adafactor"}
 # OpenMMLab's own, which have other formulas than the classes of that name elsewhere
-OWN_ELSEWHERE = {"LARS": "MMPretrain's and MMSelfSup's", "Lamb": "MMPretrain's", "LAMB": "MMPretrain's"}
+OWN_ELSEWHERE = {"LAMB": "MMPretrain's"}
 
 
 class Optimizer:
@@ -49,6 +57,7 @@ class Optimizer:
         self.args = {key: value for key, value in items.items() if key not in left_out}
         if "_delete_" in items:
             self.entry.object_to("'_delete_' must not be left in a config: it is an order to the reader of the file.")
+        self._of_openmmlab = False  # a class of OpenMMLab's own that links here are equal to
         self._type = self._registered(given)
 
     def _registered(self, given: Any) -> Any:
@@ -60,6 +69,9 @@ class Optimizer:
         mine = next((name for name in (given, short) if name in config.registered), None)
         if mine is not None:
             return mine
+        if short in OF_OPENMMLAB:
+            self._of_openmmlab = True
+            return short
         if short in OWN_ELSEWHERE:
             self.entry.object_to(
                 f"{short} is {OWN_ELSEWHERE[short]} own, and its formula is not that of the class of this name "
@@ -69,6 +81,8 @@ class Optimizer:
 
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """What may be given to the rule, by name."""
+        if self._of_openmmlab:
+            return inspect.signature(SIGNED[self._type]).parameters
         if self._type in config.registered and self._type not in torch_names.registered:
             return inspect.signature(config.registered[self._type]).parameters
         try:
@@ -77,6 +91,18 @@ class Optimizer:
             if self._type == "Lion":  # ours stands for a package that need not be installed
                 return inspect.signature(_lion_arguments).parameters
             self.entry.refuse(str(error.args[0]).removeprefix("from_torch: "), KeyError)
+
+    def given(self, values: Mapping[str, Value], **only: Any) -> dict[str, Any]:
+        """All arguments of a class that is known by its signature; some can only be what they are by default."""
+        known = self.parameters()
+        for key in self.args:
+            if key not in known:
+                self.entry.refuse(f"every argument must be one of {listed(known)}, got {key!r}.", TypeError)
+        out = {key: self.args.get(key, parameter.default) for key, parameter in known.items()} | dict(values)
+        for key, value in only.items():
+            if out[key] != value:
+                self.entry.refuse(f"{key} must be {value!r}, got {out[key]!r}; for another register its class.")
+        return out
 
     def base(self, field: str) -> Any:
         """The number that a field of a parameter group has by itself; None if there is no such field."""
@@ -88,10 +114,15 @@ class Optimizer:
             return self.args.get("betas", known["betas"].default)[0]
         return None
 
-    def links(self, values: Mapping[str, Value]) -> list[Transform]:
-        """The links of the rule, with these values in place of the numbers of a field."""
+    def links(self, values: Mapping[str, Value], where: Where) -> list[Transform]:
+        """The links of the rule, with these values in place of the numbers of a field.
+
+        `where(field, holds)`: the parameters whose group has such a value of a field.
+        """
         own = None if self._type in config.registered else OWN.get(self._type)
         made = own(dict(self.args), values) if own is not None else None
+        if made is None and self._of_openmmlab:
+            made = OF_OPENMMLAB[self._type](self, dict(values), where)
         if made is not None:
             return made
         given = {key: tuple(v) if isinstance(v, list) else v for key, v in self.args.items()}
@@ -147,6 +178,57 @@ def _lion(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] 
     return [lion(values.get("lr", args.get("lr", 1e-4)), *_betas(args, values, 0.99), decay)]
 
 
+def lars_arguments(
+    lr: float, momentum: float = 0.0, weight_decay: float = 0.0, dampening: float = 0.0, eta: float = 0.001,
+    nesterov: bool = False, eps: float = 1e-8, lars_exclude: bool = False,
+) -> None:  # fmt: skip
+    """What MMPretrain's and MMSelfSup's LARS takes, and its item of a group."""
+
+
+def lamb_arguments(
+    lr: float = 1e-3, bias_correction: bool = True, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6,
+    weight_decay: float = 0.01, grad_averaging: bool = True, max_grad_norm: float = 1.0, trust_clip: bool = False,
+    always_adapt: bool = False,
+) -> None:  # fmt: skip
+    """What MMPretrain's Lamb takes."""
+
+
+def _of_lars(optimizer: Optimizer, values: dict[str, Value], where: Where) -> list[Transform]:
+    """The ratio has the decay in its norm; what is excluded has both the bare gradient and its decay."""
+    given = optimizer.given(values)
+    excluded = where("lars_exclude", bool)
+    decay, momentum = given["weight_decay"], given["momentum"]
+    ratio = scale_by_trust_ratio(0.0, given["eta"], given["eps"], decay)
+    links: list[Transform] = []
+    if excluded is not True:
+        links.append(ratio if excluded is False else masked(ratio, ~excluded))
+    if excluded is not False and (varies(decay) or decay):
+        bare = add_decayed_weights(decay)
+        links.append(bare if excluded is True else masked(bare, excluded))
+    links.append(scale_by_learning_rate(given["lr"]))
+    if varies(momentum) or momentum:
+        links.append(trace(momentum, given["nesterov"], dampening=given["dampening"]))
+    return [chain(*links)]
+
+
+def _of_lamb(optimizer: Optimizer, values: dict[str, Value], where: Where) -> list[Transform]:
+    """The norm of all gradients is clipped first, and only what decays is scaled to its weights."""
+    given = optimizer.given(values, bias_correction=True, grad_averaging=True, trust_clip=False)
+    b1, b2 = given["betas"]
+    adapted = True if given["always_adapt"] else where("weight_decay", bool)
+    links: list[Transform] = []
+    if given["max_grad_norm"] is not None:
+        links.append(clip_by_norm(given["max_grad_norm"], eps=0))
+    links.append(scale_by_adam(values.get("momentum", b1), b2, given["eps"]))
+    decay = given["weight_decay"]
+    if varies(decay) or decay:
+        links.append(add_decayed_weights(decay))
+    if adapted is not False:
+        ratio = scale_by_trust_ratio()
+        links.append(ratio if adapted is True else masked(ratio, adapted))
+    return [chain(*links, scale_by_learning_rate(given["lr"]))]
+
+
 def _betas(args: Mapping[str, Any], values: Mapping[str, Value], b2: float) -> tuple[Any, Any]:
     b1, b2 = args.get("betas", (0.9, b2))
     return values.get("momentum", b1), b2
@@ -163,4 +245,7 @@ def _lion_arguments(
     """What lion_pytorch's class takes, with its defaults."""
 
 
+Where = Callable[[str, "Callable[[Any], bool]"], "Selector | bool"]
+OF_OPENMMLAB = {"LARS": _of_lars, "Lamb": _of_lamb}
+SIGNED: dict[str, Callable[..., None]] = {"LARS": lars_arguments, "Lamb": lamb_arguments}
 OWN: dict[str, Own] = {"SGD": _sgd, "Adam": _adam, "AdamW": _adamw, "Lion": _lion}

@@ -10,17 +10,27 @@ from typing import Any
 from torch import nn
 
 from gradchain.adapters.mmengine import constructors, layers
+from gradchain.adapters.mmengine.entries import type_name
 from gradchain.adapters.mmengine.paramwise import RULES, Group, Paramwise, check_places
 from gradchain.adapters.mmengine.written import values
 from gradchain.selectors import ParameterFacts
 from gradchain.updater.target import Target
 
-__all__ = ["param_settings", "values"]
+__all__ = ["BY_CHILD", "MULTI", "OLD", "PATTERNS", "param_settings", "register_constructor", "values"]
 
-DEFAULT = "DefaultOptimWrapperConstructor"
+# OpenMMLab's own scopes; another project's constructor may have any of these names, and is another
+PROJECTS = (
+    "mmengine", "mmcv", "mmaction", "mmagic", "mmcls", "mmdet", "mmdet3d", "mmedit", "mmflow", "mmgen", "mmocr",
+    "mmpose", "mmpretrain", "mmrazor", "mmrotate", "mmseg", "mmselfsup", "mmtrack", "mmyolo", "opencompass", "xtuner",
+)  # fmt: skip
+DEFAULT, OLD = "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"
 BY_DEPTH = "LearningRateDecayOptimWrapperConstructor"
 BY_LAYER = "LearningRateDecayOptimizerConstructor"
-SEVERAL = "MultiOptimWrapperConstructor"
+MULTI = "MultiOptimWrapperConstructor"
+BY_CHILD = ("GenOptimWrapperConstructor", "SeparateOptimWrapperConstructor")
+"""Of MMGeneration and MMRazor: one optimizer for each child of the model, by its name."""
+PATTERNS = f"mmselfsup.{OLD}"
+"""MMSelfSup's of before MMEngine: `paramwise_options`, by patterns."""
 
 Settings = dict[str, "dict[str, Any] | None"]
 
@@ -49,9 +59,14 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "ForceDefaultOptimWrapperConstructor": Constructor(
         constructors.force_default, (*_DEFAULT, "force_default_settings"), items=True
     ),
-    "DefaultOptimizerConstructor": Constructor(
-        constructors.old_default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")
+    PATTERNS: Constructor(
+        constructors.by_pattern,
+        ("custom_keys",),
+        ("lr_mult", "weight_decay_mult", "momentum_mult"),
+        True,
+        inherits=False,
     ),
+    OLD: Constructor(constructors.old_default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")),
     BY_DEPTH: Constructor(constructors.by_depth, _DECAYS, ("decay_mult",), items=True),
     f"mmselfsup.{BY_DEPTH}": Constructor(layers.mmselfsup, ("custom_keys",), ("decay_mult",), always=True),
     BY_LAYER: Constructor(layers.mmseg, _LAYERS),
@@ -60,11 +75,18 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "LayerDecayOptimWrapperConstructor": Constructor(layers.mmpose, ("num_layers", "layer_decay_rate")),
     "SwinOptimWrapperConstructor": Constructor(constructors.swin, ("custom_keys",)),
     "TSMOptimWrapperConstructor": Constructor(layers.tsm, ("fc_lr5",)),
+    "TSMOptimizerConstructor": Constructor(layers.tsm, ("fc_lr5",)),
     "YOLOv5OptimizerConstructor": Constructor(layers.yolov5, ("base_total_batch_size",), always=True, inherits=False),
     "YOLOv7OptimWrapperConstructor": Constructor(
         layers.yolov7, ("base_total_batch_size",), always=True, inherits=False
     ),
 }
+
+
+Build = Callable[[nn.Module, "dict[str, Any]"], "list[dict[str, Any]]"]
+"""(the model, its dict) -> groups, as torch's optimizers take them."""
+registered: dict[str, Constructor] = {}
+"""What `register_constructor` was given, by name."""
 
 
 def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: bool = True) -> Any:
@@ -81,7 +103,8 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
         optim_wrapper: the dict with `optimizer`, `paramwise_cfg` and `constructor`; nothing of it is changed.
             Constructors: Default, that of mmcv 1.x too; ForceDefault; LearningRateDecay and LayerDecay of MMPretrain,
             MMSegmentation, MMDetection, MMPose, MMAction2, MMSelfSup; Swin and TSM of MMAction2; YOLOv5 and YOLOv7 of
-            MMYOLO; Multi of MMagic. Where two projects have one name, a scope (`mmselfsup.`) or the model tells.
+            MMYOLO; Multi of MMagic, Gen and Separate of MMGeneration and MMRazor. Where two projects have one name, a
+            scope (`mmselfsup.`) or the model tells.
         strict: True, what cannot act is an error that names all of it; False, a warning each.
 
     Returns:
@@ -110,9 +133,9 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
     inner = wrapped if isinstance(wrapped, nn.Module) else model
     if not isinstance(optim_wrapper, Mapping):
         raise TypeError(f"mmengine.param_settings: optim_wrapper must be a dict, got {optim_wrapper!r}.")
-    if not str(optim_wrapper.get("constructor")).endswith(SEVERAL):
+    if type_name(optim_wrapper.get("constructor")) not in (MULTI, *BY_CHILD):
         return _of_one(inner, optim_wrapper, strict, facts)
-    paramwise = Paramwise(SEVERAL, {}, {}, strict)
+    paramwise = Paramwise(MULTI, {}, {}, strict)
     if "modules" in optim_wrapper:
         return _of_modules(inner, optim_wrapper, optim_wrapper["modules"], strict, facts)
     settings = {}
@@ -158,31 +181,90 @@ def _of_modules(
 def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Paramwise, Constructor | None]:
     """The config with its faults noted, and its constructor; None where all parameters are one group."""
     optimizer, given = config.get("optimizer"), config.get("paramwise_cfg")
-    name = str(config.get("constructor") or DEFAULT).replace(":", ".").rpartition(".")
-    paramwise = Paramwise(name[2], optimizer if isinstance(optimizer, Mapping) else {}, given or {}, strict)
-    how = CONSTRUCTORS.get(_with_scope(name[0], name[2], model, paramwise.optimizer))
+    scope, name = _scope_and_name(config.get("constructor") or DEFAULT)
+    paramwise = Paramwise(name, optimizer if isinstance(optimizer, Mapping) else {}, given or {}, strict)
+    how = registered.get(name)
+    if how is None and scope in ("", *PROJECTS):
+        how = CONSTRUCTORS.get(_with_scope(scope, name, model, paramwise.optimizer))
     if how is None:
-        paramwise.refuse(f"constructor must be one of {', '.join(sorted(CONSTRUCTORS))}, {SEVERAL}, got {name[2]!r}.")
+        known = ", ".join(sorted((*CONSTRUCTORS, MULTI, *BY_CHILD)))
+        cure = "A constructor of your own is made known by mmengine.register_constructor."
+        paramwise.refuse(f"constructor must be one of {known}, got {'.'.join(filter(None, (scope, name)))!r}. {cure}")
     if not isinstance(optimizer, Mapping):
         paramwise.refuse(f"optim_wrapper must have optimizer, a dict, got {optimizer!r}.", TypeError)
     if given is not None and not isinstance(given, Mapping):
         paramwise.refuse(f"paramwise_cfg must be a dict or None, got {given!r}.", TypeError)
     check_places(config, paramwise)
-    if given is None and name[2].startswith("LayerDecay"):
+    if given is None and name.startswith("LayerDecay"):
         paramwise.refuse("paramwise_cfg must be given.", TypeError)
     nested = [entry for entry in paramwise.cfg.values() if isinstance(entry, Mapping)]
     if how.build is constructors.swin and nested and "custom_keys" not in paramwise.cfg:
         paramwise.cfg, paramwise.root = {"custom_keys": paramwise.cfg}, "base"
+    if how.build is constructors.by_pattern and paramwise.cfg:
+        paramwise.cfg = {"custom_keys": paramwise.cfg}
     if how.inherits:
         paramwise.check_decays()
     if not (paramwise.cfg or how.always):
         return paramwise, None
+    if name in registered:
+        return paramwise, how
     paramwise.check_keys(how.reads, how.in_entries, items=how.items)
     return paramwise, how
 
 
+def _scope_and_name(given: Any) -> tuple[str, str]:
+    """The project and the name of a constructor, given as a string, with a path or a scope before it, or as a class."""
+    written = f"{given.__module__}.{given.__name__}" if isinstance(given, type) else str(given)
+    before, _, name = written.replace("::", ".").replace(":", ".").rpartition(".")
+    return before.partition(".")[0], name
+
+
+def register_constructor(name: str) -> Callable[[Build], Build]:
+    """Make a constructor of one's own known by its name, to all that reads recipes here.
+
+    Args:
+        name: what `constructor=` says, without a scope. It comes before OpenMMLab's of the same name.
+
+    Returns:
+        A decorator for a function of the model and the dict with `optimizer` and `paramwise_cfg`, which returns groups
+        as torch's optimizers take them: dicts with "params", a list of parameters, and what is not the optimizer's.
+
+    Equals: MMEngine's OPTIM_WRAPPER_CONSTRUCTORS.register_module, for the groups that a constructor makes.
+
+    >>> import torch
+    >>> from gradchain.adapters import mmengine
+    >>> @mmengine.register_constructor("SlowHead")
+    ... def slow_head(model, optim_wrapper):
+    ...     lr = optim_wrapper["optimizer"]["lr"]
+    ...     head = list(model[-1].parameters())
+    ...     rest = [p for layer in model[:-1] for p in layer.parameters()]
+    ...     return [{"params": rest}, {"params": head, "lr": 0.1 * lr}]
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
+    >>> wrapper = {"constructor": "SlowHead", "optimizer": {"type": "SGD", "lr": 0.5}}
+    >>> mmengine.param_settings(model, wrapper)["1.weight"]["lr"]
+    0.05
+    """
+    if not isinstance(name, str) or "." in name or not name:
+        raise TypeError(f"mmengine.register_constructor: name must be a name without a scope, got {name!r}.")
+
+    def registering(build: Build) -> Build:
+        def groups(paramwise: Paramwise, model: nn.Module) -> list[Group]:
+            made = build(model, {"optimizer": dict(paramwise.optimizer), "paramwise_cfg": dict(paramwise.cfg)})
+            return [
+                (list(group["params"]), {key: value for key, value in group.items() if key != "params"})
+                for group in made
+            ]
+
+        registered[name] = Constructor(groups, (), always=True, inherits=False)
+        return build
+
+    return registering
+
+
 def _with_scope(scope: str, name: str, model: nn.Module, optimizer: Mapping[str, Any]) -> str:
     """Two names are used by two projects each: their scope tells which, or what they are about."""
+    if name == OLD and scope == "mmselfsup":
+        return PATTERNS
     if name == BY_DEPTH and (scope == "mmselfsup" or (not scope and "model_type" in optimizer)):
         return f"mmselfsup.{name}"
     video = any(kind in type(getattr(model, "backbone", None)).__name__ for kind in ("MViT", "VisionTransformer"))

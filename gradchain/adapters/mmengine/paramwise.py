@@ -121,6 +121,10 @@ class Paramwise:
             self.used.add(found[0])
         return found
 
+    def say_undone(self, key: str, what: str) -> None:
+        """A custom key is all that counts for what it takes: a rule of weight decay that it puts off is a slip."""
+        self.entry.remark(f"custom_keys[{key!r}] says no decay_mult, and no other rule counts where it does: {what}.")
+
     def number(self, key: str, default: Any = None) -> Any:
         """A number of paramwise_cfg that the constructor computes with."""
         return self.factor(key, self.cfg.get(key, default))
@@ -160,6 +164,18 @@ class Paramwise:
         kind = str(self.optimizer.get("type")).lower()
         known = {"lr", "weight_decay", "fix_lr", *self.arguments}  # MMSelfSup's hook for SimSiam reads fix_lr
         return known - {"params"} | ({"lars_exclude"} if "lars" in kind else set())
+
+    def check_layers(self, depths: Mapping[str, int], last: int) -> None:
+        """Parameters by layer: some must lie in a layer between the stem, at 0, and the head, at `last`."""
+        if deep := [name for name, depth in depths.items() if depth > last]:
+            self.faults.append(
+                f"every layer must be one of the {last - 1}, got {deep[0]!r}, whose rate would be above."
+            )
+        if depths and not any(0 < depth < last for depth in depths.values()):
+            self.faults.append(
+                f"the model must have layers by the names that {self.constructor} knows, got none: nothing between "
+                "stem and head would have a rate of its own. gch.layer_decay takes any names."
+            )
 
     def check_used(self) -> None:
         """Keys that took no parameter."""

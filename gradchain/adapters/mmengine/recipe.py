@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,64 +12,31 @@ import torch
 from torch import nn
 
 from gradchain.adapters.mmengine import old_format
-from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, listed
-from gradchain.adapters.mmengine.hooks import average, plateaus, read_hooks, read_plateau
+from gradchain.adapters.mmengine.entries import Entry, listed, type_name
+from gradchain.adapters.mmengine.group_values import Numbers, Part, Recipe
+from gradchain.adapters.mmengine.hook_schedules import HookSchedules, read_scheduler_hook
+from gradchain.adapters.mmengine.hooks import plateaus, read_hooks, read_plateau
 from gradchain.adapters.mmengine.optimizers import Optimizer
-from gradchain.adapters.mmengine.params import param_settings, values
+from gradchain.adapters.mmengine.params import BY_CHILD, MULTI, param_settings
 from gradchain.adapters.mmengine.schedules import Fields, clock_of, schedules
 from gradchain.adapters.mmengine.symbolic import Symbolic
-from gradchain.adapters.mmengine.wrappers import OWNER, Around, check_keys, read_wrapper, type_name, window
+from gradchain.adapters.mmengine.wrappers import OWNER, check_keys, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
-from gradchain.schedules import Schedule, by, constant
 from gradchain.selectors import PerParameter, named
 from gradchain.updater import Group
 from gradchain.updater.target import Target
 
 if TYPE_CHECKING:
-    from gradchain.core.hyper import Value
+    pass
 
 __all__ = ["Unbound", "from_config", "unbound"]
 
-# what constructors leave in a group for the log
-LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
-MULTI = "MultiOptimWrapperConstructor"
 ELSEWHERE = {
     "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
     "SinGANOptimWrapperConstructor": "it makes one optimizer for each stage, and the model changes between them",
 }
-
-
-@dataclass(frozen=True)
-class Part:
-    """One optimizer of a recipe, and the modules that it is over.
-
-    key: its name among several, None for the only one; name: what errors call it; target: what the chain is bound to,
-    a module or a dict of those, or where no model is at hand what names them; settings: what each parameter begins
-    with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
-    part-filled; rules: in place of the settings, where no model is at hand.
-    """
-
-    key: str | None
-    name: str
-    config: Mapping[str, Any]
-    target: Any
-    settings: Mapping[str, Mapping[str, Any] | None]
-    schedulers: Any
-    flushes: bool = True
-    rules: Symbolic | None = None
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What all optimizers of a recipe share."""
-
-    clock: Clock
-    schedules: Callable[[Any], Fields]
-    ratio: float
-    averaging: Entry | None
-    strict: bool
 
 
 def from_config(
@@ -82,6 +49,7 @@ def from_config(
     epoch_length: int,
     auto_scale_lr: Mapping[str, Any] | None = None,
     custom_hooks: Any = None,
+    default_hooks: Any = None,
     strict: bool = True,
 ) -> Any:
     """Read the optimization part of an MMEngine config as a chain, and bind it to the model.
@@ -103,8 +71,10 @@ def from_config(
         epoch_length: micro-batches per epoch, `len(train_dataloader)`.
         auto_scale_lr: MMEngine's dict, with one key more where it is enabled: `batch_size`, over all ranks, which the
             learning rate is scaled by.
-        custom_hooks: the list; an EMAHook becomes `average_params`, others are named in a warning. What a hook among
-            the default ones does to the optimizer, as YOLOv5ParamSchedulerHook, is not seen here.
+        custom_hooks: the list; an EMAHook becomes `average_params`, others are named in a warning. In the old format
+            also MMDetection 2.x's ExpMomentumEMAHook and LinearMomentumEMAHook.
+        default_hooks: the dict, of which `param_scheduler` is read: MMYOLO's YOLOv5ParamSchedulerHook and
+            PPYOLOEParamSchedulerHook set the schedules themselves.
         strict: True, what cannot be meant is an error; False, a warning where there is a meaning without it.
 
     Returns:
@@ -128,7 +98,7 @@ def from_config(
     chain(clip_by_norm(35), trace(0.9), scale_by_learning_rate(0.1 * per_epoch(multi_step(1.0, (8, 11)), 100)))
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
-    parts = _read(model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)
+    parts = _read(model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict)
     bound = {str(part.key): part.chain.bind(part.of, autocast=part.autocast) for part in parts}
     return Group(bound) if parts[0].key is not None else bound["None"]
 
@@ -156,6 +126,7 @@ def unbound(
     epoch_length: int,
     auto_scale_lr: Mapping[str, Any] | None = None,
     custom_hooks: Any = None,
+    default_hooks: Any = None,
     strict: bool = True,
 ) -> list[Unbound]:
     """Read a recipe as `from_config` does, for a model that is not at hand.
@@ -169,12 +140,12 @@ def unbound(
         The chain of each optimizer.
 
     Raises: as `from_config`; NotImplementedError: rules that depend on the model, which are those of all constructors
-        but MMEngine's own, ForceDefault, and Multi for submodules by name.
+        but MMEngine's and mmcv's own, ForceDefault, YOLOv5's and v7's, and Multi for submodules by name.
 
     >>> from gradchain.adapters import mmengine
     >>> wrapper = dict(
     ...     optimizer=dict(type="SGD", lr=0.1, weight_decay=1e-4),
-    ...     paramwise_cfg=dict(bias_decay_mult=0.0, custom_keys={"head": dict(lr_mult=10)}),
+    ...     paramwise_cfg=dict(bias_decay_mult=0.0, custom_keys={"head": dict(lr_mult=10, decay_mult=1)}),
     ... )
     >>> [part] = mmengine.unbound(wrapper, max_iters=100, epoch_length=10)
     >>> part.chain
@@ -184,7 +155,7 @@ def unbound(
     )
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
-    return _read(None, optim_wrapper, param_scheduler, lengths, auto_scale_lr, custom_hooks, strict)
+    return _read(None, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict)
 
 
 def _read(
@@ -193,7 +164,7 @@ def _read(
     param_scheduler: Any,
     lengths: dict[str, Any],
     auto_scale_lr: Mapping[str, Any] | None,
-    custom_hooks: Any,
+    hooks: tuple[Any, Any],
     strict: bool,
 ) -> list[Unbound]:
     """The chains of a recipe, none of them bound yet."""
@@ -208,7 +179,11 @@ def _read(
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
         read = partial(read, **{key: given.get(key) for key in old_format.SCHEDULES})
         given = old_format.as_wrapper(optim_wrapper, strict)
-    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), read_hooks(custom_hooks, strict), strict)
+    setting = read_scheduler_hook(hooks[1], clock, strict)
+    if setting is not None and param_scheduler is not None:
+        setting.entry.refuse("param_scheduler must be None beside it: both set the same numbers.")
+    averaging = read_hooks(hooks[0], strict, old_format.is_old(optim_wrapper))
+    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
     parts = _parts(model, given, param_scheduler, strict)
     return [Unbound(part.key, part.target, *_chain(part, recipe)) for part in parts]
 
@@ -241,6 +216,8 @@ def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, 
     """The optimizers of a recipe: one, or one for each entry of a MultiOptimWrapperConstructor."""
     entry = Entry("optim_wrapper", config, strict, OWNER)
     constructor = type_name(config.get("constructor"))
+    if constructor in BY_CHILD:
+        return _several(model, entry, schedulers)
     if constructor in ELSEWHERE:
         entry.refuse(
             f"constructor {constructor!r} is not read: {ELSEWHERE[constructor]}. Make a chain for each, and carry its "
@@ -248,7 +225,7 @@ def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, 
         )
     by_key = isinstance(schedulers, Mapping) and "type" not in schedulers
     if constructor == MULTI and "modules" not in config:
-        return _several(model, entry, schedulers if by_key else None, schedulers)
+        return _several(model, entry, schedulers)
     if "optimizer" not in config:
         each = [key for key, value in config.items() if isinstance(value, Mapping) and "optimizer" in value]
         cure = f" For one optimizer each of {listed(each)} set constructor={MULTI!r}." if each else ""
@@ -266,13 +243,16 @@ def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, 
     return [Part(None, "optim_wrapper", inner, target, param_settings(model, config, strict), schedulers)]
 
 
-def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any) -> list[Part]:
+def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Part]:
     """One optimizer for each key that names a submodule, or matches some."""
+    by_key = schedulers if isinstance(schedulers, Mapping) and "type" not in schedulers else None
+    constructor = type_name(entry.items.get("constructor"))
+    children = None if model is None or constructor == MULTI else getattr(model, "module", model)._modules
     given = {key: value for key, value in entry.items.items() if key not in ("constructor", "_scope_")}
     if given.pop("paramwise_cfg", None):
         entry.refuse("paramwise_cfg must stand in each optimizer's dict where there are several.")
     if not given:
-        entry.refuse(f"{MULTI} needs at least one optimizer: the name of a submodule and its dict, got none.")
+        entry.refuse(f"{constructor} needs at least one optimizer: the name of a submodule and its dict, got none.")
     parts = []
     for key, config in given.items():
         name = f"optim_wrapper[{key!r}]"
@@ -280,8 +260,10 @@ def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any
             cure = "" if isinstance(config, Mapping) else f" as a submodule's name, got {config!r}"
             entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
             continue
-        of = config.get("modules", key)
-        inner = {k: v for k, v in config.items() if k != "modules"}
+        of = config.get("modules", key) if constructor == MULTI else key
+        inner = {k: v for k, v in config.items() if k != "modules" or constructor != MULTI}
+        if children is not None and key not in children:
+            entry.refuse(f"{key!r} must name a child of the model, which has {listed(children)}.")
         mine = schedulers if by_key is None else by_key.get(key)
         if model is None:
             if not isinstance(of, str) or not of.isidentifier():
@@ -299,7 +281,7 @@ def _several(model: nn.Module | None, entry: Entry, by_key: Any, schedulers: Any
     if by_key is not None and (unknown := [key for key in by_key if key not in given]):
         entry.refuse(f"param_scheduler must be by the optimizers {listed(given)}, got {listed(unknown)}.")
     if not parts:
-        entry.refuse(f"{MULTI} needs at least one optimizer, got none.")
+        entry.refuse(f"{constructor} needs at least one optimizer, got none.")
     return parts
 
 
@@ -332,12 +314,12 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
     around = read_wrapper(part.config, part.name, recipe.strict)
     optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
     others, reading = plateaus(part.schedulers)
-    fields = recipe.schedules(others)
+    fields = recipe.schedules(others) | _set_by_hook(recipe.setting, optimizer)
     numbers = Numbers(part, optimizer, fields, around, recipe)
     moving = numbers.all()
     learning_rate = numbers.base("lr") if reading else 0.0
     reducing = read_plateau(reading, others, learning_rate, isinstance(moving.get("lr"), PerParameter), recipe.strict)
-    rule = optimizer.links(moving)
+    rule = optimizer.links(moving, numbers.where)
     if reducing and not isinstance(rule[-1], chain):
         optimizer.entry.refuse("a rule that is no link of gradchain's writes its weights itself: no plateau scales it.")
     links: Iterable[Transform | None] = [
@@ -347,9 +329,17 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
         around.clip,
         *rule,
         *reducing,
-        None if recipe.averaging is None else average(recipe.averaging, recipe.clock, around.counts),
+        None if recipe.averaging is None else recipe.averaging(recipe.clock, around.counts),
     ]
     return chain(*(link for link in links if link is not None)), around.autocast
+
+
+def _set_by_hook(setting: HookSchedules | None, optimizer: Optimizer) -> Fields:
+    """The fields that a hook sets: a momentum only where groups have one by that name."""
+    if setting is None:
+        return {}
+    has_momentum = "momentum" in optimizer.parameters() and setting.momentum is not None
+    return {"lr": setting.lr, **({"momentum": setting.momentum} if has_momentum else {})}  # type: ignore[dict-item]
 
 
 def _left_out(part: Part) -> list[Transform]:
@@ -359,79 +349,3 @@ def _left_out(part: Part) -> list[Transform]:
     facts = Target(part.target).index.facts
     out = [fact.name for fact in facts if fact.parameter.requires_grad and part.settings.get(fact.name) is None]
     return [freeze(named(*out))] if out else []
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers of the parameter groups, as values of hyperparameters."""
-
-    part: Part
-    optimizer: Optimizer
-    fields: Fields
-    around: Around
-    recipe: Recipe
-
-    def all(self) -> dict[str, Value]:
-        """By field what a link is given: those that the config names, and those that move or differ."""
-        known = self.optimizer.parameters()
-        groups = self.part.settings.values() if self.part.rules is None else [self.part.rules.fields()]
-        items = dict.fromkeys(n for s in groups for n in s or ())
-        own = [n for n in items if n in known]
-        for odd in (n for n in items if n not in known and n not in (*self.fields, *LABELS)):
-            self.optimizer.entry.object_to(
-                f"{odd!r} of a parameter group must be an argument of the optimizer; put the parameters that have it "
-                "in a branch of partition."
-            )
-        out = {}
-        for field in dict.fromkeys((*self.fields, *own)):
-            value = self.value(field)
-            if value is not None and (field in self.optimizer.args or value != self.optimizer.base(field)):
-                out[field] = value
-        return out
-
-    def first_values(self, field: str) -> set[Any]:
-        """The different numbers that parameters begin with."""
-        base = self.optimizer.base(field)
-        return {s.get(field, base) for s in self.part.settings.values() if s is not None} or {base}
-
-    def base(self, field: str) -> float:
-        """The number that the optimizer itself begins with."""
-        base = self.optimizer.base(field)
-        if not is_number(base):
-            self.optimizer.entry.refuse(f"{field} must be a number, got {base!r}.")
-        number: float = base * self.recipe.ratio if field == "lr" else base
-        return number
-
-    def value(self, field: str) -> Value | None:
-        """The value of one field; None where the optimizer has no such number."""
-        given = self.first_values(field)
-        make = self.fields.get(field, constant)
-        if given == {None}:
-            if not isinstance(make(1.0), constant):
-                self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")
-            return None
-        if odd := [v for v in given if not is_number(v)]:
-            self.optimizer.entry.refuse(f"{field} must be a number, got {odd[0]!r}.")
-
-        def curve(base: float) -> Value:
-            return self._read(make(base * self.recipe.ratio if field == "lr" else base))
-
-        if self.part.rules is None and len(given) == 1:
-            return curve(next(iter(given)))
-        proportional = _proportional(make, self.recipe.clock.iters)
-        if self.part.rules is not None:
-            return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
-        return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
-
-    def _read(self, schedule: Schedule) -> Value:
-        """A number where nothing moves, else the schedule, in micro-batches where those are not updates."""
-        if isinstance(schedule, constant):
-            return schedule.value
-        return by("micro", schedule) if self.around.counts_micro else schedule
-
-
-def _proportional(make: Callable[[float], Schedule], iters: int) -> bool:
-    """Whether the curve of twice the base is twice the curve, wherever one looks."""
-    one, two = make(1.0), make(2.0)
-    steps = {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))
-    return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in steps)

@@ -40,15 +40,15 @@ def schedules(
     Args:
         param_scheduler: a scheduler's dict, a list of them, None, or a dict of those by optimizer. All types of
             MMEngine 0.10.7 that are functions of the step, and QuadraticWarmup (MMDetection), PolyLRRatio
-            (MMSegmentation), CosineAnnealingWeightDecay (MMPretrain) and LinearLrInterval (MMagic); a scope before a
-            type (`mmdet.`) is dropped.
+            (MMSegmentation), CosineAnnealingWeightDecay (MMPretrain), LinearLrInterval (MMagic) and MultiStage
+            (MMFlow); a scope before a type (`mmdet.`), or beside it as `_scope_`, says whose it is.
         max_epochs: epochs of the run, where its loop is one of epochs.
         max_iters: micro-batches of the run, where its loop is one of iterations. One of the two is given.
         epoch_length: micro-batches per epoch, `len(train_dataloader)`.
         strict: True, what cannot be meant is an error; False, where MMEngine has an answer it is a warning.
         lr_config: in place of param_scheduler, the old format; its policies fixed, step, exp, poly, inv, cyclic,
-            CosineAnnealing, FlatCosineAnnealing, CosineAnnealingCooldown, CosineRestart, OneCycle, LinearAnnealing,
-            with warm-up.
+            CosineAnnealing, FlatCosineAnnealing, CosineAnnealingCooldown, CosineRestart, OneCycle, LinearAnnealing
+            and YOLOX, with warm-up.
         momentum_config: the same for the momentum.
 
     Returns:

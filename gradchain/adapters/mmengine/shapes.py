@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gradchain.schedules import Schedule, chained, constant, cosine_wave, linear, multi_step, per_epoch
+from gradchain.schedules import Schedule, chained, constant, cosine_wave, join, linear, multi_step, per_epoch
 
-__all__ = ["Move", "Shape", "absolute", "climbing", "factor", "held", "interval", "quadratic", "restarts", "towards"]
+__all__ = [
+    "Move", "Shape", "absolute", "climbing", "factor", "held", "interval", "quadratic", "restarts", "stairs", "towards",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,21 @@ def absolute(schedule: Schedule, count: int) -> Shape:
     """A scheduler that sets the value, whatever it was."""
     schedule = held(schedule, count)
     return Shape(None, lambda x: schedule, (Move(0, count, 0.0, schedule),))
+
+
+def stairs(edges: list[int], values: list[float], count: int) -> Shape:
+    """A scheduler that sets the value from its first edge on, anew at each."""
+    ends = [*edges[1:], None]
+    curve = [(a, b, constant(value)) for a, b, value in zip(edges, ends, values, strict=True)]
+    moves = tuple(
+        Move(a, count if b is None else b, 0.0, value, a) for (a, b, _), value in zip(curve, values, strict=True)
+    )
+
+    def alone(x: float) -> Schedule:
+        windows = [(0, edges[0], constant(x)), *curve] if edges[0] else curve
+        return held(join(*windows) if len(windows) > 1 else windows[0][2], count)
+
+    return Shape(None, alone, moves)
 
 
 def towards(curve: Callable[[float, float], Schedule], floor: float, count: int) -> Shape:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine import constructors
+from gradchain.adapters.mmengine import constructors, layers
 from gradchain.adapters.mmengine.params import read
+from gradchain.adapters.mmengine.paramwise import Paramwise
 from gradchain.selectors import Selector, bias, choose, depthwise, first, multiply, named, ndim, owner, owner_named
 
 if TYPE_CHECKING:
@@ -25,6 +26,10 @@ NORM = owner(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceN
 
 _OFFSET = named("*conv_offset*", missing_ok=True) & owner(nn.Conv2d) & owner_named("*DeformConv2d*")
 _MULTIPLIERS = {"lr": "lr_mult", "weight_decay": "decay_mult"}
+_YOLO = (layers.yolov5, layers.yolov7)
+_WRITTEN = (constructors.default, constructors.force_default, constructors.old_default, constructors.by_pattern, *_YOLO)
+# what YOLOv5's constructor leaves without decay; LayerNorm and GroupNorm are no norms to it
+_YOLO_FREE = bias | owner(nn.modules.batchnorm._NormBase)
 
 Pairs = list[tuple[Selector, float]]
 
@@ -38,7 +43,13 @@ class Symbolic:
         self.paramwise.report()
         self._forced = False
         self._there = how is not None
-        if how is not None and how.build not in (constructors.default, constructors.force_default):
+        self._old = how is not None and how.build is constructors.old_default
+        self._items = how is not None and how.items
+        self._patterns = how is not None and how.build is constructors.by_pattern
+        self._yolo: Selector | None = None
+        if how is not None and how.build in _YOLO:
+            self._yolo = _YOLO_FREE | owner_named(*layers.IMPLICIT) if how.build is layers.yolov7 else _YOLO_FREE
+        if how is not None and how.build not in _WRITTEN:
             self.paramwise.refuse(
                 "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where "
                 "the model is at hand.",
@@ -46,13 +57,17 @@ class Symbolic:
             )
         if how is not None and how.build is constructors.force_default:
             self._forced = bool(self.paramwise.cfg.get("force_default_settings", False))
+        if self._there and not self._forced and not self._patterns and self._kinds("weight_decay"):
+            for key, entry in self.paramwise.custom:
+                if entry and not {"decay_mult", "weight_decay"} & entry.keys():
+                    self.paramwise.say_undone(key, "norms and biases in it have their whole weight decay back")
 
     def fields(self) -> list[str]:
         """What entries of custom_keys set that is no multiplier."""
-        if not self._there:
+        if not self._items:
             return []
         names = [name for _, entry in self.paramwise.custom for name in entry]
-        return list(dict.fromkeys(name for name in names if name not in _MULTIPLIERS.values()))
+        return list(dict.fromkeys(name for name in names if not name.endswith("_mult")))
 
     def value(self, field: str, base: float, curve: Callable[[float], Value], *, proportional: bool) -> Value:
         """The value of a field: `curve(base)` itself, or with a factor or a curve for each kind of parameter.
@@ -65,6 +80,21 @@ class Symbolic:
         """
         if not self._there:
             return curve(base)
+        if self._yolo is not None:
+            if field != "weight_decay":
+                return curve(base)
+            decay, free = layers.yolo_decay(self.paramwise), layers.yolo_free(self.paramwise).get(field, 0.0)
+            return choose((self._yolo, curve(free)), rest=curve(decay)) if decay != free else curve(decay)
+        if self._patterns:
+            found: Pairs = [
+                (
+                    named(re.compile(f".*(?:{pattern}).*"), missing_ok=self._missing_ok),
+                    self._number(pattern, entry, field),
+                )
+                for pattern, entry in reversed(self.paramwise.cfg["custom_keys"].items())
+                if {field, f"{field}_mult"} & entry.keys()
+            ]
+            return choose(*((s, curve(value)) for s, value in found), rest=curve(base)) if found else curve(base)
         custom = [
             (_contains(key, self._missing_ok), self._of_entry(entry, field, base))
             for key, entry in self.paramwise.custom
@@ -78,10 +108,15 @@ class Symbolic:
             return choose(*((selector, curve(value)) for selector, value in pairs), rest=curve(base))
         return multiply(curve(base), factors[0] if len(factors) == 1 else first(*factors))
 
+    def _number(self, pattern: str, entry: Mapping[str, Any], field: str) -> float:
+        key = next(key for key in reversed(list(entry)) if key in (field, f"{field}_mult"))
+        return float(constructors.scaled(self.paramwise, pattern, key, entry[key]))
+
     def _of_entry(self, entry: Mapping[str, Any], field: str, base: float) -> float:
         """What a custom key makes of a field."""
-        if field in entry:
-            return self.paramwise.factor(field, entry[field])  # type: ignore[no-any-return]
+        if field in entry and self._items:
+            value = entry[field]
+            return float(self.paramwise.factor(field, float(value) if isinstance(value, bool) else value))
         name = _MULTIPLIERS.get(field)
         if name is None or (field == "weight_decay" and not self.paramwise.decays):
             return base
@@ -111,8 +146,20 @@ class Symbolic:
                 "dwconv_decay_mult": depthwise & owner(nn.Conv2d),
                 "flat_decay_mult": ndim(1) & ~_OFFSET if apart else ndim(1),
             }
+            if self._old:
+                given = _one_after_another(given, paramwise)
         found = [(selector, paramwise.rule(name)) for name, selector in given.items()]
         return [(selector, factor) for selector, factor in found if factor is not None]
+
+
+def _one_after_another(given: dict[str, Selector], paramwise: Paramwise) -> dict[str, Selector]:
+    """mmcv's order, where a norm or a depthwise convolution is kept from the rules after its own, set or not."""
+    norm, depthwise_, bias_ = (given[f"{kind}_decay_mult"] for kind in ("norm", "dwconv", "bias"))
+    if paramwise.rule("norm_decay_mult") is None:
+        depthwise_, bias_ = depthwise_ & ~NORM, bias_ & ~NORM
+    if paramwise.rule("dwconv_decay_mult") is None:
+        bias_ &= ~given["dwconv_decay_mult"]
+    return {"norm_decay_mult": norm, "dwconv_decay_mult": depthwise_, "bias_decay_mult": bias_}
 
 
 def _contains(key: str, missing_ok: bool) -> Selector:

@@ -46,7 +46,10 @@ def read(config: object, name: str, clock: Clock, strict: bool) -> Act | None:
     if not isinstance(config, Mapping):
         Entry(name, {}, strict).refuse(f"a scheduler must be a dict with a type, got {config!r}.", TypeError)
     entry, kind, field = _kind(config, name, strict)
-    by_epoch, converted = entry.flag("by_epoch", True), entry.flag("convert_to_iter_based", False)
+    if kind.divides == "factor" and entry.number("factor", 1 / 3) > 1 and entry.scope != "mmpose":
+        sentence = f"factor must be a number from 0 to 1, got {entry.items['factor']!r}"
+        entry.object_to(f"{sentence}; only MMPose's own takes one above, type='mmpose.ConstantLR'.")
+    by_epoch, converted = entry.flag("by_epoch", kind.by_epoch), entry.flag("convert_to_iter_based", False)
     if converted and not by_epoch:
         entry.refuse("convert_to_iter_based must come with by_epoch=True, got by_epoch=False.")
     window = _window(entry, kind, clock, by_epoch, converted)
@@ -96,7 +99,7 @@ def _kind(config: Mapping[str, Any], name: str, strict: bool) -> tuple[Entry, Ki
 
 def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: bool) -> tuple[int, Span, bool] | None:
     """Where it begins in micro-batches, its steps, and whether these are epochs; None if it never acts."""
-    begin, end = _edges(entry, clock, by_epoch)
+    begin, end = _edges(entry, clock)
     if converted:
         # QuadraticWarmup does not round; the others do, down.
         length, cut = clock.epoch_length, int if kind.whole_window else whole
@@ -113,6 +116,11 @@ def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: b
         return None
     if count > n and kind.whole_window:
         entry.refuse(f"begin and end must be whole, got begin={begin!r} and end={end!r}.")
+    if converted and clock.epochs is None and "end" not in entry.items and count < clock.iters:
+        entry.remark(
+            f"end must be given in a loop of iterations, which is one epoch to it: it stops after {count} of "
+            f"{clock.iters} iterations."
+        )
     if converted or not by_epoch:
         return first, Span(n, count, min(count, clock.iters - first), clock.epoch_length if converted else 1), False
     if clock.epochs is not None:
@@ -124,10 +132,11 @@ def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: b
     return 0, Span(n, 1, 1), False
 
 
-def _edges(entry: Entry, clock: Clock, by_epoch: bool) -> tuple[float, float]:
+def _edges(entry: Entry, clock: Clock) -> tuple[float, float]:
     begin = whole(entry.number("begin", 0, "a number of at least 0", lambda x: x >= 0))
     # A missing end is filled in as the Runner does, whose loop of iterations is one epoch.
-    default = (1 if clock.epochs is None else clock.epochs) if by_epoch else clock.iters
+    # It takes what says nothing for one by epoch, though MMFlow's counts iterations by itself.
+    default = (1 if clock.epochs is None else clock.epochs) if entry.flag("by_epoch", True) else clock.iters
     return begin, whole(entry.number("end", default))
 
 
@@ -150,5 +159,7 @@ def _remarks(act: Act, shape: Shape | None) -> None:
             entry.object_to(f"{key} must be above 0, since MMEngine divides by it, got 0; 1e-8 is nearly the same.")
         if span.n == 1:
             entry.remark(f"its window has one step, in which it multiplies by {key}, for good.")
-        elif 1 < span.run < span.count:
-            entry.remark(f"its window ends after the run: {span.run} of {span.count} {unit} are in it.")
+    reach = span.run if act.kind.reach is None else min(act.kind.reach(entry, span), span.count)
+    if span.run < reach and span.n > 1:
+        what = "its window ends" if reach == span.n else "it would be done"
+        entry.remark(f"{what} after the run: {span.run} of {math.ceil(reach)} {unit} are in it.")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradchain.adapters.mmengine.entries import Entry, is_number, is_whole, listed
+from gradchain.adapters.mmengine.entries import Entry, is_number, is_whole, listed, type_name
 from gradchain.adapters.mmengine.paramwise import INSIDE, OUTSIDE
 from gradchain.combinators.accumulate import accumulate
 from gradchain.combinators.amp_scale import amp_scale
@@ -55,12 +55,6 @@ class Around:
     def counts_micro(self) -> bool:
         """Whether iterations and updates are not the same: a window, or an overflow, holds some."""
         return self.counts > 1 or self.amp is not None
-
-
-def type_name(given: object) -> str | None:
-    """The name of a type, written as a string or as the class, without its scope; None if it is neither."""
-    written = given.__name__ if isinstance(given, type) else given
-    return written.rpartition(".")[2] if isinstance(written, str) else None
 
 
 def check_keys(entry: Entry, known: Sequence[str], belongs: Mapping[str, str]) -> None:
@@ -114,7 +108,8 @@ def _amp(entry: Entry, on: bool) -> tuple[amp_scale | None, torch.dtype | None]:
     if autocast is None:
         entry.remark(f"dtype={given!r} switches autocast off: neither autocast nor a loss scale is used.")
         return None, None
-    return _scale(entry, entry.items.get("loss_scale", "dynamic")), autocast
+    scale = _scale(entry, entry.items.get("loss_scale", "dynamic"))
+    return (None if autocast is torch.bfloat16 else scale), autocast
 
 
 def _scale(entry: Entry, given: Any) -> amp_scale | None:

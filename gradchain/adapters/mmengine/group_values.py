@@ -1,0 +1,181 @@
+"""The numbers of a recipe's parameter groups, as values of hyperparameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradchain.adapters.mmengine.entries import Clock, is_number, type_name
+from gradchain.adapters.mmengine.hook_schedules import HookSchedules
+from gradchain.adapters.mmengine.hooks import Averaging
+from gradchain.adapters.mmengine.optimizers import Optimizer
+from gradchain.adapters.mmengine.params import values
+from gradchain.adapters.mmengine.schedules import Fields
+from gradchain.adapters.mmengine.symbolic import Symbolic
+from gradchain.adapters.mmengine.wrappers import Around
+from gradchain.schedules import Schedule, by, constant
+from gradchain.selectors import Selector, bias, choose, named
+from gradchain.selectors.base import predicate
+
+if TYPE_CHECKING:
+    from gradchain.core.hyper import Value
+
+__all__ = ["Numbers", "Part", "Recipe"]
+
+# what constructors leave in a group for the log
+LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One optimizer of a recipe, and the modules that it is over.
+
+    key: its name among several, None for the only one; name: what errors call it; target: what the chain is bound to,
+    a module or a dict of those, or where no model is at hand what names them; settings: what each parameter begins
+    with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
+    part-filled; rules: in place of the settings, where no model is at hand.
+    """
+
+    key: str | None
+    name: str
+    config: Mapping[str, Any]
+    target: Any
+    settings: Mapping[str, Mapping[str, Any] | None]
+    schedulers: Any
+    flushes: bool = True
+    rules: Symbolic | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all optimizers of a recipe share."""
+
+    clock: Clock
+    schedules: Callable[[Any], Fields]
+    ratio: float
+    averaging: Averaging | None
+    setting: HookSchedules | None
+    strict: bool
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers of the parameter groups, as values of hyperparameters."""
+
+    part: Part
+    optimizer: Optimizer
+    fields: Fields
+    around: Around
+    recipe: Recipe
+
+    def all(self) -> dict[str, Value]:
+        """By field what a link is given: those that the config names, and those that move or differ."""
+        known = self.optimizer.parameters()
+        groups = self.part.settings.values() if self.part.rules is None else [self.part.rules.fields()]
+        items = dict.fromkeys(n for s in groups for n in s or ())
+        own = [n for n in items if n in known]
+        for odd in (n for n in items if n not in known and n not in (*self.fields, *LABELS)):
+            self.optimizer.entry.object_to(
+                f"{odd!r} of a parameter group must be an argument of the optimizer; put the parameters that have it "
+                "in a branch of partition."
+            )
+        out = {}
+        for field in dict.fromkeys((*self.fields, *(n for n in own if n != "lars_exclude"))):
+            value = self.value(field)
+            if value is not None and (field in self.optimizer.args or value != self.optimizer.base(field)):
+                out[field] = value
+        return out
+
+    def first_values(self, field: str) -> set[Any]:
+        """The different numbers that parameters begin with."""
+        base = self.optimizer.base(field)
+        return {s.get(field, base) for s in self.part.settings.values() if s is not None} or {base}
+
+    def base(self, field: str) -> float:
+        """The number that the optimizer itself begins with."""
+        base = self.optimizer.base(field)
+        if not is_number(base):
+            self.optimizer.entry.refuse(f"{field} must be a number, got {base!r}.")
+        number: float = base * self.recipe.ratio if field == "lr" else base
+        return number
+
+    def value(self, field: str) -> Value | None:
+        """The value of one field; None where the optimizer has no such number."""
+        given = self.first_values(field)
+        make = self.fields.get(field, constant)
+        if given == {None}:
+            if not isinstance(make(1.0), constant):
+                self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")
+            return None
+        if odd := [v for v in given if not is_number(v)]:
+            self.optimizer.entry.refuse(f"{field} must be a number, got {odd[0]!r}.")
+
+        def curve(base: float) -> Value:
+            schedule = make(base * self.recipe.ratio if field == "lr" else base)
+            if field == "lr" and base == 0 != self.optimizer.base(field) and self._moves(schedule):
+                self.optimizer.entry.remark(
+                    f"{field} of 0 does not stay: its schedule has an absolute value, such as eta_min, that it goes to."
+                )
+            return self._read(schedule)
+
+        setting = self.recipe.setting
+        if field == "lr" and setting is not None and setting.biases is not None and self._has_biases(setting):
+            [base] = given
+            of_biases = self._read(setting.biases(base * self.recipe.ratio))
+            return choose((bias, of_biases), rest=curve(base))
+        if self.part.rules is None and len(given) == 1:
+            return curve(next(iter(given)))
+        proportional = _proportional(make, self.recipe.clock.iters)
+        if self.part.rules is not None:
+            return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
+        return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
+
+    def _moves(self, schedule: Schedule) -> bool:
+        """Whether what begins at 0 ever leaves it."""
+        return any(schedule(t) != 0.0 for t in _looks(self.recipe.clock.iters))
+
+    def _has_biases(self, setting: HookSchedules) -> bool:
+        """Whether the third group, which the hook takes for the biases, is that; False where there is one group."""
+        constructor = str(type_name(self.part.config.get("constructor")))
+        if not constructor.startswith("YOLOv"):
+            if self.part.config.get("paramwise_cfg"):
+                setting.entry.refuse("constructor must be YOLOv5's or v7's: it takes the third group for the biases.")
+            return False
+        names = [name for name, items in self.part.settings.items() if items is not None]
+        return self.part.rules is not None or any(name.rpartition(".")[2] == "bias" for name in names)
+
+    def where(self, field: str, holds: Callable[[Any], bool]) -> Selector | bool:
+        """The parameters whose group has such a value of a field; True or False where it is all of them, or none."""
+        base = self.optimizer.base(field)
+        if self.part.rules is not None:
+            chosen = self.part.rules.value(field, base or 0.0, lambda v: float(holds(v)), proportional=False)
+        else:
+            settings = {n: s if s is None else {field: base or 0.0, **s} for n, s in self.part.settings.items()}
+            plain = {n: s if s is None else {**s, field: float(s[field])} for n, s in settings.items()}
+            kind = lambda v: float(holds(v))  # noqa: E731
+            chosen = values(self.part.target, self.part.config, plain, field, kind, proportional=False)
+        if not isinstance(chosen, choose):
+            return bool(chosen)
+        out: Selector | None = named("*") if chosen.rest else None
+        for selector, value in reversed(chosen.pairs):
+            one = predicate(selector, "mmengine")
+            out = (one if out is None else out | one) if value else (None if out is None else out & ~one)
+        return False if out is None else out
+
+    def _read(self, schedule: Schedule) -> Value:
+        """A number where nothing moves, else the schedule, in micro-batches where those are not updates."""
+        if isinstance(schedule, constant):
+            return schedule.value
+        return by("micro", schedule) if self.around.counts_micro else schedule
+
+
+def _proportional(make: Callable[[float], Schedule], iters: int) -> bool:
+    """Whether the curve of twice the base is twice the curve, wherever one looks."""
+    one, two = make(1.0), make(2.0)
+    return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in _looks(iters))
+
+
+def _looks(iters: int) -> set[int]:
+    """Steps of a run at which a curve is looked at."""
+    return {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))
