@@ -18,6 +18,7 @@ from torch import nn
 import gradchain as gch
 from benchmarks.drawing import page, text
 from benchmarks.trained_rates import RATES, Make
+from gradchain.core.transform import walk
 from gradchain.demo.recipe import criterion, digits, evaluate, network
 
 PICTURE = Path(__file__).parents[1] / "docs" / "trained.svg"
@@ -71,7 +72,7 @@ def batches(epochs: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 
 def curve(rate: float, updates: int) -> Any:
-    """Up in a tenth of the updates, and down to 0; a rule whose rate is no schedule has the number."""
+    """Up in a tenth of the updates, and down to 0."""
     up = max(1, updates // 10)
     return gch.linear(0.0, rate, up).then(gch.cosine(rate, 0.0, updates - up))
 
@@ -89,14 +90,8 @@ def share(make: Make, rate: float, epochs: int = EPOCHS) -> float:
 
 def evaluated_elsewhere(updater: Any) -> bool:
     """Whether the rule trains at other weights than it is evaluated at."""
-    return any(type(link).__name__ in ("schedule_free", "lookahead") for link in links_of(updater.chain))
-
-
-def links_of(link: Any) -> Iterator[Any]:
-    """A link, and what is in chains in it."""
-    yield link
-    for _, inner in getattr(link, "named", ()):
-        yield from links_of(inner)
+    links = walk(updater.chain, None)
+    return any(type(link).__name__ in ("schedule_free", "lookahead") for _, link, _ in links)
 
 
 def step(updater: Any, model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> None:

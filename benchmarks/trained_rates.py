@@ -38,6 +38,12 @@ def orthogonal(name: str) -> Make:
     )
 
 
+def on_spheres(curve: Any, rate: float) -> Any:
+    """The hidden weights, those of the second convolution, keep their norm; the others are Adam's."""
+    turned = gch.chain(gch.scale_by_adam(), gch.rules.hyperball(curve))
+    return gch.partition((gch.named("2.weight"), turned), (gch.rest, gch.adam(curve)))
+
+
 RATES: dict[str, tuple[Make, float]] = {
     # torch.optim
     "sgd": (alias("sgd"), 1.0),
@@ -110,5 +116,5 @@ RATES: dict[str, tuple[Make, float]] = {
     "schedule_free_adamw": (constant("schedule_free_adamw", warmup_steps=44), 0.01),
     "schedule_free_radam": (constant("schedule_free_radam"), 0.01),
     "lookahead, adam": (lambda curve, rate: gch.chain(gch.adam(curve), gch.rules.lookahead()), 0.01),
-    "hyperball, adam": (lambda curve, rate: gch.chain(gch.scale_by_adam(), gch.rules.hyperball(curve)), 0.03),
+    "hyperball, adam": (on_spheres, 0.03),
 }  # fmt: skip

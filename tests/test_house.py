@@ -28,7 +28,9 @@ ALLOWED: dict[str, set[str]] = {
     "updater": {"_lazy", "core", "engine", "schedules", "selectors", "words"},
     "<front door>": {"_lazy", "_version"},
     "rules": {"_lazy", "core", "schedules", "selectors", "transforms", "combinators", "optimizers", "words"},
-    "adapters": {"core", "schedules", "selectors", "transforms", "combinators", "optimizers", "updater", "words"},
+    "adapters": {
+        "core", "schedules", "selectors", "transforms", "combinators", "optimizers", "rules", "updater", "words",
+    },
     "cli": {"core", "schedules", "selectors", "adapters", "<front door>"},
     "__main__": {"_version", "cli"},
     "demo": {

@@ -1,5 +1,6 @@
 """The words of torch and Optax: whoever types one is told ours. Every name and every argument of theirs is tried."""
 
+import importlib
 import inspect
 import re
 import warnings
@@ -10,7 +11,7 @@ from torch import optim
 
 import gradchain as gch
 from gradchain.core.transform import registry
-from gradchain.words import names
+from gradchain.words import arguments, names
 
 SCHEDULERS = [n for n, v in vars(optim.lr_scheduler).items() if isinstance(v, type) and n.endswith(("LR", "Plateau"))]
 CLASSES = [n for n, v in vars(optim).items() if isinstance(v, type)]
@@ -151,6 +152,45 @@ def test_every_argument_of_a_counterpart_is_answered():
         if f"{word!r}: " not in sentence:
             unanswered.append(f"{name} -> {make.__name__}: {word}")
     assert unanswered == []
+
+
+CALLS = re.compile(r"(?<![\w.])(?:gch\.)?([A-Za-z_][\w.]*)\(|\)\.(\w+)\(")
+ANSWERED = {**arguments.INSTEAD, **arguments.FORMS, **TABLE, **{f"of OPTAX: {n}": a for n, a in names.OPTAX.items()}}
+
+
+def called(sentence):
+    """What each call in a sentence is, as one would write it behind `gch.`, or of an updater, or of what is made."""
+    for path, method in CALLS.findall(sentence):
+        if method:
+            yield f").{method}", any(hasattr(kind, method) for kind in (gch.schedules.Schedule, gch.Transform))
+        elif path.startswith(("updater.", "schedule.")):
+            owner, _, method = path.partition(".")
+            yield path, hasattr(gch.Updater if owner == "updater" else gch.schedules.Schedule, method)
+        elif path in ("update", "bind"):
+            yield path, hasattr(gch.Transform, path)
+        elif path.startswith("adapters."):
+            module, _, name = path.rpartition(".")
+            yield path, hasattr(importlib.import_module(f"gradchain.{module}"), name)
+        else:
+            value = gch
+            for part in path.split("."):
+                value = getattr(value, part, None)
+            yield path, value is not None
+    for name in re.findall(r"(?<![\w.])\w+_\w+(?![\w(=])", sentence):  # without a call
+        if name in gch.rules.__all__:
+            yield name, hasattr(gch, name)
+
+
+@pytest.mark.parametrize("word", sorted(ANSWERED))
+def test_every_call_that_an_answer_names_is_there(word):
+    """As it stands: what is in a room is given with its room."""
+    assert [call for call, there in called(ANSWERED[word]) if not there] == []
+
+
+def test_a_call_that_is_not_there_is_seen():
+    for sentence in ("write maximize()", "linear(…).next(…)", "updater.nothing(…)", "gch.scale_by_amsgrad(…)"):
+        assert not all(there for _, there in called(sentence))
+    assert len([*called("write constant(1).take(3).then(schedules.exponential(…)), updater.observe(…)")]) == 5
 
 
 # links that are not bound yet

@@ -180,7 +180,7 @@ def schedule_free_adamw(
 
     >>> import gradchain as gch
     >>> gch.rules.schedule_free_adamw(0.01, warmup_steps=100)
-    chain(scale_by_rms(0.999, bias_correction=True), schedule_free(0.01, warmup_steps=100))
+    chain(scale_by_rms(decay=0.999, bias_correction=True), schedule_free(0.01, warmup_steps=100))
     """
     return chain(
         scale_by_rms(b2, eps, bias_correction=True, nu_dtype=nu_dtype),
@@ -212,7 +212,7 @@ def schedule_free_radam(
 
     >>> import gradchain as gch
     >>> gch.rules.schedule_free_radam(0.01)
-    chain(scale_by_rms(0.999, bias_correction=True), schedule_free(0.01, rectify=0.999))
+    chain(scale_by_rms(decay=0.999, bias_correction=True), schedule_free(0.01, rectify=0.999))
     """
     return chain(
         scale_by_rms(b2, eps, bias_correction=True, nu_dtype=nu_dtype),

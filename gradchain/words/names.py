@@ -11,11 +11,13 @@ from typing import Any
 TORCH: dict[str, str] = {
     # torch.optim; its other classes are found by name
     "ASGD": "gch.asgd",
+    "Adafactor": "gch.adafactor",
     "Adadelta": "gch.adadelta",
     "Adagrad": "gch.adagrad",
     "Adam": "gch.adam",
     "AdamW": "gch.adamw",
     "Adamax": "gch.adamax",
+    "Muon": "gch.rules.muon, which has AdamW for all that is no matrix of a hidden layer",
     "NAdam": "gch.nadam",
     "RAdam": "gch.radam",
     "RMSprop": "gch.rmsprop",

@@ -282,6 +282,30 @@ def test_a_wrong_row_is_refused(old, new, sentence):
         check_links(CATALOGUE.replace(old, new))
 
 
+NO_WORDS = {"ParameterFacts", "PerParameter", "Predicate", "Selector", "SelectorLike", "resolve"}  # types, and a part
+
+
+def check_whole(markdown: str) -> None:
+    """Every rule and selector is on the page, and each projection in its table; schedules have a test of theirs."""
+    shown = set(re.findall(r"`(?:gch\.(?:\w+\.)?)?([A-Za-z_]\w*)", markdown))
+    rooms = {*rules.__all__, *gradchain.selectors.__all__} - NO_WORDS
+    assert sorted(rooms - shown) == []
+    projections = [name for row in tables(markdown)["projection"] for name in names_in(row[0])]
+    check_names("projections", projections, {n for n in rules.__all__ if n.startswith("projection_")})
+
+
+def test_the_catalogue_has_every_name():
+    check_whole(CATALOGUE)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"), [("projection_simplex", "projection_simplex"), ("masked", "masked"), ("layer_decay", "layer")]
+)
+def test_a_name_that_is_left_out_is_seen(name, sentence):
+    with pytest.raises(AssertionError, match=sentence):
+        check_whole(CATALOGUE.replace(f"`{name}", "`"))
+
+
 def check_peers(markdown: str, compared: dict[str, str]) -> None:
     """`compared` has, for each link and alias, the names of the peers that its rows in the table of cases have."""
     for cell, _, _, peers in links_of(markdown):
@@ -355,7 +379,9 @@ def broken(page: str, text: str) -> list[str]:
     return [target for target in targets if target and not (ROOT / page).parent.joinpath(target).exists()]
 
 
-@pytest.mark.parametrize("page", [*PAGES, "docs/from_torch.md", "benchmarks/README.md"])
+@pytest.mark.parametrize(
+    "page", [*PAGES, "docs/from_torch.md", "docs/which.md", "docs/optax.md", "benchmarks/README.md"]
+)
 def test_links_to_files_lead_somewhere(page):
     assert broken(page, (ROOT / page).read_text()) == []
     assert broken(page, "[a](no_such_file.md) [b](https://x.org/c)") == ["no_such_file.md"]

@@ -9,18 +9,20 @@ import torch
 from torch import nn
 
 from gradchain.adapters.adopting import moved
+from gradchain.adapters.adopting.arguments import check_arguments
 from gradchain.adapters.adopting.bodies import Groups, front_of
 from gradchain.adapters.adopting.groups import selector
 from gradchain.adapters.adopting.rules import RULES
 from gradchain.adapters.adopting.saved import optimizer_of
 from gradchain.adapters.adopting.schedulers import curves, refused
+from gradchain.combinators.accumulate import accumulate
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
-from gradchain.core.tensors import facts_of
 from gradchain.core.transform import Transform
 from gradchain.selectors import ParameterFacts
 from gradchain.transforms.average import average_params
 from gradchain.updater import Updater
+from gradchain.updater.target import Target
 
 __all__ = ["adopt"]
 
@@ -50,14 +52,15 @@ def adopt(
         optimizer: of a class of torch.optim; one that cannot be said yet is refused by name. Or what its `state_dict()`
             gave, with `kind`. A class of somebody else's goes into a chain by `gch.from_torch`.
         scheduler: of torch.optim.lr_scheduler, or None. LambdaLR's functions stay functions. A ChainedScheduler may
-            have factors and one cosine, which stays at its floor where torch's climbs back.
+            have factors and cosines, which stay at their floor where torch's climb back.
         scaler: a `torch.amp.GradScaler`, or None.
         average: a `torch.optim.swa_utils.AveragedModel` that is updated after every step, or None.
         model: what the optimizer's parameters are of. Those that it has not are frozen.
         kind: the class that a state is of, or its name: "AdamW".
-        clock: what the scheduler was stepped at: "step" for every update, or a name such as "epoch", at which
-            `updater.tick("epoch")` then takes the place of `scheduler.step()`. None: "step" where the optimizer counts
-            updates and has done as many as the scheduler was stepped.
+        clock: what the scheduler was stepped at: "step" for every update, "micro" for every call, those that a scaler
+            skips too, or a name such as "epoch", at which `updater.tick("epoch")` then takes the place of
+            `scheduler.step()`. None: "step" where the optimizer has counted as many updates as the scheduler was
+            stepped; under a scaler "micro" where it has not done more, and nothing is accumulated.
         observed: by which name `updater.observe` is told what ReduceLROnPlateau looked at.
         front: what was done by hand between backward and step: `gch.accumulate(4)`, `gch.clip_by_norm(1.0)`.
         autocast: as `bind` takes it.
@@ -82,7 +85,9 @@ def adopt(
     >>> updater.clocks["step"]
     3
     """
-    live = optimizer_of(optimizer, kind, model)
+    check_arguments(scaler, average, front, clock)
+    target = Target(model)
+    live = optimizer_of(optimizer, kind, target)
     rule = RULES.get(type(live))
     if rule is None:
         known = ", ".join(named.__name__ for named in RULES)
@@ -90,25 +95,28 @@ def adopt(
             f"adopt: optimizer must be a {known} of torch.optim, got a {type(live).__name__}. "
             "gch.from_torch takes other classes into a chain, from their first step on."
         )
-    facts = [(fact.name, fact.parameter, fact.owner) for fact in facts_of(model)]
+    facts = [(fact.name, fact.parameter, fact.owner) for fact in target.index.facts]
     names = _names(live, facts)
     memory = {name: live.state[p] for name, p, _ in facts if p in live.state}
     moving = curves(scheduler, live)
     steps = max((int(of["step"]) for of in memory.values() if "step" in of), default=None)
-    clock = _clock(clock, moving.position, steps)
+    scaled = scaler is not None and scaler.is_enabled() and not any(isinstance(link, accumulate) for link in front)
+    clock = _clock(clock, moving.position, steps, scaled)
     groups = Groups(rule, live.param_groups, names, facts, moving, clock, observed)
     body, rates = groups.links()
     done = moving.position if clock == "step" and moving.position is not None else steps or 0
-    links = [*front_of(front, scaler, autocast), *_frozen(names, facts), *body, *_averages(average, done)]
-    updater = chain(*links).bind(model, autocast=autocast)
+    before, behind = front_of(front, scaler, autocast), _averages(average, done)
+    made = chain(*before, *_frozen(names, facts), *body, *behind)
+    averaged = moved.average_of(average, [name for name, _, _ in facts])
+    updater = made.bind(model, autocast=autocast)
     state = updater.state_dict()
-    moved.fill_rule(state["links"], memory, rule.slots)
+    moved.fill_rule(moved.within(state["links"], made, body), memory, rule.slots)
     if scaler is not None and scaler.is_enabled():
-        moved.fill_scale(state["links"], scaler)
+        moved.fill_scale(moved.within(state["links"], made, before), scaler)
     if moving.plateau is not None:
-        moved.fill_plateau(state["links"], moving.plateau, rates)
-    if average is not None:
-        moved.fill_average(state["links"], average, [name for name, _, _ in facts])
+        moved.fill_plateau(moved.within(state["links"], made, body), moving.plateau, rates)
+    if averaged is not None:
+        moved.fill_average(moved.within(state["links"], made, behind), averaged)
     state["clocks"] |= {"step": done, "micro": done} | ({} if moving.position is None else {clock: moving.position})
     updater.load_state_dict(state)
     return updater
@@ -142,15 +150,18 @@ def _averages(average: Any, done: int) -> list[Transform]:
     return [average_params(decay, start=0 if int(average.n_averaged) else first, buffers=buffers)]
 
 
-def _clock(clock: str | None, position: int | None, steps: int | None) -> str:
+def _clock(clock: str | None, position: int | None, steps: int | None, scaled: bool) -> str:
     """At what the scheduler was stepped."""
     if clock is not None or position is None:
-        return clock or "step"
+        return "step" if clock is None else clock
     if steps is None or not position:
         raise refused(
             f"clock must be given, for nothing shows how many updates were done for the scheduler's {position} steps: "
-            "'step' where it is stepped after each update, else a name such as 'epoch'."
+            "'step' where it is stepped after each update, 'micro' where a scaler may have skipped some, else a "
+            "name such as 'epoch'."
         )
+    if scaled and steps <= position:  # torch's is stepped where an update was skipped, too
+        return "micro"
     if steps != position:
         raise refused(
             f"clock must be given: the optimizer has done {steps} updates, and the scheduler was stepped {position} "

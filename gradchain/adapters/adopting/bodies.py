@@ -68,7 +68,9 @@ class Groups:
         return (*flags, float(group["lr"]), self._least(i)) if self.moving.plateau is not None else flags
 
     def _least(self, i: int) -> float:
-        return float(self.moving.plateau.min_lrs[i])
+        plateau = self.moving.plateau
+        groups = len(self.entries)  # torch does so too, once groups were added
+        return float(plateau.min_lrs[i] if len(plateau.min_lrs) == groups else plateau.default_min_lr)
 
     def _chain(self, members: Sequence[int]) -> list[Transform]:
         names = [self.names[i] for i in members]
@@ -91,6 +93,8 @@ class Groups:
         moved = self.moving.fields.get({"betas[0]": "momentum"}.get(key, key))
         if moved is not None:
             return moved[i] if self.clock == "step" else by(self.clock, moved[i])
+        if key == "dampening" and self._number(i, "momentum") == 0:
+            return 0.0  # torch has nothing to damp there
         name, _, place = key.partition("[")
         value = self.entries[i][name]
         value = value[int(place[:-1])] if place else value

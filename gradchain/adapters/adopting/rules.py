@@ -11,6 +11,9 @@ import torch
 from gradchain import optimizers
 from gradchain.adapters.adopting.moved import Slots
 from gradchain.core.chain import chain
+from gradchain.optimizers import _parts as parts
+from gradchain.rules.adafactors import adafactor
+from gradchain.rules.orthogonal_steps import scale_by_muon
 
 Numbers = Mapping[str, Any]
 """By name in a group: what it is for all parameters; `lr` is the learning rate."""
@@ -42,7 +45,7 @@ class Rule:
                 words[keyword] = numbers[name]
             else:
                 words.update(zip(keyword, (numbers[f"{name}[0]"], numbers[f"{name}[1]"]), strict=True))
-        given = {name: value for name, value in flags.items() if value}
+        given = {name: value for name, value in flags.items() if value is not None and value is not False}
         if given.pop("decoupled_weight_decay", False):
             if self.decoupled is not None:
                 alias = self.decoupled
@@ -54,6 +57,17 @@ class Rule:
 _BETAS: dict[str, str | tuple[str, str]] = {"betas": ("b1", "b2"), "eps": "eps", "weight_decay": "weight_decay"}
 _MOMENTS = (("step", "count"), ("exp_avg", "mu"), ("exp_avg_sq", "nu"), ("max_exp_avg_sq", "nu_max"))
 _DECOUPLED = ("maximize", "decoupled_weight_decay")
+
+
+def _muon(
+    learning_rate: Any, ns_coefficients: Any, ns_steps: int, eps: float, adjust_lr_fn: str | None = None, **words: Any
+) -> chain:
+    """torch's Muon, which takes matrices alone."""
+    decay, nesterov = words["weight_decay"], words.get("nesterov", False)
+    factor = adjust_lr_fn or "original"
+    made = scale_by_muon(words["momentum"], nesterov, ns_coefficients, ns_steps, eps, shape_factor=factor)
+    return parts.rule(made, learning_rate, decay, decoupled=True)
+
 
 RULES: dict[type, Rule] = {
     torch.optim.SGD: Rule(
@@ -97,6 +111,18 @@ RULES: dict[type, Rule] = {
         optimizers.rprop,
         {"etas": ("eta_minus", "eta_plus"), "step_sizes": ("min_step_size", "max_step_size")},
         slots=(("step", ""), ("prev", "prev"), ("step_size", "step_sizes")),
+    ),
+    torch.optim.Adafactor: Rule(
+        adafactor,
+        {"d": "d", "weight_decay": "weight_decay"},
+        ("beta2_decay", "eps", "maximize"),
+        (("step", "count"), ("row_var", "rows"), ("col_var", "columns"), ("variance", "nu")),
+    ),
+    torch.optim.Muon: Rule(
+        _muon,
+        {"momentum": "momentum", "weight_decay": "weight_decay"},
+        ("nesterov", "ns_coefficients", "ns_steps", "eps", "adjust_lr_fn"),
+        (("momentum_buffer", "mu"),),
     ),
     torch.optim.ASGD: Rule(
         optimizers.asgd,

@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradchain.adapters.adopting.rules import RULES
 from gradchain.adapters.adopting.schedulers import refused
+from gradchain.updater.target import Target
 
 
-def optimizer_of(saved: Any, kind: Any, model: nn.Module) -> Any:
+def optimizer_of(saved: Any, kind: Any, model: Target) -> Any:
     """The optimizer itself where it is one, else what was saved as an optimizer of this class over the model.
 
     Args:
         saved: an optimizer, or what its `state_dict()` gave.
         kind: the class, or its name in torch.optim, where it was saved.
-        model: the module whose parameters it had.
+        model: what holds the parameters that it had.
     """
     if not isinstance(saved, Mapping):
         if kind is not None:
@@ -33,6 +34,7 @@ def optimizer_of(saved: Any, kind: Any, model: nn.Module) -> Any:
         raise refused(
             f"optimizer must be an optimizer or what its state_dict() gave, got a dict of {sorted(map(str, saved))}."
         )
+    _check_fields(saved["state"], groups, found)
     members = _members(groups, model)
     _check_shapes(saved["state"], groups, members)
     made = found([{"params": some} for some in members])
@@ -40,9 +42,19 @@ def optimizer_of(saved: Any, kind: Any, model: nn.Module) -> Any:
     return made
 
 
-def _members(groups: Sequence[Mapping[str, Any]], model: nn.Module) -> list[list[Tensor]]:
+def _check_fields(state: Mapping[Any, Any], groups: Sequence[Mapping[str, Any]], kind: type) -> None:
+    """ValueError where a group lacks a number of the class, or something is remembered that the class has not."""
+    rule = RULES[kind]
+    needed, known = {"params", "lr", *rule.numbers}, {key for key, _ in rule.slots}
+    problems = [f"no {name!r} in group {i}" for i, group in enumerate(groups) for name in sorted(needed - {*group})]
+    problems += [f"{key!r} of parameter {n}" for n, of in state.items() for key in sorted({*of} - known - {"step"})]
+    if problems:
+        raise refused(f"optimizer must be the state of a {kind.__name__}, got {problems[0]}. Give the kind it is of.")
+
+
+def _members(groups: Sequence[Mapping[str, Any]], model: Target) -> list[list[Tensor]]:
     """The parameters of each group: by the names in the state, else those of the model in their order."""
-    parameters = dict(model.named_parameters())
+    parameters = {fact.name: fact.parameter for fact in model.index.facts}
     if all("param_names" in group for group in groups):
         unknown = [name for group in groups for name in group["param_names"] if name not in parameters]
         if unknown:

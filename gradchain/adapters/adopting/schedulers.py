@@ -40,6 +40,8 @@ def curves(scheduler: Any, optimizer: Any) -> Curves:
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise refused(f"scheduler must be of the optimizer that is adopted, got a {kind.__name__} of another one.")
     if kind is lr_scheduler.ReduceLROnPlateau:
+        if scheduler.default_min_lr is None:
+            _check_groups(scheduler, scheduler.min_lrs)
         return Curves({}, None, scheduler)
     fields = {RATE: [_read(scheduler, i, _began(group)) for i, group in enumerate(optimizer.param_groups)]}
     chained = kind is lr_scheduler.ChainedScheduler
@@ -54,6 +56,16 @@ def curves(scheduler: Any, optimizer: Any) -> Curves:
 def refused(problem: str) -> ValueError:
     """What cannot be said as a chain, as an error to raise."""
     return ValueError(f"{OWNER}: {problem}")
+
+
+def _check_groups(scheduler: Any, known: Sequence[Any]) -> None:
+    """ValueError where groups were added since: torch leaves such ones out, or fails at its next step."""
+    groups = len(scheduler.optimizer.param_groups)
+    if len(known) != groups:
+        raise refused(
+            f"scheduler must know all {groups} groups of the optimizer, got a {type(scheduler).__name__} of "
+            f"{len(known)}. Make it after the last group was added."
+        )
 
 
 def _began(group: dict[str, Any]) -> float:
@@ -80,6 +92,8 @@ def _read(scheduler: Any, i: int, base: float) -> Schedule:
             f"scheduler must be one of {', '.join(kind.__name__ for kind in _READERS)} or ReduceLROnPlateau, got a "
             f"{type(scheduler).__name__}. Write its curve as a function of the step, and adopt without it."
         )
+    if type(scheduler) in _BY_GROUP:
+        _check_groups(scheduler, scheduler.base_lrs)
     return reader(scheduler, i, base)
 
 
@@ -138,11 +152,13 @@ def _sequential(s: Any, i: int, base: float) -> Schedule:
                 "too. Make it with cycle_momentum=False, or give the momentum a schedule in a chain of your own."
             )
     begins, pieces = [0, *s._milestones], [_read(part, i, base) for part in s._schedulers]
-    return schedules.join(*zip(begins, [*s._milestones, None], pieces, strict=True))
+    spans = [e - b for b, e in zip(begins, s._milestones, strict=False)]
+    held = [*(piece.take(n) for piece, n in zip(pieces, spans, strict=False)), pieces[-1]]
+    return schedules.join(*zip(begins, [*s._milestones, None], held, strict=True))
 
 
 def _chained(s: Any, i: int, base: float) -> Schedule:
-    """All at once: factors, and at most one cosine, which goes to its floor."""
+    """All at once: factors, and cosines, which go to their floor."""
     windows: list[Any] = []
     product: Schedule | None = None
     for part in s._schedulers:
@@ -183,6 +199,11 @@ _READERS: dict[type, Callable[[Any, int, float], Schedule]] = {
     lr_scheduler.SequentialLR: _sequential,
     lr_scheduler.ChainedScheduler: _chained,
 }
+_BY_GROUP = (
+    lr_scheduler.LambdaLR,
+    lr_scheduler.CyclicLR,
+    lr_scheduler.OneCycleLR,
+)  # have a list of what each began with
 _MOMENTA: dict[type, Callable[[Any, int, dict[str, Any]], Schedule]] = {
     lr_scheduler.CyclicLR: _cyclic_momentum,
     lr_scheduler.OneCycleLR: _one_cycle_momentum,
