@@ -12,6 +12,7 @@ from gradchain._version import __version__ as __version__
 if TYPE_CHECKING:
     from gradchain import rules as rules
     from gradchain import schedules as schedules
+    from gradchain import see as see
     from gradchain import selectors as selectors
     from gradchain.adapters import from_torch as from_torch
     from gradchain.adapters import register as register
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from gradchain.core.transform import Transform as Transform
     from gradchain.core.weights import Weights as Weights
     from gradchain.core.weights import apply_updates as apply_updates
+    from gradchain.loop import loop as loop
     from gradchain.optimizers.descent import asgd as asgd
     from gradchain.optimizers.descent import lion as lion
     from gradchain.optimizers.descent import rprop as rprop
@@ -187,6 +189,7 @@ _HOMES = {
     "lion": "optimizers.descent",
     "log": "core.scalars",
     "log1p": "core.scalars",
+    "loop": "loop",
     "masked": "combinators.masked",
     "maximum": "core.scalars",
     "min_ndim": "selectors",
@@ -231,7 +234,7 @@ _HOMES = {
     "when": "combinators.when",
     "where": "core.scalars",
 }
-_SHOWN = ("rules", "schedules", "selectors")
+_SHOWN = ("rules", "schedules", "see", "selectors")
 _ROOMS = (*_SHOWN, "adapters", "combinators", "core", "engine", "optimizers", "transforms", "updater")
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it

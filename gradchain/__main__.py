@@ -1,4 +1,4 @@
-"""The commands, `gradchain` or `python -m gradchain`: `convert` writes an OpenMMLab config as code."""
+"""The commands, `gradchain` or `python -m gradchain`: `convert` writes a config as code, `show` what is in a file."""
 
 from __future__ import annotations
 
@@ -6,14 +6,20 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gradchain._version import __version__
-from gradchain.cli.options import Parser, whole
+from gradchain.cli.options import Parser, whole, wholes
 
 CONVERT = """\
 Print the gradchain code that replaces the optimization part of an OpenMMLab config file, in the format of MMEngine or
 of mmcv 1.x, and, as comments under it, what each key became, what is not read and what looks like a slip. Nothing of
 the file is run, and no OpenMMLab package is needed."""
+
+SHOW = """\
+Print the chain in a file: its links, its hyperparameters at some updates, the size of its state. The file is a Python
+program with a function chain(), a chain or an updater, which is run; or a checkpoint, a chain as JSON, or an OpenMMLab
+config, of which nothing is run and which need no model."""
 
 
 def parser() -> Parser:
@@ -22,6 +28,12 @@ def parser() -> Parser:
     out = Parser(prog=name, description="Optimizer chains for PyTorch.", allow_abbrev=False)
     out.add_argument("--version", action="version", version=f"gradchain {__version__}")
     commands = out.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    _add_convert(commands)
+    _add_show(commands)
+    return out
+
+
+def _add_convert(commands: Any) -> None:
     one = commands.add_parser(
         "convert",
         help="an OpenMMLab config file as code",
@@ -40,12 +52,32 @@ def parser() -> Parser:
         default=True,
         help="refuse what MMEngine ignores or fails on later (default); --no-strict says it in a remark",
     )
-    return out
+
+
+def _add_show(commands: Any) -> None:
+    one = commands.add_parser(
+        "show",
+        help="the chain in a file, in words and as a picture",
+        description=SHOW,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = one.add_argument
+    add("file", metavar="FILE", help="a program or config, .py; a chain or config, .json; anything else: a checkpoint")
+    add("--name", metavar="NAME", help="which chain of a program; by default updater, chain, or the only one")
+    add("--epochs", type=whole(1), metavar="N", help="the length of the run, with --epoch-length")
+    add("--iters", type=whole(1), metavar="N", help="the length of the run in micro-batches, in place of --epochs")
+    add("--epoch-length", type=whole(1), metavar="N", help="micro-batches per epoch, len(train_dataloader)")
+    add("--batch-size", type=whole(1), metavar="N", help="of all ranks, where a config has auto_scale_lr enabled")
+    add("--at", type=wholes(0), metavar="N,N", help="the updates of the table, from 0, with commas between them")
+    add("--save", metavar="PICTURE", help="draw the hyperparameters too, into a .png, .svg or .pdf file")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 1 and a sentence where a config is refused."""
+    """Run a command and return its exit code: with a sentence 1 where `convert` refuses, 2 where `show` does."""
     options = parser().parse_args(arguments)
+    if options.command == "show":
+        return _show(options)
     from gradchain.cli.convert import convert  # loads torch, which --help and --version do without
 
     try:
@@ -55,6 +87,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as refusal:
         print(refusal.args[0] if isinstance(refusal, KeyError) else refusal, file=sys.stderr)
         return 1
+    print(found)
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    from gradchain.cli.show import show  # loads torch
+
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "file")}
+    try:
+        found = show(options.file, **given)
+    except (ValueError, TypeError, LookupError, OSError, ImportError, NotImplementedError) as refusal:
+        said = refusal.args[0] if isinstance(refusal, KeyError) else refusal
+        print(" ".join(str(said).split()), file=sys.stderr)
+        return 2
     print(found)
     return 0
 

@@ -20,7 +20,7 @@ ALIASES = {
     if inspect.isfunction(value := getattr(gch.rules, name))
     and value.__module__.startswith(("gradchain.optimizers", "gradchain.rules."))
 }
-ROOMS = {"rules", "schedules", "selectors"}
+ROOMS = {"rules", "schedules", "see", "selectors"}
 
 
 # the table
@@ -78,7 +78,7 @@ def test_all_is_sorted_and_whole():
     assert sorted(set(gch.__all__)) == gch.__all__
     assert [name for name in gch.__all__ if not hasattr(gch, name)] == []
     there = {name for name in dir(gch) if not name.startswith("_")}
-    modules = {name for name in there if isinstance(getattr(gch, name), types.ModuleType)}
+    modules = {name for name in there if isinstance(getattr(gch, name), types.ModuleType)} - {"loop"}  # called like it
     assert sorted(there - modules - set(gch.__all__)) == []
     assert modules & set(gch.__all__) == ROOMS
     rooms = {"combinators", "core", "transforms", "updater", "optimizers", "adapters", "engine"}

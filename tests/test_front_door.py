@@ -204,10 +204,14 @@ answer = each(hidden, given)
 
 
 def test_a_file_that_loads_on_first_use_is_not_called_as_what_it_gives():
-    """Else the import of the file would hide the name: nothing binds it again after that, as an eager room does."""
+    """Else the import of the file would hide the name: nothing binds it again after that, as an eager room does.
+
+    A room that can be called as what it gives hides nothing.
+    """
     for door in DOORS:
         files = {path.stem for path in Path(door.__file__).parent.iterdir()} - {*getattr(door, "_SHOWN", ())}
-        assert sorted(files & set(door.__all__)) == []
+        called = {name for name in files if callable(sys.modules.get(f"{door.__name__}.{name}"))}
+        assert sorted((files - called) & set(door.__all__)) == []
 
 
 @pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)

@@ -15,7 +15,7 @@ from gradchain.adapters.mmengine import read_config, unbound
 from gradchain.adapters.mmengine.symbolic import NORM
 from gradchain.cli.code import program
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["Builder", "Conversion", "convert", "read"]
 
 NEW = ("optim_wrapper", "param_scheduler", "auto_scale_lr", "custom_hooks")
 OLD = ("optimizer", "optimizer_config", "fp16", "lr_config", "momentum_config", "custom_hooks")
@@ -72,12 +72,7 @@ def convert(
     Raises: what `read_config` and `from_config` raise; ValueError where the recipe is not in the file, or a number that
         it needs was not given. NotImplementedError: rules per parameter that depend on the model.
     """
-    config = read_config(path, only=READ)
-    builder = _Builder(config, epoch_length, batch_size, strict)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        parts = builder.parts(config)
-    remarks = list(dict.fromkeys(str(warning.message) for warning in caught))
+    config, builder, parts, remarks = read(path, epoch_length, batch_size, strict)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = [_row(path, config, builder, parts) for path in _leaves({k: config[k] for k in READ if k in config})]
@@ -85,7 +80,19 @@ def convert(
     return Conversion(_code(parts, os.path.basename(path)), table, unread, remarks)
 
 
-class _Builder:
+def read(
+    path: str | os.PathLike[str], epoch_length: int | None, batch_size: int | None, strict: bool
+) -> tuple[dict[str, Any], Builder, list[Any], list[str]]:
+    """The config in a file, how it is read, the chain of each of its optimizers, and what was warned of meanwhile."""
+    config = read_config(path, only=READ)
+    builder = Builder(config, epoch_length, batch_size, strict)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        parts = builder.parts(config)
+    return config, builder, parts, list(dict.fromkeys(str(warning.message) for warning in caught))
+
+
+class Builder:
     """From the dict of a file to the arguments of `unbound`."""
 
     def __init__(
@@ -183,7 +190,7 @@ def _leaves(value: Any, path: Path = ()) -> Iterator[Path]:
         yield path
 
 
-def _row(path: Path, config: Mapping[str, Any], builder: _Builder, parts: list[Any]) -> tuple[str, str, str]:
+def _row(path: Path, config: Mapping[str, Any], builder: Builder, parts: list[Any]) -> tuple[str, str, str]:
     value = _at(config, path)
     key = "".join(f"[{step!r}]" if not isinstance(step, str) else f".{step}" for step in path)[1:]
     shown = repr(value)
@@ -201,7 +208,7 @@ def _row(path: Path, config: Mapping[str, Any], builder: _Builder, parts: list[A
     return key, shown, _became(path, config, builder, parts)
 
 
-def _became(path: Path, config: Mapping[str, Any], builder: _Builder, parts: list[Any]) -> str:
+def _became(path: Path, config: Mapping[str, Any], builder: Builder, parts: list[Any]) -> str:
     """The links that are others with another value, or without the key; where that cannot be, without what it is in."""
     if path[-2:] == ("optimizer", "type"):
         return "the rule"

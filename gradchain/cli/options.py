@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
-__all__ = ["Parser", "whole"]
+__all__ = ["Parser", "whole", "wholes"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,5 +25,15 @@ def whole(least: int, most: int = 2**31 - 1) -> type[int]:
             bounds = f"from {least} to {most}" if most < 2**31 - 1 else f"of at least {least}"
             raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {text!r}.")
         return number
+
+    return read  # type: ignore[return-value]  # argparse takes any function
+
+
+def wholes(least: int) -> type[int]:
+    """What reads an option that is whole numbers with commas between them."""
+    one: Any = whole(least)
+
+    def read(text: str) -> list[int]:
+        return [one(part) for part in text.split(",")]
 
     return read  # type: ignore[return-value]  # argparse takes any function

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gradchain.see.paper import BLUE, GREEN, INK, ORANGE, dress
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-INK, FAINT, BLUE, ORANGE, GREEN = "#222222", "#999999", "#2f6db3", "#d1662a", "#2a8a6a"
 
 
 def draw(
@@ -38,11 +38,7 @@ def draw(
     _rate(rate, history["learning_rate"])
     _norm(norm, history["norm"], bound)
     for axes in (loss, rate, norm):
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color(FAINT)
-        axes.tick_params(colors=INK, which="both", length=3, color=FAINT, labelsize=9)
-        axes.grid(axis="y", color="#e8e8e8", linewidth=0.8)
-        axes.set_axisbelow(True)
+        dress(axes)
     norm.set_xlabel("updates", color=INK)
     norm.set_xlim(0, max(1, len(history["norm"])))
     figure.savefig(path, dpi=150)

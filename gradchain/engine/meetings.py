@@ -2,13 +2,15 @@
 
 Every rank runs the same links, so all come to the same meetings in the same order. A rank that cannot run a step by
 kernels goes through the links once more, with the numbers that it has met so far, and tells the others at the next
-meeting: from there all of them run that step by the reference. What is met is met in float64.
+meeting: from there all of them run that step by the reference. One in which something failed does the same, and no rank
+writes that step. What is met is met in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
-from typing import Any, NoReturn
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +21,15 @@ Groups = dict[Any, "list[int] | None"]
 """Which numbers meet over a process group, by their places; None for all of them."""
 
 
+_FAILED = 2.0**40  # what a rank says in which something failed: more than all others that are absent say together
+
+
 class OnEveryRank(Unrecorded):
     """A step runs by the reference for a reason that every rank has, or has been told of."""
+
+
+class FailedElsewhere(RuntimeError):  # noqa: N818  # what failed is an error of another rank
+    """Something failed on another rank, which has told this one."""
 
 
 class Meetings:
@@ -29,11 +38,15 @@ class Meetings:
     Attributes:
         absent: why this rank cannot run the current step by kernels; "" if it can.
         kinds: what has met in this step, which every rank knows alike.
+        on_device: whether the executors of this rank leave numbers on a device.
+        torn: whether something that ranks do together failed here: where the others are nobody knows.
     """
 
     def __init__(self) -> None:
         self.absent = ""
         self.kinds: list[Hashable] = []
+        self.on_device = self.torn = False
+        self._says = 0.0  # what this rank has to say of the step: nothing, that it is absent, or that something failed
         self._everyone: list[Any] = []  # groups, over which together all ranks meet
         self._device = torch.device("cpu")
         self._met: list[Any] = []  # what has met in this step
@@ -42,11 +55,12 @@ class Meetings:
     def begin(self, everyone: list[Any], device: torch.device) -> None:
         """A step begins."""
         self.absent, self.kinds, self._met = "", [], []
+        self._says, self.torn = 0.0, False
         self._everyone, self._device = everyone, device
 
-    def again(self, why: str) -> None:
-        """The links are about to run once more, for this rank cannot run the step by kernels."""
-        self.absent, self.kinds = why, []
+    def again(self, why: str, failed: bool) -> None:
+        """The links are about to run once more, for this rank cannot run the step by kernels, or something failed."""
+        self.absent, self.kinds, self._says = why, [], _FAILED if failed else 1.0
 
     def agree(self, key: Hashable, alive: Any = None) -> None:
         """Ask, when all ranks have a key for the first time, whether each can run the step; `alive` has its ids.
@@ -62,7 +76,8 @@ class Meetings:
         if self._is_known(kind):
             return self._met[len(self.kinds) - 1]
         self._ask()
-        self._met.append(make())
+        with self._together():
+            self._met.append(make())
         return self._met[-1]
 
     def numbers(self, kind: Hashable, mine: Tensor, groups: Groups, largest: bool) -> Tensor:
@@ -79,17 +94,17 @@ class Meetings:
         if self._is_known(kind):
             known: Tensor = self._met[len(self.kinds) - 1]
             return known
-        met, absent = mine.to(self._device, torch.float64, copy=True), bool(self.absent)
-        if absent:
+        met, said = mine.to(self._device, torch.float64, copy=True), self._says
+        if said:
             met.zero_()
-        for group, places in groups.items():
-            some, absent = _reduced(met if places is None else met[places], absent, group, largest)
-            if places is None:
-                met = some
-            else:
-                met[places] = some
-        if absent:
-            self._refuse()
+        with self._together():
+            for group, places in groups.items():
+                some, said = _reduced(met if places is None else met[places], said, group, largest)
+                if places is None:
+                    met = some
+                else:
+                    met[places] = some
+        self._hear(said)
         self._met.append(met.to(mine.device))
         return met.to(mine.device)
 
@@ -98,27 +113,45 @@ class Meetings:
         self.kinds.append(kind)
         return len(self.kinds) <= len(self._met)
 
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """What is done inside the others do at this moment, too."""
+        self.torn = True
+        yield
+        self.torn = False
+
     def _ask(self) -> None:
-        absent = torch.tensor(float(bool(self.absent)), dtype=torch.float64, device=self._device)
-        for group in self._everyone:
-            torch.distributed.all_reduce(absent, torch.distributed.ReduceOp.MAX, group=group)
-        if absent:
-            self._refuse()
+        says = [self._says, float(self.on_device), float(not self.on_device)]
+        heard = torch.tensor(says, dtype=torch.float64, device=self._device)
+        with self._together():
+            for group in self._everyone:
+                torch.distributed.all_reduce(heard, torch.distributed.ReduceOp.MAX, group=group)
+            said, there, here = heard.tolist()
+        self._hear(said)
+        if there and here:  # links may decide in another order where numbers are not known at once
+            raise OnEveryRank("executors leave numbers on a device on some ranks, and with the host on others")
 
-    def _refuse(self) -> NoReturn:
-        raise OnEveryRank(self.absent or "another rank cannot run it by kernels")
+    def _hear(self, said: float) -> None:
+        """OnEveryRank or FailedElsewhere where a rank has said so."""
+        if said >= _FAILED:
+            raise FailedElsewhere(
+                "update: every rank must come to the end of a step, got one on which something failed. It says what; "
+                "no rank has written this step."
+            )
+        if said:
+            raise OnEveryRank(self.absent or "another rank cannot run it by kernels")
 
 
-def _reduced(mine: Tensor, absent: bool, group: Any, largest: bool) -> tuple[Tensor, bool]:
-    """Numbers over a group, and whether one of its ranks is absent: one collective."""
+def _reduced(mine: Tensor, says: float, group: Any, largest: bool) -> tuple[Tensor, float]:
+    """Numbers over a group, and what its ranks say of the step: one collective."""
     ops = torch.distributed.ReduceOp
-    flag = mine.new_full((1,), float(absent))
+    flag = mine.new_full((1,), says)
     if not largest:
         sent = torch.cat([mine, flag])
         torch.distributed.all_reduce(sent, ops.SUM, group=group)
-        return sent[:-1], bool(sent[-1])
+        return sent[:-1], sent[-1].item()
     nan = mine.isnan()  # which of a NaN and a number is larger, backends do not agree on
     sent = torch.cat([mine.masked_fill(nan, -torch.inf), nan.to(mine.dtype), flag])
     torch.distributed.all_reduce(sent, ops.MAX, group=group)
     values, nans = sent[:-1].chunk(2)
-    return values.masked_fill(nans > 0, torch.nan), bool(sent[-1])
+    return values.masked_fill(nans > 0, torch.nan), sent[-1].item()

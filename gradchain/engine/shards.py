@@ -9,6 +9,7 @@ DTensors: a function of a shard would silently be another rule.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,8 @@ from gradchain.core.tensors import Tensors
 from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
 from gradchain.engine.executors.base import NoKernel
-from gradchain.engine.meetings import Meetings, OnEveryRank
+from gradchain.engine.executors.devices import numbers_on
+from gradchain.engine.meetings import FailedElsewhere, Meetings, OnEveryRank
 from gradchain.engine.operations import REDUCTIONS, SUM, TYPES, Unrecorded
 from gradchain.engine.outcome import Outcome, none_where_it_cannot
 from gradchain.engine.planning.plan import Part
@@ -63,10 +65,15 @@ class ShardedEngine(Engine):
         try:
             grads = twins.gradients(received)
             done: Outcome = _step(self, tx, step._replace(params=weights), grads, local, weights, lent)
-        except OnEveryRank:
+        except (OnEveryRank, FailedElsewhere):
             raise
         except (Unrecorded, NoKernel) as reason:
-            self._tell_others(str(reason), tx, step, received.index, local, weights)
+            self._tell_others(str(reason), False, tx, step, received.index, local, weights)
+            raise
+        except Exception as error:
+            if not self._meetings.torn:
+                with suppress(Exception):  # it may fail again, and on every rank
+                    self._tell_others(repr(error), True, tx, step, received.index, local, weights)
             raise
         if done.applied:
             done.commit.after(partial(_torch.increment_version, params._data))  # autograd holds these, not their shards
@@ -74,12 +81,14 @@ class ShardedEngine(Engine):
         done.commit.after(partial(twins.keep, outside, done.state))
         return done._replace(state=outside)
 
-    def _tell_others(self, why: str, tx: chain, step: Step, index: Index, state: Links, weights: EagerTensors) -> None:
+    def _tell_others(
+        self, why: str, failed: bool, tx: chain, step: Step, index: Index, state: Links, weights: EagerTensors
+    ) -> None:
         """This rank cannot run a step: go through the links, over memory that nobody reads, to the next meeting.
 
         RuntimeError where there is none, and the others, which have met in this step, are about to write it.
         """
-        self._meetings.again(why)
+        self._meetings.again(why, failed)
         try:
             ghosts = _ghost(weights)
             shadow = changed(state, lambda field: self._twins.carried(field, _ghost(field)))
@@ -105,6 +114,7 @@ class ShardedEngine(Engine):
 
     def _recorded(self, request: Request) -> Outcome:
         tx, index = request.tx, request.grads.index
+        self._meetings.on_device = numbers_on(self.executors) is not None
         self._meetings.agree((id(tx), id(index)), (tx, index))
         return super()._recorded(request)
 
@@ -137,18 +147,17 @@ class ShardedEngine(Engine):
     def _reduce(self, tape: Tape, node: int, kind: str) -> Reduced | DeviceReduced:
         assert isinstance(tape, ShardedTape)
         names = tape.indices[node].names
-        rows = [0.0] * len(names)
+        reduced: Reduced | DeviceReduced = Reduced(names, [0.0] * len(names))
         if not self._meetings.absent:
             reduced = super()._reduce(tape, node, kind)
-            if not isinstance(reduced, Reduced):
-                raise OnEveryRank("numbers on the device do not meet over ranks")
-            rows = reduced.rows
         groups = self._twins.groups(names, tape.ones(node))
         if not groups:
-            return Reduced(names, rows)
-        largest = REDUCTIONS[kind].meet is not SUM
-        mine = torch.tensor(rows, dtype=torch.float64, device="cpu")
-        return Reduced(names, self._meetings.numbers((kind, names), mine, groups, largest).tolist())
+            return reduced
+        largest, of = REDUCTIONS[kind].meet is not SUM, (kind, names)
+        if isinstance(reduced, DeviceReduced):
+            return reduced.met(names, lambda mine: self._meetings.numbers(of, mine, groups, largest))
+        mine = torch.tensor(reduced.rows, dtype=torch.float64, device="cpu")
+        return Reduced(names, self._meetings.numbers(of, mine, groups, largest).tolist())
 
     def _whole(
         self, value: Lazy, before: Any, received: EagerTensors, roots: list[tuple[int, int]], held: bool

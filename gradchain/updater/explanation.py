@@ -9,8 +9,9 @@ from torch import Tensor
 
 from gradchain.core.html import text
 from gradchain.core.slots import Slots
+from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
-from gradchain.core.transform import walk
+from gradchain.core.transform import Transform, walk
 from gradchain.engine.executors.build import without_cache
 from gradchain.engine.planning.plan import Part
 from gradchain.engine.shards import ShardedEngine
@@ -112,10 +113,15 @@ def _kernel(part: Part, source: bool) -> Iterator[str]:
 
 
 def _state(bound: Bound) -> Iterator[str]:
-    for address, state in states(bound.chain, bound.state):
-        sizes = [_bytes(v) for _, v in state.items() if isinstance(v, (Tensors, Tensor, Slots))]
-        if sum(sizes):
-            yield f"state of {address}: {sum(sizes):,} bytes"
+    for address, size in state_sizes(bound.chain, bound.state):
+        if size:
+            yield f"state of {address}: {size:,} bytes"
+
+
+def state_sizes(link: Transform, state: State) -> Iterator[tuple[str, int]]:
+    """The bytes that the state of each held link has in tensors, by address."""
+    for address, held in states(link, state):
+        yield address, sum(_bytes(v) for _, v in held.items() if isinstance(v, (Tensors, Tensor, Slots)))
 
 
 def _bytes(value: Any) -> int:

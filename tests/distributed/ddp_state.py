@@ -418,3 +418,36 @@ def spikes_of_one_rank(rank):
         numbers = torch.tensor([float(numbers[name]) for name in ("count", "mean", "var", "skip_rate")]).double()
         out[of] = {"reasons": reasons, "numbers": numbers, "alike": same_on_both(numbers), "weights": weights(model)}
     return out
+
+
+@scenario
+def a_loop_that_is_resumed(rank):
+    """Broken off in mid-epoch and in mid-window, each rank with its share, its draws and its own idea of the best."""
+    folder = shared_folder("loop")
+    data = torch.stack([rows(micro, 0, 1)[0] for micro in range(22)])
+
+    def training(name, kill=None):
+        torch.manual_seed(rank)  # dropout differs
+        model = net()
+        ddp = DistributedDataParallel(nn.Sequential(model, nn.Dropout(0.2)))
+        torch.manual_seed(rank)
+        updater = plain_chain(2).bind(ddp)
+        loader = torch.utils.data.DataLoader(data, 2, sampler=gch.loop.sampler(data, seed=1))
+        saving = gch.loop.checkpoints(folder / name, 1, "iter", keep=2, best=("drawn", "min"))
+        log = folder / f"{name}.jsonl"
+        drawn = (lambda: {"drawn": torch.rand(())}, 2)
+        run = gch.loop(loader, updater, epochs=2, validate=drawn, checkpoint=saving, log=log)
+        seen = []
+        for batch in run:
+            if run.iter == kill:
+                return seen
+            with updater.context():
+                loss = loss_of(ddp(batch))
+            run.update(loss)
+            seen.append(batch)
+        return {"weights": weights(model), "draws": torch.get_rng_state(), "seen": seen, "updates": run.num_updates}
+
+    whole, begun, rest = training("whole"), training("broken", 7), training("broken")
+    dist.barrier()
+    files = sorted(path.name for path in (folder / "broken").iterdir())
+    return {"whole": whole, "seen": begun + rest["seen"], "rest": rest, "files": files}

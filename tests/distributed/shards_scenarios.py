@@ -16,7 +16,7 @@ from two_ranks import sentence
 
 import gradchain as gch
 from gradchain.engine.executors.blocks import Blocks
-from gradchain.engine.executors.native import Native
+from gradchain.engine.executors.native import Native, NativeRunner
 
 device_mesh, fsdp = later("torch.distributed.device_mesh"), later("torch.distributed.fsdp")
 parallel = later("torch.distributed.tensor.parallel")
@@ -183,14 +183,49 @@ def too_late(world):
         order()
 
 
-def other_executors(world):
-    """One rank is told to use another executor."""
-    if dist.get_rank() == 1:
-        os.environ["GRADCHAIN_EXECUTORS"] = "blocks"
+def told_to_use(executors, ranks, kind, name, world):
+    """Some ranks are told to use other executors."""
+    if dist.get_rank() in ranks:
+        os.environ["GRADCHAIN_EXECUTORS"] = executors
     try:
-        return laid_out("rows", "clip, adamw, average", world)
+        return laid_out(kind, name, world)
     finally:
         os.environ.pop("GRADCHAIN_EXECUTORS", None)
+
+
+OTHERS = {"blocks": "clip, adamw, average", "foreach": "gates"}
+
+# numbers that stay on the device, as on CUDA
+
+ON_DEVICE = [("rows", "clip, adamw, average"), ("rows", "gates"), ("rows", "parts"), ("some plain", "norms of each"),
+             ("in turn", "window")]  # fmt: skip
+
+
+# something fails on one rank
+
+FAILS = {"reducing": (NativeRunner, "run", 0), "filling": (NativeRunner, "run", 3), "planning": (Native, "ready", 0)}
+
+
+def failing(case, world):
+    """In the third step something fails on one rank: what each says, whether anything changed, and the step again."""
+    kind, method, chain = FAILS[case]
+    name, kept, params = REFUSED_CHAINS[chain], getattr(kind, method), parameters("rows", world)
+    updater = chains()[name].bind(params)
+    fed(updater, params, "rows", world, range(2))
+    before = [p.to_local().clone() for p in params.values()]
+    updater._bound.engine.forget()
+    if dist.get_rank() == 1:
+        setattr(kind, method, fails)
+    try:
+        said = sentence(Exception, fed, updater, params, "rows", world, [2])
+    finally:
+        setattr(kind, method, kept)
+    same = all(torch.equal(p.to_local(), b) for p, b in zip(params.values(), before, strict=True))
+    return said, same, told(updater, params, fed(updater, params, "rows", world, range(2, STEPS)))
+
+
+def fails(*_):
+    raise MemoryError("there is none")
 
 
 # functions of whole tensors
@@ -340,8 +375,10 @@ def scenarios():
     asked |= {("map", kind, name): (mapped, kind, name) for kind in ("rows", "rows and columns") for name in maps()}
     asked |= {("resumed", kind, name): (resumed, kind, name) for kind, name in KEPT}
     asked |= {("verified", kind, name): (verified, kind, name) for kind, name in KEPT}
+    asked |= {("other", name): (told_to_use, name, (1,), "rows", chain) for name, chain in OTHERS.items()}
+    asked |= {("device", *of): (told_to_use, "fused,foreach", range(64), *of) for of in ON_DEVICE}
+    asked |= {("fails", case): (failing, case) for case in FAILS}
     single = {
-        "executors": other_executors,
         "late": too_late,
         "no rule": no_rule,
         "project": project,
@@ -349,6 +386,18 @@ def scenarios():
         "talk": talk,
     }
     return asked | {(name,): (function,) for name, function in single.items()}
+
+
+MESHES = ("replicated rows", "rows and columns", "rows twice")  # of two dimensions, neither of one rank, from four on
+MESH_MODELS = ("replicas", "both")
+MESH_CHAINS = ("clip, adamw, average", "factored")
+
+
+def of_meshes():
+    """Those that say something of a mesh of two dimensions which two ranks do not."""
+    asked = [("laid", kind, name) for kind in MESHES for name in MESH_CHAINS]
+    asked += [("model", kind, MESH_CHAINS[0]) for kind in MESH_MODELS]
+    return {one: scenarios()[one] for one in asked}
 
 
 def alone(kind, name, only=None, steps=range(STEPS)):
@@ -364,15 +413,15 @@ def model_alone(kind, name):
     return trained(chains()[name].bind(model), model, range(6))
 
 
-def run(world, folder):
-    """What each rank returned."""
-    mp.spawn(_rank, (world, str(folder)), nprocs=world)
+def run(world, folder, asked=scenarios):
+    """What each rank returned of what is asked."""
+    mp.spawn(_rank, (world, str(folder), asked), nprocs=world)
     outcomes = [torch.load(Path(folder) / f"{world}-{rank}.pt", weights_only=False) for rank in range(world)]
     assert not any(isinstance(o, str) for o in outcomes), "\n".join(o for o in outcomes if isinstance(o, str))
     return outcomes
 
 
-def _rank(rank, world, folder):
+def _rank(rank, world, folder, scenarios):
     torch.set_num_threads(1)
     meeting, outcome = f"file://{folder}/{world}.meeting", {}
     patience = datetime.timedelta(seconds=60)  # what a rank waits for another one before it says so

@@ -186,3 +186,20 @@ def test_ranks_share_what_a_spike_is(ran, of):
     close(results, weights(model), weights(net()))
     kept = updater.state_dict()["links"]["skip_spikes"]
     assert [kept[n] for n in ("count", "mean", "var")] == pytest.approx(results[0]["numbers"][:3].tolist())
+
+
+def test_a_loop_that_is_resumed(ran):
+    """Bit for bit on both ranks, whose shares are the whole data set; one wrote, and removed what was too old."""
+    results = ran("a_loop_that_is_resumed")
+    for result in results:
+        whole, rest = result["whole"], result["rest"]
+        assert whole["updates"] == rest["updates"] == 6
+        assert torch.equal(whole["draws"], rest["draws"])
+        for name in ("weights", "seen"):
+            found = result["seen"] if name == "seen" else rest[name]
+            assert all(torch.equal(a, b) for a, b in zip(whole[name], found, strict=True))
+        assert result["files"] == ["best_drawn.pt", "iter_00000011.pt", "iter_00000012.pt"]
+    assert all(torch.equal(a, b) for a, b in zip(*(r["rest"]["weights"] for r in results), strict=True))
+    first = torch.cat([batch for result in results for batch in result["seen"][:6]])
+    assert len(first.unique(dim=0)) == 22
+    assert not torch.equal(results[0]["whole"]["draws"], results[1]["whole"]["draws"])

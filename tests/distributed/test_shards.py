@@ -54,6 +54,19 @@ def test_every_chain_over_every_layout(ran, alone, kind, name):
         same(found, alone[name])
 
 
+@pytest.mark.skipif(LONG, reason="all of it runs on four ranks")
+def test_meshes_of_two_dimensions(alone, tmp_path):
+    """On two ranks one of the dimensions is of one."""
+    for rank in on_ranks.run(4, tmp_path, on_ranks.of_meshes):
+        for (what, kind, name), found in rank.items():
+            by_kernels(found)
+            if what == "laid":
+                same(found, alone[name])
+                continue
+            expected = on_ranks.model_alone(kind, name)
+            assert distance(found["weights"], expected["weights"], weights(on_ranks.made(kind))) < 1e-12
+
+
 @pytest.mark.parametrize("kind", on_ranks.MODELS)
 @pytest.mark.parametrize("name", on_ranks.MODEL_CHAINS)
 def test_models_that_torch_shards(ran, kind, name):
@@ -97,11 +110,41 @@ def test_a_rank_that_cannot_go_on_says_so(ran):
     assert [rank["late",].startswith(why) for rank in ran] == [at == 1 for at in range(len(ran))]
 
 
-def test_ranks_with_other_executors(ran, alone):
+@pytest.mark.parametrize("name", on_ranks.OTHERS)
+def test_ranks_with_other_executors(ran, alone, name):
+    """Where one rank alone leaves numbers on a device, no rank runs the step by kernels."""
     for at, rank in enumerate(ran):
-        found = rank["executors",]
-        same(found, alone["clip, adamw, average"])
-        assert set(found["by_reference"]) == {""} and f"  {['native', 'blocks'][at == 1]}: " in found["explained"]
+        found = rank["other", name]
+        same(found, alone[on_ranks.OTHERS[name]])
+        if name == "foreach":
+            assert set(found["by_reference"]) == {
+                "executors leave numbers on a device on some ranks, and with the host on others"
+            }
+        else:
+            assert set(found["by_reference"]) == {""} and f"  {['native', name][at == 1]}: " in found["explained"]
+
+
+@pytest.mark.parametrize(("kind", "name"), on_ranks.ON_DEVICE)
+def test_numbers_on_the_device_meet_there(ran, alone, kind, name):
+    for rank in ran:
+        found = rank["device", kind, name]
+        same(found, alone[name])
+        assert set(found["by_reference"]) == {""}
+        assert "foreach: " in found["explained"] and "native: " not in found["explained"]
+
+
+@pytest.mark.parametrize("case", on_ranks.FAILS)
+def test_what_fails_on_one_rank_no_rank_writes(ran, alone, case):
+    """Nobody waits: the others raise in the same step, and all can go on."""
+    for at, rank in enumerate(ran):
+        said, unchanged, found = rank["fails", case]
+        assert said.startswith("there is none" if at == 1 else "update: every rank must come to the end of a step")
+        assert unchanged
+        same(
+            {**found, "reasons": ["applied"] * 2 + found["reasons"]},
+            alone[on_ranks.REFUSED_CHAINS[on_ranks.FAILS[case][2]]],
+        )
+        by_kernels(found)
 
 
 # functions of whole tensors

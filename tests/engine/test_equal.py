@@ -432,6 +432,21 @@ def test_every_alias_occurs():
     assert not set(optimizers.__all__) - ALIASES, "these aliases are in no chain of the table"
 
 
+def test_a_factor_that_float32_cannot_divide_by():
+    """The fused kernels divide gradients by what a clip multiplies them by."""
+    model = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(n)) for n in (3, 5)])
+    twins = Twins(gch.chain(gch.clip_by_norm(1.0), gch.sgd(0.1)), model, EXECUTORS["patterns"])
+
+    def do(model, updater):
+        for p in model:
+            p.grad = torch.full_like(p, 3e38)
+        return updater.step()
+
+    assert twins.step(do) == "applied"
+    assert "patterns" in twins.used
+    twins.compare()
+
+
 def test_a_wrong_kernel_is_seen(monkeypatch):
     """The bounds are tight enough: one update in a thousand too large is not equal."""
     twins = Twins(gch.adamw(0.01), Shapes(), ("blocks",))

@@ -257,3 +257,62 @@ def test_the_largest_of_many_numbers_is_one_launch():
     assert gch.Scalars({"a": 1.0, "b": float("nan"), "c": 3.0}).largest() != 3.0
     assert gch.Scalars({"a": 1.0, "c": 3.0}).largest() == 3.0
     assert gch.Scalars({}).largest() == 0.0
+
+
+class Fails(TorchDispatchMode):
+    """One call finds no memory, before it does anything."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        self.left = at
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.left -= 1
+        if not self.left:
+            raise MemoryError("there is none")
+        return func(*args, **(kwargs or {}))
+
+
+def kept_memory(updater):
+    runners = [part.runner for plan in updater._bound.engine._plans.values() for part in plan.parts]
+    plans = [plan for runner in runners for plan in runner._plans.values()]
+    assert any(plan.kept is not None for plan in plans)
+    return sum(plan.kept.memory.untyped_storage().nbytes() for plan in plans if plan.kept is not None)
+
+
+def test_kept_memory_is_given_back_whatever_fails():
+    """At each call of a step: nothing is held for a step that may never come, and the step can be made again."""
+
+    def begun():
+        torch.manual_seed(0)
+        model = nn.ParameterList([nn.Parameter(torch.randn(n).to(torch.bfloat16)) for n in (3, 4)])
+        tx = gch.chain(gch.clip_by_norm(0.1), gch.rules.lamb(0.1), gch.average_params(0.9))
+        return model, by_executors(tx.bind(model), *STAND_INS["foreach"])
+
+    def step(model, updater, t):
+        for p in model:
+            p.grad = torch.ones_like(p) * (t + 1)
+        updater.step()
+
+    expected, updater = begun()
+    for t in range(3):
+        step(expected, updater, t)
+    assert kept_memory(updater) == 0
+    failed = 0
+    for at in itertools.count(1):
+        model, updater = begun()
+        step(model, updater, 0)
+        mode = Fails(at)
+        try:
+            with mode:
+                step(model, updater, 1)
+        except MemoryError:
+            failed += 1
+        assert kept_memory(updater) == 0
+        if mode.left > 0:
+            break
+        if updater.num_updates < 2:
+            step(model, updater, 1)
+        step(model, updater, 2)
+        assert all(torch.equal(a, b) for a, b in zip(model, expected, strict=True)), at
+    assert failed > 20

@@ -115,3 +115,9 @@ class Kept:
         storage = self.memory.untyped_storage()
         self.take: Any = partial(storage.resize_, storage.nbytes())
         self.give_back: Any = partial(storage.resize_, 0)
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()

@@ -7,6 +7,7 @@ a reduction leaves its numbers on the device. On the CPU it does the very same, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import chain, repeat
@@ -103,7 +104,7 @@ class ForeachRunner:
         calls = [self._calls(plan, k, columns, given)[0] for k in range(len(plan.chunks))]
         about = ([plan.kept.take], [plan.kept.give_back]) if plan.kept else ([], [])
         first = next((i for i, call in enumerate(plan.schedule.calls) if call.into.kind == "column"), 0)
-        return Script([*about[0], *chain.from_iterable(calls), *about[1]], len(about[0]) + first)
+        return Script([*about[0], *chain.from_iterable(calls), *about[1]], len(about[0]) + first, plan.kept)
 
     def _planned(self, given: Given, columns: Sequence[Column]) -> _Plan:
         """What numbers of these kinds make of the program, once."""
@@ -152,18 +153,15 @@ class ForeachRunner:
         """One float64 per row."""
         assert self._program.reduce is not None
         kind, plan = self._program.reduce[0], self._planned(given, columns)
-        if plan.kept:
-            plan.kept.take()
         partial_results: list[Tensor] = []
-        for k in range(len(plan.chunks)):
-            calls, rows = self._calls(plan, k, columns, given)
-            for call in calls:
-                call()
-            assert plan.schedule.result is not None
-            partial_results.append(_of_lists(kind, rows(plan.schedule.result)))
-            del calls, rows
-        if plan.kept:
-            plan.kept.give_back()
+        with nullcontext() if plan.kept is None else plan.kept:
+            for k in range(len(plan.chunks)):
+                calls, rows = self._calls(plan, k, columns, given)
+                for call in calls:
+                    call()
+                assert plan.schedule.result is not None
+                partial_results.append(_of_lists(kind, rows(plan.schedule.result)))
+                del calls, rows
         return self._of_rows(kind, plan.chunks, partial_results)
 
     def _of_rows(self, kind: str, chunks: Sequence[Chunk], found: list[Tensor]) -> Tensor:
@@ -240,11 +238,13 @@ class Script:
 
     Python runs no code of anyone's between two of them: what came to its end is in the list of what ended, and a call
     that did not is made again. Those that write over what they read are C alone, and cannot be broken off; what runs
-    Python only makes something new.
+    Python only makes something new. Broken off before anything of anybody's is written it may never go on: it gives
+    back the memory it works in, and would begin anew.
     """
 
-    def __init__(self, calls: list[Callable[[], object]], first: int) -> None:
+    def __init__(self, calls: list[Callable[[], object]], first: int, kept: Kept | None = None) -> None:
         self._calls, self._first = calls, first  # the first that writes what was there before
+        self._kept = kept
         self._ended: list[object] = []
         self._tried = False
 
@@ -255,7 +255,12 @@ class Script:
 
     def __call__(self) -> None:
         self._tried = True
-        self._ended.extend(map(_CALL, self._calls[len(self._ended) :]))
+        try:
+            self._ended.extend(map(_CALL, self._calls[len(self._ended) :]))
+        finally:
+            if self._kept is not None and not self.begun:
+                self._ended.clear()
+                self._kept.give_back()
 
 
 _CALL: Any = partial.__call__

@@ -16,6 +16,8 @@ from gradchain.engine.executors.blocks import Blocks
 from gradchain.engine.planning.lower import Program, Value
 from gradchain.engine.planning.rows import Column, Runner
 
+TINY = torch.finfo(torch.float32).tiny
+
 # A pattern is a term: ("op", term, …), a column "p", "m", …, a scalar "$name", or "g", the gradient, which may be
 # multiplied and divided by any number of scalars. A name that stands twice stands for the same thing.
 Term = Any
@@ -118,9 +120,8 @@ class PatternRunner:
         grads = held["g"].tensors
         scale = None
         if factor != 1.0:
-            if (
-                held["g"].lent or held["g"].stays or factor == 0.0
-            ):  # the kernel overwrites gradients it unscales, and divides by the scale
+            # the kernel overwrites gradients it unscales, and divides by the scale, which float32 has to hold
+            if held["g"].lent or held["g"].stays or abs(factor) < TINY:
                 grads, factor = _torch.pointwise("mul", (grads, factor), len(grads)), 1.0
             else:
                 scale = torch.tensor(1.0 / factor, dtype=torch.float32, device="cpu")

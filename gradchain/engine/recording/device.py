@@ -258,6 +258,10 @@ class DeviceReduced:
             self._total = total
         return self._total
 
+    def met(self, names: tuple[str, ...], meet: Callable[[Tensor], Tensor]) -> DeviceReduced:
+        """The same of whole tensors, of which this rank has parts: `meet` takes numbers in the order of `names`."""
+        return DeviceReduced(names, [meet(_picked(self.rows, self.names, names))], self.kind, self._device)
+
     def _empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.float64, device=self._device)
 

@@ -1,0 +1,136 @@
+"""Batches of an epoch, from its first or from one in the middle: then what was seen is skipped, to the same end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+
+from gradchain.loop import randomness
+from gradchain.loop.orders import sampler
+
+_NONE = object()
+
+
+class Feed:
+    """A loader, and where in its epoch it is.
+
+    Attributes:
+        epoch: which one, from 0.
+        batch: how many of its batches are behind.
+        length: how many it has; None where the loader does not say.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        if not hasattr(loader, "__iter__"):
+            raise TypeError(f"loop: loader must be iterable, got {type(loader).__name__}.")
+        self.loader = loader
+        self.epoch = 0
+        self.batch = 0
+        self._begin: dict[str, Any] | None = None  # the random numbers as the epoch began
+        self._place: Any = None  # of a loader that keeps its own
+        try:
+            self.length: int | None = len(loader)
+        except TypeError:
+            self.length = None
+
+    def seed(self) -> None:
+        """Tell samplers and data sets which epoch it is."""
+        told: list[int] = []
+        for part in self._parts():
+            if id(part) not in told and callable(getattr(part, "set_epoch", None)):
+                told.append(id(part))
+                part.set_epoch(self.epoch)
+
+    def open(self) -> Iterator[Any]:
+        """The batches from where it is on. Random numbers go on from where they are, whatever skipping draws."""
+        if not self.batch:
+            self._begin = {"random": randomness.state(), "generators": [g.get_state() for g in self._generators()]}
+            return self._checked(self._iterator())
+        before = randomness.state()
+        self._go_to_begin()
+        batches = self._skipped()
+        randomness.put(before)
+        return batches
+
+    def _go_to_begin(self) -> None:
+        begin = cast("dict[str, Any]", self._begin)
+        randomness.put(begin["random"])
+        generators = self._generators()
+        if len(generators) != len(begin["generators"]):
+            raise ValueError("loop: loader must have the generators that it was saved with, to go on in an epoch.")
+        for generator, state in zip(generators, begin["generators"], strict=True):
+            generator.set_state(state)
+
+    def _skipped(self) -> Iterator[Any]:
+        if self._place is not None and self._is_stateful():
+            self.loader.load_state_dict(self._place)
+            return self._iterator()
+        leaping = self._leap()
+        if leaping is not None:
+            leaping.skip(self.batch * self.loader.batch_size)
+            return self._iterator()
+        batches = self._iterator()
+        for number in range(self.batch):
+            try:
+                next(batches)
+            except StopIteration:
+                raise ValueError(
+                    f"loop: loader must give the {self.batch} batches of epoch {self.epoch + 1} that were seen before "
+                    f"the checkpoint, got {number}. Resume with the data of then."
+                ) from None
+        return batches
+
+    def _iterator(self) -> Iterator[Any]:
+        batches: Iterator[Any] = iter(self.loader)
+        return batches
+
+    def _leap(self) -> sampler | None:
+        """The sampler, where it may leap over what was seen: it then comes to the same as loading it again."""
+        found = getattr(self.loader, "sampler", None)
+        if not isinstance(found, sampler) or getattr(self.loader, "batch_size", None) is None:
+            return None
+        return found if found.leap or getattr(self.loader, "num_workers", 0) == 0 else None
+
+    def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """ValueError for an epoch without a batch: an endless run would go on without one."""
+        first = next(batches, _NONE)
+        if first is _NONE:
+            again = " A generator can be gone through once: give a list or a DataLoader." if self.epoch else ""
+            raise ValueError(f"loop: loader must give at least one batch, got none in epoch {self.epoch + 1}.{again}")
+        yield first
+        del first
+        yield from batches
+
+    def state(self, behind: int, ended: bool = False) -> dict[str, Any]:
+        """Where it is once so many more batches are behind, as plain data."""
+        if ended:
+            return {"epoch": self.epoch + 1, "batch": 0, "begin": None, "place": None}
+        place = self.loader.state_dict() if self._is_stateful() else None
+        return {"epoch": self.epoch, "batch": self.batch + behind, "begin": self._begin, "place": place}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Be there."""
+        self.epoch, self.batch = state["epoch"], state["batch"]
+        self._begin, self._place = state["begin"], state["place"]
+
+    def stay(self) -> None:
+        """Whoever opens it again goes on here: a loader that keeps its own place is asked for it."""
+        self._place = self.loader.state_dict() if self._is_stateful() else None
+
+    def _is_stateful(self) -> bool:
+        return callable(getattr(self.loader, "state_dict", None)) and callable(
+            getattr(self.loader, "load_state_dict", None)
+        )
+
+    def _parts(self) -> list[Any]:
+        batch_sampler = getattr(self.loader, "batch_sampler", None)
+        inner = getattr(batch_sampler, "sampler", None)
+        names = ("sampler", "dataset")
+        return [self.loader, *(getattr(self.loader, name, None) for name in names), batch_sampler, inner]
+
+    def _generators(self) -> list[torch.Generator]:
+        found = [getattr(part, "generator", None) for part in self._parts() if part is not None]
+        distinct = {id(g): g for g in found if isinstance(g, torch.Generator)}
+        return list(distinct.values())

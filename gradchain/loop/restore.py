@@ -1,0 +1,111 @@
+"""A run as plain data: what a checkpoint holds beside weights and state, so that the rest is as it would have been."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from gradchain.loop import parts, randomness
+from gradchain.loop.logs import Record
+
+if TYPE_CHECKING:
+    from gradchain.loop.run import loop
+
+FORMAT = 1
+
+
+class Restore:
+    """Saves a run and goes on with one.
+
+    Attributes:
+        checked: up to which count of the checkpoints' unit was looked whether one is due.
+    """
+
+    def __init__(self, run: loop[Any], wanted: bool) -> None:
+        self._run = run
+        self._wanted = wanted
+        self._saved: tuple[int, ...] = ()
+        self.checked = 0
+
+    def save(self, best: str | None = None) -> None:
+        """Write a file of the run as it is once the batch, and the epoch if it ended, is behind. All ranks call it."""
+        run, keeper = self._run, self._run._keeper
+        assert keeper is not None
+        ahead = int(run.batch is not None)
+        contents = {"loop": self._state(ahead), "extra": run.extra}
+        run.call("before_save_checkpoint", checkpoint=contents)
+        if best is not None:
+            keeper.folder.write_best(run._updater, best, {"run": contents})
+            return
+        number = run.counts(ahead)[keeper.due.unit]
+        keeper.save(run._updater, number, {"run": contents}, parts.rank() == 0)
+        self._saved = self._marks(ahead)
+
+    def is_stale(self) -> bool:
+        """Whether anything has moved since the last file."""
+        return self._saved != self._marks(0)
+
+    def _marks(self, ahead: int) -> tuple[int, ...]:
+        return (self._run.iter + ahead, *self._run._counts())
+
+    def _state(self, ahead: int) -> dict[str, Any]:
+        run = self._run
+        own = {"random": randomness.state(), "feed": run._feed.state(ahead, run._ended)}
+        return {
+            "format": FORMAT,
+            "iter": run.iter + ahead,
+            "ranks": parts.gathered(own),
+            "validation": {"unit": run._validation.when.unit, "checked": run._validation.checked,
+                           "done": list(run._validation.done)},
+            "best": dict(run._keeper.records) if run._keeper else {},
+        }  # fmt: skip
+
+    def load(self) -> Record | None:
+        """Go on from the newest file, the first time; and say where that is."""
+        run, keeper = self._run, self._run._keeper
+        if keeper is None or not self._wanted:
+            return None
+        self._wanted = False
+        extra = keeper.folder.load_newest(run._updater)
+        if extra is None:
+            return None
+        contents = extra.get("run")
+        if not isinstance(contents, dict) or contents.get("loop", {}).get("format") != FORMAT:
+            raise ValueError(
+                f"loop: {str(keeper.folder.path)!r} must have checkpoints that a loop of this version saved, got one "
+                "of another. Load it by updater.load(path), and give resume=False."
+            )
+        self._take(contents["loop"])
+        run.extra = contents["extra"]
+        run.call("after_load_checkpoint", checkpoint=contents)
+        counts = run.counts()
+        return {"epoch": run.epoch, "iter": counts["iter"], "update": counts["update"],
+                "pending": run._validation.would_be_due(counts, run._done())}  # fmt: skip
+
+    def _take(self, state: dict[str, Any]) -> None:
+        run, ranks = self._run, state["ranks"]
+        here = len(parts.gathered(None))
+        if here != len(ranks) and ranks[0]["feed"]["batch"]:
+            raise ValueError(
+                f"loop: ranks must be the {len(ranks)} that the checkpoint was saved with, to go on in the middle of "
+                f"an epoch, got {here}. Save at the end of an epoch: unit='epoch'."
+            )
+        own = ranks[parts.rank()] if here == len(ranks) else ranks[0]
+        run.iter = state["iter"]
+        run._feed.load(own["feed"])
+        if here == len(ranks):
+            randomness.put(own["random"])
+        else:
+            warnings.warn(
+                f"loop: the checkpoint is of {len(ranks)} ranks, and here are {here}: random numbers begin anew.",
+                stacklevel=2,
+            )
+        validation, kept = run._validation, state["validation"]
+        if kept["unit"] == validation.when.unit:
+            validation.checked, validation.done = kept["checked"], tuple(kept["done"])
+        else:
+            validation.checked = run.counts()[validation.when.unit]
+        if run._keeper is not None:
+            run._keeper.records.update(state["best"])
+            self.checked = run.counts()[run._keeper.due.unit]
+        self._saved = self._marks(0)
