@@ -18,7 +18,8 @@ import torch
 from gradchain.core.scalars import Scalars
 from gradchain.engine.executors.build import NoKernel
 from gradchain.engine.executors.native import PARALLEL, NativeRunner
-from gradchain.engine.executors.native_staged import ARITHMETIC, Numbers, StagedRunner, elements_of
+from gradchain.engine.executors.native_staged import ARITHMETIC, Numbers, Room, StagedRunner, elements_of
+from gradchain.engine.keeping import Stages, with_kept_values
 from gradchain.engine.planning.lower import Value
 from gradchain.engine.planning.plan import Part
 from gradchain.engine.recording.host import HostLedger, Op
@@ -100,13 +101,11 @@ def in_stages(
     ops = ledger.ops
     taken = _taken(ops, wanted, calls)
     try:
-        job, inside = _job(ledger, taken, calls)
+        job, inside, told = _job(ledger, taken, calls, parts)
     except (_Unstaged, NoKernel):
         return ops, calls, parts
     fills = {id(op) for op in taken if op.what[0] == "fills"}
     ops = [computed_later(op) if id(op) in fills else op for op in ops]
-    within = {id(call.part) for call in job.calls}
-    told = [dataclasses.replace(part, staged=True) if id(part) in within else part for part in parts]
     return ops, [*(call for call in calls if not any(call is one for one in inside)), job], told
 
 
@@ -143,26 +142,34 @@ def _native(call: Call) -> bool:
     return type(call.part.runner) is NativeRunner
 
 
-def _job(ledger: HostLedger, taken: list[Op], calls: list[Call]) -> tuple[Staged, list[Call]]:
-    """The job of what was taken and of the calls that stand on it; those calls. _Unstaged where it cannot be."""
+def _job(
+    ledger: HostLedger, taken: list[Op], calls: list[Call], parts: list[Part]
+) -> tuple[Staged, list[Call], list[Part]]:
+    """The job of what was taken and of the calls that stand on it; those calls, and what the step is told to run.
+
+    Raises: _Unstaged where it cannot be.
+    """
     passes = [op for op in taken if op.what[0] in ("reduces", "fills")]
     if not passes:
         raise _Unstaged("every pass is wanted by the host")
     last = _standing(ledger.ops, taken, calls)
     names = tuple(dict.fromkeys(name for call in last for name in call.part.names))
-    stages = [call for op in passes for call in op.what[1]] + last
-    runners: list[Any] = [call.part.runner for call in stages]
-    if len({id(runner) for runner in runners}) < len(runners):
+    before = [call for op in passes for call in op.what[1]]
+    if len({id(call.part.runner) for call in (*before, *last)}) < len(before) + len(last):
         raise _Unstaged("one kernel runs twice")
-    rows = [{name: i for i, name in enumerate(call.part.names)} for call in stages]
-    _check_balance(elements_of(runners, rows, names))
+    stages = with_kept_values(ledger, {op.out for op in taken}, before, last)
+    runners: list[Any] = [call.part.runner for call in stages.calls]
+    _check_balance(elements_of(runners, stages.rows, names))
     between = _Between(ledger, taken, stages)
-    own = [between.rows(stage, call) for stage, call in enumerate(stages)]
-    widths = [len(call.entries) for call in stages]
-    numbers, scalars, entries = between.numbers, between.scalars, between.entries
-    runner = StagedRunner(runners, rows, widths, names, numbers, len(scalars), len(entries))
-    bare = [c if mine is None else dataclasses.replace(c, entries=[]) for c, mine in zip(stages, own, strict=True)]
-    return Staged(_Ready(runner), bare, own, scalars, entries, names), last
+    own = [between.rows(stage, call) for stage, call in enumerate(stages.calls)]
+    widths = [len(call.entries) for call in stages.calls]
+    scalars, entries = between.scalars, between.entries
+    room = Room(stages.places, stages.size)
+    runner = StagedRunner(runners, stages.rows, widths, names, between.numbers, len(scalars), len(entries), room)
+    bare = [
+        c if mine is None else dataclasses.replace(c, entries=[]) for c, mine in zip(stages.calls, own, strict=True)
+    ]
+    return Staged(_Ready(runner), bare, own, scalars, entries, names), last, stages.told(parts, [*before, *last])
 
 
 def _standing(ops: list[Op], taken: list[Op], calls: list[Call]) -> list[Call]:
@@ -195,15 +202,14 @@ class _Between:
         scalars, entries: the cells of what the host gives.
     """
 
-    def __init__(self, ledger: HostLedger, taken: list[Op], stages: list[Call]) -> None:
+    def __init__(self, ledger: HostLedger, taken: list[Op], stages: Stages) -> None:
         self.numbers, self.scalars, self.entries = Numbers(), list[int](), list[int]()
         self._ledger = ledger
         self._made: dict[int, Value] = {}
-        at = {id(call): stage for stage, call in enumerate(stages)}
         for op in taken:
             word = op.what[0]
             if word == "reduces":
-                of = [at[id(call)] for call in op.what[1]]
+                of = [stage for stage in stages.at(op.what[1]) if stages.calls[stage].part.program.reduce]
                 kind = op.what[1][0].part.program.reduce[0]
                 self.numbers.reduced.append((kind, of))
                 self._made[op.out] = ("reduced", len(self.numbers.reduced) - 1)

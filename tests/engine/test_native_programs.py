@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from against_reference import compared
+from torch import nn
+
+import gradchain as gch
 
 CASES = [
     *[(seed, torch.float64) for seed in range(140)],
@@ -33,3 +36,22 @@ def test_the_chains_are_many_different_kernels():
             _sources[seed] = compared(seed, dtype)
     distinct = set().union(*_sources.values())
     assert len(distinct) >= len(_sources), f"{len(_sources)} chains gave {len(distinct)} kernels"
+
+
+def test_kernels_over_rows_ask_for_memory_ahead():
+    """Of each column that has every element, however short a row is; what is broadcast is in the cache."""
+    model = nn.Linear(24, 40, bias=False)
+    updater = gch.rules.adafactor(0.01).bind(model)
+    updater.update(model(torch.ones(2, 24)).square().mean())
+    seen = set()
+    for part in updater._bound.engine.last:
+        assert part.executor == "native"
+        if part.program.grid is None or part.program.grid.rank == 1:
+            continue
+        written = {column for column, _ in part.program.stores}
+        for column, spans in enumerate(part.program.grid.spans):
+            if column in part.program.loads() | written:
+                asked = f"__builtin_prefetch(p{column} + q + 512, {int(column in written)})"
+                assert (asked in part.runner.source) == all(spans)
+                seen.add((bool(written), all(spans)))
+    assert seen == {(True, True), (True, False), (False, True), (False, False)}

@@ -16,7 +16,7 @@ from twins import Twins, drawn_like
 
 import gradchain as gch
 from gradchain.core.transform import Transform
-from gradchain.engine import replay
+from gradchain.engine import keeping, replay
 from gradchain.engine.executors.native import NativeRunner
 
 SHAPES = [(40, 30), (), (7,), (3, 5, 2, 4), (0, 4), (1, 1), (300, 500), (17, 1)]
@@ -101,7 +101,7 @@ class deciding(Transform):
 @pytest.fixture(autouse=True)
 def ours(monkeypatch):
     """The links of this file are gradchain's own while a test of it runs: code of a user's is run at every step."""
-    for link in (trust, normalised, factored, measuring, deciding, drawn):
+    for link in (trust, normalised, factored, measuring, deciding, crossed, drawn):
         monkeypatch.setattr(link, "__module__", OURS)
 
 
@@ -147,8 +147,11 @@ def assert_same_bits(tx, *dtypes, steps=5, absent=(), **model):
     return mine
 
 
+KEPT = ["sum2", "write", "sum2", "write"]
+"""The first pass over the update writes it into kept memory, and moments where they belong."""
+
 CHAINS = {
-    "LAMB": (lamb, ["sum2", "sum2", "write"], []),
+    "LAMB": (lamb, KEPT, []),
     "LARS": (
         lambda: gch.chain(trust(), gch.trace(0.9), gch.scale(-0.01)),
         ["sum2", "sum2", "write"],
@@ -158,19 +161,29 @@ CHAINS = {
     "by the largest": (lambda: gch.chain(normalised(float("inf")), gch.scale(-0.1)), ["max", "write"], []),
     "twice": (
         lambda: gch.chain(normalised(2.0), gch.add_decayed_weights(0.1), normalised(1.0), gch.scale(-0.1)),
-        ["sum2", "sum1", "write"],
+        ["sum2", "write", "sum1", "write"],
         [],
     ),
     "behind a clip of all": (
         lambda: gch.chain(gch.clip_by_norm(1.0), lamb()),
-        ["sum2", "sum2", "write"],
+        KEPT,
         ["sum2"],
     ),
-    "behind a gate": (lambda: gch.chain(gch.skip_nonfinite(), lamb()), ["sum2", "sum2", "write"], ["sum2"]),
+    "behind a gate": (lambda: gch.chain(gch.skip_nonfinite(), lamb()), KEPT, ["sum2"]),
     "norms of what the gate saw": (
         lambda: gch.chain(gch.skip_nonfinite(), normalised(2.0), gch.scale(-0.1)),
         [],
         ["sum2", "write"],
+    ),
+    "of a moment": (  # which is kept where it is stored
+        lambda: gch.chain(gch.trace(0.9), normalised(2.0), gch.scale(-0.1)),
+        ["write", "sum2", "write"],
+        [],
+    ),
+    "of what takes no time": (
+        lambda: gch.chain(gch.scale(0.5), normalised(2.0), gch.scale(-0.1)),
+        ["sum2", "write"],
+        [],
     ),
     "recorded": (lambda: gch.chain(measuring(), gch.scale(-0.1)), [], ["sum2", "write"]),
     "decided by the host": (lambda: gch.chain(deciding(), gch.scale(-0.1)), [], ["sum2", "write"]),
@@ -194,6 +207,50 @@ def test_a_factored_rule_is_all_stages():
     assert not outside and inside.count("along") >= 2 and "sum2" in inside and inside[-1] == "write"
 
 
+class CrossedState(gch.State):
+    nu: gch.Tensors
+
+
+class crossed(Transform):
+    """A norm, then means of rows, and a state that is made of these."""
+
+    descends = False
+    applies = gch.min_ndim(2)
+
+    def init(self, params):
+        return CrossedState(params.slot())
+
+    def update(self, g, state, ctx):
+        u = g / (1.0 + g * g)
+        size = 1.0 / (u.norms() + 1.0)
+        nu = state.nu.lerp(g * (g * g).mean(-1), 0.1)
+        return u * size, CrossedState(nu)
+
+
+def test_nothing_is_written_before_what_it_is_made_of():
+    updater = assert_same_bits(lambda: gch.chain(crossed(), gch.scale(-0.1)), torch.float32, shapes=[(40, 30), (7, 9)])
+    assert staged(updater) == (["sum2", "along", "write"], [])
+
+
+def test_room_is_made_for_what_a_cache_may_hold(monkeypatch):
+    """Of larger parameters all is computed twice; a moment needs no room, so it is kept of any."""
+    monkeypatch.setattr(keeping, "MOST", 1000)
+    updater = assert_same_bits(lamb, torch.float32)
+    assert staged(updater) == (["sum2", "write", "sum2", "sum2", "write", "write"], [])
+    parts = updater._bound.engine.last
+    assert [part.names for part in parts[1:]] == [
+        parts[1].names,
+        parts[1].names,
+        ("w0", "w6"),
+        parts[1].names,
+        ("w0", "w6"),
+    ]
+    assert {*parts[1].names, "w0", "w6"} == {f"w{i}" for i in range(len(SHAPES))}
+    assert parts[1].runner.scratch == 512 * torch.get_num_threads()  # of the largest, 120 numbers, in whole lines
+    monkeypatch.setattr(keeping, "MOST", 0)
+    assert staged(assert_same_bits(CHAINS["of a moment"][0], torch.float32))[0] == ["write", "sum2", "write"]
+
+
 @pytest.mark.parametrize("how", ["plain", "transposed"])
 @pytest.mark.parametrize(
     "dtypes",
@@ -204,7 +261,7 @@ def test_every_dtype_and_layout(dtypes, how):
     """Classes of other dtypes are stages of one job, each over its own parameters."""
     updater = assert_same_bits(lamb, *dtypes, how=how)
     inside, outside = staged(updater)
-    assert not outside and inside.count("write") == len(dtypes)
+    assert not outside and inside.count("write") == 2 * len(dtypes)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -216,7 +273,7 @@ def test_bits_do_not_depend_on_threads(threads):
         updater, found = taught(lamb(), Several(torch.float32, shapes=shapes), 2)
     finally:
         torch.set_num_threads(before)
-    assert staged(updater) == (["sum2", "sum2", "write"], [])
+    assert staged(updater) == (KEPT, [])
     assert all(torch.equal(found[n], want[n]) for n in want)
 
 
@@ -229,7 +286,7 @@ def test_one_parameter_that_is_most_of_all_is_shared_by_threads():
         assert staged(updater) == ([], ["sum2", "sum2", "write"])
         torch.set_num_threads(1)
         updater, _ = taught(lamb(), Several(torch.float32, shapes=[(700, 700), (10, 10)]), 2)
-        assert staged(updater) == (["sum2", "sum2", "write"], [])
+        assert staged(updater) == (KEPT, [])
     finally:
         torch.set_num_threads(before)
 
@@ -242,11 +299,11 @@ def test_no_pass_runs_before_the_step_is_written(monkeypatch):
     for i, p in enumerate(parameters.values()):
         p.grad = drawn_like(p, i)
     updater.step()
-    assert staged(updater) == (["sum2", "sum2", "write"], []) and not ran
+    assert staged(updater) == (KEPT, []) and not ran
 
 
 def test_without_some_gradients():
-    assert staged(assert_same_bits(lamb, torch.float32, absent=("w0", "w6")))[0] == ["sum2", "sum2", "write"]
+    assert staged(assert_same_bits(lamb, torch.float32, absent=("w0", "w6")))[0] == KEPT
 
 
 def test_a_gate_holds_what_is_staged():
@@ -256,7 +313,7 @@ def test_a_gate_holds_what_is_staged():
     for t in range(7):
         pair.gradients(t, size=float("inf") if t in (2, 4) else 1.0)
     pair.compare()
-    assert staged(pair.ours) == (["sum2", "sum2", "write"], ["sum2"])
+    assert staged(pair.ours) == (KEPT, ["sum2"])
     assert pair.ours._bound.engine.num_replayed >= 4
 
 

@@ -11,7 +11,9 @@ import ctypes
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
 
 from gradchain.core.operations import OPERATIONS
 from gradchain.engine.commit import Commit
@@ -44,7 +46,22 @@ class Numbers:
     put: dict[int, list[tuple[int, Value]]] = field(default_factory=dict)
 
 
-def staged_source(stages: int, widths: Sequence[int], numbers: Numbers, scalars: int, entries: int) -> str:
+class Room(NamedTuple):
+    """Memory for what a stage keeps of one parameter, for those behind it.
+
+    Attributes:
+        places: (stage, column): whose addresses these are.
+        size: of one place, in bytes.
+    """
+
+    places: list[tuple[int, int]]
+    size: int
+
+
+def staged_source(
+    stages: int, widths: Sequence[int], numbers: Numbers, scalars: int, entries: int,
+    places: Sequence[tuple[int, int]],
+) -> str:  # fmt: skip
     """The C of a job over parameters. Its columns are, for each stage, a job and where its items of each begin and end.
 
     `run` is what the check in a child calls: it goes over nothing.
@@ -58,6 +75,7 @@ def staged_source(stages: int, widths: Sequence[int], numbers: Numbers, scalars:
         for _, value in given:
             body += _computed(value, numbers, done)
         body += [_put(stage, widths[stage], at, value) for at, value in given]
+        body += [_placed(*place, at) for at, place in enumerate(places) if place[0] == stage]
         body.append(f"part(j{stage}, i{stage});")
         for i, (kind, of) in enumerate(numbers.reduced):
             body += [f"double t{i} = 0.0;"] if stage == min(of) else []
@@ -78,16 +96,33 @@ def staged_source(stages: int, widths: Sequence[int], numbers: Numbers, scalars:
         f"  const double half = scalars[{scalars}];",  # of a constant a compiler would make another root
         *(f"  const double s{i} = scalars[{i}];" for i in range(scalars)),
         *(f"  const job* const j{s} = (const job*)columns[{2 * s}];" for s in range(stages)),
+        *(_TAKEN.format(2 * stages).splitlines() if places else []),
         "  for (int64_t k = 0; k < items; ++k) {",
         "    const int64_t r = row[k];",
         *(f"    const int64_t* const i{s} = columns[{2 * s + 1}] + 2 * r;" for s in range(stages)),
         *(f"    const double e{i} = entries[r * {entries} + {i}];" for i in range(entries)),
         *(f"    {line}" for line in body),
         "  }",
+        *(["  __atomic_store_n(taken, 0, __ATOMIC_RELEASE);"] if places else []),
         "}",
         "void run(void) {}",
     ]
     return "\n".join([*lines, ""])
+
+
+# room for one thread: where it begins, how large a place is, how many threads have some, and which of it is taken
+_TAKEN = """\
+  int64_t* const room = (int64_t*)columns[{}];
+  int64_t mine = 0;
+  while (__atomic_exchange_n(room + 4 + mine, 1, __ATOMIC_ACQUIRE)) mine = mine + 1 < room[2] ? mine + 1 : 0;
+  int64_t* const taken = room + 4 + mine;
+  const int64_t place = room[0] + mine * room[3];"""
+
+
+def _placed(stage: int, column: int, at: int) -> str:
+    """The line by which a column of a stage lies in this thread's room."""
+    where = f"((int64_t*)j{stage}->columns[{column}])[j{stage}->row[i{stage}[0]]]"
+    return f"if (i{stage}[0] < i{stage}[1]) {where} = place + {at} * room[1];"
 
 
 def _met(stage: int, i: int, kind: str) -> str:
@@ -128,15 +163,17 @@ class StagedRunner:
         names: the parameters.
         numbers: what lies between.
         scalars, entries: how many numbers of the host that takes.
+        room: for what stages keep.
     """
 
     scratch = None
 
     def __init__(
         self, runners: Sequence[NativeRunner], rows: Sequence[Mapping[str, int]], widths: Sequence[int],
-        names: Sequence[str], numbers: Numbers, scalars: int, entries: int,
+        names: Sequence[str], numbers: Numbers, scalars: int, entries: int, room: Room,
     ) -> None:  # fmt: skip
-        self.source = staged_source(len(runners), widths, numbers, scalars, entries)
+        self.source = staged_source(len(runners), widths, numbers, scalars, entries, room.places)
+        self._room, self._memory = room, torch.empty(0, dtype=torch.uint8, device="cpu")
         library = build.load(self.source)
         self._runners = runners
         self._stretches = array("q", stretches(elements_of(runners, rows, names)))
@@ -144,21 +181,31 @@ class StagedRunner:
         self._items = [_items_of(runner, of, names) for runner, of in zip(runners, rows, strict=True)]
         table = [cell for runner, items in zip(runners, self._items, strict=True)
                  for cell in (runner.at, items.buffer_info()[0])]  # fmt: skip
-        self._table = array("q", table)
+        self._table = array("q", [*table, 0])
         self._elements = sum(runner.items.elements for runner in runners)
         self._kernel: Any = (library, ctypes.cast(library.staged, ctypes.c_void_p).value or 0)
 
     def write(self, commit: Commit, columns: Sequence[Any], scalars: Sequence[float], entries: Sequence[float]) -> None:
         """Have a commit run all stages. `columns` are the arguments of each; see Runner for what else there is."""
         held: list[Any] = [runner.put(*given) for runner, given in zip(self._runners, columns, strict=True)]
-        numbers, per_row = array("d", [*scalars, 0.5]), array("d", entries)
+        numbers, per_row, room = array("d", [*scalars, 0.5]), array("d", entries), self._room_for_threads()
+        self._table[-1] = room.buffer_info()[0]
         units, stretches = self._units.buffer_info()[0], self._stretches.buffer_info()[0]
         cells = [column.buffer_info()[0] for column in (self._table, numbers, per_row)]
         job = array(
             "q",
             (self._kernel[1], len(self._units), units, units, units, len(self._stretches) - 1, stretches, *cells, 0),
         )
-        commit.shared(Kernels).add(job.buffer_info()[0], self._elements, (self, held, numbers, per_row, job))
+        commit.shared(Kernels).add(job.buffer_info()[0], self._elements, (self, held, numbers, per_row, room, job))
+
+    def _room_for_threads(self) -> array[int]:
+        """What the job knows of room: nobody has taken any."""
+        places, size = self._room
+        threads = torch.get_num_threads() if places else 0
+        if self._memory.numel() < (needed := len(places) * size * threads + 64):
+            self._memory = torch.empty(needed, dtype=torch.uint8, device="cpu")
+        first = -(-self._memory.data_ptr() // 64) * 64
+        return array("q", [first, size, threads, len(places) * size, *[0] * threads])
 
 
 def elements_of(runners: Sequence[NativeRunner], rows: Sequence[Mapping[str, int]], names: Sequence[str]) -> list[int]:

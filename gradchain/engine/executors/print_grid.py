@@ -13,10 +13,12 @@ import torch
 
 from gradchain.core.along import ALONG
 from gradchain.engine.executors.base import name_of
-from gradchain.engine.executors.print_c import BLOCK, LANES, ahead, computed, head, loaded, pointer
+from gradchain.engine.executors.print_c import AHEAD, LANES, LINE, computed, head, loaded, pointer
 from gradchain.engine.operations import REDUCTIONS, TYPES
 from gradchain.engine.planning.grid import Grid
 from gradchain.engine.planning.lower import Program
+
+STRETCH = 256  # elements between two requests for memory ahead
 
 
 def grid_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
@@ -109,24 +111,29 @@ def _innermost(program: Program, grid: Grid, dtypes: Sequence[torch.dtype], read
     moving = [i for i in read if grid.spans[i][-1]]
     still = loaded(program, dtypes, [i for i in read if i not in moving], "0")
     element = [*loaded(program, dtypes, moving, "i"), *computed(program)]
-    blocks = [
-        f"for (int64_t j = 0; j < w; j += {BLOCK}) {{",
-        f"  const int64_t m = w - j < {BLOCK} ? w : j + {BLOCK};",
-        *(f"  {line.replace('n - j', 'w - j')}" for line in ahead(program, dtypes, "j", BLOCK, moving)),
-    ]
+    written = {column for column, _ in program.stores}
+    asked = [_ahead(i, dtypes[i], i in written) for i in read if all(grid.spans[i])]
     if program.stores:
         stores = [f"p{c}[i] = to_{TYPES[dtypes[c]].c}({name_of(value)});" for c, value in program.stores]
         lines = [*element, *stores]
-        return [*still, *blocks, "#pragma GCC ivdep", "  for (int64_t i = j; i < m; ++i) {",
+        return [*still, f"for (int64_t j = 0; j < w; j += {STRETCH}) {{",
+                f"  const int64_t m = w - j < {STRETCH} ? w : j + {STRETCH};",
+                *(f"  {line}" for line in asked),
+                "#pragma GCC ivdep", "  for (int64_t i = j; i < m; ++i) {",
                 *(f"    {line}" for line in lines), "  }", "}"]  # fmt: skip
     before, take, after, pragmas = _taken(program, grid)
     inner = [
-        *(f"  {line}" for line in [f"for (; j + {LANES} <= w; j += {LANES}) {{"]),
+        f"  const int64_t whole = w - w % {LANES};",
+        "  while (j < whole) {",
+        f"    const int64_t m = whole - j < {STRETCH} ? whole : j + {STRETCH};",
+        *(f"    {line}" for line in asked),
+        f"    for (; j < m; j += {LANES}) {{",
         "#pragma GCC ivdep",
         *pragmas,
         f"    for (int l = 0; l < {LANES}; ++l) {{",
         "      const int64_t i = j + l;",
         *(f"      {line}" for line in [*element, *take]),
+        "    }",
         "    }",
         "  }",
         "  for (const int l = 0; j < w; ++j) {",
@@ -135,6 +142,16 @@ def _innermost(program: Program, grid: Grid, dtypes: Sequence[torch.dtype], read
         "  }",
     ]
     return [*still, *before, "{", "  int64_t j = 0;", *inner, "}", *after]
+
+
+def _ahead(column: int, dtype: torch.dtype, written: bool) -> str:
+    """The line that asks for the memory some way behind elements j to m of a column that has every element.
+
+    Rows lie one behind the other, so behind a short one it is that of later rows.
+    """
+    size = dtype.itemsize
+    ask = f"__builtin_prefetch(p{column} + q + {AHEAD // size}, {int(written)});"
+    return f"for (int64_t q = j; q < m; q += {LINE // size}) {ask}"
 
 
 def _taken(program: Program, grid: Grid) -> tuple[list[str], list[str], list[str], list[str]]:
