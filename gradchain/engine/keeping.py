@@ -129,6 +129,10 @@ class _Keys:
         column: Column = self._values[held] if isinstance(held, int) else held
         return tuple(map(Tensor.data_ptr, column.tensors))
 
+    def lies(self, call: Call, columns: Iterable[int]) -> set[int]:
+        """Where columns lie, each parameter of them by itself: another stage may run over more of them, or fewer."""
+        return {pointer for at in columns for pointer in self.column(call, at)}
+
     def of(self, call: Call) -> list[int]:
         """The keys of a program's instructions."""
         made: list[int] = []
@@ -217,17 +221,15 @@ class _Kept:
 
     def is_safe(self, calls: Sequence[Call]) -> bool:
         """Whether no stage between touches what the first part writes, or writes what it reads."""
-        key, write = self._keys.column, self._write
+        lies, write = self._keys.lies, self._write
         mine = {c for c in self._first.columns if isinstance(c, int)}
-        stored = {
-            key(write, c) for c in mine if any(self._first.columns[at] == c for at, _ in self._first.program.stores)
-        }
-        read = {key(write, c) for c in mine}
+        stores = {c for at, _ in self._first.program.stores for c in [self._first.columns[at]] if isinstance(c, int)}
+        stored, read = lies(write, stores), lies(write, mine)
         begin = next(i for i, call in enumerate(calls) if call is self._reduce)
         for call in [call for call in calls[begin + 1 :] if call is not write]:
             program = call.part.program
-            written = {key(call, c) for c in (*(c for c, _ in program.stores), *(c for _, _, c in program.along))}
-            if written & read or stored & {key(call, c) for c in range(len(call.columns))}:
+            written = lies(call, [*(c for c, _ in program.stores), *(c for _, _, c in program.along)])
+            if written & read or stored & lies(call, range(len(call.columns))):
                 return False
         return True
 
