@@ -710,6 +710,7 @@ ROWS: tuple[Case, ...] = (
         ),
         lr=None,
         uses_params=True,
+        counted=False,  # it begins at the weights that there are, which a first anchor is, too
     ),
     Case(
         "cocob",
@@ -722,6 +723,7 @@ ROWS: tuple[Case, ...] = (
         lr=None,
         uses_step=True,
         uses_params=True,
+        counted=False,  # it begins at the weights that there are, which a first anchor is, too
     ),
     Case(
         "scale_by_madgrad",

@@ -76,7 +76,16 @@ def test_the_rows_above_are_every_link_that_has_a_number():
     tried = {row.values[0].__class__.__name__ for row in rows()}
     others = {name for name, link in registry.items() if link.hypers} - tried
     beside = {"clip_by_ema_norm", "clip_by_zscore", "skip_large_updates", "skip_spikes", "snapshot", "when"}
-    joint = {"accumulate", "amp_scale", "asam", "normalize_by_update_norm", "qk_clip", "reduce_on_plateau", "sam"}
+    joint = {
+        "accumulate",
+        "amp_scale",
+        "asam",
+        "msam",
+        "normalize_by_update_norm",
+        "qk_clip",
+        "reduce_on_plateau",
+        "sam",
+    }
     assert others == joint | beside | {"skip_nonfinite"}
 
 

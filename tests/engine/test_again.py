@@ -106,28 +106,31 @@ VALUES |= {
     ("adaptive_grad_clip", "axis"): (None,),
     ("asgd", "t0"): (1, 3),
     ("drop_radial", "inner"): (gch.trace(0.9),),
+    ("grokfast_ma", "window_size"): (1, 3),
     ("hyperball", "radius"): (None, 2.0),
     ("qk_clip", "observed"): ("logits",),
     ("qk_clip", "selector"): (HEAD,),
     ("scale_by_adam_mini", "blocks"): ((), [(HEAD, "row")]),
     ("scale_by_adam_mini", "rest"): ("tensor", "row"),
+    ("scale_by_aggmo", "betas"): ((0.5,), (0.0, 0.9)),
     ("scale_by_amsgrad", "max_of"): ("nu", "nu_hat"),
     ("scale_by_factored_rms", "dims"): ("largest", "last"),
     ("scale_by_factored_rms", "min_dim_size_to_factor"): (0, 128),
     ("scale_by_factored_rms", "step_offset"): (0, 2),
+    ("scale_by_lmo", "norm"): ("spectral", "sign", "rows"),
     ("scale_by_soap", "every"): (1, 3),
     ("scale_by_soap", "max_precondition_dim"): (2, 10_000),
     ("schedule_free", "rectify"): (None, 0.9),
 }
-for _name in ("scale_by_muon", "scale_by_normuon", "scale_by_adamuon"):
+for _name in ("scale_by_muon", "scale_by_normuon", "scale_by_adamuon", "scale_by_lmo"):
     VALUES |= {
-        (_name, "conv"): ("flatten", "batch"),
         (_name, "ns_coefficients"): ("original", "quintic", (2.0, -1.5, 0.5)),
         (_name, "ns_eps"): (1e-7, 1e-3),
         (_name, "ns_steps"): (1, 5),
-        (_name, "shape_factor"): (None, "original", "spectral"),
         (_name, "split"): ((), [(gch.named("body.weight"), 2)]),
     }
+for _name in ("scale_by_muon", "scale_by_normuon", "scale_by_adamuon"):
+    VALUES |= {(_name, "conv"): ("flatten", "batch"), (_name, "shape_factor"): (None, "original", "spectral")}
 for _name, _alias in ALIASES.items():
     if "mask" in inspect.signature(_alias).parameters:
         VALUES[_name, "mask"] = (None, HEAD)
