@@ -40,7 +40,7 @@ CHAINS = {n: make for n, make in {**test_equal.GRADIENTS, **test_equal.LOSSES}.i
 
 LONG = bool(os.environ.get("GRADCHAIN_LONG"))
 KINDS = ("float64", "float32", "mixed")
-MOST = 24  # of the chains of all rules, and every one with a loss, in one kind in turn; with GRADCHAIN_LONG=1 all
+MOST = 10  # of the chains of all rules, and every one with a loss, in one kind in turn; with GRADCHAIN_LONG=1 all
 EVERY = -(-len(CHAINS) // MOST)
 TRIED = [
     (name, kind)
