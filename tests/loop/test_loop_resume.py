@@ -156,6 +156,7 @@ def test_broken_off_and_resumed_it_is_the_unbroken_run(kind, limit, tmp_path):
         assert resumed.iter == whole.iter
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")  # JAX says so of every fork once another test has loaded it
 @pytest.mark.parametrize("kind", ["workers", "sampler, workers"])
 def test_with_workers_too(kind, tmp_path):
     expected = training(LOADERS[kind](), {"epochs": 2}, tmp_path / "whole")[1]
