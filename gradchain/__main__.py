@@ -33,14 +33,14 @@ def parser() -> Parser:
     return out
 
 
+def _command(commands: Any, name: str, line: str, page: str) -> Any:
+    """A command that has a line in the list of them, and a page of its own."""
+    lines = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=line, description=page, formatter_class=lines, allow_abbrev=False)
+
+
 def _add_convert(commands: Any) -> None:
-    one = commands.add_parser(
-        "convert",
-        help="an OpenMMLab config file as code",
-        description=CONVERT,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    one = _command(commands, "convert", "an OpenMMLab config file as code", CONVERT)
     one.add_argument("config", metavar="CONFIG", help="the config file, .py or .json")
     one.add_argument(
         "--epoch-length", type=whole(1), metavar="N", help="micro-batches per epoch, len(train_dataloader)"
@@ -60,13 +60,7 @@ def _add_convert(commands: Any) -> None:
 
 
 def _add_show(commands: Any) -> None:
-    one = commands.add_parser(
-        "show",
-        help="the chain in a file, in words and as a picture",
-        description=SHOW,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    one = _command(commands, "show", "the chain in a file, in words and as a picture", SHOW)
     add = one.add_argument
     add("file", metavar="FILE", help="a program or config, .py; a chain or config, .json; anything else: a checkpoint")
     add("--name", metavar="NAME", help="which chain of a program; by default updater, chain, or the only one")

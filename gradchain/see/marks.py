@@ -55,17 +55,22 @@ def marks_of(line: Line, clocks: Clocks, most: int = MOST) -> tuple[set[int], in
     return found, max(known) if known and len(known) == len(ends) else None
 
 
-def ends_of(schedule: Any, clock: str = "step") -> Iterator[tuple[str, float | None]]:
-    """Clock and reading of the end of each part of a schedule; None where a part has none, or nobody knows."""
+def _parts(schedule: Any, clock: str) -> Iterator[tuple[str, Any]]:
+    """Clock and schedule of each part that reads one clock alone, through sums, products and bounds."""
     if isinstance(schedule, by):
-        yield from ends_of(schedule.schedule, schedule.clock)
+        yield from _parts(schedule.schedule, schedule.clock)
     elif isinstance(schedule, combined):
         for part in (schedule.left, schedule.right):
-            yield from ends_of(part, clock)
+            yield from _parts(part, clock)
     elif isinstance(schedule, clipped):
-        yield from ends_of(schedule.schedule, clock)
-    elif callable(schedule):
-        yield clock, _end(schedule)
+        yield from _parts(schedule.schedule, clock)
+    else:
+        yield clock, schedule
+
+
+def ends_of(schedule: Any, clock: str = "step") -> Iterator[tuple[str, float | None]]:
+    """Clock and reading of the end of each part of a schedule; None where a part has none, or nobody knows."""
+    yield from ((own, _end(part)) for own, part in _parts(schedule, clock) if callable(part))
 
 
 def _end(schedule: Any) -> float | None:
@@ -92,15 +97,7 @@ def _end(schedule: Any) -> float | None:
 
 def borders(schedule: Any, clock: str = "step") -> Iterator[tuple[str, float]]:
     """Clock and reading of each border of a schedule, its end too; a number and a plain function have none."""
-    if isinstance(schedule, by):
-        yield from borders(schedule.schedule, schedule.clock)
-    elif isinstance(schedule, combined):
-        for part in (schedule.left, schedule.right):
-            yield from borders(part, clock)
-    elif isinstance(schedule, clipped):
-        yield from borders(schedule.schedule, clock)
-    elif isinstance(schedule, Schedule):
-        yield from ((clock, place) for place in _places(schedule))
+    yield from ((own, place) for own, part in _parts(schedule, clock) for place in _places(part))
 
 
 def _places(schedule: Any) -> Iterator[float]:
