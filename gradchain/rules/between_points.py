@@ -26,6 +26,12 @@ if TYPE_CHECKING:
     from gradchain.core.hyper import Value
 
 
+ALL_ROWS = (
+    "averages all rows. Give dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag; or put these "
+    "parameters into another branch of gch.partition."
+)
+
+
 class ScheduleFreeState(AverageState):
     """What schedule_free remembers; `average` is x, and `buffers` has no entries."""
 
@@ -81,10 +87,7 @@ class schedule_free(Transform):
     descends = True
     role = "weights"
     per_parameter = True
-    refuses_rows = (
-        "averages all rows. Give dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag; or put these "
-        "parameters into another branch of gch.partition."
-    )
+    refuses_rows = ALL_ROWS
 
     learning_rate: Annotated[Hyper, "[0, inf)"]
     b1: Hyper = Hyper(0.9, "[0, 1]")

@@ -15,6 +15,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights
 from gradchain.optimizers import _parts as parts
+from gradchain.rules.between_points import ALL_ROWS
 from gradchain.selectors import SelectorLike
 from gradchain.transforms._anchor import anchored
 from gradchain.transforms.adam import scale_by_adam
@@ -66,10 +67,7 @@ class primal_averaging(Transform):
     descends = True
     role = "weights"
     per_parameter = True
-    refuses_rows = (
-        "averages all rows. Give dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag; or put these "
-        "parameters into another branch of gch.partition."
-    )
+    refuses_rows = ALL_ROWS
 
     learning_rate: Annotated[Hyper, "[0, inf)"]
     mu_y: Hyper = Hyper(0.7, "[0, 1]")
