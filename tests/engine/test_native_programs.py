@@ -51,7 +51,7 @@ def test_kernels_over_rows_ask_for_memory_ahead():
         written = {column for column, _ in part.program.stores}
         for column, spans in enumerate(part.program.grid.spans):
             if column in part.program.loads() | written:
-                asked = f"__builtin_prefetch(p{column} + q + 512, {int(column in written)})"
+                asked = f"ASK(p{column} + q + 512, {int(column in written)})"
                 assert (asked in part.runner.source) == all(spans)
                 seen.add((bool(written), all(spans)))
     assert seen == {(True, True), (True, False), (False, True), (False, False)}

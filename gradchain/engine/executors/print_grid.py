@@ -150,7 +150,7 @@ def _ahead(column: int, dtype: torch.dtype, written: bool) -> str:
     Rows lie one behind the other, so behind a short one it is that of later rows.
     """
     size = dtype.itemsize
-    ask = f"__builtin_prefetch(p{column} + q + {AHEAD // size}, {int(written)});"
+    ask = f"ASK(p{column} + q + {AHEAD // size}, {int(written)});"
     return f"for (int64_t q = j; q < m; q += {LINE // size}) {ask}"
 
 
