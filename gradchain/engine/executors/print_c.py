@@ -19,8 +19,8 @@ AHEAD = 2048  # bytes from where a kernel is to what it asks for
 LINE = 64  # bytes that come at once
 ROWS = 16  # rows ahead of the one a kernel is at, where they lie anywhere
 
-# Intel's hardware loses some of a dozen streams, and a kernel that asks takes 0.8 of the time. AMD's follows them all: a
-# kernel that asks takes 1.05 to 1.2 of the time, so none does where gcc builds for a Zen. Rows that lie anywhere no
+# Intel's hardware loses some of a dozen streams, and a kernel that asks takes 0.8 of the time. AMD's follows them all:
+# a kernel that asks takes 1.05 to 1.2 of the time, so none does where gcc builds for a Zen. Rows that lie anywhere no
 # hardware could guess: they are asked for on both.
 _PRELUDE = """\
 #include <stdint.h>
