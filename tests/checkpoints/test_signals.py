@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 import threading
 
 import pytest
 import torch
+from processes import forked
 from test_folder import names, numbered
 
 import gradchain as gch
 
 BEGIN = """
-import os, signal, sys, torch, gradchain as gch
-folder, background = sys.argv[1], sys.argv[2] == "True"
+import os, signal, torch, gradchain as gch
 model = torch.nn.Linear(2, 2)
 updater = gch.sgd(0.1).bind(model)
 def once():
@@ -31,9 +29,7 @@ def mine(number, frame):
 
 
 def alone(folder, code, background=False):
-    run = [sys.executable, "-c", BEGIN + code, str(folder), str(background)]
-    done = subprocess.run(run, capture_output=True, text=True)
-    return done.returncode, (done.stdout + done.stderr).strip()
+    return forked(BEGIN + code, folder=str(folder), background=background)
 
 
 @pytest.mark.parametrize("background", [False, True])
