@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
     from gradchain.adapters import register as register
     from gradchain.adapters.adopting import adopt as adopt
+    from gradchain.checkpoints import Checkpointer as Checkpointer
     from gradchain.combinators.accumulate import accumulate as accumulate
     from gradchain.combinators.amp_scale import amp_scale as amp_scale
     from gradchain.combinators.freeze import freeze as freeze
@@ -128,6 +129,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AtTicks": "core.roles",
     "AverageState": "core.roles",
+    "Checkpointer": "checkpoints",
     "Context": "core.context",
     "Count": "core.scalars",
     "Freezes": "core.roles",
@@ -237,7 +239,7 @@ _HOMES = {
     "where": "core.scalars",
 }
 _SHOWN = ("rules", "schedules", "see", "selectors")
-_ROOMS = (*_SHOWN, "adapters", "combinators", "core", "engine", "optimizers", "transforms", "updater")
+_ROOMS = (*_SHOWN, "adapters", "checkpoints", "combinators", "core", "engine", "optimizers", "transforms", "updater")
 
 if not TYPE_CHECKING:  # a checker has the imports: any other name is a mistake to it
     __all__ = sorted(["__version__", *_HOMES, *_SHOWN])

@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "adapters": {
         "core", "schedules", "selectors", "transforms", "combinators", "optimizers", "rules", "updater", "words",
     },
-    "loop": {"core", "updater"},
+    "checkpoints": {"updater"},
+    "loop": {"checkpoints", "core", "updater"},
     "see": {"core", "schedules", "selectors", "updater"},
     "cli": {"core", "schedules", "selectors", "adapters", "see", "<front door>"},
     "__main__": {"_version", "cli"},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradchain.checkpoints import ranks
 from gradchain.loop import logs
 from gradchain.loop.moments import PRIORITIES, Hook
 
@@ -42,24 +43,6 @@ def tick(run: loop[Any]) -> None:
     for updater in run._each.values():
         if EPOCH in updater.clocks:
             updater.tick(EPOCH)
-
-
-def rank() -> int:
-    """Which process this is."""
-    return torch.distributed.get_rank() if _distributed() else 0
-
-
-def gathered(value: Any) -> list[Any]:
-    """What each rank has, in order."""
-    if not _distributed():
-        return [value]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
-    return found
-
-
-def _distributed() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 class Logging:
@@ -163,7 +146,7 @@ class Saving:
         keeper = self._run._keeper
         if keeper is not None:
             found = keeper.better(logs.numbers(given["metrics"]))
-            for metric in gathered(found)[0]:  # what each rank has validated may differ, and all must save
+            for metric in ranks.of_first(found):  # what each rank has validated may differ, and all must save
                 self._run._restore.save(best=metric)
 
     def end(self, _: Mapping[str, Any]) -> None:

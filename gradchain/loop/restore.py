@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from gradchain.loop import parts, randomness
+from gradchain.checkpoints import place, randomness, ranks
+from gradchain.checkpoints.arguments import named
 from gradchain.loop.logs import Record
 
 if TYPE_CHECKING:
@@ -35,10 +35,10 @@ class Restore:
         contents = {"loop": self._state(ahead), "extra": run.extra}
         run.call("before_save_checkpoint", checkpoint=contents)
         if best is not None:
-            keeper.folder.write_best(run._updater, best, {"run": contents})
+            keeper.save_best(named(run._updater), {"run": contents}, best)
             return
         number = run.counts(ahead)[keeper.due.unit]
-        keeper.save(run._updater, number, {"run": contents}, parts.rank() == 0)
+        keeper.save(named(run._updater), {"run": contents}, number)
         self._saved = self._marks(ahead)
 
     def is_stale(self) -> bool:
@@ -54,7 +54,7 @@ class Restore:
         return {
             "format": FORMAT,
             "iter": run.iter + ahead,
-            "ranks": parts.gathered(own),
+            "ranks": ranks.gathered(own),
             "validation": {"unit": run._validation.when.unit, "checked": run._validation.checked,
                            "done": list(run._validation.done)},
             "best": dict(run._keeper.records) if run._keeper else {},
@@ -66,7 +66,7 @@ class Restore:
         if keeper is None or not self._wanted:
             return None
         self._wanted = False
-        extra = keeper.folder.load_newest(run._updater)
+        extra = keeper.load(named(run._updater))
         if extra is None:
             return None
         contents = extra.get("run")
@@ -83,23 +83,10 @@ class Restore:
                 "pending": run._validation.would_be_due(counts, run._done())}  # fmt: skip
 
     def _take(self, state: dict[str, Any]) -> None:
-        run, ranks = self._run, state["ranks"]
-        here = len(parts.gathered(None))
-        if here != len(ranks) and ranks[0]["feed"]["batch"]:
-            raise ValueError(
-                f"loop: ranks must be the {len(ranks)} that the checkpoint was saved with, to go on in the middle of "
-                f"an epoch, got {here}. Save at the end of an epoch: unit='epoch'."
-            )
-        own = ranks[parts.rank()] if here == len(ranks) else ranks[0]
+        run = self._run
+        own = place.own_of("loop", state["ranks"], "Save at the end of an epoch: unit='epoch'.")
         run.iter = state["iter"]
-        run._feed.load(own["feed"])
-        if here == len(ranks):
-            randomness.put(own["random"])
-        else:
-            warnings.warn(
-                f"loop: the checkpoint is of {len(ranks)} ranks, and here are {here}: random numbers begin anew.",
-                stacklevel=2,
-            )
+        place.put(own, run._feed)
         validation, kept = run._validation, state["validation"]
         if kept["unit"] == validation.when.unit:
             validation.checked, validation.done = kept["checked"], tuple(kept["done"])

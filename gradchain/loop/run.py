@@ -10,12 +10,14 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 from torch import Tensor
 
-from gradchain.loop import logs, moments, orders, parts, runner, saving, spacing
+from gradchain.checkpoints import orders, ranks
+from gradchain.checkpoints.arguments import is_count, read_updaters
+from gradchain.checkpoints.feed import Feed
+from gradchain.loop import logs, moments, parts, runner, saving, spacing
 from gradchain.loop.bar import Bar
-from gradchain.loop.feed import Feed
 from gradchain.loop.logs import Meter, Record
 from gradchain.loop.restore import Restore
-from gradchain.loop.spacing import UNITS, Unit, is_count
+from gradchain.loop.spacing import UNITS, Unit
 from gradchain.loop.validation import Validation
 from gradchain.updater.group import Group
 from gradchain.updater.info import UpdateInfo
@@ -113,14 +115,14 @@ class loop(Generic[B]):
         if not is_count(interval, 1):
             raise ValueError(f"loop: interval must be a whole number of at least 1, got {interval!r}.")
         self._by_epoch = epochs is not None
-        self._updater: Updater | Group = _checked(updater)
+        self._updater: Updater | Group = read_updaters("loop", updater)
         self._each: dict[str, Updater] = {"": updater} if isinstance(updater, Updater) else dict(updater)
-        self._feed = Feed(loader)
+        self._feed = Feed(loader, "loop")
         default: Unit = "epoch" if self._by_epoch else "update"
         self._validation = Validation(validate, default, self._each, averaged, observe)
         self._keeper = None if checkpoint is None else saving.Keeper(saving.read(checkpoint), default)
         self._restore = Restore(self, resume)
-        self.interval, self.iter, self.rank = interval, 0, parts.rank()
+        self.interval, self.iter, self.rank = interval, 0, ranks.rank()
         self.batch: B | None = None
         self.outputs: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
@@ -220,6 +222,8 @@ class loop(Generic[B]):
             self._next_epoch()
         with ExitStack() as stack:
             stack.callback(self._rest)
+            if self._keeper is not None:
+                stack.callback(self._keeper.folder.close)
             self.call("before_run")
             resumed = self._restore.load()
             for sink in self._sinks:
@@ -372,12 +376,3 @@ class loop(Generic[B]):
         for sink in self._sinks:
             sink(made)
         self._bar.show(made)
-
-
-def _checked(updater: Any) -> Updater | Group:
-    if isinstance(updater, (Updater, Group)):
-        return updater
-    if isinstance(updater, Mapping):
-        return Group(updater)
-    cure = "Bind a chain to the model: gch.chain(…).bind(model)."
-    raise TypeError(f"loop: updater must be an Updater, or several by name, got {type(updater).__name__}. {cure}")

@@ -1,94 +1,23 @@
 """Files of a run in a folder: every so often, the last few, the best; and the newest whole one to go on from.
 
-When to save and what is here; how a file is written and read is the updater's. `Folder` is all that knows of files.
+When to save and what is here; the files are those of `gradchain.checkpoints`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import math
 import os
-import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any
 
+from gradchain.checkpoints import ranks
+from gradchain.checkpoints.arguments import Best, better, read_best, read_keep
+from gradchain.checkpoints.folder import Folder
 from gradchain.loop import spacing
-from gradchain.loop.spacing import Intervals, Unit, is_count
+from gradchain.loop.spacing import Intervals, Unit
 from gradchain.updater import files
+from gradchain.updater.files import Saved
 from gradchain.updater.parts import Which
-
-Best = tuple[str, Literal["min", "max"]]
-
-
-class Saves(Protocol):
-    """What writes and reads files: an Updater, or a group of them."""
-
-    def save(self, path: files.FilePath, *, weights: Which = ..., **extra: Any) -> None:
-        """Write all into a file."""
-
-    def load(self, path: files.FilePath) -> dict[str, Any]:
-        """Read it, and return the extra."""
-
-
-class Folder:
-    """Files of a run by number, in a folder that may hold others too: only those with such a name are its own.
-
-    Args:
-        path: the folder, which is made where it is not there.
-        unit: what is counted, the first part of a name.
-        weights: which weights are written.
-    """
-
-    def __init__(self, path: Path, unit: str, weights: Which) -> None:
-        self.path, self._unit, self._weights = path, unit, weights
-        self._name = re.compile(rf"{unit}_(\d{{8,}})\.pt")
-
-    def numbered(self) -> list[tuple[int, Path]]:
-        """Number and file, from the first to the last."""
-        if not self.path.is_dir():
-            return []
-        found = [(self._name.fullmatch(file.name), file) for file in self.path.iterdir()]
-        return sorted((int(match[1]), file) for match, file in found if match)
-
-    def write(self, updaters: Saves, number: int, extra: Mapping[str, Any]) -> None:
-        """A file of this number."""
-        self._write(updaters, f"{self._unit}_{number:08}.pt", extra)
-
-    def write_best(self, updaters: Saves, metric: str, extra: Mapping[str, Any]) -> None:
-        """The file of the best by this metric, in place of the one before."""
-        self._write(updaters, f"best_{re.sub(r'[^A-Za-z0-9_.-]', '_', metric)}.pt", extra)
-
-    def _write(self, updaters: Saves, name: str, extra: Mapping[str, Any]) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        updaters.save(self.path / name, weights=self._weights, **extra)
-
-    def thin(self, keep: int | None) -> None:
-        """Remove all but the newest."""
-        for _, file in [] if keep is None else self.numbered()[:-keep]:
-            with contextlib.suppress(FileNotFoundError):
-                file.unlink()
-
-    def load_newest(self, updaters: Saves) -> dict[str, Any] | None:
-        """Load the newest file that is whole, and return its extra; None where there is no file.
-
-        Raises:
-            ValueError: none of them is whole, or the newest is of another chain or model.
-        """
-        skipped = []
-        for _, file in reversed(self.numbered()):
-            try:
-                files.read(file, "loop")
-            except ValueError as error:
-                skipped.append(str(error))
-                continue
-            if skipped:
-                warnings.warn(f"{' '.join(skipped)} The one before is used, {str(file)!r}.", stacklevel=2)
-            return updaters.load(file)
-        if skipped:
-            raise ValueError(f"{skipped[0]} No other in {str(self.path)!r} is whole. resume=False starts anew.")
-        return None
 
 
 class checkpoints:
@@ -123,17 +52,9 @@ class checkpoints:
         last: bool = True,
         weights: Which = "all",
     ) -> None:
-        if keep is not None and not is_count(keep, 1):
-            raise ValueError(f"loop.checkpoints: keep must be a whole number of at least 1 or None, got {keep!r}.")
-        pairs = [best] if isinstance(best, tuple) and best and isinstance(best[0], str) else list(best)
-        for pair in pairs:
-            if not isinstance(pair, tuple) or len(pair) != 2 or pair[1] not in ("min", "max"):
-                raise ValueError(
-                    f'loop.checkpoints: best must be (metric, "min" or "max") or a list of such, got {pair!r}.'
-                )
+        self.keep, self.best = read_keep("loop.checkpoints", keep), read_best("loop.checkpoints", best)
         self.folder = Path(folder)
-        self.keep, self.last, self.weights = keep, last, weights
-        self.best: tuple[Best, ...] = tuple(pairs)  # type: ignore[arg-type]
+        self.last, self.weights = last, weights
         self._every, self._unit = every, unit
         self.intervals("update")
 
@@ -160,25 +81,33 @@ class Keeper:
 
     def __init__(self, settings: checkpoints, default: Unit) -> None:
         self.settings, self.due = settings, settings.intervals(default)
-        self.folder = Folder(settings.folder, self.due.unit, settings.weights)
+        self.folder = Folder(settings.folder, self.due.unit, "loop", "resume=False starts anew.")
         self.records: dict[str, float] = {}
 
-    def save(self, updaters: Saves, number: int, extra: Mapping[str, Any], first: bool) -> None:
-        """Write a file; `first` is whether this rank is the one that writes, which removes what is too old."""
-        self.folder.write(updaters, number, extra)
-        if first:
-            self.folder.thin(self.settings.keep)
+    def save(self, updaters: Mapping[str, Saved], extra: Mapping[str, Any], number: int) -> None:
+        """Write a file of this number, and remove what is too old. All ranks call it, the first does it."""
+        found = files.contents(updaters, self.settings.weights, extra)
+        ranks.by_first("loop", lambda: self.folder.write(found, number, self.settings.keep))
+
+    def save_best(self, updaters: Mapping[str, Saved], extra: Mapping[str, Any], metric: str) -> None:
+        """Write the file of the best by this metric. All ranks call it, the first does it."""
+        found = files.contents(updaters, self.settings.weights, extra)
+        ranks.by_first("loop", lambda: self.folder.write_best(found, metric))
+
+    def load(self, updaters: Mapping[str, Saved]) -> dict[str, Any] | None:
+        """Load the newest file that is whole, and return its extra; None where there is no file."""
+        found = self.folder.newest(updaters)
+        if found is None:
+            return None
+        found.take()
+        return found.extra
 
     def better(self, metrics: Mapping[str, float]) -> list[str]:
-        """The metrics that are better than ever before. What is not finite is not."""
-        found = []
-        for name, rule in self.settings.best:
+        """The metrics that are better than ever before."""
+        for name, _ in self.settings.best:
             if name not in metrics:
                 known = ", ".join(metrics) or "none"
                 raise KeyError(f"loop: best must be a number that validation returns, got {name!r}; it has {known}.")
-            value, before = metrics[name], self.records.get(name)
-            improved = before is None or (value < before if rule == "min" else value > before)
-            if math.isfinite(value) and improved:
-                self.records[name] = value
-                found.append(name)
-        return found
+        found = better(self.settings.best, self.records, metrics)
+        self.records.update(found)
+        return list(found)

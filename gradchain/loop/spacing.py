@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
+from gradchain.checkpoints.arguments import is_count
+
 Unit = Literal["update", "iter", "epoch"]
 UNITS: tuple[str, ...] = get_args(Unit)
 
@@ -44,11 +46,6 @@ def read(owner: str, given: Any, unit: Any) -> Intervals:
     if begins != sorted(set(begins)):
         raise ValueError(f"loop: begins of {owner} must rise, got {begins}.")
     return Intervals(unit, tuple(pairs))
-
-
-def is_count(value: Any, least: int) -> bool:
-    """Whether it is a whole number of at least so many."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _is_every(value: Any) -> bool:

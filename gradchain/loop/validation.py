@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from gradchain.loop import randomness, spacing
+from gradchain.checkpoints import randomness
+from gradchain.loop import spacing
 from gradchain.loop.moments import calling
 from gradchain.loop.spacing import Intervals, Unit
 from gradchain.updater.updater import Updater

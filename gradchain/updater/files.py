@@ -46,22 +46,15 @@ def save(
 
     The file appears under its name only when it is whole and on disk: a run killed meanwhile keeps the one before.
     """
-    check_which("save", weights)
     if format not in (*get_args(Format), None):
         raise ValueError(f"save: format must be 'torch', 'safetensors' or None, got {format!r}.")
-    parts = {name: updater.contents(weights) for name, updater in updaters.items()}
+    found = contents(updaters, weights, extra)
     where = sealed.path_of("save", path)
-    for name, value in extra.items():
-        try:
-            _check_plain(f"save: {name}", value)
-        except RecursionError:
-            raise ValueError(f"save: {name} must not hold itself, nor be nested this deeply.") from None
-    contents = {"format": FORMAT, "parts": parts, "extra": dict(extra)}
     if format == "safetensors" or (format is None and where.suffix == safe_tensors.SUFFIX):
         safe_tensors.check_installed("save", where)
-        put = partial(safe_tensors.write, safe_tensors.parted(contents))
+        put = partial(safe_tensors.write, safe_tensors.parted(found))
     else:
-        put = partial(sealed.write_zip, contents)
+        put = partial(sealed.write_zip, found)
     distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
     try:
         if not distributed or torch.distributed.get_rank() == 0:
@@ -71,9 +64,31 @@ def save(
             torch.distributed.barrier()  # also where the write failed: the other ranks wait here
 
 
+def contents(updaters: Mapping[str, Saved], weights: Which, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """What a file holds: weights as they lie in memory, the state and `extra`. All ranks call it.
+
+    Raises:
+        TypeError, ValueError: `extra` holds what would not load without running code.
+    """
+    check_which("save", weights)
+    parts = {name: updater.contents(weights) for name, updater in updaters.items()}
+    for name, value in extra.items():
+        try:
+            _check_plain(f"save: {name}", value)
+        except RecursionError:
+            raise ValueError(f"save: {name} must not hold itself, nor be nested this deeply.") from None
+    return {"format": FORMAT, "parts": parts, "extra": dict(extra)}
+
+
 def load(path: FilePath, updaters: Mapping[str, Saved]) -> dict[str, Any]:
     """Read what `save` wrote into the updaters, all or nothing, and return the extra."""
     parts, extra = read(path, "load")
+    stage(parts, updaters)()
+    return extra
+
+
+def stage(parts: Mapping[str, Any], updaters: Mapping[str, Saved]) -> Callable[[], None]:
+    """Check the parts of a file; the function returned makes them the updaters', all or nothing."""
     check_names("load", updaters, parts)
     staged = {name: updater.stage_contents(parts[name]) for name, updater in updaters.items()}
     reports: dict[str, LoadReport] = {}
@@ -81,14 +96,16 @@ def load(path: FilePath, updaters: Mapping[str, Saved]) -> dict[str, Any]:
     def commit() -> None:
         reports.update((name, take_up()) for name, take_up in staged.items())
 
-    if len(staged) == 1:
-        commit()
-    else:
-        insist(commit)
-    differences = [line for report in reports.values() for line in report.differences]
-    if differences:
-        warnings.warn(f"load: {'; '.join(differences)}. The code's is used.", stacklevel=3)
-    return extra
+    def take() -> None:
+        if len(staged) == 1:
+            commit()
+        else:
+            insist(commit)
+        differences = [line for report in reports.values() for line in report.differences]
+        if differences:
+            warnings.warn(f"load: {'; '.join(differences)}. The code's is used.", stacklevel=4)
+
+    return take
 
 
 def read(path: FilePath, owner: str) -> tuple[dict[str, Any], dict[str, Any]]:

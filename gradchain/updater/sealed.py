@@ -19,19 +19,23 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
 from gradchain.updater import safe_tensors
+
+T = TypeVar("T")
 
 _MARK = b"gradchain seal\x01\n"
 _SEAL = len(_MARK) + hashlib.blake2b(digest_size=32).digest_size
 _END_OF_ZIP = b"PK\x05\x06"  # begins the last 22 bytes of a zip without a comment
 _FOLDER = 0x10  # of a part that has none of its bytes read: torch hands out memory that nobody wrote to
 _CHUNK = 1 << 20
+_TRIES = 3
 _STARTED = time.time()
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
@@ -52,24 +56,53 @@ def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
     """
     with in_words("save", path):
         target = Path(os.path.realpath(path))
-        if not target.parent.is_dir():
-            raise FileNotFoundError(f"save: there is no folder {str(target.parent)!r}. Create it first.")
-        mode = _mode_of(path, target)
-        _sweep(target)
-        temporary = f"{_beside(target)}{os.urandom(4).hex()}.tmp"
-        try:
-            with open(temporary, "xb") as file:
-                put(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if mode is not None:
-                os.chmod(temporary, mode)
-            os.replace(temporary, target)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+        _again_where_stale(partial(_write, path, target, put))
         _sync_folder(target.parent)
+
+
+def _write(path: Path, target: Path, put: Callable[[BinaryIO], None]) -> None:
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"save: there is no folder {str(target.parent)!r}. Create it first.")
+    mode = _mode_of(path, target)
+    _sweep(target)
+    temporary = f"{_beside(target)}{os.urandom(4).hex()}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            put(file)
+            file.flush()
+            os.fsync(file.fileno())
+            written = os.fstat(file.fileno())
+        if mode is not None:
+            os.chmod(temporary, mode)
+        _rename(temporary, target, written)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _rename(temporary: str, target: Path, written: os.stat_result) -> None:
+    """Give a file its name. NFS may do so, lose the answer, ask again and then say that there is no such file."""
+    try:
+        os.replace(temporary, target)
+    except OSError:
+        try:
+            done = os.path.samestat(os.stat(target), written)
+        except OSError:
+            done = False
+        if not done:
+            raise
+
+
+def _again_where_stale(act: Callable[[], T]) -> T:
+    """Do it again where NFS says that what it knew of a file or folder is stale: a new look finds it."""
+    for _ in range(_TRIES - 1):
+        try:
+            return act()
+        except OSError as error:
+            if error.errno != errno.ESTALE:
+                raise
+    return act()
 
 
 class _Sealing:
@@ -159,8 +192,25 @@ def _sweep(path: Path) -> None:
 
 def read(path: Path, owner: str) -> tuple[Any, bool]:
     """What lies in a file, verified before any of it is read into tensors, and whether the file has a seal."""
-    with in_words(owner, path), _opened(path, owner) as file:
+    return _again_where_stale(partial(_read, path, owner, True))
+
+
+def verify(path: Path, owner: str) -> None:
+    """Look through a file without reading it into tensors. ValueError where it is not whole, as `read` has it."""
+    _again_where_stale(partial(_read, path, owner, False))
+
+
+def seal_of(path: Path) -> str:
+    """The checksum at the end of a file that has one there, "" of another."""
+    with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
+        return file.read().hex() if _has_seal(file, size) else ""
+
+
+def _read(path: Path, owner: str, wanted: bool) -> tuple[Any, bool]:
+    with in_words(owner, path), _opened(path, owner) as file:
+        before = os.fstat(file.fileno())
+        size = before.st_size
         if of_tensors := safe_tensors.is_one(file, size):
             safe_tensors.check_installed(owner, path)
         try:
@@ -168,7 +218,9 @@ def read(path: Path, owner: str) -> tuple[Any, bool]:
             problem = safe_tensors.problem(file, size) if of_tensors else _problem(file, size, sealed)
             file.seek(0)
             read_it = safe_tensors.contents if of_tensors else _unzipped
-            contents = None if problem else read_it(file)
+            contents = read_it(file) if wanted and not problem else None
+            if not problem and _has_changed(file, before):
+                problem = "it was changed while it was read"
         except Exception as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is to seek where no file has bytes
                 raise
@@ -179,6 +231,12 @@ def read(path: Path, owner: str) -> tuple[Any, bool]:
     if problem:
         raise ValueError(f"{owner}: {str(path)!r} cannot be read: {problem}.")
     return contents, sealed
+
+
+def _has_changed(file: BinaryIO, before: os.stat_result) -> bool:
+    """Whether somebody wrote into the open file since; one that was put in its place is another file."""
+    now = os.fstat(file.fileno())
+    return (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
 
 def _unzipped(file: BinaryIO) -> Any:

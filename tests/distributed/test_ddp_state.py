@@ -198,7 +198,9 @@ def test_a_loop_that_is_resumed(ran):
         for name in ("weights", "seen"):
             found = result["seen"] if name == "seen" else rest[name]
             assert all(torch.equal(a, b) for a, b in zip(whole[name], found, strict=True))
-        assert result["files"] == ["best_drawn.pt", "iter_00000011.pt", "iter_00000012.pt"]
+        assert result["files"] == [
+            "best_drawn.pt", "iter_00000011.pt", "iter_00000012.pt", "manifest_iter.json",
+        ]  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(*(r["rest"]["weights"] for r in results), strict=True))
     first = torch.cat([batch for result in results for batch in result["seen"][:6]])
     assert len(first.unique(dim=0)) == 22

@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 import gradchain as gch
+from gradchain.checkpoints import randomness
 from gradchain.demo.training import digest
-from gradchain.loop import randomness
 
 ITEMS = 22
 NOISE = gch.add_noise(0.01, 0.55, seed=3)
@@ -261,7 +261,9 @@ def test_only_its_own_files_go(tmp_path):
         (folder / name).write_text("mine")
     training(LOADERS["noisy"](), {"iters": 6}, folder)
     mine = {"iter_1.pt", "epoch_00000001.pt", "iter_00000001.pt.bak", "best_other.pt"}
-    assert {f.name for f in folder.iterdir()} == mine | {"iter_00000005.pt", "iter_00000006.pt", "best_val.pt"}
+    assert {f.name for f in folder.iterdir()} == mine | {
+        "iter_00000005.pt", "iter_00000006.pt", "best_val.pt", "manifest_iter.json",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("rule", "best"), [("min", 1), ("max", 3)])
@@ -279,7 +281,8 @@ def test_the_best_is_kept_over_a_resume(rule, best, tmp_path):
             updater.update(model(x).mean())
     extra = gch.sgd(0.1).bind(model).load(tmp_path / "best_score.pt")
     assert extra["run"]["loop"]["iter"] - 1 == best
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["best_score.pt", "epoch_00000006.pt"]
+    files = ["best_score.pt", "epoch_00000006.pt", "manifest_epoch.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == files
 
 
 def test_two_updaters_are_one_run(tmp_path):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sized
 import torch
 from torch.utils.data import Sampler
 
-from gradchain.loop.spacing import is_count
+from gradchain.checkpoints.arguments import is_count
 
 
 class sampler(Sampler[int]):

@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import torch
 
-from gradchain.loop import randomness
-from gradchain.loop.orders import sampler
+from gradchain.checkpoints import randomness
+from gradchain.checkpoints.objects import is_stateful
+from gradchain.checkpoints.orders import sampler
 
 _NONE = object()
 
@@ -22,10 +23,10 @@ class Feed:
         length: how many it has; None where the loader does not say.
     """
 
-    def __init__(self, loader: Any) -> None:
+    def __init__(self, loader: Any, owner: str) -> None:
         if not hasattr(loader, "__iter__"):
-            raise TypeError(f"loop: loader must be iterable, got {type(loader).__name__}.")
-        self.loader = loader
+            raise TypeError(f"{owner}: loader must be iterable, got {type(loader).__name__}.")
+        self.loader, self._owner = loader, owner
         self.epoch = 0
         self.batch = 0
         self._begin: dict[str, Any] | None = None  # the random numbers as the epoch began
@@ -59,12 +60,14 @@ class Feed:
         randomness.put(begin["random"])
         generators = self._generators()
         if len(generators) != len(begin["generators"]):
-            raise ValueError("loop: loader must have the generators that it was saved with, to go on in an epoch.")
+            raise ValueError(
+                f"{self._owner}: loader must have the generators that it was saved with, to go on in an epoch."
+            )
         for generator, state in zip(generators, begin["generators"], strict=True):
             generator.set_state(state)
 
     def _skipped(self) -> Iterator[Any]:
-        if self._place is not None and self._is_stateful():
+        if self._place is not None and self.is_stateful():
             self.loader.load_state_dict(self._place)
             return self._iterator()
         leaping = self._leap()
@@ -77,8 +80,8 @@ class Feed:
                 next(batches)
             except StopIteration:
                 raise ValueError(
-                    f"loop: loader must give the {self.batch} batches of epoch {self.epoch + 1} that were seen before "
-                    f"the checkpoint, got {number}. Resume with the data of then."
+                    f"{self._owner}: loader must give the {self.batch} batches of epoch {self.epoch + 1} that were "
+                    f"seen before the checkpoint, got {number}. Resume with the data of then."
                 ) from None
         return batches
 
@@ -98,7 +101,9 @@ class Feed:
         first = next(batches, _NONE)
         if first is _NONE:
             again = " A generator can be gone through once: give a list or a DataLoader." if self.epoch else ""
-            raise ValueError(f"loop: loader must give at least one batch, got none in epoch {self.epoch + 1}.{again}")
+            raise ValueError(
+                f"{self._owner}: loader must give at least one batch, got none in epoch {self.epoch + 1}.{again}"
+            )
         yield first
         del first
         yield from batches
@@ -107,7 +112,7 @@ class Feed:
         """Where it is once so many more batches are behind, as plain data."""
         if ended:
             return {"epoch": self.epoch + 1, "batch": 0, "begin": None, "place": None}
-        place = self.loader.state_dict() if self._is_stateful() else None
+        place = self.loader.state_dict() if self.is_stateful() else None
         return {"epoch": self.epoch, "batch": self.batch + behind, "begin": self._begin, "place": place}
 
     def load(self, state: dict[str, Any]) -> None:
@@ -117,12 +122,11 @@ class Feed:
 
     def stay(self) -> None:
         """Whoever opens it again goes on here: a loader that keeps its own place is asked for it."""
-        self._place = self.loader.state_dict() if self._is_stateful() else None
+        self._place = self.loader.state_dict() if self.is_stateful() else None
 
-    def _is_stateful(self) -> bool:
-        return callable(getattr(self.loader, "state_dict", None)) and callable(
-            getattr(self.loader, "load_state_dict", None)
-        )
+    def is_stateful(self) -> bool:
+        """Whether the loader keeps its own place."""
+        return is_stateful(self.loader)
 
     def _parts(self) -> list[Any]:
         batch_sampler = getattr(self.loader, "batch_sampler", None)

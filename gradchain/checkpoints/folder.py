@@ -1,0 +1,173 @@
+"""The files of a run in a folder that may hold others too: numbered ones of which the newest stay, and the best."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradchain.checkpoints import manifest, ranks
+from gradchain.checkpoints.lock import Lock
+from gradchain.checkpoints.manifest import Entry
+from gradchain.updater import files, sealed
+from gradchain.updater.files import Saved
+
+
+class Found(NamedTuple):
+    """The newest file that is whole, checked against what it is to be loaded into.
+
+    Attributes:
+        path: where it is.
+        extra: what lies in it beside weights and state.
+        take: makes its weights and state the model's and the updater's.
+    """
+
+    path: Path
+    extra: dict[str, Any]
+    take: Callable[[], None]
+
+
+class Folder:
+    """Files of a run by number: only those with such a name are its own.
+
+    Args:
+        path: the folder, which is made where it is not there.
+        unit: what is counted, the first part of a name.
+        owner: who says what is wrong.
+        anew: what one does to begin anew, as a sentence.
+    """
+
+    def __init__(self, path: Path, unit: str, owner: str, anew: str) -> None:
+        self.path, self._unit, self._owner, self._anew = path, unit, owner, anew
+        self._name = re.compile(rf"{unit}_(\d{{8,}})\.pt")
+        self._lock = Lock(path / ".lock", owner)
+        self._entries: list[Entry] | None = None  # known once it was looked
+
+    def __repr__(self) -> str:
+        return f"{self._owner}: {str(self.path)!r}"
+
+    # who may write
+
+    def take(self) -> None:
+        """Be the one that writes here, until `close`. RuntimeError where somebody else does."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock.take()
+
+    def close(self) -> None:
+        """Let others write."""
+        self._lock.release()
+
+    # out
+
+    def path_of(self, number: int) -> Path:
+        """Where the file of a number lies."""
+        return self.path / f"{self._unit}_{number:08}.pt"
+
+    def path_of_best(self, metric: str) -> Path:
+        """Where the best by a metric lies."""
+        return self.path / f"best_{re.sub(r'[^A-Za-z0-9_.-]', '_', metric)}.pt"
+
+    def write(self, contents: Mapping[str, Any], number: int, keep: int | None) -> Path:
+        """A file of this number, then remove what is too old, then say what there is. One process calls it."""
+        file = self.path_of(number)
+        self._put(file, contents)
+        entries = [entry for entry in self._known() if entry.number != number]
+        entries.append(Entry(file.name, number, file.stat().st_size, sealed.seal_of(file)))
+        gone = [] if keep is None else entries[:-keep]
+        for entry in gone:
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / entry.file).unlink()
+        self._entries = [entry for entry in entries[len(gone) :] if (self.path / entry.file).exists()]
+        manifest.write(self._manifest, self._entries)
+        return file
+
+    def write_best(self, contents: Mapping[str, Any], metric: str) -> Path:
+        """The file of the best by this metric, in place of the one before."""
+        file = self.path_of_best(metric)
+        self._put(file, contents)
+        return file
+
+    def _put(self, file: Path, contents: Mapping[str, Any]) -> None:
+        put = partial(sealed.write_zip, contents)
+        self.take()
+        try:
+            sealed.write(file, put)
+        except FileNotFoundError:  # somebody removed the folder since
+            self.take()
+            sealed.write(file, put)
+
+    # in
+
+    @property
+    def _manifest(self) -> Path:
+        return self.path / f"manifest_{self._unit}.json"
+
+    def _known(self) -> list[Entry]:
+        if self._entries is None:
+            self._entries = self._looked()
+        return self._entries
+
+    def _looked(self) -> list[Entry]:
+        """What there is, from the first that was saved to the last.
+
+        A file that the manifest does not list was put there as a run was killed before it could say so, where its
+        number is higher than those; or by somebody else.
+        """
+        there = {}
+        for file in self.path.iterdir() if self.path.is_dir() else ():
+            if match := self._name.fullmatch(file.name):
+                there[file.name] = Entry(file.name, int(match[1]), 0, "")
+        listed = [entry for entry in manifest.read(self._manifest) or () if entry.file in there]
+        last = listed[-1].number if listed else -1
+        others = sorted(set(there) - {entry.file for entry in listed}, key=lambda name: there[name].number)
+        older = [there[name] for name in others if there[name].number <= last]
+        return [*older, *listed, *(there[name] for name in others if there[name].number > last)]
+
+    def last_good(self) -> Path | None:
+        """The newest file that is whole, looked through now; None where there is none."""
+        for entry in reversed(self._looked()):
+            try:
+                sealed.verify(self.path / entry.file, self._owner)
+            except (ValueError, OSError):
+                continue
+            return self.path / entry.file
+        return None
+
+    def newest(self, updaters: Mapping[str, Saved]) -> Found | None:
+        """The newest file that is whole, None where there is no file. All ranks call it, and all get the same one.
+
+        Raises:
+            ValueError: none of them is whole, or the newest is of another chain or model.
+        """
+        read = ranks.by_first(self._owner, self._read_newest)
+        name = ranks.of_first(None if read is None else read[0].name)
+        if name is None:
+            return None
+
+        def stage() -> Found:
+            parts, extra = read[1:] if read is not None else files.read(self.path / name, self._owner)
+            return Found(self.path / name, extra, files.stage(parts, updaters))
+
+        return ranks.by_all(self._owner, stage)
+
+    def _read_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
+        self._entries = self._looked()
+        skipped: list[str] = []
+        for entry in reversed(self._entries):
+            file = self.path / entry.file
+            try:
+                parts, extra = files.read(file, self._owner)
+            except (ValueError, OSError) as error:
+                skipped.append(str(error))
+                continue
+            if skipped:
+                warnings.warn(f"{' '.join(skipped)} The one before is used, {str(file)!r}.", stacklevel=2)
+                self._entries = self._entries[: self._entries.index(entry) + 1]  # what is not whole does not count
+            return file, parts, extra
+        if skipped:
+            raise ValueError(f"{skipped[0]} No other in {str(self.path)!r} is whole. {self._anew}")
+        return None
