@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "adapters": {
         "core", "schedules", "selectors", "transforms", "combinators", "optimizers", "rules", "updater", "words",
     },
-    "checkpoints": {"updater"},
+    "checkpoints": {"core", "updater"},
     "loop": {"checkpoints", "core", "updater"},
     "see": {"core", "schedules", "selectors", "updater"},
     "cli": {"core", "schedules", "selectors", "adapters", "see", "<front door>"},

@@ -6,7 +6,10 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -15,6 +18,7 @@ from typing_extensions import Self
 
 from gradchain.checkpoints import objects, place, randomness, ranks
 from gradchain.checkpoints.arguments import Best, better, is_count, named, read_best, read_keep, read_updaters
+from gradchain.checkpoints.background import Writer
 from gradchain.checkpoints.feed import Feed
 from gradchain.checkpoints.folder import Folder
 from gradchain.checkpoints.watch import Watch, read_signals
@@ -107,7 +111,12 @@ class Checkpointer:
         self._seen: tuple[int, ...] | None = None  # the counts as the batch in hand was given out
         self._began = self._counts()
         self._agreed: tuple[int, ...] = ()
+        self._writer = Writer() if background else None
+        self._written: dict[str, float] = {}  # records of files that are there
+        self._told = False
         self._process = os.getpid()
+        if self._writer is not None:
+            weakref.finalize(self, _tell_lost, self._writer, self._process)
         self._watch = Watch(read_signals(OWNER, signals), OWNER)
 
     def __repr__(self) -> str:
@@ -142,6 +151,7 @@ class Checkpointer:
             RuntimeError: another run writes into the folder.
         """
         self._check("resume")
+        ranks.by_first(OWNER, self._wait)
         ranks.by_first(OWNER, self._folder.take)
         found = self._folder.newest(self._updaters)
         if found is None:
@@ -164,7 +174,7 @@ class Checkpointer:
             raise
         place.put(own, self._feed)
         self._began = self._counts()
-        self._records = dict(held["best"])
+        self._records = self._written = dict(held["best"])
         self._checked, self._since = self._updates(), time.monotonic()
         return extra
 
@@ -219,6 +229,8 @@ class Checkpointer:
             OSError: a file cannot be written. The files before it are as they were, and the run can go on.
         """
         self._check("step")
+        if not ranks.several():  # else all hear of it where the next file is due
+            self._raise_failed()
         self._seen = () if self._seen is not None else None  # a batch that was stepped is behind, whatever it did
         counts, before = self._updates(), self._checked
         self._checked = counts
@@ -228,6 +240,7 @@ class Checkpointer:
         numbered = by_count or by_time or caught > 0
         path = self._save(numbered, best, extra) if numbered or best else None
         if caught:
+            ranks.by_first(OWNER, self._wait)
             self._end(caught)
         return path
 
@@ -238,8 +251,12 @@ class Checkpointer:
 
     def close(self) -> None:
         """Write what waits, listen for signals no more, and let others write into the folder. May be called again."""
-        if os.getpid() == self._process:
-            self._watch.end()
+        if os.getpid() != self._process:
+            return
+        self._watch.end()
+        try:
+            self._wait()
+        finally:
             self._folder.close()
 
     def __enter__(self) -> Self:
@@ -295,17 +312,45 @@ class Checkpointer:
         records = {**self._records, **best}
         contents = files.contents(self._updaters, self._weights, {**_plain(extra), _KEY: self._state(records)})
 
-        def write() -> Path:
-            written = [self._folder.write_best(contents, metric) for metric in best]
-            return self._folder.write(contents, number, self._keep) if numbered else written[-1]
+        def write(found: Mapping[str, Any]) -> None:
+            for metric in best:
+                self._folder.write_best(found, metric)
+            if numbered:
+                self._folder.write(found, number, self._keep)
+            self._written = records
 
-        path = ranks.by_first(OWNER, write)
+        ranks.by_first(OWNER, partial(self._put, contents, write))
         self._records = records
         if numbered:
             self._since = time.monotonic()
-        if path is not None:
-            return path
         return self._folder.path_of(number) if numbered else self._folder.path_of_best([*best][-1])
+
+    def _put(self, contents: Mapping[str, Any], write: Callable[[Mapping[str, Any]], None]) -> None:
+        """Have the files written: now, or later from a copy of what they hold now."""
+        if self._writer is None:
+            write(contents)
+            return
+        self._raise_failed()
+        if self._writer.write(contents, write) and not self._told:
+            self._told = True
+            warnings.warn(
+                f"{OWNER}: files are due faster than they are written: the run waited for one. Save more seldom, or "
+                "to a faster disk.",
+                stacklevel=5,
+            )
+
+    def _raise_failed(self) -> None:
+        """What went wrong in the background."""
+        error = None if self._writer is None else self._writer.failed()
+        if error is not None:
+            self._records = dict(self._written)
+            raise error
+
+    def _wait(self) -> None:
+        """Until what was begun in the background is written, or has failed."""
+        if self._writer is not None:
+            self._writer.wait()
+            self._raise_failed()
 
     def _state(self, records: Mapping[str, float]) -> dict[str, Any]:
         return {
@@ -336,6 +381,13 @@ class Checkpointer:
                 f"{OWNER}.{owner}: must be called in the process that made it, got a forked child. Make one there, "
                 "with a folder of its own."
             )
+
+
+def _tell_lost(writer: Writer, process: int) -> None:
+    """Where nobody closed it, nobody has heard what went wrong last. A forked child has no part in it."""
+    error = writer.failed() if os.getpid() == process else None
+    if error is not None:
+        warnings.warn(f"{OWNER}: a file was not written, and nothing asked for it since. {error}", stacklevel=2)
 
 
 def _read_every(every: Any) -> int | None:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import logging
 import os
 import socket
 from pathlib import Path
 
-_log = logging.getLogger("gradchain.checkpoints")
+from gradchain.core.notices import notice
+
 _held: dict[tuple[int, int], int] = {}
 """Files that are locked, and by which process: to the system one process is one holder."""
 _UNABLE = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}  # of file systems that have no locks
@@ -29,7 +29,7 @@ class Lock:
     """
 
     def __init__(self, path: Path, owner: str) -> None:
-        self._path, self._owner = path, owner
+        self._path, self._where = path, f"{owner}: {str(path.parent)!r}"
         self._handle: int | None = None
         self._key = (0, 0)
         self._process = 0
@@ -57,10 +57,8 @@ class Lock:
             os.close(handle)  # who had it removed the file meanwhile
         said = _read(handle)
         if said:
-            _log.warning(
-                "%s: %r was being written by process %s on %s, which ended without closing it: taken over.",
-                self._owner, str(self._path.parent), said.get("pid"), said.get("host"),
-            )  # fmt: skip
+            who = f"process {said.get('pid')} on {said.get('host')}"
+            notice("checkpoints", f"{self._where} was being written by {who}, which did not close it: taken over.")
         self._handle, self._key, self._process = handle, _key(os.fstat(handle)), os.getpid()
         _held[self._key] = self._process
         os.ftruncate(handle, 0)
@@ -93,12 +91,12 @@ class Lock:
         except OSError as error:
             if error.errno not in _UNABLE:
                 return False
-            _log.warning("%s: %r has no locks: a second writer is not noticed.", self._owner, str(self._path.parent))
+            notice("checkpoints", f"{self._where} has no locks: a second writer is not noticed.")
         return True
 
     def _refused(self, who: str) -> RuntimeError:
         return RuntimeError(
-            f"{self._owner}: {str(self._path.parent)!r} must have one writer, got a second: {who} has it. Give each "
+            f"{self._where} must have one writer, got a second: {who} has it. Give each "
             "run a folder of its own, or end the other."
         )
 

@@ -588,9 +588,9 @@ def test_a_body_without_an_update_does_not_run_for_ever():
             pass
 
 
-def test_what_is_asked_of_a_validation_that_does_not_return_it():
+def test_what_is_asked_of_a_validation_that_does_not_return_it(tmp_path):
     model, updater = bound()
-    best = gch.loop.checkpoints("unused", best=("acc", "max"))
+    best = gch.loop.checkpoints(tmp_path, best=("acc", "max"))
     for given, sentence in (
         ({"observe": "acc"}, "observe must be names that"),
         ({"checkpoint": best}, "best must be a"),
