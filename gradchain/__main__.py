@@ -13,13 +13,14 @@ from gradchain.cli.options import Parser, whole, wholes
 
 CONVERT = """\
 Print the gradchain code that replaces the optimization part of an OpenMMLab config file, in the format of MMEngine or
-of mmcv 1.x, and, as comments under it, what each key became, what is not read and what looks like a slip. Nothing of
+of mmcv 1.x, and the loop around your own forward, where the file has one; and, as comments under it, what each key became, what is not read and what looks like a slip. Nothing of
 the file is run, and no OpenMMLab package is needed."""
 
 SHOW = """\
 Print the chain in a file: its links, its hyperparameters at some updates, the size of its state. The file is a Python
 program with a function chain(), a chain or an updater, which is run; or a checkpoint, a chain as JSON, or an OpenMMLab
-config, of which nothing is run and which need no model."""
+config, of which nothing is run and which need no model. Of the log of a run, JSON lines, print the
+numbers; --save draws it."""
 
 
 def parser() -> Parser:
@@ -62,7 +63,11 @@ def _add_convert(commands: Any) -> None:
 def _add_show(commands: Any) -> None:
     one = _command(commands, "show", "the chain in a file, in words and as a picture", SHOW)
     add = one.add_argument
-    add("file", metavar="FILE", help="a program or config, .py; a chain or config, .json; anything else: a checkpoint")
+    add(
+        "file",
+        metavar="FILE",
+        help="a program or config, .py; a chain or config, .json; a log, .jsonl; else a checkpoint",
+    )
     add("--name", metavar="NAME", help="which chain of a program; by default updater, chain, or the only one")
     add("--epochs", type=whole(1), metavar="N", help="the length of the run, with --epoch-length")
     add("--iters", type=whole(1), metavar="N", help="the length of the run in micro-batches, in place of --epochs")

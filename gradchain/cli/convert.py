@@ -7,7 +7,7 @@ import copy
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from gradchain.adapters.mmengine.files import read_names
 from gradchain.adapters.mmengine.symbolic import NORM
 from gradchain.cli.code import program
 from gradchain.cli.imports import imported, named_modules
+from gradchain.cli.script import HOOKS as HOOK
+from gradchain.cli.script import leaves, script
 
 __all__ = ["Builder", "Conversion", "chains", "convert", "read"]
 
@@ -28,7 +30,7 @@ LENGTHS = {
     "total_iters": (),
 }
 READ = (*NEW, *OLD, *LENGTHS)
-HOOK, SCOPE, IMPORTS = "default_hooks", "default_scope", "custom_imports"
+SCOPE, IMPORTS = "default_scope", "custom_imports"
 WIDTH = 44
 
 Path = tuple[Any, ...]
@@ -38,14 +40,15 @@ Path = tuple[Any, ...]
 class Conversion:
     """What a config became.
 
-    code: the program; table: rows of a key, its value and what it became; unread: names of the file that have no part
-    in it; remarks: warnings.
+    code: the program of the chain; table: rows of a key, its value and what it became; unread: names of the file that
+    have no part in it; remarks: warnings; loop: a function that trains, "" where the file says nothing of its loop.
     """
 
     code: str
     table: list[tuple[str, str, str]]
     unread: list[str]
     remarks: list[str]
+    loop: str = ""
 
     def __str__(self) -> str:
         """The program, and all else as comments under it."""
@@ -54,7 +57,8 @@ class Conversion:
         notes = ["What each key became:", *(f"  {row}" for row in rows)]
         notes += ["", f"Not read: {', '.join(self.unread)}."] if self.unread else []
         notes += ["", "Remarks:", *(f"  {remark}" for remark in self.remarks)] if self.remarks else []
-        return "\n".join([self.code, "", *(f"# {note}".rstrip() for note in notes)])
+        loop = ["", "", self.loop] if self.loop else []
+        return "\n".join([self.code, *loop, "", *(f"# {note}".rstrip() for note in notes)])
 
 
 def convert(
@@ -78,6 +82,7 @@ def convert(
         it needs was not given. NotImplementedError: rules per parameter that depend on the model.
     """
     config, unread, builder = read(path, epoch_length, batch_size, strict)
+    whole = read_names(path, only=())[0]
     lines = imported(config.get(IMPORTS)) if custom_imports else []
     parts, remarks = chains(builder, config)
     if (modules := named_modules(config.get(IMPORTS))) and not custom_imports:
@@ -86,9 +91,31 @@ def convert(
         remarks.append(f"{HOOK} is not read: what its param_scheduler does to the update is yours to add.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        table = [_row(path, config, builder, parts) for path in _leaves({k: config[k] for k in READ if k in config})]
+        table = [_row(path, config, builder, parts) for path in leaves({k: config[k] for k in READ if k in config}, ())]
     unread = [*(name for name in config if name not in READ), *unread]
-    return Conversion(_code(parts, os.path.basename(path), lines), table, unread, remarks)
+    found = Conversion(_code(parts, os.path.basename(path), lines), table, unread, remarks)
+    return _with_loop(found, whole, builder, parts, os.path.basename(path)) if _has_loop(whole) else found
+
+
+def _has_loop(config: Mapping[str, Any]) -> bool:
+    """Whether a file says more of its loop than how long it is."""
+    train = config.get("train_cfg", config.get("runner"))
+    said = isinstance(train, Mapping) and len(train) > 1
+    return said or any(config.get(key) is not None for key in (HOOK, "checkpoint_config", "evaluation", "log_config"))
+
+
+def _with_loop(
+    found: Conversion, config: Mapping[str, Any], builder: Builder, parts: list[Any], name: str
+) -> Conversion:
+    """A conversion with the loop of its file."""
+    averages = any("average_params(" in repr(part.chain) for part in parts)
+    made = script(config, name, builder.length, parts[0].key is not None, averages)
+    told = {_key(path): (path, became) for path, became in made.rows.items()}
+    table = [(key, value, told.pop(key)[1] if key in told else became) for key, value, became in found.table]
+    table += [(key, _shown(_at(config, path)), became) for key, (path, became) in told.items()]
+    unread = [key for key in found.unread if key not in made.names]
+    remarks = [one for one in found.remarks if HOOK in unread or not one.startswith(f"{HOOK} is not read")]
+    return Conversion(found.code, table, unread, [*remarks, *made.remarks], made.code)
 
 
 def read(
@@ -220,23 +247,18 @@ def _grouped(lines: list[str]) -> list[str]:
 # the table
 
 
-def _leaves(value: Any, path: Path = ()) -> Iterator[Path]:
-    """The places of all values that are no dicts, nor lists of dicts."""
-    if isinstance(value, Mapping) and value:
-        for key, one in value.items():
-            yield from _leaves(one, (*path, key))
-    elif isinstance(value, (list, tuple)) and value and all(isinstance(one, Mapping) for one in value):
-        for i, one in enumerate(value):
-            yield from _leaves(one, (*path, i))
-    else:
-        yield path
+def _key(path: Path) -> str:
+    return "".join(f"[{step!r}]" if not isinstance(step, str) else f".{step}" for step in path)[1:]
+
+
+def _shown(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= WIDTH else shown[: WIDTH - 3] + "..."
 
 
 def _row(path: Path, config: Mapping[str, Any], builder: Builder, parts: list[Any]) -> tuple[str, str, str]:
     value = _at(config, path)
-    key = "".join(f"[{step!r}]" if not isinstance(step, str) else f".{step}" for step in path)[1:]
-    shown = repr(value)
-    shown = shown if len(shown) <= WIDTH else shown[: WIDTH - 3] + "..."
+    key, shown = _key(path), _shown(value)
     if path[0] in LENGTHS:
         return (
             key,

@@ -16,6 +16,7 @@ from typing import Any
 import gradchain as gch
 from gradchain.cli.code import program
 from gradchain.cli.convert import chains, read
+from gradchain.cli.run_log import run_log
 from gradchain.see import saved
 from gradchain.see.curves import drawn
 from gradchain.see.lines import Clocks
@@ -28,6 +29,7 @@ __all__ = ["show"]
 OWNER = "show"
 OF_CONFIGS = {"_base_", "lr_config", "optim_wrapper", "optimizer_config", "param_scheduler", "train_cfg"}
 MOST_BYTES = 50_000_000  # of a program, or of JSON
+PICTURES = (".png", ".svg", ".pdf")
 LOOKED_FOR = "a function chain(), a chain or an updater"
 
 
@@ -44,7 +46,8 @@ def show(
 ) -> str:
     """Read a file, and say what chain is in it; with `save`, draw it too.
 
-    A checkpoint and a chain as JSON are read, and nothing in them is run; so is an OpenMMLab config. Any other Python
+    A checkpoint and a chain as JSON are read, and nothing in them is run; so is an OpenMMLab config. A file of JSON
+    lines is the log of a run, whose numbers are told and drawn. Any other Python
     file is the user's own program: it is run, as a module that is imported, under the name of the file.
 
     Args:
@@ -59,6 +62,13 @@ def show(
 
     Raises: ValueError, TypeError, KeyError, LookupError, OSError, ModuleNotFoundError: in a sentence.
     """
+    if save is not None and Path(save).suffix not in PICTURES:
+        raise ValueError(f"{OWNER}: --save must name a .png, .svg or .pdf file, got {save!r}.")
+    if Path(path).suffix == ".jsonl":
+        _size(path)
+        asked: dict[str, object] = {"name": name, "epochs": epochs, "iters": iters, "epoch_length": epoch_length}
+        asked |= {"batch_size": batch_size, "at": at}
+        return run_log(OWNER, path, asked, save, os.path.basename(path))
     if epochs is not None and iters is not None:
         raise ValueError(f"{OWNER}: one of --epochs and --iters must be given, got both.")
     if epochs is not None and epoch_length is None:
@@ -83,8 +93,6 @@ def _updates(subjects: Sequence[Subject], micro: int) -> int:
 
 
 def _save(run: Run, path: str, title: str) -> None:
-    if Path(path).suffix not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"{OWNER}: --save must name a .png, .svg or .pdf file, got {path!r}.")
     figure = drawn(run, title=title)
     try:
         figure.savefig(path)

@@ -221,12 +221,15 @@ class Transform:
         *,
         autocast: torch.dtype | None = None,
         in_backward: bool = False,
+        zero_redundancy: bool = False,
         **options: Unpack[Nothing],
     ) -> Updater:
         """This chain bound to a model: see `Updater`."""
         from gradchain.updater import Updater  # the one door upwards: a chain is where a user meets the Updater
 
-        return Updater(self, target, autocast=autocast, in_backward=in_backward, **options)
+        return Updater(
+            self, target, autocast=autocast, in_backward=in_backward, zero_redundancy=zero_redundancy, **options
+        )
 
     if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
 

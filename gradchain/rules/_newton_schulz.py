@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradchain.core import _torch
 from gradchain.core.index import Index
 from gradchain.core.scalars import as_number, whole_number
 from gradchain.core.tensors import Tensors
@@ -163,7 +162,6 @@ def _viewed(owner: str, index: Index, conv: str, split: tuple[Split, ...]) -> li
 class Products:
     """How matrices are made orthogonal: the constants of one link."""
 
-    owner: str
     coefficients: tuple[Triple, ...]
     steps: int
     eps: float
@@ -174,16 +172,11 @@ class Products:
         """The matrices of all parameters, orthogonal, and times their factors; what has none as it is."""
         out = u
         for view, members in found:
-            out = out.overlay(u.select(members).map(partial(_mapped, self, view), batched=True))
+            out = out.overlay(u.select(members).map(partial(_mapped, self, view), batched=True, gather=True))
         return out
 
 
 def _mapped(products: Products, view: View, x: Tensor) -> Tensor:
-    if _torch.is_dtensor(x):
-        raise ValueError(
-            f"{products.owner}: matrices must be whole, got one that is spread over ranks: a part of it is another "
-            "matrix. Send it down another branch, muon(…, matrices=…), or leave it whole on every rank."
-        )
     return view.map(x, partial(_one, products))
 
 
@@ -220,7 +213,7 @@ def products_of(link: Any) -> Products:
 
 @lru_cache(maxsize=64)
 def _products(owner: str, coefficients: Any, *rest: Any) -> Products:
-    return Products(owner, checked_coefficients(owner, coefficients), *rest)
+    return Products(checked_coefficients(owner, coefficients), *rest)
 
 
 def views_of(link: Any, index: Index) -> list[tuple[View, Index]]:

@@ -46,7 +46,7 @@ class scale_by_muon(Transform):
     It is for the matrices of hidden layers. Vectors go by as they are: `muon` sends them, embeddings and the head to
     AdamW. The sum and the mean of gradients have one direction, so momentum is written either way elsewhere. Another
     factor, or other coefficients, are another learning rate: `settings()` shows the factor of each parameter. A part
-    of a matrix is another matrix, so it is refused where a tensor is spread over ranks.
+    of a matrix is another matrix, so every rank gathers whole ones where a tensor is spread over ranks.
 
     Args:
         momentum: how much of the mean gradient stays, in [0, 1).

@@ -55,7 +55,7 @@ def training(
     >>> [axes.get_title(loc="left") for axes in figure.axes]
     ['loss', 'learning rate']
     """
-    records = _read(source) if isinstance(source, (str, os.PathLike)) else [*source]
+    records = records_of(source) if isinstance(source, (str, os.PathLike)) else [*source]
     panels = panels_of(records)
     paper.check_installed(OWNER)
     sheet = paper.Sheet(OWNER, width)
@@ -78,7 +78,7 @@ def first_of(panels: Mapping[str, Series]) -> str:
 # reading
 
 
-def _read(path: str | os.PathLike[str]) -> list[Mapping[str, Any]]:
+def records_of(path: str | os.PathLike[str]) -> list[Mapping[str, Any]]:
     """The records of a file, whose last line may be torn."""
     file = Path(path)
     try:

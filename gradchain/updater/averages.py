@@ -58,7 +58,12 @@ def stored_averages(target: Target, state: AverageState) -> dict[str, Tensor]:
     average, buffers = state.average, state.buffers
     live = dict(zip(target.index.names, target.parameters(), strict=True))
     others = {name: buffers[name] if name in buffers else buffer for name, buffer in target.buffers().items()}
-    return {**{name: average[name] if name in average else p.detach() for name, p in live.items()}, **others}
+    return {**{name: _as(p, average[name]) if name in average else p.detach() for name, p in live.items()}, **others}
+
+
+def _as(parameter: Tensor, average: Tensor) -> Tensor:
+    """An average, gathered where ranks share it out and not the weights: all of them ask for it."""
+    return average if _torch.is_dtensor(parameter) else _torch.whole(average)
 
 
 @contextmanager

@@ -30,7 +30,7 @@ from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
 from gradchain.engine.outcome import Outcome
 from gradchain.engine.recording.leaves import same_memory
-from gradchain.updater import buffers, sparse, verify
+from gradchain.updater import buffers, sparse, verify, zero
 from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
@@ -63,6 +63,7 @@ class Bound:
         state: the chain's state.
         active: the parameters that have any; one that has never had a gradient has none, nor one beside `only`.
         hypers: the hyperparameters and their overrides.
+        shares: where ranks share the state out, which part is this one's.
         clocks: named counters; "step" and "micro" are always among them.
         num_skipped: updates that a gate kept from being applied.
         observed: numbers that links may look at.
@@ -74,7 +75,12 @@ class Bound:
     """
 
     def __init__(
-        self, tx: chain, target: Target, autocast: torch.dtype | None = None, only: Collection[str] | None = None
+        self,
+        tx: chain,
+        target: Target,
+        autocast: torch.dtype | None = None,
+        only: Collection[str] | None = None,
+        zero_redundancy: bool = False,
     ) -> None:
         self.chain = tx
         self.autocast = autocast
@@ -86,7 +92,7 @@ class Bound:
         self.news: dict[str, tuple[int, list[float]]] = {}
         self.records: dict[str, Any] = {}
         self.lent_averages: set[str] = set()  # addresses of averages whose tensors a user holds
-        self.engine, journal = verify.parts(target.last_seen)
+        self.engine, journal = verify.parts(target.last_seen, sharded=zero_redundancy)
         self.journal = journal(self.engine.forget)
         self.observations = Observations(tx)
         self._gates = [link for _, link, _ in walk(tx, None) if isinstance(link, Gate)]
@@ -95,7 +101,7 @@ class Bound:
         self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
         self._factor_holds = self._multiplies_loss and all(link.factor_holds for link in scaling)
         self._factor = _NO_FACTOR
-        self.attach(target)
+        self.attach(target, zero.Shares(target) if zero_redundancy else None)
         self.takes_gradients = takes_gradients(tx)
         facts = target.index.facts  # without gradients, what is averaged may move whether it requires one or not
         self.active = target.index.subset(
@@ -112,10 +118,10 @@ class Bound:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_factor": _NO_FACTOR}  # a copy's state is another
 
-    def attach(self, target: Target) -> None:
+    def attach(self, target: Target, shares: zero.Shares | None) -> None:
         """Look at this model from now on."""
         self.hypers.attach(target.index)
-        self.target = target
+        self.target, self.shares = target, shares
         self.gradients = Gradients(target)
         self.window = Window(self.chain, target)
         self.micro = MicroBatch()
@@ -126,7 +132,15 @@ class Bound:
 
     def _fresh_state_of(self, active: Index) -> Links:
         with torch.no_grad():
-            return self.chain.init(self.gradients.params().select(active))
+            return self.chain.init(self.params().select(active))
+
+    def params(self, look: bool = True) -> EagerTensors:
+        """The weights as links see them: those of the model, or what this rank has of them."""
+        if self.shares is None:
+            return self.gradients.params(look)
+        if look:
+            self.target.parameters()
+        return self.shares.weights()
 
     def follow_clocks(self) -> None:
         """Keep just the clocks that some schedule reads, and "step" and "micro"; a new one starts at 0."""
@@ -159,7 +173,7 @@ class Bound:
         """The facts of the coming update: what is known here, and what only its caller knows."""
         micro = self.micro if micro is None else micro
         return Step(
-            self.gradients.params if params is None else params,
+            self.params if params is None else params,
             self.clocks,
             micro.loss,
             evaluate,
@@ -379,6 +393,8 @@ class Bound:
     def _computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
         with _torch.no_grad():
             assert isinstance(step.params, EagerTensors)
+            if self.shares is not None:
+                return zero.computed(self, received, state, step, engine, lent)
             if type(received) is RowGradients or (step.flushing and sparse.is_open(state)):
                 return sparse.computed(self, received, state, step, engine, lent)
             done = engine.step(self.chain, step, received, state, step.params, lent)
@@ -429,6 +445,8 @@ class Bound:
         if same_memory(state, before, whole=True):
             return state
         lent = {id(p) for p in self.target.parameters()}
+        if self.shares is not None:
+            lent |= {id(p) for p in self.shares.weights().values()}
         # a gradient that is a view lies in a bucket of DDP's, which the next reduction overwrites
         lent |= {id(t._base) for t in received.values() if t._base is not None}
         if users:

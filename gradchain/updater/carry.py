@@ -26,6 +26,7 @@ from gradchain.updater.gradients import Gradients
 from gradchain.updater.journal import Pending
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
+from gradchain.updater.zero import Shares
 
 
 @dataclass
@@ -44,13 +45,17 @@ def rebound(
     wanted = [f.name for f in target.index.facts if f.parameter.requires_grad or f.name in bound.active]
     active = target.index.subset(wanted)
     with torch.no_grad():
+        shares = None if bound.shares is None else Shares(target, "rebind")
         params = Gradients(target).params()
         fresh = bound.chain.init(params.select(active))
         check_chain(bound.chain, target.index, fresh, Context.of(bound.facts(params)))
-        state, report = carried(bound.chain, bound.state, fresh, remap, bound.target.index, target)
+        before = bound.state if bound.shares is None else bound.shares.whole(bound.chain, bound.state)
+        state, report = carried(bound.chain, before, fresh, remap, bound.target.index, target)
+        if shares is not None:
+            state = shares.parted(bound.chain, state, bound.window.name)
 
     def follow() -> None:
-        bound.attach(target)
+        bound.attach(target, shares)
         bound.state, bound.active = state, active
         then()
 

@@ -58,7 +58,7 @@ class Checkpoint:
             "format": FORMAT,
             "chain": to_config(bound.chain),
             "clocks": dict(bound.clocks),
-            "links": to_dict(bound.chain, bound.state),
+            "links": to_dict(bound.chain, self._as_written(form)),
             "overrides": bound.hypers.saved_overrides(),
             "observed": dict(bound.observed),
             "news": {name: [count, *latest] for name, (count, latest) in bound.news.items()},
@@ -69,8 +69,13 @@ class Checkpoint:
         if form == "plain":
             return {**plain, "inventory": inventory(plain, bound.chain, bound.state)}
         with torch.no_grad():
-            fresh = bound.chain.init(bound.gradients.params())
+            fresh = bound.chain.init(bound.params())
         return to_fixed(plain, bound.chain, fresh, bound.parameters())
+
+    def _as_written(self, form: Form) -> Links:
+        """The state with whole tensors where ranks share it out; in the fixed form with this rank's parts of those."""
+        bound = self._bound
+        return bound.state if bound.shares is None else bound.shares.whole(bound.chain, bound.state, form == "fixed")
 
     def contents(self, state: dict[str, Any], weights: Which) -> dict[str, Any]:
         """Weights, or those of them, buffers and the state given as plain data."""
@@ -108,6 +113,8 @@ class Checkpoint:
         buffers = bound.target.buffers()
         state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report, buffers)
         self._check_window(state, report)
+        if bound.shares is not None:
+            state = bound.shares.parted(bound.chain, state, bound.window.name)
         here = {address for address, _ in states(bound.chain, state)}
         entries = [f"{address}.{name}[{n}]" for address, name, n in absent if address in here]
         report.missing += [line for line in (*entries, *unfilled) if line not in report.missing]
@@ -161,7 +168,7 @@ class Checkpoint:
             raise ValueError(f"load_state_dict: expected the bound model's parameters, found {unknown[0]!r}.")
         active = index.subset([name for name in index.names if name not in saved["inactive"]])
         with torch.no_grad():
-            fresh = bound.chain.init(bound.gradients.params().select(active))
+            fresh = bound.chain.init(bound.params().select(active))
         return merged(narrowed(bound.state, active), fresh), active
 
     def _clocks(

@@ -27,7 +27,7 @@ class Evaluation:
     def at(self, weights: Tensors, address: str) -> tuple[Any, Tensors]:
         """The unscaled loss at `weights`, and its gradients as the link at `address` would have received them."""
         gradients, journal = self._bound.gradients, self._bound.journal
-        own = gradients.params().select(weights.index).clone()
+        own = gradients.params().select(weights.index).clone()  # whole: to put them back takes no other rank
         gathered = gradients.gather(another_comes=True)
 
         def back() -> None:
@@ -36,7 +36,7 @@ class Evaluation:
 
         journal.away = back
         try:
-            _write(gradients, weights)
+            _write_at(self._bound, weights)
             gradients.clear()
             with torch.enable_grad():
                 loss = self._closure()
@@ -54,7 +54,17 @@ class Evaluation:
         factor = float(self._bound.scaled(one, self._bound.micro.weight, address.partition("/")[0]))
         if self._bound.target.distributed and self._bound.micro.weight is not None:
             factor = over_ranks(self._bound.target, factor)  # ranks weigh their losses differently
-        return loss.detach(), found / factor
+        shares = self._bound.shares
+        return loss.detach(), (found if shares is None else shares.of(found)) / factor
+
+
+def _write_at(bound: Bound, weights: Tensors) -> None:
+    if bound.shares is None:
+        _write(bound.gradients, weights)
+        return
+    commit = Commit()
+    bound.shares.write(commit, Weights(weights), weights)
+    commit.fire()
 
 
 def _write(gradients: Gradients, weights: Tensors) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from gradchain.core._torch import local
 from gradchain.core.html import text
 from gradchain.core.slots import Slots
 from gradchain.core.state import State
@@ -113,22 +114,27 @@ def _kernel(part: Part, source: bool) -> Iterator[str]:
 
 
 def _state(bound: Bound) -> Iterator[str]:
+    mine = dict(state_sizes(bound.chain, bound.state, here=True))
     for address, size in state_sizes(bound.chain, bound.state):
         if size:
-            yield f"state of {address}: {size:,} bytes"
+            here = "" if bound.shares is None else f", {mine[address]:,} of them on this rank"
+            yield f"state of {address}: {size:,} bytes{here}"
 
 
-def state_sizes(link: Transform, state: State) -> Iterator[tuple[str, int]]:
-    """The bytes that the state of each held link has in tensors, by address."""
+def state_sizes(link: Transform, state: State, here: bool = False) -> Iterator[tuple[str, int]]:
+    """The bytes that the state of each held link has in tensors, by address; or those that this rank has of them."""
     for address, held in states(link, state):
-        yield address, sum(_bytes(v) for _, v in held.items() if isinstance(v, (Tensors, Tensor, Slots)))
+        yield address, sum(_bytes(v, here) for _, v in held.items() if isinstance(v, (Tensors, Tensor, Slots)))
 
 
-def _bytes(value: Any) -> int:
+def _bytes(value: Any, here: bool) -> int:
     """Of every tensor in a field of a state."""
     if isinstance(value, (Mapping, list, tuple)):
-        return sum(map(_bytes, value.values() if isinstance(value, Mapping) else value))
-    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
+        return sum(_bytes(inner, here) for inner in (value.values() if isinstance(value, Mapping) else value))
+    if not isinstance(value, Tensor):
+        return 0
+    held: Tensor = local(value) if here else value
+    return held.numel() * held.element_size()
 
 
 def _ticks(bound: Bound) -> Iterator[str]:

@@ -64,7 +64,7 @@ NAMES = {
     "apply_gradients": "step(grads=…)",
 }
 
-BIND = ("autocast", "in_backward")
+BIND = ("autocast", "in_backward", "zero_redundancy")
 """What `bind` takes besides the target."""
 
 _OPTIONS = {
@@ -136,4 +136,6 @@ def refuse_options(options: Mapping[str, object]) -> None:
     for name in options:
         if name in _OPTIONS:
             raise TypeError(f"bind: does not take {name!r}: {_OPTIONS[name]}.")
-        raise TypeError(f"bind: does not take {name!r}{cure(name, BIND)}. It takes autocast= and in_backward=.")
+        raise TypeError(
+            f"bind: does not take {name!r}{cure(name, BIND)}. It takes autocast=, in_backward= and zero_redundancy=."
+        )

@@ -52,6 +52,9 @@ class Updater(Readings, foreign.Stranger):
         in_backward: update each parameter during backward, as soon as its gradient is there, and free the gradient:
             the peak of memory is lower by nearly all gradients. For chains in which every link is `per_parameter`. On
             several ranks a gradient must be reduced before its turn: FSDP2 and hooks of your own do so, DDP does not.
+        zero_redundancy: under DistributedDataParallel, share the state out over its ranks, as ZeRO does: each has a
+            part of it, updates that part of the weights, and gets the rest from the others. Steps are those without
+            it. `state_dict`, `save` and what reads averages gather: all ranks call them.
 
     Raises:
         TypeError, ValueError: for what cannot be bound, and for a chain whose order cannot be meant.
@@ -72,14 +75,18 @@ class Updater(Readings, foreign.Stranger):
         *,
         autocast: torch.dtype | None = None,
         in_backward: bool = False,
+        zero_redundancy: bool = False,
         **options: Unpack[Nothing],
     ) -> None:
         foreign.refuse_options(options)
         refuse_transforms("bind")
         if autocast is not None and not isinstance(autocast, torch.dtype):
             raise TypeError(f"bind: autocast must be a torch.dtype or None, got {autocast!r}.")
+        if not isinstance(zero_redundancy, bool):
+            raise TypeError(f"bind: zero_redundancy must be True or False, got {zero_redundancy!r}.")
         with outside_inference():
-            self._bound = Bound(tx if isinstance(tx, chain) else chain(tx), Target(target), autocast)
+            whole = tx if isinstance(tx, chain) else chain(tx)
+            self._bound = Bound(whole, Target(target), autocast, zero_redundancy=zero_redundancy)
             self._walk = Walk(self._bound, in_backward)
 
     # the walk of the data

@@ -51,15 +51,16 @@ def wanted() -> bool:
 
 
 def parts(
-    weights: list[Tensor], engine: Engine | None = None
+    weights: list[Tensor], engine: Engine | None = None, sharded: bool = False
 ) -> tuple[Engine, Callable[[Callable[[], None]], Journal]]:
     """What runs the steps of a chain that is being bound, and what makes the journal they are written by.
 
     Args:
         weights: what it is bound to.
         engine: one of the same chain, which verifies or does not; None to ask the variable.
+        sharded: whether links see parts of the weights although those are whole.
     """
-    sharded = any(map(_torch.is_dtensor, weights))
+    sharded = sharded or any(map(_torch.is_dtensor, weights))
     if not (wanted() if engine is None else isinstance(engine, Verifying)):
         return ShardedEngine() if sharded else Engine(), Journal
     report = engine.report if isinstance(engine, Verifying) else Report()

@@ -204,7 +204,7 @@ class Walk:
         self.checkpoint.warn_of_other_weights()
         only_adds = scaled and not keep_grads and closure is None and self.bound.only_adds(received, last)
         step = self.bound.facts(
-            None if only_adds else gradients.params(look=False),  # whoever made `received` has looked
+            None if only_adds else self.bound.params(look=False),  # whoever made `received` has looked
             scaled=scaled,
             summed=scaled and window.name is not None,
             weight=micro.weight,
@@ -317,7 +317,7 @@ class Walk:
         self.bound.state = self.bound.window.reduced(self.bound.state, "flush")
         if not self._open_micros():
             return UpdateInfo("window", int(self.bound.clocks["step"]), None, {}, dict, "no window is open")
-        params = self.bound.gradients.params()
+        params = self.bound.params()
         self.checkpoint.warn_of_other_weights()  # after a look: the model may have been given other tensors
         nothing = params.select(())
         step = self.bound.facts(params, flushing=True, scaled=True, micro=MicroBatch(last=True))

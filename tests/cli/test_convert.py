@@ -282,6 +282,25 @@ def test_the_program_and_its_table(tmp_path, capsys):
         "    gch.trace(0.9),\n"
         "    gch.scale_by_learning_rate(0.1 * gch.schedules.per_epoch(gch.schedules.multi_step(1.0, (8, 11)), 100)),\n"
         ").bind(model)\n"
+        "\n"
+        "\n"
+        "def train(loader, forward, hooks=()):\n"
+        '    """The loop of config.py: forward(batch) gives its loss."""\n'
+        "    run = gch.loop(\n"
+        "        loader,\n"
+        "        updater,\n"
+        "        epochs=12,\n"
+        '        checkpoint=gch.loop.checkpoints("work_dirs/config", every=1, unit="epoch"),\n'
+        "        resume=False,\n"
+        "        hooks=hooks,\n"
+        '        log=[gch.loop.console(), "work_dirs/config/log.jsonl"],\n'
+        "        interval=10,\n"
+        "    )\n"
+        "    for batch in run:\n"
+        "        with updater.context():\n"
+        "            loss = forward(batch)\n"
+        "        run.update(loss)\n"
+        "    return run\n"
     )
     table = dict(line[1:].split(maxsplit=1) for line in notes.splitlines() if line.startswith("#   "))
     became = {key: re.split(r"\s{2,}", rest)[-1] for key, rest in table.items()}
@@ -297,9 +316,9 @@ def test_the_program_and_its_table(tmp_path, capsys):
         "param_scheduler[0].milestones": "scale_by_learning_rate",
         "param_scheduler[0].by_epoch": "scale_by_learning_rate",
         "param_scheduler[0].gamma": "scale_by_learning_rate",
-        "train_cfg.type": "not read",
+        "train_cfg.type": "the loop",
         "train_cfg.max_epochs": "the length of the run",
-        "train_cfg.val_interval": "not read",
+        "train_cfg.val_interval": "nothing: the file has no val_cfg",
     }
     assert "# Not read: model.\n" in notes
 
@@ -408,9 +427,9 @@ def test_half_precision_has_a_loss_scale(tmp_path):
 def test_what_is_not_read_is_listed(tmp_path):
     """Names without a part in the chain, and those whose values are not read; hooks only where they do nothing."""
     path = write(tmp_path, CLIPPED | {"default_hooks": {"logger": {"type": "LoggerHook"}}})
-    assert sorted(convert(path, epoch_length=9).unread) == ["default_hooks", "model"]
+    assert sorted(convert(path, epoch_length=9).unread) == ["model"]
     path.write_text(path.read_text() + "\nprompt = open('x')\ndef f():\n    pass\n")
-    assert sorted(convert(path, epoch_length=9).unread) == ["default_hooks", "f", "model", "prompt"]
+    assert sorted(convert(path, epoch_length=9).unread) == ["f", "model", "prompt"]
     path.write_text(path.read_text() + "\ndefault_hooks['param_scheduler'] = open('x')\n")
     found = convert(path, epoch_length=9)
     assert "default_hooks" in found.unread and [r for r in found.remarks if r.startswith("default_hooks is not read")]

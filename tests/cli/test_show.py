@@ -316,3 +316,46 @@ def test_a_clock_that_nobody_told_of_is_said(tmp_path, capsys):
     program = "import gradchain as gch\ntx = gch.sgd(gch.by('samples', gch.linear(1.0, 0.0, 10)))"
     assert main(["show", file(tmp_path, program)]) == 2
     assert "how 'samples' goes" in capsys.readouterr().err
+
+
+# the log of a run
+
+LOG = [
+    {"update": i, "loss": 4.0 / i, "learning_rate": 0.1, "clip_by_norm.norm": float(i), "skipped": i == 3}
+    for i in range(1, 6)
+]
+
+
+def log(folder, *lines):
+    path = folder / "run.jsonl"
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in (*LOG, *lines)))
+    return str(path)
+
+
+def test_the_log_of_a_run_is_told_and_drawn(tmp_path, capsys):
+    path, picture = log(tmp_path, {"mode": "val", "update": 5, "accuracy": 0.5}), tmp_path / "run.png"
+    assert main(["show", path, "--save", str(picture)]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["a", "run", "of", "6", "records"]
+    assert ["loss", "5", "1", "5", "4", "0.8", "0.8", "4"] in lines
+    assert ["clip_by_norm.norm", "5", "1", "5", "1", "5", "1", "5"] in lines
+    assert ["skipped", "updates", "1", "1", "5"] in lines and ["accuracy", "1", "5", "5", *["0.5"] * 4] in lines
+    assert picture.read_bytes()[1:4] == b"PNG"
+
+
+@pytest.mark.parametrize(
+    ("write", "options", "sentence"),
+    [
+        (log, ["--at", "1"], "show: --at is for a chain, and "),
+        (log, ["--epoch-length", "2"], "show: --epoch-length is for a chain, and "),
+        (log, ["--save", "a.docx"], "show: --save must name a .png, .svg or .pdf file, got 'a.docx'."),
+        (log, ["--save", "/no/such/folder/a.png"], "show: '/no/such/folder/a.png' cannot be written: No such file"),
+        (lambda folder: file(folder, "no json\n\n", "run.jsonl"), [], "see.training: "),
+        (lambda folder: file(folder, '{"name": "x"}\n', "run.jsonl"), [], "see.training: expected records with"),
+        (lambda folder: str(folder / "none.jsonl"), [], "show: there is no file"),
+    ],
+)  # fmt: skip
+def test_what_is_no_log_of_a_run_is_refused_in_a_sentence(write, options, sentence, tmp_path, capsys):
+    assert main(["show", write(tmp_path), *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith(sentence) and said.err.count("\n") == 1

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import gradchain as gch
+from gradchain.cli.convert import convert
 from gradchain.loop import moments, parts
 
 runners, hooks, loops = later("mmengine.runner"), later("mmengine.hooks"), later("mmengine.runner.loops")
@@ -121,9 +122,8 @@ def _told(lines, name, stage, call):
     return told
 
 
-def by_ours(case, tmp_path, monkeypatch):
-    """What our loop calls with the same hooks."""
-    lines: list = []
+def watch(lines, monkeypatch):
+    """Write down what our loop does itself at a moment."""
     made = parts.built_in
 
     def watched(run):
@@ -136,6 +136,12 @@ def by_ours(case, tmp_path, monkeypatch):
         ]
 
     monkeypatch.setattr(parts, "built_in", watched)
+
+
+def by_ours(case, tmp_path, monkeypatch):
+    """What our loop calls with the same hooks."""
+    lines: list = []
+    watch(lines, monkeypatch)
     train = dict(case["train"])
     epochs, iters = train.pop("max_epochs", None), train.pop("max_iters", None)
     unit = "epoch" if epochs else "iter"
@@ -158,6 +164,34 @@ def by_ours(case, tmp_path, monkeypatch):
     )
     for batch in run:
         run.update(net(batch["inputs"]).square().mean())
+    return lines
+
+
+def by_converted(case, tmp_path, monkeypatch):
+    """What the function calls that `convert` writes for a config of the case, its blanks filled in."""
+    lines: list = []
+    watch(lines, monkeypatch)
+    by_epoch = "max_epochs" in case["train"]
+    kind = "EpochBasedTrainLoop" if by_epoch else "IterBasedTrainLoop"
+    saving = {"type": "CheckpointHook", "by_epoch": by_epoch, **case.get("save", {"interval": 2})}
+    config = {
+        "optim_wrapper": {"optimizer": {"type": "SGD", "lr": 0.01}},
+        "train_cfg": {"type": kind, **case["train"]},
+        "val_cfg": {"type": "ValLoop"},
+        "default_hooks": {"checkpoint": saving},
+        "work_dir": str(tmp_path / f"converted{next(COUNT)}"),
+    }
+    path = tmp_path / "config.py"
+    path.write_text("".join(f"{name} = {value!r}\n" for name, value in config.items()))
+    found = convert(path, epoch_length=case["batches"])
+    scope = {"model": (net := model())}
+    exec(str(found), scope)
+
+    def evaluate(run):
+        return {"score": sum(len(batch["inputs"]) for batch in run.over(data(2)))}
+
+    recorders = [(recorder(name, lines, case.get("end")), priority) for name, priority in HOOKS]
+    scope["train"](data(case["batches"]), lambda batch: net(batch["inputs"]).square().mean(), evaluate, hooks=recorders)
     return lines
 
 
@@ -198,6 +232,8 @@ def test_every_hook_is_called_when_and_in_the_order_that_mmengine_has(case, tmp_
     monkeypatch.undo()
     ours = by_ours(case, tmp_path, monkeypatch)
     assert ours == theirs
+    monkeypatch.undo()
+    assert by_converted(case, tmp_path, monkeypatch) == theirs
     stages = {line[1] for line in theirs}
     assert {"before_run", "before_train_iter", "after_train_iter", "before_save_checkpoint", "after_run"} <= stages
     assert {line[:2] for line in theirs} >= OURS - {("save", "after_val_epoch"), ("log", "after_val_epoch")}

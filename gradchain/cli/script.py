@@ -1,0 +1,284 @@
+"""The loop of an OpenMMLab config as code: what its Runner and its default hooks do, around a forward of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+__all__ = ["Script", "leaves", "script"]
+
+Path = tuple[Any, ...]
+HOOKS = "default_hooks"
+NAMES = (HOOKS, "evaluation", "checkpoint_config", "log_config", "load_from", "resume", "val_cfg", "vis_backends",
+         "visualizer", "work_dir")  # fmt: skip
+LOOPS = ("EpochBasedTrainLoop", "IterBasedTrainLoop")
+GREATER = ("acc", "top", "AR@", "auc", "precision", "mAP", "mDice", "mIoU", "mAcc", "aAcc")  # MMEngine's, in its order
+LESS = ("loss",)
+DOES = {  # default hooks that the loop is itself
+    "IterTimerHook": "gch.loop times batches", "DistSamplerSeedHook": "gch.loop tells samplers the epoch",
+    "ParamSchedulerHook": "the schedules of the chain", "RuntimeInfoHook": "gch.loop logs rates and losses",
+}  # fmt: skip
+NO_PART = "not here: its part of the loop needs MMEngine's models or data"
+
+
+@dataclass
+class Script:
+    """The loop of a file.
+
+    code: a function of the loader and the user's own functions; rows: what each place became; names: those of the file
+    that have a part in it; remarks: what is the user's to add.
+    """
+
+    code: str
+    rows: dict[Path, str] = field(default_factory=dict)
+    names: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def script(config: Mapping[str, Any], name: str, length: tuple[str, int], several: bool, averages: bool) -> Script:
+    """What `gch.loop(…)` is to be given, for the loop of a config.
+
+    Args:
+        config: the names of the file.
+        name: of the file: its work_dir is called so where it says none.
+        length: the length of the run, "max_epochs" or "max_iters" and how many.
+        several: whether there are several optimizers.
+        averages: whether the chain averages the weights, as EMAHook does.
+    """
+    return _Writer(config, name, length, several, averages).written()
+
+
+class _Writer:
+    def __init__(
+        self, config: Mapping[str, Any], name: str, length: tuple[str, int], several: bool, averages: bool
+    ) -> None:
+        self._config, self._name, self._length = config, name, length
+        self._several, self._averages = several, averages
+        self._unit = "epoch" if length[0] == "max_epochs" else "iter"
+        self._out = Script("")
+        folder = config.get("work_dir")
+        self._folder = folder if isinstance(folder, str) else f"work_dirs/{PurePath(name).stem}"
+
+    def written(self) -> Script:
+        out, config = self._out, self._config
+        arguments = ["loader", "updater", f"{'epochs' if self._unit == 'epoch' else 'iters'}={self._length[1]}"]
+        old = "optim_wrapper" not in config
+        validate = self._validation_of_old() if old else self._validation()
+        arguments += [*validate, *self._checkpoints(old), *(() if config.get("resume") else ("resume=False",))]
+        arguments += ["hooks=hooks", *self._log(old)]
+        self._custom_hooks()
+        out.names = [key for key in NAMES if key in config]
+        if isinstance(config.get("load_from"), str):
+            out.remarks.append(f"load_from={config['load_from']!r} is yours to load before the loop.")
+        asked = ["loader", "forward", *(["evaluate"] if validate else []), "hooks=()"]
+        evaluates = ", and evaluate() numbers by name" if validate else ""
+        gives = "losses by the names of their updaters" if self._several else "its loss"
+        body = (
+            ["for name, loss in forward(batch).items():", "    run.update(loss, name)"]
+            if self._several
+            else ["with updater.context():", "    loss = forward(batch)", "run.update(loss)"]
+        )
+        lines = [
+            f"def train({', '.join(asked)}):",
+            f'    """The loop of {self._name}: forward(batch) gives {gives}{evaluates}."""',
+            "    run = gch.loop(",
+            *(f"        {argument}," for argument in arguments),
+            "    )",
+            "    for batch in run:",
+            *(f"        {line}" for line in body),
+            "    return run",
+        ]
+        out.code = "\n".join(lines)
+        return out
+
+    # validation
+
+    def _validation(self) -> list[str]:
+        train = _mapping(self._config.get("train_cfg"))
+        kind = _kind(train)
+        self._note(("train_cfg", "type"), "the loop")
+        self._note(("train_cfg", "by_epoch"), "the loop")
+        if kind and kind not in LOOPS:
+            self._out.remarks.append(f"train_cfg: {kind} is read as a loop of this length: what else it does is yours.")
+        has = any(self._config.get(key) is not None for key in ("val_cfg", "val_evaluator", "val_dataloader"))
+        began, every = train.get("val_begin", 1), train.get("val_interval", 1 if self._unit == "epoch" else 1000)
+        dynamic = train.get("dynamic_intervals", train.get("dynamic_interval"))
+        for key in ("val_begin", "val_interval", "dynamic_intervals"):
+            self._note(("train_cfg", key), "validate" if has else "nothing: the file has no val_cfg")
+        return self._validated(began, every, dynamic) if has else []
+
+    def _validation_of_old(self) -> list[str]:
+        given = self._config.get("evaluation")
+        if not isinstance(given, Mapping):
+            return []
+        known = dict.fromkeys(("interval", "start", "by_epoch"), "validate")
+        known |= {"save_best": "checkpoint: best", "rule": "checkpoint: best"}
+        self._all("evaluation", given, known, "yours: evaluate()")
+        unit = "epoch" if given.get("by_epoch", True) else "iter"
+        every, start = given.get("interval", 1), given.get("start")
+        return self._validated(start or 1, every, None, unit)
+
+    def _validated(self, begin: Any, every: Any, dynamic: Any, unit: str | None = None) -> list[str]:
+        when = f"{every}" if begin == 1 and not dynamic else f"gch.loop.intervals({begin}, {every}"
+        if when.startswith("gch"):
+            when += f", {[tuple(pair) for pair in dynamic]})" if dynamic else ")"
+        out = [f'validate=(evaluate, {when}, "{unit or self._unit}")']
+        return [*out, "averaged=True"] if self._averages else out
+
+    # checkpoints
+
+    def _checkpoints(self, old: bool) -> list[str]:
+        given, place = self._hook("checkpoint", old, "checkpoint_config", {"interval": 1})
+        if given is None:
+            return []
+        known = {
+            **dict.fromkeys(("interval", "by_epoch", "max_keep_ckpts", "save_last", "save_begin"), "checkpoint"),
+            "type": "checkpoint",
+            "out_dir": "checkpoint: the folder",
+            "save_optimizer": "all is saved: a run goes on from it",
+            "save_param_scheduler": "schedules need no state",
+            "save_best": "checkpoint: best",
+            "rule": "checkpoint: best",
+        }
+        self._all(place, given, known, "not here: the loop names its files itself")
+        every, unit = given.get("interval", 1 if old else -1), "epoch" if given.get("by_epoch", True) else "iter"
+        begin = given.get("save_begin", 0)
+        folder = given.get("out_dir") or self._folder
+        told: Any = every if not begin else [(begin, every)]
+        if not isinstance(every, int) or every < 1 or (unit == "epoch" and self._unit == "iter"):
+            told, unit = None, self._unit
+        keep, last = given.get("max_keep_ckpts", -1), given.get("save_last", True)
+        arguments = [repr(str(folder)).replace("'", '"'), f"every={told}", f'unit="{unit}"']
+        arguments += [f"keep={keep}"] if isinstance(keep, int) and keep > 0 else []
+        arguments += self._best(given, old)
+        arguments += [] if last else ["last=False"]
+        return [f"checkpoint=gch.loop.checkpoints({', '.join(arguments)})"]
+
+    def _best(self, given: Mapping[str, Any], old: bool) -> list[str]:
+        place = _mapping(self._config.get("evaluation")) if old else given
+        wanted, rules = place.get("save_best"), place.get("rule")
+        if wanted is None:
+            return []
+        pairs = []
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        for i, name in enumerate(names):
+            rule = rules[i] if isinstance(rules, (list, tuple)) else rules
+            rule = {"greater": "max", "less": "min"}.get(str(rule)) or _rule_of(str(name))
+            if name == "auto" or rule is None:
+                self._out.remarks.append(
+                    f"save_best={name!r}: name the number that evaluate() returns, and whether it is to be large: "
+                    'best=("accuracy", "max").'
+                )
+                continue
+            pairs.append((name, rule))
+        if not pairs:
+            return []
+        texts = [f'("{name}", "{rule}")' for name, rule in pairs]
+        return [f"best={texts[0]}" if len(texts) == 1 else f"best=[{', '.join(texts)}]"]
+
+    # logs
+
+    def _log(self, old: bool) -> list[str]:
+        given, place = self._hook("logger", old, "log_config", {})
+        given = {} if given is None else given
+        self._all(place, given, {"interval": "interval", "type": "log"}, "log")
+        sinks = ["gch.loop.console()"]
+        for kind in self._backends(old):
+            if kind in ("LocalVisBackend", "TextLoggerHook"):
+                sinks.append(f'"{self._folder}/log.jsonl"')
+            elif kind in ("TensorboardVisBackend", "TensorboardLoggerHook"):
+                sinks.append(f'gch.loop.tensorboard("{self._folder}/tensorboard")')
+            else:
+                self._out.remarks.append(f"{kind}: log=[…] takes any function of a record, a dict of numbers.")
+        return [f"log=[{', '.join(dict.fromkeys(sinks))}]", f"interval={given.get('interval', 10)}"]
+
+    def _backends(self, old: bool) -> list[str]:
+        if old:
+            return [_kind(hook) for hook in _listed(_mapping(self._config.get("log_config")).get("hooks"))] or [
+                "TextLoggerHook"
+            ]
+        given = _mapping(self._config.get("visualizer")).get("vis_backends", self._config.get("vis_backends"))
+        for key in ("visualizer", "vis_backends"):
+            for path in leaves(self._config.get(key), (key,)):
+                self._note(path, "log" if path[-1] == "type" and "vis_backends" in path else "log, but for pictures")
+        return [_kind(one) for one in _listed(given)] or ["LocalVisBackend"]
+
+    # hooks
+
+    def _hook(
+        self, key: str, old: bool, of_old: str, default: Mapping[str, Any]
+    ) -> tuple[Mapping[str, Any] | None, Any]:
+        """The dict of a default hook, its place in the file; None where it is switched off."""
+        if old:
+            return _mapping(self._config.get(of_old)) if of_old in self._config else default, (of_old,)
+        hooks = _mapping(self._config.get(HOOKS))
+        found = hooks.get(key, default)
+        return (None if found is None else _mapping(found)), (HOOKS, key)
+
+    def _custom_hooks(self) -> None:
+        for key, hook in _mapping(self._config.get(HOOKS)).items():
+            kind = _kind(hook)
+            if key in ("checkpoint", "logger"):
+                continue
+            if key == "param_scheduler" and kind != "ParamSchedulerHook":
+                continue  # the chain has it
+            became = DOES.get(kind) or NO_PART if hook is not None else "nothing: it is switched off"
+            for path in leaves(hook, (HOOKS, key)):
+                self._note(path, became)
+            if became is NO_PART:
+                self._out.remarks.append(f"{HOOKS}.{key}: {kind or 'it'} is {NO_PART}.")
+        for hook in _listed(self._config.get("custom_hooks")):
+            kind = _kind(hook)
+            if kind in ("EarlyStoppingHook", "EmptyCacheHook", "SyncBuffersHook"):
+                self._out.remarks.append(f"{kind} runs as it is: train(…, hooks=[{kind}(…)]).")
+
+    # the table
+
+    def _note(self, path: Path, became: str) -> None:
+        value: Any = self._config
+        for step in path:
+            if not isinstance(value, (Mapping, list, tuple)) or (isinstance(value, Mapping) and step not in value):
+                return
+            value = value[step]
+        self._out.rows[path] = became
+
+    def _all(self, place: Any, given: Mapping[str, Any], known: Mapping[str, str], otherwise: str) -> None:
+        start = place if isinstance(place, tuple) else (place,)
+        for path in leaves(given, start):
+            self._note(path, known.get(str(path[len(start)]) if len(path) > len(start) else "", otherwise))
+
+
+def _rule_of(name: str) -> str | None:
+    """Whether a number is to be large, as MMEngine guesses by its name: the words after the last slash."""
+    word = name.rpartition("/")[2]
+    whole, low = (GREATER, "max"), (LESS, "min")
+    exact = next((rule for keys, rule in (whole, low) if word in keys), None)
+    inside = (rule for keys, rule in (whole, low) if any(key.lower() in name.lower() for key in keys))
+    return exact or next(inside, None)
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _listed(value: Any) -> list[Any]:
+    return [value] if isinstance(value, Mapping) else list(value) if isinstance(value, (list, tuple)) else []
+
+
+def _kind(value: Any) -> str:
+    """The type of a dict, without its project."""
+    return str(_mapping(value).get("type") or "").rpartition(".")[2]
+
+
+def leaves(value: Any, path: Path) -> Iterator[Path]:
+    """The places of all values in dicts and lists of dicts."""
+    if isinstance(value, Mapping) and value:
+        for key, one in value.items():
+            yield from leaves(one, (*path, key))
+    elif isinstance(value, (list, tuple)) and value and all(isinstance(one, Mapping) for one in value):
+        for i, one in enumerate(value):
+            yield from leaves(one, (*path, i))
+    else:
+        yield path
