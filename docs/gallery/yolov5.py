@@ -2,9 +2,10 @@
 
 During the warm-up, which is counted in micro-batches, windows grow from one micro-batch to four, biases come down to
 the rate that all others come up to, which moves itself, and momentum rises. Gradients of a window are summed. A window
-that an epoch leaves open is dropped.
+that an epoch leaves open is dropped, and the next one is as much shorter.
 """
 
+import bisect
 import math
 
 import torch
@@ -29,14 +30,15 @@ settings = {
 
 
 def window(warmup, full):
-    """How many micro-batches a window has that opens at micro-batch i: it closes as soon as it is long enough."""
-    want = gch.linear(1.0, full, warmup)
+    """How many micro-batches a window has that opens at i: the script's count to its end does not see epochs."""
+    ends, want = [-1], gch.linear(1.0, full, warmup)
+    for i in range(warmup + 1):
+        if i - ends[-1] >= max(1, round(want(i))):
+            ends.append(i)
+    last, every = ends[-1], max(1, round(full))
 
     def length(i):
-        k = 1
-        while k < max(1, round(want(i + k - 1))):
-            k += 1
-        return k
+        return ends[bisect.bisect_left(ends, i)] + 1 - i if i <= last else every - (i - last - 1) % every
 
     return length
 
