@@ -80,7 +80,8 @@ ORIGINALS = {
     }, 41),
     "gaussian_splatting": Original("graphdeco-inria/gaussian-splatting", "1152adc9d37d1075eae5350879dc789918e719bf", {
         "scene/gaussian_model.py": "`training_setup`, `update_learning_rate`, `reset_opacity`,"
-        " `replace_tensor_to_optimizer`, `_prune_optimizer`, `prune_points`, `cat_tensors_to_optimizer`, `densification_postfix`",
+        " `replace_tensor_to_optimizer`, `_prune_optimizer`, `prune_points`,"
+        " `cat_tensors_to_optimizer`, `densification_postfix`",
     }, 105, by_hand=True),
     "wgan_gp": Original("caogang/wgan-gp", "ae47a185ed2e938c39cf3eb2f06b32dc1b6a2064", {
         "gan_mnist.py": "162-163,178-179,181,188,194,205,209,213,218-220,229,231",
