@@ -72,6 +72,36 @@ def test_a_layer_decay_needs_its_layers(constructor: str, rules: dict[str, Any])
             mmengine.param_settings(Vision(count=6), wrapper)
 
 
+class Timm(nn.Module):
+    """A transformer with timm's names, by itself or as MMPretrain's TimmClassifier holds it."""
+
+    def __init__(self, within: str = "") -> None:
+        super().__init__()
+        inner = BEiT("blocks")
+        inner.head = nn.Linear(2, 2)
+        for name, part in {within: inner}.items() if within else inner.named_children():
+            setattr(self, name, part)
+
+
+@pytest.mark.parametrize("within", ["", "model", "backbone"])
+def test_timms_names_have_layers_too(within: str) -> None:
+    """MMPretrain's constructor asks the model, which of timm's has no get_layer_depth: there it raises."""
+    wrapper = {
+        "optimizer": SGD, "constructor": "LearningRateDecayOptimWrapperConstructor",
+        "paramwise_cfg": {"layer_decay_rate": 0.5, "bias_decay_mult": 0.0},
+    }  # fmt: skip
+    net, before = Timm(within), f"{within}." if within else ""
+    rates = {name: s["lr"] / 0.05 for name, s in mmengine.param_settings(net, wrapper).items()}
+    known = {"patch_embed.bias": 5, "blocks.0.weight": 4, "blocks.3.bias": 1, "head.weight": 0}
+    assert {name: rates[before + name] for name in known} == {name: 0.5**deep for name, deep in known.items()}
+    text = repr(mmengine.from_config(net, wrapper, **RUN).chain)
+    said = f'prefix="{before}", ' if before else ""
+    assert f'layer_decay(0.5, depth.vit(4, {said}blocks="blocks"))' in text
+    for strange in (nn.Sequential(nn.Linear(2, 2)), nn.ModuleDict({"a": BEiT("blocks"), "b": BEiT("blocks")})):
+        with pytest.raises(NotImplementedError, match="the model must have a method get_layer_depth"):
+            mmengine.param_settings(strange, wrapper)
+
+
 # what a constructor is called
 
 
@@ -350,3 +380,29 @@ def test_lars_and_lamb_of_mmpretrain(kind: str, change: dict[str, Any], rules: d
 def test_what_they_cannot_be_is_named(optimizer: dict[str, Any], sentence: str) -> None:
     with pytest.raises((ValueError, TypeError), match=re.escape(sentence)):
         mmengine.from_config(model(), {"optimizer": optimizer}, **RUN)
+
+
+def test_adafactor_of_torch_is_links() -> None:
+    """MMEngine's TorchAdafactor; its `Adafactor` is that of transformers, another rule."""
+    given = {"type": "TorchAdafactor", "lr": 0.1, "eps": [None, 0.01], "d": 2.0, "weight_decay": 0.1}
+    net, other = model(), model()
+    updater = mmengine.from_config(net, {"optimizer": given}, **RUN)
+    theirs = torch.optim.Adafactor(other.parameters(), lr=0.1, eps=(None, 0.01), d=2.0, weight_decay=0.1)
+    assert "from_torch" not in repr(updater.chain)
+    for x, y in batches(8):
+        updater.update((net(x) - y).square().mean())
+        theirs.zero_grad()
+        (other(x) - y).square().mean().backward()
+        theirs.step()
+    for mine, one in zip(net.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, one, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "sentence"), [
+    ("Sophia", "the Hessian's diagonal, which takes a second backward every few steps. Nearest is gch.adamw"),
+    ("DAdaptLion2", "it finds its own learning rate"),
+    ("mmpretrain.Adam4bitAnd8bit", "its moments are 8-bit numbers in blocks"),
+])  # fmt: skip
+def test_why_there_is_no_link_and_what_is_nearest(kind: str, sentence: str) -> None:
+    with pytest.raises(KeyError, match=re.escape(sentence)):
+        mmengine.from_config(model(), {"optimizer": {"type": kind, "lr": 0.1}}, **RUN)

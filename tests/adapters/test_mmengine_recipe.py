@@ -68,7 +68,7 @@ WRITTEN: list[tuple[dict[str, Any], Any, str]] = [
     # MMEngine's Adafactor is that of transformers
     ({"optimizer": {"type": "Adafactor", "lr": 0.1, "relative_step": False}}, None,
      'chain(from_torch("transformers.Adafactor", lr=0.1, relative_step=False))'),
-    ({"optimizer": {"type": "TorchAdafactor", "lr": 0.1}}, None, 'chain(from_torch("Adafactor", lr=0.1))'),
+    ({"optimizer": {"type": "ASGD", "lr": 0.1}}, None, 'chain(from_torch("ASGD", lr=0.1))'),
     ({"optimizer": {**SGD, "type": torch.optim.SGD}}, None, "chain(trace(0.9), scale_by_learning_rate(0.1))"),
     ({"optimizer": {"type": "mmagic.Yogi", "lr": 0.1}}, None, 'chain(from_torch("Yogi", lr=0.1))'),
     ({"optimizer": SGD, "accumulative_counts": 3}, [STAIRS],
@@ -97,7 +97,8 @@ WRITTEN: list[tuple[dict[str, Any], Any, str]] = [
     ({"optimizer": SGD},
      [STAIRS, {"type": "ReduceOnPlateauLR", "monitor": "acc", "rule": "greater", "min_value": 1e-3}],
      'chain(trace(0.9), scale_by_learning_rate(0.1 * per_epoch(multi_step(1.0, (3,)), 4)), reduce_on_plateau("acc", '
-     'min_value=0.001, mode="max", base=0.1, worst=1000000000.0))'),
+     'min_value=0.001 / (1.0 * per_epoch(multi_step(1.0, (3,)), 4)).clip(low=1e-30), mode="max", base=0.1, '
+     'worst=1000000000.0))'),
     # the format of mmcv 1.x
     ({"optimizer": {**SGD, "paramwise_cfg": {"norm_decay_mult": 0.0}, "weight_decay": 0.1},
       "optimizer_config": {"grad_clip": {"max_norm": 35, "norm_type": 2}},

@@ -126,9 +126,13 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
      "mmengine.from_config: param_scheduler[1] (ReduceOnPlateauLR): the other schedulers of the learning rate must "
      "only multiply, got CosineAnnealingLR, which acts on what a reduction leaves."),
     ({"optimizer": SGD, "paramwise_cfg": {"bias_lr_mult": 2.0}},
-     {"param_scheduler": [{"type": "ReduceOnPlateauLR", "min_value": 1e-3}]}, "mmengine.from_config: "
-     "param_scheduler[0] (ReduceOnPlateauLR): min_value must be 0 where the learning rates of parameters differ: each "
-     "group has that floor."),
+     {"param_scheduler": [{"type": "ReduceOnPlateauLR", "min_value": [1e-3, 1e-2]}]}, "mmengine.from_config: "
+     "param_scheduler[0] (ReduceOnPlateauLR): min_value must have a number for each of the 4 groups, got 2."),
+    ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauLR", "min_value": "1e-3"}]},
+     "mmengine.from_config: param_scheduler[0] (ReduceOnPlateauLR): min_value must be a number, or a list with one for "
+     "each group, got '1e-3'."),
+    ({"optimizer": {"type": "TorchAdafactor"}}, {"param_scheduler": [{"type": "ReduceOnPlateauLR"}]}, f"{W}.optimizer: "
+     "its update must be a multiple of the learning rate where a plateau scales it, and is not."),
     ({"optimizer": {"type": "NAdam"}}, {"param_scheduler": [{"type": "ReduceOnPlateauLR"}]}, f"{W}.optimizer: a rule "
      "that is no link of gradchain's writes its weights itself: no plateau scales it."),
     ({"optimizer": SGD, "lr_config": {"policy": "step", "step": [3]}}, {"param_scheduler": [STAIRS]}, f"{W}: "

@@ -33,6 +33,7 @@ ADAM = {"type": "Adam", "lr": 0.01, "betas": (0.8, 0.95), "weight_decay": 1e-2}
 ADAMW = {"type": "AdamW", "lr": 0.01, "betas": (0.9, 0.95), "eps": 1e-7, "weight_decay": 0.1}
 WARM_UP = {"type": "LinearLR", "start_factor": 0.01, "by_epoch": False, "end": 30}
 STAIRS = {"type": "MultiStepLR", "milestones": [4, 8], "gamma": 0.3}
+PLATEAU = {"type": "ReduceOnPlateauLR", "monitor": "val", "patience": 0, "factor": 0.3}
 COSINE = {"type": "CosineAnnealingLR", "eta_min": 1e-3, "convert_to_iter_based": True}
 RULES = {
     "norm_decay_mult": 0.0, "bias_lr_mult": 2.0, "dwconv_decay_mult": 0.5, "flat_decay_mult": 0.25,
@@ -143,6 +144,14 @@ RUNS = {
     "a plateau": Training(
         {"optimizer": SGD}, [WARM_UP, {"type": "ReduceOnPlateauLR", "monitor": "val", "patience": 1, "factor": 0.5}],
         metric=lambda epoch: 1.0 if epoch < 2 else 2.0,
+    ),
+    "a plateau with a floor under stairs": Training(
+        {"optimizer": SGD, "paramwise_cfg": RULES},
+        [STAIRS, {**PLATEAU, "min_value": 1e-3, "eps": 1e-3}], metric=lambda epoch: 1.0 if epoch < 2 else 2.0,
+    ),
+    "a floor for each group": Training(
+        {"optimizer": SGD, "paramwise_cfg": RULES},
+        [{**PLATEAU, "min_value": [0.001 * i for i in range(10)]}], metric=lambda epoch: float(epoch),
     ),
 }  # fmt: skip
 

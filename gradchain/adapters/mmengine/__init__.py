@@ -31,6 +31,8 @@ trained parameters that a constructor leaves   the same
 out, or has twice in one group: silent
 a layer decay whose model has no layers by     an error; with strict=False a warning
 those names, or more than are said: silent
+MMPretrain's layer decay needs a model with    so here, but for blocks by timm's names (`blocks.0`): they are read as
+get_layer_depth                                those of MMPretrain's VisionTransformer
 a custom key without decay_mult puts off the   the same, and a warning; so has a learning rate of 0 that a schedule
 rules of decay by kind: silent                 with an absolute value moves
 a ConstantLR with a factor above 1 is refused  an error too, except for MMPose's; with strict=False a warning
@@ -76,6 +78,11 @@ mmcv 1.x: averages of buffers begin at the     at those after the first averagin
 first weights' (MMDetection's hooks)
 MMYOLO's hooks count the groups, whoever made  the third group is the biases of YOLOv5's constructor, or an error;
 them                                           without a model what is neither weight nor bias is trained
+a plateau's min_value and eps bound the rate   the same; the usual eps of 1e-8 bounds it before other schedulers
+in force
+a plateau of momentum or another field         an error: `reduce_on_plateau` scales the updates, which a rate alone does
+Sophia, D-Adaptation, 8-bit optimizers         their classes, where installed, through `from_torch`; else an error that
+                                               says why there is no link, and what is nearest
 frozen_layers_cfg of MMSelfSup's hook          an error
 apex: opt_level O1 patches functions           autocast and `amp_scale`; O2 and O3 are refused: they cast the model
 =============================================  =======================================================================

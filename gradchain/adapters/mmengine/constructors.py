@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import nn
 
+from gradchain.adapters.mmengine.depths import of_timm
 from gradchain.adapters.mmengine.paramwise import Group, Paramwise, Visit, visits
 
 __all__ = ["by_depth", "by_pattern", "default", "force_default", "old_default", "scaled", "swin"]
@@ -134,13 +135,22 @@ def scaled(paramwise: Paramwise, pattern: str, key: str, value: Any) -> Any:
     return paramwise.base(key.removesuffix("_mult")) * paramwise.factor(f"{pattern!r}[{key!r}]", value)
 
 
-def by_depth(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """LearningRateDecayOptimWrapperConstructor of MMPretrain: the model says how deep, rules say what decays."""
+def _asked(paramwise: Paramwise, model: nn.Module) -> Callable[[str], tuple[int, int]]:
+    """What says how deep a parameter is, and how many depths there are: the model, or its names if they are timm's."""
     ask = getattr(model, "get_layer_depth", None)
+    timm = of_timm([name for name, _ in model.named_parameters()]) if ask is None else None
+    if timm is not None:
+        return lambda name: (timm(name), timm.total)
     if ask is None:
         paramwise.refuse(
             f"the model must have a method get_layer_depth, {type(model).__name__} has none.", NotImplementedError
         )
+    return ask  # type: ignore[no-any-return]
+
+
+def by_depth(paramwise: Paramwise, model: nn.Module) -> list[Group]:
+    """LearningRateDecayOptimWrapperConstructor of MMPretrain: the model says how deep, rules say what decays."""
+    ask = _asked(paramwise, model)
     if not paramwise.decays:
         paramwise.refuse("optimizer must have weight_decay.")
     rate = paramwise.number("layer_decay_rate", 1.0)

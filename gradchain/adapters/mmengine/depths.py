@@ -11,7 +11,15 @@ from torch import nn
 from gradchain.adapters.mmengine.entries import is_number
 from gradchain.selectors import ParameterFacts, depth, layer_decay
 
-__all__ = ["decays"]
+__all__ = ["decays", "of_timm"]
+
+
+def of_timm(names: Sequence[str]) -> depth.vit | None:
+    """The depths of a plain transformer with timm's names, `blocks.0` in `model.` or nothing; None for others."""
+    inside = [found for name in names if (found := re.match(r"((?:\w+\.)*?)blocks\.(\d+)\.", name))]
+    if len({found[1] for found in inside}) != 1 or re.search(r"\d", inside[0][1]):
+        return None
+    return depth.vit(max(int(found[2]) for found in inside) + 1, prefix=inside[0][1], blocks="blocks")
 
 
 def decays(model: nn.Module, config: Mapping[str, Any], facts: Sequence[ParameterFacts]) -> Iterator[layer_decay]:
@@ -21,6 +29,8 @@ def decays(model: nn.Module, config: Mapping[str, Any], facts: Sequence[Paramete
     if not is_number(rate) or not rate > 0:
         return
     names = [name for name, _, _ in facts]
+    if (timm := of_timm(names)) is not None:
+        yield layer_decay(rate, timm)
     for prefix in dict.fromkeys(("backbone.", "")):
         for deep in _depths(prefix, names, _totals(model, given, prefix, names)):
             rule = layer_decay(rate, deep)

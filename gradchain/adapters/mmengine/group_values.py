@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from glob import escape
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters.mmengine.entries import Clock, is_number, type_name
 from gradchain.adapters.mmengine.hook_schedules import HookSchedules
 from gradchain.adapters.mmengine.hooks import Averaging
 from gradchain.adapters.mmengine.optimizers import Optimizer
-from gradchain.adapters.mmengine.params import values
+from gradchain.adapters.mmengine.params import group_numbers, values
 from gradchain.adapters.mmengine.schedules import Fields
 from gradchain.adapters.mmengine.symbolic import Symbolic
 from gradchain.adapters.mmengine.wrappers import Around
 from gradchain.schedules import Schedule, by, constant
-from gradchain.selectors import Selector, bias, choose, named
+from gradchain.selectors import Selector, SelectorLike, bias, choose, named
 from gradchain.selectors.base import predicate
 
 if TYPE_CHECKING:
@@ -130,6 +132,39 @@ class Numbers:
         if self.part.rules is not None:
             return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
         return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
+
+    def curve(self, field: str, base: float) -> Value:
+        """What the schedulers make of a number over the run."""
+        return self._read(self.fields.get(field, constant)(base))
+
+    def rates(self, least: Sequence[float] | None) -> list[tuple[SelectorLike | None, float, float]]:
+        """The parameters of one learning rate and one least rate, by group; None where that is all of them."""
+        base, ratio = self.optimizer.base("lr"), self.recipe.ratio
+        if least is None and self.part.rules is not None:
+            found: Any = self.part.rules.value("lr", base, float, proportional=False)
+            if not isinstance(found, choose):
+                return [(None, found * ratio, 0.0)]
+            each: dict[Any, None] = dict.fromkeys(value for value in (*(v for _, v in found.pairs), found.rest))
+            some = {value: self.where("lr", lambda lr, value=value: lr == value) for value in each}  # type: ignore[misc]
+            return [(who, value * ratio, 0.0) for value, who in some.items() if not isinstance(who, bool)]
+        if self.part.rules is not None:
+            if len(least or ()) == 1 and not self.part.config.get("paramwise_cfg"):
+                return [(None, base * ratio, least[0])]  # type: ignore[index]
+            raise ValueError("min_value must be one number where no model is at hand: what groups there are is its.")
+        together = defaultdict[tuple[float, float], list[str]](list)
+        groups = group_numbers(self.part.target, self.part.config) if least is not None else {}
+        if least is not None and len(least) != (count := max(groups.values()) + 1):
+            raise ValueError(f"min_value must have a number for each of the {count} groups, got {len(least)}.")
+        for name, items in self.part.settings.items():
+            if items is not None:
+                low = 0.0 if least is None else least[groups[name]]
+                together[items.get("lr", base) * ratio, low].append(name)
+        if len(together) == 1:
+            return [(None, *next(iter(together)))]
+        if least is None:
+            kinds = {lr: self.where("lr", lambda one, lr=lr: one * ratio == lr) for lr, _ in together}  # type: ignore[misc]
+            return [(who, lr, 0.0) for lr, who in kinds.items() if not isinstance(who, bool)]
+        return [(named(*map(escape, names)), *key) for key, names in together.items()]
 
     def _moves(self, schedule: Schedule) -> bool:
         """Whether what begins at 0 ever leaves it."""

@@ -1,8 +1,8 @@
-"""What hooks of a recipe do to the weights: the averages of EMAHook, and the schedulers that read a metric."""
+"""What hooks of a recipe do to the weights: the averages of EMAHook."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -11,9 +11,8 @@ from gradchain.adapters.mmengine.wrappers import OWNER
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, inverse_time, join
 from gradchain.transforms.average import average_params
-from gradchain.transforms.plateau import reduce_on_plateau
 
-__all__ = ["Averaging", "average", "average_1x", "plateaus", "read_hooks", "read_plateau"]
+__all__ = ["Averaging", "average", "average_1x", "read_hooks"]
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ExponentialMovingAverage": ("momentum",),
@@ -31,11 +30,6 @@ OLD: dict[str, tuple[str, ...]] = {
 ASIDE_1X = ("type", "resume_from", "priority", "_scope_")
 Averaging = Callable[[Clock, int], Transform]
 """(the run, micro-batches of a window) -> the link."""
-PLATEAU = (
-    "monitor", "rule", "factor", "patience", "threshold", "threshold_rule", "cooldown", "min_value", "eps", "begin",
-    "end", "by_epoch", "verbose", "last_step", "param_name", "type", "_scope_",
-)  # fmt: skip
-PURE = ("Linear", "Constant", "MultiStep", "Step", "Exponential")
 
 
 def read_hooks(custom_hooks: Any, strict: bool, old: bool = False) -> Averaging | None:
@@ -133,64 +127,3 @@ def _times(entry: Entry, clock: Clock, counts: int) -> tuple[int, int, int]:
             f"interval must be a multiple of the {counts} iterations of a window, or divide them, got {every!r}."
         )
     return begin // counts, max(every // counts, 1), max(counts // every, 1)
-
-
-def plateaus(param_scheduler: Any) -> tuple[Any, list[tuple[str, Mapping[str, Any]]]]:
-    """A scheduler or a list of them without those that read a metric, and these, with their places."""
-    entries = param_scheduler if isinstance(param_scheduler, (list, tuple)) else [param_scheduler]
-    found = [
-        (f"param_scheduler[{i}] ({entry['type']})", entry)
-        for i, entry in enumerate(entries)
-        if isinstance(entry, Mapping) and str(type_name(entry.get("type"))).startswith("ReduceOnPlateau")
-    ]
-    reading = [id(entry) for _, entry in found]
-    others = [entry for entry in entries if id(entry) not in reading]
-    return (others or None) if found else param_scheduler, found
-
-
-def read_plateau(
-    found: Sequence[tuple[str, Mapping[str, Any]]], others: Any, base: float, differs: bool, strict: bool
-) -> list[Transform]:
-    """The link that a ReduceOnPlateauLR is, beside the other schedulers; `base` is the learning rate."""
-    if not found:
-        return []
-    entry = Entry(found[-1][0], found[-1][1], strict, OWNER)
-    if len(found) > 1:
-        entry.refuse(f"there must be at most one scheduler that reads a metric, got {len(found)}.")
-    given = entry.items
-    entry.only(PLATEAU)
-    field = given.get("param_name", "lr") if "ParamScheduler" in str(type_name(given["type"])) else "lr"
-    if "Momentum" in str(type_name(given["type"])) or field != "lr":
-        entry.refuse("only the learning rate can be reduced on a plateau: reduce_on_plateau scales the updates.")
-    if not entry.flag("by_epoch", True):
-        entry.refuse("by_epoch must be True, as in MMEngine, got False: it counts validations.")
-    if given.get("last_step", -1) != -1:
-        entry.refuse(f"last_step must be -1, got {given['last_step']!r}; what it has seen is in the checkpoint.")
-    if given.get("begin", 0) != 0 or "end" in given:
-        entry.refuse("begin and end must not be given: it reads every observation.")
-    for other in others or ():
-        kind = str(type_name(other.get("type")))
-        if kind.endswith("LR") and kind.removesuffix("LR") not in PURE:
-            entry.refuse(
-                f"the other schedulers of the learning rate must only multiply, got {kind}, which acts on what a "
-                "reduction leaves."
-            )
-    least = entry.number("min_value", 0.0)
-    if least and differs:
-        entry.refuse("min_value must be 0 where the learning rates of parameters differ: each group has that floor.")
-    rule = entry.get("rule", "less", "'less' or 'greater'", lambda x: x in ("less", "greater"))
-    return [
-        reduce_on_plateau(
-            given.get("monitor", "loss"),
-            factor=entry.number("factor", 0.1),
-            patience=entry.number("patience", 10),
-            threshold=entry.number("threshold", 1e-4),
-            threshold_mode=entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs")),
-            cooldown=entry.number("cooldown", 0),
-            min_value=least,
-            eps=entry.number("eps", 1e-8),
-            mode="min" if rule == "less" else "max",
-            base=base,
-            worst=1e9,
-        )
-    ]

@@ -15,6 +15,7 @@ from gradchain.core.chain import chain
 from gradchain.core.hyper import varies
 from gradchain.core.transform import Transform
 from gradchain.optimizers import adam, adamw, lion, sgd
+from gradchain.rules.adafactors import adafactor
 from gradchain.rules.trust_ratio import scale_by_trust_ratio
 from gradchain.selectors import Selector
 from gradchain.transforms.adam import scale_by_adam
@@ -36,6 +37,20 @@ CONSTRUCTOR = ("batch_size_per_gpu", "base_total_batch_size", "layer_decay_rate"
 RENAMED = {"Adafactor": "transformers.Adafactor", "TorchAdafactor": "torch.Adafactor"}
 # OpenMMLab's own, which have other formulas than the classes of that name elsewhere
 OWN_ELSEWHERE = {"LAMB": "MMPretrain's"}
+# what no link here is, by how its name begins or ends: why, and what is nearest
+_HESSIAN = (
+    "it divides by an estimate of the Hessian's diagonal, which takes a second backward every few steps",
+    "gch.adamw, or gch.lion with a tenth of AdamW's rate",
+)
+_NO_RATE = (
+    "it finds its own learning rate, for all parameters together, from norms over the whole run",
+    "the class itself with its package installed (dadaptation, prodigyopt), or gch.adamw with a rate of yours",
+)
+_EIGHT_BITS = (
+    "its moments are 8-bit numbers in blocks, which no link keeps",
+    "the class itself with bitsandbytes installed, or gch.adamw with the moments in half precision: mu_dtype",
+)
+MISSING = {"Sophia": _HESSIAN, "DAdapt": _NO_RATE, "Prodigy": _NO_RATE, "8bit": _EIGHT_BITS}
 
 
 class Optimizer:
@@ -79,6 +94,11 @@ class Optimizer:
             )
         return RENAMED.get(short, short.removeprefix("bnb_"))
 
+    @property
+    def is_times_rate(self) -> bool:
+        """Whether half the learning rate is half the update, with the same memory."""
+        return self._type != "torch.Adafactor" and not (self._type == "LARS" and self.args.get("momentum"))
+
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """What may be given to the rule, by name."""
         if self._of_openmmlab:
@@ -90,7 +110,11 @@ class Optimizer:
         except KeyError as error:
             if self._type == "Lion":  # ours stands for a package that need not be installed
                 return inspect.signature(_lion_arguments).parameters
-            self.entry.refuse(str(error.args[0]).removeprefix("from_torch: "), KeyError)
+            said = str(error.args[0]).removeprefix("from_torch: ")
+            for part, (why, near) in MISSING.items():
+                if part in str(self._type):
+                    said = f"{self._type!r} is not read where its class is not installed: {why}. Nearest is {near}."
+            self.entry.refuse(said, KeyError)
 
     def given(self, values: Mapping[str, Value], **only: Any) -> dict[str, Any]:
         """All arguments of a class that is known by its signature; some can only be what they are by default."""
@@ -178,6 +202,15 @@ def _lion(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] 
     return [lion(values.get("lr", args.get("lr", 1e-4)), *_betas(args, values, 0.99), decay)]
 
 
+def _adafactor(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
+    known = ("lr", "beta2_decay", "eps", "d", "weight_decay")
+    if not _only(args, {"maximize": False}, *known) or not set(values) <= {"lr", "weight_decay"}:
+        return None
+    given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in args.items() if key in known}
+    given |= values
+    return [adafactor(given.pop("lr", 1e-2), **given)]
+
+
 def lars_arguments(
     lr: float, momentum: float = 0.0, weight_decay: float = 0.0, dampening: float = 0.0, eta: float = 0.001,
     nesterov: bool = False, eps: float = 1e-8, lars_exclude: bool = False,
@@ -248,4 +281,4 @@ def _lion_arguments(
 Where = Callable[[str, "Callable[[Any], bool]"], "Selector | bool"]
 OF_OPENMMLAB = {"LARS": _of_lars, "Lamb": _of_lamb}
 SIGNED: dict[str, Callable[..., None]] = {"LARS": lars_arguments, "Lamb": lamb_arguments}
-OWN: dict[str, Own] = {"SGD": _sgd, "Adam": _adam, "AdamW": _adamw, "Lion": _lion}
+OWN: dict[str, Own] = {"SGD": _sgd, "Adam": _adam, "AdamW": _adamw, "Lion": _lion, "torch.Adafactor": _adafactor}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from gradchain.adapters.mmengine.written import values
 from gradchain.selectors import ParameterFacts
 from gradchain.updater.target import Target
 
-__all__ = ["BY_CHILD", "MULTI", "OLD", "PATTERNS", "param_settings", "register_constructor", "values"]
+__all__ = ["BY_CHILD", "MULTI", "OLD", "PATTERNS", "group_numbers", "param_settings", "register_constructor", "values"]
 
 # OpenMMLab's own scopes; another project's constructor may have any of these names, and is another
 PROJECTS = (
@@ -152,9 +153,23 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
     return settings
 
 
+def group_numbers(model: nn.Module, config: Mapping[str, Any]) -> dict[str, int]:
+    """By name, which of the groups of one optimizer's config a parameter is in; its faults were said before."""
+    names = {id(parameter): name for name, parameter, _ in Target(model).index.entries}
+    inner = getattr(model, "module", model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        groups = _groups(*read(inner, config, False), inner)
+    return {names[id(parameter)]: i for i, (parameters, _) in enumerate(groups) for parameter in parameters}
+
+
+def _groups(paramwise: Paramwise, how: Constructor | None, model: nn.Module) -> list[Group]:
+    return how.build(paramwise, model) if how is not None else [(list(model.parameters()), {})]
+
+
 def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Sequence[ParameterFacts]) -> Settings:
     paramwise, how = read(model, config, strict)
-    groups: list[Group] = how.build(paramwise, model) if how is not None else [(list(model.parameters()), {})]
+    groups = _groups(paramwise, how, model)
     if how is not None and "custom_keys" in how.reads:
         paramwise.check_used()
     return _settings_of(paramwise, groups, facts, {id(p) for p in model.parameters() if p.requires_grad})

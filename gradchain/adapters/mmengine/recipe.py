@@ -15,16 +15,17 @@ from gradchain.adapters.mmengine import old_format
 from gradchain.adapters.mmengine.entries import Entry, listed, type_name
 from gradchain.adapters.mmengine.group_values import Numbers, Part, Recipe
 from gradchain.adapters.mmengine.hook_schedules import HookSchedules, read_scheduler_hook
-from gradchain.adapters.mmengine.hooks import plateaus, read_hooks, read_plateau
+from gradchain.adapters.mmengine.hooks import read_hooks
 from gradchain.adapters.mmengine.optimizers import Optimizer
 from gradchain.adapters.mmengine.params import BY_CHILD, MULTI, param_settings
+from gradchain.adapters.mmengine.plateaus import plateaus, read_plateau
 from gradchain.adapters.mmengine.schedules import Fields, clock_of, schedules
 from gradchain.adapters.mmengine.symbolic import Symbolic
 from gradchain.adapters.mmengine.wrappers import OWNER, check_keys, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
-from gradchain.selectors import PerParameter, named
+from gradchain.selectors import named
 from gradchain.updater import Group
 from gradchain.updater.target import Target
 
@@ -317,9 +318,13 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
     fields = recipe.schedules(others) | _set_by_hook(recipe.setting, optimizer)
     numbers = Numbers(part, optimizer, fields, around, recipe)
     moving = numbers.all()
-    learning_rate = numbers.base("lr") if reading else 0.0
-    reducing = read_plateau(reading, others, learning_rate, isinstance(moving.get("lr"), PerParameter), recipe.strict)
+    rate = numbers.base("lr") if reading else 0.0
+    reducing = read_plateau(reading, others, rate, lambda one: numbers.curve("lr", one), numbers.rates, recipe.strict)
     rule = optimizer.links(moving, numbers.where)
+    if reducing and not optimizer.is_times_rate:
+        optimizer.entry.refuse(
+            "its update must be a multiple of the learning rate where a plateau scales it, and is not."
+        )
     if reducing and not isinstance(rule[-1], chain):
         optimizer.entry.refuse("a rule that is no link of gradchain's writes its weights itself: no plateau scales it.")
     links: Iterable[Transform | None] = [
