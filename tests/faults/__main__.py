@@ -1,0 +1,51 @@
+"""Try what can go wrong: `python -m tests.faults`, in a checkout, with the packages of the tests.
+
+Without arguments every kind is tried in the long form, its figures are written into results/ and the page
+docs/what_can_go_wrong.md is drawn. `--only kills world` tries these kinds alone and draws the page with the other
+figures as they were. `--page` draws it of the figures that are there. `--few` tries as often as CI does and writes
+nothing; it prints one line of JSON for each fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import torch  # noqa: E402
+import what_goes_wrong as wrong  # noqa: E402
+
+
+def main(given: list[str] | None = None) -> int:
+    """Try them; 1 where anything was lost."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
+    parser.add_argument("--only", nargs="+", metavar="KIND", choices=list(wrong.kinds()), help="these kinds alone")
+    parser.add_argument("--page", action="store_true", help="draw the page of the figures that are there")
+    parser.add_argument("--few", action="store_true", help="as often as CI does; writes nothing")
+    asked = parser.parse_args(given)
+    torch.set_num_threads(1)
+    lost = 0
+    for word, kind in {} if asked.page else wrong.kinds().items():
+        if asked.only and word not in asked.only:
+            continue
+        rows = []
+        for fault in kind.faults:
+            if asked.few and not fault.few:
+                continue
+            row = wrong.tried(fault, fault.few if asked.few else fault.many)
+            lost += row.losses
+            rows.append(row)
+            print(json.dumps({"kind": word, **asdict(row)}, ensure_ascii=False), flush=True)
+        if not asked.few:
+            wrong.keep(word, rows)
+    if not asked.few:
+        wrong.PAGE.write_text(wrong.page())
+    return int(lost > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
