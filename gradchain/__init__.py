@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gradchain.combinators.accumulate import accumulate as accumulate
     from gradchain.combinators.amp_scale import amp_scale as amp_scale
     from gradchain.combinators.freeze import freeze as freeze
+    from gradchain.combinators.guard import guard as guard
     from gradchain.combinators.masked import masked as masked
     from gradchain.combinators.partition import partition as partition
     from gradchain.combinators.partition import rest as rest
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from gradchain.core.config import to_config as to_config
     from gradchain.core.context import Context as Context
     from gradchain.core.hyper import Hyper as Hyper
+    from gradchain.core.refusal import Diverged as Diverged
     from gradchain.core.roles import AtTicks as AtTicks
     from gradchain.core.roles import AverageState as AverageState
     from gradchain.core.roles import Freezes as Freezes
@@ -132,6 +134,7 @@ _HOMES = {
     "Checkpointer": "checkpoints",
     "Context": "core.context",
     "Count": "core.scalars",
+    "Diverged": "core.refusal",
     "Freezes": "core.roles",
     "Gate": "core.roles",
     "Group": "updater.group",
@@ -187,6 +190,7 @@ _HOMES = {
     "from_config": "core.config",
     "from_torch": "adapters",
     "group": "updater.group",
+    "guard": "combinators.guard",
     "join": "schedules",
     "layer_decay": "selectors",
     "linear": "schedules",

@@ -136,6 +136,20 @@ def spiked(z: float, decay: float, warmup: int) -> Callable[..., dict[str, Tenso
     return step
 
 
+def guarded(times: float, decay: float, warmup: int) -> Callable[..., dict[str, Tensor]]:
+    """Descent that leaves out steps whose norm is so many times the mean of the norms of all others."""
+
+    def step(problem: Problem, t: int, weights: dict[str, Tensor], memory: dict[str, Any]) -> dict[str, Tensor]:
+        g = problem.gradient(t, weights)
+        x, (n, mean) = rules.together(g).item(), memory.get("seen", (0, 0.0))
+        if not g or not math.isfinite(x) or (n >= warmup and x > times * mean):
+            return {}
+        memory["seen"] = n + 1, mean + max(1 / (n + 1), 1 - decay) * (x - mean)
+        return {name: weights[name] - problem.rate(t) * g[name] for name in g}
+
+    return step
+
+
 def not_large(problem: Problem, t: int, weights: dict[str, Tensor], memory: dict[str, Any]) -> dict[str, Tensor]:
     g = problem.gradient(t, weights)
     return {n: weights[n] - problem.rate(t) * g[n] for n in g} if rules.together(g).item() ** 2 < 400 else {}
@@ -291,6 +305,17 @@ ROWS: tuple[Case, ...] = (
         (twin(across),),
         scope="tensor",
         uses_params=True,
+    ),
+    Case(
+        "guard",
+        gch.guard(math.inf, math.inf, 4.0, skip=True, decay=0.9, warmup=4),
+        (joint_twin(guarded(4.0, 0.9, 4)),),
+        draw=bursts,
+        low="a loss that is infinite in float16 is finite in float64",
+        scope="joint",
+        may_hold=True,
+        gate=DATA_DEPENDENT,
+        own_time=False,
     ),
     Case(
         "skip_spikes",

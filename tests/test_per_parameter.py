@@ -86,7 +86,7 @@ def test_the_rows_above_are_every_link_that_has_a_number():
         "reduce_on_plateau",
         "sam",
     }
-    assert others == joint | beside | {"skip_nonfinite"}
+    assert others == joint | beside | {"guard", "skip_nonfinite"}
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.refusal import Refusal
+from gradchain.core.refusal import Refusal, nonfinite_in
 from gradchain.core.roles import Gate
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
@@ -90,12 +90,19 @@ class chain(Transform):
     def update(self, updates: Tensors | Weights, state: Links, ctx: Context) -> tuple[Tensors | Weights | None, Links]:
         states = dict(state.links)
         gate = self._gate(ctx) if ctx.evaluates else None
-        if gate is None:
-            return self._walked(updates, states, ctx), Links(states)
         try:
-            return self._walked(updates, states, ctx.under_gate()), Links(states)
+            out = self._walked(updates, states, ctx.under_gate() if gate else ctx)
         except Refusal as refusal:
+            if gate is None:
+                raise
             return None, Links(self._held(gate, refusal.why, state, states, ctx))
+        for name, link in self.named if out is not None else ():
+            if isinstance(link, Gate) and link.looks_behind() and link.active(ctx.enter(name)):
+                assert out is not None
+                why = nonfinite_in(out, *self._behind(name, state.links, states))
+                if why:
+                    return None, Links(self._held((name, link), why, state, states, ctx))
+        return out, Links(states)
 
     def _walked(self, updates: Tensors | Weights, states: dict[str, State], ctx: Context) -> Tensors | Weights | None:
         """The links, left to right; their new states are put into `states`."""
@@ -110,6 +117,11 @@ class chain(Transform):
         """The link that will hold for what is not finite: the first of the active gates."""
         gates = ((name, link) for name, link in self.named if isinstance(link, Gate))
         return next(((name, gate) for name, gate in gates if gate.active(ctx.enter(name))), None)
+
+    def _behind(self, name: str, *states: Mapping[str, State]) -> Iterator[dict[str, State]]:
+        """Of each of these, the states of the links behind that one."""
+        names = [n for n, _ in self.named]
+        return ({n: each[n] for n in names[names.index(name) + 1 :]} for each in states)
 
     def _held(
         self, gate: tuple[str, Gate], why: str, before: Links, states: dict[str, State], ctx: Context

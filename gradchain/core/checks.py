@@ -176,9 +176,15 @@ def _check_in_place(chain: Transform) -> None:
     """Refuse a link that writes where the weights lie, wherever something would still need the weights before it."""
     entries = list(walk(chain, None))
     outermost = [name for name, _, _ in chain.parts(None)]
+    looking = next((a for a, link, _ in entries if isinstance(link, Gate) and link.looks_behind()), None)
     for i, (address, link, _) in enumerate(entries):
         if not link.in_place:
             continue
+        if looking is not None:
+            raise ValueError(
+                f"chain: {looking} looks at what the chain makes before it is written, and {address} with "
+                'in_place=True is the one that writes it. Leave in_place out, or write skip_nonfinite(of="updates").'
+            )
         late = next((a for a, x, _ in entries[i + 1 :] if not _averages(x)), None)
         if address not in outermost or late is not None:
             where = f"{late} comes after it" if address in outermost else "others hold it"

@@ -61,6 +61,13 @@ def from_config(config: Any, names: Mapping[str, Any] | None = None) -> Any:
     raise ValueError(f"from_config: not a config: {dict(config)!r}. It must come from to_config.")
 
 
+def makes_links(config: Any) -> bool:
+    """Whether there is a link anywhere in data: what makes one may call what a user registered, or import a package."""
+    if isinstance(config, Mapping):
+        return "link" in config or any(map(makes_links, config.values()))
+    return isinstance(config, list) and any(map(makes_links, config))
+
+
 def own_link(name: str) -> type[Transform] | None:
     """The link of gradchain's that is called so, whether anybody has used it before or not."""
     if name not in registry:
@@ -185,8 +192,16 @@ def _read_value(kind: str) -> Callable[[Mapping[str, Any], Mapping[str, Any]], A
 
 def _read_class(config: Mapping[str, Any], names: Mapping[str, Any]) -> Any:
     module, _, name = config["class"].partition(":")
-    in_torch = module.startswith("torch.nn") and hasattr(torch.nn, name)
-    return _lookup(config["class"], {config["class"]: getattr(torch.nn, name)} if in_torch else {}, names)
+    found = getattr(torch.nn, name, None) if module.startswith("torch.nn") else None
+    layer = isinstance(found, type) and issubclass(found, torch.nn.Module)
+    return _lookup(config["class"], {config["class"]: found} if layer else {}, names)
+
+
+def _read_dtype(config: Mapping[str, Any], names: Mapping[str, Any]) -> torch.dtype:
+    dtype = getattr(torch, config["dtype"], None)
+    if not isinstance(dtype, torch.dtype):  # torch has functions too, and a schedule would call one
+        raise ValueError(f"from_config: dtype must be the name of one of torch's, got {config['dtype']!r}.")
+    return dtype
 
 
 _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
@@ -198,7 +213,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any], Mapping[str, Any]], Any]] = {
     "class": _read_class,
     "tuple": lambda config, names: tuple(from_config(v, names) for v in config["tuple"]),
     "dict": lambda config, names: {from_config(k, names): from_config(v, names) for k, v in config["dict"]},
-    "dtype": lambda config, names: getattr(torch, config["dtype"]),
+    "dtype": _read_dtype,
     "pattern": lambda config, names: re.compile(config["pattern"], config["flags"]),
     "float": lambda config, names: float(config["float"]),
 }

@@ -125,6 +125,10 @@ class Gate(Transform, role_only=True):
         """Whether it looks at the updates at all."""
         return True
 
+    def looks_behind(self) -> bool:
+        """Whether it holds too where what the links behind it make is not finite: the updates, or their new state."""
+        return False
+
     def refused(self, why: str, state: Any, ctx: Context) -> State:
         """The state after it held for what is not finite: a scale backed off, a skip counted. `why` says what was."""
         same: State = state

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from gradchain.core.chain import chain
-from gradchain.core.config import from_config
+from gradchain.core.config import from_config, makes_links
 from gradchain.core.hyper import Override
 from gradchain.core.transform import Transform
 from gradchain.see.subjects import Subject
@@ -56,9 +56,23 @@ def _subject(owner: str, name: str, contents: Any) -> Subject:
         check(plain)
     except ValueError as error:
         raise ValueError(str(error).replace("load_state_dict", owner, 1)) from None
-    overrides = {a: Override(from_config(o["value"]), o["factor"]) for a, o in plain["overrides"].items()}
+    overrides = {a: Override(_value(owner, a, o["value"]), o["factor"]) for a, o in plain["overrides"].items()}
     sizes = {address: sum(_bytes(fields)) for address, fields in plain["links"].items()}
     return Subject(name, _chain(owner, plain["chain"]), None, overrides, dict(plain["clocks"]), sizes)
+
+
+def _value(owner: str, address: str, config: Any) -> Any:
+    """The value of an override. ValueError for data that is none."""
+    if makes_links(config):
+        raise ValueError(f"{owner}: the override of {address} must have no link in it.")
+    try:
+        return from_config(config)
+    except KeyError:
+        raise
+    except Exception as error:  # as below
+        raise ValueError(
+            f"{owner}: the override of {address} cannot be read: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _chain(owner: str, config: Any) -> chain:

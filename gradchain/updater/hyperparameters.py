@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from gradchain.core.address import find
-from gradchain.core.config import from_config, to_config
+from gradchain.core.config import from_config, makes_links, to_config
 from gradchain.core.context import Context
 from gradchain.core.html import table, text
 from gradchain.core.hyper import Hyper, Interval, Override, is_number, varies
@@ -254,6 +254,8 @@ class Hyperparameters:
         if full not in self._fields:
             raise KeyError(f"the chain has no {full}")
         address, link, hyper = self._fields[full]
+        if makes_links(data["value"]):
+            raise TypeError("value must be a number, a schedule or numbers per parameter, and has a link in it")
         value = from_config(data["value"])
         if not (value is None or is_number(value) or isinstance(value, (Schedule, PerParameter))):
             raise TypeError(f"value must be a number, a schedule or numbers per parameter, got {value!r}")

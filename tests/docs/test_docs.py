@@ -29,7 +29,7 @@ LINKS = (ROOT / "docs" / "links.md").read_text()
 CATALOGUE = (ROOT / "docs" / "catalogue.md").read_text()
 PAGES = [
     "README.md", "CONTRIBUTING.md", "docs/catalogue.md", "docs/coming_from.md", "docs/engine.md", "docs/guide.md",
-    "docs/links.md", "docs/loop.md", "docs/see.md", "docs/trainers.md",
+    "docs/links.md", "docs/loop.md", "docs/not_finite.md", "docs/see.md", "docs/trainers.md",
 ]  # fmt: skip
 COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt torch -e '.[demo]' && "
@@ -64,7 +64,7 @@ def check_comments(markdown: str, name: str) -> int:
 
 @pytest.mark.parametrize(
     ("page", "many"),
-    [("README.md", 1), ("docs/guide.md", 5), ("docs/catalogue.md", 2), ("docs/loop.md", 4)],
+    [("README.md", 1), ("docs/guide.md", 5), ("docs/catalogue.md", 2), ("docs/loop.md", 4), ("docs/not_finite.md", 3)],
     ids=lambda v: str(v),
 )
 def test_comments_behind_prints_say_what_is_printed(page, many, folder):

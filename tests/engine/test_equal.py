@@ -249,6 +249,9 @@ GRADIENTS = {
     ),
     "signs": lambda: gch.chain(gch.trace(0.5), gch.scale_by_sign(), gch.scale_by_schedule(RATE), gch.scale(-1.0)),
     "finite": lambda: gch.chain(gch.skip_nonfinite(), gch.nan_to_num(), gch.adam(0.01)),
+    "all finite": lambda: gch.chain(
+        gch.skip_nonfinite(of="all"), gch.guard(float("inf"), 1.5, 1.5, True, warmup=2), gch.adam(0.01)
+    ),
     "mean": lambda: gch.chain(gch.sgd(0.05), gch.average_params("mean", start=2, every=2, dtype=torch.float64)),
     "buffers": lambda: gch.chain(gch.adam(0.01), gch.average_params(0.9, buffers="average")),
     "schedule-free": lambda: gch.chain(gch.clip_by_norm(0.5), gch.rules.schedule_free_adamw(RATE, 3, weight_decay=0.1)),
