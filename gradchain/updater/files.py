@@ -15,6 +15,7 @@ from torch import Tensor
 from gradchain.core.readable import shown
 from gradchain.updater import safe_tensors, sealed
 from gradchain.updater.journal import insist
+from gradchain.updater.moving import Moves
 from gradchain.updater.parts import Which, check_which
 from gradchain.updater.state_dict import LoadReport
 
@@ -31,7 +32,7 @@ class Saved(Protocol):
     def contents(self, weights: Which = "all") -> dict[str, Any]:
         """Its part of a file."""
 
-    def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
+    def stage_contents(self, contents: Mapping[str, Any], moves: Moves | None = None) -> Callable[[], LoadReport]:
         """Check a part, and return what makes it the updater's."""
 
 
@@ -71,11 +72,11 @@ def save(
             torch.distributed.barrier()  # also where the write failed: the other ranks wait here
 
 
-def load(path: FilePath, updaters: Mapping[str, Saved]) -> dict[str, Any]:
+def load(path: FilePath, updaters: Mapping[str, Saved], moves: Moves | None = None) -> dict[str, Any]:
     """Read what `save` wrote into the updaters, all or nothing, and return the extra."""
     parts, extra = read(path, "load")
     check_names("load", updaters, parts)
-    staged = {name: updater.stage_contents(parts[name]) for name, updater in updaters.items()}
+    staged = {name: updater.stage_contents(parts[name], moves) for name, updater in updaters.items()}
     reports: dict[str, LoadReport] = {}
 
     def commit() -> None:
@@ -88,7 +89,14 @@ def load(path: FilePath, updaters: Mapping[str, Saved]) -> dict[str, Any]:
     differences = [line for report in reports.values() for line in report.differences]
     if differences:
         warnings.warn(f"load: {'; '.join(differences)}. The code's is used.", stacklevel=3)
+    dropped = [line for report in reports.values() for line in report.problems()]
+    if dropped:
+        warnings.warn(f"load: {_first(dropped)}. What was not saved starts anew.", stacklevel=3)
     return extra
+
+
+def _first(lines: list[str]) -> str:
+    return "; ".join(lines[:5]) + (f" (and {len(lines) - 5} more: updater.loaded)" if len(lines) > 5 else "")
 
 
 def read(path: FilePath, owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
