@@ -5,12 +5,12 @@ A link or state of a user's takes part by deriving from one of these in place of
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, ClassVar
 
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.state import State
+from gradchain.core.state import AVERAGE, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 
@@ -56,6 +56,7 @@ class AverageState(State):
     tensor([1., 1.])
     """
 
+    kinds: ClassVar[Mapping[str, str]] = {"average": AVERAGE}
     whole: ClassVar[frozenset[str]] = frozenset({"buffers"})
 
     average: Tensors  # the average weights, of every parameter

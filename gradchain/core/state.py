@@ -16,6 +16,13 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.tensors import Tensors
 
+# What a slot is, so that another rule may go on with it: what `kinds` of a State says, or words of its own.
+MEAN = "mean gradient"
+SQUARE = "mean squared gradient"
+LARGEST = "largest mean squared gradient"
+SUM = "decaying sum of gradients"
+AVERAGE = "average weights"
+
 _OWN = frozenset({"domains", "held", "holding", "items", "own", "problem", "replace"})
 _NONE: Mapping[str, Any] = MappingProxyType({})
 
@@ -27,7 +34,9 @@ class State:
     Fields are `Tensors`, `Count`, `Scalars`, numbers, bools, strings, 0-d tensors, or None; `links` holds the states
     of held links by name. The same fields at every step. Names in `whole` are Tensors replaced as they are returned:
     for all others, an entry that an update did not return stays as it was. Names in `added` came after others: where a
-    checkpoint lacks one, its default is what that checkpoint means.
+    checkpoint lacks one, its default is what that checkpoint means. `kinds` says what fields are, in words that others
+    have too, `kinds: ClassVar[Mapping[str, str]] = {"mu": "mean gradient"}`: a rule that takes this one's place in the
+    middle of a run goes on with them.
 
     What a checkpoint may hold is declared beside the field, in the words of a hyperparameter's interval: a number
     `scale: Annotated[float, "(0, inf)"]`, the elements of Tensors `nu: Annotated[Tensors, "[0, inf] or NaN"]`, since a
@@ -39,6 +48,7 @@ class State:
     added: ClassVar[frozenset[str]] = frozenset()
     own: ClassVar[tuple[str, ...]] = ()  # the names of the link's own fields, known once
     domains: ClassVar[Mapping[str, Domain]] = _NONE  # what each of them may hold
+    kinds: ClassVar[Mapping[str, str]] = _NONE
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch
 
@@ -13,7 +13,7 @@ from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
 from gradchain.core.scalars import Scalars
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.rules._newton_schulz import (
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 class AdaptiveMuonState(State):
     """What scale_by_normuon and scale_by_adamuon remember of what has two dimensions or more."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": MEAN}
 
     mu: Tensors  # m, the mean gradient
     nu: Annotated[Tensors, "[0, inf] or NaN"]  # v, the mean square of the orthogonal matrix: of a row, or an element

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.scalars import Count
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 class BeliefState(State):
     """What scale_by_belief remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": MEAN}
 
     count: Count  # t, updates of each parameter so far
     mu: Tensors  # m, the mean gradient

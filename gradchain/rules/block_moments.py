@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
 from gradchain.core.scalars import Count, maximum
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
@@ -33,6 +33,8 @@ Block = Literal["tensor", "row"] | int  # what shares a second moment; a number 
 
 class AdamMiniState(State):
     """What scale_by_adam_mini remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": MEAN}
 
     count: Count  # t, updates of each parameter so far
     mu: Tensors  # m, the mean gradient

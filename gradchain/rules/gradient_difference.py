@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.scalars import Count, where
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 class AdanState(State):
     """What scale_by_adan remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": MEAN}
 
     count: Count  # t, updates of each parameter so far
     mu: Tensors  # m, the mean gradient

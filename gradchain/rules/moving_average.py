@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.scalars import Count
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.transforms._correction import correction
@@ -17,6 +18,8 @@ from gradchain.transforms._correction import correction
 
 class EmaState(State):
     """What ema remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"ema": MEAN}
 
     count: Count  # t, updates of each parameter so far
     ema: Tensors  # m, the mean

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -12,7 +12,7 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.index import Index
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
@@ -32,6 +32,8 @@ HEAD = named("*head*")
 
 class MuonState(State):
     """What scale_by_muon remembers of what has two dimensions or more."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": MEAN}
 
     mu: Tensors  # b, the mean gradient
 

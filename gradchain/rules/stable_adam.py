@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 
@@ -10,7 +11,7 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.scalars import Count, maximum
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, SQUARE, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.rules._units import WHOLE_WEIGHTS, among, rms
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 class StableAdamState(State):
     """What scale_by_stable_adam remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": MEAN, "nu": SQUARE}
 
     count: Count  # t, updates of each parameter so far
     mu: Tensors  # m, the mean gradient

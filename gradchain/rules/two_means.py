@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 
@@ -11,7 +12,7 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.scalars import Count, Scalar, exp, log, maximum, minimum, where
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, SQUARE, SUM, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 class AdemamixState(State):
     """What scale_by_ademamix remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"m1": MEAN, "nu": SQUARE}
 
     count: Count  # t, updates of each parameter so far
     m1: Tensors  # the fast mean gradient
@@ -140,6 +143,8 @@ def ademamix(
 
 class SimplifiedAdemamixState(State):
     """What scale_by_simplified_ademamix remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": SUM, "nu": SQUARE}
 
     count: Count  # t, updates of each parameter so far
     mu: Tensors  # m, the decaying sum of the gradients

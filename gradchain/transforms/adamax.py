@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.scalars import Count
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 
 
 class AdamaxState(State):
     """What scale_by_adamax remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": MEAN}
 
     count: Count  # t, updates of each parameter so far
     mu: Tensors  # m, the mean gradient

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 
 
 class LionState(State):
     """What scale_by_lion remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": MEAN}
 
     mu: Tensors  # m, the mean gradient
 

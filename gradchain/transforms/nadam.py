@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.scalars import Count, Scalars
-from gradchain.core.state import State
+from gradchain.core.state import MEAN, SQUARE, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.transforms._correction import correction
@@ -17,6 +18,8 @@ from gradchain.transforms._correction import correction
 
 class NadamState(State):
     """What scale_by_nadam remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"mu": MEAN, "nu": SQUARE}
 
     count: Count  # t, updates of each parameter so far
     mu_product: Annotated[Scalars, "[0, 1]"]  # Π, of the momenta of each parameter so far

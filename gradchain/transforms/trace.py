@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import torch
 
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper
 from gradchain.core.scalars import Count, where
-from gradchain.core.state import State
+from gradchain.core.state import SUM, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 
 
 class TraceState(State):
     """What trace remembers."""
+
+    kinds: ClassVar[Mapping[str, str]] = {"trace": SUM}
 
     trace: Tensors  # t, the decaying sum of the gradients
 

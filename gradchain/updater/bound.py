@@ -37,7 +37,7 @@ from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.observations import PATIENCE, Observations
 from gradchain.updater.ranks import over_ranks
-from gradchain.updater.state_dict import rebuilt, states
+from gradchain.updater.state_dict import LoadReport, rebuilt, states
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch, Window
 
@@ -70,6 +70,7 @@ class Bound:
         observations: which of those links wait for.
         news: how often each was observed, and the numbers since the last applied update.
         records: the last value of everything that links recorded.
+        loaded: what the last load found.
         autocast: the dtype the forward computes in.
         journal: what is being changed, and how it is put in order where that is broken off.
     """
@@ -91,6 +92,7 @@ class Bound:
         self.observed: dict[str, float] = {}
         self.news: dict[str, tuple[int, list[float]]] = {}
         self.records: dict[str, Any] = {}
+        self.loaded: LoadReport | None = None
         self.lent_averages: set[str] = set()  # addresses of averages whose tensors a user holds
         self.engine, journal = verify.parts(target.last_seen, sharded=zero_redundancy)
         self.journal = journal(self.engine.forget)

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.config import differences, to_config
+from gradchain.core.context import Context
+from gradchain.core.eager import EagerTensors
+from gradchain.core.index import Index
 from gradchain.core.roles import AverageState
 from gradchain.core.state import Links, merged, narrowed
 from gradchain.engine.commit import Commit, Copies
 from gradchain.updater.bound import Bound
+from gradchain.updater.fitting import Fitting
 from gradchain.updater.fixed import CURE, Form, from_fixed, inventory, is_fixed, lost, to_fixed
 from gradchain.updater.journal import Pending
 from gradchain.updater.memory import without_repeats
+from gradchain.updater.moving import Moves, names_in, state_renamed
 from gradchain.updater.parts import Part, Which, part_of
 from gradchain.updater.saved import FORMAT, check, unexpected
 from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, states, to_dict
+
+_NO_WEIGHTS: Mapping[str, Tensor] = MappingProxyType({})
 
 _waiting: tuple[weakref.ref[Checkpoint], ...] = ()
 """Those whose state was loaded without weights, and whose weights no updater has updated since."""
@@ -93,23 +102,56 @@ class Checkpoint:
 
     # in
 
-    def stage(self, saved: Mapping[str, Any], strict: bool, weights: Collection[str] = ()) -> Callable[..., LoadReport]:
-        """Check a saved state; the function returned makes it the updater's. `weights` are those that come with it."""
+    def stage(
+        self,
+        saved: Mapping[str, Any],
+        strict: bool,
+        weights: Mapping[str, Tensor] = _NO_WEIGHTS,
+        moves: Moves | None = None,
+        table: Mapping[str, str] | None = None,
+        told: Sequence[str] = (),
+    ) -> Callable[..., LoadReport]:
+        """Check a saved state; the function returned makes it the updater's.
+
+        Args:
+            saved: the state.
+            strict: whether it must be one of this chain and model.
+            weights: those that come with it.
+            moves: what has changed since.
+            table: saved name → its name now, where that was looked up already.
+            told: what was moved already, for the report.
+        """
         try:
-            return self._staged(saved, strict, weights)
+            return self._staged(saved, strict, weights, moves, table, told)
         except RecursionError:
             raise ValueError("load_state_dict: the state is nested deeper than any is, or holds itself.") from None
 
-    def _staged(self, saved: Mapping[str, Any], strict: bool, weights: Collection[str]) -> Callable[..., LoadReport]:
-        bound, report = self._bound, LoadReport()
+    def _staged(
+        self,
+        saved: Mapping[str, Any],
+        strict: bool,
+        weights: Mapping[str, Tensor],
+        moves: Moves | None,
+        table: Mapping[str, str] | None,
+        told: Sequence[str],
+    ) -> Callable[..., LoadReport]:
+        bound, report = self._bound, LoadReport(moved=[*told])
         bound.target.check()
         absent: list[tuple[str, ...]] = []
         if is_fixed(saved):
             saved, absent = from_fixed(saved)
         check(saved)
         report.unexpected += unexpected(saved)
+        if moves is not None:
+            moves.check_resize("load", self._names())
+            if table is None:
+                table = moves.table("load_state_dict", names_in(saved), self._names())
+                report.moved += [f"{old} became {new}" for old, new in table.items()]
+            saved = state_renamed(saved, table)
         unfilled = lost(saved)
         base, active = self._base(saved, strict)
+        if moves is not None:
+            saved, base = self._moved(saved, base, active, weights, moves, report)
         buffers = bound.target.buffers()
         state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report, buffers)
         self._check_window(state, report)
@@ -117,7 +159,8 @@ class Checkpoint:
             state = bound.shares.parted(bound.chain, state, bound.window.name)
         here = {address for address, _ in states(bound.chain, state)}
         entries = [f"{address}.{name}[{n}]" for address, name, n in absent if address in here]
-        report.missing += [line for line in (*entries, *unfilled) if line not in report.missing]
+        if moves is None or moves.strict:
+            report.missing += [line for line in (*entries, *unfilled) if line not in report.missing]
         overrides, gone, wrong = bound.hypers.restored(saved["overrides"])
         report.mismatched += wrong
         clocks = self._clocks(saved["clocks"], bound.hypers.clocks_under(overrides), bool(gone), report)
@@ -140,6 +183,7 @@ class Checkpoint:
             bound.observed = dict(saved["observed"])
             bound.news = {name: (count, latest) for name, (count, *latest) in saved["news"].items()}
             bound.num_skipped = saved["num_skipped"]
+            bound.loaded = report
             self._wait({name: bits for name, bits in saved["fingerprint"].items() if name not in weights} or None)
 
         def commit(writes: Commit | None = None) -> LoadReport:
@@ -150,6 +194,44 @@ class Checkpoint:
             return report
 
         return commit
+
+    def _names(self) -> list[str]:
+        """Everything that the model has a name for."""
+        target = self._bound.target
+        return [*target.index.names, *target.buffers(), *target.tied()]
+
+    def _moved(
+        self,
+        saved: Mapping[str, Any],
+        base: Links,
+        active: Index,
+        weights: Mapping[str, Tensor],
+        moves: Moves,
+        report: LoadReport,
+    ) -> tuple[Mapping[str, Any], Links]:
+        """A saved state as this chain and model have their places, and what stands where nothing was saved.
+
+        With the weights come states that begin with them: a link that nothing was saved for starts from those.
+        """
+        bound = self._bound
+        params = bound.gradients.params()
+        if weights:
+            places = bound.parameters()
+            params = EagerTensors.at(
+                bound.target.index,
+                {n: weights[n].to(p.device) if n in weights and weights[n].shape == p.shape else p
+                 for n, p in places.items()},
+            )  # fmt: skip
+        with torch.no_grad():
+            fresh = bound.chain.init(params.select(active))
+        context = Context.of(bound.facts(params)._replace(clocks={**bound.clocks, **saved["clocks"]}))
+        links = {address: fields for address, fields in saved["links"].items() if isinstance(fields, Mapping)}
+        stands = base if not weights and not moves.strict else fresh
+        fitting = Fitting(moves, bound.chain, stands, links, saved["chain"], saved["clocks"], context, report.moved)
+        bits = saved["fingerprint"].items()
+        alike = {n: b for n, b in bits if moves.how(n) is None and (moves.strict or not weights or n in weights)}
+        made = {**saved, "links": fitting.links(), "overrides": fitting.overrides(saved["overrides"])}
+        return {**made, "fingerprint": alike}, fresh if weights and not moves.strict else base
 
     def _check_window(self, state: Links, report: LoadReport) -> None:
         """A window that lies in `.grad` must have the parameters' dtypes; one that the link sums itself need not."""
@@ -181,14 +263,21 @@ class Checkpoint:
         clocks.update({name: value for name, value in saved.items() if name in clocks})
         return clocks
 
-    def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
+    def stage_contents(self, contents: Mapping[str, Any], moves: Moves | None = None) -> Callable[[], LoadReport]:
         """Check saved weights, buffers and state; the function returned makes them the model's and the updater's."""
         self.refuse_sharded("load")
         self._bound.target.check()
         part = Part.read("load", contents)
         weights, buffers = self._bound.parameters(), self._bound.target.buffers()
+        told: list[str] = []
+        strict, table = moves is None or moves.strict, None
+        if moves is not None:
+            check(part.state)
+            saved = (*part.weights, *part.buffers, *part.left, *part.tied, *names_in(part.state))
+            table = moves.table("load", saved, self._names())
+            part = moves.part(part, table, weights, buffers, told)
         part.check(weights, buffers)
-        commit_state = self.stage(part.state, True, part.weights)
+        commit_state = self.stage(part.state, strict, part.weights, moves, table, told)
 
         def commit() -> LoadReport:
             writes = Commit()

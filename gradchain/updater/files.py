@@ -15,6 +15,7 @@ from torch import Tensor
 from gradchain.core.readable import shown
 from gradchain.updater import safe_tensors, sealed
 from gradchain.updater.journal import insist
+from gradchain.updater.moving import Moves
 from gradchain.updater.parts import Which, check_which
 from gradchain.updater.state_dict import LoadReport
 
@@ -31,7 +32,7 @@ class Saved(Protocol):
     def contents(self, weights: Which = "all") -> dict[str, Any]:
         """Its part of a file."""
 
-    def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
+    def stage_contents(self, contents: Mapping[str, Any], moves: Moves | None = None) -> Callable[[], LoadReport]:
         """Check a part, and return what makes it the updater's."""
 
 
@@ -80,17 +81,17 @@ def contents(updaters: Mapping[str, Saved], weights: Which, extra: Mapping[str, 
     return {"format": FORMAT, "parts": parts, "extra": dict(extra)}
 
 
-def load(path: FilePath, updaters: Mapping[str, Saved]) -> dict[str, Any]:
+def load(path: FilePath, updaters: Mapping[str, Saved], moves: Moves | None = None) -> dict[str, Any]:
     """Read what `save` wrote into the updaters, all or nothing, and return the extra."""
     parts, extra = read(path, "load")
-    stage(parts, updaters)()
+    stage(parts, updaters, moves)()
     return extra
 
 
-def stage(parts: Mapping[str, Any], updaters: Mapping[str, Saved]) -> Callable[[], None]:
+def stage(parts: Mapping[str, Any], updaters: Mapping[str, Saved], moves: Moves | None = None) -> Callable[[], None]:
     """Check the parts of a file; the function returned makes them the updaters', all or nothing."""
     check_names("load", updaters, parts)
-    staged = {name: updater.stage_contents(parts[name]) for name, updater in updaters.items()}
+    staged = {name: updater.stage_contents(parts[name], moves) for name, updater in updaters.items()}
     reports: dict[str, LoadReport] = {}
 
     def commit() -> None:
@@ -104,8 +105,15 @@ def stage(parts: Mapping[str, Any], updaters: Mapping[str, Saved]) -> Callable[[
         differences = [line for report in reports.values() for line in report.differences]
         if differences:
             warnings.warn(f"load: {'; '.join(differences)}. The code's is used.", stacklevel=4)
+        dropped = [line for report in reports.values() for line in report.problems()]
+        if dropped:
+            warnings.warn(f"load: {_first(dropped)}. What was not saved starts anew.", stacklevel=4)
 
     return take
+
+
+def _first(lines: list[str]) -> str:
+    return "; ".join(lines[:5]) + (f" (and {len(lines) - 5} more: updater.loaded)" if len(lines) > 5 else "")
 
 
 def read(path: FilePath, owner: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -96,8 +96,10 @@ class Part(NamedTuple):
         """ValueError unless it can be loaded into these parameters and buffers."""
         problems = _misfits("weight", weights, self.weights, self.left)
         if self.saved != "none":
-            problems += _misfits("buffer", buffers, self.buffers)
-        problems += [f"weight {name!r} is unexpected" for name in self.left if name not in weights]
+            problems += _misfits("buffer", buffers, self.buffers, self.left)
+        problems += [
+            f"weight {name!r} is unexpected" for name in self.left if name not in weights and name not in buffers
+        ]
         if problems:
             more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
             raise ValueError(f"load: the file is of another model: {'; '.join(problems[:3])}{more}.")

@@ -11,6 +11,7 @@ from gradchain.updater.explanation import Explanation, explanation
 from gradchain.updater.hyperparameters import Settings, by_value
 from gradchain.updater.info import Metrics
 from gradchain.updater.modes import outside_inference
+from gradchain.updater.state_dict import LoadReport
 
 
 class Readings:
@@ -27,6 +28,11 @@ class Readings:
     def names(self) -> tuple[str, ...]:
         """The names of the parameters, in order."""
         return self._bound.target.index.names
+
+    @property
+    def loaded(self) -> LoadReport | None:
+        """What the last `load` or `load_state_dict` found and moved; None before there was one."""
+        return self._bound.loaded
 
     @property
     def num_updates(self) -> int:

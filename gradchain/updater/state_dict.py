@@ -34,6 +34,7 @@ class LoadReport:
         mismatched: what has another shape, dtype or kind; it stays as it was.
         differences: hyperparameters that the code has otherwise than the checkpoint. The code's are used.
         overrides: the overrides that came back, and those that could not.
+        moved: what changed its name, shape or link on the way, and what starts anew for it.
     """
 
     missing: list[str] = field(default_factory=list)
@@ -41,6 +42,7 @@ class LoadReport:
     mismatched: list[str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
     overrides: list[str] = field(default_factory=list)
+    moved: list[str] = field(default_factory=list)
 
     def problems(self) -> list[str]:
         """The sentences for which a strict load is refused."""
@@ -51,7 +53,7 @@ class LoadReport:
         ]
 
     def __str__(self) -> str:
-        lines = [*self.problems(), *self.differences, *self.overrides]
+        lines = [*self.moved, *self.problems(), *self.differences, *self.overrides]
         return "\n".join(lines) or "everything matched"
 
 
@@ -76,8 +78,13 @@ def rebuilt(link: Transform, state: S, new: Mapping[str, State], path: str = "")
 
 def to_dict(link: Transform, state: State) -> dict[str, dict[str, Any]]:
     """Address → field → plain data, copied."""
-    out = {a: {name: _plain(value) for name, value in s.items()} for a, s in states(link, state)}
+    out = {a: plain_fields(s) for a, s in states(link, state)}
     return {address: fields for address, fields in out.items() if fields}
+
+
+def plain_fields(state: State) -> dict[str, Any]:
+    """One link's own fields as plain data, copied."""
+    return {name: _plain(value) for name, value in state.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -25,6 +25,7 @@ from gradchain.updater.fixed import Form, check_form
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.modes import outside_inference, refuse_transforms
+from gradchain.updater.moving import Changed, Moves
 from gradchain.updater.parts import Which
 from gradchain.updater.readings import Readings
 from gradchain.updater.state_dict import LoadReport
@@ -373,25 +374,33 @@ class Updater(Readings, foreign.Stranger):
                 self._bound.state = self._bound.window.reduced(self._bound.state, "state_dict")
             return self._walk.checkpoint.write(form)
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> LoadReport:
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,
+        **changed: Unpack[Changed],
+    ) -> LoadReport:
         """Take up a state. Everything is checked before anything changes, each field by what its State declares.
 
         Args:
             state_dict: what `state_dict()` gave, in either form.
-            strict: False loads what matches and reports the rest.
+            strict: False loads what matches, by kind where a rule took another's place, and reports the rest.
+            **changed: what has changed since: rename, links and resize as for `load`.
 
         Raises:
             ValueError: it is not such a state, holds what no run can come to, or is that of another chain or model:
                 with addresses and names.
             RuntimeError: inside `averaged()`, or the model has changed since it was bound.
         """
-        return self.stage(state_dict, strict)()
+        return self.stage(state_dict, strict, Moves.of("load_state_dict", strict, changed))()
 
-    def stage(self, state_dict: Mapping[str, Any], strict: bool = True) -> Callable[[], LoadReport]:
+    def stage(
+        self, state_dict: Mapping[str, Any], strict: bool = True, moves: Moves | None = None
+    ) -> Callable[[], LoadReport]:
         """Check a state, and return what makes it this updater's."""
         self._check("load_state_dict", loads=True)
         with outside_inference():
-            return self._bound.journal.guard(self._walk.checkpoint.stage, state_dict, strict)
+            return self._bound.journal.guard(self._walk.checkpoint.stage, state_dict, strict, moves=moves)
 
     def contents(self, weights: Which = "all") -> dict[str, Any]:
         """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
@@ -400,11 +409,11 @@ class Updater(Readings, foreign.Stranger):
         with outside_inference():
             return self._walk.checkpoint.contents(self.state_dict(sync=True), weights)
 
-    def stage_contents(self, contents: Mapping[str, Any]) -> Callable[[], LoadReport]:
+    def stage_contents(self, contents: Mapping[str, Any], moves: Moves | None = None) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""
         self._check("load", loads=True)
         with outside_inference():
-            return self._bound.journal.guard(self._walk.checkpoint.stage_contents, contents)
+            return self._bound.journal.guard(self._walk.checkpoint.stage_contents, contents, moves)
 
     def save(self, path: FilePath, *, weights: Which = "all", format: Format | None = None, **extra: Any) -> None:
         """Write weights, buffers, state and `extra` into one file, atomically. All ranks call it, one writes.
@@ -431,7 +440,7 @@ class Updater(Readings, foreign.Stranger):
         """
         files.save(path, {"updater": self}, weights, format, extra)
 
-    def load(self, path: FilePath) -> dict[str, Any]:
+    def load(self, path: FilePath, *, strict: bool = True, **changed: Unpack[Changed]) -> dict[str, Any]:
         """Read what `save` wrote into the model and this updater, and return the extra.
 
         Hyperparameters that the code has otherwise than the file stay the code's, and a warning names them. Overrides
@@ -440,7 +449,16 @@ class Updater(Readings, foreign.Stranger):
         warns if they are others than those that the state was saved with.
 
         The checksum is verified before anything of the file is used; of a file of before there was one, those of its
-        zip. Whatever is raised, weights, buffers and state are untouched.
+        zip. Whatever is raised, weights, buffers and state are untouched. `updater.loaded` is the report.
+
+        Args:
+            path: the file.
+            strict: False drops what has no place, and what was not saved starts anew; slots go to others of their kind.
+            **changed: what has changed since the save.
+                rename: saved name of a parameter or buffer → its name now, `*` carried over: `{"old.*": "new.*"}`.
+                links: saved address of a link → its address here: `{"scale_by_adam": "masked/scale_by_adam"}`.
+                resize: glob of names → how what has another shape is taken over: "overlap" (what both have), "anew", or
+                    a function of the weight and of each slot.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -450,7 +468,7 @@ class Updater(Readings, foreign.Stranger):
             ModuleNotFoundError: it is a file of safetensors, and that package is not installed.
             RuntimeError: inside `averaged()`, with sharded weights, or the model has changed since it was bound.
         """
-        return files.load(path, {"updater": self})
+        return files.load(path, {"updater": self}, Moves.of("load", strict, changed))
 
     def rebind(self, target: Any, remap: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> CarryReport:
         """Bind to a changed model: state goes along by name, new names start afresh, vanished ones leave.
