@@ -35,6 +35,7 @@ _SEAL = len(_MARK) + hashlib.blake2b(digest_size=32).digest_size
 _END_OF_ZIP = b"PK\x05\x06"  # begins the last 22 bytes of a zip without a comment
 _FOLDER = 0x10  # of a part that has none of its bytes read: torch hands out memory that nobody wrote to
 _CHUNK = 1 << 20
+_SMALL = 1 << 24  # bytes of a file that is looked through again once it is read: times of files are coarse
 _TRIES = 3
 _STARTED = time.time()
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -215,11 +216,14 @@ def _read(path: Path, owner: str, wanted: bool) -> tuple[Any, bool]:
             safe_tensors.check_installed(owner, path)
         try:
             sealed = of_tensors or _has_seal(file, size)
-            problem = safe_tensors.problem(file, size) if of_tensors else _problem(file, size, sealed)
+            look = (
+                partial(safe_tensors.problem, size=size) if of_tensors else partial(_problem, size=size, sealed=sealed)
+            )
+            problem = look(file)
             file.seek(0)
             read_it = safe_tensors.contents if of_tensors else _unzipped
             contents = read_it(file) if wanted and not problem else None
-            if not problem and _has_changed(file, before):
+            if contents is not None and (_has_changed(file, before) or (size <= _SMALL and look(file))):
                 problem = "it was changed while it was read"
         except Exception as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is to seek where no file has bytes

@@ -234,3 +234,75 @@ keeper = gch.Checkpointer({str(folder)!r}, updater=gch.sgd(0.1).bind(torch.nn.Li
 {act}
 """
     return forked(code)[1]
+
+
+# file systems
+
+
+def test_a_rename_that_was_done_and_reported_as_failed(tmp_path, monkeypatch):
+    """NFS asks again where an answer was lost, and is told that there is no such file; one not done is an error."""
+    _, keeper = keeper_of(tmp_path)
+    rename = os.replace
+
+    def twice(source, target):
+        rename(source, target)
+        rename(source, target)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", twice)
+        keeper.save(at=1)
+    assert keeper.resume() == {"at": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(FileNotFoundError(2, "No such file")))
+        with pytest.raises(FileNotFoundError):
+            keeper.save(at=2)
+    assert keeper.resume() == {"at": 1}
+    assert [file.name for file in tmp_path.iterdir() if file.suffix == ".tmp"] == []
+    keeper.close()
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_stale_handles(times, tmp_path, monkeypatch):
+    """A new look finds what NFS has forgotten; where it never does, that is an error."""
+    _, keeper = keeper_of(tmp_path)
+    keeper.save(at=1)
+    sync, left = os.fsync, [times]
+
+    def stale(handle):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(116, "Stale file handle")
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", stale)
+    if times < 3:
+        keeper.save(at=2)
+    else:
+        with pytest.raises(OSError, match="Stale file handle"):
+            keeper.save(at=2)
+    assert keeper.resume() == {"at": 2 if times < 3 else 1}
+    keeper.close()
+
+
+@pytest.mark.parametrize("same_time", [False, True])
+def test_a_file_that_is_changed_while_it_is_read(same_time, tmp_path, monkeypatch):
+    """Between its checksum and its tensors somebody writes into it: the one before is used."""
+    weight = ran(tmp_path, [None] * 2, every=1).contents()["weights"]["weight"].numpy().tobytes()
+    newest, load = tmp_path / "update_00000002.pt", torch.load
+
+    def meddled(file, **given):
+        if file.name == str(newest):
+            before, raw = os.stat(newest), newest.read_bytes()
+            place = raw.index(weight) + 3
+            with open(newest, "r+b") as other:
+                other.seek(place)
+                other.write(bytes([raw[place] ^ 1]))
+            if same_time:
+                os.utime(newest, ns=(before.st_atime_ns, before.st_mtime_ns))
+        return load(file, **given)
+
+    monkeypatch.setattr(torch, "load", meddled)
+    updater, keeper = keeper_of(tmp_path)
+    with keeper, pytest.warns(UserWarning, match="changed while it was read"):
+        keeper.resume()
+    assert updater.num_updates == 1
