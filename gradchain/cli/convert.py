@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradchain.adapters.mmengine import unbound
-from gradchain.adapters.mmengine.files import read_names
-from gradchain.adapters.mmengine.symbolic import NORM
+from gradchain.adapters.mmengine.groups.atoms import NORM
+from gradchain.adapters.mmengine.reading.files import read_names
 from gradchain.cli.code import program
 from gradchain.cli.imports import imported, named_modules
 from gradchain.cli.script import HOOKS as HOOK

@@ -11,7 +11,7 @@ from torch import nn
 
 import gradchain as gch
 from gradchain.adapters import mmengine
-from gradchain.adapters.mmengine import params
+from gradchain.adapters.mmengine.groups import params
 
 SGD = {"type": "SGD", "lr": 0.1, "weight_decay": 0.01}
 KNOWN = "bias_decay_mult, bias_lr_mult, bypass_duplicate, custom_keys, dcn_offset_lr_mult, dwconv_decay_mult"

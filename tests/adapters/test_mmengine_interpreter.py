@@ -8,8 +8,8 @@ import pytest
 from test_mmengine_files import by_mmengine, same, write
 
 from gradchain.adapters import mmengine
-from gradchain.adapters.mmengine import budget
-from gradchain.adapters.mmengine.files import read_names
+from gradchain.adapters.mmengine.reading import budget
+from gradchain.adapters.mmengine.reading.files import read_names
 
 # What both read alike; each after `n = 4`, `names = ['a', 'b']`, `sizes = dict(h=64, w=32)`, `flag = False`.
 READ = [
@@ -178,7 +178,7 @@ def test_hostile_files_are_bounded(kind, tmp_path, monkeypatch):
         path = write(tmp_path / str(n), HOSTILE[kind](n))
         for only in (None, ["optimizer"]):
             spent = budget.Budget(path)
-            monkeypatch.setattr("gradchain.adapters.mmengine.files.Budget", lambda _, spent=spent: spent)
+            monkeypatch.setattr("gradchain.adapters.mmengine.reading.files.Budget", lambda _, spent=spent: spent)
             try:
                 read_names(path, only)
             except (ValueError, TypeError) as error:

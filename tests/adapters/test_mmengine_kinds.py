@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import gradchain as gch
 from gradchain.adapters import mmengine
-from gradchain.adapters.mmengine import params
+from gradchain.adapters.mmengine.groups import params
 
 SGD = {"type": "SGD", "lr": 0.05, "momentum": 0.9, "weight_decay": 0.01}
 RUN = {"max_epochs": 5, "epoch_length": 4}

@@ -11,7 +11,7 @@ import pytest
 from test_mmengine_schedules import FOLDER, compare, quiet, rows, run_length
 
 from gradchain.adapters import mmengine
-from gradchain.adapters.mmengine.legacy import POLICIES
+from gradchain.adapters.mmengine.curves.legacy import POLICIES
 
 # One group of a run under SGD with lr 0.1 * 2.5 and momentum 0.9, its hooks called as mmcv's runners call them; a
 # number where the value never changes, 12 digits. CosineAnnealingCooldown is MMClassification's hook.

@@ -21,8 +21,8 @@ from torch import nn
 
 import gradchain as gch
 from gradchain.adapters import mmengine
-from gradchain.adapters.mmengine import params
-from gradchain.adapters.mmengine.paramwise import RULES
+from gradchain.adapters.mmengine.groups import params
+from gradchain.adapters.mmengine.groups.paramwise import RULES
 from gradchain.selectors.rules import settings_of
 
 FOLDER = Path(__file__).parents[3] / "shared" / "openmmlab"

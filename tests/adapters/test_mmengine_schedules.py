@@ -288,6 +288,6 @@ def test_poly_ratio_and_weight_decay() -> None:
 
 
 def test_the_examples_run() -> None:
-    module = importlib.import_module("gradchain.adapters.mmengine.schedules")
+    module = importlib.import_module("gradchain.adapters.mmengine.curves.schedules")
     assert doctest.testmod(module).failed == 0
     assert doctest.testmod(module).attempted > 3

@@ -18,7 +18,7 @@ from torch import nn
 import gradchain as gch
 from gradchain.__main__ import main
 from gradchain.adapters import mmengine, torch_names
-from gradchain.adapters.mmengine.symbolic import Symbolic
+from gradchain.adapters.mmengine.groups.symbolic import Symbolic
 from gradchain.cli.code import WIDTH, program
 from gradchain.cli.convert import convert
 from gradchain.core import config as links

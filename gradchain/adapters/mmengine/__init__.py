@@ -88,9 +88,9 @@ apex: opt_level O1 patches functions           autocast and `amp_scale`; O2 and 
 =============================================  =======================================================================
 """
 
-from gradchain.adapters.mmengine.files import read_config
-from gradchain.adapters.mmengine.params import param_settings, register_constructor
-from gradchain.adapters.mmengine.recipe import from_config, unbound
-from gradchain.adapters.mmengine.schedules import schedules
+from gradchain.adapters.mmengine.curves.schedules import schedules
+from gradchain.adapters.mmengine.groups.params import param_settings, register_constructor
+from gradchain.adapters.mmengine.reading.files import read_config
+from gradchain.adapters.mmengine.recipe.whole import from_config, unbound
 
 __all__ = ["from_config", "param_settings", "read_config", "register_constructor", "schedules", "unbound"]

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
-__all__ = ["Clock", "Entry", "listed"]
+__all__ = ["OWNER", "Clock", "Entry", "listed"]
+
+OWNER = "mmengine.from_config"
+"""How the errors and warnings of whole recipes begin."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import Entry, listed, type_name
-from gradchain.adapters.mmengine.params import MULTI, OLD, PATTERNS
-from gradchain.adapters.mmengine.wrappers import OWNER
+from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
+from gradchain.adapters.mmengine.groups.params import MULTI, OLD, PATTERNS
 
 __all__ = ["SCHEDULES", "as_wrapper", "is_old"]
 

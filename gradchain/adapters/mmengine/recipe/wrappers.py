@@ -9,18 +9,15 @@ from typing import Any
 
 import torch
 
-from gradchain.adapters.mmengine.entries import Entry, is_number, is_whole, listed, type_name
-from gradchain.adapters.mmengine.paramwise import INSIDE, OUTSIDE
+from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_whole, listed, type_name
+from gradchain.adapters.mmengine.groups.paramwise import INSIDE, OUTSIDE
 from gradchain.combinators.accumulate import accumulate
 from gradchain.combinators.amp_scale import amp_scale
 from gradchain.core.transform import Transform
 from gradchain.schedules import by, constant, join
 from gradchain.transforms.clip import clip_by_norm, clip_by_value
 
-__all__ = ["OWNER", "Around", "check_keys", "read_wrapper", "type_name", "window"]
-
-OWNER = "mmengine.from_config"
-"""How the errors and warnings of this door begin."""
+__all__ = ["Around", "check_keys", "read_wrapper", "type_name", "window"]
 
 COMMON = ("type", "optimizer", "constructor", "paramwise_cfg", "accumulative_counts", "clip_grad", "_scope_")
 AMP = ("loss_scale", "dtype", "use_fsdp")

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import reduce
-from glob import escape
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine import constructors, layers
-from gradchain.adapters.mmengine.params import read
-from gradchain.adapters.mmengine.paramwise import Paramwise
+from gradchain.adapters.mmengine.groups import constructors, layers
+from gradchain.adapters.mmengine.groups.atoms import NORM, any_of, as_factor, containing, numbers_in
+from gradchain.adapters.mmengine.groups.params import read
+from gradchain.adapters.mmengine.groups.paramwise import Paramwise
 from gradchain.selectors import Selector, bias, choose, depthwise, first, multiply, named, ndim, owner, owner_named
 
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
 
-__all__ = ["NORM", "Symbolic"]
-
-NORM = owner(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
-"""What MMEngine takes for a norm: not RMSNorm, nor whatever else has the name."""
+__all__ = ["Symbolic"]
 
 _OFFSET = named("*conv_offset*", missing_ok=True) & owner(nn.Conv2d) & owner_named("*DeformConv2d*")
 _MULTIPLIERS = {"lr": "lr_mult", "weight_decay": "decay_mult"}
@@ -96,16 +92,17 @@ class Symbolic:
             ]
             return choose(*((s, curve(value)) for s, value in found), rest=curve(base)) if found else curve(base)
         custom = [
-            (_contains(key, self._missing_ok), self._of_entry(entry, field, base))
+            (containing(key, self._missing_ok), self._of_entry(entry, field, base))
             for key, entry in self.paramwise.custom
         ]
         kinds = [(selector, base * factor) for selector, factor in self._kinds(field)]
         pairs = _shortened([*kinds, *custom] if self._forced else [*custom, *kinds], base)
         if not pairs:
             return curve(base)
-        factors = self._factors(field, base, pairs) if proportional else None
-        if factors is None:
+        if not proportional or any(field in entry for _, entry in self.paramwise.custom):
             return choose(*((selector, curve(value)) for selector, value in pairs), rest=curve(base))
+        known = numbers_in({"paramwise_cfg": self.paramwise.cfg})
+        factors = [(selector, as_factor(value, base, known)) for selector, value in pairs]
         return multiply(curve(base), factors[0] if len(factors) == 1 else first(*factors))
 
     def _number(self, pattern: str, entry: Mapping[str, Any], field: str) -> float:
@@ -121,16 +118,6 @@ class Symbolic:
         if name is None or (field == "weight_decay" and not self.paramwise.decays):
             return base
         return base * self.paramwise.factor(name, entry.get(name, 1.0))  # type: ignore[no-any-return]
-
-    def _factors(self, field: str, base: float, pairs: Pairs) -> Pairs | None:
-        """The pairs with factors in place of values, as the config has them; None where a value is none of those."""
-        entries = [entry for _, entry in self.paramwise.custom]
-        if any(field in entry for entry in entries):
-            return None
-        name = _MULTIPLIERS.get(field, "")
-        written = [1.0, *(entry.get(name, 1.0) for entry in entries), *(factor for _, factor in self._kinds(field))]
-        factors = {base * factor: float(factor) for factor in reversed(written)}
-        return [(selector, factors[value]) for selector, value in pairs]
 
     def _kinds(self, field: str) -> Pairs:
         """The rules by kind of parameter, the first that matches counts."""
@@ -162,28 +149,10 @@ def _one_after_another(given: dict[str, Selector], paramwise: Paramwise) -> dict
     return {"norm_decay_mult": norm, "dwconv_decay_mult": depthwise_, "bias_decay_mult": bias_}
 
 
-def _contains(key: str, missing_ok: bool) -> Selector:
-    """A custom key as MMEngine looks for it: in "module.name", which on the root module is ".name"."""
-    inside = f"*{escape(key)}*"
-    if not key.startswith(".") or "." in key[1:]:
-        return named(inside, missing_ok=missing_ok)
-    return named(inside, re.compile(f"{re.escape(key[1:])}[^.]*"), missing_ok=True)
-
-
 def _shortened(pairs: Sequence[tuple[Selector, float]], base: float) -> Pairs:
     """Without what changes nothing at the end, and with neighbours of one value together."""
     kept = list(pairs)
     while kept and kept[-1][1] == base:
         kept.pop()
     groups = groupby(kept, key=lambda pair: pair[1])
-    return [(_any(selector for selector, _ in group), value) for value, group in groups]
-
-
-def _any(selectors: Iterable[Selector]) -> Selector:
-    """All that one of these selects; names stand together."""
-    found = list(selectors)
-    names = [s for s in found if isinstance(s, named)]
-    missing_ok = any(s.missing_ok for s in names)
-    together = [named(*(p for s in names for p in s.patterns), missing_ok=missing_ok)] if names else []
-    rest = [s for s in found if not isinstance(s, named)]
-    return reduce(lambda one, other: one | other, [*together, *rest])
+    return [(any_of(selector for selector, _ in group), value) for value, group in groups]

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine.depths import of_timm
-from gradchain.adapters.mmengine.paramwise import Group, Paramwise, Visit, visits
+from gradchain.adapters.mmengine.groups.depths import of_timm
+from gradchain.adapters.mmengine.groups.paramwise import Group, Paramwise, Visit, visits
 
 __all__ = ["by_depth", "by_pattern", "default", "force_default", "old_default", "scaled", "swin"]
 

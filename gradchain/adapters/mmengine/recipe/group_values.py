@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from glob import escape
 from typing import TYPE_CHECKING, Any
 
+from gradchain.adapters.mmengine.curves.hook_schedules import HookSchedules
+from gradchain.adapters.mmengine.curves.schedules import Fields
 from gradchain.adapters.mmengine.entries import Clock, is_number, type_name
-from gradchain.adapters.mmengine.hook_schedules import HookSchedules
-from gradchain.adapters.mmengine.hooks import Averaging
-from gradchain.adapters.mmengine.optimizers import Optimizer
-from gradchain.adapters.mmengine.params import group_numbers, values
-from gradchain.adapters.mmengine.schedules import Fields
-from gradchain.adapters.mmengine.symbolic import Symbolic
-from gradchain.adapters.mmengine.wrappers import Around
+from gradchain.adapters.mmengine.groups.params import group_numbers, values
+from gradchain.adapters.mmengine.groups.symbolic import Symbolic
+from gradchain.adapters.mmengine.recipe.hooks import Averaging
+from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
+from gradchain.adapters.mmengine.recipe.wrappers import Around
 from gradchain.schedules import Schedule, by, constant
 from gradchain.selectors import Selector, SelectorLike, bias, choose, named
 from gradchain.selectors.base import predicate

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradchain.adapters.mmengine.paramwise import Group, Paramwise
+from gradchain.adapters.mmengine.groups.paramwise import Group, Paramwise
 
 __all__ = ["IMPLICIT", "mmaction", "mmpose", "mmseg", "mmselfsup", "tsm", "yolo_decay", "yolo_free", "yolov5", "yolov7"]
 

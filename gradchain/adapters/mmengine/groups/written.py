@@ -9,10 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine.atoms import Atom, by_config, by_kind, by_name, joined
-from gradchain.adapters.mmengine.depths import decays
-from gradchain.adapters.mmengine.entries import is_number
-from gradchain.adapters.mmengine.paramwise import Paramwise
+from gradchain.adapters.mmengine.groups.atoms import Atom, as_factor, by_config, by_kind, by_name, joined, numbers_in
+from gradchain.adapters.mmengine.groups.depths import decays
+from gradchain.adapters.mmengine.groups.paramwise import Paramwise
 from gradchain.selectors import ParameterFacts, choose, first, multiply
 from gradchain.selectors.base import conjunction
 from gradchain.selectors.rules import Value, settings_of
@@ -50,7 +49,7 @@ def values(
     Raises: ValueError: nothing is optimised, or nobody says what the field is.
 
     >>> import torch
-    >>> from gradchain.adapters.mmengine import params
+    >>> from gradchain.adapters.mmengine.groups import params
     >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     >>> sgd = {"type": "SGD", "lr": 0.1, "weight_decay": 0.05}
     >>> wrapper = {"optimizer": sgd, "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.5}}
@@ -85,7 +84,7 @@ def _of_group(items: Mapping[str, Any], field: str, otherwise: Any = None) -> An
 def _start(base: Any, config: Mapping[str, Any], wanted: Mapping[str, float]) -> float:
     """What the others are multiples of: the base value where the config says so, else what most have that is not 0."""
     counts = Counter(wanted.values())
-    if base in counts or (base and {base * factor for factor in _numbers(config)} >= counts.keys()):
+    if base in counts or (base and {base * factor for factor in numbers_in(config)} >= counts.keys()):
         return base  # type: ignore[no-any-return]
     usual = [value for value, _ in counts.most_common()]
     return next(filter(None, usual), usual[0])
@@ -170,23 +169,7 @@ def _factors(
     pairs: Sequence[Pair], config: Mapping[str, Any], wanted: Mapping[str, float], start: float
 ) -> Sequence[Any]:
     """The rules of `multiply`: one after the other where no parameter is in two, else the first that matches."""
-    known = list(_numbers(config))
-    rules = []
-    for atom, value in pairs:
-        exact = (factor for factor in known if start * factor == value)
-        short = round(value / start, 9)
-        near = short if math.isclose(start * short, value, rel_tol=1e-15) else value / start
-        rules.append((atom.selector, next(exact, near)))
+    known = numbers_in(config)
+    rules = [(atom.selector, as_factor(value, start, known)) for atom, value in pairs]
     apart = all(sum(name in atom.names for atom, _ in pairs) < 2 for name in wanted)
     return rules if apart else [first(*rules)]
-
-
-def _numbers(config: Any) -> Iterator[float]:
-    """Factors that a config may mean: 1, 0 and all the numbers that its paramwise_cfg has somewhere."""
-    yield from (1.0, 0.0)
-    inside = [config.get("paramwise_cfg")]
-    for value in inside:
-        if isinstance(value, Mapping):
-            inside += value.values()
-        elif is_number(value):
-            yield float(value)

@@ -7,8 +7,8 @@ from functools import reduce
 from itertools import pairwise
 from typing import Any
 
-from gradchain.adapters.mmengine.shapes import Move, Shape
-from gradchain.adapters.mmengine.windows import Act
+from gradchain.adapters.mmengine.curves.shapes import Move, Shape
+from gradchain.adapters.mmengine.curves.windows import Act
 from gradchain.schedules import Schedule, constant, join, overlay, per_epoch
 
 __all__ = ["compose"]

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import Entry, is_number, type_name
-from gradchain.adapters.mmengine.wrappers import OWNER
+from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, type_name
 from gradchain.combinators.masked import masked
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, constant

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters import registry, torch_names
-from gradchain.adapters.mmengine.entries import Entry, listed
-from gradchain.adapters.mmengine.wrappers import OWNER
+from gradchain.adapters.mmengine.entries import OWNER, Entry, listed
 from gradchain.combinators.masked import masked
 from gradchain.core import config
 from gradchain.core.chain import chain

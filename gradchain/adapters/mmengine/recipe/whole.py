@@ -2,35 +2,31 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from gradchain.adapters.mmengine import old_format
-from gradchain.adapters.mmengine.entries import Entry, listed, type_name
-from gradchain.adapters.mmengine.group_values import Numbers, Part, Recipe
-from gradchain.adapters.mmengine.hook_schedules import HookSchedules, read_scheduler_hook
-from gradchain.adapters.mmengine.hooks import read_hooks
-from gradchain.adapters.mmengine.optimizers import Optimizer
-from gradchain.adapters.mmengine.params import BY_CHILD, MULTI, param_settings
-from gradchain.adapters.mmengine.plateaus import plateaus, read_plateau
-from gradchain.adapters.mmengine.schedules import Fields, clock_of, schedules
-from gradchain.adapters.mmengine.symbolic import Symbolic
-from gradchain.adapters.mmengine.wrappers import OWNER, check_keys, read_wrapper, window
+from gradchain.adapters.mmengine.curves.hook_schedules import HookSchedules, read_scheduler_hook
+from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
+from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
+from gradchain.adapters.mmengine.groups.params import BY_CHILD, MULTI, matched, param_settings
+from gradchain.adapters.mmengine.groups.symbolic import Symbolic
+from gradchain.adapters.mmengine.recipe import old_format
+from gradchain.adapters.mmengine.recipe.group_values import Numbers, Part, Recipe
+from gradchain.adapters.mmengine.recipe.hooks import read_hooks
+from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
+from gradchain.adapters.mmengine.recipe.plateaus import plateaus, read_plateau
+from gradchain.adapters.mmengine.recipe.wrappers import check_keys, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.selectors import named
 from gradchain.updater import Group
 from gradchain.updater.target import Target
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Unbound", "from_config", "unbound"]
 
@@ -290,17 +286,14 @@ def _modules(model: nn.Module, given: Any, entry: Entry) -> Any:
     """The submodule of this name, or all whose names match in full, by name."""
     model = getattr(model, "module", model)
     if isinstance(given, str) and given in model._modules:
-        return getattr(model, given)
+        return matched(model, given)[given]
     found: dict[str, nn.Module] = {}
     for pattern in [given] if isinstance(given, str) else given:
-        if pattern in model._modules:
-            found[pattern] = getattr(model, pattern)
-            continue
-        matched = {name: m for name, m in model.named_modules() if re.fullmatch(pattern, name)}
-        if not any(True for m in matched.values() for _ in m.parameters()):
+        here = matched(model, pattern)
+        if pattern not in model._modules and not any(True for m in here.values() for _ in m.parameters()):
             children = listed(name for name, _ in model.named_children())
             entry.refuse(f"{pattern!r} must name or match a module with parameters; the model has {children}.")
-        found |= matched
+        found |= here
     if "" in found:
         return model
     # one inside another is there already

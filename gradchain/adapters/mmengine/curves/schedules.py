@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias
 
-from gradchain.adapters.mmengine.composing import compose
+from gradchain.adapters.mmengine.curves.composing import compose
+from gradchain.adapters.mmengine.curves.legacy import read_legacy
+from gradchain.adapters.mmengine.curves.windows import Act, read
 from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole
-from gradchain.adapters.mmengine.legacy import read_legacy
-from gradchain.adapters.mmengine.windows import Act, read
 from gradchain.schedules import Schedule, constant
 
 __all__ = ["Fields", "clock_of", "schedules"]

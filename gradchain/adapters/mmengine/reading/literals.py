@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from gradchain.adapters.mmengine.budget import PER_STEP, Budget, BudgetError
+from gradchain.adapters.mmengine.reading.budget import PER_STEP, Budget, BudgetError
 
 __all__ = ["Imported", "Inherited", "Literals", "Unread", "UnreadableError", "hooked"]
 

@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from gradchain.adapters.mmengine.budget import Budget
-from gradchain.adapters.mmengine.literals import Imported, Inherited, Literals, Unread, UnreadableError, hooked
-from gradchain.adapters.mmengine.spoiling import BASE, spoil
+from gradchain.adapters.mmengine.reading.budget import Budget
+from gradchain.adapters.mmengine.reading.literals import Imported, Inherited, Literals, Unread, UnreadableError, hooked
+from gradchain.adapters.mmengine.reading.spoiling import BASE, spoil
 
 __all__ = ["read_config", "read_names"]
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gradchain.adapters.mmengine.curves.kinds import TYPES, Kind, Span
+from gradchain.adapters.mmengine.curves.shapes import Shape
 from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed, whole
-from gradchain.adapters.mmengine.kinds import TYPES, Kind, Span
-from gradchain.adapters.mmengine.shapes import Shape
 
 __all__ = ["Act", "read"]
 

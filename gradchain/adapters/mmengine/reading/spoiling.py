@@ -7,7 +7,7 @@ import builtins
 from collections.abc import Collection, Iterable
 from typing import Any
 
-from gradchain.adapters.mmengine.literals import Unread
+from gradchain.adapters.mmengine.reading.literals import Unread
 
 __all__ = ["BASE", "spoil"]
 

@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed, type_name
-from gradchain.adapters.mmengine.wrappers import OWNER
+from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, is_whole, listed, type_name
 from gradchain.schedules import Schedule, constant, cosine_wave, join, linear, per_epoch
 
 __all__ = ["HookSchedules", "read_scheduler_hook"]

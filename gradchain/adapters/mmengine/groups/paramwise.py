@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gradchain.adapters.mmengine.entries import Entry, is_number, listed
 from gradchain.adapters.torch_names import class_of
 
-__all__ = ["RULES", "Group", "Paramwise", "Visit", "check_places", "visits"]
+__all__ = ["NORMS", "RULES", "Group", "Paramwise", "Visit", "check_places", "longest_first", "visits"]
 
 Group = tuple[list[Tensor], dict[str, Any]]
 """What a constructor hands to the optimizer: parameters, and what is not as in the optimizer's own arguments."""
@@ -24,6 +24,8 @@ RULES = (*DECAYS, "bias_lr_mult", "dcn_offset_lr_mult")
 """Multipliers at the top of `paramwise_cfg`."""
 
 OUTSIDE = ("lr", "weight_decay", "momentum", "betas")
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
+"""What MMEngine takes for a norm: not RMSNorm, nor whatever else has the name."""
 INSIDE = (*RULES, "custom_keys", "bypass_duplicate", "layer_decay_rate", "decay_rate", "num_layers")
 
 
@@ -112,7 +114,7 @@ class Paramwise:
         for key, entry in keys.items():
             if not isinstance(entry, Mapping):
                 self.refuse(f"custom_keys[{key!r}] must be a dict, got {entry!r}.", TypeError)
-        return [(key, keys[key]) for key in sorted(sorted(keys), key=len, reverse=True)]
+        return [(key, keys[key]) for key in longest_first(keys)]
 
     def winner(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
         """The custom key that takes a parameter of this name."""
@@ -188,6 +190,11 @@ class Paramwise:
             )
 
 
+def longest_first(keys: Iterable[str]) -> list[str]:
+    """Custom keys in the order that MMEngine tries them in: the longest first, equally long ones by the alphabet."""
+    return sorted(sorted(keys), key=len, reverse=True)
+
+
 def check_places(config: Mapping[str, Any], known: Paramwise) -> None:
     """What stands beside `optimizer` and `paramwise_cfg`, and should be inside."""
     for key in config:
@@ -233,7 +240,7 @@ class Visit:
     @property
     def norm(self) -> bool:
         """Whether MMEngine takes its module for a normalisation: RMSNorm it does not."""
-        return isinstance(self.module, (_BATCH_NORM, _INSTANCE_NORM, nn.GroupNorm, nn.LayerNorm))
+        return isinstance(self.module, NORMS)
 
     @property
     def depthwise(self) -> bool:
@@ -247,8 +254,6 @@ class Visit:
         return any(cls.__module__.startswith("mmcv.") and cls.__name__ in _DEFORMABLE for cls in classes)
 
 
-_BATCH_NORM = nn.modules.batchnorm._BatchNorm
-_INSTANCE_NORM = nn.modules.instancenorm._InstanceNorm
 _DEFORMABLE = ("DeformConv2d", "ModulatedDeformConv2d")
 
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from gradchain.adapters.mmengine import shapes
+from gradchain.adapters.mmengine.curves import shapes
+from gradchain.adapters.mmengine.curves.shapes import Shape
 from gradchain.adapters.mmengine.entries import Entry, is_numbers, is_whole, whole
-from gradchain.adapters.mmengine.shapes import Shape
 from gradchain.schedules import constant, exponential, linear, multi_step, one_cycle, polynomial, step_decay
 
 __all__ = ["FAMILIES", "TYPES", "Kind", "Span"]

@@ -10,14 +10,24 @@ from typing import Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine import constructors, layers
 from gradchain.adapters.mmengine.entries import type_name
-from gradchain.adapters.mmengine.paramwise import RULES, Group, Paramwise, check_places
-from gradchain.adapters.mmengine.written import values
+from gradchain.adapters.mmengine.groups import constructors, layers
+from gradchain.adapters.mmengine.groups.paramwise import RULES, Group, Paramwise, check_places
+from gradchain.adapters.mmengine.groups.written import values
 from gradchain.selectors import ParameterFacts
 from gradchain.updater.target import Target
 
-__all__ = ["BY_CHILD", "MULTI", "OLD", "PATTERNS", "group_numbers", "param_settings", "register_constructor", "values"]
+__all__ = [
+    "BY_CHILD",
+    "MULTI",
+    "OLD",
+    "PATTERNS",
+    "group_numbers",
+    "matched",
+    "param_settings",
+    "register_constructor",
+    "values",
+]
 
 # OpenMMLab's own scopes; another project's constructor may have any of these names, and is another
 PROJECTS = (
@@ -183,14 +193,15 @@ def _of_modules(
     if paramwise.cfg:
         paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
     patterns = modules if isinstance(modules, list) else [modules]
-    every = dict(model.named_modules())
-    found = [
-        every[name]
-        for pattern in patterns
-        for name in ([pattern] if pattern in model._modules else every)
-        if name == pattern or re.fullmatch(pattern, name)
-    ]
+    found = [module for pattern in patterns for module in matched(model, pattern).values()]
     return _settings_of(paramwise, [([p for module in found for p in module.parameters()], {})], facts, set())
+
+
+def matched(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
+    """The child of this name, or else all modules whose whole name the pattern matches."""
+    if pattern in model._modules:
+        return {pattern: getattr(model, pattern)}
+    return {name: module for name, module in model.named_modules() if re.fullmatch(pattern, name)}
 
 
 def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Paramwise, Constructor | None]:

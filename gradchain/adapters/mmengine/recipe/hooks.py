@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed, type_name
-from gradchain.adapters.mmengine.wrappers import OWNER
+from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, is_whole, listed, type_name
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, inverse_time, join
 from gradchain.transforms.average import average_params

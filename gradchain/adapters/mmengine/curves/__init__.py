@@ -1,0 +1,1 @@
+"""How numbers move over a run: schedulers, policies of mmcv 1.x and hooks as schedules."""

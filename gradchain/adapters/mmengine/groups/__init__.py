@@ -1,0 +1,1 @@
+"""What each parameter begins with: constructors and their rules, and the numbers written as selectors."""

@@ -1,0 +1,1 @@
+"""Config files as dicts: inheritance, literals, statements; nothing of a file is run."""
