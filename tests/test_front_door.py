@@ -152,8 +152,8 @@ answer = sorted(bound), sorted(set(sys.modules) - before)
 
 
 def in_turn(names: list[str]) -> list[str]:
-    """Every fourth, for each is asked for in a process of its own; with GRADCHAIN_LONG=1 all."""
-    return names if os.environ.get("GRADCHAIN_LONG") else names[::4]
+    """Every eighth, for each is asked for in a process of its own; with GRADCHAIN_LONG=1 all."""
+    return names if os.environ.get("GRADCHAIN_LONG") else names[::8]
 
 
 @pytest.mark.slow
@@ -172,7 +172,7 @@ def first(path):
 answer = each(first, given)
 """
     answers = alone(code, given=in_turn(names))
-    assert len(answers) > 50
+    assert len(answers) > 25
     assert {name: said for name, said in answers.items() if said != [True, True, True]} == {}
 
 
@@ -202,9 +202,11 @@ answer = each(hidden, given)
 """
     listed = {name for room in map(sys.modules.get, MODULES) for name in getattr(room, "__all__", ())}
     namesakes = [[module] for module in MODULES if module.rpartition(".")[2] in listed]
-    assert ["gradchain.combinators.masked"] in namesakes
-    answers = alone(code, given=[MODULES, MODULES[::-1], *namesakes])
-    assert len(answers) == len(namesakes) + 2 > 10
+    known = ["gradchain.combinators.masked"]
+    assert known in namesakes and len(namesakes) > 8
+    tried = [known, *(one for one in in_turn(namesakes) if one != known)]
+    answers = alone(code, given=[MODULES, MODULES[::-1], *tried])
+    assert len(answers) == len(tried) + 2
     assert {modules: said for modules, said in answers.items() if said} == {}
 
 

@@ -51,8 +51,8 @@ def test_the_copy_is_what_its_tests_import(copy):
 
 
 def test_the_unbroken_copy_passes(copy):
-    """Every test that a break names passes without it."""
-    done = run(copy, *sorted({row.test for row in BREAKS}))
+    """Every test that a tried break names passes without it."""
+    done = run(copy, *sorted({row.test for row in TRIED}))
     assert done.returncode == 0, done.stdout[-3000:]
 
 

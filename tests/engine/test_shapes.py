@@ -386,7 +386,7 @@ class drawn(Transform):
         return total, DrawnState(state.nu.lerp(total, 0.5), state.row.lerp(values[-1].mean(-1), 0.5))
 
 
-DRAWN = {"native": 200, "blocks": 200} if os.environ.get("GRADCHAIN_LONG") else {"native": 24, "blocks": 6}
+DRAWN = {"native": 200, "blocks": 200} if os.environ.get("GRADCHAIN_LONG") else {"native": 12, "blocks": 6}
 
 
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, many in DRAWN.items() for seed in range(many)])
