@@ -211,6 +211,7 @@ def test_stylegan2_ada_has_lazy_adam_and_an_average_in_images():
             updater.update(phase * pull(mine, batch))
         updater.tick("batch")
         beta = 0.5 ** (64 / max(min(200, seen * 0.05), 1e-8))
+        close(numbers(updater, "average_params.decay", batch=i), beta)
         for a, p in zip(ema.parameters(), theirs.parameters(), strict=True):
             a.data.copy_(p.detach().lerp(a.data, beta))
         seen += 64

@@ -175,6 +175,9 @@ def test_a_recipe_trains_and_reads_all_of_its_settings(name):
     assert s.unread() == []
     parts = [trained[part] for part in trained] if isinstance(trained, gch.Group) else [trained]
     for updater in parts:
+        for clock in {"epoch", "iteration"} & {*updater._bound.clocks}:
+            ticks = {"swa": 5, "sam": 2}.get(name, len(EPOCHS))  # SAM's first step of an epoch ends the one before
+            assert updater._bound.clocks[clock] == ticks
         bound = updater._bound
         assert bound.clocks["micro"] > 0 and updater.num_skipped == 0
         assert updater.num_updates > 0 or name == "nanogpt"  # 12 micro-batches, of 40
