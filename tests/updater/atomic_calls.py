@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from atomic_chains import WHOLE, run_by, shown
+from atomic_chains import WHOLE, in_turn, run_by, shown
 from injected import Tally, Target, Tracer, targets, watched
 from little import data, loss_of, net, same, weights
 from torch import nn
@@ -109,8 +109,8 @@ def calls(folder: Path) -> dict[str, Call]:
     }
 
 
-def injections(call: Call, every: int, executors: str = "native") -> Tally:
-    """Break the call off at every line of the files in WHOLE, and at every so many of the others."""
+def injections(call: Call, every: int, executors: str = "native", whole: int = 1) -> Tally:
+    """Break the call off at one line in `whole` of the files in WHOLE, and at one in `every` of the others."""
     tally = Tally()
     with run_by(executors), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -122,7 +122,7 @@ def injections(call: Call, every: int, executors: str = "native") -> Tally:
         walked = watched(lambda: call.call(model, updater))
         tally.saw(walked)
         for i, target in enumerate(targets(walked, WHOLE)):
-            if i % every == 0 or target.place[0].rpartition("/")[2] in WHOLE:
+            if in_turn(i, target, every, whole):
                 _inject(call, target, sides, tally)
     return tally
 
@@ -169,7 +169,7 @@ def each(model: nn.Module, updater: gch.Updater) -> dict[str, Any]:
     return copy.deepcopy({n: [found[n], held.mu[n], held.nu[n], held.count.of(n)] for n in found})
 
 
-def injections_in_backward(every: int) -> Tally:
+def injections_in_backward(every: int, whole: int = 1) -> Tally:
     """Break an update during backward off: each parameter is whole, and the updater says that it is torn."""
     tally, rows = Tally(), data(3, dtype=torch.float32)[2]
     model, updater = inside()
@@ -179,7 +179,7 @@ def injections_in_backward(every: int) -> Tally:
     after, end = each(model, updater), shown(model, updater)
     tally.saw(walked)
     for i, target in enumerate(targets(walked, WHOLE)):
-        if i % every and target.place[0].rpartition("/")[2] not in WHOLE:
+        if not in_turn(i, target, every, whole):
             continue
         model, updater = inside()
         where = f"{target.place[0]}:{target.place[1]} (turn {target.turn})"

@@ -190,10 +190,20 @@ def run_by(executors: str) -> Iterator[None]:
             os.environ["GRADCHAIN_EXECUTORS"] = before
 
 
+def in_turn(i: int, target: Target, every: int, whole: int) -> bool:
+    """Whether the i-th target is tried: one in `whole` of the files in WHOLE, one in `every` of the others."""
+    return i % (whole if target.place[0].rpartition("/")[2] in WHOLE else every) == 0
+
+
 def injections(
-    scene: Scene, executors: str, every: int = 1, offset: int = 0, error: type[BaseException] = KeyboardInterrupt
+    scene: Scene,
+    executors: str,
+    every: int = 1,
+    offset: int = 0,
+    error: type[BaseException] = KeyboardInterrupt,
+    whole: int = 1,
 ) -> Tally:
-    """Break the scene's step off at every line of the files in WHOLE, and at every so many of the others."""
+    """Break the scene's step off at one line in `whole` of the files in WHOLE, and at one in `every` of the others."""
     tally = Tally()
     with run_by(executors):
         twins = Twins.of(scene, executors)
@@ -203,7 +213,7 @@ def injections(
             walked = watched(lambda m=model, u=updater: scene.walk(m, u, scene.warm))
         tally.saw(walked)
         for i, target in enumerate(targets(walked, WHOLE)):
-            if (i + offset) % every == 0 or target.place[0].rpartition("/")[2] in WHOLE:
+            if in_turn(i + offset, target, every, whole):
                 _inject(scene, executors, twins, target, error, tally)
     return tally
 

@@ -23,7 +23,8 @@ MAIN = ("masked", "partition", "window in a buffer closes", "average and project
 OTHERS = ("blocks", "patterns,blocks", "foreach", "fused,foreach", "reference")
 # each executor with every fifth chain; with GRADCHAIN_LONG=1 with all
 LONG = bool(os.environ.get("GRADCHAIN_LONG"))
-SPARSE = 11 if LONG else 23  # one line in so many, beside all of the files that decide and write
+SPARSE = 11 if LONG else 23  # one line in so many
+DENSE = 1 if LONG else 3  # the same in the files that decide and write; one chain has them all
 PAIRS = [(name, by) for i, name in enumerate(MAIN) for k, by in enumerate(OTHERS) if LONG or (i + k) % 5 == 0]
 
 _offsets = itertools.count(random.Random(0).randrange(SPARSE))  # each test takes other lines
@@ -38,7 +39,8 @@ def clean(tally):
 @pytest.mark.parametrize("name", BY_NAME)
 def test_an_interrupt_at_any_line(name):
     """Weights, state, clocks and records are those before or after, and training goes on from there."""
-    tally = injections(BY_NAME[name], "native", SPARSE, next(_offsets))
+    whole = 1 if name == "masked" else DENSE
+    tally = injections(BY_NAME[name], "native", SPARSE, next(_offsets), whole=whole)
     clean(tally)
     assert tally.sides["after"] and tally.sides["before"] + tally.sides["dropped"]
 
@@ -46,7 +48,7 @@ def test_an_interrupt_at_any_line(name):
 @pytest.mark.parametrize(("name", "executors"), PAIRS)
 def test_an_interrupt_where_torch_writes_in_several_calls(name, executors):
     """The same without the native executor."""
-    tally = injections(BY_NAME[name], executors, SPARSE, next(_offsets))
+    tally = injections(BY_NAME[name], executors, SPARSE, next(_offsets), whole=DENSE)
     clean(tally)
     assert tally.sides["after"]
 
@@ -55,7 +57,7 @@ def test_an_interrupt_where_torch_writes_in_several_calls(name, executors):
 @pytest.mark.parametrize("executors", ["native", "blocks", "foreach"])
 def test_other_exceptions(error, executors):
     """An exception of any kind is like an interrupt, but for what a trace that fails is forgiven."""
-    clean(injections(BY_NAME["masked"], executors, SPARSE, next(_offsets), error))
+    clean(injections(BY_NAME["masked"], executors, SPARSE, next(_offsets), error, DENSE))
 
 
 @pytest.mark.parametrize("executors", ["native", "blocks", "fused,foreach", "reference"])
@@ -102,12 +104,12 @@ def test_a_second_interrupt_in_a_row(name, executors):
 )
 def test_an_interrupt_in_another_call(name, tmp_path):
     """Loading, flushing and resetting are all or nothing; weights are the model's own after `averaged`."""
-    clean(atomic_calls.injections(atomic_calls.calls(tmp_path)[name], 5))
+    clean(atomic_calls.injections(atomic_calls.calls(tmp_path)[name], 5, whole=DENSE))
 
 
 def test_an_interrupt_during_an_update_in_backward():
     """Each parameter is whole; an updater that is torn refuses everything but a load, which mends it."""
-    tally = atomic_calls.injections_in_backward(5)
+    tally = atomic_calls.injections_in_backward(5, DENSE)
     clean(tally)
     assert {"before", "torn", "after"} <= set(tally.sides)
 
@@ -187,7 +189,7 @@ def in_a_process(script, *arguments):
 
 def test_interrupts_at_any_time():
     """Two threads write large weights: no interrupt leaves them mixed or ends the process."""
-    in_a_process("atomic_signals.py", 40)
+    in_a_process("atomic_signals.py", 40 if LONG else 20)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a limit of the address space is Linux's")
