@@ -54,7 +54,10 @@ class Folder:
 
     def take(self) -> None:
         """Be the one that writes here, until `close`. RuntimeError where somebody else does."""
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         self.path.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(made):
+            sealed.sync_folder(folder.parent)  # else the power takes the folder, and with it what was saved
         self._lock.take()
 
     def close(self) -> None:
@@ -75,13 +78,15 @@ class Folder:
         """A file of this number, then remove what is too old, then say what there is. One process calls it."""
         file = self.path_of(number)
         self._put(file, contents)
-        entries = [entry for entry in self._known() if entry.number != number]
-        entries.append(Entry(file.name, number, file.stat().st_size, sealed.seal_of(file)))
-        gone = [] if keep is None else entries[:-keep]
-        for entry in gone:
-            with contextlib.suppress(FileNotFoundError):
-                (self.path / entry.file).unlink()
-        self._entries = [entry for entry in entries[len(gone) :] if (self.path / entry.file).exists()]
+        known, self._entries = self._known(), None  # where it is broken off here, the next one looks anew
+        with sealed.in_words("save", file):
+            entries = [entry for entry in known if entry.number != number]
+            entries.append(Entry(file.name, number, file.stat().st_size, sealed.seal_of(file)))
+            gone = [] if keep is None else entries[:-keep]
+            for entry in gone:
+                with contextlib.suppress(FileNotFoundError):
+                    (self.path / entry.file).unlink()
+            self._entries = [entry for entry in entries[len(gone) :] if (self.path / entry.file).exists()]
         manifest.write(self._manifest, self._entries)
         return file
 

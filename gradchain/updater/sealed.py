@@ -58,7 +58,7 @@ def write(path: Path, put: Callable[[BinaryIO], None]) -> None:
     with in_words("save", path):
         target = Path(os.path.realpath(path))
         _again_where_stale(partial(_write, path, target, put))
-        _sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 def _write(path: Path, target: Path, put: Callable[[BinaryIO], None]) -> None:
@@ -159,7 +159,7 @@ def _mode_of(path: Path, target: Path) -> int | None:
     return stat.S_IMODE(found.st_mode)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put the new name on disk too: a file that is whole but not findable is lost with the power.
 
     The new file stands there already, so an error would say what is not so: that it was not saved.
@@ -329,7 +329,8 @@ def in_words(owner: str, path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         if error.errno is None:  # it is in words already
             raise
-        raise FileNotFoundError(f"{owner}: there is no file {str(path)!r}.") from None
+        gone = f"the folder of {str(path)!r} was removed. Create it again." if owner == "save" else ""
+        raise FileNotFoundError(f"{owner}: {gone or f'there is no file {str(path)!r}.'}") from None
     except OSError as error:
         what = "written" if owner == "save" else "read"
         made = type(OSError(error.errno, ""))(f"{owner}: {str(path)!r} cannot be {what}: {error.strerror or error}.")

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 import gradchain as gch
-from gradchain.loop import randomness
 
 STEPS = 12
 
@@ -38,6 +37,24 @@ class Recipe:
     chain: Callable[[], gch.Transform] = field(repr=False)
     sparse: bool = False
     between: Callable[[Run], None] = field(default=nothing, repr=False)
+
+
+def numbers() -> dict[str, Any]:
+    """Where the random numbers of this process stand, as plain data."""
+    kind, keys, *rest = numpy.random.get_state()
+    return {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [kind, torch.tensor(keys.tolist()), *rest],
+    }
+
+
+def put(saved: Mapping[str, Any]) -> None:
+    """Have them stand there."""
+    torch.set_rng_state(saved["torch"])
+    random.setstate(saved["python"])
+    kind, keys, *rest = saved["numpy"]
+    numpy.random.set_state((kind, numpy.array(keys.tolist(), dtype=numpy.uint32), *rest))
 
 
 class Run:
@@ -67,12 +84,12 @@ class Run:
 
     def save(self, path: Path, **more: Any) -> None:
         """Write all of it, by the updater alone."""
-        self.updater.save(path, done=self.done, random=randomness.state(), **more)
+        self.updater.save(path, done=self.done, random=numbers(), **more)
 
     def load(self, path: Path) -> dict[str, Any]:
         """Read it."""
         extra = self.updater.load(path)
-        randomness.put(extra["random"])
+        put(extra["random"])
         self.done = extra["done"]
         return extra
 
@@ -81,7 +98,7 @@ class Run:
         updater = self.updater
         counts = [self.done, updater.num_updates, updater.num_micro, updater.num_skipped]
         model, state = dict(self.model.state_dict()), updater.state_dict()
-        return [model, state, counts, updater.hyperparams(), randomness.state()]
+        return [model, state, counts, updater.hyperparams(), numbers()]
 
     def digest(self) -> str:
         """All that makes the run, in a checksum of its bits."""

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from disk import Disk, Op
@@ -15,25 +16,21 @@ from fault_runs import RECIPES, STEPS, Recipe, Run, straight
 from killing import Board, Child, die
 from what_goes_wrong import Fault, Kind
 
-DONE, SAVED, WRITING, CALLS, RESUMED = range(5)  # what a child writes on the board: SAVED is of saves that returned
+SAVED, INSIDE, CALLS, RESUMED = range(4)  # what a child writes on the board: SAVED is of saves that returned
 KILLS = 3  # of one run, before it is let go to its end
 
-Keep = Callable[[Run, Path, Board, "Callable[[], None]"], None]
+Keep = Callable[[Run, Path, Board], None]
 
 
-def _by_file(run: Run, folder: Path, board: Board, moment: Callable[[], None]) -> None:
+def _by_file(run: Run, folder: Path, board: Board) -> None:
     """Go on from the file that is there, and save after each micro-batch into it, by `updater.save`."""
     path = folder / "run.pt"
     if path.exists():
         run.load(path)
     board[RESUMED] = run.done
     while run.done < STEPS:
-        moment()
         run.step()
-        board[DONE] = run.done
-        board[WRITING] = 1
         run.save(path)
-        board[WRITING] = 0
         board[SAVED] = run.done
 
 
@@ -57,18 +54,19 @@ class Life:
         def count(op: Op) -> None:
             board[CALLS] += 1
             if board[CALLS] == at:
+                board[INSIDE] = op.path.endswith(".tmp")
                 die()
 
         def act() -> str:
             run = Run(self.recipe)
             if at:
                 with Disk(folder, count):
-                    self.keep(run, folder, board, lambda: None)
+                    self.keep(run, folder, board)
             else:
-                self.keep(run, folder, board, lambda: None)
+                self.keep(run, folder, board)
             return run.digest()
 
-        board[CALLS] = board[WRITING] = 0
+        board[CALLS] = board[INSIDE] = 0
         board[RESUMED] = -1
         return Child(act)
 
@@ -147,13 +145,9 @@ def inside(keep: Keep, n: int, folder: Path) -> Iterator[str]:
             child.close()
             if not child.killed:
                 break
-            kills += board[WRITING] == 1
+            kills += board[INSIDE]
         tried += kills
         yield from life.end(there, board, kills)
-
-
-def _of(tries: Callable[[Keep, int, Path], Iterator[str]], keep: Keep) -> Callable[[int, Path], Iterator[str]]:
-    return lambda n, folder: tries(keep, n, folder)
 
 
 EQUAL = "the run goes on from the last save that returned or a newer one, and ends bit for bit as the one never killed"
@@ -163,14 +157,14 @@ KIND = Kind(
     "sparse rows, a plateau, lookahead, Muon, three rules in a partition, overrides and a freeze are saved after each "
     "micro-batch, killed by SIGKILL up to three times, and go on from what is there. Compared are weights, buffers, "
     "state, counts, hyperparameters, and the random numbers of torch, Python and numpy. A kill counts as inside the "
-    "write only where the process had said that it was in `save` and not that it was out.",
+    "write only where the process itself had just said that it was there.",
     (
-        Fault("anywhere", "SIGKILL at a random time", EQUAL, _of(anywhere, _by_file), 8, 350),
+        Fault("anywhere", "SIGKILL at a random time", EQUAL, partial(anywhere, _by_file), 8, 350),
         Fault(
             "inside the write",
             "SIGKILL at a call on the disk inside `updater.save`",
             EQUAL,
-            _of(inside, _by_file),
+            partial(inside, _by_file),
             12,
             100,
         ),

@@ -63,7 +63,7 @@ KIND = Kind(
     "bytes that were not synced are there, missing, zeros or in pieces, and names changed since their folder was "
     "synced are the old or the new ones. Lost is one that does not load, or is older than a save that had returned.",
     (
-        Fault("a file", "the power goes at any call of `updater.save`", PROMISE, files, 400, 4000),
-        Fault("a file of safetensors", "the same, for a `.safetensors`", PROMISE, tensors, 150, 2000),
+        Fault("a file", "the power goes at any call of `updater.save`", PROMISE, files, 250, 4000),
+        Fault("a file of safetensors", "the same, for a `.safetensors`", PROMISE, tensors, 100, 2000),
     ),
 )

@@ -34,6 +34,7 @@ PARAMS = "adapters/test_mmengine_params.py::test_random_configs_against_mmengine
 LISTS = "adapters/test_mmengine_schedules.py::test_random_lists_against_mmengine"
 RUNS = "adapters/test_mmengine_runs.py::test_the_same_weights_after_200_iterations"
 TWICE = "test_purity.py::test_update_changes_none_of_its_arguments"
+POWER = "faults/test_what_can_go_wrong.py::test_a_few_of_each[power-a file]"
 
 BREAKS: tuple[Break, ...] = (
     Break(
@@ -484,5 +485,28 @@ BREAKS: tuple[Break, ...] = (
         "operation.traced or operation.truth",
         "operation.truth",
         "engine/test_elementary.py::test_float32_is_so_near_to_the_exact_value[expm1-compiled]",
+    ),
+    Break("a-file-is-not-synced", "updater/sealed.py", "os.fsync(file.fileno())", "pass", POWER),
+    Break("a-folder-is-not-synced", "updater/sealed.py", "        sync_folder(target.parent)\n", "", POWER),
+    Break(
+        "a-file-is-written-in-place",
+        "updater/sealed.py",
+        "os.replace(temporary, target)",
+        "target.write_bytes(Path(temporary).read_bytes())",
+        POWER,
+    ),
+    Break(
+        "a-checksum-is-not-looked-at",
+        "updater/sealed.py",
+        "if sealed and not _is_whole(file, size):",
+        "if False:",
+        "updater/test_files.py::test_every_bit_of_the_seal_and_every_cut_near_it",
+    ),
+    Break(
+        "random-numbers-are-not-saved",
+        "checkpoints/randomness.py",
+        '"torch": torch.get_rng_state()',
+        '"torch": torch.Generator().get_state()',
+        "checkpoints/test_resume.py::test_it_goes_on_bit_for_bit[list-7]",
     ),
 )
