@@ -13,8 +13,8 @@ from gradchain.cli.options import Parser, whole, wholes
 
 CONVERT = """\
 Print the gradchain code that replaces the optimization part of an OpenMMLab config file, in the format of MMEngine or
-of mmcv 1.x, and the loop around your own forward, where the file has one; and, as comments under it, what each key became, what is not read and what looks like a slip. Nothing of
-the file is run, and no OpenMMLab package is needed."""
+of mmcv 1.x, and the loop around your own forward, where the file has one; and, as comments under it, what each key
+became, what is not read and what looks like a slip. Nothing of the file is run, and no OpenMMLab package is needed."""
 
 SHOW = """\
 Print the chain in a file: its links, its hyperparameters at some updates, the size of its state. The file is a Python

@@ -109,7 +109,8 @@ def _with_loop(
 ) -> Conversion:
     """A conversion with the loop of its file."""
     averages = any("average_params(" in repr(part.chain) for part in parts)
-    made = script(config, name, builder.length, parts[0].key is not None, averages)
+    hooks = " ".join(one for one in found.remarks if "custom_hooks: " in one)
+    made = script(config, name, builder.length, parts[0].key is not None, averages, hooks)
     told = {_key(path): (path, became) for path, became in made.rows.items()}
     table = [(key, value, told.pop(key)[1] if key in told else became) for key, value, became in found.table]
     table += [(key, _shown(_at(config, path)), became) for key, (path, became) in told.items()]
@@ -226,7 +227,8 @@ def _code(parts: list[Any], name: str, lines_of_imports: list[str]) -> str:
         if isinstance(part.of, (list, tuple)):
             target = "{" + ", ".join(f'"{name}": model.{name}' for name in part.of) + "}"
         autocast = f", autocast={part.autocast}" if part.autocast is not None else ""
-        text = f"{program(part.chain, {'norm': NORM})}.bind({target}{autocast})"
+        zero = ", zero_redundancy=True" if part.zero_redundancy else ""
+        text = f"{program(part.chain, {'norm': NORM})}.bind({target}{autocast}{zero})"
         if several:
             text = "\n".join("    " + line for line in f"{part.key}={text},".splitlines())
         lines.append(text)
@@ -274,8 +276,9 @@ def _row(path: Path, config: Mapping[str, Any], builder: Builder, parts: list[An
 
 def _became(path: Path, config: Mapping[str, Any], builder: Builder, parts: list[Any]) -> str:
     """The links that are others with another value, or without the key; where that cannot be, without what it is in."""
-    if path[-2:] == ("optimizer", "type"):
-        return "the rule"
+    if path[-2:] in (("optimizer", "type"), ("optimizer", "optimizer_type")):
+        sharing = any(part.zero_redundancy for part in parts) and path[-1] == "type"
+        return "bind(zero_redundancy=True)" if sharing else "the rule"
     here, tried = _links(parts), False
     others = [_with(config, path, other) for other in _others(_at(config, path))]
     for other in [*others, *(_without(config, path[:depth]) for depth in range(len(path), 0, -1))]:

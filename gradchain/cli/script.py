@@ -37,7 +37,9 @@ class Script:
     remarks: list[str] = field(default_factory=list)
 
 
-def script(config: Mapping[str, Any], name: str, length: tuple[str, int], several: bool, averages: bool) -> Script:
+def script(
+    config: Mapping[str, Any], name: str, length: tuple[str, int], several: bool, averages: bool, unread: str
+) -> Script:
     """What `gch.loop(…)` is to be given, for the loop of a config.
 
     Args:
@@ -46,18 +48,25 @@ def script(config: Mapping[str, Any], name: str, length: tuple[str, int], severa
         length: the length of the run, "max_epochs" or "max_iters" and how many.
         several: whether there are several optimizers.
         averages: whether the chain averages the weights, as EMAHook does.
+        unread: what was said of custom hooks that have no part in the chain.
     """
-    return _Writer(config, name, length, several, averages).written()
+    return _Writer(config, name, length, several, averages, unread).written()
 
 
 class _Writer:
     def __init__(
-        self, config: Mapping[str, Any], name: str, length: tuple[str, int], several: bool, averages: bool
+        self,
+        config: Mapping[str, Any],
+        name: str,
+        length: tuple[str, int],
+        several: bool,
+        averages: bool,
+        unread: str,
     ) -> None:
         self._config, self._name, self._length = config, name, length
         self._several, self._averages = several, averages
         self._unit = "epoch" if length[0] == "max_epochs" else "iter"
-        self._out = Script("")
+        self._out, self._unread = Script(""), unread.replace(",", " ").split()
         folder = config.get("work_dir")
         self._folder = folder if isinstance(folder, str) else f"work_dirs/{PurePath(name).stem}"
 
@@ -231,8 +240,8 @@ class _Writer:
                 self._out.remarks.append(f"{HOOKS}.{key}: {kind or 'it'} is {NO_PART}.")
         for hook in _listed(self._config.get("custom_hooks")):
             kind = _kind(hook)
-            if kind in ("EarlyStoppingHook", "EmptyCacheHook", "SyncBuffersHook"):
-                self._out.remarks.append(f"{kind} runs as it is: train(…, hooks=[{kind}(…)]).")
+            if kind in self._unread:
+                self._out.remarks.append(f"{kind} is yours to give to the loop: train(…, hooks=[{_made(hook, kind)}]).")
 
     # the table
 
@@ -248,6 +257,15 @@ class _Writer:
         start = place if isinstance(place, tuple) else (place,)
         for path in leaves(given, start):
             self._note(path, known.get(str(path[len(start)]) if len(path) > len(start) else "", otherwise))
+
+
+def _made(hook: Mapping[str, Any], kind: str) -> str:
+    """The code of a hook, with its priority."""
+    given = ", ".join(f"{key}={value!r}" for key, value in hook.items() if key not in ("type", "priority"))
+    made, priority = f"{kind}({given})", hook.get("priority")
+    if priority is None:
+        return made
+    return f'({made}, "{priority}")' if isinstance(priority, str) else f"({made}, {priority!r})"
 
 
 def _rule_of(name: str) -> str | None:

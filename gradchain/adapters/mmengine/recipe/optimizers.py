@@ -30,6 +30,9 @@ __all__ = ["Optimizer"]
 
 # how torch computes, not what
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+# MMEngine's around torch's, which shares the state of an optimizer out over ranks
+ZERO = "ZeroRedundancyOptimizer"
+OF_ZERO = ("optimizer_type", "overlap_with_ddp", "parameters_as_bucket_view", "process_group")
 # what constructors read from the optimizer's dict
 CONSTRUCTOR = ("batch_size_per_gpu", "base_total_batch_size", "layer_decay_rate", "model_type")
 # MMEngine's registry has these under other names than `from_torch`
@@ -57,6 +60,7 @@ class Optimizer:
 
     Attributes:
         entry: the dict.
+        zero_redundancy: whether it is ZeroRedundancyOptimizer's: of another class, whose state ranks share out.
         args: its arguments, without what says how torch computes or what constructors read.
     """
 
@@ -65,8 +69,14 @@ class Optimizer:
             Entry(name, {}, strict, OWNER).refuse(f"it must be a dict with a type, got {items!r}.", TypeError)
         self.entry = Entry(name, items, strict, OWNER)
         given = items.get("type")
+        self.zero_redundancy = _short(given) == ZERO
+        if self.zero_redundancy:
+            if items.get("overlap_with_ddp"):
+                self.entry.object_to("overlap_with_ddp must be False: it waits for a hook of DDP's, which nobody adds.")
+            given, items = items.get("optimizer_type"), {k: v for k, v in items.items() if k not in OF_ZERO}
         if not isinstance(given, (str, type)):
-            self.entry.refuse(f"type must be the name of an optimizer, got {given!r}.", TypeError)
+            name = "optimizer_type" if self.zero_redundancy else "type"
+            self.entry.refuse(f"{name} must be the name of an optimizer, got {given!r}.", TypeError)
         left_out = ("type", "_scope_", "_delete_", *IMPLEMENTATION, *CONSTRUCTOR)
         self.args = {key: value for key, value in items.items() if key not in left_out}
         if "_delete_" in items:
@@ -153,6 +163,11 @@ class Optimizer:
             return [registry.builder(self._type)(**{**given, **values})]
         except (TypeError, ValueError, KeyError) as error:
             self.entry.refuse(str(error.args[0]).removeprefix("from_torch: "), type(error))
+
+
+def _short(given: Any) -> Any:
+    """The name of a class, without its project."""
+    return getattr(given, "__name__", given if not isinstance(given, str) else given.rpartition(".")[2])
 
 
 Own = Callable[["dict[str, Any]", "Mapping[str, Value]"], "list[Transform] | None"]

@@ -24,8 +24,8 @@ from gradchain.adapters.mmengine.recipe.wrappers import check_keys, read_wrapper
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
-from gradchain.selectors import named
-from gradchain.updater import Group
+from gradchain.selectors import PerParameter, named
+from gradchain.updater import Group, Updater
 from gradchain.updater.target import Target
 
 __all__ = ["Unbound", "from_config", "unbound"]
@@ -96,7 +96,7 @@ def from_config(
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
     parts = _read(model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict)
-    bound = {str(part.key): part.chain.bind(part.of, autocast=part.autocast) for part in parts}
+    bound = {str(part.key): part.bound() for part in parts}
     return Group(bound) if parts[0].key is not None else bound["None"]
 
 
@@ -105,13 +105,18 @@ class Unbound:
     """One optimizer of a recipe as a chain.
 
     key: its name among several, None for the only one; of: its modules, or without a model the name of the submodule,
-    None for the model itself; autocast: the dtype of the forward.
+    None for the model itself; autocast: the dtype of the forward; zero_redundancy: whether ranks share its state out.
     """
 
     key: str | None
     of: Any
     chain: chain
     autocast: torch.dtype | None
+    zero_redundancy: bool = False
+
+    def bound(self) -> Updater:
+        """The chain bound to its modules."""
+        return self.chain.bind(self.of, autocast=self.autocast, zero_redundancy=self.zero_redundancy)
 
 
 def unbound(
@@ -303,8 +308,8 @@ def _modules(model: nn.Module, given: Any, entry: Entry) -> Any:
 # one chain
 
 
-def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
-    """The chain of one optimizer, and the dtype of its forward."""
+def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None, bool]:
+    """The chain of one optimizer, the dtype of its forward, and whether ranks share its state out."""
     around = read_wrapper(part.config, part.name, recipe.strict)
     optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
     others, reading = plateaus(part.schedulers)
@@ -329,7 +334,7 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None]:
         *reducing,
         None if recipe.averaging is None else recipe.averaging(recipe.clock, around.counts),
     ]
-    return chain(*(link for link in links if link is not None)), around.autocast
+    return chain(*(link for link in links if link is not None)), around.autocast, optimizer.zero_redundancy
 
 
 def _set_by_hook(setting: HookSchedules | None, optimizer: Optimizer) -> Fields:
