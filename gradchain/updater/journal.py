@@ -71,6 +71,7 @@ class Journal:
         averaged: whether the model has its average weights, for as long as the user wants them.
         torn: what left some parameters with an update and others without, for good; "" where nothing did.
         drop: drops the open window, and says what it is lost to.
+        walking: which call walks the data; "" where none does.
     """
 
     def __init__(self, forget: Callable[[], None]) -> None:
@@ -83,9 +84,10 @@ class Journal:
         self.lost = ""
         self.averaged = False
         self.torn = ""
+        self.walking = ""
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "drop": None}  # a copied walk gives its own
+        return {**self.__dict__, "drop": None, "walking": ""}  # a copied walk gives its own
 
     def guard(self, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call this. Where it is broken off, what it leaves is put in order, and gradients are on or off as before."""
@@ -99,6 +101,20 @@ class Journal:
             finally:
                 _gradients(enabled)
             raise
+
+    def walk(self, owner: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Guard a call that uses gradients, of which one is at work at a time. RuntimeError where another is."""
+        if self.walking and self._at_work():  # the word alone may have been left by an interrupt
+            raise RuntimeError(
+                f"{owner}: must not be called while {self.walking} of the same updater runs: from a hook, a schedule, "
+                "a closure or another thread. Call it when that has returned; another thread has its own model and "
+                "updater."
+            )
+        try:
+            self.walking = owner
+            return self.guard(call, *args, **kwargs)
+        finally:
+            self.walking = ""
 
     def enter(self, owner: str) -> None:
         """Before the updater does anything: put in order what an earlier call left. RuntimeError where it is torn."""

@@ -121,7 +121,7 @@ class Updater(Readings, foreign.Stranger):
         self._check("update")
         if backward:
             foreign.refuse_arguments("update", backward, ("weight", "last", "keep_grads", *BACKWARD))
-        return self._bound.journal.guard(self._walk.update, loss, weight, last, keep_grads, **backward)
+        return self._bound.journal.walk("update", self._walk.update, loss, weight, last, keep_grads, **backward)
 
     def backward(
         self,
@@ -139,7 +139,7 @@ class Updater(Readings, foreign.Stranger):
         self._check("backward")
         if backward:
             foreign.refuse_arguments("backward", backward, ("weight", "last", *BACKWARD))
-        self._bound.journal.guard(self._walk.backward, loss, weight=weight, last=last, **backward)
+        self._bound.journal.walk("backward", self._walk.backward, loss, weight=weight, last=last, **backward)
 
     def step(
         self,
@@ -165,7 +165,7 @@ class Updater(Readings, foreign.Stranger):
         if grads is None and "accelerate.state" in sys.modules:
             foreign.refuse_held_back()
         with outside_inference():
-            return self._bound.journal.guard(self._walk.step, grads, last, keep_grads)
+            return self._bound.journal.walk("step", self._walk.step, grads, last, keep_grads)
 
     @answering
     def zero_grad(self) -> None:
@@ -182,7 +182,7 @@ class Updater(Readings, foreign.Stranger):
         """
         self._check("flush")
         with outside_inference():
-            return self._bound.journal.guard(self._walk.flush)
+            return self._bound.journal.walk("flush", self._walk.flush)
 
     @answering
     def context(

@@ -144,7 +144,10 @@ class Optimizer:
             if name in self.args or name in known:
                 return self.args.get(name, known[name].default if name in known else None)
         if field == "momentum" and "betas" in known:
-            return self.args.get("betas", known["betas"].default)[0]
+            betas = self.args.get("betas", known["betas"].default)
+            if not isinstance(betas, (list, tuple)) or not betas:
+                self.entry.refuse(f"betas must be a list of numbers, got {betas!r}.")
+            return betas[0]
         return None
 
     def links(self, values: Mapping[str, Value], where: Where) -> list[Transform]:
@@ -277,7 +280,10 @@ def _of_lamb(optimizer: Optimizer, values: dict[str, Value], where: Where) -> li
 
 
 def _betas(args: Mapping[str, Any], values: Mapping[str, Value], b2: float) -> tuple[Any, Any]:
-    b1, b2 = args.get("betas", (0.9, b2))
+    betas = args.get("betas", (0.9, b2))
+    if not isinstance(betas, (list, tuple)) or len(betas) != 2:
+        raise ValueError(f"mmengine.from_config: betas must be two numbers, got {betas!r}.")
+    b1, b2 = betas
     return values.get("momentum", b1), b2
 
 

@@ -24,7 +24,7 @@ from gradchain.adapters.mmengine.recipe.wrappers import check_keys, read_wrapper
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
-from gradchain.selectors import PerParameter, named
+from gradchain.selectors import named
 from gradchain.updater import Group, Updater
 from gradchain.updater.target import Target
 

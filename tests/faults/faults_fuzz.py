@@ -1,0 +1,251 @@
+"""Checkpoints, states and configs that are wrong in every way: refused in a sentence, in bounded time and memory."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import random
+import re
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import bounded
+import torch
+from what_goes_wrong import HERE, Fault, Kind
+
+sys.path.append(str(HERE.parent / "updater"))
+
+from damage import DAMAGES
+from mutated import KEYS, SCENES, TENSORS, VALUES, changed_keys, leaves, replaced
+
+from gradchain.adapters import mmengine, torch_names
+from gradchain.updater import sealed
+
+
+def _outcome(call: Callable[[], object], allowed: tuple[type[Exception], ...], owner: str) -> str:
+    """What is wrong with how a call ended; "" where it returned, or refused in a sentence of its own."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            call()
+        except allowed as error:
+            said = str(error.args[0]) if error.args else ""
+            return (
+                ""
+                if re.match(rf"({owner})[\w.]*: ", said)
+                else f"{type(error).__name__} without its owner: {said[:200]!r}"
+            )
+        except Exception as error:
+            return f"{type(error).__name__}: {str(error)[:200]}"
+    return ""
+
+
+# bytes
+
+
+def _sealed_again(whole: bytes) -> bytes:
+    body = whole[: -sealed._SEAL]
+    return body + sealed._MARK + hashlib.blake2b(body, digest_size=32).digest()
+
+
+def _numbers(whole: bytes, rng: random.Random) -> bytes:
+    """A length or an offset of two, four or eight bytes that is another: the largest, nothing, or near to it."""
+    size = rng.choice((2, 4, 8))
+    at = rng.randrange(len(whole) - size)
+    there = int.from_bytes(whole[at : at + size], "little")
+    number = rng.choice((0, 1, there + 1, there - 1, there << 8, (1 << 8 * size) - 1, 1 << (8 * size - 1)))
+    return whole[:at] + (number % (1 << 8 * size)).to_bytes(size, "little") + whole[at + size :]
+
+
+def _of_files(n: int, folder: Path, name: str) -> Iterator[str]:
+    """Files of real runs, damaged once to three times; half of them with a checksum that is right again."""
+    path, wholes = folder / name, []
+    runs = [scene.run(0)[1] for scene in SCENES[:3]]
+    for updater in runs:
+        updater.save(path, epoch=3)
+        wholes.append(path.read_bytes())
+
+    def attempt(i: int) -> str:
+        rng = random.Random(i)
+        which = rng.randrange(len(runs))
+        whole = wholes[which]
+        for _ in range(rng.randint(1, 3)):
+            if len(whole) > 2000:
+                whole = rng.choice((*DAMAGES, _numbers))(whole, rng)
+        path.write_bytes(_sealed_again(whole) if rng.random() < 0.5 else whole)
+        before = runs[which]._bound.state
+        wrong = _outcome(lambda: runs[which].load(path), (ValueError,), "load")
+        if not wrong and runs[which]._bound.state is not before:  # it was whole after all: go on from the real one
+            path.write_bytes(wholes[which])
+            runs[which].load(path)
+        return f"input {i}: {wrong}" if wrong else ""
+
+    yield from bounded.tried(n, attempt)
+
+
+def files(n: int, folder: Path) -> Iterator[str]:
+    """torch's zip with its seal."""
+    yield from _of_files(n, folder, "run.pt")
+
+
+def tensors(n: int, folder: Path) -> Iterator[str]:
+    """safetensors."""
+    yield from _of_files(n, folder, "run.safetensors")
+
+
+# structure
+
+
+def _nested(value: Any) -> Any:
+    made: Any = value
+    for _ in range(3000):
+        made = [made]
+    return made
+
+
+def _cyclic(value: Any) -> Any:
+    made: list[Any] = [value]
+    made.append(made)
+    return made
+
+
+ODD: tuple[Callable[[Any], Any], ...] = (
+    _nested,
+    _cyclic,
+    lambda value: torch.empty(1).expand(1 << 40),
+    lambda value: torch.empty((1 << 20, 1 << 20), device="meta"),
+    lambda value: "9" * 10_000,
+    lambda value: {"schedule": "by", "args": ["step", {"dtype": "seed"}]},
+    lambda value: {"value": {"link": "chain", "links": []}, "factor": None},
+    lambda value: {value if isinstance(value, (str, int)) else "x": value},
+)
+
+
+def structures(n: int, folder: Path) -> Iterator[str]:
+    """`state_dict()` of runs in the middle of something, with one to three things in it that are others."""
+    runs = [scene.run(0)[1] for scene in SCENES[:5]]
+    states = [updater.state_dict() for updater in runs]
+    places = [[path for path, _ in leaves(state) if path] for state in states]
+
+    def mutated(state: Any, path: tuple[Any, ...], rng: random.Random) -> Any:
+        value = state
+        for key in path:
+            value = value[key]
+        if isinstance(value, (dict, list)) and value and rng.random() < 0.5:
+            return changed_keys(path, rng.choice([*KEYS.values()]))(state)
+        pools: list[Any] = [[*VALUES.values()], list(ODD)]
+        pools += [[*TENSORS.values()]] * isinstance(value, torch.Tensor)
+        return replaced(path, rng.choice(rng.choice(pools)))(state)
+
+    def attempt(i: int) -> str:
+        rng = random.Random(i)
+        which = rng.randrange(len(runs))
+        state = copy.deepcopy(states[which])
+        for _ in range(rng.randint(1, 3)):
+            try:
+                state = mutated(state, rng.choice(places[which]), rng)
+            except Exception:  # an earlier change has taken that place away
+                continue
+        before, strict = runs[which]._bound.state, rng.random() < 0.7
+        wrong = _outcome(lambda: runs[which].load_state_dict(state, strict), (ValueError,), "load_state_dict")
+        if runs[which]._bound.state is not before:
+            runs[which].load_state_dict(states[which])
+        return f"input {i}: {wrong}" if wrong else ""
+
+    yield from bounded.tried(n, attempt)
+
+
+# config text
+
+CONFIGS = (
+    "optim_wrapper = dict(type='AmpOptimWrapper', accumulative_counts=4, clip_grad=dict(max_norm=1.0),\n"
+    "    optimizer=dict(type='AdamW', lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),\n"
+    "    paramwise_cfg=dict(norm_decay_mult=0.0, custom_keys={'head': dict(lr_mult=10)}))\n"
+    "param_scheduler = [dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=50),\n"
+    "    dict(type='CosineAnnealingLR', T_max=10, eta_min=1e-5, begin=1, end=10, convert_to_iter_based=True)]\n"
+    "train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=10)\n",
+    "_base_ = './base.py'\nn = 8\nlrs = [0.1 * 2 ** i for i in range(n)]\nif n > 4:\n    lr = lrs[-1]\n"
+    "else:\n    lr = 0.1\n"
+    "for k in range(3):\n    lr = lr / 2\noptim_wrapper = dict(optimizer=dict(type='SGD', lr=lr, momentum=0.9))\n"
+    "param_scheduler = dict(type='MultiStepLR', milestones=[3, 6], gamma=0.1)\nname = f'{n}x{lr:.2f}'\n",
+    "optimizer = dict(type='SGD', lr=0.02, momentum=0.9, weight_decay=1e-4)\noptimizer_config = dict(grad_clip=None)\n"
+    "lr_config = dict(policy='step', warmup='linear', warmup_iters=500, warmup_ratio=0.001, step=[8, 11])\n"
+    "runner = dict(type='EpochBasedRunner', max_epochs=12)\nfp16 = dict(loss_scale=512.0)\n",
+)
+BASE = "optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='Adam', lr=0.1))\nx = [1, 2, 3]\n"
+TOKENS = (
+    "dict(", "list(", "(", ")", "[", "]", "{", "}", ",", ":", "=", "**", "*", "+", "-", "/", "//", "%", "'", "\"",
+    "\n", "    ", "\\", "#", "lambda x: x", "for i in range(10**9)", "for i in range(3)", "if", "else",
+    "while True:\n    pass\n", "None", "True", "1e999", "-1", "0", "10**10**10", "'a' * 10**9", "[0] * 10**9",
+    "nan", "__import__('os')", "().__class__", "{{_base_.x}}", "{{ fileDirname }}", "{{$HOME:x}}",
+    "_base_ = './run.py'\n", "_base_ = './base.py'\n", "_delete_=True", "type=", "lr=", "del x\n", "x.append(x)\n",
+    "x = x + x\n", "f'{x!r:>9999999}'", "import os\n", "assert False\n", "\0", "é", "\ufeff", "optimizer",
+    "param_scheduler", "'ConstantLR'", "by_epoch=True", "end=", "begin=", "global n\n", "yield", "await", ":=",
+    "...",
+)  # fmt: skip
+
+
+def configs(n: int, folder: Path) -> Iterator[str]:
+    """Config files with pieces taken out, doubled, exchanged or put in; read, and made chains of where they can be."""
+    path = folder / "run.py"
+    (folder / "base.py").write_text(BASE)
+    keys = ("optim_wrapper", "optimizer", "optimizer_config", "lr_config", "fp16")
+
+    def changed(text: str, rng: random.Random) -> str:
+        at, to = sorted(rng.randrange(len(text) + 1) for _ in range(2))
+        to = min(to, at + rng.choice((1, 4, 20, 200)))
+        kind = rng.randrange(5)
+        if kind == 0:
+            return text[:at] + text[to:]
+        if kind == 1:
+            return text[:to] + text[at:]
+        if kind == 2:
+            return text[:at] + rng.choice(CONFIGS)[at:]
+        return text[:at] + rng.choice(TOKENS) + text[at if kind == 3 else to :]
+
+    def read() -> None:
+        found = mmengine.read_config(path)
+        recipe = found.get("optim_wrapper") or {key: found[key] for key in keys if key in found}
+        mmengine.unbound(recipe, found.get("param_scheduler"), max_epochs=10, epoch_length=7)
+
+    if n < 1000:  # CI looks through no packages for an unknown optimizer: to import them takes ten seconds
+        torch_names.PACKAGES.clear()
+    path.write_text("optim_wrapper = dict(optimizer=dict(type='NoSuchOptimizer', lr=0.1))\n")
+    assert not _outcome(read, (ValueError, KeyError), r"\w")  # looks through optimizer packages, once and slowly
+
+    def attempt(i: int) -> str:
+        rng = random.Random(i)
+        text = rng.choice(CONFIGS)
+        for _ in range(rng.randint(1, 4)):
+            text = changed(text, rng)
+        path.write_text(text, encoding="utf-8")
+        wrong = _outcome(read, (ValueError, TypeError, KeyError, FileNotFoundError, NotImplementedError), r"\w")
+        return f"input {i}: {wrong}" if wrong else ""
+
+    yield from bounded.tried(n, attempt)
+
+
+PROMISE = "it loads, or is refused by a ValueError in a sentence, in 5 s and 1 GiB"
+KIND = Kind(
+    "Hostile input",
+    "Real files, states and configs are changed at random, each by its number as the seed, and read in a forked child "
+    "with a limit on time and address space for each. Half of the files get a checksum that is right again. Lost is "
+    "one that raises anything else, ends the process, or takes more.",
+    (
+        Fault("files", "a checkpoint of which bytes are others", PROMISE, files, 200, 12_000),
+        Fault("safetensors", "the same, as safetensors", PROMISE, tensors, 100, 12_000),
+        Fault("states", "a state dict of which parts are others", PROMISE, structures, 200, 18_000),
+        Fault(
+            "configs",
+            "an OpenMMLab config of which text is other",
+            "it is read, or refused in a sentence, in 5 s and 1 GiB; nothing of it is run",
+            configs,
+            100,
+            14_000,
+        ),
+    ),
+    alone=True,
+)
