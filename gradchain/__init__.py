@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from gradchain.adapters import from_torch as from_torch
     from gradchain.adapters import register as register
     from gradchain.adapters.adopting import adopt as adopt
+    from gradchain.adapters.taking.of_mmengine import load_mmengine as load_mmengine
+    from gradchain.adapters.taking.of_optax import load_optax as load_optax
+    from gradchain.adapters.taking.of_torch import load_torch as load_torch
     from gradchain.checkpoints import Checkpointer as Checkpointer
     from gradchain.combinators.accumulate import accumulate as accumulate
     from gradchain.combinators.amp_scale import amp_scale as amp_scale
@@ -195,6 +198,9 @@ _HOMES = {
     "layer_decay": "selectors",
     "linear": "schedules",
     "lion": "optimizers.descent",
+    "load_mmengine": "adapters.taking.of_mmengine",
+    "load_optax": "adapters.taking.of_optax",
+    "load_torch": "adapters.taking.of_torch",
     "log": "core.scalars",
     "log1p": "core.scalars",
     "loop": "loop",
