@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from gradchain.words.arguments import cure, not_taken
 
@@ -103,6 +103,12 @@ class Stranger:
 
         def __iter__(self) -> Iterator[Any]:
             raise TypeError(f"Updater: is no optimizer of torch's, nor a list of them. {_DOOR}.")
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(
+            "copy.copy: two updaters must not share one state: each would count half of the steps. Copy the model too: "
+            "copy.deepcopy((model, updater))."
+        )
 
 
 def refuse_held_back() -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -498,9 +498,3 @@ class Updater(Readings, foreign.Stranger):
         self._check("copy")
         self._walk.check_waiting("copy", "torch copies no gradient of a parameter")
         return self.__dict__
-
-    def __copy__(self) -> NoReturn:
-        raise TypeError(
-            "copy.copy: two updaters must not share one state: each would count half of the steps. Copy the model too: "
-            "copy.deepcopy((model, updater))."
-        )
