@@ -28,8 +28,9 @@ ENGINE = (ROOT / "docs" / "engine.md").read_text()
 LINKS = (ROOT / "docs" / "links.md").read_text()
 CATALOGUE = (ROOT / "docs" / "catalogue.md").read_text()
 PAGES = [
-    "README.md", "CONTRIBUTING.md", "docs/catalogue.md", "docs/coming_from.md", "docs/engine.md", "docs/guide.md",
-    "docs/links.md", "docs/loop.md", "docs/moving_state.md", "docs/not_finite.md", "docs/see.md", "docs/trainers.md",
+    "README.md", "CONTRIBUTING.md", "docs/catalogue.md", "docs/checkpoints.md", "docs/coming_from.md", "docs/engine.md",
+    "docs/guide.md", "docs/links.md", "docs/loop.md", "docs/moving_state.md", "docs/not_finite.md", "docs/see.md",
+    "docs/trainers.md",
 ]  # fmt: skip
 COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt torch -e '.[demo]' && "
