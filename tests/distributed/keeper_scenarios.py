@@ -95,3 +95,23 @@ def a_failure_of_the_first_rank(rank):
     dist.barrier()
     keeper.close()
     return {"said": said, "there": path.exists()}
+
+
+@scenario
+def a_run_that_diverges_on_one_rank(rank):
+    """The loss that is looked at is the mean over ranks: both raise at the same update, with the same file."""
+    folder = shared_folder("diverged")
+    model = net()
+    ddp = DistributedDataParallel(model)
+    watch = gch.guard(max_consecutive=1, loss=2.0, warmup=4, last_good=lambda: keeper.last_good)
+    updater = gch.chain(watch, gch.sgd(1e-4)).bind(ddp)
+    keeper = gch.Checkpointer(folder, updater=updater, every=2)
+    for micro in range(12):
+        loss = loss_of(ddp(rows(micro, rank, 2)[0]))
+        try:
+            updater.update(loss * 1000 if rank == 1 and micro >= 7 else loss)
+        except gch.Diverged as error:
+            keeper.close()
+            return {"micro": micro, "back": error.last_good, "weights": weights(model)}
+        keeper.step()
+    return {}

@@ -36,3 +36,10 @@ def test_a_failure_of_the_first_rank_is_heard_by_all(ran):
     assert "No space left on device" in first["said"]
     assert second["said"].startswith("Checkpointer: the first rank failed, and with it all. OSError: ")
     assert first["there"] and second["there"]
+
+
+def test_ranks_of_which_one_diverges_raise_together(ran):
+    first, second = ran("a_run_that_diverges_on_one_rank")
+    assert first["micro"] == second["micro"] == 8
+    assert first["back"] == second["back"] and first["back"].endswith("update_00000006.pt")
+    assert all(torch.equal(*pair) for pair in zip(first["weights"], second["weights"], strict=True))
