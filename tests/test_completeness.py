@@ -81,7 +81,7 @@ def test_all_is_sorted_and_whole():
     modules = {name for name in there if isinstance(getattr(gch, name), types.ModuleType)} - {"loop"}  # called like it
     assert sorted(there - modules - set(gch.__all__)) == []
     assert modules & set(gch.__all__) == ROOMS
-    rooms = {"combinators", "core", "transforms", "updater", "optimizers", "adapters", "engine"}
+    rooms = {"checkpoints", "combinators", "core", "transforms", "updater", "optimizers", "adapters", "engine"}
     assert modules - ROOMS == rooms
 
 

@@ -159,8 +159,7 @@ class Checkpoint:
             state = bound.shares.parted(bound.chain, state, bound.window.name)
         here = {address for address, _ in states(bound.chain, state)}
         entries = [f"{address}.{name}[{n}]" for address, name, n in absent if address in here]
-        if moves is None or moves.strict:
-            report.missing += [line for line in (*entries, *unfilled) if line not in report.missing]
+        report.missing += [line for line in (*entries, *unfilled) if line not in report.missing]
         overrides, gone, wrong = bound.hypers.restored(saved["overrides"])
         report.mismatched += wrong
         clocks = self._clocks(saved["clocks"], bound.hypers.clocks_under(overrides), bool(gone), report)
@@ -315,5 +314,5 @@ class Checkpoint:
             warnings.warn(
                 f"update: the state was saved with other weights: {len(other)} of {len(now)} parameters differ, first "
                 f"{other[0]!r}. Load the weights too, or use updater.save and updater.load.",
-                stacklevel=8,  # whoever called update or step
+                stacklevel=9,  # whoever called update or step
             )

@@ -199,14 +199,13 @@ class Fitting:
             lacking |= {n for n in value if n not in saved}
             made: dict[str, Any] = {}
             for n, tensor in saved.items():
-                there = n in value and isinstance(tensor, Tensor)
-                fitted = self.moves.fitted(_OWNER, n, tensor, value[n]) if there else tensor
-                if fitted is None:
-                    fitted = value[n].detach().clone()
+                made[n] = tensor
+                if n not in value or not isinstance(tensor, Tensor):
+                    continue
+                fitted = self.moves.fitted(_OWNER, n, tensor, value[n])
+                made[n] = value[n].detach().clone() if fitted is None else fitted
+                if fitted is None or fitted.shape != value[n].shape:
                     lacking.add(n)
-                elif there and fitted.shape != value[n].shape:
-                    lacking.add(n)
-                made[n] = fitted
             out[name] = made
         fresh = plain_fields(state)
         for name, value in state.items():
@@ -220,9 +219,10 @@ class Fitting:
                 continue
             out[name] = {
                 n: (before[n] if isinstance(before, Mapping) else before)
-                if n in lacking or (isinstance(saved, Mapping) and n not in saved)
+                if n in lacking
                 else saved[n] if isinstance(saved, Mapping) else saved
                 for n in names
+                if n in lacking or not isinstance(saved, Mapping) or n in saved
             }  # fmt: skip
         if lacking and not self.moves.strict:
             self.told.append(

@@ -194,18 +194,19 @@ def state_renamed(saved: Mapping[str, Any], table: Mapping[str, str]) -> dict[st
         else fields
         for address, fields in saved["links"].items()
     }
-    inventory = [
-        [*path[:3], table.get(path[3], path[3]), *path[4:]] if path[:1] == ["links"] and len(path) > 3 else path
-        for path in saved.get("inventory", [])
-        if isinstance(path, list)
-    ]
+
+    def path_now(path: Any) -> Any:
+        named = isinstance(path, list) and path[:1] == ["links"] and len(path) > 3 and isinstance(path[3], str)
+        return [*path[:3], table.get(path[3], path[3]), *path[4:]] if named else path
+
     out = {
         **saved,
         "links": links,
         "inactive": [table.get(name, name) for name in saved["inactive"]],
         "fingerprint": renamed(saved["fingerprint"], table),
     }
-    return {**out, "inventory": inventory} if "inventory" in saved else out
+    inventory = saved.get("inventory")  # whether it is one, its reader says
+    return {**out, "inventory": [*map(path_now, inventory)]} if isinstance(inventory, list) else out
 
 
 def names_in(saved: Mapping[str, Any]) -> list[str]:

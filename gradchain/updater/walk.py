@@ -299,7 +299,7 @@ class Walk:
             return
         many = "one micro-batch" if micro == 1 else f"{micro} micro-batches"
         try:
-            warnings.warn(f"{why}: the open window of {many} was dropped.", stacklevel=5)
+            warnings.warn(f"{why}: the open window of {many} was dropped.", stacklevel=6)
         finally:
             self.bound.drop_window()
 

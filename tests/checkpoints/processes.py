@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 
 
 def forked(code: str, **given: object) -> tuple[int, str]:
     """Run code in a forked child with these names: how it ended, negative for a signal, and what it printed."""
     reading, writing = os.pipe()
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of JAX, where another test has imported it
+        child = os.fork()
     if not child:
         ended = 1
         try:

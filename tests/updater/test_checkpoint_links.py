@@ -46,6 +46,7 @@ CHAINS = {
         gch.average_params(0.8, buffers="average"),
         ("late", gch.average_params("mean", start=2, every=2, dtype=torch.float64)),
     ),
+    "guard": gch.chain(gch.accumulate(2), gch.guard(loss=50.0, warmup=1), gch.sgd(0.1, momentum=0.9)),
     "sam": gch.chain(gch.sam(0.1), gch.accumulate(2), gch.sgd(0.1, momentum=0.9)),
     "lion": gch.chain(gch.accumulate(3, dtype=torch.float64), gch.lion(0.01)),
     "sign": gch.chain(gch.amp_scale(8.0, growth_interval=1, always=True), gch.accumulate(2), gch.scale_by_sign(),

@@ -27,6 +27,7 @@ RUNS_CODE = {"eval", "exec", "compile", "__import__", "import_module", "system",
 MAY = {
     "_lazy.py": "a module of gradchain, by its own lists",
     "words/names.py": "a module of gradchain, by its own lists",
+    "adapters/taking/reader.py": "makes tensors, dicts and plain values; any other name is an empty object",
     "adapters/torch_names.py": "a package of optimizers, by a fixed list",
     "cli/imports.py": "what the user's own command line names",
     "cli/show.py": "a program that the user gave to be run",

@@ -38,6 +38,19 @@ def load_mmengine(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no such checkpoint, or is of another model or rule.
+
+    >>> import tempfile, torch, gradchain as gch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    >>> model(torch.ones(2)).backward()
+    >>> optimizer.step()
+    >>> runner = {"meta": {"iter": 1}, "state_dict": model.state_dict(), "optimizer": optimizer.state_dict()}
+    >>> path = tempfile.mkdtemp() + "/iter_1.pth"
+    >>> torch.save(runner, path)
+    >>> updater = gch.adamw(1e-3).bind(model)
+    >>> report = gch.load_mmengine(updater, path)
+    >>> updater.num_updates
+    1
     """
     contents = read(str(path), _OWNER)
     missing = next(

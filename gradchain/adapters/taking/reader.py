@@ -68,7 +68,7 @@ def _tensor(storage: Any, offset: int, size: tuple[int, ...], stride: tuple[int,
     held = storage._untyped_storage.nbytes() // storage.dtype.itemsize
     if offset < 0 or any(n < 0 for n in size) or any(s < 0 for s in stride) or (0 not in size and last >= held):
         raise pickle.UnpicklingError("a tensor lies outside of its storage")
-    return torch._utils._rebuild_tensor(storage, offset, size, stride)  # type: ignore[no-untyped-call]
+    return torch.empty(0, dtype=storage.dtype).set_(storage._untyped_storage, offset, size, stride)
 
 
 _MADE: dict[tuple[str, str], Callable[..., Any]] = {
