@@ -143,7 +143,7 @@ class Checkpoint:
         check(saved)
         report.unexpected += unexpected(saved)
         if moves is not None:
-            moves.check_resize("load", self._names())
+            moves.check_resize("load" if weights else "load_state_dict", self._names())
             if table is None:
                 table = moves.table("load_state_dict", names_in(saved), self._names())
                 report.moved += [f"{old} became {new}" for old, new in table.items()]
@@ -225,8 +225,11 @@ class Checkpoint:
             fresh = bound.chain.init(params.select(active))
         context = Context.of(bound.facts(params)._replace(clocks={**bound.clocks, **saved["clocks"]}))
         links = {address: fields for address, fields in saved["links"].items() if isinstance(fields, Mapping)}
+        owner = "load" if weights else "load_state_dict"
         stands = base if not weights and not moves.strict else fresh
-        fitting = Fitting(moves, bound.chain, stands, links, saved["chain"], saved["clocks"], context, report.moved)
+        fitting = Fitting(
+            moves, bound.chain, stands, links, saved["chain"], saved["clocks"], context, report.moved, owner
+        )
         bits = saved["fingerprint"].items()
         alike = {n: b for n, b in bits if moves.how(n) is None and (moves.strict or not weights or n in weights)}
         made = {**saved, "links": fitting.links(), "overrides": fitting.overrides(saved["overrides"])}

@@ -20,8 +20,6 @@ from gradchain.core.transform import Transform, walk
 from gradchain.updater.moving import Moves, near
 from gradchain.updater.state_dict import plain_fields, states
 
-_OWNER = "load"
-
 
 @dataclass
 class Fitting:
@@ -36,6 +34,7 @@ class Fitting:
         clocks: those of the save.
         context: the coming update's.
         told: what was moved, in words.
+        owner: the method that loads, which errors name.
     """
 
     moves: Moves
@@ -46,6 +45,7 @@ class Fitting:
     clocks: Mapping[str, float]
     context: Context
     told: list[str]
+    owner: str
     anew: set[str] = field(default_factory=set)  # parameters of another shape of which nothing is taken over
 
     def links(self) -> dict[str, Any]:
@@ -90,11 +90,11 @@ class Fitting:
         for old, new in self.moves.links.items():
             found = [a for a in saved if a == old or a.startswith(f"{old}/")]
             if not found:
-                raise ValueError(f"{_OWNER}: links {old!r} is no link that was saved.{near(old, saved)}")
+                raise ValueError(f"{self.owner}: links {old!r} is no link that was saved.{near(old, saved)}")
             for address in found:
                 target = new + address[len(old) :]
                 if target not in here:
-                    raise ValueError(f"{_OWNER}: links {target!r} is no link of this chain.{near(target, here)}")
+                    raise ValueError(f"{self.owner}: links {target!r} is no link of this chain.{near(target, here)}")
                 out[address] = target
         return out
 
@@ -202,7 +202,7 @@ class Fitting:
                 made[n] = tensor
                 if n not in value or not isinstance(tensor, Tensor):
                     continue
-                fitted = self.moves.fitted(_OWNER, n, tensor, value[n])
+                fitted = self.moves.fitted(self.owner, n, tensor, value[n])
                 made[n] = value[n].detach().clone() if fitted is None else fitted
                 if fitted is None or fitted.shape != value[n].shape:
                     lacking.add(n)
@@ -240,7 +240,7 @@ class Fitting:
                     if self.moves.strict:
                         out[name] = tensor  # and is refused by name
                     continue
-                made = self.moves.fitted(_OWNER, name, tensor, place)
+                made = self.moves.fitted(self.owner, name, tensor, place)
                 if made is None:
                     self.anew.add(name)
                     if self.moves.strict:

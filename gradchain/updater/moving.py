@@ -119,8 +119,8 @@ class Moves:
     def fitted(self, owner: str, name: str, saved: Tensor, place: Tensor) -> Tensor | None:
         """What was saved in the shape of its place; None where it starts anew. Itself where shapes agree."""
         how = self.how(name)
-        if saved.shape == place.shape or how is None:
-            return saved
+        if saved.shape == place.shape or how is None or saved.is_meta or saved.layout is not torch.strided:
+            return saved  # what cannot be loaded is for the loader to refuse
         if callable(how):
             made = how(saved)
             if not isinstance(made, Tensor) or made.shape != place.shape:

@@ -9,6 +9,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,12 @@ ODD: tuple[Callable[[Any], Any], ...] = (
 )
 
 
+CHANGED: tuple[dict[str, dict[str, str]], ...] = (
+    {}, {}, {"rename": {"*": "*"}}, {"resize": {"*": "overlap"}}, {"resize": {"*": "anew"}},
+    {"links": {"scale_by_adam": "scale_by_adam"}},
+)  # fmt: skip
+
+
 def structures(n: int, folder: Path) -> Iterator[str]:
     """`state_dict()` of runs in the middle of something, with one to three things in it that are others."""
     runs = [scene.run(0)[1] for scene in SCENES[:5]]
@@ -150,7 +157,8 @@ def structures(n: int, folder: Path) -> Iterator[str]:
             except Exception:  # an earlier change has taken that place away
                 continue
         before, strict = runs[which]._bound.state, rng.random() < 0.7
-        wrong = _outcome(lambda: runs[which].load_state_dict(state, strict), (ValueError,), "load_state_dict")
+        load = partial(runs[which].load_state_dict, state, strict, **rng.choice(CHANGED))
+        wrong = _outcome(load, (ValueError,), "load_state_dict")
         if runs[which]._bound.state is not before:
             runs[which].load_state_dict(states[which])
         return f"input {i}: {wrong}" if wrong else ""
