@@ -142,16 +142,13 @@ class Checkpoint:
             saved, absent = from_fixed(saved)
         check(saved)
         report.unexpected += unexpected(saved)
+        owner = "load_state_dict" if table is None else "load"
         if moves is not None:
-            moves.check_resize("load" if weights else "load_state_dict", self._names())
-            if table is None:
-                table = moves.table("load_state_dict", names_in(saved), self._names())
-                report.moved += [f"{old} became {new}" for old, new in table.items()]
-            saved = state_renamed(saved, table)
+            saved = self._renamed(saved, owner, moves, table, report)
         unfilled = lost(saved)
         base, active = self._base(saved, strict)
         if moves is not None:
-            saved, base = self._moved(saved, base, active, weights, moves, report)
+            saved, base = self._moved(saved, base, active, weights, moves, report, owner)
         buffers = bound.target.buffers()
         state: Any = from_dict(bound.chain, base, saved["links"], bound.target.index, report, buffers)
         self._check_window(state, report)
@@ -163,13 +160,8 @@ class Checkpoint:
         overrides, gone, wrong = bound.hypers.restored(saved["overrides"])
         report.mismatched += wrong
         clocks = self._clocks(saved["clocks"], bound.hypers.clocks_under(overrides), bool(gone), report)
-        if strict and report.problems():
-            problems = report.problems()
-            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-            raise ValueError(
-                f"load_state_dict: the state is not one of this chain and model: {'; '.join(problems[:5])}{more}. "
-                f"{CURE + '. ' if unfilled else ''}strict=False loads what matches."
-            )
+        if strict:
+            _refuse(report.problems(), bool(unfilled))
         report.differences = differences(saved["chain"], to_config(bound.chain))
         report.overrides = [f"override of {a} is in force: {o}" for a, o in overrides.items()] + gone
 
@@ -194,6 +186,21 @@ class Checkpoint:
 
         return commit
 
+    def _renamed(
+        self,
+        saved: Mapping[str, Any],
+        owner: str,
+        moves: Moves,
+        table: Mapping[str, str] | None,
+        report: LoadReport,
+    ) -> Mapping[str, Any]:
+        """A saved state under the names that the model has now."""
+        moves.check_resize(owner, self._names())
+        if table is None:
+            table = moves.table(owner, names_in(saved), self._names())
+            report.moved += [f"{old} became {new}" for old, new in table.items()]
+        return state_renamed(saved, table)
+
     def _names(self) -> list[str]:
         """Everything that the model has a name for."""
         target = self._bound.target
@@ -207,6 +214,7 @@ class Checkpoint:
         weights: Mapping[str, Tensor],
         moves: Moves,
         report: LoadReport,
+        owner: str,
     ) -> tuple[Mapping[str, Any], Links]:
         """A saved state as this chain and model have their places, and what stands where nothing was saved.
 
@@ -225,7 +233,6 @@ class Checkpoint:
             fresh = bound.chain.init(params.select(active))
         context = Context.of(bound.facts(params)._replace(clocks={**bound.clocks, **saved["clocks"]}))
         links = {address: fields for address, fields in saved["links"].items() if isinstance(fields, Mapping)}
-        owner = "load" if weights else "load_state_dict"
         stands = base if not weights and not moves.strict else fresh
         fitting = Fitting(
             moves, bound.chain, stands, links, saved["chain"], saved["clocks"], context, report.moved, owner
@@ -319,3 +326,13 @@ class Checkpoint:
                 f"{other[0]!r}. Load the weights too, or use updater.save and updater.load.",
                 stacklevel=9,  # whoever called update or step
             )
+
+
+def _refuse(problems: Sequence[str], unfilled: bool) -> None:
+    """ValueError where a state does not match; `unfilled`: it lacks what its own inventory lists."""
+    if problems:
+        more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
+        raise ValueError(
+            f"load_state_dict: the state is not one of this chain and model: {'; '.join(problems[:5])}{more}. "
+            f"{CURE + '. ' if unfilled else ''}strict=False loads what matches."
+        )

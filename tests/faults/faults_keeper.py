@@ -9,7 +9,7 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -19,7 +19,7 @@ from disk import Disk, Op
 from fault_runs import RECIPES, STEPS, Run, straight
 from faults_world import NUMBERS, SENTENCE, calls_of, raising, until_full
 from killing import Board
-from power import images
+from power import cut
 from what_goes_wrong import Fault, Kind
 
 import gradchain as gch
@@ -77,29 +77,15 @@ def found_in(folder: Path) -> int:
 
 def power(n: int, folder: Path) -> Iterator[str]:
     """In a new folder; what is there is of the last save that returned or the one under way."""
-    rng, tried, there, image = random.Random(0), 0, folder / "there", folder / "image"
-    while tried < n:
-        shutil.rmtree(there, ignore_errors=True)
-        there.mkdir()
-        returned = [(0, 0)]
-        with Disk(there) as disk:
-            kept = Kept(there / "run")
-            for _ in range(SAVES):
-                kept.step()
-                returned.append((len(disk.ops), kept.run.done))
-            kept.keeper.close()
-        for many, way in images(there, disk.ops, image, rng):
-            least = max(step for after, step in returned if after <= many)
-            try:
-                found = found_in(image / "run")
-            except Exception as error:
-                yield f"after {many} calls, {way}: {error!r}"
-            else:
-                wrong = f"after {many} calls, {way}: step {found} is there, and {least} was saved"
-                yield "" if least <= found <= least + 1 else wrong
-            tried += 1
-            if tried >= n:
-                return
+
+    def saves(there: Path, returned: Callable[[int], None]) -> None:
+        kept = Kept(there / "run")
+        for _ in range(SAVES):
+            kept.step()
+            returned(kept.run.done)
+        kept.keeper.close()
+
+    return cut(n, folder, saves, lambda image: found_in(image / "run"))
 
 
 class Tried:

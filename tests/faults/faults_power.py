@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import random
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from disk import Disk
 from fault_runs import RECIPES, Run
-from power import images
+from power import cut
 from what_goes_wrong import Fault, Kind
 
 RECIPE = RECIPES["window in .grad"]
@@ -26,29 +23,16 @@ def _loaded(run: Run, path: Path) -> int:
 
 def files(n: int, folder: Path, name: str = "run.pt") -> Iterator[str]:
     """`updater.save`, to one name: what is there loads, and is of the last save that returned or the one under way."""
-    rng, tried, again = random.Random(0), 0, Run(RECIPE)
-    while tried < n:
-        there, image = folder / "there", folder / "image"
-        shutil.rmtree(there, ignore_errors=True)
-        there.mkdir()
-        run, returned = Run(RECIPE), [(0, 0)]  # after how many calls, and at which step
-        with Disk(there) as disk:
-            for _ in range(SAVES):
-                run.step()
-                run.save(there / name)
-                returned.append((len(disk.ops), run.done))
-        for many, way in images(there, disk.ops, image, rng):
-            least = max(step for after, step in returned if after <= many)
-            try:
-                found = _loaded(again, image / name)
-            except Exception as error:
-                yield f"after {many} calls, {way}: {error}"
-            else:
-                wrong = f"after {many} calls, {way}: step {found} is there, and {least} was saved"
-                yield "" if least <= found <= least + 1 else wrong
-            tried += 1
-            if tried >= n:
-                return
+    again = Run(RECIPE)
+
+    def saves(there: Path, returned: Callable[[int], None]) -> None:
+        run = Run(RECIPE)
+        for _ in range(SAVES):
+            run.step()
+            run.save(there / name)
+            returned(run.done)
+
+    return cut(n, folder, saves, lambda image: _loaded(again, image / name))
 
 
 def tensors(n: int, folder: Path) -> Iterator[str]:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from disk import Op
+from disk import Disk, Op
 
 WAYS = ("nothing", "names", "bytes", "all", "zeros", "torn", "half")
 
@@ -144,3 +144,43 @@ def images(folder: Path, ops: Sequence[Op], image: Path, rng: random.Random) -> 
         for way in WAYS:
             stored.put(image, way, rng)
             yield many, way
+
+
+def cut(
+    n: int, folder: Path, saves: Callable[[Path, Callable[[int], None]], None], found: Callable[[Path], int]
+) -> Iterator[str]:
+    """What is wrong after each of n cuts: there must be the last save that returned, or the one under way.
+
+    Args:
+        n: how many.
+        folder: for files of the trials.
+        saves: saves into a folder some times, and calls what it is given with the step of each save that returned.
+        found: the step that a new process would go on from in a folder, 0 for none.
+    """
+    rng, tried, there, image = random.Random(0), 0, folder / "there", folder / "image"
+    while tried < n:
+        shutil.rmtree(there, ignore_errors=True)
+        there.mkdir()
+        returned, ops = _recorded(there, saves)
+        for many, way in images(there, ops, image, rng):
+            least = max(step for after, step in returned if after <= many)
+            try:
+                step = found(image)
+            except Exception as error:
+                yield f"after {many} calls, {way}: {error!r}"
+            else:
+                wrong = f"after {many} calls, {way}: step {step} is there, and {least} was saved"
+                yield "" if least <= step <= least + 1 else wrong
+            tried += 1
+            if tried >= n:
+                return
+
+
+def _recorded(
+    there: Path, saves: Callable[[Path, Callable[[int], None]], None]
+) -> tuple[list[tuple[int, int]], list[Op]]:
+    """After how many calls of the disk which step was saved, and the calls."""
+    returned = [(0, 0)]
+    with Disk(there) as disk:
+        saves(there, lambda step: returned.append((len(disk.ops), step)))
+    return returned, disk.ops
