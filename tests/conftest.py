@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import importlib.util
+import logging
 import os
 import sys
 
@@ -42,6 +43,12 @@ def pytest_collection_finish(session):
     """What was collected stays to the end, and is looked at no more."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(autouse=True)
+def _heard():
+    """Loggers work at the start of each test, whatever the one before has silenced, or a peer as it was imported."""
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

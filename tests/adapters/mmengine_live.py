@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 import random
 import warnings
 from typing import Any
@@ -12,8 +11,6 @@ import torch
 from later import later
 
 optim, registry = later("mmengine.optim"), later("mmengine.registry")
-
-logging.disable(logging.CRITICAL)  # MMEngine logs every registration that it does not find in a scope
 
 FIELDS = ("lr", "momentum", "weight_decay")
 MULTIPLIERS = ((1.0, 1.0), (0.1, 0.0), (2.5, 0.5))

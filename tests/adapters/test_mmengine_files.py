@@ -1,6 +1,5 @@
 """Config files of OpenMMLab: read without running them, beside mmengine.Config itself."""
 
-import logging
 import random
 import re
 import warnings
@@ -9,9 +8,6 @@ import pytest
 from later import later
 
 from gradchain.adapters import mmengine
-
-logging.disable(logging.CRITICAL)  # MMEngine logs what it takes from the environment
-
 
 # The files of a tree, each after its name; the last is what is read.
 TREES = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 import tempfile
@@ -12,15 +11,6 @@ import pytest
 from compiling import forget
 
 from gradchain.engine.executors import build
-
-
-@pytest.fixture(autouse=True)
-def heard():
-    """Loggers work, whatever other files of tests have done to them: those with MMEngine silence all, as they load."""
-    before = logging.root.manager.disable
-    logging.disable(logging.NOTSET)
-    yield
-    logging.disable(before)
 
 
 @pytest.fixture
