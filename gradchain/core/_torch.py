@@ -34,7 +34,7 @@ LOW = frozenset({torch.float16, torch.bfloat16})
 
 def under_functorch() -> bool:
     """Whether a `torch.func` transform is running: foreach kernels have no batching rule, so it decides the path."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._are_functorch_transforms_active()  # to look at its stack would make one, which backward copies
 
 
 class no_grad:  # noqa: N801  # as torch's

@@ -47,6 +47,7 @@ def _no_state() -> Links | None:
 
 
 _NO_FACTOR: tuple[Callable[[], Links | None], Any] = _no_state, 1.0
+_NO_FACTS = Step()
 """The factor of a loss that an open window holds: of which state, which must not be kept alive, and the number."""
 
 
@@ -102,7 +103,7 @@ class Bound:
         self._windows = any(isinstance(link, KeepsWindow) for _, link, _ in walk(tx, None))
         self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
         self._factor_holds = self._multiplies_loss and all(link.factor_holds for link in scaling)
-        self._factor = _NO_FACTOR
+        self._factor, self._sight = _NO_FACTOR, Context()
         self.attach(target, zero.Shares(target) if zero_redundancy else None)
         self.takes_gradients = takes_gradients(tx)
         facts = target.index.facts  # without gradients, what is averaged may move whether it requires one or not
@@ -118,7 +119,7 @@ class Bound:
         sparse.check(tx, target.index, self.active.subset(target.sparse()).names, "bind")
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_factor": _NO_FACTOR}  # a copy's state is another
+        return {**self.__dict__, "_factor": _NO_FACTOR, "_sight": Context()}  # a copy's state is another
 
     def attach(self, target: Target, shares: zero.Shares | None) -> None:
         """Look at this model from now on."""
@@ -228,7 +229,10 @@ class Bound:
         of, factor = self._factor
         if alike and of() is self.state:
             return factor
-        factor = self.chain.scale_loss(1.0, self.state, Context.of(self.facts(weight=weight)), until)
+        try:
+            factor = self.chain.scale_loss(1.0, self.state, self._sight.turned(self.facts(weight=weight)), until)
+        finally:
+            self._sight.turned(_NO_FACTS)  # those hold this object, which is to be freed without the collector
         held = alike and self.window.micro(self.state) > 0
         self._factor = (weakref.ref(self.state), factor) if held else _NO_FACTOR
         return factor

@@ -324,7 +324,7 @@ class Checkpoint:
             warnings.warn(
                 f"update: the state was saved with other weights: {len(other)} of {len(now)} parameters differ, first "
                 f"{other[0]!r}. Load the weights too, or use updater.save and updater.load.",
-                stacklevel=9,  # whoever called update or step
+                stacklevel=8,  # whoever called update or step
             )
 
 

@@ -95,11 +95,7 @@ class Journal:
         try:
             return call(*args, **kwargs)
         except BaseException:
-            try:
-                if self.open:
-                    self._recover()
-            finally:
-                _gradients(enabled)
+            self._broken_off(enabled)
             raise
 
     def walk(self, owner: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
@@ -110,11 +106,23 @@ class Journal:
                 "a closure or another thread. Call it when that has returned; another thread has its own model and "
                 "updater."
             )
+        enabled = torch.is_grad_enabled()
         try:
             self.walking = owner
-            return self.guard(call, *args, **kwargs)
+            return call(*args, **kwargs)
+        except BaseException:
+            self._broken_off(enabled)
+            raise
         finally:
             self.walking = ""
+
+    def _broken_off(self, enabled: bool) -> None:
+        """A call was: put in order what it leaves, and gradients on or off as they were."""
+        try:
+            if self.open:
+                self._recover()
+        finally:
+            _gradients(enabled)
 
     def enter(self, owner: str) -> None:
         """Before the updater does anything: put in order what an earlier call left. RuntimeError where it is torn."""

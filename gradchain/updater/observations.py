@@ -33,7 +33,7 @@ class Observations:
         others = f" Observed were {', '.join(map(repr, observed))}." if observed else ""
         for line in lines:
             warnings.warn(
-                f"update: {line} in {PATIENCE} updates, and changes nothing until then.{others}", stacklevel=8
+                f"update: {line} in {PATIENCE} updates, and changes nothing until then.{others}", stacklevel=7
             )
 
     def silent(self, observed: Collection[str], clocks: Mapping[str, float]) -> Iterator[str]:

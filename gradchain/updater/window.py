@@ -87,7 +87,7 @@ class MicroBatch:
             )
         if weight == 0:
             return  # a mean over no labels is NaN, and nothing is made of it
-        if loss.device.type == "cpu" and not math.isfinite(loss.item()) and not gated():
+        if loss.is_cpu and not math.isfinite(loss.item()) and not gated():
             raise FloatingPointError(
                 f"update: loss is {loss.item()}; weights and state are untouched. To skip such updates put "
                 "skip_nonfinite() in the chain."
