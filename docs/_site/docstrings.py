@@ -37,7 +37,9 @@ class Docstring:
     @property
     def papers(self) -> list[tuple[str, str, str]]:
         """Each paper that is cited: who, the year or "", the address."""
-        return cited(self.sections.get("Paper", "") or " ".join([self.summary, *(w for k, w in self.body if k == "text")]))
+        return cited(
+            self.sections.get("Paper", "") or " ".join([self.summary, *(w for k, w in self.body if k == "text")])
+        )
 
 
 def read(thing: object) -> Docstring:

@@ -21,8 +21,9 @@ FUNCTIONS = {
 }  # fmt: skip
 LETTERS = {
     "pi": "π", "inf": "∞", "eps": "ε", "numel": "n", "nu": "ν", "mu": "μ", "var": "var", "best": "best", "bad": "bad",
-    "fast": "fast", "slow": "slow", "step": "step", "loss": "loss", "limit": "limit", "mean": "mean", "growth": "growth",
-    "nan": "nan", "gradient": "gradient", "result": "result", "base": "base", "factor": "factor", "value": "value",
+    "fast": "fast", "slow": "slow", "step": "step", "loss": "loss", "limit": "limit", "mean": "mean",
+    "growth": "growth", "nan": "nan", "gradient": "gradient", "result": "result", "base": "base",
+    "factor": "factor", "value": "value",
     "alpha": "α", "beta": "β", "gamma": "γ", "rho": "ρ", "eta": "η", "begin": "begin", "end": "end",
     "border": "border", "True": "True", "False": "False", "steps": "steps", "scale": "scale", "shift": "shift",
 }  # fmt: skip
@@ -186,7 +187,7 @@ class Reader:
             full, short = self.factor()
             if not full:
                 break
-            if parts and not parts[-1].startswith("<mo>") or (parts and parts[-1].startswith("<mo>⌊")):
+            if (parts and not parts[-1].startswith("<mo>")) or (parts and parts[-1].startswith("<mo>⌊")):
                 parts.append("<mo>&#x2062;</mo>")
                 bare.append("<mo>&#x2062;</mo>")
             parts.append(full)
@@ -281,7 +282,9 @@ class Reader:
             made = f'<mi mathvariant="normal" class="argument">{escape(text)}</mi>'
         elif "_" in text.strip("_"):
             stem, _, index = text.partition("_")
-            made = f"<msub>{self.letter(stem)}{self.letter(index) if not index.isdigit() else f'<mn>{index}</mn>'}</msub>"
+            made = (
+                f"<msub>{self.letter(stem)}{self.letter(index) if not index.isdigit() else f'<mn>{index}</mn>'}</msub>"
+            )
         elif text in FUNCTIONS or text in ("NS",):
             made = f'<mi mathvariant="normal">{escape(text)}</mi>'
         elif re.fullmatch(r"[^\W\d_]\d", text):
@@ -332,7 +335,9 @@ def html(formula: str, names: Iterable[str]) -> str:
         left, right = _left_and_right(line)
         rest = '<span class="gap"></span>'.join(pieces(part, names) for part in re.split(r"\s{2,}", right) if part)
         wide = "" if left or not rows or not line.startswith(" ") else " further"
-        cells = f"<span>{pieces(left, names)}</span><span>{rest}</span>" if left else f"<span></span><span>{rest}</span>"
+        cells = (
+            f"<span>{pieces(left, names)}</span><span>{rest}</span>" if left else f"<span></span><span>{rest}</span>"
+        )
         if not left and not wide:
             cells = f'<span class="wide">{rest}</span>'
         rows.append(cells)

@@ -1,4 +1,4 @@
-"""What mkdocs is told beside mkdocs.yml: pages that are generated, and links that hold on the site as they do on GitHub.
+"""What mkdocs is told beside mkdocs.yml: pages that are made, and links that hold on the site as on GitHub.
 
 Pages of docs/ are written to be read on GitHub, README and CONTRIBUTING.md among them. Here their links to files that
 are no page of the site lead to the repository.
@@ -6,29 +6,14 @@ are no page of the site lead to the repository.
 
 from __future__ import annotations
 
-import posixpath
-import re
-from pathlib import Path
-from typing import Any
-
 import pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from repository import ELSEWHERE, ROOT, notebooks, reference, relinked
 
-ROOT = Path(__file__).parents[2]
-# pages whose source is not in docs/: where they stand in the site → in the repository
-ELSEWHERE = {
-    "index.md": "README.md",
-    "contributing.md": "CONTRIBUTING.md",
-    "changelog.md": "CHANGELOG.md",
-    "security.md": "SECURITY.md",
-    "benchmarks.md": "benchmarks/README.md",
-}
-# sections of the navigation that take a page in once it is there: title, page, section
+# pages that the navigation takes in once they are there: title, page, section
 LATER = (("Scale", "scale.md", "Guides"),)
-_CODE = re.compile(r"(^```.*?^```$|`[^`\n]+`)", re.M | re.S)
-_TARGET = re.compile(r"""(\]\(|\b(?:href|src|srcset)=")([^)"\s]+)""")
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -41,9 +26,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and those whose source lies elsewhere."""
-    for place, source in ELSEWHERE.items():
-        files.append(File.generated(config, place, content=(ROOT / source).read_text(encoding="utf-8")))
-    for place, text in {**pages.generated(), "notebooks.md": notebooks(), "reference.md": reference()}.items():
+    made = {place: (ROOT / source).read_text(encoding="utf-8") for place, source in ELSEWHERE.items()}
+    made.update({**pages.generated(), "notebooks.md": notebooks(), "reference.md": reference()})
+    for place, text in made.items():
         files.append(File.generated(config, place, content=text))
     return files
 
@@ -51,68 +36,5 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: Files) -> str:
     """The page with links that hold here."""
     here = page.file.src_uri
-    source = ELSEWHERE.get(here) or f"docs/{here}"
     known = {file.src_uri for file in files}
-    return relinked(markdown, here, source, known, config.repo_url or "")
-
-
-def relinked(markdown: str, here: str, source: str, known: set[str], home: str) -> str:
-    """A page of the repository as a page of the site: its links lead to pages of it, or to the repository.
-
-    Args:
-        markdown: the page.
-        here: where it stands in the site.
-        source: where it stands in the repository.
-        known: every file of the site.
-        home: the repository's address.
-    """
-    parts = _CODE.split(markdown)
-    for i in range(0, len(parts), 2):  # every other part is code
-        parts[i] = _TARGET.sub(lambda m: m[1] + _target(m[2], here, source, known, home), parts[i])
-    return "".join(parts)
-
-
-def _target(written: str, here: str, source: str, known: set[str], home: str) -> str:
-    if re.match(r"[a-z]+:|//|#", written):
-        return written
-    path, mark, part = written.partition("#")
-    in_repository = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
-    place = next((p for p, s in ELSEWHERE.items() if s == in_repository), in_repository.removeprefix("docs/"))
-    if place in known and (in_repository.startswith("docs/") or place in ELSEWHERE):
-        return posixpath.relpath(place, posixpath.dirname(here) or ".") + mark + part
-    if not (ROOT / in_repository).exists():
-        return written  # mkdocs knows it, or says that it does not
-    kind = "tree" if (ROOT / in_repository).is_dir() else "blob"
-    return f"{home}/{kind}/main/{in_repository}{mark}{part}"
-
-
-def notebooks() -> str:
-    """A list of the notebooks, with their first headings."""
-    lines = ["# Notebooks", "", "Each runs as a test. They are in the repository:", ""]
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        title = re.search(r'"# ([^"\\]+)', path.read_text(encoding="utf-8"))
-        lines.append(f"- [{title[1] if title else path.stem}](../notebooks/{path.name})")
-    return "\n".join(lines) + "\n"
-
-
-# what users and authors of links call, beside links and schedules
-REFERENCE: dict[str, tuple[str, ...]] = {
-    "The updater": ("updater.updater.Updater", "updater.info.UpdateInfo", "updater.group.Group"),
-    "A link's own": (
-        "core.transform.Transform", "core.state.State", "core.context.Context", "core.tensors.Tensors",
-        "core.scalars.Count", "core.hyper.Hyper", "core.weights.Weights",
-    ),
-    "Around a run": ("checkpoints.checkpointer.Checkpointer", "core.refusal.Diverged"),
-}  # fmt: skip
-
-
-def reference() -> str:
-    """The page of classes that are neither a link nor a schedule, as mkdocstrings reads them."""
-    lines = ["---", "title: Reference", "---", "", "# Reference", ""]
-    lines += ["Links are in [Find a rule](rules/index.md), schedules in [Every schedule](schedules/index.md).", ""]
-    for title, names in REFERENCE.items():
-        lines += [f"## {title}", "", *(f"::: gradchain.{name}\n" for name in names)]
-    return "\n".join(lines)
-
-
-__all__: list[Any] = ["on_config", "on_files", "on_page_markdown"]
+    return relinked(markdown, here, ELSEWHERE.get(here) or f"docs/{here}", known, config.repo_url or "")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from functools import cache
 from html import escape
 from pathlib import Path
@@ -51,8 +51,8 @@ def _linked(text: str, own: str) -> str:
 
 @cache
 def _pages() -> dict[str, str]:
-    named = {n: "rules" for n in [*rules.links(), *rules.aliases()]}
-    return {**named, **{n: "schedules" for n in curves.schedules()}}
+    named = dict.fromkeys([*rules.links(), *rules.aliases()], "rules")
+    return {**named, **dict.fromkeys(curves.schedules(), "schedules")}
 
 
 def _folder_of(name: str) -> str:
@@ -67,7 +67,7 @@ def _prose(text: str, own: str) -> str:
             parts[i] = re.sub(r"([*_<\[\]|])", r"\\\1", part)
         elif part.startswith("http"):
             address = part.rstrip(".")
-            parts[i] = f"<{address}>{part[len(address):]}"
+            parts[i] = f"<{address}>{part[len(address) :]}"
     return _linked("".join(parts), own)
 
 
@@ -174,6 +174,7 @@ def properties(found: rules.Rule) -> list[tuple[str, str]]:
     """What is known of a rule, by name."""
     ran = ", ".join(f"`{name}`" for name, why in found.executors.items() if not why)
     refused = "; ".join(f"not `{name}`: {why}" for name, why in found.executors.items() if why)
+    papers = found.doc.papers
     matrices = "only these; other parameters pass" if found.only_matrices else "no"
     return [
         ("kind", found.family),
@@ -185,7 +186,7 @@ def properties(found: rules.Rule) -> list[tuple[str, str]]:
         ("may run in backward, parameter by parameter", _yes(found.in_backward)),
         ("takes sparse gradients", _yes(found.rows)),
         ("executors", "; ".join(filter(None, [ran, refused])) or f"the reference: {found.by_the_reference}"),
-        ("paper", "; ".join(f"[{who or 'paper'}{f', {year}' if year else ''}]({url})" for who, year, url in found.doc.papers)),
+        ("paper", "; ".join(f"[{', '.join(filter(None, (who or 'paper', year)))}]({at})" for who, year, at in papers)),
     ]  # fmt: skip
 
 
@@ -196,7 +197,12 @@ def _yes(value: bool) -> str:
 def rule_page(found: rules.Rule) -> str:
     """The page of a link or alias."""
     own, thing = found.name, found.thing
-    lines = [*_head(own, found.doc.summary), *_body(found.doc, _names(thing), own), _signature(thing, found.spelled), ""]
+    lines = [
+        *_head(own, found.doc.summary),
+        *_body(found.doc, _names(thing), own),
+        _signature(thing, found.spelled),
+        "",
+    ]
     if not found.is_link:
         made = " ".join(repr(found.chain(0.1)).split())
         lines += ["The chain that it is, at the rate 0.1:", "", f"```python\n{made}\n```", ""]
@@ -227,8 +233,8 @@ def _others(name: str) -> list[str]:
     if not rows:
         return []
     head = ["| peer | at defaults | at pinned arguments | distance | what differs |", "|---|---|---|---|---|"]
-    says = "How far apart weights are after 25 steps in float64, by `python -m benchmarks.which`: [the whole table](../which.md)."
-    return ["## Other implementations", "", says, "", *head, *rows, ""]
+    says = "How far apart weights are after 25 steps in float64, by `python -m benchmarks.which`"
+    return ["## Other implementations", "", f"{says}: [the whole table](../which.md).", "", *head, *rows, ""]
 
 
 # schedules
@@ -237,7 +243,12 @@ def _others(name: str) -> list[str]:
 def schedule_page(found: curves.Curve) -> str:
     """The page of a schedule."""
     own, thing = found.name, found.thing
-    lines = [*_head(own, found.doc.summary), *_body(found.doc, _names(thing), own), _signature(thing, found.spelled), ""]
+    lines = [
+        *_head(own, found.doc.summary),
+        *_body(found.doc, _names(thing), own),
+        _signature(thing, found.spelled),
+        "",
+    ]
     lines += _picture(found.drawn)
     lines += _arguments(thing, found.doc, own)
     lines += [*_sections(found.doc, own), *_example(found.doc)]
@@ -260,7 +271,8 @@ def find_a_rule() -> Page:
         ]  # fmt: skip
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     table = (
-        f'<div class="found-table"><table id="find-a-rule"><thead><tr>{"".join(f"<th>{h}</th>" for h in head)}</tr></thead>'
+        '<div class="found-table"><table id="find-a-rule">'
+        f"<thead><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
     text = (ROOT / "docs" / "_site" / "find.md").read_text(encoding="utf-8")
@@ -275,8 +287,9 @@ def _plain(text: str) -> str:
 def find_a_schedule() -> Page:
     """The table of every schedule."""
     lines = ["---", "title: Every schedule", "---", "", "# Every schedule", ""]
-    lines += ["Functions of the step that are values: they can be joined, multiplied, compared and printed. "]
-    lines += ["[Numbers and clocks](../concepts/numbers_and_clocks.md) says how they are read.", "", "| schedule | its values |", "|---|---|"]
+    lines += ["Functions of the step that are values: they can be joined, multiplied, compared and printed."]
+    lines += ["[Numbers and clocks](../concepts/numbers_and_clocks.md) says how they are read.", ""]
+    lines += ["| schedule | its values |", "|---|---|"]
     for name in curves.schedules():
         found = curves.Curve(name)
         lines.append(f"| [`{found.spelled}`]({name}.md) | {_prose(found.doc.summary, name)} |")

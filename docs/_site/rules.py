@@ -7,6 +7,7 @@ says of itself. The trajectories are made here too.
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,7 @@ SHOWN: dict[str, Maker] = {
     "add_decayed_weights": lambda r: gch.chain(gch.add_decayed_weights(1.0), gch.sgd(r)),
     "add_noise": lambda r: gch.chain(gch.add_noise(4.0, 0.55, 0), gch.sgd(r)),
     "average_params": lambda r: gch.chain(gch.sgd(r), gch.average_params(0.9)),
+    "amp_scale": lambda r: gch.chain(gch.amp_scale(always=True), gch.sgd(r)),
     "cap_learning_rate": lambda r: gch.chain(gch.rules.cap_learning_rate(r), gch.sgd(r)),
     "cautious": lambda r: gch.chain(gch.rules.cautious(gch.trace(0.9)), gch.scale_by_learning_rate(r)),
     "chain": lambda r: gch.chain(gch.clip_by_norm(1.0), gch.trace(0.9), gch.scale_by_learning_rate(r)),
@@ -354,7 +356,7 @@ def walked(tx: Transform, data: str = "", apart: bool = False, closure: bool = F
     updater = tx.bind(plane)
     points, mean = [plane.point()], []
     averages = _averages(updater)
-    watched = {"loss": lambda: float(plane.height()), "logit": lambda: 4.0 * abs(plane.point()[0])}
+    watched = {"loss": lambda: plane.height().item(), "logit": lambda: 4.0 * abs(plane.point()[0])}
     watched = {name: look for name, look in watched.items() if any(name in x.observes for x in _walk(tx))}
     for step in range(STEPS):
         for name, look in watched.items():
@@ -362,13 +364,19 @@ def walked(tx: Transform, data: str = "", apart: bool = False, closure: bool = F
         if closure:
             updater.update(plane.height)
         else:
-            spoilt = {"nonfinite": float("nan") if step in (5, 12) else 1.0, "spikes": 40.0 if step in (15, 25) else 1.0}
-            updater.step(plane.gradients(spoilt.get(data, 1.0), noise[step]))
+            updater.step(plane.gradients(_factor(data, step), noise[step]))
         points.append(plane.point())
         if averages:
             with updater.averaged():
                 mean.append(plane.point())
-    return Way(points, mean, float(plane.height()))
+    return Way(points, mean, plane.height().item())
+
+
+def _factor(data: str, step: int) -> float:
+    """What the data multiplies this gradient by."""
+    if data == "nonfinite":
+        return math.nan if step in (5, 12) else 1.0
+    return 40.0 if data == "spikes" and step in (15, 25) else 1.0
 
 
 def _averages(updater: gch.Updater) -> bool:
