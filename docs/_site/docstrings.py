@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import dataclass
 
 SECTIONS = ("Args", "Shapes", "State", "Units", "At the end", "Raises", "Equals", "Paper", "Example")
-_HEAD = re.compile(rf"^({'|'.join(SECTIONS)}):[ ]?(.*)$")
+_HEAD = re.compile(rf"({'|'.join(SECTIONS)}):(?:\s|$)")
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,9 @@ def parsed(doc: str) -> Docstring:
 def _blocks(doc: str) -> tuple[list[str], str]:
     """What empty lines separate, and the example, which comes last and may have empty lines of its own."""
     prose, mark, rest = doc.partition(">>> ")
+    indent = prose[len(prose.rstrip(" ")) :]
     prose = re.sub(r"\nExample:\s*$", "", prose.rstrip())
-    return [b for b in re.split(r"\n[ ]*\n", prose.strip("\n")) if b.strip()], textwrap.dedent("    " + mark + rest)
+    return [b for b in re.split(r"\n[ ]*\n", prose.strip("\n")) if b.strip()], textwrap.dedent(indent + mark + rest)
 
 
 def _parts(block: str) -> list[str]:
@@ -100,15 +101,18 @@ def _body(part: str) -> list[tuple[str, str]]:
 
 
 def _arguments(part: str) -> dict[str, str]:
-    """Each name with its words; `*links` and the like keep their star."""
+    """Each name with its words, which several may have in common; `*links` and the like keep their star."""
     found: dict[str, str] = {}
-    name = ""
+    names: list[str] = []
+    words = ""
     for line in part.splitlines()[1:]:
-        begins = re.match(r"    (\*{0,2}\w+): (.*)", line)
+        begins = re.match(r"    (\*{0,2}\w+(?:, \w+)*): (.*)", line)
         if begins:
-            name, found[begins[1]] = begins[1], begins[2]
-        elif name:
-            found[name] += " " + line.strip()
+            names, words = begins[1].split(", "), begins[2]
+        elif names:
+            words = " " + line.strip()
+        for name in names:
+            found[name] = found.get(name, "") + words
     return found
 
 

@@ -2,7 +2,7 @@
 (function () {
   "use strict";
   function set_up() {
-    const table = document.getElementById("find-a-rule");
+    const table = document.getElementById("table-of-rules");
     if (!table || table.dataset.ready) return;
     table.dataset.ready = "yes";
     const rows = Array.from(table.tBodies[0].rows);
@@ -54,7 +54,7 @@
     field("year from", typed("number", "2020"), (row, value) => Number(text(row, "year")) >= Number(value));
     bar.append(told);
     bar.addEventListener("submit", (event) => event.preventDefault());
-    table.parentNode.before(bar);
+    table.closest(".found-table").before(bar);
 
     heads.forEach((cell, i) => {
       const button = document.createElement("button");

@@ -64,6 +64,9 @@ def tokens(line: str) -> list[Token]:
     return found
 
 
+_TIMES = '<mo>&#x2062;</mo><mspace width="0.16em"></mspace>'
+
+
 def _row(*parts: str) -> str:
     return parts[0] if len(parts) == 1 else f"<mrow>{''.join(parts)}</mrow>"
 
@@ -188,8 +191,8 @@ class Reader:
             if not full:
                 break
             if (parts and not parts[-1].startswith("<mo>")) or (parts and parts[-1].startswith("<mo>⌊")):
-                parts.append("<mo>&#x2062;</mo>")
-                bare.append("<mo>&#x2062;</mo>")
+                parts.append(_TIMES)
+                bare.append(_TIMES)
             parts.append(full)
             bare.append(short)
         return _row(*parts) if parts else ""

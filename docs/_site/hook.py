@@ -37,4 +37,4 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
     """The page with links that hold here."""
     here = page.file.src_uri
     known = {file.src_uri for file in files}
-    return relinked(markdown, here, ELSEWHERE.get(here) or f"docs/{here}", known, config.repo_url or "")
+    return relinked(markdown, here, ELSEWHERE.get(here) or f"docs/{here}", known, config.extra["repository"])

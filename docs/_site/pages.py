@@ -64,7 +64,7 @@ def _prose(text: str, own: str) -> str:
     parts = re.split(r"(`[^`]+`|https?://[^\s;,]+)", text)
     for i, part in enumerate(parts):
         if i % 2 == 0:
-            parts[i] = re.sub(r"([*_<\[\]|])", r"\\\1", part)
+            parts[i] = re.sub(r"([*_\[\]|])", r"\\\1", escape(part, quote=False))
         elif part.startswith("http"):
             address = part.rstrip(".")
             parts[i] = f"<{address}>{part[len(address) :]}"
@@ -210,7 +210,7 @@ def rule_page(found: rules.Rule) -> str:
         lines += ["Its links: " + ", ".join(_linked(f"`{name}`", own) for name in held if name != "chain") + ".", ""]
     lines += _picture(found.drawn)
     lines += _arguments(thing, found.doc, own)
-    lines += ["## What the code knows of it", "", "| | |", "|---|---|"]
+    lines += ["## What the code knows of it", "", "| property | found |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in properties(found) if value]
     lines += ["", *_sections(found.doc, own), *_others(own), *_example(found.doc)]
     return "\n".join(lines)
@@ -271,7 +271,7 @@ def find_a_rule() -> Page:
         ]  # fmt: skip
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     table = (
-        '<div class="found-table"><table id="find-a-rule">'
+        '<div class="found-table"><table id="table-of-rules" class="found">'
         f"<thead><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )

@@ -32,7 +32,7 @@ from gradchain.updater.explanation import state_sizes
 
 STEPS = 40
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
-SIDE = 64  # the matrix on which bytes are counted has as many rows and columns
+SIDE = 256  # the matrix on which bytes are counted has as many rows and columns
 Maker = Callable[[Any], Transform]
 
 
@@ -194,7 +194,7 @@ class Rule:
     @cached_property
     def only_matrices(self) -> bool:
         """Whether it, or a link in it, is for matrices alone, and leaves others as they are."""
-        return any(link.applies is not None for link in _walk(self.link))
+        return any(_leaves_vectors(link) for link in _walk(self.link))
 
     @cached_property
     def _run(self) -> tuple[bool, bool, dict[str, str], str]:
@@ -281,6 +281,29 @@ class Rule:
     def drawn(self) -> tuple[str, str]:
         """Its trajectory as SVG, and what the picture shows."""
         return _drawn(self)
+
+
+def _leaves_vectors(link: Transform) -> bool:
+    """Whether updates of a vector come out as they went in, and those of a matrix do not."""
+    if isinstance(link, (gch.Wraps, gch.chain)) or list(link.parts(None)):
+        return False  # its parts are asked
+    return _changes(link, 8, 8) and not _changes(link, 64)
+
+
+def _changes(link: Transform, *shape: int) -> bool:
+    """Whether a link does anything to one of three gradients of this shape."""
+    draws = torch.Generator().manual_seed(0)
+    params = gch.Tensors.of({"w": torch.randn(shape, generator=draws)})
+    try:
+        state = link.init(params)
+        for step in range(3):
+            g = gch.Tensors.of({"w": torch.randn(shape, generator=draws)})
+            u, state = link.update(g, state, gch.Context(params, step=step))
+            if not isinstance(u, gch.Tensors) or "w" not in u or not torch.equal(u["w"], g["w"]):
+                return True
+    except (LookupError, RuntimeError, ValueError):  # it asks for what an updater alone has, or for other names
+        return True
+    return False
 
 
 @cache
@@ -386,6 +409,12 @@ def _averages(updater: gch.Updater) -> bool:
         return False
 
 
+@cache
+def _descent(rate: float, steady: bool, data: str) -> Way:
+    """The way of gradient descent."""
+    return walked(gch.sgd(rate if steady else gch.cosine(rate, 0.0, STEPS)), data)
+
+
 def _inside(way: Way) -> bool:
     """Whether it is a way down, and all of it in the picture."""
     return way.end < 3.0 and all(abs(x) < 3.2 and abs(y) < 1.6 for x, y in way.points)
@@ -396,10 +425,12 @@ def _drawn(found: Rule) -> tuple[str, str]:
     data, apart = DATA.get(found.name, ""), found.name in APART
     steady = found.link.role == "weights" or data == "noise"
 
+    plain = found.is_link and found.link.role != "normalise" and not found.link.descends
+
     def schedule(rate: float) -> Any:
         return rate if steady else gch.cosine(rate, 0.0, STEPS)
 
-    best: tuple[float, Transform, Way] | None = None
+    best: tuple[tuple[bool, float], Transform, Way, Way | None] | None = None
     with by_blocks():
         for rate in RATES:
             tx = found.chain(schedule(rate))
@@ -407,15 +438,16 @@ def _drawn(found: Rule) -> tuple[str, str]:
                 way = walked(tx, data, apart, found.closure)
             except FloatingPointError:  # it diverged
                 continue
-            if best is None or (_inside(way), -way.end) > (_inside(best[2]), -best[2].end):
-                best = rate, tx, way
+            beside = _descent(rate, steady, "" if data == "nonfinite" else data) if plain else None
+            rank = _inside(way) and (beside is None or bool(data) or _inside(beside)), -way.end
+            if best is None or rank > best[0]:
+                best = rank, tx, way, beside
         assert best is not None
-        rate, tx, way = best
-        plain = found.is_link and found.link.role != "normalise" and not found.link.descends
-        beside = walked(gch.sgd(schedule(rate)), "" if data == "nonfinite" else data).points if plain else []
+        _, tx, way, beside = best
     says = [f"{STEPS} updates of `{tx}`."]
     says += [SAID[data]] if data else []
     says += ["Thin: gradient descent at the same rate."] if beside else []
     says += ["Dashed: the average."] if way.mean else []
     title = f"the way of two weights down a valley by {found.name}"
-    return drawings.trajectory(title, way.points, beside, way.mean), " ".join(says)
+    thin = beside.points if beside else []
+    return drawings.trajectory(title, way.points, thin, way.mean), " ".join(says)
