@@ -121,7 +121,7 @@ _CITED = re.compile(r"(?:([A-Z][^;:()]*?),? (?:in )?((?:19|20)\d\d)[^;]*?)?(http
 
 def cited(text: str) -> list[tuple[str, str, str]]:
     """Each paper in a text: who wrote it, when, where it is."""
-    return [(who.strip(), year, _whole(url)) for who, year, url in _CITED.findall(text)]
+    return [(who.rpartition(". ")[2].strip(), year, _whole(url)) for who, year, url in _CITED.findall(text)]
 
 
 def _whole(url: str) -> str:

@@ -336,12 +336,12 @@ def html(formula: str, names: Iterable[str]) -> str:
     rows = []
     for line in formula.splitlines():
         left, right = _left_and_right(line)
-        rest = '<span class="gap"></span>'.join(pieces(part, names) for part in re.split(r"\s{2,}", right) if part)
-        wide = "" if left or not rows or not line.startswith(" ") else " further"
-        cells = (
-            f"<span>{pieces(left, names)}</span><span>{rest}</span>" if left else f"<span></span><span>{rest}</span>"
-        )
-        if not left and not wide:
-            cells = f'<span class="wide">{rest}</span>'
-        rows.append(cells)
+        parts = [pieces(part, names) for part in re.split(r"\s{2,}", right) if part]
+        rest = '<span class="gap"></span>'.join(parts)
+        if left:
+            rows.append(f'<span class="left">{pieces(left, names)}</span><span>{rest}</span>')
+        elif rows and line.startswith(" "):  # it goes on with the line above
+            rows.append(f"<span></span><span>{rest}</span>")
+        else:
+            rows.append(f'<span class="wide">{rest}</span>')
     return f'<div class="formula">{"".join(rows)}</div>'

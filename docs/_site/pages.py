@@ -15,6 +15,8 @@ import curves
 import formulas
 import rules
 
+import gradchain as gch
+from gradchain import schedules
 from gradchain.core.hyper import Hyper
 
 ROOT = Path(__file__).parents[2]
@@ -37,12 +39,13 @@ def generated() -> dict[str, str]:
 
 def _linked(text: str, own: str) -> str:
     """Names in code that have a page lead there; the page's own does not."""
-    here = "schedules" if own in curves.CURVES else "rules"
+    here = _folder_of(own)
+    arguments = inspect.signature(getattr(schedules if here == "schedules" else gch.rules, own)).parameters
 
     def shown(found: re.Match[str]) -> str:
         name = found[1]
         folder = _folder_of(name)
-        if not folder or name == own:
+        if not folder or name in arguments or name == own:
             return found[0]
         return f"[{found[0]}]({name if folder == here else f'../{folder}/{name}'}.md)"
 
@@ -175,7 +178,8 @@ def properties(found: rules.Rule) -> list[tuple[str, str]]:
     ran = ", ".join(f"`{name}`" for name, why in found.executors.items() if not why)
     refused = "; ".join(f"not `{name}`: {why}" for name, why in found.executors.items() if why)
     papers = found.doc.papers
-    matrices = "only these; other parameters pass" if found.only_matrices else "no"
+    only = "only these; other parameters pass" if found.is_link else "a link in it is for these alone"
+    matrices = only if found.only_matrices else "no"
     return [
         ("kind", found.family),
         ("state, bytes for each float32 element of a matrix", _bytes(found.state_bytes)),
@@ -204,8 +208,7 @@ def rule_page(found: rules.Rule) -> str:
         "",
     ]
     if not found.is_link:
-        made = " ".join(repr(found.chain(0.1)).split())
-        lines += ["The chain that it is, at the rate 0.1:", "", f"```python\n{made}\n```", ""]
+        lines += ["The chain that it is, at the rate 0.1:", "", f"```python\n{found.chain(0.1)!r}\n```", ""]
         held = dict.fromkeys(type(link).__name__ for link in rules._walk(found.link))
         lines += ["Its links: " + ", ".join(_linked(f"`{name}`", own) for name in held if name != "chain") + ".", ""]
     lines += _picture(found.drawn)

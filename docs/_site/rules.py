@@ -430,7 +430,7 @@ def _drawn(found: Rule) -> tuple[str, str]:
     def schedule(rate: float) -> Any:
         return rate if steady else gch.cosine(rate, 0.0, STEPS)
 
-    best: tuple[tuple[bool, float], Transform, Way, Way | None] | None = None
+    best: tuple[tuple[bool, float], float, Transform, Way, Way | None] | None = None
     with by_blocks():
         for rate in RATES:
             tx = found.chain(schedule(rate))
@@ -441,10 +441,11 @@ def _drawn(found: Rule) -> tuple[str, str]:
             beside = _descent(rate, steady, "" if data == "nonfinite" else data) if plain else None
             rank = _inside(way) and (beside is None or bool(data) or _inside(beside)), -way.end
             if best is None or rank > best[0]:
-                best = rank, tx, way, beside
+                best = rank, rate, tx, way, beside
         assert best is not None
-        _, tx, way, beside = best
-    says = [f"{STEPS} updates of `{tx}`."]
+        _, rate, tx, way, beside = best
+    made = " ".join(repr(tx).split())
+    says = [f"{STEPS} updates of `{made}`." if len(made) < 120 else f"{STEPS} updates at the rate `{schedule(rate)}`."]
     says += [SAID[data]] if data else []
     says += ["Thin: gradient descent at the same rate."] if beside else []
     says += ["Dashed: the average."] if way.mean else []
