@@ -13,22 +13,21 @@ from typing import Any
 
 import curves
 import formulas
-import rules
+import known
 
 import gradchain as gch
 from gradchain import schedules
 from gradchain.core.hyper import Hyper
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"link": "rules", "alias": "rules", "schedule": "schedules"}
 Page = tuple[str, str]  # where it stands in the site, and its Markdown
 
 
 def generated() -> dict[str, str]:
     """Every generated page: where it stands → its Markdown."""
     found = dict([find_a_rule(), find_a_schedule()])
-    for name in [*rules.links(), *rules.aliases()]:
-        found[f"rules/{name}.md"] = rule_page(rules.rule(name))
+    for name in [*known.links(), *known.aliases()]:
+        found[f"rules/{name}.md"] = rule_page(known.rule(name))
     for name in curves.schedules():
         found[f"schedules/{name}.md"] = schedule_page(curves.Curve(name))
     return found
@@ -54,7 +53,7 @@ def _linked(text: str, own: str) -> str:
 
 @cache
 def _pages() -> dict[str, str]:
-    named = dict.fromkeys([*rules.links(), *rules.aliases()], "rules")
+    named = dict.fromkeys([*known.links(), *known.aliases()], "rules")
     return {**named, **dict.fromkeys(curves.schedules(), "schedules")}
 
 
@@ -173,7 +172,7 @@ def _bytes(value: float) -> str:
     return f"{value:.3g}"
 
 
-def properties(found: rules.Rule) -> list[tuple[str, str]]:
+def properties(found: known.Rule) -> list[tuple[str, str]]:
     """What is known of a rule, by name."""
     ran = ", ".join(f"`{name}`" for name, why in found.executors.items() if not why)
     refused = "; ".join(f"not `{name}`: {why}" for name, why in found.executors.items() if why)
@@ -198,7 +197,7 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def rule_page(found: rules.Rule) -> str:
+def rule_page(found: known.Rule) -> str:
     """The page of a link or alias."""
     own, thing = found.name, found.thing
     lines = [
@@ -209,7 +208,7 @@ def rule_page(found: rules.Rule) -> str:
     ]
     if not found.is_link:
         lines += ["The chain that it is, at the rate 0.1:", "", f"```python\n{found.chain(0.1)!r}\n```", ""]
-        held = dict.fromkeys(type(link).__name__ for link in rules._walk(found.link))
+        held = dict.fromkeys(type(link).__name__ for link in known.walk(found.link))
         lines += ["Its links: " + ", ".join(_linked(f"`{name}`", own) for name in held if name != "chain") + ".", ""]
     lines += _picture(found.drawn)
     lines += _arguments(thing, found.doc, own)
@@ -265,8 +264,8 @@ def find_a_rule() -> Page:
     """The table of every link and alias; with a script it is filtered by any property."""
     head = ["name", "what it does", "kind", "bytes", "matrices", "closure", "paper", "year"]
     rows = []
-    for name in [*rules.links(), *rules.aliases()]:
-        found = rules.rule(name)
+    for name in [*known.links(), *known.aliases()]:
+        found = known.rule(name)
         cells = [
             f'<a href="{name}/"><code>{name}</code></a>', _plain(found.doc.summary), found.family,
             _bytes(found.state_bytes), "only" if found.only_matrices else "whole" if found.whole_tensors else "",

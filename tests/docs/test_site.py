@@ -20,9 +20,9 @@ sys.path.insert(0, str(ROOT / "docs" / "_site"))
 import curves
 import docstrings
 import formulas
+import known
 import pages
 import repository
-import rules
 
 CONFIG = (ROOT / "mkdocs.yml").read_text()
 
@@ -31,8 +31,8 @@ CONFIG = (ROOT / "mkdocs.yml").read_text()
 def little_pictures():
     """One rate and few steps in place of the best of five: what is drawn is looked at elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rules, "RATES", (0.03,))
-        patch.setattr(rules, "STEPS", 4)
+        patch.setattr(known, "RATES", (0.03,))
+        patch.setattr(known, "STEPS", 4)
         yield
 
 
@@ -114,14 +114,14 @@ def check_page(text: str, thing, is_alias: bool = False) -> None:
     assert not re.search("nan|inf", drawn), "not finite"
 
 
-@pytest.mark.parametrize("name", rules.links())
+@pytest.mark.parametrize("name", known.links())
 def test_every_link_has_its_page(name):
-    check_page(pages.rule_page(rules.rule(name)), getattr(gch.rules, name))
+    check_page(pages.rule_page(known.rule(name)), getattr(gch.rules, name))
 
 
-@pytest.mark.parametrize("name", rules.aliases())
+@pytest.mark.parametrize("name", known.aliases())
 def test_every_alias_has_its_page(name):
-    text = pages.rule_page(rules.rule(name))
+    text = pages.rule_page(known.rule(name))
     check_page(text, getattr(gch.rules, name), is_alias=True)
     assert "Its links: [" in text
 
@@ -132,15 +132,15 @@ def test_every_schedule_has_its_page(name):
 
 
 def test_no_link_or_schedule_is_left_out():
-    assert set(rules.links()) == {n for n in registry if n in gch.rules.__all__} >= {"chain", "from_torch", "masked"}
+    assert set(known.links()) == {n for n in registry if n in gch.rules.__all__} >= {"chain", "from_torch", "masked"}
     assert set(curves.schedules()) == set(curves.CURVES)
     table = pages.find_a_rule()[1]
-    assert set(re.findall(r'<a href="(\w+)/">', table)) == {*rules.links(), *rules.aliases()}
+    assert set(re.findall(r'<a href="(\w+)/">', table)) == {*known.links(), *known.aliases()}
 
 
 def without(name: str, change) -> str:
     """The page of a link whose docstring is changed."""
-    found = rules.Rule(name)
+    found = known.Rule(name)
     doc = inspect.getdoc(found.thing)
     vars(found)["doc"] = docstrings.parsed(change(doc))
     return pages.rule_page(found)
@@ -166,53 +166,53 @@ def test_what_a_docstring_lost_is_seen(change, told):
 SAID_BYTES = re.compile(r"(\d+) bytes per float32 element")
 
 
-@pytest.mark.parametrize("name", [n for n in rules.links() if SAID_BYTES.search(inspect.getdoc(registry[n]))])
+@pytest.mark.parametrize("name", [n for n in known.links() if SAID_BYTES.search(inspect.getdoc(registry[n]))])
 def test_the_bytes_that_were_counted_are_those_that_the_docstring_says(name):
     said = SAID_BYTES.search(inspect.getdoc(registry[name]))[1]
-    assert rules.rule(name).state_bytes == float(said)
+    assert known.rule(name).state_bytes == float(said)
 
 
 def test_what_remembers_rows_and_columns_remembers_less():
-    side = rules.SIDE
-    assert rules.rule("scale_by_factored_rms").state_bytes == 4 * 2 * side / side**2
-    assert rules.rule("scale_by_soap").state_bytes == 24 and rules.rule("adamw").state_bytes == 8
-    assert rules.rule("scale_by_learning_rate").state_bytes == 0
+    side = known.SIDE
+    assert known.rule("scale_by_factored_rms").state_bytes == 4 * 2 * side / side**2
+    assert known.rule("scale_by_soap").state_bytes == 24 and known.rule("adamw").state_bytes == 8
+    assert known.rule("scale_by_learning_rate").state_bytes == 0
 
 
 def test_who_needs_a_closure_says_so():
     """Found by running them; each says in its docstring what it raises without one."""
-    needs = {name for name in rules.links() if rules.rule(name).closure}
-    assert needs == {n for n in rules.links() if "without a closure" in inspect.getdoc(registry[n])} >= {"sam", "asam"}
+    needs = {name for name in known.links() if known.rule(name).closure}
+    assert needs == {n for n in known.links() if "without a closure" in inspect.getdoc(registry[n])} >= {"sam", "asam"}
 
 
 FOR_MATRICES = re.compile(r"^Shapes: (any of )?two dimensions (or|and) more", re.M)
 
 
 def test_who_is_for_matrices_says_so():
-    only = {name for name in rules.links() if rules.rule(name).only_matrices}
-    assert only == {n for n in rules.links() if FOR_MATRICES.search(inspect.getdoc(registry[n]))} >= {"scale_by_muon"}
-    assert rules.rule("muon").only_matrices and not rules.rule("adamw").only_matrices
-    assert rules.rule("scale_by_muon").whole_tensors and not rules.rule("scale_by_adam").whole_tensors
+    only = {name for name in known.links() if known.rule(name).only_matrices}
+    assert only == {n for n in known.links() if FOR_MATRICES.search(inspect.getdoc(registry[n]))} >= {"scale_by_muon"}
+    assert known.rule("muon").only_matrices and not known.rule("adamw").only_matrices
+    assert known.rule("scale_by_muon").whole_tensors and not known.rule("scale_by_adam").whole_tensors
 
 
 def test_executors_are_asked():
-    assert rules.rule("scale_by_adam").executors == dict.fromkeys(
+    assert known.rule("scale_by_adam").executors == dict.fromkeys(
         ("native", "blocks", "foreach", "compiled", "triton"), ""
     )
-    assert rules.rule("add_noise").executors["foreach"]  # which draws no numbers
+    assert known.rule("add_noise").executors["foreach"]  # which draws no numbers
 
 
 def test_years_are_those_of_the_catalogue():
     """The first paper of a link's row, by its address."""
     rows = {row[0].strip("`"): row[2] for row in tables((ROOT / "docs" / "catalogue.md").read_text())["link"]}
-    for name in rules.links():
+    for name in known.links():
         cited = re.findall(r"\[.*?, (\d{4})\]\((\S+?)\)(?:;|$)", rows.get(name, ""))
-        ours = {url: year for _, year, url in rules.rule(name).doc.papers}
+        ours = {url: year for _, year, url in known.rule(name).doc.papers}
         assert {url: year for year, url in cited}.items() <= ours.items(), name
 
 
 def test_the_same_picture_is_drawn_twice():
-    assert rules.Rule("scale_by_adam").drawn == rules.Rule("scale_by_adam").drawn
+    assert known.Rule("scale_by_adam").drawn == known.Rule("scale_by_adam").drawn
 
 
 def test_the_script_asks_for_columns_that_there_are():

@@ -174,7 +174,7 @@ class Rule:
     @cached_property
     def link(self) -> Transform:
         """The link by itself, or the alias' chain."""
-        found = next((x for x in _walk(self.chain(0.1)) if type(x).__name__ == self.name), None)
+        found = next((x for x in walk(self.chain(0.1)) if type(x).__name__ == self.name), None)
         return found if found is not None and self.is_link else self.chain(0.1)
 
     def _model(self, side: int) -> torch.nn.Module:
@@ -194,7 +194,7 @@ class Rule:
     @cached_property
     def only_matrices(self) -> bool:
         """Whether it, or a link in it, is for matrices alone, and leaves others as they are."""
-        return any(_leaves_vectors(link) for link in _walk(self.link))
+        return any(_leaves_vectors(link) for link in walk(self.link))
 
     @cached_property
     def _run(self) -> tuple[bool, bool, dict[str, str], str]:
@@ -248,17 +248,17 @@ class Rule:
     @property
     def in_backward(self) -> bool:
         """Whether it may update each parameter during backward."""
-        return all(link.per_parameter for link in _walk(self.link))
+        return all(link.per_parameter for link in walk(self.link))
 
     @property
     def rows(self) -> bool:
         """Whether it takes sparse gradients."""
-        return not any(link.refuses_rows for link in _walk(self.link))
+        return not any(link.refuses_rows for link in walk(self.link))
 
     @property
     def holds(self) -> bool:
         """Whether it may hold the chain, so that an update is not applied."""
-        return any(link.holds for link in _walk(self.link))
+        return any(link.holds for link in walk(self.link))
 
     @cached_property
     def year(self) -> str:
@@ -312,11 +312,11 @@ def _executors() -> tuple[Any, ...]:
     return Native(), Blocks(), Foreach(cpu), Compiled(cpu), Triton(torch.device("cuda"))
 
 
-def _walk(link: Transform) -> Iterator[Transform]:
+def walk(link: Transform) -> Iterator[Transform]:
+    """A link and all that it holds."""
     yield link
-    index = None
-    for _, inner, _ in link.parts(index):
-        yield from _walk(inner)
+    for _, inner, _ in link.parts(None):
+        yield from walk(inner)
 
 
 @cache
@@ -380,7 +380,7 @@ def walked(tx: Transform, data: str = "", apart: bool = False, closure: bool = F
     points, mean = [plane.point()], []
     averages = _averages(updater)
     watched = {"loss": lambda: plane.height().item(), "logit": lambda: 4.0 * abs(plane.point()[0])}
-    watched = {name: look for name, look in watched.items() if any(name in x.observes for x in _walk(tx))}
+    watched = {name: look for name, look in watched.items() if any(name in x.observes for x in walk(tx))}
     for step in range(STEPS):
         for name, look in watched.items():
             updater.observe(name, look())
