@@ -283,6 +283,9 @@ class Reader:
         text = text.rstrip("*")
         if text in self.names:
             made = f'<mi mathvariant="normal" class="argument">{escape(text)}</mi>'
+        elif "." in text:
+            owner, _, method = text.partition(".")
+            made = _row(self.letter(owner), _op("."), f'<mi mathvariant="normal">{escape(method)}</mi>')
         elif "_" in text.strip("_"):
             stem, _, index = text.partition("_")
             made = (

@@ -445,7 +445,8 @@ def _drawn(found: Rule) -> tuple[str, str]:
         assert best is not None
         _, rate, tx, way, beside = best
     made = " ".join(repr(tx).split())
-    says = [f"{STEPS} updates of `{made}`." if len(made) < 120 else f"{STEPS} updates at the rate `{schedule(rate)}`."]
+    shown = found.is_link or len(made) < 120  # the page of a recipe has its chain above
+    says = [f"{STEPS} updates of `{made}`." if shown else f"{STEPS} updates at the rate `{schedule(rate)}`."]
     says += [SAID[data]] if data else []
     says += ["Thin: gradient descent at the same rate."] if beside else []
     says += ["Dashed: the average."] if way.mean else []

@@ -66,6 +66,7 @@ def read_out(html: str) -> str:
         ("u = m̂ if ρ <= 5, else 0", "u=m̂ifρ≤5,else0"),
         ("value(t) = start * gamma ** floor(t / step_size)", "value(t)=start·γ^{⌊{t/step_size}⌋}"),
         ("u = ∇L(w + rho T² g / (‖T g‖ + 1e-12))", "u=∇L(w+{rhoT^{2}g/‖Tg‖+10^{−12}})"),
+        ("u_i = link_b.update(g_i)", "u_{i}=link_{b}.update(g_{i})"),
         ("b ← 1 / n,  the mean of g over each row", "b←{1/n},themeanofgovereachrow"),
     ],
 )
