@@ -118,7 +118,7 @@ class Reader:
         if name == "mean":
             return after.kind == "name" and after.text in ("of", "over", "itself")
         short = len(re.sub(r"[\u0300-\u036f\d]", "", stem)) <= 1
-        if short and name in ("a", "A") and after.kind == "name" and self.is_word(after, ahead + 1):
+        if name in ("a", "A") and after.kind == "name" and len(after.text) > 1 and after.text[1] != "_":
             return True
         return not (short or stem in LETTERS or name in LETTERS or stem in ("NS", "ln", "cos"))
 

@@ -66,6 +66,7 @@ def read_out(html: str) -> str:
         ("u = m̂ if ρ <= 5, else 0", "u=m̂ifρ≤5,else0"),
         ("value(t) = start * gamma ** floor(t / step_size)", "value(t)=start·γ^{⌊{t/step_size}⌋}"),
         ("u = ∇L(w + rho T² g / (‖T g‖ + 1e-12))", "u=∇L(w+{rhoT^{2}g/‖Tg‖+10^{−12}})"),
+        ("a rho > 1,  c = a b + A C", "arho>1,c=ab+AC"),
         ("u_i = link_b.update(g_i)", "u_{i}=link_{b}.update(g_{i})"),
         ("b ← 1 / n,  the mean of g over each row", "b←{1/n},themeanofgovereachrow"),
     ],
@@ -78,6 +79,7 @@ def test_a_formula_is_read_as_it_is_meant(line, drawn):
 def test_words_of_a_formula_stay_words():
     html = formulas.html("u_i = inner(g)_i for i in selector, else g_i", {"inner", "selector"})
     assert re.findall(r"<span>([a-z ]+)</span>", html) == ["for", "in", "else"]
+    assert re.findall(r"<span>([a-z ]+)</span>", formulas.html("x: a norm > a n", {"norm"})) == ["a"]
 
 
 # docstrings
