@@ -184,7 +184,7 @@ def test_the_source_archive_has_all_that_makes_and_tests_it(archives):
         wanted = {path for path in files if "__pycache__" not in path and ".ipynb_checkpoints" not in path}
         assert sorted(path for path in wanted - names if not path.endswith((".pyc", ".pt"))) == []
     single = {"README.md", "CHANGELOG.md", "CONTRIBUTING.md", "CITATION.cff", "LICENSE", "pyproject.toml", ".ci/run"}
-    assert single | {"hatch_build.py", "constraints.txt"} <= names
+    assert single | {"hatch_build.py", "constraints.txt", "mkdocs.yml", "SECURITY.md"} <= names
 
 
 def test_the_wheel_has_the_package_and_says_what_pyproject_says(archives):

@@ -28,9 +28,11 @@ ENGINE = (ROOT / "docs" / "engine.md").read_text()
 LINKS = (ROOT / "docs" / "links.md").read_text()
 CATALOGUE = (ROOT / "docs" / "catalogue.md").read_text()
 PAGES = [
-    "README.md", "CONTRIBUTING.md", "docs/catalogue.md", "docs/checkpoints.md", "docs/coming_from.md", "docs/engine.md",
-    "docs/guide.md", "docs/links.md", "docs/loop.md", "docs/moving_state.md", "docs/not_finite.md", "docs/see.md",
-    "docs/trainers.md",
+    "README.md", "CONTRIBUTING.md", "docs/accumulation.md", "docs/catalogue.md", "docs/checkpoints.md",
+    "docs/coming_from.md", "docs/concepts/all_or_nothing.md", "docs/concepts/chain_and_step.md",
+    "docs/concepts/numbers_and_clocks.md", "docs/concepts/recorded.md", "docs/diverging.md", "docs/engine.md",
+    "docs/guide.md", "docs/links.md", "docs/loop.md", "docs/mixed_precision.md", "docs/moving_state.md",
+    "docs/own_links.md", "docs/see.md", "docs/trainers.md",
 ]  # fmt: skip
 COMMANDS = [
     "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt torch -e '.[demo]' && "
@@ -65,7 +67,20 @@ def check_comments(markdown: str, name: str) -> int:
 
 @pytest.mark.parametrize(
     ("page", "many"),
-    [("README.md", 1), ("docs/guide.md", 5), ("docs/catalogue.md", 2), ("docs/loop.md", 4), ("docs/not_finite.md", 3)],
+    [
+        ("README.md", 1),
+        ("docs/guide.md", 1),
+        ("docs/catalogue.md", 2),
+        ("docs/loop.md", 4),
+        ("docs/diverging.md", 4),
+        ("docs/accumulation.md", 4),
+        ("docs/mixed_precision.md", 4),
+        ("docs/own_links.md", 2),
+        ("docs/concepts/all_or_nothing.md", 2),
+        ("docs/concepts/chain_and_step.md", 3),
+        ("docs/concepts/numbers_and_clocks.md", 5),
+        ("docs/concepts/recorded.md", 1),
+    ],
     ids=lambda v: str(v),
 )
 def test_comments_behind_prints_say_what_is_printed(page, many, folder):
@@ -90,6 +105,12 @@ def test_the_page_of_the_engine_shows_what_its_code_prints(folder):
     assert len(pairs) == 5
     for says, printed in pairs:
         assert printed == says
+
+
+def test_the_page_of_a_chain_shows_what_its_code_prints(folder):
+    """What comes back from each update, and what it counted."""
+    (pair,) = outputs((ROOT / "docs" / "concepts" / "chain_and_step.md").read_text(), "chain_and_step.md")
+    assert pair[0] == pair[1]
 
 
 def test_a_block_of_text_that_says_something_else_is_seen(folder):
@@ -383,7 +404,19 @@ def broken(page: str, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", [*PAGES, "docs/from_torch.md", "docs/which.md", "docs/optax.md", "benchmarks/README.md"]
+    "page",
+    [
+        *PAGES,
+        "docs/from_torch.md",
+        "docs/which.md",
+        "docs/optax.md",
+        "benchmarks/README.md",
+        "docs/ranks.md",
+        "docs/not_finite.md",
+        "docs/comparisons.md",
+        "docs/concepts/rule_is_a_file.md",
+        "docs/concepts/what_a_test_must_show.md",
+    ],
 )
 def test_links_to_files_lead_somewhere(page):
     assert broken(page, (ROOT / page).read_text()) == []
