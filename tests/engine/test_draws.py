@@ -17,7 +17,7 @@ from gradchain.engine.executors.compiled import Compiled
 from gradchain.engine.executors.print_c import source
 from gradchain.engine.planning.lower import Drawn, Program
 
-EXECUTORS = ("native", "blocks")
+EXECUTORS = ("native", "blocks", "foreach")
 
 
 @pytest.mark.parametrize("kind", KINDS)

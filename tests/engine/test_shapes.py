@@ -6,6 +6,7 @@ every layout; that a kernel ran, and how many, is asserted too.
 
 import os
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -17,9 +18,10 @@ from gradchain.core.scalars import Count
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.engine.executors.blocks import Blocks
+from gradchain.engine.executors.foreach import Foreach
 from gradchain.engine.executors.native import Native
 
-EXECUTORS = {"native": Native, "blocks": Blocks}
+EXECUTORS = {"native": Native, "blocks": Blocks, "foreach": partial(Foreach, "cpu")}
 BOUND = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 SHAPES = [(40, 30), (3, 5, 2, 4), (1, 17), (17, 1), (6, 1, 4), (2, 3), (130, 7), (0, 4), (4, 0), (1, 1), (70, 1100)]
 WORDS = ("mean", "sum", "amax", "norms")

@@ -74,5 +74,5 @@ def _beside(tape: Tape, like: Lazy, draw: Draw, index: Index) -> Lazy:
 def _made(
     index: Index, weights: list[Tensor], shapes: list[torch.Size], dtypes: list[torch.dtype], draw: Draw, step: Any
 ) -> EagerTensors:
-    draw, rows = draw._replace(step=step), zip(index.facts, weights, shapes, dtypes, strict=True)
-    return EagerTensors(index, [draw.of(fact, shape, dtype, weight.device) for fact, weight, shape, dtype in rows])
+    entries = zip(index.facts, shapes, dtypes, (weight.device for weight in weights), strict=True)
+    return EagerTensors(index, draw._replace(step=step).of_all(list(entries)))
