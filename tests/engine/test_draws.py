@@ -66,7 +66,7 @@ def test_steps_run_again_draw_anew_and_are_recorded_no_more(executor, turn):
         twins.gradients(t)
     twins.compare()
     engine = twins.ours._bound.engine
-    assert engine.num_replayed == 5
+    assert engine.num_replayed == (0 if executor == "foreach" else 5)  # as on CUDA, where numbers stay on the device
     assert engine.num_plans == 1
 
 

@@ -70,7 +70,7 @@ def _nested(
     places = []
     for i in read:
         kind = pointer(dtypes[i], i in written)
-        start = _place(grid, i, range(last)) if last else ("from" if grid.spans[i][0] else "0")
+        start = _place(grid.spans[i], range(last)) if last else ("from" if grid.spans[i][0] else "0")
         places.append(f"      {kind} restrict p{i} = b{i} + {start};")
     inside = [f"      const int64_t w = {width};", *places, *(f"      {line}" for line in innermost)]
     return [*loops, "    {", *inside, "    }", *("    }" for _ in loops)]
