@@ -332,9 +332,6 @@ LOSSES = {
     "sam": lambda: gch.chain(gch.sam(0.05), gch.sgd(0.05, momentum=0.9)),
     "asam": lambda: gch.chain(gch.rules.asam(0.5), gch.sgd(0.05, momentum=0.9)),
 }  # fmt: skip
-# chains with numbers per row, column or tensor in Tensors
-AXES = {"adam_mini", "adamp", "novograd", "rows", "sgdp", "sm3", "factored", "factored, last", "adafactor", "came"}
-AXES |= {"orthogonal, adaptive", "lmo, ends"}
 GATED = {"finite", "amp", "accumulate, amp", "amp, accumulate"}
 ALIASES = {
     "sgd",
