@@ -168,11 +168,10 @@ def test_reductions_of_rows_are_calls_for_each_shape(name):
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=lambda d: str(d)[6:])
-def test_random_numbers_are_drawn_for_many_parameters_at_once(dtype):
-    few, many = (cost(gch.chain(gch.add_noise(0.1, 0.5, 1), gch.sgd(0.1)), n, dtype=dtype) for n in (100, 1000))
+def test_random_numbers_are_drawn_for_many_parameters_at_once():
+    few, many = (cost(gch.chain(gch.add_noise(0.1, 0.5, 1), gch.sgd(0.1)), count) for count in (100, 1000))
     assert few.calls == many.calls
-    assert many.number <= 8000  # in some 16 chunks, of what is made of words of 64 bits
+    assert many.number <= 5000  # in some 16 chunks, of what is made of words of 64 bits
     assert max(few.peak, many.peak) <= 4.2
 
 

@@ -90,7 +90,7 @@ def _with_axes(monkeypatch):
 
 
 @pytest.mark.usefixtures("_with_axes")
-@pytest.mark.parametrize(("rule", "dtype"), zip(test_shapes.RULES, test_shapes.BOUND, strict=False), ids=str)
+@pytest.mark.parametrize(("rule", "dtype"), [*zip(test_shapes.RULES, test_shapes.BOUND, strict=False)], ids=str)
 def test_rules_with_state_of_rows(rule, dtype):
     tx = gch.chain(test_shapes.RULES[rule], gch.scale(-0.1))
     for how in test_shapes.HOWS if LONG else ("channels last",):
