@@ -213,6 +213,17 @@ def test_numbers_of_the_device_are_read_by_nobody(monkeypatch):
     assert type(updater._bound.records["clip_by_norm.norm"]) is Number
 
 
+def test_a_number_chosen_on_the_device_has_the_hosts_digits():
+    class choosing(gch.Transform):
+        def update(self, u, state, ctx):
+            ctx.record("share", gch.where(u.norm() > 0.0, 0.1, 1.0))
+            return u, state
+
+    updater = by_executors(gch.chain(choosing(), gch.sgd(0.1)).bind(nn.Linear(3, 2)), *STAND_INS["foreach"])
+    updater.step({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+    assert float(updater.metrics["share"]) == 0.1
+
+
 def test_gradients_that_stay_the_users_are_not_written():
     for lent, kept in ((True, True), (False, False)):
         model = nn.Linear(300, 300)

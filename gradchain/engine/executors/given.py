@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradchain.core.operations import OPERATIONS
 from gradchain.core.random import drawn_rows
+from gradchain.core.scalars import where
 from gradchain.core.sending import sent
 from gradchain.engine.planning.lower import Drawn, Program, Value
 from gradchain.engine.planning.rows import Rows
@@ -95,7 +96,8 @@ class Given:
         if not any(isinstance(v, Tensor) for v in given):
             rule = operation.truth if operation.host is None else operation.host
             return rule(*given, *([self._wide] if operation.typed else []))
-        made = operation.truth(*given, *([torch.float64] if operation.typed else []))
+        truth = where if op == "where" else operation.truth  # which gives two floats of the host the default dtype
+        made = truth(*given, *([torch.float64] if operation.typed else []))
         return made if made.dtype in (torch.float64, torch.bool) else made.to(torch.float64)
 
 
