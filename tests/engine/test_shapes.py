@@ -215,6 +215,19 @@ def test_along_no_dimension_each_element_is_on_its_own(word):
         assert complex_.norms(all_but_the_first)["z"].flatten().tolist() == [5.0, 0.0]
 
 
+@pytest.mark.parametrize("rule", ["factored", "small"])
+@pytest.mark.parametrize("small", [1 << 16, 40], ids=["at once", "in pieces"])
+def test_parameters_of_one_shape_lie_apart(small, rule, monkeypatch):
+    """Calls over lists compute those of one shape together, some at a time: numbers and results keep their rows."""
+    from gradchain.engine.executors import chunks
+
+    monkeypatch.setattr(chunks, "SMALL", small)
+    shapes = [(4, 6), (5, 3), (4, 6), (7, 9), (5, 3), (4, 6)]
+    rates = gch.multiply(0.1, *((gch.named(f"w{i}"), 1.0 + i) for i in range(len(shapes))))
+    tx = gch.chain(gch.add_noise(0.1, 0.5, 1), RULES[rule], gch.scale_by_learning_rate(rates))
+    assert_equal(tx, torch.float64, "plain", "foreach", shapes)
+
+
 @pytest.mark.parametrize("word", WORDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf"), 3e38])
 @pytest.mark.parametrize("name", EXECUTORS)
@@ -336,7 +349,8 @@ def _turned(x):
 def grown(seed):
     """A random expression of full and reduced values, as a function of g, p, a full and a row-shaped state.
 
-    Maps of whole tensors and random numbers are among its steps.
+    Maps of whole tensors and random numbers are among its steps. What is zero but for rounding, as the mean of what
+    was centred, decides nothing: its sign is anybody's.
     """
     rng = random.Random(seed)
     steps = []
@@ -355,9 +369,9 @@ def grown(seed):
             elif kind == "reduce":
                 values.append(getattr(a, word)(dim))
             elif kind == "unary":
-                values.append([a.abs(), a.tanh(), a.sign(), (a * a + 1.0).rsqrt(), 0.5 * a][int(x * 5)])
+                values.append([a.abs(), a.tanh(), (a + 0.01).sign(), (a * a + 1.0).rsqrt(), 0.5 * a][int(x * 5)])
             elif kind == "where":
-                values.append(gch.where(a > b, a, 0.5 * b))
+                values.append(gch.where(a > b + 0.01, a, 0.5 * b))
             elif kind == "map":
                 values.append(a.map(_turned, batched=x < 0.5))
             elif kind == "noise":

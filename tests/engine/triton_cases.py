@@ -102,7 +102,11 @@ def test_kernels_that_reduce_rows_draw_too():
     tx = gch.chain(test_shapes.noise_in_rows(), gch.scale(-0.1))
     engine = test_shapes.assert_equal(tx, torch.float32, "plain", "triton", MATRICES[:2])
     over_axes = [part.program for part in engine.last if part.program.grid is not None]
-    assert {(bool(p.along), bool(p.reduce)) for p in over_axes if p.draws} == {(True, False), (False, True), (False,) * 2}
+    assert {(bool(p.along), bool(p.reduce)) for p in over_axes if p.draws} == {
+        (True, False),
+        (False, True),
+        (False,) * 2,
+    }
 
 
 @pytest.mark.usefixtures("_with_axes")

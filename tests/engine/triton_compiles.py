@@ -110,9 +110,7 @@ def test_results_along_axes_compile(kind, dtype):
     drawn = Drawn("uniform", KINDS["uniform"], False, cells)
     grid = Grid((FULL, ROWS, COLUMNS), ((40, 30),))
     along = [(kind, ("value", 0), 1), (kind, A, 2)]
-    program = Program(
-        [0, 1, 2], [0, 1], [0, 1], [("mul", (A, ("draw", 0)))], along=along, grid=grid, draws=[drawn]
-    )
+    program = Program([0, 1, 2], [0, 1], [0, 1], [("mul", (A, ("draw", 0)))], along=along, grid=grid, draws=[drawn])
     ptx = run(program, [dtype] * 3)
     assert "fma" not in ptx and ptx.count("st.global") >= 2
     assert kind != "norm" or "sqrt.rn.f64" in ptx

@@ -495,7 +495,9 @@ def test_a_write_into_a_buffer_in_place_is_refused_and_changes_nothing(executors
         updater._bound.engine.executors = executors
     loss = loss_of(model, data(1)[0])
     before = state_of(model, updater)
-    with pytest.raises(RuntimeError, match=f"^in_place: ctx.buffers must only be read, got a write into '{MEAN}' in pl"):
+    with pytest.raises(
+        RuntimeError, match=f"^in_place: ctx.buffers must only be read, got a write into '{MEAN}' in pl"
+    ):
         updater.update(loss)
     assert same(before, state_of(model, updater))
 
@@ -504,7 +506,7 @@ def test_nor_is_one_written_in_place_at_a_tick():
     model = normed()
     updater = gch.chain(in_place_at_ticks(), gch.sgd(0.1)).bind(model)
     before = state_of(model, updater)
-    with pytest.raises(RuntimeError, match="^in_place_at_ticks: ctx.buffers must only be read"):
+    with pytest.raises(RuntimeError, match=r"^in_place_at_ticks: ctx\.buffers must only be read"):
         updater.tick("double")
     assert same(before, state_of(model, updater))
 

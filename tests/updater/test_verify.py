@@ -188,16 +188,23 @@ def test_a_wrong_kernel_is_found_and_named(executor, name, how, dtype, monkeypat
     assert "1 of them differed" in updater.explain()
 
 
-@pytest.mark.parametrize("name", ["noise", "rows", "factored"])
+OVER_LISTS = {
+    "noise": lambda: gch.chain(gch.add_noise(0.1, 0.5, 3), gch.rules.centralize(), gch.sgd(RATE)),
+    "rows": lambda: gch.chain(gch.rules.adaptive_grad_clip(0.3), gch.sgd(RATE, momentum=0.9)),
+    "factored": lambda: gch.adafactor(RATE),
+}
+
+
+@pytest.mark.parametrize("name", OVER_LISTS)
 def test_draws_and_rows_by_calls_over_lists_are_verified(name, monkeypatch):
     """As on CUDA: a right step is never accused, and a wrong one is found."""
-    twins = Twins(test_equal.GRADIENTS[name](), Shapes((torch.float64,), long=300), ("foreach",))
+    twins = Twins(OVER_LISTS[name](), Shapes((torch.float64,), long=300), ("foreach",))
     test_equal.teach(twins, name)
     assert reported(twins.ours).num_verified == test_equal.STEPS and not reported(twins.ours).num_different
     assert any(part.program.draws or part.program.grid for part in twins.ours._bound.engine.ran)
     broken(monkeypatch, twins.ours._bound.engine.executors[0], "1000 ulp")
     model = Net(torch.float64)
-    updater = by_executors(test_equal.GRADIENTS[name]().bind(model), "foreach")
+    updater = by_executors(OVER_LISTS[name]().bind(model), "foreach")
     with pytest.raises(RuntimeError, match=rf"^{VARIABLE}: step \d+ must be that of the reference.* by foreach is"):
         for t in range(6):
             step(updater, model, t)

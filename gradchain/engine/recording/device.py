@@ -20,7 +20,7 @@ from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import REDUCTIONS, Unrecorded
 from gradchain.engine.recording.numbers import Each, Ledger, Number, names_in
 
-# What numbers know, as 0-d tensors: what the table has of numbers of the host too. Of two of those a choice is a float64.
+# What numbers know, as 0-d tensors: what the table has of numbers of the host too. A choice of two of those is float64.
 RULES: dict[str, Callable[..., Any]] = {name: o.truth for name, o in OPERATIONS.items() if o.host is not None}
 RULES["where"] = where
 
