@@ -28,8 +28,8 @@ class Context:
     """What a link may look at: the weights, the clocks, the loss, facts about each parameter.
 
     Reading what was not given raises; there is no default step. What is read is what everybody has, not a copy: the
-    weights and buffers are those of the model, the clocks those of the updater. A link must not write to them, nor to
-    the updates it is given, and nothing keeps it from doing so: it returns new ones.
+    weights are those of the model, the clocks those of the updater; buffers alone are copies. A link must not write to
+    them, nor to the updates it is given, and nothing keeps it from doing so: it returns new ones.
 
     Args:
         params: the weights before this update.
