@@ -159,7 +159,7 @@ def _in_pieces(
         at, keys, firsts, counts = zip(*group, strict=True)
         pairs = list(zip(firsts, counts, strict=True))
         numbers = drawn_rows(draw.kind, keys, draw.step, draw.stream, pairs, dtype, device)
-        for i, part in zip(at, numbers.split(counts), strict=True):
+        for i, part in zip(at, torch.split(numbers, list(counts)), strict=True):
             found[i].append(part)
     return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in found]
 
@@ -172,7 +172,7 @@ def drawn_at(
     return four.gather(-1, (elements & 3).unsqueeze(-1)).squeeze(-1)
 
 
-def _of_blocks(kind: str, key: tuple[int, int], step: Any, stream: int, blocks: Tensor, dtype: torch.dtype) -> Tensor:
+def _of_blocks(kind: str, key: tuple[Any, Any], step: Any, stream: int, blocks: Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers of blocks of four elements."""
     step = step.to(torch.int64) if isinstance(step, Tensor) else int(step)
 

@@ -131,7 +131,7 @@ class BlocksRunner:
         keys = [(int(a), int(b)) for a, b in zip(x, y, strict=True)]
         dtype = torch.float64 if draw.wide else torch.float32
         numbers = drawn_rows(draw.kind, keys, step[0], draw.stream, runs, dtype, "cpu").to(self._wide)
-        parts = numbers.split([many for _, many in runs])
+        parts = torch.split(numbers, [many for _, many in runs])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def cut(self, i: int, column: Column) -> list[list[Tensor]]:

@@ -146,7 +146,8 @@ class GridRunner:
             number = given[1]
             plain = not isinstance(number, Tensor)
             given[1] = torch.full((), number, dtype=self._wide, device=self.device) if plain else number
-        return _torch.pointwise(op, [*given, *([self._wide] if OPERATIONS[op].typed else [])], size)
+        typed: list[Any] = [self._wide] if OPERATIONS[op].typed else []
+        return _torch.pointwise(op, given + typed, size)
 
     def _operand(self, value: Value, held: dict[Value, Any], k: int, columns: Sequence[Column], given: Given) -> Any:
         """An operand over a chunk: a tensor for each stack, or one number for all."""
@@ -179,7 +180,7 @@ class GridRunner:
     def _split(self, joined: Tensor, k: int, spans: Sequence[bool]) -> list[Tensor]:
         """Rows one behind the other, as stacks."""
         shapes = [stack.shape(spans) for stack in self._chunks[k]]
-        parts = joined.split([math.prod(shape) for shape in shapes])
+        parts = torch.split(joined, [math.prod(shape) for shape in shapes])
         return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def _flats(self, at: int, column: Column) -> list[list[Tensor]]:
@@ -247,8 +248,8 @@ def _chunked(extents: Sequence[tuple[int, ...]], units: int, itemsize: int, empt
     for row, axes in enumerate(extents):
         if empty or math.prod(axes):
             alike.setdefault(axes, []).append(row)
-    each = most_at_once(sum(map(math.prod, extents)), units, itemsize)
-    return list(_filled(alike, each))
+    sizes = [math.prod(axes) for axes in extents]
+    return list(_filled(alike, most_at_once(sum(sizes), units, itemsize)))
 
 
 def _filled(alike: dict[tuple[int, ...], list[int]], each: int) -> Iterator[list[Stack]]:
