@@ -246,7 +246,7 @@ def _chunked(extents: Sequence[tuple[int, ...]], units: int, itemsize: int, empt
     """
     alike: dict[tuple[int, ...], list[int]] = {}
     for row, axes in enumerate(extents):
-        if empty or math.prod(axes):
+        if empty or all(axes):
             alike.setdefault(axes, []).append(row)
     sizes = [math.prod(axes) for axes in extents]
     return list(_filled(alike, most_at_once(sum(sizes), units, itemsize)))
