@@ -1,4 +1,4 @@
-"""Each reduction along dimensions, once: what it is of tensors, and in C. It keeps the dimensions, with size 1.
+"""Each reduction along dimensions, once: of tensors, in C and in Triton. It keeps the dimensions, with size 1.
 
 What it gives meets what it was made of again, in arithmetic: a row's mean with the row. So dimensions stay, and Tensors
 of such shapes broadcast against those of the same names.
@@ -32,6 +32,9 @@ class Along:
         finish: C of the number, of the result "{0}" and how many elements "{1}" it is of.
         helper: C that stands before the kernel.
         pragma: what gcc has to be told of a loop that meets elements.
+        triton: Triton of what elements `wide` give, which are float64.
+        triton_meet, triton_start, triton_finish: Triton of what is C above.
+        triton_block: Triton of a block "{0}" whose second axis is reduced.
     """
 
     truth: Callable[[Tensor, Sequence[int]], Tensor]
@@ -41,6 +44,11 @@ class Along:
     finish: str = "{0}"
     helper: str = ""
     pragma: str = ""
+    triton: str = "wide"
+    triton_meet: str = "{0} + {1}"
+    triton_start: str = "0.0"
+    triton_finish: str = "{0}"
+    triton_block: str = "tl.sum({0}, 1)"
 
 
 def _amax(value: Tensor, dims: Sequence[int]) -> Tensor:
@@ -52,13 +60,19 @@ def _amax(value: Tensor, dims: Sequence[int]) -> Tensor:
 ALONG: dict[str, Along] = {
     "sum": Along(lambda v, dims: v.sum(tuple(dims), keepdim=True), "(double)v", "{0} + {1}"),
     "mean": Along(
-        lambda v, dims: v.mean(tuple(dims), keepdim=True), "(double)v", "{0} + {1}", finish="{0} / (double)({1})"
+        lambda v, dims: v.mean(tuple(dims), keepdim=True),
+        "(double)v",
+        "{0} + {1}",
+        finish="{0} / (double)({1})",
+        triton_finish="{0} / ({1}).to(tl.float64)",
     ),
     "norm": Along(
         lambda v, dims: torch.linalg.vector_norm(v, 2, tuple(dims), keepdim=True),
         "(double)v * (double)v",
         "{0} + {1}",
         finish="sqrt({0})",
+        triton="wide * wide",
+        triton_finish="tl.sqrt({0})",
     ),
     "amax": Along(
         _amax,
@@ -68,6 +82,9 @@ ALONG: dict[str, Along] = {
         helper="static inline double LARGER_OF(double a, double b) { double r = a <= b ? b : a; "
         "return b != b ? b : r; }",
         pragma="#pragma GCC unroll 1",  # gcc makes no vectors of choices once they are unrolled
+        triton_meet="tl.where(({1} > {0}) | ({1} != {1}), {1}, {0})",
+        triton_start="float('-inf')",
+        triton_block="tl.max(tl.where({0} == {0}, {0}, float('-inf')), 1) + tl.sum(tl.where({0} != {0}, {0}, 0.0), 1)",
     ),
 }
 """Every reduction along dimensions: sums, means, the root of the sum of squares, the largest element."""

@@ -276,7 +276,8 @@ def _warn_of_autocast(chain: Transform, index: Index, ctx: Context) -> None:
             stacklevel=7,
         )
     idle = [a for a, link in scalers if isinstance(link, Gate) and not link.active(ctx)]
-    if idle and ctx.autocast is None:
+    half = any(fact.parameter.dtype is torch.bfloat16 for fact in index.facts)  # one recipe serves float16 and this
+    if idle and ctx.autocast is None and not half:
         warnings.warn(
             f"bind: {idle[0]} does nothing: neither the autocast nor a parameter is float16. Bind with "
             "autocast=torch.float16, or leave it out.",

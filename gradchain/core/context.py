@@ -12,6 +12,7 @@ from torch import Tensor
 from gradchain.core import _torch
 from gradchain.core.hyper import Override
 from gradchain.core.index import Fact, Index
+from gradchain.core.lent import Lent
 from gradchain.core.micro import Micro
 from gradchain.core.random import Random, check_seed
 from gradchain.core.refusal import Refusal, first_offender, is_finite
@@ -27,8 +28,8 @@ class Context:
     """What a link may look at: the weights, the clocks, the loss, facts about each parameter.
 
     Reading what was not given raises; there is no default step. What is read is what everybody has, not a copy: the
-    weights and buffers are those of the model, the clocks those of the updater. A link must not write to them, nor to
-    the updates it is given, and nothing keeps it from doing so: it returns new ones.
+    weights are those of the model, the clocks those of the updater; buffers alone are copies. A link must not write to
+    them, nor to the updates it is given, and nothing keeps it from doing so: it returns new ones.
 
     Args:
         params: the weights before this update.
@@ -171,10 +172,12 @@ class Context:
 
     @property
     def buffers(self) -> Mapping[str, Tensor]:
-        """The model's buffers, by name."""
+        """The model's buffers, by name: copies, to be read. A write into one fails the update; see `write_buffers`."""
         self._read("buffers")
         buffers: Mapping[str, Tensor] = self._need("buffers", self._step.buffers)()
-        return buffers
+        if self._notes.lent is None:
+            self._notes.lent = {}
+        return self._notes.lent.setdefault(self._path, Lent(buffers))
 
     @property
     def observed(self) -> Mapping[str, float]:
@@ -225,6 +228,10 @@ class Context:
     def buffers_to_be(self) -> Mapping[str, Mapping[str, Tensor]]:
         """What links have given `write_buffers` in this update: address → name → tensor."""
         return self._notes.buffers or {}
+
+    def check_buffers(self) -> None:
+        """RuntimeError where a link has written into `buffers`."""
+        self._notes.check_buffers()
 
     @property
     def autocast(self) -> torch.dtype | None:

@@ -222,7 +222,9 @@ class EagerTensors(Tensors):
         dtypes = (
             self._dtypes() if self._is_mask() else [torch.promote_types(v.dtype, torch.float32) for v in self._data]
         )
-        rows = zip(self.index.facts, self._data, dtypes, strict=True)
+        rows = list(zip(self.index.facts, self._data, dtypes, strict=True))
+        if not _torch.number_of_meshes(self._data):
+            return EagerTensors(self.index, draw.of_all([(fact, t.shape, dtype, t.device) for fact, t, dtype in rows]))
         return EagerTensors(self.index, [_torch.in_shards(draw.of, fact, like, dtype) for fact, like, dtype in rows])
 
     def _lift(self, other: Tensors) -> Tensors:

@@ -17,22 +17,29 @@ import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gradchain.core.index import Fact
+from gradchain.core.sending import sent
 from gradchain.core.tensors import Tensors
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # what the key's words grow by from round to round
 WORD = 0xFFFFFFFF
+AT_ONCE = 1 << 21  # elements of Tensors that are drawn at once: what is made beside them is some 60 bytes for each
 MOST_DRAWS = 1 << 28  # the streams of a draw fit into one word of the counter
 
 KINDS = {"bits": 0, "uniform": 2, "signs": 4, "normal": 6}
 """What may be drawn, with the place of its stream among those of one draw; float64 takes the next one besides."""
+
+
+Entry: TypeAlias = "tuple[Fact, Sequence[int], torch.dtype, torch.device]"
+"""What is known of an entry that numbers are drawn for: whose it is, its shape, a compute dtype and a device."""
 
 
 class Draw(NamedTuple):
@@ -57,12 +64,28 @@ class Draw(NamedTuple):
 
     def of(self, fact: Fact, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         """The numbers of one entry, which has this shape, in a compute dtype."""
-        fixed = (self.kind, self.keys((fact.name,))[0], self.step, self.stream)
-        place = None if fact.place is None else fact.place.of_reals(shape)
-        run = 0 if place is None else place.run(shape)
-        if place is None or run is not None:
-            return drawn(*fixed, run or 0, math.prod(shape), dtype, device).reshape(tuple(shape))
-        return drawn_at(*fixed, place.elements(shape, device), dtype)
+        return self.of_all([(fact, shape, dtype, device)])[0]
+
+    def of_all(self, entries: Sequence[Entry]) -> list[Tensor]:
+        """The numbers of several entries: many small ones by as few calls as one."""
+        out: list[Tensor | None] = [None] * len(entries)
+        alike: dict[Any, list[int]] = {}
+        runs: list[tuple[tuple[int, int], int, int]] = []
+        keys = self.keys(tuple(fact.name for fact, *_ in entries))
+        for i, ((fact, shape, dtype, device), key) in enumerate(zip(entries, keys, strict=True)):
+            place = None if fact.place is None else fact.place.of_reals(shape)
+            first = 0 if place is None else place.run(shape)
+            runs.append((key, first or 0, math.prod(shape)))
+            if place is None or first is not None:
+                alike.setdefault((dtype, device), []).append(i)
+            else:
+                where = place.elements(shape, device)
+                out[i] = drawn_at(self.kind, key, self.step, self.stream, where, dtype)
+        for like, at in alike.items():
+            made = _in_pieces(self, [runs[i] for i in at], *like)
+            for i, numbers in zip(at, made, strict=True):
+                out[i] = numbers.reshape(tuple(entries[i][1]))
+        return [numbers for numbers in out if numbers is not None]
 
 
 @functools.lru_cache(maxsize=256)
@@ -96,6 +119,51 @@ def drawn(
     return _of_blocks(kind, key, step, stream, blocks, dtype).flatten()[first & 3 :][:count]
 
 
+def drawn_rows(
+    kind: str, keys: Sequence[tuple[int, int]], step: Any, stream: int, runs: Sequence[tuple[int, int]],
+    dtype: torch.dtype, device: torch.device | str,
+) -> Tensor:  # fmt: skip
+    """The numbers of several runs of elements (first, how many), one run behind the other: by as many calls as one."""
+    if len(runs) == 1:
+        return drawn(kind, keys[0], step, stream, *runs[0], dtype, device)
+    blocks = [((first + count + 3) >> 2) - (first >> 2) if count else 0 for first, count in runs]
+    ends = list(accumulate(blocks))
+    apart = [(first >> 2) - (end - many) for (first, _), end, many in zip(runs, ends, blocks, strict=True)]
+    known = sent([apart, *zip(*keys, strict=True)], device, torch.int64)
+    repeats = sent(blocks, device, torch.int64)
+    each = known.repeat_interleave(repeats, dim=1, output_size=ends[-1])
+    numbered = each[0] + torch.arange(ends[-1], dtype=torch.int64, device=device)
+    numbers = _of_blocks(kind, (each[1], each[2]), step, stream, numbered, dtype).flatten()
+    if all(not (first | count) & 3 for first, count in runs):
+        return numbers
+    begins = [4 * (end - many) + (first & 3) for (first, _), end, many in zip(runs, ends, blocks, strict=True)]
+    return torch.cat([numbers[begin : begin + count] for begin, (_, count) in zip(begins, runs, strict=True)])
+
+
+def _in_pieces(
+    draw: Draw, runs: Sequence[tuple[tuple[int, int], int, int]], dtype: torch.dtype, device: torch.device
+) -> list[Tensor]:
+    """The numbers of several runs (key, first element, how many): so many at once that memory for it is bounded."""
+    groups: list[list[tuple[int, tuple[int, int], int, int]]] = []
+    room = 0
+    for i, (key, first, count) in enumerate(runs):
+        for begin in range(0, max(count, 1), AT_ONCE):
+            many = min(AT_ONCE, count - begin)
+            if many > room or not groups:
+                groups.append([])
+                room = AT_ONCE
+            groups[-1].append((i, key, first + begin, many))
+            room -= many
+    found: list[list[Tensor]] = [[] for _ in runs]
+    for group in groups:
+        at, keys, firsts, counts = zip(*group, strict=True)
+        pairs = list(zip(firsts, counts, strict=True))
+        numbers = drawn_rows(draw.kind, keys, draw.step, draw.stream, pairs, dtype, device)
+        for i, part in zip(at, torch.split(numbers, list(counts)), strict=True):
+            found[i].append(part)
+    return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in found]
+
+
 def drawn_at(
     kind: str, key: tuple[int, int], step: Any, stream: int, elements: Tensor, dtype: torch.dtype
 ) -> Tensor:  # fmt: skip
@@ -104,7 +172,7 @@ def drawn_at(
     return four.gather(-1, (elements & 3).unsqueeze(-1)).squeeze(-1)
 
 
-def _of_blocks(kind: str, key: tuple[int, int], step: Any, stream: int, blocks: Tensor, dtype: torch.dtype) -> Tensor:
+def _of_blocks(kind: str, key: tuple[Any, Any], step: Any, stream: int, blocks: Tensor, dtype: torch.dtype) -> Tensor:
     """The numbers of blocks of four elements."""
     step = step.to(torch.int64) if isinstance(step, Tensor) else int(step)
 

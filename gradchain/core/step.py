@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradchain.core.hyper import Override
+    from gradchain.core.lent import Lent
     from gradchain.core.scalars import Scalar
     from gradchain.core.tensors import Tensors
 
@@ -85,9 +86,10 @@ class Notes:
         loss: the loss of the whole window, from where that closed on; else that of the step.
         scaled: whether the chain scaled it.
         buffers: address → what the link there would have the model's buffers be, by name; None where none would.
+        lent: address → the buffers that the link there was shown; None where none was.
     """
 
-    __slots__ = ("buffers", "detail", "held", "loss", "params", "records", "scaled", "used")
+    __slots__ = ("buffers", "detail", "held", "lent", "loss", "params", "records", "scaled", "used")
 
     def __init__(self, step: Step) -> None:
         self.records: dict[str, Any] = {}
@@ -97,3 +99,9 @@ class Notes:
         self.loss, self.scaled = step.loss, step.scaled
         self.params: Tensors | None = None  # once a link asked for them
         self.buffers: dict[str, dict[str, Tensor]] | None = None
+        self.lent: dict[str, Lent] | None = None
+
+    def check_buffers(self) -> None:
+        """RuntimeError where a link has written into the buffers that it was shown."""
+        for address, lent in (self.lent or {}).items():
+            lent.check(address)

@@ -152,7 +152,8 @@ class Plans:
             sizes = [self._layout.sizes[position[n]] for n in names]
         refused: dict[str, str] = {}
         for executor in self._executors:
-            reason = _over_axes(program, executor) or executor.legal(program, dtypes)
+            axes = program.grid is not None and not executor.grids
+            reason = "it knows no axes" if axes else executor.legal(program, dtypes)
             if reason is None:
                 try:
                     return Part(
@@ -163,10 +164,3 @@ class Plans:
             refused[executor.name] = reason
             notice("engine", f"{executor.name} does not run a part of a chain, and another executor is asked: {reason}")
         raise NoKernel("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
-
-
-def _over_axes(program: Program, executor: Executor) -> str | None:
-    """Why an executor cannot run a program over axes, or None; nor where there are none."""
-    if program.grid is None:
-        return None
-    return "it draws no random numbers over axes" if program.draws else None if executor.grids else "it knows no axes"

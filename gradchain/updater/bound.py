@@ -390,6 +390,7 @@ class Bound:
             with _torch.recast(casting, False):
                 outcome = self._computed(received, state, step, engine, lent)
             outcome.commit.after(_torch.forget_casts)
+        outcome.notes.check_buffers()
         if outcome.notes.buffers is not None:
             write = buffers.written(self.chain, self.target, outcome.notes.buffers)
             if outcome.applied:

@@ -78,6 +78,7 @@ def _work(bound: Bound, clock: str, addresses: list[str], times: int) -> None:
             for address in addresses:
                 ctx = bound.hypers.sight(address, facts._replace(clocks=clocks, buffers=seen))
                 new[address] = _ticked(bound, address, new[address], ctx)
+                ctx.check_buffers()
                 of_links.update(ctx.buffers_to_be)
             clocks = {**clocks, clock: clocks[clock] + 1}
     places: list[Tensor] = []

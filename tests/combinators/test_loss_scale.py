@@ -133,6 +133,7 @@ def test_warnings_at_bind():
         gch.chain(gch.amp_scale(), gch.sgd(0.1)).bind(net(), autocast=torch.bfloat16)
         gch.chain(gch.amp_scale(always=True), gch.sgd(0.1)).bind(net())
         gch.chain(gch.amp_scale(), gch.sgd(0.1)).bind(net(dtype=torch.float16))
+        gch.chain(gch.amp_scale(), gch.sgd(0.1)).bind(net(dtype=torch.bfloat16))  # one recipe for both
 
 
 @pytest.mark.parametrize("backoff", [0.5, 1e-300])

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import gradchain as gch
+from gradchain.core import random
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Fact, Index
 from gradchain.core.place import Place
-from gradchain.core.random import KINDS, philox
+from gradchain.core.random import KINDS, drawn, drawn_rows, philox
 
 DTYPES = {torch.float32: np.float32, torch.float64: np.float64}
 LOW = (torch.bfloat16, torch.float16)
@@ -317,3 +318,22 @@ def test_add_noise_has_the_size_of_optax_at_each_update(gamma):
         drawn, state = theirs.update(params, state)
         mine = ours.update(g, ours.init(g), gch.Context(g, step=step))[0]["w"]
         assert mine.std().item() / float(drawn.std()) == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_runs_at_once_are_the_same_numbers(kind, dtype):
+    """From any element on, and of any length; none of an empty one."""
+    keys, runs = [(7, 8), (9, 0xFFFFFFFF), (1, 2), (7, 8)], [(0, 16), (3, 9), (5, 0), (1 << 40, 6)]
+    for some in ([0, 3], [0, 1, 2, 3], [2], [2, 2]):
+        given = [keys[i] for i in some], 5, 4, [runs[i] for i in some]
+        found = drawn_rows(kind, *given, dtype, "cpu")
+        each = [drawn(kind, keys[i], 5, 4, *runs[i], dtype, "cpu") for i in some]
+        assert torch.equal(found, torch.cat(each))
+
+
+def test_long_entries_are_drawn_in_pieces(monkeypatch):
+    like = gch.Tensors.of({name: torch.zeros(n) for name, n in (("a", 50), ("b", 3), ("c", 17))})
+    whole = draw("normal", like)
+    monkeypatch.setattr(random, "AT_ONCE", 16)
+    assert all(torch.equal(t, whole[name]) for name, t in draw("normal", like).items())

@@ -38,3 +38,12 @@ def test_numbers_are_computed_as_the_host_does():
     want = held[("device", i)].double()
     assert math.isfinite(want) and want != 1.0
     torch.testing.assert_close(found[0], want.expand(5))
+
+
+def test_a_choice_between_numbers_of_the_host_keeps_their_digits():
+    """Also where what decides lies on the device."""
+    numbers = [("gt", (("scalar", 0), ("scalar", 1))), ("where", (("device", 0), ("scalar", 1), ("scalar", 2)))]
+    program = Program([0], [0, 1, 2], [], [("mul", (A, ("device", 1)))], [(0, ("value", 0))], numbers=numbers)
+    found = [torch.ones(n, dtype=torch.float64) for n in SIZES]
+    run(program, [found], [torch.tensor(1.0), 0.1, 1.0])
+    assert bool((found[0] == 0.1).all())

@@ -17,7 +17,7 @@ from gradchain.engine.executors.compiled import Compiled
 from gradchain.engine.executors.print_c import source
 from gradchain.engine.planning.lower import Drawn, Program
 
-EXECUTORS = ("native", "blocks")
+EXECUTORS = ("native", "blocks", "foreach")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,7 +66,7 @@ def test_steps_run_again_draw_anew_and_are_recorded_no_more(executor, turn):
         twins.gradients(t)
     twins.compare()
     engine = twins.ours._bound.engine
-    assert engine.num_replayed == 5
+    assert engine.num_replayed == (0 if executor == "foreach" else 5)  # as on CUDA, where numbers stay on the device
     assert engine.num_plans == 1
 
 

@@ -332,10 +332,6 @@ LOSSES = {
     "sam": lambda: gch.chain(gch.sam(0.05), gch.sgd(0.05, momentum=0.9)),
     "asam": lambda: gch.chain(gch.rules.asam(0.5), gch.sgd(0.05, momentum=0.9)),
 }  # fmt: skip
-DRAWN = {"noise"}  # random numbers, which kernels over lists do not draw: those chains run by the reference
-# chains with numbers per row, column or tensor in Tensors
-AXES = {"adam_mini", "adamp", "novograd", "rows", "sgdp", "sm3", "factored", "factored, last", "adafactor", "came"}
-AXES |= {"orthogonal, adaptive", "lmo, ends"}
 GATED = {"finite", "amp", "accumulate, amp", "amp, accumulate"}
 ALIASES = {
     "sgd",
@@ -393,9 +389,8 @@ def cases():
     for e, executor in enumerate((*EXECUTORS, *STAND_INS)):
         for i, name in enumerate((*GRADIENTS, *LOSSES)):
             fit = [kind for kind in KINDS if (name, kind) not in UNFIT and (executor == "native" or kind != "complex")]
-            lacks = executor in STAND_INS and name in DRAWN | AXES
             for k, kind in enumerate(fit):
-                if not lacks and (LONG or (e + i + k) % min(3, len(fit)) == 0):
+                if LONG or (e + i + k) % min(3, len(fit)) == 0:
                     yield pytest.param(executor, name, kind, id=f"{executor}-{name}-{kind}")
 
 

@@ -139,6 +139,42 @@ def test_the_number_of_calls_is_that_of_the_program(name):
     assert max(few.peak, many.peak) <= 4.2  # and what numbers and small rows' gaps take
 
 
+NO_LAUNCH = {"empty", "empty_like", "new_empty", "promote_types"}
+ROWS = {
+    "centred": lambda: gch.chain(gch.rules.centralize(), gch.sgd(0.1)),
+    "of rows": lambda: gch.chain(gch.add_noise(0.1, 0.5, 1), gch.rules.adaptive_grad_clip(0.3), gch.sgd(0.1)),
+    "factored": lambda: gch.adafactor(0.1),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_reductions_of_rows_are_calls_for_each_shape(name):
+    """Not for each parameter: those of one shape are computed on together. What is no matrix has no axes."""
+    found = []
+    for count in (4, 40):
+        model = nn.ParameterList([nn.Parameter(torch.randn(s)) for s in [(6, 5), (9, 4), (7,)] * count])
+        updater = by_executors(ROWS[name]().bind(model), *STAND_INS["fused"])
+        for t in range(3):
+            counted = Counted()
+            grads = {n: torch.full_like(p, 1.0 + t) for n, p in model.named_parameters()}
+            with counted:
+                updater.step(grads)
+        assert updater._bound.engine.reason == ""
+        assert {part.executor for part in updater._bound.engine.last} <= {"fused", "foreach"}
+        over_axes = {n for part in updater._bound.engine.last if part.program.grid is not None for n in part.names}
+        assert over_axes >= {n for n, p in model.named_parameters() if p.ndim == 2}
+        assert name != "centred" or len(over_axes) == 2 * count
+        found.append({n: many for n, many in counted.calls.items() if n not in NO_LAUNCH})
+    assert found[0] == found[1]
+
+
+def test_random_numbers_are_drawn_for_many_parameters_at_once():
+    few, many = (cost(gch.chain(gch.add_noise(0.1, 0.5, 1), gch.sgd(0.1)), count) for count in (100, 1000))
+    assert few.calls == many.calls
+    assert many.number <= 5000  # in some 16 chunks, of what is made of words of 64 bits
+    assert max(few.peak, many.peak) <= 4.2
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=lambda d: str(d)[6:])
 def test_other_dtypes(dtype):
     few, many = cost(recipe(), 10, dtype=dtype), cost(recipe(), 1000, dtype=dtype)
@@ -175,6 +211,17 @@ def test_numbers_of_the_device_are_read_by_nobody(monkeypatch):
         waits.append(list(reads))
     assert waits == [[], [], ["__bool__"]]
     assert type(updater._bound.records["clip_by_norm.norm"]) is Number
+
+
+def test_a_number_chosen_on_the_device_has_the_hosts_digits():
+    class choosing(gch.Transform):
+        def update(self, u, state, ctx):
+            ctx.record("share", gch.where(u.norm() > 0.0, 0.1, 1.0))
+            return u, state
+
+    updater = by_executors(gch.chain(choosing(), gch.sgd(0.1)).bind(nn.Linear(3, 2)), *STAND_INS["foreach"])
+    updater.step({"weight": torch.ones(2, 3), "bias": torch.ones(2)})
+    assert float(updater.metrics["share"]) == 0.1
 
 
 def test_gradients_that_stay_the_users_are_not_written():

@@ -6,6 +6,7 @@ every layout; that a kernel ran, and how many, is asserted too.
 
 import os
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -17,9 +18,11 @@ from gradchain.core.scalars import Count
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
 from gradchain.engine.executors.blocks import Blocks
+from gradchain.engine.executors.foreach import Foreach
 from gradchain.engine.executors.native import Native
 
-EXECUTORS = {"native": Native, "blocks": Blocks}
+LONG = bool(os.environ.get("GRADCHAIN_LONG"))
+EXECUTORS = {"native": Native, "blocks": Blocks, "foreach": partial(Foreach, "cpu")}
 BOUND = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 SHAPES = [(40, 30), (3, 5, 2, 4), (1, 17), (17, 1), (6, 1, 4), (2, 3), (130, 7), (0, 4), (4, 0), (1, 1), (70, 1100)]
 WORDS = ("mean", "sum", "amax", "norms")
@@ -78,6 +81,9 @@ def assert_equal(tx, dtype, how, name, shapes=SHAPES):
             found[n][fits], value[fits], rtol=BOUND[dtype], atol=BOUND[dtype], msg=lambda m, n=n: f"{n}: {m}"
         )
     return engine
+
+
+ONE_DTYPE = [("native", torch.float32), ("blocks", torch.float64), ("foreach", torch.float32)]
 
 
 class FactoredState(gch.State):
@@ -144,7 +150,7 @@ IN_TURN = [
     for r, rule in enumerate(RULES)
     for d, dtype in enumerate(BOUND)
     for h, how in enumerate(HOWS)
-    if os.environ.get("GRADCHAIN_LONG") or (e + r + d + h) % len(HOWS) == 0
+    if LONG or (e + r + d + h) % len(HOWS) == 0
 ]
 
 
@@ -156,7 +162,7 @@ def test_rules_with_state_of_rows(name, rule, dtype, how):
 
 @pytest.mark.parametrize("dim", [-1, -2, (-2, -1), 0, 1, (0, -1)])
 @pytest.mark.parametrize("word", WORDS)
-@pytest.mark.parametrize(("name", "dtype"), [("native", torch.float32), ("blocks", torch.float64)], ids=str)
+@pytest.mark.parametrize(("name", "dtype"), ONE_DTYPE, ids=str)
 def test_each_reduction_along_each_dimension(name, dtype, word, dim):
     """Also of entries without elements: a sum of nothing is 0, a mean NaN, the largest -inf."""
 
@@ -184,7 +190,7 @@ def all_but_the_last_of_many(n):
 
 @pytest.mark.parametrize("dim", [all_but_the_first, all_there_are, all_but_the_last_of_many])
 @pytest.mark.parametrize("word", WORDS)
-@pytest.mark.parametrize(("name", "dtype"), [("native", torch.float32), ("blocks", torch.float64)], ids=str)
+@pytest.mark.parametrize(("name", "dtype"), ONE_DTYPE, ids=str)
 def test_each_reduction_along_dimensions_that_a_function_says(name, dtype, word, dim):
     """Entries of several numbers of dimensions; along none, each element is on its own."""
 
@@ -207,6 +213,19 @@ def test_along_no_dimension_each_element_is_on_its_own(word):
     complex_ = Tensors.of({"z": torch.tensor([3 + 4j, 0j])})
     if word == "norms":
         assert complex_.norms(all_but_the_first)["z"].flatten().tolist() == [5.0, 0.0]
+
+
+@pytest.mark.parametrize("rule", ["factored", "small"])
+@pytest.mark.parametrize("small", [1 << 16, 40], ids=["at once", "in pieces"])
+def test_parameters_of_one_shape_lie_apart(small, rule, monkeypatch):
+    """Calls over lists compute those of one shape together, some at a time: numbers and results keep their rows."""
+    from gradchain.engine.executors import chunks
+
+    monkeypatch.setattr(chunks, "SMALL", small)
+    shapes = [(4, 6), (5, 3), (4, 6), (7, 9), (5, 3), (4, 6)]
+    rates = gch.multiply(0.1, *((gch.named(f"w{i}"), 1.0 + i) for i in range(len(shapes))))
+    tx = gch.chain(gch.add_noise(0.1, 0.5, 1), RULES[rule], gch.scale_by_learning_rate(rates))
+    assert_equal(tx, torch.float64, "plain", "foreach", shapes)
 
 
 @pytest.mark.parametrize("word", WORDS)
@@ -330,7 +349,8 @@ def _turned(x):
 def grown(seed):
     """A random expression of full and reduced values, as a function of g, p, a full and a row-shaped state.
 
-    Maps of whole tensors and random numbers are among its steps.
+    Maps of whole tensors and random numbers are among its steps. What is zero but for rounding, as the mean of what
+    was centred, decides nothing: its sign is anybody's.
     """
     rng = random.Random(seed)
     steps = []
@@ -349,9 +369,9 @@ def grown(seed):
             elif kind == "reduce":
                 values.append(getattr(a, word)(dim))
             elif kind == "unary":
-                values.append([a.abs(), a.tanh(), a.sign(), (a * a + 1.0).rsqrt(), 0.5 * a][int(x * 5)])
+                values.append([a.abs(), a.tanh(), (a + 0.01).sign(), (a * a + 1.0).rsqrt(), 0.5 * a][int(x * 5)])
             elif kind == "where":
-                values.append(gch.where(a > b, a, 0.5 * b))
+                values.append(gch.where(a > b + 0.01, a, 0.5 * b))
             elif kind == "map":
                 values.append(a.map(_turned, batched=x < 0.5))
             elif kind == "noise":
@@ -386,7 +406,7 @@ class drawn(Transform):
         return total, DrawnState(state.nu.lerp(total, 0.5), state.row.lerp(values[-1].mean(-1), 0.5))
 
 
-DRAWN = {"native": 200, "blocks": 200} if os.environ.get("GRADCHAIN_LONG") else {"native": 12, "blocks": 6}
+DRAWN = dict.fromkeys(EXECUTORS, 200) if LONG else {"native": 12, "blocks": 6, "foreach": 12}
 
 
 @pytest.mark.parametrize(("name", "seed"), [(name, seed) for name, many in DRAWN.items() for seed in range(many)])
@@ -617,3 +637,30 @@ class noisy_rows(Transform):
 @pytest.mark.parametrize("how", ["plain", "transposed", "channels last"])
 def test_random_numbers_over_rows(how):
     assert_equal(gch.chain(noisy_rows(), gch.scale(-0.1)), torch.float64, how, "native", FULL)
+
+
+class noise_in_rows(Transform):
+    """Noise that is drawn before there is anything of rows, and after it; reduced along each axis, and over all."""
+
+    descends = False
+
+    def update(self, g, state, ctx):
+        random = ctx.random(3)
+        noisy = g + 0.1 * random.normal(g)
+        ctx.record("norm", (noisy - noisy.mean(-1)).norm())
+        noisy = noisy - noisy.mean(-1) + 0.1 * random.uniform(g, draw=1)
+        return noisy / (1.0 + noisy.norms()) + 0.1 * noisy.amax(0), state
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [(name, dtype) for n, name in enumerate(EXECUTORS) for d, dtype in enumerate(BOUND) if LONG or (n + d) % 2 == 0],
+    ids=str,
+)
+def test_kernels_that_reduce_rows_draw_too(name, dtype):
+    shapes = [(40, 30), (3, 5, 2, 4), (70, 1100)]
+    engine = assert_equal(gch.chain(noise_in_rows(), gch.scale(-0.1)), dtype, "plain", name, shapes)
+    over_axes = [part.program for part in engine.last if part.program.grid is not None]
+    assert any(p.draws and p.along for p in over_axes)
+    assert any(p.draws and p.reduce for p in over_axes)
+    assert any(p.draws and p.stores for p in over_axes)

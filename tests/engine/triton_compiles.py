@@ -12,10 +12,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from whole_program import every_number, everything
 
+from gradchain.core.along import ALONG
 from gradchain.core.random import KINDS
 from gradchain.engine.executors.print_triton import fold, source
+from gradchain.engine.executors.print_triton_grid import grid_source
 from gradchain.engine.executors.triton import BLOCK, OPTIONS, compiled
 from gradchain.engine.operations import REDUCTIONS
+from gradchain.engine.planning.grid import Grid
 from gradchain.engine.planning.lower import Drawn, Program
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -32,7 +35,8 @@ def built(text: str, name: str, pointers: dict[str, str], constants: dict[str, o
 
 def run(program: Program, dtypes, aligned: bool = True, on_device=()) -> str:
     pointers = {"table": "*i64", "items": "*i64", "rows": "i32", "out": "*fp64"}
-    return built(source(program, dtypes, on_device), "run", pointers, {"BLOCK": BLOCK, "ALIGNED": aligned})
+    printed = source if program.grid is None else grid_source
+    return built(printed(program, dtypes, on_device), "run", pointers, {"BLOCK": BLOCK, "ALIGNED": aligned})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -85,6 +89,31 @@ def test_random_numbers_compile_and_every_operation_rounds(kind, wide):
         ptx = run(program, [dtype], on_device=(("scalar", 0),))
         assert "fma" not in ptx and "div.full" not in ptx and "div.approx" not in ptx
         assert kind != "normal" or ("div.rn.f64" if wide else "div.rn.f32") in ptx
+
+
+FULL, ROWS, COLUMNS = (True, True), (True, False), (False, True)
+
+
+@pytest.mark.parametrize(("dtype", "spans"), [*zip(DTYPES[1:], (ROWS, COLUMNS, ROWS), strict=True)], ids=str)
+def test_programs_over_axes_compile(dtype, spans):
+    program = everything()
+    program.grid = Grid((spans, FULL), ((40, 30),))
+    assert ("div.s64" if spans is ROWS else "rem.s64") in run(program, [dtype, dtype], on_device=(("scalar", 0),))
+    assert "st.global" in run(Program([0, 1], reduce=("sum2", B), grid=program.grid), [dtype, dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+@pytest.mark.parametrize("kind", ALONG)
+def test_results_along_axes_compile(kind, dtype):
+    """Two of one pass, along rows and along columns, of a product with random numbers; no product is fused to a sum."""
+    cells = (("entry", 0), ("entry", 1), ("scalar", 0), ("scalar", 1))
+    drawn = Drawn("uniform", KINDS["uniform"], False, cells)
+    grid = Grid((FULL, ROWS, COLUMNS), ((40, 30),))
+    along = [(kind, ("value", 0), 1), (kind, A, 2)]
+    program = Program([0, 1, 2], [0, 1], [0, 1], [("mul", (A, ("draw", 0)))], along=along, grid=grid, draws=[drawn])
+    ptx = run(program, [dtype] * 3)
+    assert "fma" not in ptx and ptx.count("st.global") >= 2
+    assert kind != "norm" or "sqrt.rn.f64" in ptx
 
 
 def test_a_power_keeps_what_is_denormal():

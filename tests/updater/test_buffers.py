@@ -320,6 +320,30 @@ class silent(gch.Transform):
         return g, state
 
 
+class in_place(gch.Transform):
+    """Adds to the mean where it lies."""
+
+    descends = False
+
+    def update(self, g, state, ctx):
+        ctx.buffers[MEAN].add_(1.0)
+        return g, state
+
+
+class in_place_at_ticks(gch.AtTicks):
+    """The same at each tick."""
+
+    descends = False
+    clock = "double"
+
+    def update(self, g, state, ctx):
+        return g, state
+
+    def ticked(self, state, ctx):
+        ctx.buffers[MEAN].add_(1.0)
+        return state
+
+
 class at_ticks(gch.AtTicks, gch.WritesBuffers):
     """Doubles the mean at each tick."""
 
@@ -460,6 +484,30 @@ def test_a_write_that_was_not_declared_is_refused_by_name(place, held):
     before = state_of(model, updater)
     with pytest.raises(RuntimeError, match=f"silent: writes the buffer '{MEAN}', and does not say that it writes any"):
         updater.update(loss)
+    assert same(before, state_of(model, updater))
+
+
+@pytest.mark.parametrize("executors", [None, ()], ids=["kernels", "reference"])
+def test_a_write_into_a_buffer_in_place_is_refused_and_changes_nothing(executors):
+    model = normed()
+    updater = gch.chain(gch.trace(0.9), in_place(), gch.sgd(0.1)).bind(model)
+    if executors is not None:
+        updater._bound.engine.executors = executors
+    loss = loss_of(model, data(1)[0])
+    before = state_of(model, updater)
+    with pytest.raises(
+        RuntimeError, match=f"^in_place: ctx.buffers must only be read, got a write into '{MEAN}' in pl"
+    ):
+        updater.update(loss)
+    assert same(before, state_of(model, updater))
+
+
+def test_nor_is_one_written_in_place_at_a_tick():
+    model = normed()
+    updater = gch.chain(in_place_at_ticks(), gch.sgd(0.1)).bind(model)
+    before = state_of(model, updater)
+    with pytest.raises(RuntimeError, match=r"^in_place_at_ticks: ctx\.buffers must only be read"):
+        updater.tick("double")
     assert same(before, state_of(model, updater))
 
 

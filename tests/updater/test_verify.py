@@ -90,6 +90,9 @@ class Wrong:
     def run(self, columns, scalars, entries):
         return self._runner.run(columns, scalars, entries)
 
+    def launch(self, columns, scalars, entries):
+        return self._runner.launch(columns, scalars, entries)
+
     def write(self, commit, columns, scalars, entries):
         self._writes += 1
         stale, self._before = self._before, list(scalars)
@@ -183,6 +186,28 @@ def test_a_wrong_kernel_is_found_and_named(executor, name, how, dtype, monkeypat
     assert updater.num_micro == before[1] + 1 and updater.num_updates - before[0] in (0, 1)  # it is whole
     updater._bound.journal.enter("a look")
     assert "1 of them differed" in updater.explain()
+
+
+OVER_LISTS = {
+    "noise": lambda: gch.chain(gch.add_noise(0.1, 0.5, 3), gch.rules.centralize(), gch.sgd(RATE)),
+    "rows": lambda: gch.chain(gch.rules.adaptive_grad_clip(0.3), gch.sgd(RATE, momentum=0.9)),
+    "factored": lambda: gch.adafactor(RATE),
+}
+
+
+@pytest.mark.parametrize("name", OVER_LISTS)
+def test_draws_and_rows_by_calls_over_lists_are_verified(name, monkeypatch):
+    """As on CUDA: a right step is never accused, and a wrong one is found."""
+    twins = Twins(OVER_LISTS[name](), Shapes((torch.float64,), long=300), ("foreach",))
+    test_equal.teach(twins, name)
+    assert reported(twins.ours).num_verified == test_equal.STEPS and not reported(twins.ours).num_different
+    assert any(part.program.draws or part.program.grid for part in twins.ours._bound.engine.ran)
+    broken(monkeypatch, twins.ours._bound.engine.executors[0], "1000 ulp")
+    model = Net(torch.float64)
+    updater = by_executors(OVER_LISTS[name]().bind(model), "foreach")
+    with pytest.raises(RuntimeError, match=rf"^{VARIABLE}: step \d+ must be that of the reference.* by foreach is"):
+        for t in range(6):
+            step(updater, model, t)
 
 
 @pytest.mark.parametrize("old_new", [(" + ", " - "), (" * ", " / "), ("F(sqrt)", "F(fabs)")])

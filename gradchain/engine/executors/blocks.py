@@ -12,7 +12,7 @@ from torch import Tensor
 from gradchain.core import _torch
 from gradchain.core.along import reduced
 from gradchain.core.operations import OPERATIONS
-from gradchain.core.random import drawn
+from gradchain.core.random import drawn_rows
 from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import CHUNK, folded
 from gradchain.engine.operations import REDUCTIONS
@@ -123,12 +123,16 @@ class BlocksRunner:
     def _drawn(self, draw: Drawn, bucket: list[tuple[int, int, int]], held: dict[str, Any]) -> list[Tensor]:
         """Random numbers for a bucket's pieces."""
         x, y, step, first = (_per_piece(operand, held, len(bucket)) for operand in draw.operands)
-        dtype, made = torch.float64 if draw.wide else torch.float32, []
-        for i, (_, start, size) in enumerate(bucket):
-            key = (int(x[i]), int(y[i]))
-            numbers = drawn(draw.kind, key, step[i], draw.stream, int(first[i]) + start, size, dtype, "cpu")
-            made.append(numbers.to(self._wide))
-        return made
+        shapes = [(size, *self._extents[row][1:]) for row, _, size in bucket]
+        runs = [
+            (int(first[i]) + start * math.prod(shape[1:]), math.prod(shape))
+            for i, ((_, start, _), shape) in enumerate(zip(bucket, shapes, strict=True))
+        ]
+        keys = [(int(a), int(b)) for a, b in zip(x, y, strict=True)]
+        dtype = torch.float64 if draw.wide else torch.float32
+        numbers = drawn_rows(draw.kind, keys, step[0], draw.stream, runs, dtype, "cpu").to(self._wide)
+        parts = torch.split(numbers, [many for _, many in runs])
+        return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
 
     def cut(self, i: int, column: Column) -> list[list[Tensor]]:
         """A column's pieces, by bucket; kept as long as the column is the same one."""

@@ -86,11 +86,15 @@ def flat(tensor: Tensor, start: int, size: int) -> Tensor:
     return tensor.as_strided((size,), (1,), tensor.storage_offset() + start)
 
 
+def most_at_once(total: int, units: int, itemsize: int) -> int:
+    """How many of so many elements are worked on at once, where `units` lists of this size of element are there."""
+    return max(SMALL, int(total * MOST / (units * itemsize))) if units else max(total, 1)
+
+
 def chunked(sizes: Sequence[int], units: int, itemsize: int) -> list[Chunk]:
     """Rows in as few chunks as `units` lists at once allow, of elements of this size."""
     total = sum(sizes)
-    most = max(SMALL, int(total * MOST / (units * itemsize))) if units else max(total, 1)
-    number = max(1, -(-total // most))
+    number = max(1, -(-total // most_at_once(total, units, itemsize)))
     each = max(1, -(-total // number))
     each = each if number == 1 else -(-each // APART) * APART
     chunks: list[list[tuple[int, int, int]]] = [[]]

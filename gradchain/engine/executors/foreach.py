@@ -8,33 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
-from itertools import chain, repeat
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.operations import OPERATIONS
+from gradchain.core.sending import sent
 from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.chunks import Chunk, Cuts, Kept, chunked
+from gradchain.engine.executors.foreach_grids import GridRunner
 from gradchain.engine.executors.given import Given
+from gradchain.engine.executors.lists import Script, born, countable, of_lists
 from gradchain.engine.executors.schedule import Buffer, Call, Schedule, scheduled
 from gradchain.engine.operations import REDUCTIONS, TYPES
-from gradchain.engine.planning.lower import Program, Value
+from gradchain.engine.planning.lower import Drawn, Program, Value
 from gradchain.engine.planning.rows import Column
-
-NORMS = {"sum1": 1, "sum2": 2, "max": float("inf")}
 
 
 class Foreach:
     """Programs run an operation at a time over all rows of a class, on one device."""
 
     name = "foreach"
-    grids = False
+    grids = True
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = self.numbers_on = torch.device(device)
@@ -44,16 +44,16 @@ class Foreach:
         unknown = [d for d in dtypes if d not in TYPES]
         if unknown:
             return f"no kernels over lists for {unknown[0]}"
-        if program.draws:
-            return "no random numbers by kernels over lists"
         strange = [op for op, _ in (*program.instructions, *program.numbers) if op not in OPERATIONS]
         return f"no kernel of torch for the operation {strange[0]!r}" if strange else None
 
-    def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> ForeachRunner:
+    def ready(self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int]) -> ListRunner:
         """The program made ready for rows of these sizes."""
         refused = self.legal(program, dtypes)
         if refused is not None:
             raise NoKernel(refused)
+        if program.grid is not None:
+            return GridRunner(program, dtypes, self.device)
         return ForeachRunner(program, dtypes, sizes, self.device)
 
 
@@ -74,7 +74,7 @@ class ForeachRunner:
     def __init__(
         self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int], device: torch.device
     ) -> None:
-        self._program = _countable(program)
+        self._program = countable(program)
         self._dtypes, self._sizes, self.device = dtypes, sizes, device
         self._wide = torch.float64 if torch.float64 in dtypes else torch.float32
         self._plans: dict[Any, _Plan] = {}
@@ -144,7 +144,7 @@ class ForeachRunner:
         def stretch(buffer: Buffer) -> list[Tensor]:
             return plan.slots[k][buffer.at][1] if buffer.kind == "slot" else made.setdefault(buffer, [])
 
-        chunk = _Chunk(plan.chunks[k], rows, stretch, given, self._wide, self.device)
+        chunk = _Chunk(plan.chunks[k], rows, stretch, given, self._wide, self.device, self._program.draws)
         return [chunk.bound(call) for call in plan.schedule.calls], rows
 
     # reductions
@@ -160,7 +160,7 @@ class ForeachRunner:
                 for call in calls:
                     call()
                 assert plan.schedule.result is not None
-                partial_results.append(_of_lists(kind, rows(plan.schedule.result)))
+                partial_results.append(of_lists(kind, rows(plan.schedule.result)))
                 del calls, rows
         return self._of_rows(kind, plan.chunks, partial_results)
 
@@ -172,10 +172,9 @@ class ForeachRunner:
         out = torch.zeros(len(self._sizes), dtype=torch.float64, device=self.device)
         if not found:
             return out
-        where = torch.tensor([row for row, _, _ in pieces], dtype=torch.int64, device="cpu")
-        where = where.pin_memory() if self.device.type == "cuda" else where
+        where = sent([row for row, _, _ in pieces], self.device, torch.int64)
         met = "amax" if REDUCTIONS[kind].meet.torch == "amax" else "sum"
-        return out.scatter_reduce_(0, where.to(self.device, non_blocking=True), torch.cat(found), met)
+        return out.scatter_reduce_(0, where, torch.cat(found), met)
 
 
 class _Chunk(NamedTuple):
@@ -187,6 +186,7 @@ class _Chunk(NamedTuple):
     given: Given
     wide: torch.dtype
     device: torch.device
+    draws: Sequence[Drawn]
 
     def bound(self, call: Call) -> Callable[[], object]:
         """A call with its arguments. One that writes what is read again is C alone; see Script."""
@@ -210,6 +210,12 @@ class _Chunk(NamedTuple):
         if how == "spread":
             assert not isinstance(call.given[0], Buffer)
             return partial(_spread, self.stretch(into), self.chunk, self.given.per_row(call.given[0]))
+        if how == "draw":
+            assert not isinstance(call.given[0], Buffer)
+            pieces = zip(self.chunk.pieces, self.chunk.padded, strict=True)
+            runs = [(row, start, padded) for (row, start, _), padded in pieces]
+            draw = partial(self.given.drawn, self.draws[call.given[0][1]], runs)
+            return partial(_drawn, self.stretch(into), draw)
         operands = [self.stretch(g) if isinstance(g, Buffer) else self._number(call.what, g) for g in call.given]
         return partial(_computed, self.stretch(into), call.what, operands, self.wide)
 
@@ -233,44 +239,6 @@ class _Chunk(NamedTuple):
         return {"alpha": sign if factor is None else sign * self.given[factor]}
 
 
-class Script:
-    """Calls that are each made once, in order, to the end, whatever breaks in between.
-
-    Python runs no code of anyone's between two of them: what came to its end is in the list of what ended, and a call
-    that did not is made again. Those that write over what they read are C alone, and cannot be broken off; what runs
-    Python only makes something new. Broken off before anything of anybody's is written it may never go on: it gives
-    back the memory it works in, and would begin anew.
-    """
-
-    def __init__(self, calls: list[Callable[[], object]], first: int, kept: Kept | None = None) -> None:
-        self._calls, self._first = calls, first  # the first that writes what was there before
-        self._kept = kept
-        self._ended: list[object] = []
-        self._tried = False
-
-    @property
-    def begun(self) -> bool:
-        """Whether any of what is somebody's may be written."""
-        return self._tried and len(self._ended) >= self._first
-
-    def __call__(self) -> None:
-        self._tried = True
-        try:
-            self._ended.extend(map(_CALL, self._calls[len(self._ended) :]))
-        finally:
-            if self._kept is not None and not self.begun:
-                self._ended.clear()
-                self._kept.give_back()
-
-
-_CALL: Any = partial.__call__
-
-
-def born(into: list[Tensor], kernel: Callable[..., Any], given: Sequence[Any]) -> Callable[[], object]:
-    """A call that fills a list with what a kernel gives, in C alone, and once more where it failed."""
-    return partial(map(into.__init__, map(kernel, *map(repeat, given))).__next__)  # type: ignore[misc]
-
-
 def _computed(into: list[Tensor], op: str, operands: Sequence[Any], wide: torch.dtype) -> None:
     """An operation over flat stretches, by its truth."""
     operation = OPERATIONS[op]
@@ -286,23 +254,8 @@ def _spread(into: list[Tensor], chunk: Chunk, numbers: Tensor) -> None:
     into[:] = [chunk.spread(numbers)]
 
 
-def _countable(program: Program) -> Program:
-    """The program; one that counts what is not finite sums truths."""
-    if program.reduce is None or program.reduce[0] != "bad":
-        return program
-    at, operand = len(program.instructions), program.reduce[1]
-    counted = [("isfinite", (operand,)), ("not", (("value", at),)), ("number", (("value", at + 1),))]
-    return replace(program, instructions=[*program.instructions, *counted], reduce=("sum1", ("value", at + 2)))
+def _drawn(into: list[Tensor], draw: Callable[[], Tensor]) -> None:
+    into[:] = [draw()]
 
 
-def _of_lists(kind: str, rows: list[Tensor]) -> Tensor:
-    """One float64 per piece: norms, or what is made of them. A sum is that of the positive without the negative."""
-    if kind == "sum":
-        above = torch.stack(_norms(_torch.foreach("clamp_min")(rows, 0.0), 1))
-        return above - torch.stack(_norms(_torch.foreach("clamp_max")(rows, 0.0), 1))
-    found = torch.stack(_norms(rows, NORMS[kind]))
-    return found.square() if kind == "sum2" else found
-
-
-def _norms(rows: list[Tensor], p: float) -> list[Tensor]:
-    return list(_torch.foreach("norm")(rows, p, dtype=torch.float64))
+ListRunner: TypeAlias = "ForeachRunner | GridRunner"

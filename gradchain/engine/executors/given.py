@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from gradchain.core.operations import OPERATIONS
-from gradchain.engine.planning.lower import Program, Value
+from gradchain.core.random import drawn_rows
+from gradchain.core.scalars import where
+from gradchain.core.sending import sent
+from gradchain.engine.planning.lower import Drawn, Program, Value
 from gradchain.engine.planning.rows import Rows
 
 
@@ -58,6 +61,15 @@ class Given:
             held = self._fitted[value] = sent(held, self._device, self._wide)
         return held  # type: ignore[no-any-return]
 
+    def drawn(self, draw: Drawn, runs: Sequence[tuple[int, int, int]]) -> Tensor:
+        """Random numbers in the compute dtype, for runs of elements (row, begin, how many) one behind the other."""
+        x, y, step, first = (self._held[operand] for operand in draw.operands)
+        keys = [(int(x[row]), int(y[row])) for row, _, _ in runs]
+        firsts = [int(first[row] if isinstance(first, list) else first) for row, _, _ in runs]
+        where = [(first + begin, many) for first, (_, begin, many) in zip(firsts, runs, strict=True)]
+        dtype = torch.float64 if draw.wide else torch.float32
+        return drawn_rows(draw.kind, keys, step, draw.stream, where, dtype, self._device).to(self._wide)
+
     def _single(self, value: Any) -> Any:
         return self._there(value) if isinstance(value, Tensor) else value
 
@@ -84,7 +96,8 @@ class Given:
         if not any(isinstance(v, Tensor) for v in given):
             rule = operation.truth if operation.host is None else operation.host
             return rule(*given, *([self._wide] if operation.typed else []))
-        made = operation.truth(*given, *([torch.float64] if operation.typed else []))
+        truth = where if op == "where" else operation.truth  # which gives two floats of the host the default dtype
+        made = truth(*given, *([torch.float64] if operation.typed else []))
         return made if made.dtype in (torch.float64, torch.bool) else made.to(torch.float64)
 
 
@@ -92,9 +105,3 @@ def _kind(held: Any) -> str:
     if isinstance(held, Tensor):
         return "Z" if held.ndim else "z"
     return "S" if isinstance(held, list) else "s"
-
-
-def sent(values: Sequence[Any], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Numbers of the host on a device, which is not waited for."""
-    made = torch.tensor(values, dtype=dtype, device="cpu")
-    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)

@@ -199,11 +199,11 @@ def _c_normals(wide: bool) -> list[str]:
 # Triton
 
 
-def triton(draw: Drawn, at: int, compute: str) -> list[str]:
-    """The lines that draw `r…` for the block of elements `begin + lane`, in a kernel that computes in `compute`."""
+def triton(draw: Drawn, at: int, compute: str, place: str = "begin + lane") -> list[str]:
+    """The lines that draw `r…` for a block of elements, those at `place`, in a kernel that computes in `compute`."""
     number, whole = ("tl.float64", "tl.int64") if draw.wide else ("tl.float32", "tl.int32")
     x, y, step, first = (f"d{name_of(operand)}" for operand in draw.operands)
-    lines = [f"element = {first}.to(tl.int64) + begin + lane"]
+    lines = [f"element = {first}.to(tl.int64) + {place}"]
     lines += [f"{k} = {v}.to(tl.int64).to(tl.uint32)" for k, v in (("kx", x), ("ky", y), ("kt", step))]
     lines += _triton_words("w", draw.stream)
     if draw.wide and draw.kind in ("uniform", "normal"):

@@ -14,6 +14,7 @@ import torch
 from gradchain.core.along import ALONG
 from gradchain.engine.executors.base import name_of
 from gradchain.engine.executors.print_c import AHEAD, LANES, LINE, computed, head, loaded, pointer
+from gradchain.engine.executors.print_draws import DRAWN, c_fill
 from gradchain.engine.operations import REDUCTIONS, TYPES
 from gradchain.engine.planning.grid import Grid
 from gradchain.engine.planning.lower import Program
@@ -43,12 +44,12 @@ def grid_source(program: Program, dtypes: Sequence[torch.dtype]) -> str:
     return "\n".join([*lines, "  }", "}", ""])
 
 
-def _place(grid: Grid, column: int, axes: range) -> str:
-    """Where a column stands, by the counters of some axes, from where it stands at their beginning."""
-    spans, terms = grid.spans[column], []
+def _place(spans: Sequence[bool], axes: range) -> str:
+    """Where a column along these axes stands, by the counters of some, from where it stands at their beginning."""
+    terms = []
     for a in axes:
         if spans[a]:
-            inner = [f"n{b}" for b in range(a + 1, grid.rank) if spans[b]]
+            inner = [f"n{b}" for b in range(a + 1, len(spans)) if spans[b]]
             terms.append(" * ".join([f"i{a}", *inner]))
     return " + ".join(terms) or "0"
 
@@ -69,7 +70,7 @@ def _nested(
     places = []
     for i in read:
         kind = pointer(dtypes[i], i in written)
-        start = _place(grid, i, range(last)) if last else ("from" if grid.spans[i][0] else "0")
+        start = _place(grid.spans[i], range(last)) if last else ("from" if grid.spans[i][0] else "0")
         places.append(f"      {kind} restrict p{i} = b{i} + {start};")
     inside = [f"      const int64_t w = {width};", *places, *(f"      {line}" for line in innermost)]
     return [*loops, "    {", *inside, "    }", *("    }" for _ in loops)]
@@ -113,20 +114,24 @@ def _innermost(program: Program, grid: Grid, dtypes: Sequence[torch.dtype], read
     element = [*loaded(program, dtypes, moving, "i"), *computed(program)]
     written = {column for column, _ in program.stores}
     asked = [_ahead(i, dtypes[i], i in written) for i in read if all(grid.spans[i])]
+    # random numbers are drawn for so many elements at once, from element `b` on
+    stretch = DRAWN if program.draws else STRETCH
+    element = [*(f"const C r{i} = (C)q{i}[i - b];" for i in range(len(program.draws))), *element]
+    drawn = _drawn(program, grid)
     if program.stores:
         stores = [f"p{c}[i] = to_{TYPES[dtypes[c]].c}({name_of(value)});" for c, value in program.stores]
         lines = [*element, *stores]
-        return [*still, f"for (int64_t j = 0; j < w; j += {STRETCH}) {{",
-                f"  const int64_t m = w - j < {STRETCH} ? w : j + {STRETCH};",
-                *(f"  {line}" for line in asked),
+        return [*still, f"for (int64_t j = 0; j < w; j += {stretch}) {{",
+                f"  const int64_t m = w - j < {stretch} ? w : j + {stretch};",
+                *(f"  {line}" for line in (*asked, *drawn)),
                 "#pragma GCC ivdep", "  for (int64_t i = j; i < m; ++i) {",
                 *(f"    {line}" for line in lines), "  }", "}"]  # fmt: skip
     before, take, after, pragmas = _taken(program, grid)
     inner = [
         f"  const int64_t whole = w - w % {LANES};",
         "  while (j < whole) {",
-        f"    const int64_t m = whole - j < {STRETCH} ? whole : j + {STRETCH};",
-        *(f"    {line}" for line in asked),
+        f"    const int64_t m = whole - j < {stretch} ? whole : j + {stretch};",
+        *(f"    {line}" for line in (*asked, *drawn)),
         f"    for (; j < m; j += {LANES}) {{",
         "#pragma GCC ivdep",
         *pragmas,
@@ -136,12 +141,21 @@ def _innermost(program: Program, grid: Grid, dtypes: Sequence[torch.dtype], read
         "    }",
         "    }",
         "  }",
+        *(f"  {line}" for line in drawn),
         "  for (const int l = 0; j < w; ++j) {",
         "    const int64_t i = j;",
         *(f"    {line}" for line in [*element, *take]),
         "  }",
     ]
     return [*still, *before, "{", "  int64_t j = 0;", *inner, "}", *after]
+
+
+def _drawn(program: Program, grid: Grid) -> list[str]:
+    """The lines that draw the next elements of a row, from `j` on: they are told from the first of the item."""
+    last = grid.rank - 1
+    begin = f"(uint64_t)({_place((True,) * grid.rank, range(last))} - from + j)" if last else "j"
+    fills = [line for i, draw in enumerate(program.draws) for line in c_fill(draw, i, begin)]
+    return ["const int64_t b = j;", *fills] if fills else []
 
 
 def _ahead(column: int, dtype: torch.dtype, written: bool) -> str:
@@ -166,11 +180,11 @@ def _taken(program: Program, grid: Grid) -> tuple[list[str], list[str], list[str
     take, after = [], []
     for j, (kind, value, column) in enumerate(program.along):
         along, spans = ALONG[kind], grid.spans[column]
-        at = f"a{j}[{_place(grid, column, range(grid.rank - 1))}]"
+        at = f"a{j}[{_place(spans, range(grid.rank - 1))}]"
         if spans[-1]:  # each element has a result of its own along this axis
-            before.append(f"double* const q{j} = &{at};")
-            met = along.meet.format(f"q{j}[i]", along.c)
-            take.append(f"{{ const C v = {name_of(value)}; q{j}[i] = {met}; }}")
+            before.append(f"double* const o{j} = &{at};")
+            met = along.meet.format(f"o{j}[i]", along.c)
+            take.append(f"{{ const C v = {name_of(value)}; o{j}[i] = {met}; }}")
         else:
             before.append(f"double l{j}[{LANES}]; for (int l = 0; l < {LANES}; ++l) l{j}[l] = {along.start};")
             met = along.meet.format(f"l{j}[l]", along.c)

@@ -48,16 +48,16 @@ def source(program: Program, dtypes: Sequence[torch.dtype], on_device: Collectio
         dtypes: the columns' dtypes.
         on_device: which numbers, as ("scalar", i) and ("entry", i), are given by address.
     """
-    return _Printer(program, dtypes, on_device).text()
+    return Printer(program, dtypes, on_device).text()
 
 
-def _form(op: str, wide: bool) -> str:
+def form_of(op: str, wide: bool) -> str:
     """Triton of an operation: in float64 the plain forms are exact, and those that round rightly are not there."""
     operation = OPERATIONS[op]
     return operation.wide if wide and operation.wide else operation.triton
 
 
-class _Printer:
+class Printer:
     """One program with its dtypes, printed."""
 
     def __init__(self, program: Program, dtypes: Sequence[torch.dtype], on_device: Collection[tuple[str, int]]) -> None:
@@ -66,39 +66,51 @@ class _Printer:
         self._on_device = on_device
         self._wide = torch.float64 in dtypes or not dtypes  # constants alone: in float64, which is right for all
         self._compute = "tl.float64" if self._wide else "tl.float32"
+        self._fixed = len(dtypes)  # cells of each row that stand before the numbers
 
     def text(self) -> str:
         """The kernel: where this item is, its numbers, then the same body for a full block and for a ragged end."""
         lines = [
             "def run(table, items, rows, out, BLOCK: tl.constexpr, ALIGNED: tl.constexpr):",
             "    k = tl.program_id(0)",
-            "    r = tl.load(items + 3 * k)",
+            *(f"    {line}" for line in self._row()),
             "    begin = tl.load(items + 3 * k + 1)",
             "    n = tl.load(items + 3 * k + 2) - begin",
             *(f"    {line}" for line in (*self._numbers(), *self._pointers())),
             "    lane = tl.arange(0, BLOCK)",
             f"    zero = tl.zeros([BLOCK], {self._compute})",
-            *(f"    {line}" for i, d in enumerate(self._program.draws) for line in drawn(d, i, self._compute)),
-            "    whole = n == BLOCK",
-            *(f"    {line}" for line in self._alignment()),
-            "    if whole:",
-            *(f"        {line}" for line in (*self._hints(), *self._body(ragged=False))),
-            "    else:",
-            "        inside = lane < n",
-            *(f"        {line}" for line in self._body(ragged=True)),
+            *(f"    {line}" for line in self._elements()),
         ]
         if self._program.reduce:
             lines.append("    tl.store(out + k, met)")
         else:  # that it was queued
-            cells = f"{len(self._dtypes)} * rows + {len(self._program.scalars)} + {len(self._program.entries)} * rows"
+            cells = f"{self._fixed} * rows + {len(self._program.scalars)} + {len(self._program.entries)} * rows"
             lines += ["    if k == 0:", f"        tl.store(table + {cells}, 1)"]
         return "\n".join([*lines, ""])
+
+    def _row(self) -> list[str]:
+        """The lines that find the row of this item."""
+        return ["r = tl.load(items + 3 * k)"]
+
+    def _elements(self) -> list[str]:
+        """The lines that do everything for the elements of the item."""
+        return [
+            *self._places(),
+            *(line for i, d in enumerate(self._program.draws) for line in drawn(d, i, self._compute)),
+            "whole = n == BLOCK",
+            *self._alignment(),
+            "if whole:",
+            *(f"    {line}" for line in (*self._hints(), *self._body(ragged=False))),
+            "else:",
+            "    inside = lane < n",
+            *(f"    {line}" for line in self._body(ragged=True)),
+        ]
 
     def _numbers(self) -> list[str]:
         """The lines that read the scalars and this row's entries, and compute in float64 what is made of them alone."""
         program = self._program
         scalars, entries = len(program.scalars), len(program.entries)
-        base = f"table + {len(self._dtypes)} * rows"
+        base = f"table + {self._fixed} * rows"
         cells = [(f"s{i}", f"{base} + {i}", ("scalar", i)) for i in range(scalars)]
         cells += [(f"e{i}", f"{base} + {scalars} + {entries} * r + {i}", ("entry", i)) for i in range(entries)]
         lines = []
@@ -113,7 +125,7 @@ class _Printer:
             taken = zip(OPERATIONS[op].takes, operands, strict=True)
             given = [f"(d{name_of(o)} != 0.0)" if takes == "m" else f"d{name_of(o)}" for takes, o in taken]
             truth = ".to(tl.float64)" if op in BOOLEAN else ""
-            lines.append(f"dn{i} = {_form(op, wide=True).format(*given, C='tl.float64')}{truth}")
+            lines.append(f"dn{i} = {form_of(op, wide=True).format(*given, C='tl.float64')}{truth}")
         names = [*(name for name, _, _ in cells), *(f"n{i}" for i in range(len(program.numbers)))]
         return lines + [f"{n} = tl.full([BLOCK], d{n}.to({self._compute}), {self._compute})" for n in names]
 
@@ -122,28 +134,37 @@ class _Printer:
         lines = []
         for i, dtype in enumerate(self._dtypes):
             lines.append(f"a{i} = tl.load(table + {i} * rows + r)")
-            lines.append(f"p{i} = a{i}.to(tl.pointer_type({TYPES[dtype].triton})) + begin")
+            begin = " + begin" if self._whole(i) else ""
+            lines.append(f"p{i} = a{i}.to(tl.pointer_type({TYPES[dtype].triton})){begin}")
         return lines
+
+    def _whole(self, column: int) -> bool:
+        """Whether a column has every element."""
+        return True
+
+    def _places(self) -> list[str]:
+        """The lines that find where columns stand that have not every element."""
+        return []
+
+    def _place(self, column: int) -> str:
+        """Where the block's elements of a column lie behind `p…`."""
+        return "lane"
 
     def _alignment(self) -> list[str]:
         """The lines that find whether this item may be read 16 bytes at a time: each row begins where it does."""
-        together = " | ".join(f"a{i}" for i in range(len(self._dtypes)))
+        together = " | ".join(f"a{i}" for i in range(len(self._dtypes)) if self._whole(i))
         return ["if ALIGNED:", f"    whole = whole & ((({together}) & 15) == 0)"] if together else []
 
     def _hints(self) -> list[str]:
-        columns = range(len(self._dtypes))
+        columns = [i for i in range(len(self._dtypes)) if self._whole(i)]
         return ["if ALIGNED:", *(f"    p{i} = tl.multiple_of(p{i}, 16)" for i in columns)] if columns else []
 
     def _body(self, ragged: bool) -> list[str]:
         """The lines that load, compute and store, or reduce to `met`."""
-        program = self._program
-        lines = [self._load(i, ragged) for i in sorted(program.loads())]
-        for i, (op, operands) in enumerate(program.instructions):
-            form = _form(op, self._wide)
-            lines.append(f"v{i} = {form.format(*map(name_of, operands), C=self._compute)}")
+        program, lines = self._program, self._computed(ragged)
         if program.reduce is None:
             for column, value in program.stores:
-                lines += self._store(column, name_of(value), ragged)
+                lines += self._store(column, name_of(value), "inside" if ragged else "")
             return lines
         kind, value = program.reduce
         reduction = REDUCTIONS[kind]
@@ -152,14 +173,22 @@ class _Printer:
             lines.append("taken = tl.where(inside, taken, 0.0)")
         return [*lines, f"met = {reduction.meet.block.format('taken')}"]
 
+    def _computed(self, ragged: bool) -> list[str]:
+        """The lines that load what is read, and compute every instruction."""
+        lines = [self._load(i, ragged) for i in sorted(self._program.loads())]
+        for i, (op, operands) in enumerate(self._program.instructions):
+            form = form_of(op, self._wide)
+            lines.append(f"v{i} = {form.format(*map(name_of, operands), C=self._compute)}")
+        return lines
+
     def _load(self, column: int, ragged: bool) -> str:
         zero = "0" if self._dtypes[column] is torch.bfloat16 else "0.0"
-        read = f"tl.load(p{column} + lane" + (f", mask=inside, other={zero})" if ragged else ")")
+        read = f"tl.load(p{column} + {self._place(column)}" + (f", mask=inside, other={zero})" if ragged else ")")
         if self._dtypes[column] is torch.bfloat16:
             read = f"({read}.to(tl.uint32) << 16).to(tl.float32, bitcast=True)"
         return f"x{column} = {read}.to({self._compute})"
 
-    def _store(self, column: int, value: str, ragged: bool) -> list[str]:
+    def _store(self, column: int, value: str, inside: str, lane: str = "lane") -> list[str]:
         """The lines that round a value once and write it. Doubles go to 16 bits through float32, as in torch."""
         dtype, lines = self._dtypes[column], []
         rounded = f"{value}.to({TYPES[dtype].triton})"
@@ -173,4 +202,4 @@ class _Printer:
                 f"b{column} = tl.where(f{column} != f{column}, 0x7FC0, b{column})",
             ]
             rounded = f"b{column}.to(tl.uint16)"
-        return [*lines, f"tl.store(p{column} + lane, {rounded}" + (", mask=inside)" if ragged else ")")]
+        return [*lines, f"tl.store(p{column} + {lane}, {rounded}" + (f", mask={inside})" if inside else ")")]

@@ -28,6 +28,7 @@ _MORE: dict[str, Mapping[str, str]] = {
     "pow": {"tS": "pow"},
 }
 TEMPORARIES = 2  # that one operation over a flat stretch may make of its own, in units of the compute dtype
+DRAWING = 14  # the same of random numbers, which are made of whole words
 
 
 @dataclass(eq=False)
@@ -49,7 +50,8 @@ class Call(NamedTuple):
 
     Attributes:
         how: "over", in place; "born"; "copy", from list to list; "flat"; "settle", from a flat stretch into a slot;
-            "fill", a slot with one number; "spread", a stretch with numbers per row; "drop".
+            "fill", a slot with one number; "spread", a stretch with numbers per row; "draw", one with random numbers;
+            "drop".
         what: the kernel's name, or the operation's.
         into: what is written or made.
         given: buffers, and numbers by the operand that they are.
@@ -330,6 +332,8 @@ class _Scheduling:
             self._tenants[value[1]] = None
         elif value[0] == "zero":
             self._add("fill", "", self._home(value, self._slot()))
+        elif value[0] == "draw":
+            self._add("draw", "", self._home(value, self._made("flat", DRAWING)), value)
         elif self._kind(value) in "SZ":
             self._add("spread", "", self._home(value, self._made("flat", TEMPORARIES)), value)
         else:

@@ -16,7 +16,7 @@ import os
 import re
 import struct
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -26,6 +26,7 @@ from gradchain.core.operations import OPERATIONS
 from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.print_triton import fold, source
+from gradchain.engine.executors.print_triton_grid import LANES, grid_source
 from gradchain.engine.operations import TYPES
 from gradchain.engine.planning.lower import Program
 from gradchain.engine.planning.rows import Column, Rows
@@ -52,15 +53,15 @@ class Items:
         first: for each row its first item, and at the end the number of items.
     """
 
-    def __init__(self, sizes: Sequence[int], device: torch.device) -> None:
+    def __init__(self, sizes: Sequence[int], device: torch.device, rows: int | None = None, block: int = BLOCK) -> None:
         size = torch.tensor(sizes, dtype=torch.int64, device="cpu")
-        counts = (size + BLOCK - 1) // BLOCK
+        counts = (size + block - 1) // block
         first = torch.cat([torch.zeros(1, dtype=torch.int64, device="cpu"), counts.cumsum(0)])
         row = torch.repeat_interleave(torch.arange(len(sizes), device="cpu"), counts)
-        begin = (torch.arange(len(row), device="cpu") - first[row]) * BLOCK
-        end = torch.minimum(begin + BLOCK, size[row])
+        begin = (torch.arange(len(row), device="cpu") - first[row]) * block
+        end = torch.minimum(begin + block, size[row])
         self.count = len(row)
-        self.rows = len(sizes)
+        self.rows = len(sizes) if rows is None else rows
         self.table = torch.stack([row, begin, end], dim=1).contiguous().to(device)
         self.first = first.to(device)
 
@@ -69,11 +70,11 @@ class Triton:
     """Programs printed as Triton, on one device."""
 
     name = "triton"
-    grids = False
+    grids = True
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = self.numbers_on = torch.device(device)
-        self._items: weakref.WeakValueDictionary[tuple[int, ...], Items] = weakref.WeakValueDictionary()
+        self._kept: weakref.WeakValueDictionary[tuple[int, ...], Items] = weakref.WeakValueDictionary()
 
     def legal(self, program: Program, dtypes: Sequence[torch.dtype]) -> str | None:
         """Why this program cannot run as a Triton kernel on this device, or None."""
@@ -94,17 +95,22 @@ class Triton:
         refused = self.legal(program, dtypes)
         if refused is not None:
             raise NoKernel(refused)
-        runner = TritonRunner(program, dtypes, self._items_of(sizes), self.device)
+        runner = TritonRunner(program, dtypes, self._items(program, sizes), self.device)
         _compile(runner.source, "run", self.device)
         if program.reduce:
             _compile(fold(program.reduce[0]), "fold", self.device)
         return runner
 
-    def _items_of(self, sizes: Sequence[int]) -> Items:
-        """The rows cut into items: the same for all programs of a plan."""
-        found = self._items.get(tuple(sizes))
+    def _items(self, program: Program, sizes: Sequence[int]) -> Items:
+        """The rows, or the results along axes, cut into items: the same for all programs of a plan."""
+        rows, block = len(sizes), BLOCK
+        if program.grid is not None and program.along:
+            sizes = [size for *_, column in program.along for size in program.grid.sizes(column)]
+            block = BLOCK // LANES
+        key = (rows, block, *sizes)
+        found = self._kept.get(key)
         if found is None:
-            found = self._items[tuple(sizes)] = Items(sizes, self.device)
+            found = self._kept[key] = Items(sizes, self.device, rows, block)
         return found
 
 
@@ -114,10 +120,12 @@ class TritonRunner:
     scratch = None
 
     def __init__(self, program: Program, dtypes: Sequence[torch.dtype], items: Items, device: torch.device) -> None:
-        self.source = source(program, dtypes)
+        self.source = _printed(program, dtypes)
         self._program, self._dtypes = program, tuple(dtypes)
         self._items, self._device = items, device
         self.device = device
+        axes = [] if program.grid is None else list(zip(*program.grid.extents, strict=True))
+        self._axes = b"".join(struct.pack(f"={len(lengths)}q", *lengths) for lengths in axes)
         self._texts: dict[frozenset[tuple[str, int]], str] = {frozenset(): self.source}
 
     def run(
@@ -159,10 +167,10 @@ class TritonRunner:
         addresses = [column.addresses for column in columns]
         on_device, numbers, held = _numbers(scalars, entries, len(self._program.entries), self._device)
         if on_device not in self._texts:
-            text = source(self._program, self._dtypes, on_device)
+            text = _printed(self._program, self._dtypes, on_device)
             _compile(text, "run", self._device)  # before anything of the step is written
             self._texts[on_device] = text
-        cells = b"".join(map(bytes, addresses)) + numbers + bytes(0 if self._program.reduce else 8)
+        cells = b"".join(map(bytes, addresses)) + self._axes + numbers + bytes(0 if self._program.reduce else 8)
         reduces = self._program.reduce[0] if self._program.reduce else ""
         return Launch(self._texts[on_device], self._items, reduces, self._device, cells, held)
 
@@ -248,6 +256,10 @@ class _Launched:
             self._launch.send()
             self._tried = True
             self._launch()
+
+
+def _printed(program: Program, dtypes: Sequence[torch.dtype], on_device: Collection[tuple[str, int]] = ()) -> str:
+    return (source if program.grid is None else grid_source)(program, dtypes, on_device)
 
 
 def _numbers(

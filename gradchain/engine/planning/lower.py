@@ -71,13 +71,17 @@ class Program:
         """The columns that are read."""
         return {o[1] for o in self._operands() if o[0] == "load"}
 
+    def results(self) -> list[Value]:
+        """What is stored or reduced."""
+        stored = [o for _, o in self.stores] + [o for _, o, _ in self.along]
+        return [*stored, self.reduce[1]] if self.reduce else stored
+
     def has_zeros(self) -> bool:
         """Whether it reads zeros that lie nowhere."""
         return ("zero",) in self._operands()
 
     def _operands(self) -> list[Value]:
-        operands = [o for _, given in self.instructions for o in given] + [o for _, o in self.stores]
-        return operands + [o for _, o, _ in self.along] + ([self.reduce[1]] if self.reduce else [])
+        return [o for _, given in self.instructions for o in given] + self.results()
 
 
 class Lowering:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from gradchain.core.eager import EagerTensors
 from gradchain.core.operations import OPERATIONS
-from gradchain.core.scalars import ANY, Count, Scalars, sqrt
+from gradchain.core.scalars import ANY, Count, Scalars, sqrt, where
 from gradchain.core.tensors import Tensors
 from gradchain.engine.operations import REDUCTIONS, Unrecorded
 from gradchain.engine.recording.numbers import Each, Ledger, Number, names_in
 
-# What numbers know, as 0-d tensors: what the table has of numbers of the host too.
+# What numbers know, as 0-d tensors: what the table has of numbers of the host too. A choice of two of those is float64.
 RULES: dict[str, Callable[..., Any]] = {name: o.truth for name, o in OPERATIONS.items() if o.host is not None}
+RULES["where"] = where
 
 
 class DeviceLedger(Ledger):

@@ -22,8 +22,8 @@ def on_tape(like: Lazy, draw: Draw) -> Lazy:
     tape, index = like.tape, like.index
     weights = tape.weights
     rows = [(fact, weights._data[weights.index.position[fact.name]]) for fact in index.facts]
-    # where there are entries of other shapes, kernels go over axes, and draw nothing
-    others = [fact.name for fact, weight in rows if any(tape.shapes) or _first(fact, weight) is None]
+    odd = tape.is_odd(like.node)  # of entries with other shapes than their weights', no kernel knows the elements
+    others = [fact.name for fact, weight in rows if odd or _first(fact, weight) is None]
     if not others:
         return _line(like, draw, rows)
     made = _beside(tape, like, draw, index.subset(others))
@@ -74,5 +74,5 @@ def _beside(tape: Tape, like: Lazy, draw: Draw, index: Index) -> Lazy:
 def _made(
     index: Index, weights: list[Tensor], shapes: list[torch.Size], dtypes: list[torch.dtype], draw: Draw, step: Any
 ) -> EagerTensors:
-    draw, rows = draw._replace(step=step), zip(index.facts, weights, shapes, dtypes, strict=True)
-    return EagerTensors(index, [draw.of(fact, shape, dtype, weight.device) for fact, weight, shape, dtype in rows])
+    entries = zip(index.facts, shapes, dtypes, (weight.device for weight in weights), strict=True)
+    return EagerTensors(index, draw._replace(step=step).of_all(list(entries)))
