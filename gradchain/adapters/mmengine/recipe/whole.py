@@ -19,8 +19,8 @@ from gradchain.adapters.mmengine.recipe import old_format
 from gradchain.adapters.mmengine.recipe.group_values import Numbers, Part, Recipe
 from gradchain.adapters.mmengine.recipe.hooks import read_hooks
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
-from gradchain.adapters.mmengine.recipe.plateaus import plateaus, read_plateau
-from gradchain.adapters.mmengine.recipe.wrappers import check_keys, read_wrapper, window
+from gradchain.adapters.mmengine.recipe.plateaus import Plateau, plateaus, reducing
+from gradchain.adapters.mmengine.recipe.wrappers import Around, check_keys, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
@@ -312,29 +312,36 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None, bool]
     """The chain of one optimizer, the dtype of its forward, and whether ranks share its state out."""
     around = read_wrapper(part.config, part.name, recipe.strict)
     optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
-    others, reading = plateaus(part.schedulers)
+    others, reading = plateaus(part.schedulers, recipe.strict)
     fields = recipe.schedules(others) | _set_by_hook(recipe.setting, optimizer)
-    numbers = Numbers(part, optimizer, fields, around, recipe)
-    moving = numbers.all()
-    rate = numbers.base("lr") if reading else 0.0
-    reducing = read_plateau(reading, others, rate, lambda one: numbers.curve("lr", one), numbers.rates, recipe.strict)
-    rule = optimizer.links(moving, numbers.where)
-    if reducing and not optimizer.is_times_rate:
-        optimizer.entry.refuse(
-            "its update must be a multiple of the learning rate where a plateau scales it, and is not."
-        )
-    if reducing and not isinstance(rule[-1], chain):
-        optimizer.entry.refuse("a rule that is no link of gradchain's writes its weights itself: no plateau scales it.")
+    of_lr = reading.pop("lr", None)
+    numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
+    if of_lr and not (optimizer.is_times_rate and isinstance(rule[-1], chain)):
+        reading["lr"], of_lr = of_lr, None  # smaller updates are not what a smaller rate makes
+        numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
     links: Iterable[Transform | None] = [
         window(around.counts, recipe.clock.iters if part.flushes else None),
         around.amp,
         *_left_out(part),
         around.clip,
+        *(plateau.tick() for plateau in reading.values()),
         *rule,
-        *reducing,
+        *(
+            reducing(of_lr, numbers.base("lr"), recipe.ratio, numbers.curve("lr", 1.0), numbers.by_group)
+            if of_lr
+            else ()
+        ),
         None if recipe.averaging is None else recipe.averaging(recipe.clock, around.counts),
     ]
     return chain(*(link for link in links if link is not None)), around.autocast, optimizer.zero_redundancy
+
+
+def _rule(
+    part: Part, optimizer: Optimizer, fields: Fields, reading: dict[str, Plateau], around: Around, recipe: Recipe
+) -> tuple[Numbers, list[Transform]]:
+    """The numbers of the optimizer's rule, and its links."""
+    numbers = Numbers(part, optimizer, fields, reading, around, recipe)
+    return numbers, optimizer.links(numbers.all(), numbers.where)
 
 
 def _set_by_hook(setting: HookSchedules | None, optimizer: Optimizer) -> Fields:
