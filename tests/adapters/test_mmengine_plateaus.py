@@ -70,6 +70,6 @@ def test_the_same_weights_after_40_iterations(name: str, loop: str) -> None:
     assert (got.head[1].weight - model().head[1].weight).abs().max() > 1e-3
     assert gch.from_config(gch.to_config(updater.chain)) == updater.chain
     fallen = {clock: n for clock, n in updater.state_dict()["clocks"].items() if clock.endswith("_plateau")}
-    assert fallen and min(fallen.values()) > 2, fallen
+    assert fallen and min(fallen.values()) > 1, fallen
     still, _ = replace(training, param_scheduler=[WARM_UP] if WARM_UP in schedulers else None).ours()
     assert not torch.equal(still.head[1].weight, got.head[1].weight)

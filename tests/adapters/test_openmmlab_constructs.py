@@ -19,6 +19,7 @@ REFUSED = {
     "a constructor that looks at the model", "a constructor of your own", "one of no such name", "no length",
 }  # fmt: skip
 
+
 class DeformConv2d(nn.Module):
     def __init__(self):
         super().__init__()

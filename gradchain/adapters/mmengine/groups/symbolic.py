@@ -40,8 +40,8 @@ class Symbolic:
         self.paramwise.report()
         if self.paramwise.cfg.get("dcn_offset_lr_mult") is not None:
             self.paramwise.entry.remark(
-                "dcn_offset_lr_mult is read for every Conv2d that is called conv_offset: whether it is in one of mmcv's "
-                "deformable convolutions, a model tells."
+                "dcn_offset_lr_mult is read for every Conv2d that is called conv_offset: whether it is in one of "
+                "mmcv's deformable convolutions, a model tells."
             )
         self._forced = False
         self._there = how is not None

@@ -62,7 +62,7 @@ def from_config(
         optim_wrapper: OptimWrapper, AmpOptimWrapper or ApexOptimWrapper (O0, O1), with paramwise_cfg and constructor;
             or one of those for each submodule (MultiOptimWrapperConstructor). Or the old format: a dict of
             `optimizer`, `optimizer_config`, `fp16`, `lr_config`, `momentum_config`.
-        param_scheduler: as in `schedules`, and ReduceOnPlateauLR, which reads `updater.observe(monitor, value)`.
+        param_scheduler: as in `schedules`, and ReduceOnPlateau's, which read `updater.observe(monitor, value)`.
         max_epochs: epochs of the run, where its loop is one of epochs.
         max_iters: micro-batches of the run, where its loop is one of iterations. One of the two is given.
         epoch_length: micro-batches per epoch, `len(train_dataloader)`.
