@@ -323,13 +323,13 @@ ROWS: tuple[Bad, ...] = (
     number(gch.rules.tick_on_plateau, "threshold", -1e-4, "in [0, inf)", "val_loss", "plateau"),
     number(gch.rules.tick_on_plateau, "cooldown", -1, "an integer in [0, inf)", "val_loss", "plateau"),
     number(gch.rules.tick_on_plateau, "worst", 0.0, "in (0, inf]", "val_loss", "plateau"),
-    other(
+    called(
         gch.rules.tick_on_plateau,
-        "observed",
-        3,
+        (3, "plateau"),
         TypeError,
         "tick_on_plateau: observed must be the name given to observe, got 3.",
-        clock="plateau",
+        "observed",
+        "3",
     ),
     other(
         gch.rules.tick_on_plateau,

@@ -160,8 +160,8 @@ class AtTicks(Transform, role_only=True):
 class TicksClock(Transform, role_only=True):
     """A link that ticks a named clock when a number is observed that it `observes`: not at updates.
 
-    `updater.observe` asks it for its new state, and whether the clock ticks. Schedules read that clock from then on; at
-    bind one must. It never holds the chain, and its `update` passes the updates on.
+    `updater.observe` asks it for its new state, and whether the clock ticks, which schedules read from then on. It
+    never holds the chain, and its `update` passes the updates on.
 
     Attributes:
         clock: its name.

@@ -126,14 +126,14 @@ class tick_on_plateau(TicksClock):
 
     Args:
         observed: the name given to `observe`.
-        clock: the name of the clock, which some schedule must read.
+        clock: the name of the clock, which a schedule reads, or an override.
         patience, threshold, threshold_mode, cooldown, mode, worst: as those of `reduce_on_plateau`.
 
     Shapes: any.
     State: three numbers; how often it ticked is in the updater's clocks.
     Units: unchanged.
-    Raises: ValueError or TypeError for an argument outside its range, and at bind for a clock that nothing reads, or
-        at whose ticks a link works.
+    Raises: ValueError or TypeError for an argument outside its range, and at bind for a clock at whose ticks a link
+        works, or that nothing reads where another one is read.
     Equals: MMEngine's ReduceOnPlateauMomentum and ReduceOnPlateauParamScheduler, by such a schedule of their field.
 
     >>> import torch, gradchain as gch

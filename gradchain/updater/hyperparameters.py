@@ -184,16 +184,19 @@ class Hyperparameters:
         return frozenset(name for value in sources for start in starts_of(value) for name in clocks_of(start))
 
     def _check_ticking(self) -> None:
-        """ValueError for a clock that a link ticks and nothing reads, or at whose ticks another link works."""
-        read = self._read_under(self.overrides)
+        """ValueError for a clock that a link ticks and at whose ticks another works, or that is not the one read.
+
+        Where no schedule reads any, an override may.
+        """
+        read = self._read_under(self.overrides) - {"step", "micro"}
         for address, link in _ticking_in(self._chain):
             working = next((a for a, other in self._at_ticks.items() if other.clock == link.clock), None)
             if working is not None:
                 raise ValueError(
                     f"bind: {address} ticks {link.clock!r}, at whose ticks {working} works. Give it a clock of its own."
                 )
-            if link.clock not in read:
-                named = ", ".join(sorted(read - {"step", "micro"})) or "none"
+            if read and link.clock not in read:
+                named = ", ".join(sorted(read))
                 raise ValueError(
                     f"bind: nothing reads the clock {link.clock!r}, which {address} ticks. Clocks that are read: "
                     f"{named}. Write by({link.clock!r}, schedule) for a number."

@@ -136,6 +136,19 @@ REFUSED = {
 }  # fmt: skip
 
 
+def test_an_override_may_be_the_one_that_reads():
+    """Nothing else has to, and it is saved."""
+    model = net()
+    updater = gch.chain(gch.sgd(0.1, momentum=0.9), gch.rules.tick_on_plateau("val", "plateau", patience=0)).bind(model)
+    updater.override("decay", fallen(0.9, 0.5))
+    for x in (1.0, 2.0):
+        updater.observe("val", x)
+    assert updater.hyperparams()["trace.decay"] == 0.45
+    other = gch.chain(gch.sgd(0.1, momentum=0.9), gch.rules.tick_on_plateau("val", "plateau", patience=0)).bind(net())
+    other.load_state_dict(updater.state_dict())
+    assert other.hyperparams()["trace.decay"] == 0.45
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_clock_that_cannot_be_is_refused(name):
     chain, sentence = REFUSED[name]
