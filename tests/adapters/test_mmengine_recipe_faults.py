@@ -115,6 +115,20 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ({"optimizer": SGD, "accumulative_counts": 3},
      {"custom_hooks": [{"type": "EMAHook", "ema_type": "ExpMomentumEMA"}]}, f"{H}: ema_type 'ExpMomentumEMA' must come "
      "without accumulation: MMEngine averages at every iteration, whose decays differ within a window."),
+    ({"optimizer": {"type": "SGD", "lr": None}}, {}, f"{W}.optimizer: scale_by_learning_rate: learning_rate must be a "
+     "number or a schedule (step -> value), got None."),
+    ({"optimizer": {**SGD, "weight_decay": None}}, {}, f"{W}.optimizer: add_decayed_weights: weight_decay must be a "
+     "number"),
+    ({"optimizer": {"type": "AdamW", "lr": 0.1, "eps": "1e-8"}}, {}, f"{W}.optimizer: scale_by_adam: eps must be a "
+     "number or a schedule (step -> value), got '1e-8'."),
+    ({"optimizer": {"type": "AdamW", "lr": 0.1, "betas": [0.9]}}, {}, f"{W}.optimizer: betas must be two numbers, got "
+     "[0.9]."),
+    ({"type": "AmpOptimWrapper", "optimizer": SGD, "loss_scale": 0.0}, {}, f"{W}: loss_scale: amp_scale: init_scale "
+     "must be in (0, inf), got 0.0."),
+    ({"type": "AmpOptimWrapper", "optimizer": SGD, "loss_scale": {"growth_factor": "2"}}, {}, f"{W}: loss_scale: "
+     "amp_scale: growth_factor must be a number"),
+    ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauLR", "patience": -1}]}, "mmengine.from_config: "
+     "param_scheduler[0] (ReduceOnPlateauLR): patience must be a whole number of at least 0, got -1."),
     ({"optimizer": {"type": "Adagrad"}}, {"param_scheduler": [{"type": "ReduceOnPlateauMomentum"}]},
      f"{W}.optimizer: it has no 'momentum', which a scheduler moves."),
     ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauParamScheduler"}]}, "mmengine.from_config: "

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters.mmengine.curves.kinds import SUFFIXES, TYPES
-from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_numbers, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_numbers, is_whole, type_name
 from gradchain.combinators.masked import masked
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, exponential
@@ -27,6 +27,7 @@ KEYS = (
 PURE = ("LinearLR", "LinearMomentum", "LinearParam", "Constant", "MultiStep", "Step", "Exponential")
 EPS = 1e-8
 MOST = 100_000  # reductions that are gone through for the one that eps keeps from happening
+_WHOLE = ("a whole number of at least 0", lambda x: is_whole(x) and x >= 0)
 Groups = Callable[[str, "Sequence[float] | None"], "list[tuple[SelectorLike | None, float, float]]"]
 """(a field, the least number of each group or None) -> the parameters of one number and one least, all as None."""
 
@@ -122,10 +123,10 @@ def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
         entry.refuse("begin and end must not be given: it reads every observation.")
     rule = entry.get("rule", "less", "'less' or 'greater'", lambda x: x in ("less", "greater"))
     watch = {
-        "patience": entry.number("patience", 10),
-        "threshold": entry.number("threshold", 1e-4),
+        "patience": entry.number("patience", 10, *_WHOLE),
+        "threshold": entry.number("threshold", 1e-4, "a number of at least 0", lambda x: x >= 0),
         "threshold_mode": entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs")),
-        "cooldown": entry.number("cooldown", 0),
+        "cooldown": entry.number("cooldown", 0, *_WHOLE),
         "mode": "min" if rule == "less" else "max",
         "worst": 1e9,
     }

@@ -106,14 +106,18 @@ def _scale(entry: Entry, given: Any) -> amp_scale | None:
     if is_number(given):
         if isinstance(given, int):
             entry.remark(f"loss_scale must be a float, or MMEngine raises a TypeError, got {given!r}; read as a float.")
-        return amp_scale(float(given), dynamic=False)
-    if not isinstance(given, Mapping):
+        given = {"init_scale": float(given), "dynamic": False}
+    elif isinstance(given, Mapping):
+        scaler = Entry(f"{entry.name}.loss_scale", given, entry.strict, OWNER)
+        scaler.only(("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled", "device"))
+        if not scaler.flag("enabled", True):
+            return None
+    else:
         entry.refuse(f"loss_scale must be 'dynamic', a number or a dict, got {given!r}.", TypeError)
-    scaler = Entry(f"{entry.name}.loss_scale", given, entry.strict, OWNER)
-    scaler.only(("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled", "device"))
-    if not scaler.flag("enabled", True):
-        return None
-    return amp_scale(**{key: value for key, value in given.items() if key not in ("enabled", "device")})
+    try:
+        return amp_scale(**{key: value for key, value in given.items() if key not in ("enabled", "device")})
+    except (TypeError, ValueError) as error:
+        entry.refuse(f"loss_scale: {error}", type(error))
 
 
 def _apex(entry: Entry) -> tuple[amp_scale | None, torch.dtype | None]:
