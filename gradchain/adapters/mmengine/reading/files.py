@@ -312,10 +312,11 @@ class _File:
         """The rounds of a loop, each with its variable, which stays, as in Python."""
         if isinstance(node, ast.For):
             for one in literals.items(node.iter):
-                yield self._assign(node.target, one, literals)
+                self._assign(node.target, one, literals)
+                yield
         else:
             while literals.truth(node.test):
-                yield None
+                yield
 
     def _loop(self, node: ast.For | ast.While, literals: Literals) -> None:
         """A loop over what is known, or as long as it is so."""
