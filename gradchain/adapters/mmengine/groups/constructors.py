@@ -47,7 +47,7 @@ def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bo
             found = paramwise.winner(visit.tested)
             if found is not None:
                 # whatever the entry has becomes an item of the group, `lr` and `weight_decay` too
-                items = _by_key(paramwise, *found) | ({} if old else found[1])
+                items = {**_by_key(paramwise, *found), **({} if old else found[1])}
             if found is None or forced:
                 items |= _by_kind(paramwise, visit, old)
             elif not old and not {"decay_mult", "weight_decay"} & found[1].keys() and found[1]:
