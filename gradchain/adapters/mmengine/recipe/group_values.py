@@ -158,7 +158,7 @@ class Numbers:
             found: Any = self.part.rules.value(field, base, float, proportional=False)
             if not isinstance(found, choose):
                 return [(None, found, 0.0)]
-            return self._selected(field, (value for value in (*(v for _, v in found.pairs), found.rest)))
+            return self._selected(field, [*(value for _, value in found.pairs), found.rest])
         if self.part.rules is not None:
             if len(least or ()) == 1 and not self.part.config.get("paramwise_cfg"):
                 return [(None, base, least[0])]  # type: ignore[index]
@@ -173,10 +173,10 @@ class Numbers:
         if len(together) == 1:
             return [(None, *next(iter(together)))]
         if least is None:
-            return self._selected(field, (number for number, _ in together))
+            return self._selected(field, [number for number, _ in together])
         return [(named(*map(escape, names)), *key) for key, names in together.items()]
 
-    def _selected(self, field: str, numbers: Iterable[float]) -> list[tuple[SelectorLike | None, float, float]]:
+    def _selected(self, field: str, numbers: Iterable[Any]) -> list[tuple[SelectorLike | None, float, float]]:
         """The parameters of each number, by selectors."""
         some = {n: self.where(field, lambda one, n=n: one == n) for n in dict.fromkeys(numbers)}  # type: ignore[misc]
         return [(who, number, 0.0) for number, who in some.items() if not isinstance(who, bool)]
