@@ -120,7 +120,7 @@ Every config file that a project's wheel carries, and the 490 different recipes 
 100 micro-batches to an epoch and a batch of 64. Before is commit 068f76f, now c08e81f. Files that only others inherit
 from, without an optimizer or the length of a run, are in the last table alone. Counted by
 `python -m benchmarks.openmmlab FOLDER… --write FILE`, for each of the two commits, and drawn by
-`python -m benchmarks.openmmlab --table BEFORE AFTER`. NOTCOUNTED
+`python -m benchmarks.openmmlab --table BEFORE AFTER`.
 
 """
 
