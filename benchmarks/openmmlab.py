@@ -116,10 +116,10 @@ def table(before: dict[str, dict[str, int]], after: dict[str, dict[str, int]]) -
 
 TOP = """# How many recipes of OpenMMLab are read
 
-One in ten of the config files that a project's wheel carries, in the order of their paths, and of the 490 different
-recipes that the tests use, without a model, at 100 micro-batches to an epoch and a batch of 64. Before is commit
-068f76f. Files that only others inherit from, without an optimizer or the length of a run, are in the last table alone.
-Counted by `python -m benchmarks.openmmlab FOLDER… --every 10 --write FILE`, for each of the two commits, and drawn by
+Every config file that a project's wheel carries, and the 490 different recipes that the tests use, without a model, at
+100 micro-batches to an epoch and a batch of 64. Before is commit 068f76f, now c08e81f. Files that only others inherit
+from, without an optimizer or the length of a run, are in the last table alone. Counted by
+`python -m benchmarks.openmmlab FOLDER… --write FILE`, for each of the two commits, and drawn by
 `python -m benchmarks.openmmlab --table BEFORE AFTER`.
 
 """

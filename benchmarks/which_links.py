@@ -387,6 +387,7 @@ REST = (
     *alone("torch.amp.GradScaler, in a loop of the tests", "amp_scale"),
     *alone("it moves no weights: its averages are compared in the table of cases", "average_each", "average_params"),
     *alone("it waits for what is observed: torch's ReduceLROnPlateau, in a loop of the tests", "reduce_on_plateau"),
+    *alone("it moves no weights: MMEngine's schedulers of other numbers, in a loop of the tests", "tick_on_plateau"),
     *alone("gradients here are finite: the table of cases has others", "guard", "nan_to_num", "skip_nonfinite"),
     *alone("torch.optim.SparseAdam, whose gradients are sparse: the table of cases has them", "sparse_adam"),
     *alone("pytorch_optimizer's knows blocks by names of parameters: the tests have a model", "adam_mini"),

@@ -575,6 +575,14 @@ CASES: tuple[Case, ...] = (
         ),
         own_time=False,
     ),
+    Case(
+        "tick_on_plateau",
+        gch.rules.tick_on_plateau("val_loss", "plateau", patience=1),
+        (twin(lambda w, g, m, lr, t: w - lr * g, name="nothing"),),
+        lr=falling,
+        degree=1,
+        own_time=False,
+    ),
     # rules from elsewhere
     Case(
         "from_torch",

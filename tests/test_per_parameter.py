@@ -85,6 +85,7 @@ def test_the_rows_above_are_every_link_that_has_a_number():
         "qk_clip",
         "reduce_on_plateau",
         "sam",
+        "tick_on_plateau",
     }
     assert others == joint | beside | {"guard", "skip_nonfinite"}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -38,7 +39,13 @@ class Script:
 
 
 def script(
-    config: Mapping[str, Any], name: str, length: tuple[str, int], several: bool, averages: bool, unread: str
+    config: Mapping[str, Any],
+    name: str,
+    length: tuple[str, int],
+    several: bool,
+    averages: bool,
+    observed: Collection[str],
+    unread: str,
 ) -> Script:
     """What `gch.loop(…)` is to be given, for the loop of a config.
 
@@ -48,9 +55,10 @@ def script(
         length: the length of the run, "max_epochs" or "max_iters" and how many.
         several: whether there are several optimizers.
         averages: whether the chain averages the weights, as EMAHook does.
+        observed: what the chain's links wait for, of what is validated.
         unread: what was said of custom hooks that have no part in the chain.
     """
-    return _Writer(config, name, length, several, averages, unread).written()
+    return _Writer(config, name, length, several, averages, observed, unread).written()
 
 
 class _Writer:
@@ -61,10 +69,11 @@ class _Writer:
         length: tuple[str, int],
         several: bool,
         averages: bool,
+        observed: Collection[str],
         unread: str,
     ) -> None:
         self._config, self._name, self._length = config, name, length
-        self._several, self._averages = several, averages
+        self._several, self._averages, self._observed = several, averages, sorted(observed)
         self._unit = "epoch" if length[0] == "max_epochs" else "iter"
         self._out, self._unread = Script(""), unread.replace(",", " ").split()
         folder = config.get("work_dir")
@@ -134,6 +143,8 @@ class _Writer:
         if when.startswith("gch"):
             when += f", {[tuple(pair) for pair in dynamic]})" if dynamic else ")"
         out = [f'validate=(evaluate, {when}, "{unit or self._unit}")']
+        if self._observed:
+            out.append(f"observe={json.dumps(self._observed)}")  # as code writes its strings
         return [*out, "averaged=True"] if self._averages else out
 
     # checkpoints

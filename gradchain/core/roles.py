@@ -157,6 +157,23 @@ class AtTicks(Transform, role_only=True):
         raise NotImplementedError(f"{type(self).__name__}: a link that works at ticks needs ticked(state, ctx).")
 
 
+class TicksClock(Transform, role_only=True):
+    """A link that ticks a named clock when a number is observed that it `observes`: not at updates.
+
+    `updater.observe` asks it for its new state, and whether the clock ticks, which schedules read from then on. It
+    never holds the chain, and its `update` passes the updates on.
+
+    Attributes:
+        clock: its name.
+    """
+
+    clock: str
+
+    def looked(self, x: float, state: Any, ctx: Context) -> tuple[State, bool]:
+        """The state after one more observation, and whether the clock ticks. Changes none of its arguments."""
+        raise NotImplementedError(f"{type(self).__name__}: a link that ticks a clock needs looked(x, state, ctx).")
+
+
 class WritesBuffers(Transform, role_only=True):
     """A link that may write buffers of the model: it gives `ctx.write_buffers` what they are to be, by name.
 

@@ -14,7 +14,7 @@ from gradchain.transforms.lion import scale_by_lion
 from gradchain.transforms.nadam import scale_by_nadam
 from gradchain.transforms.noise import add_noise
 from gradchain.transforms.nonfinite import nan_to_num
-from gradchain.transforms.plateau import reduce_on_plateau
+from gradchain.transforms.plateau import reduce_on_plateau, tick_on_plateau
 from gradchain.transforms.project import project
 from gradchain.transforms.radam import scale_by_radam
 from gradchain.transforms.rms import scale_by_rms, scale_by_stddev
@@ -57,5 +57,6 @@ __all__ = [
     "scale_by_sign",
     "scale_by_stddev",
     "stateless",
+    "tick_on_plateau",
     "trace",
 ]

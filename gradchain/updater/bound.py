@@ -158,7 +158,13 @@ class Bound:
         if isinstance(number, int) and abs(number) > sys.float_info.max:
             raise ValueError(f"observe: {name!r} must be a number that a float can hold, got an integer beyond that.")
         count, latest = self.news.get(name, (0, []))
+        new, ticked = self.observations.looked(
+            name, float(number), dict(states(self.chain, self.state)), partial(self.hypers.sight, step=self.facts())
+        )
         self.observations.tell_of_misspelling(name, self.observed)
+        if new:
+            self.state = rebuilt(self.chain, self.state, new)
+            self.clocks = {clock: time + ticked.count(clock) for clock, time in self.clocks.items()}
         self.observed[name] = float(number)
         self.news[name] = (count + 1, [*latest, float(number)])
 

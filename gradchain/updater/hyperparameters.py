@@ -14,7 +14,7 @@ from gradchain.core.context import Context
 from gradchain.core.html import table, text
 from gradchain.core.hyper import Hyper, Interval, Override, is_number, varies
 from gradchain.core.index import Index
-from gradchain.core.roles import AtTicks
+from gradchain.core.roles import AtTicks, TicksClock
 from gradchain.core.scalars import Scalars, as_number, on_host
 from gradchain.core.spread import Spread
 from gradchain.core.step import Step
@@ -122,6 +122,7 @@ class Hyperparameters:
         for full, (address, link, hyper) in self._fields.items():
             for value in (link.__dict__[hyper.name], self.overrides.get(full, Override()).value):
                 check_spread(value, hyper, address, seen[address])
+        self._check_ticking()
         self._seen, self._names = seen, index.names
 
     def values(self, clocks: Mapping[str, float]) -> dict[str, Any]:
@@ -173,10 +174,33 @@ class Hyperparameters:
 
     def clocks_under(self, overrides: Mapping[str, Override]) -> frozenset[str]:
         """The named clocks that some schedule would read under these overrides, or some link works at."""
+        at_ticks = {link.clock for link in self._at_ticks.values() if link.clock is not None}
+        return self._read_under(overrides) | at_ticks | {link.clock for _, link in _ticking_in(self._chain)}
+
+    def _read_under(self, overrides: Mapping[str, Override]) -> frozenset[str]:
+        """Those that some schedule reads."""
         sources = [link.__dict__[hyper.name] for _, link, hyper in self._fields.values()]
         sources += [override.value for override in overrides.values()]
-        read = {name for value in sources for start in starts_of(value) for name in clocks_of(start)}
-        return frozenset(read | {link.clock for link in self._at_ticks.values() if link.clock is not None})
+        return frozenset(name for value in sources for start in starts_of(value) for name in clocks_of(start))
+
+    def _check_ticking(self) -> None:
+        """ValueError for a clock that a link ticks and at whose ticks another works, or that is not the one read.
+
+        Where no schedule reads any, an override may.
+        """
+        read = self._read_under(self.overrides) - {"step", "micro"}
+        for address, link in _ticking_in(self._chain):
+            working = next((a for a, other in self._at_ticks.items() if other.clock == link.clock), None)
+            if working is not None:
+                raise ValueError(
+                    f"bind: {address} ticks {link.clock!r}, at whose ticks {working} works. Give it a clock of its own."
+                )
+            if read and link.clock not in read:
+                named = ", ".join(sorted(read))
+                raise ValueError(
+                    f"bind: nothing reads the clock {link.clock!r}, which {address} ticks. Clocks that are read: "
+                    f"{named}. Write by({link.clock!r}, schedule) for a number."
+                )
 
     def override(self, name: str, value: Any, factor: float | None, clocks: Mapping[str, float]) -> None:
         """Put a number, a schedule or a factor in place of a hyperparameter; neither of them ends that."""
@@ -286,6 +310,11 @@ def _fields_of(chain: Transform) -> dict[str, tuple[str, Transform, Hyper]]:
 def _at_ticks_in(chain: Transform) -> dict[str, AtTicks]:
     """The links that work at the ticks of a clock, by address."""
     return {a: link for a, link, _ in walk(chain, None) if isinstance(link, AtTicks) and link.clock is not None}
+
+
+def _ticking_in(chain: Transform) -> list[tuple[str, TicksClock]]:
+    """The links that tick a clock, with their addresses."""
+    return [(address, link) for address, link, _ in walk(chain, None) if isinstance(link, TicksClock)]
 
 
 def check_spread(value: Any, hyper: Hyper, address: str, index: Index) -> None:

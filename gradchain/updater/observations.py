@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any
 
-from gradchain.core.roles import AtTicks
+from gradchain.core.context import Context
+from gradchain.core.roles import AtTicks, TicksClock
+from gradchain.core.state import State, as_stored
 from gradchain.core.transform import Transform, walk
 
 PATIENCE = 1000
@@ -24,8 +27,30 @@ class Observations:
         links = [(address, link) for address, link, _ in walk(chain, None)]
         self._read = {name: address for address, link in links for name in sorted(link.observes)}
         self._ticks = {address: link.clock for address, link in links if isinstance(link, AtTicks) and link.clock}
+        self._ticking = [(address, link) for address, link in links if isinstance(link, TicksClock)]
         self.awaited = bool(self._read or self._ticks)
         self._told: set[str] = set()
+
+    def looked(
+        self, name: str, x: float, states: Mapping[str, Any], sight: Callable[[str], Context]
+    ) -> tuple[dict[str, State], list[str]]:
+        """What links that tick a clock make of a number at once: new states by address, and which clocks tick.
+
+        Args:
+            name: what it was observed under.
+            x: the number.
+            states: those of all links, by address.
+            sight: address → what the link there looks at.
+        """
+        new: dict[str, State] = {}
+        ticked: list[str] = []
+        for address, link in self._ticking:
+            if name in link.observes:
+                ctx = sight(address)
+                state, ticks = link.at(ctx).looked(x, states[address], ctx)
+                new[address] = as_stored(states[address], state, address)
+                ticked += [link.clock] * ticks
+        return new, ticked
 
     def tell_of_silence(self, observed: Collection[str], clocks: Mapping[str, float]) -> None:
         """Warn of each link that has waited for long, and say nothing from then on."""

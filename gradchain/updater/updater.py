@@ -283,7 +283,7 @@ class Updater(Readings, foreign.Stranger):
     def observe(self, name: str, value: float | Tensor) -> None:
         """Put a number where links see it (`ctx.observed`), such as a validation loss for reduce_on_plateau.
 
-        Every call counts once, at the next update that is applied.
+        Every call counts once, at the next update that is applied; a clock that it ticks does so at once.
         """
         self._recovered().observe(name, value)
 

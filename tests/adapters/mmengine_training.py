@@ -77,7 +77,7 @@ class Training:
     batch_size: int | None = None
     base_batch_size: int | None = None
     prepare: Callable[[Small], object] = field(default=lambda model: None)
-    metric: Callable[[int], float] | None = None  # by epoch
+    metric: Callable[[int], float] | None = None  # by epoch; in a loop of iterations each so many of them
     left: int = 0  # iterations at the end that are not run
 
     @property
@@ -140,10 +140,10 @@ class Training:
         for scheduler in schedulers:
             if not scheduler.by_epoch:
                 scheduler.step()
-        if self.max_epochs is None or (i + 1) % self.epoch_length:
+        if (i + 1) % self.epoch_length:
             return
         for scheduler in schedulers:
-            if scheduler.by_epoch:
+            if scheduler.by_epoch and self.max_epochs is not None:
                 scheduler.step()
         for scheduler in schedulers:
             if self.metric is not None and getattr(scheduler, "need_val_args", False):

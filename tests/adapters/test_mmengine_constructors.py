@@ -289,6 +289,21 @@ def test_offsets_of_deformable_convolutions() -> None:
         assert found["dcn.conv_offset.weight"] == (0.05 if offset else 0.1, 0.01)
 
 
+def test_offsets_without_a_model() -> None:
+    """They are known by what mmcv calls them, and the chain is that of a model that has mmcv's class."""
+    cls = type("ModulatedDeformConv2d", (nn.Module,), {"__module__": "mmcv.ops.modulated_deform_conv"})
+    model = nn.ModuleDict({"dcn": cls(), "head": nn.Linear(2, 2), "body": nn.Conv2d(2, 2, 1)})
+    model["dcn"].conv_offset = nn.Conv2d(2, 2, 1)
+    rules = {"bias_lr_mult": 2.0, "dcn_offset_lr_mult": 0.5, "bias_decay_mult": 0.25, "flat_decay_mult": 0.0}
+    config, length = wrapper(**rules), {"max_iters": 10, "epoch_length": 10}
+    with pytest.warns(UserWarning, match=r"every Conv2d that is called conv_offset: whether it is in one of mmcv's"):
+        [part] = mmengine.unbound(config, **length)
+    without, at_hand = part.chain.bind(model).hyperparams(), mmengine.from_config(model, config, **length).hyperparams()
+    address = "scale_by_learning_rate.learning_rate"
+    assert without[address] == at_hand[address] and without[address]["dcn.conv_offset.bias"] == 0.05
+    assert without == at_hand
+
+
 def test_what_wraps_a_model_is_looked_through() -> None:
     """Names are those that bind gives: without `module.` for a wrapper, with it for what only looks like one."""
     config = wrapper(custom_keys={".head": {"lr_mult": 0.5}, "head": {"lr_mult": 0.1}})

@@ -203,3 +203,15 @@ def test_what_no_group_takes_is_frozen() -> None:
     assert repr(updater.chain.links[0]) == 'freeze(named("scale"))'
     updater.update((model(torch.ones(1, 2)) * model.scale).sum())
     assert model.scale == 1.0 and updater.num_updates == 1
+
+
+@pytest.mark.parametrize("modules", ["head", ["head"], "he.*"])
+def test_one_optimizer_over_modules_trains_them(modules: Any) -> None:
+    """By the name of a child as by a list or a pattern: that child is optimised, and nothing else."""
+    wrapper = {"constructor": "MultiOptimWrapperConstructor", "modules": modules, "optimizer": SGD}
+    model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+    updater = mmengine.from_config(model, wrapper, max_iters=4, epoch_length=2)
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    updater.update(model["head"](model["body"](torch.ones(3, 2))).sum())
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"head.weight", "head.bias"}

@@ -115,13 +115,43 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ({"optimizer": SGD, "accumulative_counts": 3},
      {"custom_hooks": [{"type": "EMAHook", "ema_type": "ExpMomentumEMA"}]}, f"{H}: ema_type 'ExpMomentumEMA' must come "
      "without accumulation: MMEngine averages at every iteration, whose decays differ within a window."),
-    ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauMomentum"}]}, "mmengine.from_config: "
-     "param_scheduler[0] (ReduceOnPlateauMomentum): only the learning rate can be reduced on a plateau: "
-     "reduce_on_plateau scales the updates."),
+    ({"optimizer": {"type": "SGD", "lr": None}}, {}, f"{W}.optimizer: scale_by_learning_rate: learning_rate must be a "
+     "number or a schedule (step -> value), got None."),
+    ({"optimizer": {**SGD, "weight_decay": None}}, {}, f"{W}.optimizer: add_decayed_weights: weight_decay must be a "
+     "number"),
+    ({"optimizer": {"type": "AdamW", "lr": 0.1, "eps": "1e-8"}}, {}, f"{W}.optimizer: scale_by_adam: eps must be a "
+     "number or a schedule (step -> value), got '1e-8'."),
+    ({"optimizer": {"type": "AdamW", "lr": 0.1, "betas": [0.9]}}, {}, f"{W}.optimizer: betas must be two numbers, got "
+     "[0.9]."),
+    ({"type": "AmpOptimWrapper", "optimizer": SGD, "loss_scale": 0.0}, {}, f"{W}: loss_scale: amp_scale: init_scale "
+     "must be in (0, inf), got 0.0."),
+    ({"type": "AmpOptimWrapper", "optimizer": SGD, "loss_scale": {"growth_factor": "2"}}, {}, f"{W}: loss_scale: "
+     "amp_scale: growth_factor must be a number"),
+    ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauLR", "patience": -1}]}, "mmengine.from_config: "
+     "param_scheduler[0] (ReduceOnPlateauLR): patience must be a whole number of at least 0, got -1."),
+    ({"optimizer": {"type": "Adagrad"}}, {"param_scheduler": [{"type": "ReduceOnPlateauMomentum"}]},
+     f"{W}.optimizer: it has no 'momentum', which a scheduler moves."),
+    ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauParamScheduler"}]}, "mmengine.from_config: "
+     "param_scheduler[0] (ReduceOnPlateauParamScheduler): param_name must be given."),
+    ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauMomentum", "factor": 1.0}]},
+     "mmengine.from_config: param_scheduler[0] (ReduceOnPlateauMomentum): factor must be a number of at least 0 and "
+     "below 1, got 1.0."),
+    ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauMomentum", "min_value": [0.1, 0.2, 0.3]}]},
+     "mmengine.from_config: param_scheduler[0] (ReduceOnPlateauMomentum): min_value must have a number for each of the "
+     "1 groups, got 3."),
+    ({"optimizer": SGD}, {"param_scheduler": [{"type": "CosineAnnealingMomentum", "eta_min": 0.1},
+                                              {"type": "ReduceOnPlateauMomentum"}]}, "mmengine.from_config: "
+     "param_scheduler[1] (ReduceOnPlateauMomentum): the other schedulers of 'momentum' must only multiply, got "
+     "CosineAnnealingMomentum, which acts on what a reduction leaves."),
+    ({"optimizer": SGD}, {"param_scheduler": [{"type": "LinearMomentum"},
+                                              {"type": "ReduceOnPlateauMomentum", "min_value": 0.1}]},
+     "mmengine.from_config: param_scheduler[1] (ReduceOnPlateauMomentum): min_value and eps must not be given where "
+     "other schedulers move 'momentum', which they bound."),
     ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauLR", "end": 3}]}, "mmengine.from_config: "
      "param_scheduler[0] (ReduceOnPlateauLR): begin and end must not be given: it reads every observation."),
     ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauLR"}] * 2}, "mmengine.from_config: "
-     "param_scheduler[1] (ReduceOnPlateauLR): there must be at most one scheduler that reads a metric, got 2."),
+     "param_scheduler[1] (ReduceOnPlateauLR): there must be at most one scheduler that reads a metric for 'lr', "
+     "got two."),
     ({"optimizer": SGD}, {"param_scheduler": [{"type": "CosineAnnealingLR"}, {"type": "ReduceOnPlateauLR"}]},
      "mmengine.from_config: param_scheduler[1] (ReduceOnPlateauLR): the other schedulers of the learning rate must "
      "only multiply, got CosineAnnealingLR, which acts on what a reduction leaves."),
@@ -131,10 +161,10 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ({"optimizer": SGD}, {"param_scheduler": [{"type": "ReduceOnPlateauLR", "min_value": "1e-3"}]},
      "mmengine.from_config: param_scheduler[0] (ReduceOnPlateauLR): min_value must be a number, or a list with one for "
      "each group, got '1e-3'."),
-    ({"optimizer": {"type": "TorchAdafactor"}}, {"param_scheduler": [{"type": "ReduceOnPlateauLR"}]}, f"{W}.optimizer: "
-     "its update must be a multiple of the learning rate where a plateau scales it, and is not."),
-    ({"optimizer": {"type": "NAdam"}}, {"param_scheduler": [{"type": "ReduceOnPlateauLR"}]}, f"{W}.optimizer: a rule "
-     "that is no link of gradchain's writes its weights itself: no plateau scales it."),
+    ({"optimizer": {"type": "NAdam"}},
+     {"param_scheduler": [STAIRS, {"type": "ReduceOnPlateauLR", "min_value": 1e-4}]}, "mmengine.from_config: "
+     "param_scheduler[1] (ReduceOnPlateauLR): min_value and eps must not be given where other schedulers move 'lr', "
+     "which they bound."),
     ({"optimizer": SGD, "lr_config": {"policy": "step", "step": [3]}}, {"param_scheduler": [STAIRS]}, f"{W}: "
      "param_scheduler must not come with lr_config: one format at a time."),
     ({"optimizer": SGD, "lr_config": None, "clip_grad": None}, {}, "mmengine.from_config: config: every key must be "

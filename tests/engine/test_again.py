@@ -102,6 +102,10 @@ VALUES: dict[tuple[str, str], tuple[Any, ...]] = {
     ("reduce_on_plateau", "observed"): ("val_loss", "another"),
     ("reduce_on_plateau", "threshold_mode"): ("rel", "abs", "magnitude"),
     ("reduce_on_plateau", "mode"): ("min", "max"),
+    ("tick_on_plateau", "observed"): ("val_loss", "another"),
+    ("tick_on_plateau", "clock"): ("plateau",),
+    ("tick_on_plateau", "threshold_mode"): ("rel", "abs", "magnitude"),
+    ("tick_on_plateau", "mode"): ("min", "max"),
     ("scale_by_lion", "mode"): ("hard", "smooth", "refined"),
     ("stateless", "fn"): (doubled,),
 }
@@ -444,6 +448,17 @@ def test_plateaus_run_again(mode, every):
             pair.each(lambda _, u: (u.observe("val_loss", 0.1), u.observe("val_loss", 0.05)))
         pair.step(t)
     assert pair.replayed >= 20, pair.again.explain()
+
+
+def test_ticks_of_a_plateau_run_again():
+    """What an observation changed between two updates stays, though the link's own code does not run."""
+    momentum = gch.by("plateau", gch.schedules.exponential(0.9, 0.5))
+    tx = gch.chain(gch.rules.tick_on_plateau("val_loss", "plateau", patience=1), gch.sgd(0.1, momentum=momentum))
+    pair = Pair(tx, Small(), ("blocks",))
+    for t in range(40):
+        pair.each(lambda _, u, t=t: u.observe("val_loss", [3.0, 2.0, 2.5, 1.0, 1.5, 1.2, 1.1, 5.0][t % 8]))
+        pair.step(t)
+    assert pair.replayed >= 30, pair.again.explain()
 
 
 def test_unequal_counts_run_again():

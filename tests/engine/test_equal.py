@@ -272,6 +272,7 @@ GRADIENTS = {
     "lookahead": lambda: gch.chain(gch.adam(0.02), gch.rules.lookahead(3)),
     "project": lambda: gch.chain(gch.adam(0.05), gch.project(clamped, HEAD), gch.average_params(0.5)),
     "plateau": lambda: gch.chain(gch.reduce_on_plateau("val_loss", base=0.5), gch.sgd(0.05)),
+    "tick_on_plateau": lambda: gch.chain(gch.rules.tick_on_plateau("val_loss", "plateau"), gch.sgd(0.05)),
     "from torch": lambda: gch.chain(gch.clip_by_norm(0.5), gch.from_torch("SGD", lr=0.05), gch.average_params(0.5)),
     "from torch, in branches": lambda: gch.partition(
         (HEAD, gch.from_torch("SGD", lr=RATE, momentum=0.9)), (gch.rest, gch.sgd(0.05))

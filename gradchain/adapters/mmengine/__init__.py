@@ -44,7 +44,7 @@ ConvNeXt only
 =============================================  =======================================================================
 
 Schedulers that read a metric (ReduceOnPlateau) are refused here: they are no function of the step. `from_config` makes
-ReduceOnPlateauLR a link.
+them links.
 
 `from_config` trains as MMEngine's Runner, weight by weight. What differs, on purpose:
 
@@ -80,7 +80,10 @@ MMYOLO's hooks count the groups, whoever made  the third group is the biases of 
 them                                           without a model what is neither weight nor bias is trained
 a plateau's min_value and eps bound the rate   the same; the usual eps of 1e-8 bounds it before other schedulers
 in force
-a plateau of momentum or another field         an error: `reduce_on_plateau` scales the updates, which a rate alone does
+a plateau's min_value and eps bound momenta    an error; alone they do: `tick_on_plateau` counts the reductions, and
+that other schedulers move too                 the number is a schedule of that clock
+dcn_offset_lr_mult and biases look whether     with a model so here; without one each Conv2d called conv_offset is an
+mmcv's deformable convolution is above         offset where dcn_offset_lr_mult is set, else a convolution like others
 Sophia, D-Adaptation, 8-bit optimizers         their classes, where installed, through `from_torch`; else an error that
                                                says why there is no link, and what is nearest
 frozen_layers_cfg of MMSelfSup's hook          an error

@@ -60,14 +60,20 @@ class Entry:
             frame, depth = frame.f_back, depth + 1
         warnings.warn(f"{self.owner}: {self.name}: {sentence}", UserWarning, stacklevel=depth)
 
-    def only(self, known: Iterable[str], required: Iterable[str] = ()) -> None:
-        """Every key is known, and no required one is missing."""
+    def only(
+        self, known: Iterable[str], required: Iterable[str] = (), belongs: Mapping[str, str] | None = None
+    ) -> None:
+        """Every key is known, and no required one is missing.
+
+        belongs: cures for keys that belong elsewhere; where there are such, an unknown key is only objected to.
+        """
         known = sorted({*known, *required})
         for key in self.items:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, 1)
                 cure = f"did you mean {near[0]!r}?" if near else f"it takes {listed(known)}."
-                self.refuse(f"every key must be known, got {key!r}; {cure}", TypeError)
+                sentence = f"every key must be known, got {key!r}; {(belongs or {}).get(key, cure)}"
+                self.refuse(sentence, TypeError) if belongs is None else self.object_to(sentence)
         for key in required:
             if key not in self.items:
                 self.refuse(f"{key} must be given.", TypeError)

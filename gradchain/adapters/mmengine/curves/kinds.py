@@ -5,13 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from gradchain.adapters.mmengine.curves import shapes
 from gradchain.adapters.mmengine.curves.shapes import Shape
 from gradchain.adapters.mmengine.entries import Entry, is_numbers, is_whole, whole
-from gradchain.schedules import constant, exponential, linear, multi_step, one_cycle, polynomial, step_decay
+from gradchain.schedules import (
+    Schedule,
+    constant,
+    exponential,
+    linear,
+    multi_step,
+    one_cycle,
+    polynomial,
+    step_decay,
+)
 
-__all__ = ["FAMILIES", "TYPES", "Kind", "Span"]
+__all__ = ["FAMILIES", "SUFFIXES", "TYPES", "Kind", "Span", "anneal", "cycle"]
 
 
 @dataclass(frozen=True)
@@ -159,23 +169,25 @@ def _one_cycle(entry: Entry, span: Span, base: float) -> Shape:
         entry.refuse(f"total_steps must be whole in steps of the scheduler, got {total!r}.")
     if span.run > total:
         entry.refuse(f"total_steps must be at least the {span.run} steps of its window, got {total!r}.")
+    start = peak / entry.number("div_factor", 25.0, "a positive number", lambda x: x > 0)
+    end = start / entry.number("final_div_factor", 1e4, "a positive number", lambda x: x > 0)
+    return shapes.absolute(cycle(entry, start, peak, end, total), span.count)
+
+
+def cycle(entry: Entry, start: float, peak: float, end: float, total: float) -> Schedule:
+    """One cycle of so many steps, in the phases that the entry says."""
     three = entry.flag("three_phase", False)
     limit = 0.5 if three else 1.0
     rule = f"a number above 1 / total_steps = {1 / total!r} and below {limit}"
     up = entry.number("pct_start", 0.3, rule, lambda x: x * total > 1 and x < limit)
+    back = 2 * up * total - 2 if three else None
+    return one_cycle(start, peak, up * total - 1, total - 1, end=end, shape=anneal(entry), return_steps=back)
+
+
+def anneal(entry: Entry) -> Literal["cosine", "linear"]:
+    """The shape that an entry's anneal_strategy names."""
     strategy = entry.get("anneal_strategy", "cos", "'cos' or 'linear'", lambda x: x in ("cos", "linear"))
-    start = peak / entry.number("div_factor", 25.0, "a positive number", lambda x: x > 0)
-    end = start / entry.number("final_div_factor", 1e4, "a positive number", lambda x: x > 0)
-    cycle = one_cycle(
-        start,
-        peak,
-        up * total - 1,
-        total - 1,
-        end=end,
-        shape="cosine" if strategy == "cos" else "linear",
-        return_steps=2 * up * total - 2 if three else None,
-    )
-    return shapes.absolute(cycle, span.count)
+    return "cosine" if strategy == "cos" else "linear"
 
 
 def _quadratic(entry: Entry, span: Span, base: float) -> Shape:

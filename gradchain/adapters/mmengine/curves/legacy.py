@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from gradchain.adapters.mmengine.curves.kinds import anneal, cycle
 from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, is_whole, listed
 from gradchain.schedules import (
     Schedule,
@@ -99,11 +100,6 @@ def _linear(entry: Entry, field: str, last: int, base: float) -> Schedule:
     return linear(base, entry.one_floor(f"min_{field}", base), last)
 
 
-def _shape(entry: Entry) -> Any:
-    strategy = entry.get("anneal_strategy", "cos", "'cos' or 'linear'", lambda x: x in ("cos", "linear"))
-    return "cosine" if strategy == "cos" else "linear"
-
-
 def _cyclic(entry: Entry, field: str, last: int, base: float) -> Schedule:
     given = entry.items.get("target_ratio", (10, 1e-4) if field == "lr" else (0.85 / 0.95, 1.0))
     ratios = [given] if is_number(given) else given
@@ -114,7 +110,7 @@ def _cyclic(entry: Entry, field: str, last: int, base: float) -> Schedule:
     period = last // int(entry.number("cyclic_times", 1, rule, lambda x: is_whole(x) and 1 <= x <= last))
     up = int(period * entry.number("step_ratio_up", 0.4, "a number from 0 and below 1", lambda x: 0 <= x < 1))
     gamma = entry.number("gamma", 1, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
-    shape = _shape(entry)
+    shape = anneal(entry)
     full = one_cycle(base, top, up, period, end=foot, shape=shape).repeat()
     if gamma == 1:
         return full
@@ -124,21 +120,15 @@ def _cyclic(entry: Entry, field: str, last: int, base: float) -> Schedule:
 
 
 def _one_cycle(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    three = entry.flag("three_phase", False)
-    limit = 0.5 if three else 1.0
-    if field == "lr":
-        rule = f"a whole number of at least the {last} iterations of the run"
-        total = int(entry.number("total_steps", last, rule, lambda x: is_whole(x) and x >= last))
-        top = entry.number("max_lr", None)
-        start = top / entry.number("div_factor", 25, "a positive number", lambda x: x > 0)
-        end = start / entry.number("final_div_factor", 1e4, "a positive number", lambda x: x > 0)
-    else:
-        total, top = last, entry.number("base_momentum", 0.85)
-        start = end = entry.number("max_momentum", 0.95)
-    rule = f"a number above 1 / {total} and below {limit}"
-    up = entry.number("pct_start", 0.3, rule, lambda x: x * total > 1 and x < limit)
-    back = 2 * up * total - 2 if three else None
-    return one_cycle(start, top, up * total - 1, total - 1, end=end, shape=_shape(entry), return_steps=back)
+    if field == "momentum":
+        end = entry.number("max_momentum", 0.95)
+        return cycle(entry, end, entry.number("base_momentum", 0.85), end, last)
+    rule = f"a whole number of at least the {last} iterations of the run"
+    total = int(entry.number("total_steps", last, rule, lambda x: is_whole(x) and x >= last))
+    top = entry.number("max_lr", None)
+    start = top / entry.number("div_factor", 25, "a positive number", lambda x: x > 0)
+    end = start / entry.number("final_div_factor", 1e4, "a positive number", lambda x: x > 0)
+    return cycle(entry, start, top, end, total)
 
 
 def _yolox(entry: Entry, clock: Clock, base: float) -> Schedule:

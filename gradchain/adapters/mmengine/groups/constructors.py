@@ -25,24 +25,32 @@ def force_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     return _default(paramwise, model, frozen=True, forced=bool(paramwise.cfg.get("force_default_settings", False)))
 
 
-def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bool) -> list[Group]:
+def old_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
+    """DefaultOptimizerConstructor of mmcv 1.x: norm > depthwise > bias, and a rule that is not set takes its own too.
+
+    Frozen parameters are kept, and nothing but the multipliers of a custom key is read.
+    """
+    return _default(paramwise, model, frozen=True, forced=False, old=True)
+
+
+def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bool, old: bool = False) -> list[Group]:
     groups: list[Group] = []
     taken: set[int] = set()
     undone: dict[str, str] = {}
     for visit in visits(model):
-        if paramwise.cfg.get("bypass_duplicate", False) and id(visit.parameter) in taken:
-            continue
-        if not (frozen or visit.parameter.requires_grad):
+        trained = visit.parameter.requires_grad
+        again = paramwise.cfg.get("bypass_duplicate", False) and id(visit.parameter) in taken
+        if (again and (trained or not old)) or not (frozen or trained):
             continue
         items: dict[str, Any] = {}
-        if visit.parameter.requires_grad:
+        if trained:
             found = paramwise.winner(visit.tested)
             if found is not None:
                 # whatever the entry has becomes an item of the group, `lr` and `weight_decay` too
-                items = {**_by_key(paramwise, *found), **found[1]}
+                items = {**_by_key(paramwise, *found), **({} if old else found[1])}
             if found is None or forced:
-                items |= _by_kind(paramwise, visit)
-            elif not {"decay_mult", "weight_decay"} & found[1].keys() and found[1]:
+                items |= _by_kind(paramwise, visit, old)
+            elif not old and not {"decay_mult", "weight_decay"} & found[1].keys() and found[1]:
                 rule = _by_kind(paramwise, visit).get("weight_decay", items.get("weight_decay"))
                 if rule != items.get("weight_decay"):
                     undone.setdefault(found[0], visit.full)
@@ -62,23 +70,19 @@ def _by_key(paramwise: Paramwise, key: str, entry: Mapping[str, Any]) -> dict[st
     return items
 
 
-def _by_kind_of_lr(paramwise: Paramwise, visit: Visit) -> dict[str, Any]:
+def _by_kind(paramwise: Paramwise, visit: Visit, old: bool = False) -> dict[str, Any]:
     items: dict[str, Any] = {}
-    free = not visit.deformable
-    if visit.name == "bias" and free and not visit.norm and paramwise.rule("bias_lr_mult") is not None:
+    bias, free = visit.name == "bias", not visit.deformable
+    if bias and free and not visit.norm and paramwise.rule("bias_lr_mult") is not None:
         items["lr"] = paramwise.base("lr") * paramwise.rule("bias_lr_mult")
     offset = not free and "conv_offset" in visit.prefix and isinstance(visit.module, nn.Conv2d)
     if offset and paramwise.rule("dcn_offset_lr_mult") is not None:
         items["lr"] = paramwise.base("lr") * paramwise.rule("dcn_offset_lr_mult")
-    return items
-
-
-def _by_kind(paramwise: Paramwise, visit: Visit) -> dict[str, Any]:
-    items = _by_kind_of_lr(paramwise, visit)
     if paramwise.decays:
-        bias, free, flat = visit.name == "bias", not visit.deformable, visit.parameter.ndim == 1
-        kinds = {"norm": visit.norm, "bias": bias and free, "dwconv": visit.depthwise, "flat": flat and free}
-        _decay(paramwise, [kind for kind, there in kinds.items() if there], items)
+        kinds = {"norm": visit.norm, "bias": bias and free, "dwconv": visit.depthwise}
+        order = ("norm", "dwconv", "bias") if old else (*kinds, "flat")
+        kinds["flat"] = visit.parameter.ndim == 1 and free
+        _decay(paramwise, [kind for kind in order if kinds[kind]][: 1 if old else None], items)
     return items
 
 
@@ -87,32 +91,6 @@ def _decay(paramwise: Paramwise, kinds: list[str], items: dict[str, Any]) -> Non
     factor = next((f for f in (paramwise.rule(f"{kind}_decay_mult") for kind in kinds) if f is not None), None)
     if factor is not None:
         items["weight_decay"] = paramwise.base("weight_decay") * factor
-
-
-def old_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """DefaultOptimizerConstructor of mmcv 1.x: norm > depthwise > bias, and a rule that is not set takes its own too.
-
-    Frozen parameters are kept, and nothing but the multipliers of a custom key is read.
-    """
-    groups: list[Group] = []
-    taken: set[int] = set()
-    for visit in visits(model):
-        items: dict[str, Any] = {}
-        if visit.parameter.requires_grad:
-            if paramwise.cfg.get("bypass_duplicate", False) and id(visit.parameter) in taken:
-                continue
-            found = paramwise.winner(visit.tested)
-            kinds = {
-                "norm": visit.norm,
-                "dwconv": visit.depthwise,
-                "bias": visit.name == "bias" and not visit.deformable,
-            }
-            items = _by_kind_of_lr(paramwise, visit) if found is None else _by_key(paramwise, *found)
-            if found is None and paramwise.decays:
-                _decay(paramwise, [kind for kind, there in kinds.items() if there][:1], items)
-        taken.add(id(visit.parameter))
-        groups.append(([visit.parameter], items))
-    return groups
 
 
 def by_pattern(paramwise: Paramwise, model: nn.Module) -> list[Group]:

@@ -9,88 +9,47 @@ import torch
 from torch import Tensor, nn
 
 from gradchain.adapters.mmengine.groups.paramwise import Group, Paramwise
+from gradchain.selectors import depth
 
 __all__ = ["IMPLICIT", "mmaction", "mmpose", "mmseg", "mmselfsup", "tsm", "yolo_decay", "yolo_free", "yolov5", "yolov7"]
 
-TOKENS = ("backbone.cls_token", "backbone.mask_token", "backbone.pos_embed")
 IMPLICIT = ("ImplicitA", "ImplicitM")
-Depth = Callable[[str], int]
+WITHIN = "backbone."
 
 
-def _vit(blocks: str, head: int) -> Depth:
-    def depth(name: str) -> int:
-        if name in TOKENS or name.startswith("backbone.patch_embed"):
-            return 0
-        return int(name.split(".")[2]) + 1 if name.startswith(f"backbone.{blocks}") else head
+def _mixmim(depths: list[int]) -> Callable[[str], int]:
+    """MixMIM's: patches and positions lie below the first depth, and the head with the last block."""
 
-    return depth
-
-
-def _convnext(last: int) -> Depth:
-    def depth(name: str) -> int:
-        parts = name.split(".")
-        if name in TOKENS:
-            return 0
-        if name.startswith("backbone.downsample_layers"):
-            return (0, 2, 3, last)[int(parts[2])]
-        if name.startswith("backbone.stages"):
-            return (1, 2, 3 + int(parts[3]) // 3, last)[int(parts[2])]
-        return last + 1
-
-    return depth
-
-
-def _convnext_stages(head: int) -> Depth:
-    def depth(name: str) -> int:
-        if name in TOKENS or name.startswith("backbone.downsample_layers"):
-            return 0
-        return int(name.split(".")[2]) + 1 if name.startswith("backbone.stages") else head
-
-    return depth
-
-
-def _swin(depths: list[int], head: int) -> Depth:
-    def depth(name: str) -> int:
-        if "mask_token" in name or "patch_embed" in name:
-            return 0
-        if not name.startswith("backbone.stages"):
-            return head
-        stage, block = int(name.split(".")[2]), name.split(".")[4]
-        return sum(depths[: stage + 1]) if block in ("reduction", "norm") else sum(depths[:stage]) + int(block) + 1
-
-    return depth
-
-
-def _mixmim(depths: list[int], head: int) -> Depth:
-    def depth(name: str) -> int:
+    def deep(name: str) -> int:
         if "patch_embed" in name or "pos_embed" in name:
             return -1
         if not name.startswith("backbone.layers"):
-            return head - 1
+            return sum(depths) - 1
         stage, block = int(name.split(".")[2]), name.split(".")[4]
         outside = block in ("downsample", "reduction", "norm")
         return sum(depths[: stage + 1]) - 1 if outside else sum(depths[:stage]) + int(block)
 
-    return depth
+    return deep
 
 
 def _merged(
     paramwise: Paramwise,
     model: nn.Module,
-    depth: Depth,
-    last: int,
-    scale: Callable[[int], float],
+    deep: Callable[[str], int],
+    total: int,
+    rate: float,
     decay: Callable[[str, Tensor], Any],
 ) -> list[Group]:
-    """A group for each depth with decay, and one for each without. `last`: the depth of the head."""
+    """A group for each depth with decay, and one for each without. `total`: how many depths there are."""
     groups: dict[tuple[int, bool], Group] = {}
-    paramwise.check_layers({name: depth(name) for name, p in model.named_parameters() if p.requires_grad}, last)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            layer, value = depth(name), decay(name, parameter)
-            items = {"weight_decay": value, "lr_scale": scale(layer), "lr": scale(layer) * paramwise.base("lr")}
-            # which decay a group has, its first parameter says
-            groups.setdefault((layer, value == 0), ([], items))[0].append(parameter)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    paramwise.check_layers({name: deep(name) for name in trained}, deep(""))
+    for name, parameter in trained.items():
+        layer, value = deep(name), decay(name, parameter)
+        scale = rate ** (total - layer - 1)
+        items = {"weight_decay": value, "lr_scale": scale, "lr": scale * paramwise.base("lr")}
+        # which decay a group has, its first parameter says
+        groups.setdefault((layer, value == 0), ([], items))[0].append(parameter)
     return list(groups.values())
 
 
@@ -112,45 +71,41 @@ def _backbone(paramwise: Paramwise, model: nn.Module, attribute: str = "") -> An
 
 def mmseg(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimizerConstructor and LayerDecayOptimizerConstructor of MMSegmentation and MMDetection."""
-    layers, kind = paramwise.number("num_layers"), paramwise.cfg.get("decay_type", "layer_wise")
+    layers, kind = paramwise.layers(), paramwise.cfg.get("decay_type", "layer_wise")
     rate = paramwise.number(
         "layer_decay_rate" if paramwise.constructor == "LayerDecayOptimizerConstructor" else "decay_rate"
     )
-    cls, total = type(_backbone(paramwise, model)).__name__, layers + 2
+    cls = type(_backbone(paramwise, model)).__name__
+    deep: depth.Depth
     if "layer_wise" in kind and "ConvNeXt" in cls:
-        depth = _convnext(layers)
+        deep = depth.convnext((1, 1, 1, 1), WITHIN, layers)
     elif "layer_wise" in kind and ("BEiT" in cls or "MAE" in cls):
-        depth = _vit("layers", total - 1)
+        deep = depth.vit(layers, WITHIN)
     elif kind == "stage_wise" and "ConvNeXt" in cls:
-        depth = _convnext_stages(total - 1)
+        deep = depth.convnext_stages(layers, WITHIN)
     else:
         rule = "it must be layer_wise for a ConvNeXt, BEiT or MAE, or stage_wise for a ConvNeXt"
         paramwise.refuse(f"{rule}, got {kind!r} for a {cls}.", NotImplementedError)
     free = _flat_free(paramwise, lambda name: name in ("pos_embed", "cls_token"))
-    return _merged(paramwise, model, depth, total - 1, lambda layer: rate ** (total - layer - 1), free)
+    return _merged(paramwise, model, deep, deep.total, rate, free)
 
 
 def mmpose(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LayerDecayOptimWrapperConstructor of MMPose, for a ViT."""
-    total, rate = paramwise.number("num_layers") + 2, paramwise.number("layer_decay_rate")
-    free = _flat_free(paramwise, lambda name: "pos_embed" in name)
-    return _merged(
-        paramwise, model, _vit("layers", total - 1), total - 1, lambda layer: rate ** (total - layer - 1), free
-    )
+    deep, rate = depth.vit(paramwise.layers(), WITHIN), paramwise.number("layer_decay_rate")
+    return _merged(paramwise, model, deep, deep.total, rate, _flat_free(paramwise, lambda name: "pos_embed" in name))
 
 
 def mmaction(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimizerConstructor of MMAction2, for an MViT or a ViT."""
-    layers, rate = paramwise.number("num_layers"), paramwise.number("decay_rate")
+    deep, rate = depth.vit(paramwise.layers(), WITHIN, "blocks"), paramwise.number("decay_rate")
     cls, kind = type(_backbone(paramwise, model)).__name__, paramwise.cfg.get("decay_type", "layer_wise")
     if "layer_wise" not in kind or not ("MViT" in cls or "VisionTransformer" in cls):
         rule = "it must be layer_wise for an MViT or VisionTransformer"
         paramwise.refuse(f"{rule}, got {kind!r} for a {cls}.", NotImplementedError)
     if any(isinstance(module, nn.modules.batchnorm._NormBase) for module in model.modules()):
         paramwise.refuse("the model must have no batch norms.", AssertionError)
-    free = _flat_free(paramwise, lambda name: False)
-    depth = _vit("blocks", layers + 1)
-    return _merged(paramwise, model, depth, layers + 1, lambda layer: rate ** (layers - layer + 1), free)
+    return _merged(paramwise, model, deep, deep.total, rate, _flat_free(paramwise, lambda name: False))
 
 
 def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
@@ -159,14 +114,12 @@ def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     rate = paramwise.factor("layer_decay_rate", paramwise.optimizer.get("layer_decay_rate", 1.0))
     if kind not in ("vit", "swin", "mixmim"):
         paramwise.refuse(f"optimizer must have a model_type, 'vit', 'swin' or 'mixmim', got {kind!r}.", AssertionError)
+    depths = [] if kind == "vit" else list(_backbone(paramwise, model, "depths"))
+    deep: Any = _mixmim(depths)
     if kind == "vit":
-        total = len(_backbone(paramwise, model, "layers")) + 2
-        depth, head = _vit("layers", total - 1), total - 1
-    else:
-        depths = list(_backbone(paramwise, model, "depths"))
-        total = sum(depths) + (2 if kind == "swin" else 1)
-        depth = (_swin if kind == "swin" else _mixmim)(depths, total - 1)
-        head = total - 1 if kind == "swin" else total - 2
+        deep = depth.vit(len(_backbone(paramwise, model, "layers")), WITHIN)
+    elif kind == "swin":
+        deep = depth.swin(tuple(depths), WITHIN, stem=("patch_embed", "mask_token"))
 
     def decay(name: str, parameter: Tensor) -> Any:
         found = [(key, entry) for key, entry in paramwise.custom if key in name][-1:]
@@ -174,7 +127,7 @@ def mmselfsup(paramwise: Paramwise, model: nn.Module) -> list[Group]:
         factors = [paramwise.factor(f"custom_keys[{k!r}]['decay_mult']", e.get("decay_mult", 1.0)) for k, e in found]
         return base * factors[0] if factors else base
 
-    return _merged(paramwise, model, depth, head, lambda layer: rate ** (total - layer - 1), decay)
+    return _merged(paramwise, model, deep, sum(depths) + 1 if kind == "mixmim" else deep.total, rate, decay)
 
 
 def tsm(paramwise: Paramwise, model: nn.Module) -> list[Group]:

@@ -24,6 +24,7 @@ __all__ = [
     "PATTERNS",
     "group_numbers",
     "matched",
+    "of_modules",
     "param_settings",
     "register_constructor",
     "values",
@@ -148,7 +149,7 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
         return _of_one(inner, optim_wrapper, strict, facts)
     paramwise = Paramwise(MULTI, {}, {}, strict)
     if "modules" in optim_wrapper:
-        return _of_modules(inner, optim_wrapper, optim_wrapper["modules"], strict, facts)
+        return of_modules(matched(inner, optim_wrapper["modules"]), optim_wrapper, strict, facts)
     settings = {}
     for name, config in optim_wrapper.items():
         if name in ("constructor", "type"):
@@ -159,7 +160,7 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
         if isinstance(modules, str) and modules in inner._modules:
             settings[name] = _of_one(getattr(inner, modules), {**config, "constructor": DEFAULT}, strict, facts)
         else:
-            settings[name] = _of_modules(inner, config, modules, strict, facts)
+            settings[name] = of_modules(matched(inner, modules), config, strict, facts)
     return settings
 
 
@@ -185,23 +186,28 @@ def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Se
     return _settings_of(paramwise, groups, facts, {id(p) for p in model.parameters() if p.requires_grad})
 
 
-def _of_modules(
-    model: nn.Module, config: Mapping[str, Any], modules: Any, strict: bool, facts: Sequence[ParameterFacts]
+def of_modules(
+    modules: Iterable[tuple[str, nn.Module]],
+    config: Mapping[str, Any],
+    strict: bool,
+    facts: Sequence[ParameterFacts],
 ) -> Settings:
-    """One optimizer for modules by name, direct children first, else whatever a regex matches the whole name of."""
-    paramwise, _ = read(model, {**config, "constructor": DEFAULT}, strict)
+    """One optimizer for what `matched` has found."""
+    paramwise, _ = read(nn.Module(), {**config, "constructor": DEFAULT}, strict)
     if paramwise.cfg:
         paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
-    patterns = modules if isinstance(modules, list) else [modules]
-    found = [module for pattern in patterns for module in matched(model, pattern).values()]
-    return _settings_of(paramwise, [([p for module in found for p in module.parameters()], {})], facts, set())
+    return _settings_of(paramwise, [([p for _, module in modules for p in module.parameters()], {})], facts, set())
 
 
-def matched(model: nn.Module, pattern: str) -> dict[str, nn.Module]:
-    """The child of this name, or else all modules whose whole name the pattern matches."""
-    if pattern in model._modules:
-        return {pattern: getattr(model, pattern)}
-    return {name: module for name, module in model.named_modules() if re.fullmatch(pattern, name)}
+def matched(model: nn.Module, given: Any) -> list[tuple[str, nn.Module]]:
+    """For a pattern, or each of a list: the child of this name, or else all modules whose whole name it matches."""
+    out: list[tuple[str, nn.Module]] = []
+    for pattern in given if isinstance(given, (list, tuple)) else [given]:
+        if pattern in model._modules:
+            out.append((pattern, getattr(model, pattern)))
+        else:
+            out += [(name, module) for name, module in model.named_modules() if re.fullmatch(pattern, name)]
+    return out
 
 
 def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Paramwise, Constructor | None]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Symbolic"]
 
-_OFFSET = named("*conv_offset*", missing_ok=True) & owner(nn.Conv2d) & owner_named("*DeformConv2d*")
+# that of mmcv's deformable convolutions, by what they call it: a selector sees no parent
+_OFFSET = named("*conv_offset.*", missing_ok=True) & owner(nn.Conv2d)
 _MULTIPLIERS = {"lr": "lr_mult", "weight_decay": "decay_mult"}
 _YOLO = (layers.yolov5, layers.yolov7)
 _WRITTEN = (constructors.default, constructors.force_default, constructors.old_default, constructors.by_pattern, *_YOLO)
@@ -37,6 +38,11 @@ class Symbolic:
         self.paramwise, how = read(nn.Module(), config, strict)
         self._missing_ok = not strict
         self.paramwise.report()
+        if self.paramwise.cfg.get("dcn_offset_lr_mult") is not None:
+            self.paramwise.entry.remark(
+                "dcn_offset_lr_mult is read for every Conv2d that is called conv_offset: whether it is in one of "
+                "mmcv's deformable convolutions, a model tells."
+            )
         self._forced = False
         self._there = how is not None
         self._old = how is not None and how.build is constructors.old_default

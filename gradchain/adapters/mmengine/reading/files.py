@@ -6,14 +6,14 @@ import ast
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
 from gradchain.adapters.mmengine.reading.budget import Budget
 from gradchain.adapters.mmengine.reading.literals import Imported, Inherited, Literals, Unread, UnreadableError, hooked
-from gradchain.adapters.mmengine.reading.spoiling import BASE, spoil
+from gradchain.adapters.mmengine.reading.spoiling import BASE, function, only_defines, spoil
 
 __all__ = ["read_config", "read_names"]
 
@@ -29,7 +29,8 @@ def read_config(path: str | os.PathLike[str], only: Collection[str] | None = Non
 
     Read are literals, `dict()`, `list()` and `tuple()`, names given before, arithmetic of numbers, lists and text,
     f-strings, what is set or deleted in a dict or list, and its update, pop, append and the like; conditions, loops,
-    comprehensions and assertions about all these, with `len`, `max`, `range` and others of their kind; `_base_` with
+    comprehensions and assertions about all these, with `len`, `max`, `range` and others of their kind, and text that is
+    split, joined, formatted and the like; functions are left out, and what calls one is not read; `_base_` with
     `_delete_`, `{{_base_.x}}`, `_base_.x`, `{{fileDirname}}` and its kin, `{{$VARIABLE:default}}`, bases of installed
     packages (`mmdet::…`, found and not imported); `with read_base():` with imports of config files. Other imports bring
     names: `type=AdamW` is "AdamW".
@@ -268,8 +269,11 @@ class _File:
                 pass
             case ast.If():
                 self._block(node.body if literals.truth(node.test) else node.orelse, literals)
-            case ast.For():
+            case ast.For() | ast.While():
                 self._loop(node, literals)
+            case ast.FunctionDef() if only_defines(node):  # MMEngine leaves functions out; a call of one is not read
+                why = f"{self.path}, line {node.lineno}: {node.name!r} is a function, and nothing of a config is run."
+                literals.names[node.name] = function(node, f"mmengine.read_config: {why} Write its value.")
             case ast.Assert(test=test):
                 if not literals.truth(test):
                     self.refuse(f"line {node.lineno}: `{ast.unparse(test)[:80]}` is asserted, and is not so.")
@@ -283,12 +287,17 @@ class _File:
                     self._assign(target, found, literals)
             case ast.AnnAssign(target=target, value=ast.expr() as value):
                 self._assign(target, literals.value(value), literals)
+            case ast.AnnAssign(target=ast.Name()):
+                pass
             case ast.AugAssign(target=target, op=op, value=value):
-                # `x += y` on a list changes the list itself, for all who have it.
+                # `x += y` on a list, and `x |= y` on a dict, change it itself, for all who have it.
                 before = literals.value(target)
                 after = literals.value(ast.copy_location(ast.BinOp(target, op, value), node))
                 if isinstance(before, list):
                     before[:] = after
+                    after = before
+                elif isinstance(before, dict):
+                    before.update(after)
                     after = before
                 self._assign(target, after, literals)
             case ast.Expr(value=ast.Call(func=ast.Attribute()) as call):
@@ -299,10 +308,19 @@ class _File:
             case _:
                 literals.refuse(node)
 
-    def _loop(self, node: ast.For, literals: Literals) -> None:
-        """A loop over what is known; its variable stays, as in Python."""
-        for one in literals.items(node.iter):
-            self._assign(node.target, one, literals)
+    def _rounds(self, node: ast.For | ast.While, literals: Literals) -> Iterator[None]:
+        """The rounds of a loop, each with its variable, which stays, as in Python."""
+        if isinstance(node, ast.For):
+            for one in literals.items(node.iter):
+                self._assign(node.target, one, literals)
+                yield
+        else:
+            while literals.truth(node.test):
+                yield
+
+    def _loop(self, node: ast.For | ast.While, literals: Literals) -> None:
+        """A loop over what is known, or as long as it is so."""
+        for _ in self._rounds(node, literals):
             try:
                 self._block(node.body, literals)
             except _ContinueError:
@@ -351,10 +369,15 @@ class _File:
                 literals.names[name] = value
                 self.imported.discard(name)
             case ast.Tuple(elts=parts) | ast.List(elts=parts):
-                if not isinstance(value, (list, tuple)) or len(parts) != len(value):
+                starred = [i for i, part in enumerate(parts) if isinstance(part, ast.Starred)]
+                many = len(value) - len(parts) + 1 if isinstance(value, (list, tuple)) and starred else 1
+                if not isinstance(value, (list, tuple)) or many < 0 or len(value) != len(parts) + many - 1:
                     literals.refuse(target, f"there must be {len(parts)} values, got {value!r}.")
-                for part, one in zip(parts, value, strict=True):
-                    self._assign(part, one, literals)
+                found = list(value)
+                for i in starred:
+                    found[i : i + many] = [found[i : i + many]]
+                for part, one in zip(parts, found, strict=True):
+                    self._assign(part.value if isinstance(part, ast.Starred) else part, one, literals)
             case _:
                 self._change(target, literals, lambda owner, key: owner.__setitem__(key, _hooked_in(owner, value)))
 

@@ -65,6 +65,7 @@ NUMBERS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
+    ast.BitOr: operator.or_,
 }
 SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.UAdd: operator.pos,
@@ -89,10 +90,12 @@ PURE: dict[str, Callable[..., Any]] = {
     "all": all,
     "any": any,
     "bool": bool,
+    "divmod": divmod,
     "enumerate": lambda items, start=0: list(enumerate(items, start)),
     "float": float,
     "int": int,
     "len": len,
+    "list": list,
     "max": max,
     "min": min,
     "range": range,
@@ -101,8 +104,14 @@ PURE: dict[str, Callable[..., Any]] = {
     "sorted": sorted,
     "str": str,
     "sum": sum,
+    "tuple": tuple,
     "zip": lambda *given: list(zip(*given, strict=False)),
 }
+# methods of text that give text, a truth or a list of text
+OF_TEXT = {
+    "endswith", "format", "join", "lower", "lstrip", "replace", "rsplit", "rstrip", "split", "startswith", "strip",
+    "upper",
+}  # fmt: skip
 KINDS = {
     ast.AsyncFunctionDef: "a function",
     ast.Attribute: "an attribute",
@@ -118,7 +127,6 @@ KINDS = {
     ast.Set: "a set",
     ast.SetComp: "a comprehension",
     ast.Try: "a try",
-    ast.While: "a loop",
     ast.With: "a with that is not `with read_base():`",
 }
 
@@ -310,8 +318,6 @@ class Literals:
         match node.func:
             case ast.Name(id="dict") if "dict" not in self.names and len(given) <= 1:
                 return dict(*given, **self._named(node))
-            case ast.Name(id="list" | "tuple" as kind) if kind not in self.names and not node.keywords:
-                return (list if kind == "list" else tuple)(*given)
             case ast.Attribute(value=owner, attr=verb):
                 return self._method(node, self.value(owner), verb, given)
         return self.refuse(node)
@@ -357,11 +363,31 @@ class Literals:
                 # A pop from a dict of a base never fails.
                 silent = [None] if verb == "pop" and isinstance(owner, Inherited) else []
                 return getattr(owner, verb)(*(given + silent)[:2])
+            case dict(), "setdefault" | "clear" if type(owner) is dict and not named:
+                return getattr(owner, verb)(*given)
             case list(), "append" | "extend" if len(given) == 1 and not named:
                 return getattr(owner, verb)(*given)
-            case list(), "insert" | "pop" | "copy" if not named:
+            case list(), "clear" | "copy" | "count" | "index" | "insert" | "pop" | "remove" | "reverse" if not named:
                 return getattr(owner, verb)(*given)
+            case str(), _ if verb in OF_TEXT and (not named or verb == "format"):
+                return self._of_text(node, owner, verb, given, named)
         return self.refuse(node)
+
+    def _of_text(self, node: ast.Call, owner: str, verb: str, given: list[Any], named: dict[str, Any]) -> Any:
+        """A method of text; no text becomes longer than its parts say."""
+        parts = [*named.values()]
+        for one in given:
+            parts += one if isinstance(one, (list, tuple)) else [one]
+        if not all(isinstance(part, (int, float, str, type(None))) for part in parts):
+            self.refuse(node, "only numbers and text are put into text.")
+        if (len(owner) + 1) * (1 + sum(len(part) if isinstance(part, str) else 1 for part in parts)) > 10 * LARGEST:
+            self.refuse(node, TOO_LARGE)
+        if verb == "format":
+            fields = re.findall(r"\{[^{}]*", owner)
+            if any(re.search(r"[.\[]", field.partition(":")[0]) for field in fields) or re.search(r"\{[^{}]+\{", owner):
+                self.refuse(node, "only whole values are put into text, in a width that is written out.")
+            self._check_widths(node, fields)
+        return self._bounded(node, getattr(owner, verb)(*given, **named))
 
     def _arithmetic(self, node: ast.BinOp) -> Any:
         left, right, op = self.value(node.left), self.value(node.right), type(node.op)
@@ -377,6 +403,8 @@ class Literals:
             items, times = (left, right) if isinstance(right, int) else (right, left)
             if isinstance(times, int) and len(items) * times > LARGEST:
                 self.refuse(node, TOO_LARGE)
+        elif op is ast.BitOr and type(left) is type(right) is dict:
+            self.budget.weigh([left, right])
         elif op is not ast.Add or type(left) is not type(right) or not isinstance(left, (list, tuple, str)):
             self.refuse(node)
         return self._bounded(node, NUMBERS[op](left, right))

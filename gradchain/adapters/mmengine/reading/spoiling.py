@@ -9,7 +9,7 @@ from typing import Any
 
 from gradchain.adapters.mmengine.reading.literals import Unread
 
-__all__ = ["BASE", "spoil"]
+__all__ = ["BASE", "function", "only_defines", "spoil"]
 
 BASE = "_base_"
 REACH_EVERYTHING = {"globals", "locals", "vars", "exec", "eval", "setattr", "__import__"}
@@ -28,10 +28,26 @@ def spoil(node: ast.stmt, names: dict[str, Any], why: str) -> None:
     from_base = base.keys() if BASE in bound else _of_base(list(ast.walk(node)), base.keys())
     near = [names[name] for name in (named | bound) & names.keys() - {BASE}] + [base[name] for name in from_base]
     reached = _containers(near)
-    marked = frozenset((named | bound) - vars(builtins).keys())
+    marked = _marks(named | bound)
     for within, surely in ((base, from_base), (names, bound - {BASE})):
         shared = {n for n, one in within.items() if n != BASE and not reached.isdisjoint(_containers(one))}
         within |= dict.fromkeys(shared | surely, Unread(why, marked))
+
+
+def _marks(names: set[str]) -> frozenset[str]:
+    return frozenset(names - vars(builtins).keys())
+
+
+def only_defines(node: ast.FunctionDef) -> bool:
+    """Whether a function changes nothing where it is defined, and what it may change when called is seen."""
+    given = node.args
+    runs = [*node.decorator_list, *given.defaults, *(one for one in given.kw_defaults if one is not None)]
+    return not runs and not _scope([node])[1] & REACH_EVERYTHING
+
+
+def function(node: ast.FunctionDef, why: str) -> Unread:
+    """What its name means: what names that may change when it is used."""
+    return Unread(why, _marks(set.union(*_scope([node]))))
 
 
 def _scope(nodes: Iterable[ast.AST]) -> tuple[set[str], set[str]]:

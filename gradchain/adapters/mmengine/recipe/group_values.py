@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from gradchain.adapters.mmengine.groups.params import group_numbers, values
 from gradchain.adapters.mmengine.groups.symbolic import Symbolic
 from gradchain.adapters.mmengine.recipe.hooks import Averaging
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
+from gradchain.adapters.mmengine.recipe.plateaus import Plateau
 from gradchain.adapters.mmengine.recipe.wrappers import Around
 from gradchain.schedules import Schedule, by, constant
 from gradchain.selectors import Selector, SelectorLike, bias, choose, named
@@ -63,11 +64,15 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Numbers:
-    """The numbers of the parameter groups, as values of hyperparameters."""
+    """The numbers of the parameter groups, as values of hyperparameters.
+
+    plateaus: by field what reduces it on a plateau, beside the schedules.
+    """
 
     part: Part
     optimizer: Optimizer
     fields: Fields
+    plateaus: Mapping[str, Plateau]
     around: Around
     recipe: Recipe
 
@@ -77,13 +82,14 @@ class Numbers:
         groups = self.part.settings.values() if self.part.rules is None else [self.part.rules.fields()]
         items = dict.fromkeys(n for s in groups for n in s or ())
         own = [n for n in items if n in known]
-        for odd in (n for n in items if n not in known and n not in (*self.fields, *LABELS)):
+        moved = (*self.fields, *self.plateaus)
+        for odd in (n for n in items if n not in known and n not in (*moved, *LABELS)):
             self.optimizer.entry.object_to(
                 f"{odd!r} of a parameter group must be an argument of the optimizer; put the parameters that have it "
                 "in a branch of partition."
             )
         out = {}
-        for field in dict.fromkeys((*self.fields, *(n for n in own if n != "lars_exclude"))):
+        for field in dict.fromkeys((*moved, *(n for n in own if n != "lars_exclude"))):
             value = self.value(field)
             if value is not None and (field in self.optimizer.args or value != self.optimizer.base(field)):
                 out[field] = value
@@ -104,23 +110,31 @@ class Numbers:
 
     def value(self, field: str) -> Value | None:
         """The value of one field; None where the optimizer has no such number."""
-        given = self.first_values(field)
+        given, plateau = self.first_values(field), self.plateaus.get(field)
         make = self.fields.get(field, constant)
         if given == {None}:
-            if not isinstance(make(1.0), constant):
+            if plateau is not None or not isinstance(make(1.0), constant):
                 self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")
             return None
         if odd := [v for v in given if not is_number(v)]:
             self.optimizer.entry.refuse(f"{field} must be a number, got {odd[0]!r}.")
 
-        def curve(base: float) -> Value:
-            schedule = make(base * self.recipe.ratio if field == "lr" else base)
+        def curve(base: float, least: float | None = None) -> Value:
+            number = base * self.recipe.ratio if field == "lr" else base
+            schedule = make(number)
             if field == "lr" and base == 0 != self.optimizer.base(field) and self._moves(schedule):
                 self.optimizer.entry.remark(
                     f"{field} of 0 does not stay: its schedule has an absolute value, such as eta_min, that it goes to."
                 )
-            return self._read(schedule)
+            value = self._read(schedule)
+            if plateau is None:
+                return value
+            return plateau.falls(number, plateau.least if least is None else least, value)  # type: ignore[arg-type]
 
+        if plateau is not None and not is_number(plateau.least):
+            *some, (_, base, least) = plateau.groups(self.by_group)
+            of_groups = [(who, curve(start, low)) for who, start, low in some]
+            return choose(*of_groups, rest=curve(base, least)) if some else curve(base, least)  # type: ignore[arg-type]
         setting = self.recipe.setting
         if field == "lr" and setting is not None and setting.biases is not None and self._has_biases(setting):
             [base] = given
@@ -128,7 +142,7 @@ class Numbers:
             return choose((bias, of_biases), rest=curve(base))
         if self.part.rules is None and len(given) == 1:
             return curve(next(iter(given)))
-        proportional = _proportional(make, self.recipe.clock.iters)
+        proportional = plateau is None and _proportional(make, self.recipe.clock.iters)
         if self.part.rules is not None:
             return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
         return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
@@ -137,19 +151,17 @@ class Numbers:
         """What the schedulers make of a number over the run."""
         return self._read(self.fields.get(field, constant)(base))
 
-    def rates(self, least: Sequence[float] | None) -> list[tuple[SelectorLike | None, float, float]]:
-        """The parameters of one learning rate and one least rate, by group; None where that is all of them."""
-        base, ratio = self.optimizer.base("lr"), self.recipe.ratio
+    def by_group(self, field: str, least: Sequence[float] | None) -> list[tuple[SelectorLike | None, float, float]]:
+        """The parameters of one number and one least number, by group; None where that is all of them."""
+        base = self.optimizer.base(field)
         if least is None and self.part.rules is not None:
-            found: Any = self.part.rules.value("lr", base, float, proportional=False)
+            found: Any = self.part.rules.value(field, base, float, proportional=False)
             if not isinstance(found, choose):
-                return [(None, found * ratio, 0.0)]
-            each: dict[Any, None] = dict.fromkeys(value for value in (*(v for _, v in found.pairs), found.rest))
-            some = {value: self.where("lr", lambda lr, value=value: lr == value) for value in each}  # type: ignore[misc]
-            return [(who, value * ratio, 0.0) for value, who in some.items() if not isinstance(who, bool)]
+                return [(None, found, 0.0)]
+            return self._selected(field, [*(value for _, value in found.pairs), found.rest])
         if self.part.rules is not None:
             if len(least or ()) == 1 and not self.part.config.get("paramwise_cfg"):
-                return [(None, base * ratio, least[0])]  # type: ignore[index]
+                return [(None, base, least[0])]  # type: ignore[index]
             raise ValueError("min_value must be one number where no model is at hand: what groups there are is its.")
         together = defaultdict[tuple[float, float], list[str]](list)
         groups = group_numbers(self.part.target, self.part.config) if least is not None else {}
@@ -157,14 +169,17 @@ class Numbers:
             raise ValueError(f"min_value must have a number for each of the {count} groups, got {len(least)}.")
         for name, items in self.part.settings.items():
             if items is not None:
-                low = 0.0 if least is None else least[groups[name]]
-                together[items.get("lr", base) * ratio, low].append(name)
+                together[items.get(field, base), 0.0 if least is None else least[groups[name]]].append(name)
         if len(together) == 1:
             return [(None, *next(iter(together)))]
         if least is None:
-            kinds = {lr: self.where("lr", lambda one, lr=lr: one * ratio == lr) for lr, _ in together}  # type: ignore[misc]
-            return [(who, lr, 0.0) for lr, who in kinds.items() if not isinstance(who, bool)]
+            return self._selected(field, [number for number, _ in together])
         return [(named(*map(escape, names)), *key) for key, names in together.items()]
+
+    def _selected(self, field: str, numbers: Iterable[Any]) -> list[tuple[SelectorLike | None, float, float]]:
+        """The parameters of each number, by selectors."""
+        some = {n: self.where(field, lambda one, n=n: one == n) for n in dict.fromkeys(numbers)}  # type: ignore[misc]
+        return [(who, number, 0.0) for number, who in some.items() if not isinstance(who, bool)]
 
     def _moves(self, schedule: Schedule) -> bool:
         """Whether what begins at 0 ever leaves it."""

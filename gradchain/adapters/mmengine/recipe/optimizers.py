@@ -156,16 +156,16 @@ class Optimizer:
         `where(field, holds)`: the parameters whose group has such a value of a field.
         """
         own = None if self._type in config.registered else OWN.get(self._type)
-        made = own(dict(self.args), values) if own is not None else None
-        if made is None and self._of_openmmlab:
-            made = OF_OPENMMLAB[self._type](self, dict(values), where)
-        if made is not None:
-            return made
         given = {key: tuple(v) if isinstance(v, list) else v for key, v in self.args.items()}
         try:
-            return [registry.builder(self._type)(**{**given, **values})]
+            made = own(dict(self.args), values) if own is not None else None
+            if made is None and self._of_openmmlab:
+                made = OF_OPENMMLAB[self._type](self, dict(values), where)
+            return [registry.builder(self._type)(**{**given, **values})] if made is None else made
         except (TypeError, ValueError, KeyError) as error:
-            self.entry.refuse(str(error.args[0]).removeprefix("from_torch: "), type(error))
+            if (said := str(error.args[0])).startswith(OWNER):
+                raise
+            self.entry.refuse(said.removeprefix("from_torch: "), type(error))
 
 
 def _short(given: Any) -> Any:
@@ -282,7 +282,7 @@ def _of_lamb(optimizer: Optimizer, values: dict[str, Value], where: Where) -> li
 def _betas(args: Mapping[str, Any], values: Mapping[str, Value], b2: float) -> tuple[Any, Any]:
     betas = args.get("betas", (0.9, b2))
     if not isinstance(betas, (list, tuple)) or len(betas) != 2:
-        raise ValueError(f"mmengine.from_config: betas must be two numbers, got {betas!r}.")
+        raise ValueError(f"betas must be two numbers, got {betas!r}.")
     b1, b2 = betas
     return values.get("momentum", b1), b2
 

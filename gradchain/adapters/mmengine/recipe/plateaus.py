@@ -1,111 +1,181 @@
-"""The schedulers of a recipe that read a metric, as links."""
+"""The schedulers of a recipe that read a metric: a link that scales the updates, or a clock that a number reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, type_name
+from gradchain.adapters.mmengine.curves.kinds import SUFFIXES, TYPES
+from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_numbers, is_whole, type_name
 from gradchain.combinators.masked import masked
 from gradchain.core.transform import Transform
-from gradchain.schedules import Schedule, constant
+from gradchain.schedules import Schedule, by, constant, exponential
 from gradchain.selectors import SelectorLike
-from gradchain.transforms.plateau import reduce_on_plateau
+from gradchain.transforms.plateau import reduce_on_plateau, tick_on_plateau
 
-__all__ = ["Rates", "plateaus", "read_plateau"]
+if TYPE_CHECKING:
+    from gradchain.core.hyper import Value
 
+__all__ = ["Groups", "Plateau", "plateaus", "reducing"]
+
+FAMILY = "ReduceOnPlateau"
 KEYS = (
     "monitor", "rule", "factor", "patience", "threshold", "threshold_rule", "cooldown", "min_value", "eps", "begin",
-    "end", "by_epoch", "verbose", "last_step", "param_name", "type", "_scope_",
+    "end", "by_epoch", "verbose", "last_step", "type", "_scope_",
 )  # fmt: skip
-PURE = ("Linear", "Constant", "MultiStep", "Step", "Exponential")
+PURE = ("LinearLR", "LinearMomentum", "LinearParam", "Constant", "MultiStep", "Step", "Exponential")
 EPS = 1e-8
-Rates = Callable[["Sequence[float] | None"], "list[tuple[SelectorLike | None, float, float]]"]
-"""The least rate of each group, or None -> the parameters of one learning rate and least rate, all as None."""
+MOST = 100_000  # reductions that are gone through for the one that eps keeps from happening
+_WHOLE = ("a whole number of at least 0", lambda x: is_whole(x) and x >= 0)
+Groups = Callable[[str, "Sequence[float] | None"], "list[tuple[SelectorLike | None, float, float]]"]
+"""(a field, the least number of each group or None) -> the parameters of one number and one least, all as None."""
 
 
-def plateaus(param_scheduler: Any) -> tuple[Any, list[tuple[str, Mapping[str, Any]]]]:
-    """A scheduler or a list of them without those that read a metric, and these, with their places."""
-    entries = param_scheduler if isinstance(param_scheduler, (list, tuple)) else [param_scheduler]
-    found = [
-        (f"param_scheduler[{i}] ({entry['type']})", entry)
-        for i, entry in enumerate(entries)
-        if isinstance(entry, Mapping) and str(type_name(entry.get("type"))).startswith("ReduceOnPlateau")
-    ]
-    reading = [id(entry) for _, entry in found]
-    others = [entry for entry in entries if id(entry) not in reading]
-    return (others or None) if found else param_scheduler, found
+@dataclass(frozen=True)
+class Plateau:
+    """A scheduler that reads a metric.
 
-
-def read_plateau(
-    found: Sequence[tuple[str, Mapping[str, Any]]],
-    others: Any,
-    rate: float,
-    moves: Callable[[float], Any],
-    rates: Rates,
-    strict: bool,
-) -> list[Transform]:
-    """The links that a ReduceOnPlateauLR is, beside the other schedulers.
-
-    rate: the optimizer's own learning rate; moves: what they make of one; rates: those of the parameters.
+    entry: its dict; field: what it reduces; least: below which it does not, one number or one for each group; eps:
+    smaller reductions are left out; watch: what says when, as a link takes it; alone: whether nothing else moves it.
     """
-    if not found:
-        return []
-    entry = Entry(found[-1][0], found[-1][1], strict, OWNER)
-    if len(found) > 1:
-        entry.refuse(f"there must be at most one scheduler that reads a metric, got {len(found)}.")
-    _check(entry, others)
+
+    entry: Entry
+    field: str
+    factor: float
+    least: float | Sequence[float]
+    eps: float
+    watch: Mapping[str, Any]
+    alone: bool
+
+    @property
+    def _clock(self) -> str:
+        return f"{self.field}_plateau"
+
+    def tick(self) -> tick_on_plateau:
+        """The link that counts the reductions, which the number reads."""
+        if not self.alone and (self.least != 0.0 or self.eps != EPS):
+            self.entry.refuse(
+                f"min_value and eps must not be given where other schedulers move {self.field!r}, which they bound."
+            )
+        return tick_on_plateau(self.entry.items.get("monitor", "loss"), self._clock, **self.watch)
+
+    def groups(self, of: Groups) -> list[tuple[SelectorLike | None, float, float]]:
+        """The parameters of one number and one least number, where these are a list."""
+        try:
+            return of(self.field, self.least)  # type: ignore[arg-type]  # no number
+        except ValueError as error:
+            self.entry.refuse(str(error))
+
+    def falls(self, base: float, least: float, moving: Value) -> Value:
+        """A number that begins at a base value, and is what others make of it meanwhile."""
+        if isinstance(moving, Schedule):
+            fall = self._fall(1.0, 0.0, self.eps / base) if base else constant(1.0)
+            return moving if isinstance(fall, constant) else moving * by(self._clock, fall)
+        fall = self._fall(base, least, self.eps)
+        return moving if isinstance(fall, constant) else by(self._clock, fall)
+
+    def _fall(self, base: float, least: float, eps: float) -> Schedule:
+        """The number after so many reductions: the first that eps leaves out is the last."""
+        count, value = 0, base
+        while count < MOST and value - (lower := max(value * self.factor, least)) > eps:
+            count, value = count + 1, lower
+        if count == 0:
+            return constant(base)
+        if self.factor == 0.0:
+            return constant(base).take(1).then(constant(value))
+        falling: Schedule = exponential(base, self.factor)
+        falling = falling.clip(low=least) if least > 0.0 else falling
+        return falling if value == least else falling.take(count)
+
+
+def plateaus(param_scheduler: Any, strict: bool) -> tuple[Any, dict[str, Plateau]]:
+    """A scheduler or a list of them without those that read a metric, and these by field."""
+    entries = list(param_scheduler) if isinstance(param_scheduler, (list, tuple)) else [param_scheduler]
+    reads = [isinstance(entry, Mapping) and str(type_name(entry.get("type"))).startswith(FAMILY) for entry in entries]
+    if not any(reads):
+        return param_scheduler, {}
+    others = [entry for entry, one in zip(entries, reads, strict=True) if not one]
+    found: dict[str, Plateau] = {}
+    for i, entry in enumerate(entries):
+        if reads[i]:  # what the others are is checked where they are read
+            one = _plateau(Entry(f"param_scheduler[{i}] ({entry['type']})", entry, strict, OWNER), others)
+            if one.field in found:
+                one.entry.refuse(f"there must be at most one scheduler that reads a metric for {one.field!r}, got two.")
+            found[one.field] = one
+    return others or None, found
+
+
+def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
+    """One scheduler that reads a metric, checked."""
+    kind = str(type_name(entry.items["type"])).removeprefix(FAMILY)
+    if kind not in SUFFIXES:
+        entry.refuse(f"type must be {FAMILY} and one of {', '.join(SUFFIXES)}, got {entry.items['type']!r}.")
+    entry.only((*KEYS, *(() if SUFFIXES[kind] else ("param_name",))), () if SUFFIXES[kind] else ("param_name",))
+    field: Any = SUFFIXES[kind] or entry.get(
+        "param_name", None, "the name of a number, as 'momentum'", lambda x: isinstance(x, str) and x.isidentifier()
+    )
+    if not entry.flag("by_epoch", True):
+        entry.refuse("by_epoch must be True, as in MMEngine, got False: it counts validations.")
+    if entry.items.get("last_step", -1) != -1:
+        entry.refuse(f"last_step must be -1, got {entry.items['last_step']!r}; what it has seen is in the checkpoint.")
+    if entry.items.get("begin", 0) != 0 or "end" in entry.items:
+        entry.refuse("begin and end must not be given: it reads every observation.")
     rule = entry.get("rule", "less", "'less' or 'greater'", lambda x: x in ("less", "greater"))
-    rel = entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs"))
-    given = {
-        "factor": entry.number("factor", 0.1),
-        "patience": entry.number("patience", 10),
-        "threshold": entry.number("threshold", 1e-4),
-        "threshold_mode": rel,
-        "cooldown": entry.number("cooldown", 0),
+    watch = {
+        "patience": entry.number("patience", 10, *_WHOLE),
+        "threshold": entry.number("threshold", 1e-4, "a number of at least 0", lambda x: x >= 0),
+        "threshold_mode": entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs")),
+        "cooldown": entry.number("cooldown", 0, *_WHOLE),
         "mode": "min" if rule == "less" else "max",
         "worst": 1e9,
     }
     least, eps = entry.items.get("min_value", 0.0), entry.number("eps", EPS)
-    if not is_number(least) and not (isinstance(least, (list, tuple)) and all(map(is_number, least))):
+    if not is_number(least) and not is_numbers(least):
         entry.refuse(f"min_value must be a number, or a list with one for each group, got {least!r}.", TypeError)
-    if isinstance(least, (list, tuple)):
-        try:
-            groups = rates(least)
-        except ValueError as error:
-            entry.refuse(str(error))
-    else:
-        groups = [(who, each, least) for who, each, _ in rates(None)] if least or eps != EPS else [(None, rate, 0.0)]
-    curve = moves(1.0)
+    moving = [kind for kind, of in _movers(others) if of == field]
+    if impure := [kind for kind in moving if not kind.startswith(PURE)]:
+        what = "the learning rate" if field == "lr" else repr(field)
+        entry.refuse(
+            f"the other schedulers of {what} must only multiply, got {impure[0]}, which acts on what a reduction "
+            "leaves."
+        )
+    return Plateau(
+        entry, field, entry.number("factor", 0.1, "a number of at least 0 and below 1", lambda x: 0 <= x < 1),
+        least, eps, watch, not moving,
+    )  # fmt: skip
+
+
+def _movers(others: Sequence[Any]) -> Iterator[tuple[str, Any]]:
+    """The type of each of the other schedulers, and the field that it moves."""
+    for other in others:
+        kind = str(type_name(other.get("type"))) if isinstance(other, Mapping) else ""
+        if kind in TYPES:
+            yield kind, TYPES[kind].field or other.get("param_name")
+
+
+def reducing(plateau: Plateau, rate: float, ratio: float, curve: Any, groups: Groups) -> list[Transform]:
+    """The links that a ReduceOnPlateauLR is, beside the other schedulers.
+
+    rate: the optimizer's own learning rate; ratio: what rates are multiplied by before schedules see them, this one
+    was; curve: what those make of 1; groups: the rates of the parameters.
+    """
+    entry, least = plateau.entry, plateau.least
+    found: Sequence[tuple[SelectorLike | None, float, float]] = [(None, rate, 0.0)]
+    if not is_number(least):
+        found = [(who, each * ratio, low) for who, each, low in plateau.groups(groups)]
+    elif least or plateau.eps != EPS:
+        found = [(who, each * ratio, least) for who, each, _ in groups("lr", None)]  # type: ignore[misc]
     links: list[Transform] = []
-    for who, each, low in groups:
+    for who, each, low in found:
         if each == 0.0:
             continue  # a rate of 0 falls no further
-        bounds = {"min_value": _at(low, curve, 0.0), "eps": _at(eps, curve, EPS)}
-        link = reduce_on_plateau(entry.items.get("monitor", "loss"), **given, **bounds, base=each)
+        bounds = {"min_value": _at(low, curve, 0.0), "eps": _at(plateau.eps, curve, EPS)}
+        link = reduce_on_plateau(
+            entry.items.get("monitor", "loss"), factor=plateau.factor, **plateau.watch, **bounds, base=each
+        )
         links.append(link if who is None else masked(link, who))
     return links
-
-
-def _check(entry: Entry, others: Any) -> None:
-    given = entry.items
-    entry.only(KEYS)
-    field = given.get("param_name", "lr") if "ParamScheduler" in str(type_name(given["type"])) else "lr"
-    if "Momentum" in str(type_name(given["type"])) or field != "lr":
-        entry.refuse("only the learning rate can be reduced on a plateau: reduce_on_plateau scales the updates.")
-    if not entry.flag("by_epoch", True):
-        entry.refuse("by_epoch must be True, as in MMEngine, got False: it counts validations.")
-    if given.get("last_step", -1) != -1:
-        entry.refuse(f"last_step must be -1, got {given['last_step']!r}; what it has seen is in the checkpoint.")
-    if given.get("begin", 0) != 0 or "end" in given:
-        entry.refuse("begin and end must not be given: it reads every observation.")
-    for other in others or ():
-        kind = str(type_name(other.get("type")))
-        if kind.endswith("LR") and kind.removesuffix("LR") not in PURE:
-            entry.refuse(
-                f"the other schedulers of the learning rate must only multiply, got {kind}, which acts on what a "
-                "reduction leaves."
-            )
 
 
 def _at(bound: float, curve: Any, usual: float) -> Any:

@@ -13,14 +13,20 @@ from torch import nn
 from gradchain.adapters.mmengine.curves.hook_schedules import HookSchedules, read_scheduler_hook
 from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
 from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
-from gradchain.adapters.mmengine.groups.params import BY_CHILD, MULTI, matched, param_settings
+from gradchain.adapters.mmengine.groups.params import (
+    BY_CHILD,
+    MULTI,
+    matched,
+    of_modules,
+    param_settings,
+)
 from gradchain.adapters.mmengine.groups.symbolic import Symbolic
 from gradchain.adapters.mmengine.recipe import old_format
 from gradchain.adapters.mmengine.recipe.group_values import Numbers, Part, Recipe
 from gradchain.adapters.mmengine.recipe.hooks import read_hooks
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
-from gradchain.adapters.mmengine.recipe.plateaus import plateaus, read_plateau
-from gradchain.adapters.mmengine.recipe.wrappers import check_keys, read_wrapper, window
+from gradchain.adapters.mmengine.recipe.plateaus import Plateau, plateaus, reducing
+from gradchain.adapters.mmengine.recipe.wrappers import Around, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
@@ -62,7 +68,7 @@ def from_config(
         optim_wrapper: OptimWrapper, AmpOptimWrapper or ApexOptimWrapper (O0, O1), with paramwise_cfg and constructor;
             or one of those for each submodule (MultiOptimWrapperConstructor). Or the old format: a dict of
             `optimizer`, `optimizer_config`, `fp16`, `lr_config`, `momentum_config`.
-        param_scheduler: as in `schedules`, and ReduceOnPlateauLR, which reads `updater.observe(monitor, value)`.
+        param_scheduler: as in `schedules`, and ReduceOnPlateau's, which read `updater.observe(monitor, value)`.
         max_epochs: epochs of the run, where its loop is one of epochs.
         max_iters: micro-batches of the run, where its loop is one of iterations. One of the two is given.
         epoch_length: micro-batches per epoch, `len(train_dataloader)`.
@@ -136,7 +142,7 @@ def unbound(
     Rules per parameter become selectors for any model. Where the chain is bound, one that selects nothing is an error,
     as every selector is; MMEngine is silent there.
 
-    Args: as `from_config`; strict=False lets custom keys match nothing.
+    Args: as `from_config`; with strict=False a custom key may match nothing where another of the same value matches.
 
     Returns:
         The chain of each optimizer.
@@ -201,7 +207,7 @@ def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
     if auto_scale_lr is None:
         return 1.0
     entry = Entry("auto_scale_lr", auto_scale_lr, strict, OWNER)
-    check_keys(entry, ("enable", "base_batch_size", "batch_size"), {})
+    entry.only(("enable", "base_batch_size", "batch_size"), belongs={})
     if not entry.flag("enable", False):
         return 1.0
     for key, what in (("base_batch_size", "that the learning rate is for"), ("batch_size", "of this run, all ranks")):
@@ -240,9 +246,8 @@ def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, 
         return [Part(None, "optim_wrapper", config, model, param_settings(model, config, strict), schedulers)]
     if model is None:
         entry.refuse(NEEDS_MODEL, NotImplementedError)
-    target = _modules(model, config["modules"], entry)
     inner = {key: value for key, value in config.items() if key not in ("modules", "constructor")}
-    return [Part(None, "optim_wrapper", inner, target, param_settings(model, config, strict), schedulers)]
+    return [Part(None, "optim_wrapper", inner, *_over(model, config["modules"], inner, entry), schedulers)]
 
 
 def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Part]:
@@ -272,14 +277,7 @@ def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Par
                 entry.refuse(NEEDS_MODEL, NotImplementedError)
             parts.append(Part(key, name, inner, of, {}, mine, flushes=False, rules=Symbolic(inner, entry.strict)))
             continue
-        target = _modules(model, of, entry)
-        child = isinstance(target, nn.Module) and target is not model
-        settings = (
-            param_settings(target, inner, entry.strict)
-            if child
-            else param_settings(model, {**inner, "modules": of, "constructor": MULTI}, entry.strict)
-        )
-        parts.append(Part(key, name, inner, target, settings, mine, flushes=False))
+        parts.append(Part(key, name, inner, *_over(model, of, inner, entry, isinstance(of, str)), mine, flushes=False))
     if by_key is not None and (unknown := [key for key in by_key if key not in given]):
         entry.refuse(f"param_scheduler must be by the optimizers {listed(given)}, got {listed(unknown)}.")
     if not parts:
@@ -287,22 +285,29 @@ def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Par
     return parts
 
 
-def _modules(model: nn.Module, given: Any, entry: Entry) -> Any:
-    """The submodule of this name, or all whose names match in full, by name."""
+def _over(
+    model: nn.Module, given: Any, config: Mapping[str, Any], entry: Entry, by_child: bool = False
+) -> tuple[Any, Any]:
+    """The modules of these names, or those whose whole names match, and what each of their parameters begins with.
+
+    by_child: one that names a child of the model is that module by itself, with rules per parameter.
+    """
     model = getattr(model, "module", model)
-    if isinstance(given, str) and given in model._modules:
-        return matched(model, given)[given]
-    found: dict[str, nn.Module] = {}
-    for pattern in [given] if isinstance(given, str) else given:
+    if by_child and given in model._modules:
+        child = getattr(model, given)
+        return child, param_settings(child, config, entry.strict)
+    found: list[tuple[str, nn.Module]] = []
+    for pattern in given if isinstance(given, (list, tuple)) else [given]:
         here = matched(model, pattern)
-        if pattern not in model._modules and not any(True for m in here.values() for _ in m.parameters()):
+        if pattern not in model._modules and not any(True for _, m in here for _ in m.parameters()):
             children = listed(name for name, _ in model.named_children())
             entry.refuse(f"{pattern!r} must name or match a module with parameters; the model has {children}.")
-        found |= here
-    if "" in found:
-        return model
+        found += here
+    names = [name for name, _ in found]
     # one inside another is there already
-    return {n: m for n, m in found.items() if not any(n.startswith(f"{other}.") for other in found)}
+    apart = {n: m for n, m in found if not any(n.startswith(f"{other}.") for other in names)}
+    target = model if "" in names else apart
+    return target, of_modules(found, config, entry.strict, Target(target).index.entries)
 
 
 # one chain
@@ -312,29 +317,36 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None, bool]
     """The chain of one optimizer, the dtype of its forward, and whether ranks share its state out."""
     around = read_wrapper(part.config, part.name, recipe.strict)
     optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
-    others, reading = plateaus(part.schedulers)
+    others, reading = plateaus(part.schedulers, recipe.strict)
     fields = recipe.schedules(others) | _set_by_hook(recipe.setting, optimizer)
-    numbers = Numbers(part, optimizer, fields, around, recipe)
-    moving = numbers.all()
-    rate = numbers.base("lr") if reading else 0.0
-    reducing = read_plateau(reading, others, rate, lambda one: numbers.curve("lr", one), numbers.rates, recipe.strict)
-    rule = optimizer.links(moving, numbers.where)
-    if reducing and not optimizer.is_times_rate:
-        optimizer.entry.refuse(
-            "its update must be a multiple of the learning rate where a plateau scales it, and is not."
-        )
-    if reducing and not isinstance(rule[-1], chain):
-        optimizer.entry.refuse("a rule that is no link of gradchain's writes its weights itself: no plateau scales it.")
+    of_lr = reading.pop("lr", None)
+    numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
+    if of_lr and not (optimizer.is_times_rate and isinstance(rule[-1], chain)):
+        reading["lr"], of_lr = of_lr, None  # smaller updates are not what a smaller rate makes
+        numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
     links: Iterable[Transform | None] = [
         window(around.counts, recipe.clock.iters if part.flushes else None),
         around.amp,
         *_left_out(part),
         around.clip,
+        *(plateau.tick() for plateau in reading.values()),
         *rule,
-        *reducing,
+        *(
+            reducing(of_lr, numbers.base("lr"), recipe.ratio, numbers.curve("lr", 1.0), numbers.by_group)
+            if of_lr
+            else ()
+        ),
         None if recipe.averaging is None else recipe.averaging(recipe.clock, around.counts),
     ]
     return chain(*(link for link in links if link is not None)), around.autocast, optimizer.zero_redundancy
+
+
+def _rule(
+    part: Part, optimizer: Optimizer, fields: Fields, reading: dict[str, Plateau], around: Around, recipe: Recipe
+) -> tuple[Numbers, list[Transform]]:
+    """The numbers of the optimizer's rule, and its links."""
+    numbers = Numbers(part, optimizer, fields, reading, around, recipe)
+    return numbers, optimizer.links(numbers.all(), numbers.where)
 
 
 def _set_by_hook(setting: HookSchedules | None, optimizer: Optimizer) -> Fields:

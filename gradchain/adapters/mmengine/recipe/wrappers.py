@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from gradchain.core.transform import Transform
 from gradchain.schedules import by, constant, join
 from gradchain.transforms.clip import clip_by_norm, clip_by_value
 
-__all__ = ["Around", "check_keys", "read_wrapper", "type_name", "window"]
+__all__ = ["Around", "read_wrapper", "window"]
 
 COMMON = ("type", "optimizer", "constructor", "paramwise_cfg", "accumulative_counts", "clip_grad", "_scope_")
 AMP = ("loss_scale", "dtype", "use_fsdp")
@@ -54,15 +53,6 @@ class Around:
         return self.counts > 1 or self.amp is not None
 
 
-def check_keys(entry: Entry, known: Sequence[str], belongs: Mapping[str, str]) -> None:
-    """Every key is known; strict refuses another, and else it is left out."""
-    for key in entry.items:
-        if key not in known:
-            near = difflib.get_close_matches(str(key), known, 1)
-            cure = f"did you mean {near[0]!r}?" if near else f"it takes {listed(known)}."
-            entry.object_to(f"every key must be known, got {key!r}; {belongs.get(key, cure)}")
-
-
 def read_wrapper(config: Mapping[str, Any], name: str, strict: bool) -> Around:
     """The parts around the optimizer. ValueError or TypeError for what cannot be."""
     entry = Entry(name, config, strict, OWNER)
@@ -71,7 +61,7 @@ def read_wrapper(config: Mapping[str, Any], name: str, strict: bool) -> Around:
         entry.refuse(f"type {kind!r} is not read: {ELSEWHERE[kind]}. Use type='OptimWrapper'.")
     if kind not in KEYS:
         entry.refuse(f"type must be one of {listed(KEYS)}, got {config.get('type')!r}.")
-    check_keys(entry, (*KEYS[kind], *INSIDE, *OUTSIDE), BELONGS)  # `param_settings` says where those belong
+    entry.only((*KEYS[kind], *INSIDE, *OUTSIDE), belongs=BELONGS)  # `param_settings` says where those belong
     counts = entry.get(
         "accumulative_counts", 1, "a whole number of at least 1", lambda x: is_number(x) and is_whole(x) and x >= 1
     )
@@ -116,14 +106,18 @@ def _scale(entry: Entry, given: Any) -> amp_scale | None:
     if is_number(given):
         if isinstance(given, int):
             entry.remark(f"loss_scale must be a float, or MMEngine raises a TypeError, got {given!r}; read as a float.")
-        return amp_scale(float(given), dynamic=False)
-    if not isinstance(given, Mapping):
+        given = {"init_scale": float(given), "dynamic": False}
+    elif isinstance(given, Mapping):
+        scaler = Entry(f"{entry.name}.loss_scale", given, entry.strict, OWNER)
+        scaler.only(("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled", "device"))
+        if not scaler.flag("enabled", True):
+            return None
+    else:
         entry.refuse(f"loss_scale must be 'dynamic', a number or a dict, got {given!r}.", TypeError)
-    scaler = Entry(f"{entry.name}.loss_scale", given, entry.strict, OWNER)
-    scaler.only(("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled", "device"))
-    if not scaler.flag("enabled", True):
-        return None
-    return amp_scale(**{key: value for key, value in given.items() if key not in ("enabled", "device")})
+    try:
+        return amp_scale(**{key: value for key, value in given.items() if key not in ("enabled", "device")})
+    except (TypeError, ValueError) as error:
+        entry.refuse(f"loss_scale: {error}", type(error))
 
 
 def _apex(entry: Entry) -> tuple[amp_scale | None, torch.dtype | None]:
