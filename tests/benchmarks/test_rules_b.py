@@ -67,6 +67,7 @@ def test_everyone_begins_once():
 
 def test_the_command_says_and_writes_its_figures(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rules_b, "pin", lambda threads, core: None)  # the process is that of other tests too
+    monkeypatch.setattr(rules_b, "keep_memory", lambda: None)
     monkeypatch.setattr(rules_b, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(rules_b, "bouts", lambda: [BOUTS["asgd(lr)"], BOUTS["sgd(lr)"]])
     monkeypatch.setattr(sys, "argv", ["rules_b", "--rounds", "2", "--output", str(tmp_path / "x.json")])
