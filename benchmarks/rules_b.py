@@ -39,9 +39,9 @@ VARIANTS = {"torch": ("", "foreach=True", "fused=True"), "pytorch_optimizer": ("
 HEAD = """# Elementwise rules beside their fastest peer
 
 `python -m benchmarks.rules_b` writes this page: one step on {title}, one thread, {rounds} rounds in turns, time of the
-processor, {cpu}, torch {torch}, commit {commit}, load {load:.1f}. "of it" is gradchain's time over that of the fastest peer from PyPI
-that computes the same, in the same round: the median, and the upper quartile. Bytes are those that kernels read and
-write for each parameter.
+processor, {cpu}, torch {torch}, commit {commit}, load {load:.1f}. "of it" is
+gradchain's time over that of the fastest peer from PyPI that computes the same, in the same round: the median, and the
+upper quartile. Bytes are those that kernels read and write for each parameter.
 
 | rule | ms | fastest peer | ms | of it | upper | ran by | kernels | bytes |
 |---|---|---|---|---|---|---|---|---|

@@ -66,9 +66,9 @@ static inline float LOG1Pf(float v) {{
   return v > -1 && v < INFINITY && v != 0 ? inside : outside;
 }}"""
 
-# 2^(b log2 |a|), by polynomials of least relative error: 4e-12 of log2, 2e-9 of 2^r for r from -1/2 to 1/2. As 104 is
-# the most that counts of the exponent, a power is within 2.4e-9 and the rounding to float. The rest is C's table of what
-# zeros, infinities, NaNs and negative numbers give; b is mostly one number for all, so what is of b alone is made once.
+# 2^(b log2 |a|), by polynomials of least relative error: 4e-12 of log2, 2e-9 of 2^r for r from -1/2 to 1/2. As 150 is
+# the most that b log2 |a| comes to, a power is within 2.5e-9 and the rounding to float. The rest is C's table of what
+# zeros, infinities, NaNs and negative numbers give; b is mostly one number for all: what is of b alone is made once.
 POWERS = """\
 #define POW pow
 static inline double LOG2_OF(double x) {

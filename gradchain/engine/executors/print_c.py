@@ -31,8 +31,8 @@ _ZEN = """\
 #define ZEN 0
 #define ASK(place, written) __builtin_prefetch(place, written)
 #endif"""
-# A Zen that only moves memory does so in 0.88 of the time by vectors of half the length (plain SGD; 0.95 with momentum),
-# where with more arithmetic they take 1.01 to 1.45 of it. For Intel's processors gcc chooses that length by itself.
+# A Zen that only moves memory does so in 0.88 of the time by vectors of half the length (plain SGD; 0.95 with
+# momentum), where with more arithmetic they take 1.01 to 1.45 of it. For Intel's gcc chooses that length by itself.
 _NARROW = """\
 #if ZEN && defined(__AVX512F__) && !defined(__clang__)
 #pragma GCC target("prefer-vector-width=256")
