@@ -1,4 +1,4 @@
-"""On how many cores and threads a benchmark runs, decided before torch is imported; and what becomes of freed memory."""
+"""On how many cores and threads a benchmark runs, decided before torch is imported; what becomes of freed memory."""
 
 from __future__ import annotations
 
