@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain.core.elementary import ANGLES, EXPONENTIALS, LOGARITHMS
+from gradchain.core.elementary import ANGLES, EXPONENTIALS, LOGARITHMS, POWERS
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,8 @@ def _arithmetic() -> list[Operation]:
             "pow",
             "nn",
             torch.pow,
-            c="F(pow)({0}, {1})",
+            c="F(POW)({0}, {1})",
+            helper=POWERS,
             triton="libdevice.pow({0}, {1})",
             host=operator.pow,
             lists={"ts": "pow", "st": "pow"},

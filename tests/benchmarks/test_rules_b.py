@@ -67,6 +67,7 @@ def test_everyone_begins_once():
 
 def test_the_command_says_and_writes_its_figures(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(rules_b, "pin", lambda threads, core: None)  # the process is that of other tests too
+    monkeypatch.setattr(rules_b, "keep_memory", lambda: None)
     monkeypatch.setattr(rules_b, "PAGE", tmp_path / "page.md")
     monkeypatch.setattr(rules_b, "bouts", lambda: [BOUTS["asgd(lr)"], BOUTS["sgd(lr)"]])
     monkeypatch.setattr(sys, "argv", ["rules_b", "--rounds", "2", "--output", str(tmp_path / "x.json")])
@@ -83,3 +84,11 @@ def test_the_command_says_and_writes_its_figures(small, tmp_path, monkeypatch, c
     assert [*json.loads((tmp_path / "x.json").read_text())["rules_b"]] == ["asgd(lr)", "sgd(lr)"]
     page = (tmp_path / "page.md").read_text()
     assert page.count("\n| `") == 2 and "small" in page and "2 rounds" in page
+
+
+def test_some_rows_of_the_page_are_measured_anew():
+    told = {"rounds": 7, "commit": "abc", "machine": {"load": [0.25]}}
+    page = "# Rules\n\n| rule | ms |\n|---|---|\n| `sgd(lr)` | 2.0 |\n| `sgd(lr, momentum=0.9)` | 3.0 |\n"
+    found = rules_b.renewed(page, ["| `sgd(lr)` | 1.5 |"], told)
+    assert found.startswith(page.replace("2.0", "1.5"))
+    assert found.endswith("\n\nMeasured since, 7 rounds, time of the processor, commit abc, load 0.2: `sgd(lr)`.\n")

@@ -45,6 +45,7 @@ def of_optax(model, steps):
         ("LAMB of gradchain, 34 M in 100 tensors", 1e-4),
         ("Muon, 48 of 256²", 5e-2),
         ("Muon of gradchain, 48 of 256²", 5e-2),
+        ("Muon of gradchain, hidden matrices of (a)", 5e-2),
     ],
 )
 def test_the_links_are_the_rules(name, far):

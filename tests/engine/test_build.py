@@ -223,7 +223,7 @@ def test_an_interrupted_compilation_ends_the_compiler(cache, monkeypatch, tmp_pa
 
 
 def test_no_flag_changes_the_arithmetic_or_brings_a_second_openmp():
-    flags = [*build._FLAGS, *(f for native in build._NATIVE_FLAGS.values() for f in native)]
+    flags = [f for each in (build._FLAGS, *build._LEVELS.values(), *build._NATIVE_FLAGS.values()) for f in each]
     assert "-ffp-contract=off" in flags
     for flag in flags:
         assert not re.search(r"fast|unsafe|finite|associative|reciprocal|signed-zeros|limited-range|openmp", flag), flag

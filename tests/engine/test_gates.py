@@ -340,11 +340,18 @@ def sources(make, dtype: torch.dtype) -> set[str]:
 
 def vectorised(source: str, folder) -> tuple[list[int], set[int]]:
     """The lines where the loops over elements begin, and the lines of which gcc says that it vectorised them."""
-    name, _ = build.compiler()
+    name, version = build.compiler()
     file = folder / "kernel.c"
     file.write_text(source)
-    flags = [*build._FLAGS, *build._NATIVE_FLAGS.get(build.platform.machine().lower(), ())]
-    command = [name, *flags, "-fopt-info-vec-optimized", str(file), "-o", str(folder / "kernel.so"), "-lm"]
+    command = [
+        name,
+        *build.flags(version),
+        "-fopt-info-vec-optimized",
+        str(file),
+        "-o",
+        str(folder / "kernel.so"),
+        "-lm",
+    ]
     told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stderr
     done = {int(n) for n in re.findall(r"kernel\.c:(\d+):\d+: optimized: (?:loop|basic block part) vectorized", told)}
     lines = source.splitlines()
@@ -353,20 +360,46 @@ def vectorised(source: str, folder) -> tuple[list[int], set[int]]:
     ], done
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
-@pytest.mark.parametrize("name", list(VECTOR))
-def test_every_loop_is_vector_code(name, dtype, tmp_path):
+def are_vector_code(make, dtype: torch.dtype, folder) -> None:
     compiler, version = build.compiler()
     if "gcc" not in version.lower() and "free software foundation" not in version.lower():
         pytest.skip(f"{compiler} does not say which loops it vectorised in gcc's words")
     if not any(flag in torch.backends.cpu.get_cpu_capability() for flag in ("AVX2", "AVX512")):
         pytest.skip("without AVX2 gcc may rightly find that vectors do not pay")
-    for source in sources(VECTOR[name], dtype):
-        loops, done = vectorised(source, tmp_path)
+    for source in sources(make, dtype):
+        loops, done = vectorised(source, folder)
         assert loops
         for line in loops:
             # a reduction is a loop of lanes within a loop: either may be what is vectorised
             assert done & set(range(line, line + 40)), f"line {line} of\n{source}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=lambda d: str(d)[6:])
+@pytest.mark.parametrize("name", list(VECTOR))
+def test_every_loop_is_vector_code(name, dtype, tmp_path):
+    are_vector_code(VECTOR[name], dtype, tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=lambda d: str(d)[6:])
+def test_a_power_is_vector_code_in_float32(dtype, tmp_path):
+    are_vector_code(lambda: gch.rules.madgrad(0.1), dtype, tmp_path)
+
+
+NARROW = "prefer-vector-width=256"
+
+
+def test_shorter_vectors_are_for_kernels_that_only_move_memory():
+    """A few sums and products of a few columns; no root, no quotient, no reduction, and not many columns."""
+    few = [lambda: gch.sgd(0.1), lambda: gch.sgd(0.1, momentum=0.9), lambda: gch.asgd(0.1)]
+    many = [
+        lambda: gch.rules.schedule_free_sgd(0.1),
+        lambda: gch.adagrad(0.1),
+        lambda: gch.sgd(0.1, 0.9, nesterov=True),
+    ]
+    assert all(NARROW in source for make in few for source in sources(make, torch.float32))
+    assert not any(NARROW in source for make in many for source in sources(make, torch.float32))
+    clipped = sources(lambda: gch.chain(gch.clip_by_norm(1.0), gch.sgd(0.1)), torch.float32)
+    assert sorted((NARROW in source, "lane" in source) for source in clipped) == [(False, True), (True, False)]
 
 
 def test_a_loop_that_cannot_be_vector_code_is_seen(tmp_path):
