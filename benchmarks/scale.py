@@ -1,4 +1,4 @@
-"""What a step costs on 8 to 4096 ranks: `python -m benchmarks.scale` writes docs/scale.md, some minutes.
+"""What a step costs on 8 to 4096 ranks: `python -m benchmarks.scale` writes docs/scale.md, five minutes.
 
 Memory per rank, bytes sent in a step and the time of the optimizer part, for DDP, ZeRO (`bind(ddp,
 zero_redundancy=True)`) and FSDP2, and models of 0.1 to 100 billion parameters, by a small model (`scale_model.py`) of
