@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.drawing import page, text
-from benchmarks.scale_model import (
-    MACHINES, WAYS, Cost, Footprint, Layout, Machine, calls, cost, of_size, parts, transformer,
-)  # fmt: skip
+from benchmarks.scale_model import MACHINES, WAYS, Footprint, Layout, Machine, calls, cost, of_size, parts, transformer
 
 SIZES = (1e8, 1e9, 1e10, 1e11)
 RANKS = (8, 64, 512, 4096)
 WORLDS = (2, 4)
+KINDS = ("all_reduce", "all_gather", "reduce_scatter")
 CHAIN, MACHINE = "clip, AdamW", "h100"
 CHECKED = transformer(3, 130)  # rows that four ranks cannot share out alike
 TIMED = transformer(8, 256)
@@ -38,14 +37,15 @@ TEXT = """# What a step costs on many ranks
 machine has run any of it. What was run are 2 and 4 processes on the CPU, whose bytes are those of the model to the last
 one; how far its times are from theirs is told below.
 
-The model: weights of a transformer's blocks, 128 times as wide as there are of them, in float32. A chain keeps and moves
-so many bytes of each element, as counted on a small model. A rank's part of a tensor is so many whole rows. Gradients
-and weights travel around a ring, which sends the least bytes there can be, and a collective takes as many hops as a
-tree has levels. The **optimizer part** is what begins when all gradients are there: kernels at the peak bandwidth of
-the memory, the numbers in which norms meet, and, with ZeRO, the exchange of the new weights. DDP's reduction of
-gradients and all of what FSDP2 sends happens in forward and backward, behind which more or less of it hides; **sent** has
-all of it. Memory is weights, gradients and state; not activations, nor what FSDP2 gathers and ZeRO exchanges for a
-while. Of DDP's gradients there is one copy, with `gradient_as_bucket_view=True`; else there are two.
+The model: weights of a transformer's blocks, 128 times as wide as there are of them, in float32. A chain keeps and
+moves so many bytes of each element, as counted on a small model. A rank's part of a tensor is so many whole rows.
+Gradients and weights travel around a ring, which sends the least bytes there can be, and a collective takes as many
+hops as a tree has levels. The **optimizer part** is what begins when all gradients are there: kernels at the peak
+bandwidth of the memory, the numbers in which norms meet, and, with ZeRO, the exchange of the new weights; what is sent
+then is **late**. DDP's reduction of gradients and all else that FSDP2 sends happens in forward and backward, behind
+which more or less of it hides; **sent** has all of it. Memory is weights, gradients and state; not activations, nor what
+FSDP2 gathers and ZeRO exchanges for a while. Of DDP's gradients there is one copy, with `gradient_as_bucket_view=True`;
+else there are two.
 
 ![memory, bytes sent and optimizer part of {drawn:g} B parameters over ranks](scale.svg)
 
@@ -73,14 +73,14 @@ has the most. The weights are {count:,} elements in {tensors} tensors, with rows
 
 {counts}
 
-Timed on the same machine, on {cpu} with {cores} cores and other work on them (load {load:.1f}), {timed:,} elements: the fastest
-of {steps} steps, of which each is as long as that of the slowest rank. The model has the best that memory and network
-gave in the same processes, before and after: {probed}.
+Timed on the same machine, on {cpu} with {cores} cores and other work on them (load {load:.1f}), {timed:,} elements:
+the fastest of {steps} steps, of which each is as long as that of the slowest rank. The model has the best that memory
+and network gave in the same processes, before and after: {probed}.
 
 {times}
 
-A step of the model is bytes over bandwidth. A real one has the host's work besides, waits for processes that others keep
-from the cores, and gloo copies what it sends.
+A step of the model is bytes over bandwidth. A real one has the host's work besides, waits for processes that others
+keep from the cores, and gloo copies what it sends.
 """
 
 
@@ -98,7 +98,7 @@ def table_of(chain: Footprint, machine: Machine, bucket: int) -> list[str]:
         for ranks in RANKS:
             costs = [cost(layout, chain, way, ranks, machine, bucket) for way in WAYS]
             room = " / ".join(f"{gb(c.kept)}{'*' if c.kept > machine.room else ''}" for c in costs)
-            sent, late = (" / ".join(gb(x) for x in them) for them in ([c.sent for c in costs], [c.late for c in costs]))
+            sent, late = (" / ".join(gb(getattr(c, what)) for c in costs) for what in ("sent", "late"))
             took = " / ".join(f"{1e3 * c.part:.3g}" for c in costs)
             rows.append(f"| {size / 1e9:g} B | {ranks} | {room} | {sent} | {late} | {took} |")
     return rows
@@ -117,14 +117,14 @@ def reading_of(chain: Footprint, machine: Machine, bucket: int) -> str:
     zero = cost(large, chain, "ZeRO", RANKS[-1], machine, bucket)
     width = small.block[0][0]
     return (
-        f"Parts are whole rows. A tensor of {width} rows has {width} parts at most, so of {SIZES[0] / 1e9:g} B parameters "
-        f"{RANKS[-1]} ranks together keep {mine[RANKS[-1]]:.2g} times what one would, and {RANKS[0]} ranks "
+        f"Parts are whole rows. A tensor of {width} rows has {width} parts at most, so of {SIZES[0] / 1e9:g} B "
+        f"parameters {RANKS[-1]} ranks together keep {mine[RANKS[-1]]:.2g} times what one would, and {RANKS[0]} ranks "
         f"{mine[RANKS[0]]:.4g} times.\n\n"
         f"ZeRO exchanges the weights when gradients have come, and behind nothing: that is nearly all of its part. It "
         f"does so in buckets of {bucket >> 20} MiB, or of one tensor that is larger: {len(pieces):,} collectives where "
         f"there are {SIZES[-1] / 1e9:g} B, the largest of which takes {zero.scratch / 1e9:.2g} GB for a while. On "
-        f"{RANKS[-1]} ranks their hops are {hops:.2g} s of the {zero.part:.2g} s; around a ring, which has as many hops "
-        f"as ranks, they would be {hops * (RANKS[-1] - 1) / math.ceil(math.log2(RANKS[-1])):.0f} s.\n\n"
+        f"{RANKS[-1]} ranks their hops are {hops:.2g} s of the {zero.part:.2g} s; around a ring, which has as many "
+        f"hops as ranks, they would be {hops * (RANKS[-1] - 1) / math.ceil(math.log2(RANKS[-1])):.0f} s.\n\n"
         f"Norms are a collective of {8 * (len(large.shapes) + 1):,} bytes there. Under FSDP2 nothing else is sent late."
     )
 
@@ -176,15 +176,15 @@ def most(found: list[dict[str, Any]], way: str, what: str) -> int:
 def counts_of(found: dict[int, list[dict[str, Any]]], chain: Footprint, bucket: int) -> tuple[list[str], int]:
     """A row for each way and number of processes, counted and by the model; and how many cells are not equal."""
     rows = [
-        "| processes | way | all-reduce | all-gather | reduce-scatter | weights | gradients | state | kernels | the model |",
+        f"| processes | way | {' | '.join(kind.replace('_', '-') for kind in KINDS)} | weights | gradients | state | "
+        "kernels | the model |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     few, unequal = 8 * (len(CHECKED.shapes) + 1), 0
     for world, ranks in found.items():
         for way in WAYS:
             model, talk = predicted(CHECKED, chain, way, world, bucket), ranks[0]["counted"][way]["talk"]
-            kinds = ("all_reduce", "all_gather", "reduce_scatter")
-            cells = [(together(talk, k, few), together(model["talk"], k, few)) for k in kinds]
+            cells = [(together(talk, k, few), together(model["talk"], k, few)) for k in KINDS]
             cells += [(most(ranks, way, w), model[w]) for w in ("weights", "gradients", "state", "moved")]
             apart = sum(mine != its for mine, its in cells)
             unequal += apart

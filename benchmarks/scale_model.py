@@ -47,7 +47,7 @@ def transformer(blocks: int, width: int) -> Layout:
 
 
 def of_size(parameters: float) -> Layout:
-    """The transformer nearest to so many parameters whose blocks are 128 times as wide as there are of them: GPT-3's."""
+    """The transformer nearest to so many parameters that is 128 times as wide as it has blocks, as GPT-3 is."""
     blocks = max(1, round((parameters / (12 * 128**2)) ** (1 / 3)))
     return transformer(blocks, 128 * blocks)
 

@@ -1,9 +1,9 @@
-"""Real runs beside the model of `scale_model.py`: on some processes (gloo) what a rank keeps, sends and moves is counted.
+"""Real runs beside the model of `scale_model.py`: what a rank keeps, sends and moves is counted on some processes.
 
-The collectives are counted where they are called: those of torch.distributed's functions, which FSDP2 and gradchain
-call, and the buckets that DDP's reducer gives a hook. Memory is the storages behind weights, gradients and state, once
-each. A time is that of `updater.step()` on the slowest rank, in the fastest of some steps; what bytes take in these
-processes is measured beside, likewise.
+Collectives are counted where they are called: those of torch.distributed's functions, which FSDP2 and gradchain call,
+and the buckets that DDP's reducer gives a hook; the backend is gloo. Memory is the storages behind weights, gradients
+and state, once each. A time is that of `updater.step()` on the slowest rank, in the fastest of some steps; what bytes
+take in these processes is measured beside, likewise.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def run(way: str, layout: Layout, chain: gch.chain, steps: int) -> dict[str, Any
     """Some steps: what the last one gave to collectives, what lay there before it, and the seconds of each step."""
     reduced: Counter[tuple[str, int]] = Counter()
     model, updater = wrapped(way, layout, chain, reduced)
-    took, talk, gradients = [], Counter(), 0
+    took: list[float] = []
     for number in range(steps + 2):  # which the first two warm: DDP makes its buckets, and ranks agree on kernels
         reduced.clear()
         with counted() as talk:

@@ -10,7 +10,6 @@ from torch.nn.parallel import DistributedDataParallel
 import gradchain as gch
 
 dist.init_process_group("gloo")  # "nccl" where each rank has a GPU
-rank, ranks = dist.get_rank(), dist.get_world_size()
 batches = torch.randn(40, 32, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -23,7 +22,7 @@ def build(seed):
 
 def train(model, updater, until):
     while updater.num_micro < until:
-        x = batches[updater.num_micro].chunk(ranks)[rank]  # this rank's rows
+        x = batches[updater.num_micro].chunk(dist.get_world_size())[dist.get_rank()]  # this rank's rows
         with updater.context():  # no reduction inside a window
             loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
         updater.update(loss)
@@ -36,5 +35,6 @@ updater.save(path)  # all ranks call it; the file has the whole state, for any n
 train(model, updater, 40)
 again.load(path)
 train(resumed, again, 40)
-print(again.num_updates, "updates, the same:", all(map(torch.equal, model.parameters(), resumed.parameters())))
+same = all(map(torch.equal, model.parameters(), resumed.parameters()))
+print(f"{again.num_updates} updates, the same: {same}", flush=True)
 dist.destroy_process_group()

@@ -90,7 +90,8 @@ class add_decayed_weights(Transform):
     def check(self) -> None:
         lazy: object = self.lazy
         if not isinstance(lazy, bool):
-            cure = f" What decays is said around it: masked(add_decayed_weights(…), {lazy!r})." if callable(lazy) else ""
+            around = f" What decays is said around it: masked(add_decayed_weights(…), {lazy!r})."
+            cure = around if callable(lazy) else ""
             raise TypeError(f"add_decayed_weights: lazy must be True or False, got {lazy!r}.{cure}")
         if self.by not in _BY:
             raise ValueError(f"add_decayed_weights: by must be {' or '.join(map(repr, _BY))}, got {self.by!r}.")

@@ -383,7 +383,8 @@ def broken(page: str, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "page", [*PAGES, "docs/from_torch.md", "docs/which.md", "docs/optax.md", "benchmarks/README.md"]
+    "page",
+    [*PAGES, *(f"docs/{n}.md" for n in ("from_torch", "which", "optax", "paths", "scale")), "benchmarks/README.md"],
 )
 def test_links_to_files_lead_somewhere(page):
     assert broken(page, (ROOT / page).read_text()) == []

@@ -40,7 +40,7 @@ def test_an_example_runs(name):
 def test_an_example_runs_on_two_ranks(name):
     """As `torchrun` starts it, which is this module: each rank says what it has come to."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    assert f"`torchrun --nproc-per-node 2 docs/examples/{name}.py`" in (
-        ROOT / "docs" / "examples" / f"{name}.py"
-    ).read_text()
-    assert printed(name, *launcher).count(LAUNCHED[name]) == 2
+    shown = f"`torchrun --nproc-per-node 2 docs/examples/{name}.py`"
+    assert shown in (ROOT / "docs" / "examples" / f"{name}.py").read_text()
+    said = printed(name, *launcher)
+    assert said.count(LAUNCHED[name]) == 2, said
