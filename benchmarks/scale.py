@@ -43,9 +43,9 @@ Gradients and weights travel around a ring, which sends the least bytes there ca
 hops as a tree has levels. The **optimizer part** is what begins when all gradients are there: kernels at the peak
 bandwidth of the memory, the numbers in which norms meet, and, with ZeRO, the exchange of the new weights; what is sent
 then is **late**. DDP's reduction of gradients and all else that FSDP2 sends happens in forward and backward, behind
-which more or less of it hides; **sent** has all of it. Memory is weights, gradients and state; not activations, nor what
-FSDP2 gathers and ZeRO exchanges for a while. Of DDP's gradients there is one copy, with `gradient_as_bucket_view=True`;
-else there are two.
+which more or less of it hides; **sent** has all of it. Memory is weights, gradients and state; not activations, nor
+what FSDP2 gathers and ZeRO exchanges for a while. Of DDP's gradients there is one copy, with
+`gradient_as_bucket_view=True`; else there are two.
 
 ![memory, bytes sent and optimizer part of {drawn:g} B parameters over ranks](scale.svg)
 
@@ -74,13 +74,15 @@ has the most. The weights are {count:,} elements in {tensors} tensors, with rows
 {counts}
 
 Timed on the same machine, on {cpu} with {cores} cores and other work on them (load {load:.1f}), {timed:,} elements:
-the fastest of {steps} steps, of which each is as long as that of the slowest rank. The model has the best that memory
-and network gave in the same processes, before and after: {probed}.
+the processor time of `updater.step()` with all its threads, on the rank where it is longest, in the fastest of {steps}
+steps. The model has the best that memory and network gave in the same processes, before and after, by the same clock:
+{probed}.
 
 {times}
 
-A step of the model is bytes over bandwidth. A real one has the host's work besides, waits for processes that others
-keep from the cores, and gloo copies what it sends.
+A step of the model is bytes over bandwidth. A real one has the host's work besides, and ZeRO's exchange makes the memory
+that it receives into anew each time. The network is gloo's copying within one machine: of a real one, and of waiting for
+it, this says nothing.
 """
 
 

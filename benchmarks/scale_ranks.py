@@ -2,8 +2,8 @@
 
 Collectives are counted where they are called: those of torch.distributed's functions, which FSDP2 and gradchain call,
 and the buckets that DDP's reducer gives a hook; the backend is gloo. Memory is the storages behind weights, gradients
-and state, once each. A time is that of `updater.step()` on the slowest rank, in the fastest of some steps; what bytes
-take in these processes is measured beside, likewise.
+and state, once each. A time is the processor's for `updater.step()`, on the rank where it is longest, in the fastest of
+some steps; what bytes take in these processes is measured beside, likewise.
 """
 
 from __future__ import annotations
@@ -209,11 +209,14 @@ def run(way: str, layout: Layout, chain: gch.chain, steps: int) -> dict[str, Any
 
 
 def timed(function: Callable[[], object]) -> float:
-    """The seconds of a function on the slowest rank; all begin together."""
+    """The seconds of a function's work on the rank that has most of it; all begin together.
+
+    Of the process and all its threads, gloo's too: on a machine that others use a clock would tell of them.
+    """
     dist.barrier()
-    start = time.perf_counter()
+    start = time.process_time()
     function()
-    spent = torch.tensor(time.perf_counter() - start, dtype=torch.float64)
+    spent = torch.tensor(time.process_time() - start, dtype=torch.float64)
     dist.all_reduce(spent, dist.ReduceOp.MAX)
     return float(spent)
 
