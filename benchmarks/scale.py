@@ -80,9 +80,9 @@ steps. The model has the best that memory and network gave in the same processes
 
 {times}
 
-A step of the model is bytes over bandwidth. A real one has the host's work besides, and ZeRO's exchange makes the memory
-that it receives into anew each time. The network is gloo's copying within one machine: of a real one, and of waiting for
-it, this says nothing.
+A step of the model is bytes over bandwidth. A real one has the host's work besides, and ZeRO's exchange makes the
+memory that it receives into anew each time. The network is gloo's copying within one machine: of a real one, and of
+waiting for it, this says nothing.
 """
 
 
