@@ -128,6 +128,15 @@ ROWS: tuple[Bad, ...] = (
     ),
     other(
         gch.add_decayed_weights,
+        "lazy",
+        gch.bias,  # where Optax has its mask
+        TypeError,
+        "add_decayed_weights: lazy must be True or False, got bias. What decays is said around it: "
+        "masked(add_decayed_weights(…), bias).",
+        0.1,
+    ),
+    other(
+        gch.add_decayed_weights,
         "by",
         "lr",
         ValueError,

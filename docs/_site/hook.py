@@ -12,17 +12,6 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from repository import ELSEWHERE, ROOT, notebooks, reference, relinked
 
-# pages that the navigation takes in once they are there: title, page, section
-LATER = (("Scale", "scale.md", "Guides"),)
-
-
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Give what is not always there its place in the navigation."""
-    for title, page, section in LATER:
-        if (ROOT / "docs" / page).exists():
-            next(entry[section] for entry in config.nav or [] if section in entry).append({title: page})
-    return config
-
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages, and those whose source lies elsewhere."""

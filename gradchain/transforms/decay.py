@@ -90,7 +90,9 @@ class add_decayed_weights(Transform):
     def check(self) -> None:
         lazy: object = self.lazy
         if not isinstance(lazy, bool):
-            raise TypeError(f"add_decayed_weights: lazy must be True or False, got {lazy!r}.")
+            around = f" What decays is said around it: masked(add_decayed_weights(…), {lazy!r})."
+            cure = around if callable(lazy) else ""
+            raise TypeError(f"add_decayed_weights: lazy must be True or False, got {lazy!r}.{cure}")
         if self.by not in _BY:
             raise ValueError(f"add_decayed_weights: by must be {' or '.join(map(repr, _BY))}, got {self.by!r}.")
         if self.peak is not None:
@@ -120,7 +122,7 @@ class add_decayed_weights(Transform):
         return found
 
     def says(self) -> Says:
-        return {} if self.lazy else {"refuses_rows": _ALL_ROWS}
+        return {} if self.lazy is True else {"refuses_rows": _ALL_ROWS}  # a selector in its place has no truth
 
     def written(self) -> dict[str, Any]:
         """The fields that were given, as configs have them of before there were more."""

@@ -410,6 +410,8 @@ def broken(page: str, text: str) -> list[str]:
         "docs/from_torch.md",
         "docs/which.md",
         "docs/optax.md",
+        "docs/paths.md",
+        "docs/scale.md",
         "benchmarks/README.md",
         "docs/ranks.md",
         "docs/not_finite.md",
