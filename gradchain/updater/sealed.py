@@ -106,7 +106,7 @@ def _again_where_stale(act: Callable[[], T]) -> T:
     return act()
 
 
-class _Sealing:
+class Sealing:
     """A file that is written to, and the checksum of all that was.
 
     Attributes:
@@ -134,10 +134,14 @@ class _Sealing:
         """What is to stand behind all that was written."""
         return _MARK + self._sum.digest()
 
+    def checksum(self) -> str:
+        """That of all that was written, as text."""
+        return self._sum.hexdigest()
+
 
 def write_zip(contents: object, file: BinaryIO) -> None:
     """Write the zip that torch makes of `contents`, and a seal."""
-    sealing = _Sealing(file)
+    sealing = Sealing(file)
     try:
         torch.save(contents, sealing)  # type: ignore[arg-type]  # it asks for no more than that
     except (OSError, MemoryError):
@@ -206,6 +210,13 @@ def seal_of(path: Path) -> str:
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         return file.read().hex() if _has_seal(file, size) else ""
+
+
+def checksum_of(path: Path) -> tuple[int, str]:
+    """The size of any file, and the checksum of all that lies in it."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        return size, _summed(file, size).hexdigest()
 
 
 def _read(path: Path, owner: str, wanted: bool) -> tuple[Any, bool]:
@@ -296,11 +307,17 @@ def _problem(file: BinaryIO, size: int, sealed: bool) -> str:
 def _is_whole(file: BinaryIO, size: int) -> bool:
     """Whether the checksum in the seal is that of what lies before it."""
     file.seek(0)
-    found, left = hashlib.blake2b(digest_size=32), size - _SEAL
+    found = _summed(file, size - _SEAL)
+    return file.read(_SEAL) == _MARK + found.digest()
+
+
+def _summed(file: BinaryIO, left: int) -> Any:
+    """The checksum of so many bytes from here on."""
+    found = hashlib.blake2b(digest_size=32)
     while left > 0 and (chunk := file.read(min(_CHUNK, left))):
         found.update(chunk)
         left -= len(chunk)
-    return file.read(_SEAL) == _MARK + found.digest()
+    return found
 
 
 # both

@@ -364,11 +364,18 @@ def _can_lie(tensor: Tensor, place: Tensor) -> bool:
 
 def _laid(tensor: Tensor, place: Tensor) -> Tensor:
     """A copy of `tensor` on the device of `place`, and in its shards."""
-    moved = tensor.detach().to(place.device)
     if not is_dtensor(place) or is_dtensor(tensor):
-        return moved.clone()
+        return tensor.detach().to(place.device).clone()
+    return as_laid(tensor, place)
+
+
+def as_laid(tensor: Tensor, place: Tensor) -> Tensor:
+    """What can be copied over `place`: of a whole tensor, where that is sharded, the same in its shards."""
+    if not is_dtensor(place) or is_dtensor(tensor):
+        return tensor
     from torch.distributed.tensor import distribute_tensor  # only where there are DTensors: importing it takes time
 
+    moved = tensor.detach().to(place.device)
     return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)
 
 

@@ -402,12 +402,12 @@ class Updater(Readings, foreign.Stranger):
         with outside_inference():
             return self._bound.journal.guard(self._walk.checkpoint.stage, state_dict, strict, moves=moves)
 
-    def contents(self, weights: Which = "all") -> dict[str, Any]:
+    def contents(self, weights: Which = "all", form: Form = "plain") -> dict[str, Any]:
         """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
         self._check("save")
-        self._walk.checkpoint.refuse_sharded("save")
+        self._walk.checkpoint.refuse_sharded("save", form)
         with outside_inference():
-            return self._walk.checkpoint.contents(self.state_dict(sync=True), weights)
+            return self._walk.checkpoint.contents(self.state_dict(sync=True, form=form), weights)
 
     def stage_contents(self, contents: Mapping[str, Any], moves: Moves | None = None) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""
