@@ -58,8 +58,6 @@ class Copy:
             or vars(tensor)
         ):
             return _cloned(tensor)
-        if path[0] == "parts" and path[2] == "state" and tensor.device.type == "cpu":
-            return tensor  # a state is a copy already
         kept = self._kept.get(path)
         if kept is None or (kept.shape, kept.dtype, kept.stride()) != (tensor.shape, tensor.dtype, tensor.stride()):
             kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
@@ -101,7 +99,7 @@ class Writer:
         self,
         contents: Mapping[str, Any],
         put: Callable[[Mapping[str, Any]], object],
-        together: Callable[[Callable[[], T]], T] = _alone,
+        together: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]] = _alone,
     ) -> bool:
         """Copy the contents now and have `put` write the copy later. Returns whether it had to wait for a copy.
 

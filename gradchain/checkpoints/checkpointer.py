@@ -173,6 +173,7 @@ class Checkpointer:
         try:
             if own["loader"] is not None and self._feed is not None and self._feed.is_stateful():
                 self._feed.loader.load_state_dict(own["loader"])  # it was gone through without `batches`
+                self._feed.loader.state_dict()  # torchdata's begins here, and draws, before the run's numbers are put
             found.take()
         except BaseException:
             back()

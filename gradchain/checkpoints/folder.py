@@ -197,7 +197,9 @@ class Folder:
         """What is wrong with the parts of a file that has some: each rank looks at its share of them."""
         if shards is None:
             return ""
-        look = partial(of_ranks.damage, self.path / name, {of_ranks.KEY: shards}, self._owner, ranks.rank(), ranks.many())
+        look = partial(
+            of_ranks.damage, self.path / name, {of_ranks.KEY: shards}, self._owner, ranks.rank(), ranks.many()
+        )
         return next(filter(None, ranks.gathered(ranks.by_all(self._owner, look))), "")
 
     def _forget_after(self, name: str) -> None:

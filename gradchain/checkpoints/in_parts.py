@@ -36,7 +36,7 @@ def write(contents: Mapping[str, Any], index: Path, owner: str, group: Any) -> d
         tree, left = ranks.by_all(owner, partial(in_parts.parted, contents), group)
         try:
             table, seals = dcp.write(tree, folder, group)
-        except dcp.Failed as failed:
+        except dcp.FailedError as failed:
             _raise(owner, folder, failed)
         files = {name: seal for of_rank in ranks.gathered(seals, group) for name, seal in of_rank.items()}
         others = _others(in_parts.buffers_of(left), owner, group)

@@ -59,15 +59,23 @@ class Checkpoint:
 
     # out
 
-    def write(self, form: Form = "plain") -> dict[str, Any]:
-        """The state as plain data, or in a shape that is the same before the first update and after any."""
+    def write(self, form: Form = "plain", sync: bool = False, lent: bool = False) -> dict[str, Any]:
+        """The state as plain data, or in a shape that is the same before the first update and after any.
+
+        Args:
+            form: which of the two.
+            sync: reduce an open window over ranks first.
+            lent: tensors as they lie in memory, for who reads them before the next update.
+        """
         bound = self._bound
+        if sync:
+            bound.state = bound.window.reduced(bound.state, "state_dict")
         bound.target.check()
         plain = {
             "format": FORMAT,
             "chain": to_config(bound.chain),
             "clocks": dict(bound.clocks),
-            "links": to_dict(bound.chain, self._as_written(form)),
+            "links": to_dict(bound.chain, self._as_written(form), lent),
             "overrides": bound.hypers.saved_overrides(),
             "observed": dict(bound.observed),
             "news": {name: [count, *latest] for name, (count, latest) in bound.news.items()},
@@ -86,9 +94,9 @@ class Checkpoint:
         bound = self._bound
         return bound.state if bound.shares is None else bound.shares.whole(bound.chain, bound.state, form == "fixed")
 
-    def contents(self, state: dict[str, Any], weights: Which) -> dict[str, Any]:
-        """Weights, or those of them, buffers and the state given as plain data."""
-        bound = self._bound
+    def contents(self, form: Form, weights: Which) -> dict[str, Any]:
+        """Weights, or those of them, buffers and the state, lent. All ranks call it."""
+        bound, state = self._bound, self.write(form, sync=True, lent=True)
         averages = [address for address, s in states(bound.chain, bound.state) if isinstance(s, AverageState)]
         part = part_of(bound.target, bound.parameters(), state, averages, weights)
         if is_fixed(state) and bound.shares is not None:

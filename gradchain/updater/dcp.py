@@ -1,4 +1,4 @@
-"""What torch.distributed.checkpoint does for a checkpoint in parts: it plans, writes and reads. Importing it takes time.
+"""What torch.distributed.checkpoint does for a checkpoint in parts: it plans, writes and reads. It is slow to import.
 
 Its own table of what lies where is a pickle, which runs code where it is read. So it is kept as plain data, in a file
 that has a seal, and the pickle is there for others only.
@@ -16,8 +16,9 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint import filesystem
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
@@ -25,6 +26,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from gradchain.updater.sealed import Sealing
 
@@ -85,7 +87,7 @@ class _Stream(io.RawIOBase):
         self._file.flush()
 
 
-class _Files(filesystem.FileSystem):
+class _Files(FileSystem):
     """Files of one rank.
 
     Attributes:
@@ -106,7 +108,7 @@ class _Files(filesystem.FileSystem):
             self.seals[Path(path).name] = (stream.tell(), stream.sealing.checksum())
 
 
-class _Writer(checkpoint.FileSystemWriter):
+class _Writer(FileSystemWriter):
     """Writes one rank's part, and keeps the table that the first one makes."""
 
     def __init__(self, folder: Path) -> None:
@@ -123,14 +125,12 @@ class _Writer(checkpoint.FileSystemWriter):
             tensor, chunks = cast("TensorStorageMetadata", found), []
             for chunk in tensor.chunks:
                 info = places[name][tuple(chunk.offsets)]
-                chunks.append(
-                    Chunk([*chunk.offsets], [*chunk.sizes], info.relative_path, info.offset, info.length)
-                )
+                chunks.append(Chunk([*chunk.offsets], [*chunk.sizes], info.relative_path, info.offset, info.length))
             path = [str(key) for key in metadata.planner_data[name]]
             self.table.append(Row(path, tensor.properties.dtype, [*tensor.size], chunks))
 
 
-class Failed(Exception):
+class FailedError(Exception):
     """Some rank could not write.
 
     Attributes:
@@ -150,20 +150,20 @@ def write(tree: dict[str, Any], folder: Path, group: Any) -> tuple[list[Row], di
         The table, on the first rank; and size and checksum of the files of this one.
 
     Raises:
-        Failed: on all ranks, where one cannot write.
+        FailedError: on all ranks, where one cannot write.
     """
     writer = _Writer(folder)
     try:
-        checkpoint.save(tree, storage_writer=writer, process_group=group)
-    except checkpoint.CheckpointException as failed:
-        raise Failed({rank: error for rank, (error, _) in failed.failures.items()}) from None
+        save(tree, storage_writer=writer, process_group=group)
+    except CheckpointException as failed:
+        raise FailedError({rank: error for rank, (error, _) in failed.failures.items()}) from None
     return writer.table, writer.fs.seals
 
 
 # reading
 
 
-class _Reader(checkpoint.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reads by our table."""
 
     def table(self, table: Mapping[str, Row]) -> Metadata:
@@ -190,7 +190,7 @@ def fill(tensors: dict[str, Tensor], folder: Path, table: Mapping[str, Row]) -> 
     """Read into these tensors, by name, what this rank needs of what lies in a folder. No rank talks to another."""
     reader = _Reader(folder)
     metadata = reader.table({name: table[name] for name in tensors})
-    planner = checkpoint.DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
+    planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(dict(tensors), metadata, True)
     reader.set_up_storage_reader(metadata, True)
     plan = reader.prepare_local_plan(planner.create_local_plan())

@@ -75,7 +75,7 @@ def checksum(tensors: Mapping[str, Any]) -> str:
 
 
 def check(owner: str, path: Path, contents: Mapping[str, Any]) -> None:
-    """ValueError where an index is not as one is made: nothing outside of its folder is read, and no more than there is."""
+    """ValueError for what is no index: nothing outside of its folder is read, and no more than lies there."""
     if not _is_index(contents.get(KEY)):
         raise ValueError(f"{owner}: {str(path)!r} must be an index as gch.Checkpointer writes it, and is another file.")
 
@@ -114,7 +114,7 @@ def _is_row(row: Any, files: Mapping[str, Any]) -> bool:
         if begin < 0 or length < bytes_ or begin + length > files[file][0]:
             return False
         covered += math.prod(sizes)
-    return covered == math.prod(shape)
+    return bool(covered == math.prod(shape))
 
 
 def _are_sizes(found: Any) -> bool:
@@ -153,7 +153,7 @@ def whole(path: Path, contents: Mapping[str, Any]) -> tuple[dict[str, Any], dict
 
 
 def shares(
-    path: Path, contents: Mapping[str, Any], updaters: Mapping[str, Updater], rank: int, ranks: int
+    path: Path, contents: Mapping[str, Any], updaters: Mapping[str, Any], rank: int, ranks: int
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The same, with this rank's part of what these updaters have in parts; no rank talks to another."""
     places = {name: _places(updater) for name, updater in updaters.items() if has_parts(updater)}
@@ -179,8 +179,9 @@ def _places(updater: Updater) -> dict[tuple[str, ...], Tensor]:
     weights = part["weights"] if bound.shares is None else bound.parameters()
     spread = {n: b for n, b in part["buffers"].items() if is_dtensor(b)}
     found = {"weights": weights, "buffers": spread}
-    fresh = {(kind, n): torch.empty_like(t.detach()) for kind, tensors in found.items() for n, t in tensors.items()}
-    return {**fresh, **dict(_flat(part["state"]["tensors"], ("state",)))}
+    like: dict[tuple[str, ...], Tensor] = {(kind, n): t for kind, tensors in found.items() for n, t in tensors.items()}
+    like.update(_flat(part["state"]["tensors"], ("state",)))
+    return {path: torch.empty_like(tensor.detach()) for path, tensor in like.items()}
 
 
 def _flat(tree: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Tensor]]:

@@ -308,7 +308,7 @@ def _is_whole(file: BinaryIO, size: int) -> bool:
     """Whether the checksum in the seal is that of what lies before it."""
     file.seek(0)
     found = _summed(file, size - _SEAL)
-    return file.read(_SEAL) == _MARK + found.digest()
+    return bool(file.read(_SEAL) == _MARK + found.digest())
 
 
 def _summed(file: BinaryIO, left: int) -> Any:

@@ -38,7 +38,7 @@ def alike(found, expected, *, buffers=True):
 
 @pytest.mark.parametrize("name", ["fsdp on two", "zero on two", "ddp on two", "one process", "fsdp on four"])
 def test_what_four_ranks_saved_is_loaded_on_any_number(name, ran):
-    """Weights, moments, the average, counts and buffers, at no distance; where ranks have other buffers, the first's."""
+    """Weights, moments, the average and counts, to the bit; buffers of its own or the first rank's."""
     expected = ran("saved on four")
     assert expected[0]["counts"] == (3, 6)
     for number, found in enumerate(ran(name)):
