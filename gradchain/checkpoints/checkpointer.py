@@ -69,8 +69,8 @@ class Checkpointer:
     Raises:
         TypeError, ValueError: an argument is not what it must be.
 
-    On several ranks all make one over the same folder and call the same methods; the first writes and decides. Of weights
-    that are sharded, and of a state that ranks share out, each writes its part, into a folder beside the file.
+    On several ranks all make one over the same folder and call the same methods; the first writes and decides. Of
+    weights that are sharded, and of a state that ranks share out, each writes its part, into a folder beside the file.
 
     >>> import tempfile, torch, gradchain as gch
     >>> model = torch.nn.Linear(2, 1)
