@@ -10,11 +10,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from gradchain.core import _torch
+
+T = TypeVar("T")
 COPIES = 2
 
 
@@ -45,6 +48,8 @@ class Copy:
         return value
 
     def _tensor(self, tensor: Tensor, path: tuple[str, ...]) -> Tensor:
+        if _torch.is_dtensor(tensor):
+            return _torch.joined_as(self._tensor(_torch.shard(tensor.detach()), path), tensor)
         if (
             type(tensor) is not Tensor
             or tensor.requires_grad
@@ -53,8 +58,6 @@ class Copy:
             or vars(tensor)
         ):
             return _cloned(tensor)
-        if path[0] == "parts" and path[2] == "state" and tensor.device.type == "cpu":
-            return tensor  # a state is a copy already
         kept = self._kept.get(path)
         if kept is None or (kept.shape, kept.dtype, kept.stride()) != (tensor.shape, tensor.dtype, tensor.stride()):
             kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
@@ -73,6 +76,10 @@ def _cloned(tensor: Tensor) -> Tensor:
     return made
 
 
+def _alone(act: Callable[[], T]) -> T:
+    return act()
+
+
 class Writer:
     """Writes copies in a thread, which ends where none waits, and which the interpreter waits for as it exits.
 
@@ -88,8 +95,19 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
-    def write(self, contents: Mapping[str, Any], put: Callable[[Mapping[str, Any]], object]) -> bool:
-        """Copy the contents now and have `put` write the copy later. Returns whether it had to wait for a copy."""
+    def write(
+        self,
+        contents: Mapping[str, Any],
+        put: Callable[[Mapping[str, Any]], object],
+        together: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]] = _alone,
+    ) -> bool:
+        """Copy the contents now and have `put` write the copy later. Returns whether it had to wait for a copy.
+
+        Args:
+            contents: what is to be written.
+            put: writes it, in the thread.
+            together: makes the copy; where ranks write together, none of them goes on unless all have theirs.
+        """
         with self._turn:
             begin = time.monotonic()
             had_to = not self._free
@@ -97,7 +115,7 @@ class Writer:
             self.waited += time.monotonic() - begin
             copy = self._free.pop()
         try:
-            copied = copy.of(contents)
+            copied = together(lambda: copy.of(contents))
         except BaseException:
             with self._turn:
                 self._free.append(copy)
@@ -113,6 +131,11 @@ class Writer:
         """Until all is written or has failed."""
         with self._turn:
             self._turn.wait_for(lambda: self._thread is None)
+
+    def has_failed(self) -> bool:
+        """Whether something went wrong since it was last asked what."""
+        with self._turn:
+            return self._error is not None
 
     def failed(self) -> BaseException | None:
         """What went wrong since this was last asked."""

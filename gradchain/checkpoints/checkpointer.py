@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import torch
 from typing_extensions import Self
 
 from gradchain.checkpoints import objects, place, randomness, ranks
@@ -23,6 +24,8 @@ from gradchain.checkpoints.feed import Feed
 from gradchain.checkpoints.folder import Folder
 from gradchain.checkpoints.watch import Watch, read_signals
 from gradchain.updater import files, sealed
+from gradchain.updater.fixed import Form
+from gradchain.updater.in_parts import has_parts
 from gradchain.updater.parts import Which, check_which
 from gradchain.updater.updater import Updater
 
@@ -66,7 +69,8 @@ class Checkpointer:
     Raises:
         TypeError, ValueError: an argument is not what it must be.
 
-    On several ranks all make one over the same folder and call the same methods; the first writes and decides.
+    On several ranks all make one over the same folder and call the same methods; the first writes and decides. Of
+    weights that are sharded, and of a state that ranks share out, each writes its part, into a folder beside the file.
 
     >>> import tempfile, torch, gradchain as gch
     >>> model = torch.nn.Linear(2, 1)
@@ -111,6 +115,8 @@ class Checkpointer:
         self._seen: tuple[int, ...] | None = None  # the counts as the batch in hand was given out
         self._began = self._counts()
         self._agreed: tuple[int, ...] = ()
+        self._in_parts = any(map(has_parts, self._updaters.values()))
+        self._group = torch.distributed.new_group(backend="gloo") if self._in_parts and background else None
         self._writer = Writer() if background else None
         self._written: dict[str, float] = {}  # records of files that are there
         self._told = False
@@ -151,7 +157,7 @@ class Checkpointer:
             RuntimeError: another run writes into the folder.
         """
         self._check("resume")
-        ranks.by_first(OWNER, self._wait)
+        ranks.by_all(OWNER, self._wait)
         ranks.by_first(OWNER, self._folder.take)
         found = self._folder.newest(self._updaters)
         if found is None:
@@ -163,11 +169,12 @@ class Checkpointer:
                 f"{OWNER}: {str(found.path)!r} must be a file that a Checkpointer of this version saved, and is none. "
                 "Load it by updater.load(path), and give the Checkpointer another folder."
             )
-        own = place.own_of(OWNER, held["ranks"], "Save between epochs, or leave out loader.")
+        own = place.own_of(OWNER, held["ranks"], "Save between epochs, or leave out loader.", self._feed)
         back = objects.put(self._also, held["also"], OWNER)
         try:
             if own["loader"] is not None and self._feed is not None and self._feed.is_stateful():
                 self._feed.loader.load_state_dict(own["loader"])  # it was gone through without `batches`
+                self._feed.loader.state_dict()  # torchdata's begins here, and draws, before the run's numbers are put
             found.take()
         except BaseException:
             back()
@@ -240,7 +247,7 @@ class Checkpointer:
         numbered = by_count or by_time or caught > 0
         path = self._save(numbered, best, extra) if numbered or best else None
         if caught:
-            ranks.by_first(OWNER, self._wait)
+            ranks.by_all(OWNER, self._wait)
             self._end(caught)
         return path
 
@@ -310,20 +317,45 @@ class Checkpointer:
         """Write the files of the run as it is now. All ranks call it."""
         number = self._updates()
         records = {**self._records, **best}
-        contents = files.contents(self._updaters, self._weights, {**_plain(extra), _KEY: self._state(records)})
+        mine = ranks.by_all(OWNER, partial(self._own, extra))
+        saved = {**mine["extra"], _KEY: self._state(mine, records)}
+        form: Form = "fixed" if self._in_parts else "plain"
+        contents = ranks.by_all(OWNER, partial(files.contents, self._updaters, self._weights, saved, form))
 
         def write(found: Mapping[str, Any]) -> None:
             for metric in best:
-                self._folder.write_best(found, metric)
+                self._write(found, self._folder.path_of_best(metric), partial(self._folder.write_best, metric=metric))
             if numbered:
-                self._folder.write(found, number, self._keep)
+                put = partial(self._folder.write, number=number, keep=self._keep)
+                self._write(found, self._folder.path_of(number), put)
             self._written = records
 
-        ranks.by_first(OWNER, partial(self._put, contents, write))
+        if self._in_parts:
+            self._put_together(contents, write)
+        else:
+            ranks.by_first(OWNER, partial(self._put, contents, write))
         self._records = records
         if numbered:
             self._since = time.monotonic()
         return self._folder.path_of(number) if numbered else self._folder.path_of_best([*best][-1])
+
+    def _write(self, found: Mapping[str, Any], path: Path, put: Callable[[Mapping[str, Any]], object]) -> None:
+        """One file: by this process, or by all ranks of a run in parts, of which the first writes the index."""
+        if not self._in_parts:
+            put(found)
+            return
+        index = self._folder.write_parts(found, path, self._group)
+        ranks.by_first(OWNER, partial(put, index), self._group)
+
+    def _put_together(self, contents: Mapping[str, Any], write: Callable[[Mapping[str, Any]], None]) -> None:
+        """The same on all ranks, which write together."""
+        if self._writer is None:
+            write(contents)
+            return
+        if any(ranks.gathered(self._writer.has_failed())):
+            ranks.by_all(OWNER, self._wait)  # it failed on all of them, on each in its time
+        waited = self._writer.write(contents, write, partial(ranks.by_all, OWNER))
+        self._tell_slow(any(ranks.gathered(waited)))
 
     def _put(self, contents: Mapping[str, Any], write: Callable[[Mapping[str, Any]], None]) -> None:
         """Have the files written: now, or later from a copy of what they hold now."""
@@ -331,12 +363,15 @@ class Checkpointer:
             write(contents)
             return
         self._raise_failed()
-        if self._writer.write(contents, write) and not self._told:
+        self._tell_slow(self._writer.write(contents, write))
+
+    def _tell_slow(self, waited: bool) -> None:
+        if waited and not self._told:
             self._told = True
             warnings.warn(
                 f"{OWNER}: files are due faster than they are written: the run waited for one. Save more seldom, or "
                 "to a faster disk.",
-                stacklevel=5,
+                stacklevel=6,
             )
 
     def _raise_failed(self) -> None:
@@ -352,11 +387,16 @@ class Checkpointer:
             self._writer.wait()
             self._raise_failed()
 
-    def _state(self, records: Mapping[str, float]) -> dict[str, Any]:
+    def _own(self, extra: Mapping[str, Any]) -> dict[str, Any]:
+        """What this rank has for itself."""
+        own = {"random": randomness.state(), **self._place()}
+        return {"extra": _plain(extra), "own": own, "also": objects.states(self._also)}
+
+    def _state(self, mine: Mapping[str, Any], records: Mapping[str, float]) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "ranks": ranks.gathered({"random": randomness.state(), **self._place()}),
-            "also": objects.states(self._also),
+            "ranks": ranks.gathered(mine["own"]),
+            "also": mine["also"],
             "best": dict(records),
         }
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 
@@ -56,7 +56,9 @@ class Feed:
         return batches
 
     def _go_to_begin(self) -> None:
-        begin = cast("dict[str, Any]", self._begin)
+        if self._begin is None:  # other ranks began the epoch
+            return
+        begin = self._begin
         randomness.put(begin["random"])
         generators = self._generators()
         if len(generators) != len(begin["generators"]):
@@ -89,12 +91,15 @@ class Feed:
         batches: Iterator[Any] = iter(self.loader)
         return batches
 
+    def _ordered(self) -> sampler | None:
+        """The sampler, where it is ours and gives batches of one size."""
+        found = getattr(self.loader, "sampler", None)
+        return found if isinstance(found, sampler) and getattr(self.loader, "batch_size", None) is not None else None
+
     def _leap(self) -> sampler | None:
         """The sampler, where it may leap over what was seen: it then comes to the same as loading it again."""
-        found = getattr(self.loader, "sampler", None)
-        if not isinstance(found, sampler) or getattr(self.loader, "batch_size", None) is None:
-            return None
-        return found if found.leap or getattr(self.loader, "num_workers", 0) == 0 else None
+        found = self._ordered()
+        return found if found is not None and (found.leap or getattr(self.loader, "num_workers", 0) == 0) else None
 
     def _checked(self, batches: Iterator[Any]) -> Iterator[Any]:
         """ValueError for an epoch without a batch: an endless run would go on without one."""
@@ -111,9 +116,25 @@ class Feed:
     def state(self, behind: int, ended: bool = False) -> dict[str, Any]:
         """Where it is once so many more batches are behind, as plain data."""
         if ended:
-            return {"epoch": self.epoch + 1, "batch": 0, "begin": None, "place": None}
+            return {"epoch": self.epoch + 1, "batch": 0, "begin": None, "place": None, "items": 0}
         place = self.loader.state_dict() if self.is_stateful() else None
-        return {"epoch": self.epoch, "batch": self.batch + behind, "begin": self._begin, "place": place}
+        batch = self.batch + behind
+        ordered = self._ordered()
+        items = None if ordered is None else min(batch * self.loader.batch_size, len(ordered))
+        return {"epoch": self.epoch, "batch": batch, "begin": self._begin, "place": place, "items": items}
+
+    def shared_out(self, state: Any, behind: Sequence[int | None], ranks: int) -> dict[str, Any] | None:
+        """Where it is once so many items are behind on each rank of then, on as many ranks as there are now.
+
+        None where nobody can say: the order is not `sampler`'s, or those items are no whole number of batches here.
+        """
+        ordered = self._ordered()
+        if ordered is None or state is None or None in behind or len(set(behind)) > 1:
+            return None
+        seen, many = len(behind) * int(behind[0] or 0), ranks * self.loader.batch_size
+        if seen >= ordered.items:
+            return {**state, "epoch": state["epoch"] + 1, "batch": 0, "begin": None, "place": None}
+        return None if seen % many else {**state, "batch": seen // many, "begin": None, "place": None}
 
     def load(self, state: dict[str, Any]) -> None:
         """Be there."""

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradchain.checkpoints import manifest, ranks
+from gradchain.checkpoints import in_parts, manifest, ranks
 from gradchain.checkpoints.lock import Lock
 from gradchain.checkpoints.manifest import Entry
 from gradchain.updater import files, sealed
+from gradchain.updater import in_parts as of_ranks
 from gradchain.updater.files import Saved
 
 
@@ -44,6 +45,7 @@ class Folder:
     def __init__(self, path: Path, unit: str, owner: str, anew: str) -> None:
         self.path, self._unit, self._owner, self._anew = path, unit, owner, anew
         self._name = re.compile(rf"{unit}_(\d{{8,}})\.pt")
+        self._own = re.compile(rf"({unit}_\d{{8,}}|best_[A-Za-z0-9_.-]+)\.pt")
         self._lock = Lock(path / ".lock", owner)
         self._entries: list[Entry] | None = None  # known once it was looked
 
@@ -86,6 +88,7 @@ class Folder:
             for entry in gone:
                 with contextlib.suppress(FileNotFoundError):
                     (self.path / entry.file).unlink()
+                in_parts.remove(self.path / entry.file)
             self._entries = [entry for entry in entries[len(gone) :] if (self.path / entry.file).exists()]
         manifest.write(self._manifest, self._entries)
         return file
@@ -96,14 +99,26 @@ class Folder:
         self._put(file, contents)
         return file
 
+    def write_parts(self, contents: Mapping[str, Any], file: Path, group: Any) -> dict[str, Any]:
+        """What is to be written of a run in parts, once every rank has written its own. All ranks call it."""
+        ranks.by_first(self._owner, self._begin, group)
+        return in_parts.write(contents, file, self._owner, group)
+
+    def _begin(self) -> None:
+        self.take()
+        in_parts.sweep(self.path, self._own)
+
     def _put(self, file: Path, contents: Mapping[str, Any]) -> None:
         put = partial(sealed.write_zip, contents)
         self.take()
         try:
             sealed.write(file, put)
         except FileNotFoundError:  # somebody removed the folder since
+            if of_ranks.KEY in contents:
+                raise  # and with it the parts
             self.take()
             sealed.write(file, put)
+        in_parts.remove(file, but=contents.get(of_ranks.KEY, {}).get("folder", ""))
 
     # in
 
@@ -137,6 +152,7 @@ class Folder:
         for entry in reversed(self._looked()):
             try:
                 sealed.verify(self.path / entry.file, self._owner)
+                of_ranks.verify(self.path / entry.file, self._owner)
             except (ValueError, OSError):
                 continue
             return self.path / entry.file
@@ -148,31 +164,53 @@ class Folder:
         Raises:
             ValueError: none of them is whole, or the newest is of another chain or model.
         """
-        read = ranks.by_first(self._owner, self._read_newest)
-        name = ranks.of_first(None if read is None else read[0].name)
-        if name is None:
-            return None
-
-        def stage() -> Found:
-            parts, extra = read[1:] if read is not None else files.read(self.path / name, self._owner)
-            return Found(self.path / name, extra, files.stage(parts, updaters))
-
-        return ranks.by_all(self._owner, stage)
-
-    def _read_newest(self) -> tuple[Path, dict[str, Any], dict[str, Any]] | None:
-        self._entries = self._looked()
         skipped: list[str] = []
-        for entry in reversed(self._entries):
-            file = self.path / entry.file
-            try:
-                parts, extra = files.read(file, self._owner)
-            except (ValueError, OSError) as error:
-                skipped.append(str(error))
+        for name in ranks.of_first(ranks.by_first(self._owner, self._names)) or ():
+            given = ranks.by_first(self._owner, partial(self._opened, name))
+            problem, shards = ranks.of_first(("", None) if given is None else (given[0], given[1].get(of_ranks.KEY)))
+            problem = problem or self._damage(name, shards)
+            if problem:
+                skipped.append(problem)
                 continue
             if skipped:
-                warnings.warn(f"{' '.join(skipped)} The one before is used, {str(file)!r}.", stacklevel=2)
-                self._entries = self._entries[: self._entries.index(entry) + 1]  # what is not whole does not count
-            return file, parts, extra
+                used = f"The one before is used, {str(self.path / name)!r}."
+                warnings.warn(f"{' '.join(skipped)} {used}", stacklevel=3)
+                self._forget_after(name)
+            return ranks.by_all(self._owner, partial(self._staged, name, None if given is None else given[1], updaters))
         if skipped:
             raise ValueError(f"{skipped[0]} No other in {str(self.path)!r} is whole. {self._anew}")
         return None
+
+    def _names(self) -> list[str]:
+        """Those of the files, the newest first."""
+        self._entries = self._looked()
+        return [entry.file for entry in reversed(self._entries)]
+
+    def _opened(self, name: str) -> tuple[str, dict[str, Any]]:
+        """Why a file is not whole, or what lies in it."""
+        try:
+            return "", files.opened(self.path / name, self._owner)
+        except (ValueError, OSError) as error:
+            return str(error), {}
+
+    def _damage(self, name: str, shards: Mapping[str, Any] | None) -> str:
+        """What is wrong with the parts of a file that has some: each rank looks at its share of them."""
+        if shards is None:
+            return ""
+        look = partial(
+            of_ranks.damage, self.path / name, {of_ranks.KEY: shards}, self._owner, ranks.rank(), ranks.many()
+        )
+        return next(filter(None, ranks.gathered(ranks.by_all(self._owner, look))), "")
+
+    def _forget_after(self, name: str) -> None:
+        """What is not whole does not count."""
+        if self._entries is not None:
+            self._entries = self._entries[: [entry.file for entry in self._entries].index(name) + 1]
+
+    def _staged(self, name: str, given: dict[str, Any] | None, updaters: Mapping[str, Saved]) -> Found:
+        path = self.path / name
+        contents = files.opened(path, self._owner) if given is None else given
+        parts, extra = contents["parts"], contents["extra"]
+        if of_ranks.KEY in contents:
+            parts, extra = of_ranks.shares(path, contents, updaters, ranks.rank(), ranks.many())
+        return Found(path, extra, files.stage(parts, updaters))

@@ -25,6 +25,9 @@ class sampler(Sampler[int]):
             interruption: its random numbers go on from batch to batch.
         rank, ranks: this process and how many there are; None asks torch.distributed.
 
+    Attributes:
+        items: how many the data set has.
+
     >>> import gradchain as gch
     >>> order = gch.loop.sampler(5, seed=1)
     >>> order.set_epoch(3)
@@ -57,7 +60,7 @@ class sampler(Sampler[int]):
             raise ValueError(
                 f"loop.sampler: data must have an item for each of {self.ranks} ranks with drop_last=True, got {items}."
             )
-        self._items, self.seed, self.shuffle, self.leap = items, seed, shuffle, leap
+        self.items, self.seed, self.shuffle, self.leap = items, seed, shuffle, leap
         self._each = items // self.ranks if drop_last else -(-items // self.ranks)
         self.epoch = 0
         self.start = 0
@@ -80,9 +83,9 @@ class sampler(Sampler[int]):
     def _order(self) -> list[int]:
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            order = torch.randperm(self._items, generator=generator).tolist()
+            order = torch.randperm(self.items, generator=generator).tolist()
         else:
-            order = list(range(self._items))
+            order = list(range(self.items))
         wanted = self._each * self.ranks
-        order = (order * -(-wanted // self._items))[:wanted]
+        order = (order * -(-wanted // self.items))[:wanted]
         return order[self.rank :: self.ranks]

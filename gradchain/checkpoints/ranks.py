@@ -1,4 +1,7 @@
-"""What the ranks of a run say to each other around a checkpoint; one process alone is its own first rank."""
+"""What the ranks of a run say to each other around a checkpoint; one process alone is its own first rank.
+
+A process group is theirs where they talk while the run goes on; None is the default one, in which the run talks.
+"""
 
 from __future__ import annotations
 
@@ -20,21 +23,26 @@ def rank() -> int:
     return torch.distributed.get_rank() if several() else 0
 
 
-def gathered(value: Any) -> list[Any]:
+def many() -> int:
+    """How many processes there are."""
+    return torch.distributed.get_world_size() if several() else 1
+
+
+def gathered(value: Any, group: Any = None) -> list[Any]:
     """What each rank has, in order."""
     if not several():
         return [value]
-    found: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(found, value)
+    found: list[Any] = [None] * many()
+    torch.distributed.all_gather_object(found, value, group)
     return found
 
 
-def of_first(value: T) -> T:
+def of_first(value: T, group: Any = None) -> T:
     """What the first rank has."""
     if not several():
         return value
     said: list[Any] = [value]
-    torch.distributed.broadcast_object_list(said, src=0)
+    torch.distributed.broadcast_object_list(said, src=0, group=group)
     return said[0]  # type: ignore[no-any-return]
 
 
@@ -48,7 +56,7 @@ def largest(numbers: list[int]) -> list[int]:
     return found.tolist()
 
 
-def by_first(owner: str, act: Callable[[], T]) -> T | None:
+def by_first(owner: str, act: Callable[[], T], group: Any = None) -> T | None:
     """Have the first rank act. All ranks call it, wait for it and raise where it fails; the first has what it gave."""
     if not several():
         return act()
@@ -59,7 +67,7 @@ def by_first(owner: str, act: Callable[[], T]) -> T | None:
             given = act()
         except Exception as failed:
             error = failed
-    said = of_first("" if error is None else f"{type(error).__name__}: {error}")
+    said = of_first("" if error is None else f"{type(error).__name__}: {error}", group)
     if error is not None:
         raise error
     if said:
@@ -67,7 +75,7 @@ def by_first(owner: str, act: Callable[[], T]) -> T | None:
     return given
 
 
-def by_all(owner: str, act: Callable[[], T]) -> T:
+def by_all(owner: str, act: Callable[[], T], group: Any = None) -> T:
     """Have every rank act. Where one fails all raise: it what it met, the others that it did."""
     if not several():
         return act()
@@ -76,7 +84,7 @@ def by_all(owner: str, act: Callable[[], T]) -> T:
         given = act()
     except Exception as failed:
         error = failed
-    said = gathered("" if error is None else f"{type(error).__name__}: {error}")
+    said = gathered("" if error is None else f"{type(error).__name__}: {error}", group)
     if error is not None:
         raise error
     for number, line in enumerate(said):

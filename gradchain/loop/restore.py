@@ -84,7 +84,7 @@ class Restore:
 
     def _take(self, state: dict[str, Any]) -> None:
         run = self._run
-        own = place.own_of("loop", state["ranks"], "Save at the end of an epoch: unit='epoch'.")
+        own = place.own_of("loop", state["ranks"], "Save at the end of an epoch: unit='epoch'.", run._feed)
         run.iter = state["iter"]
         place.put(own, run._feed)
         validation, kept = run._validation, state["validation"]

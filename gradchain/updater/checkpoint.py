@@ -27,7 +27,7 @@ from gradchain.updater.memory import without_repeats
 from gradchain.updater.moving import Moves, names_in, state_renamed
 from gradchain.updater.parts import Part, Which, part_of
 from gradchain.updater.saved import FORMAT, check, unexpected
-from gradchain.updater.state_dict import LoadReport, fingerprint, from_dict, states, to_dict
+from gradchain.updater.state_dict import LoadReport, as_laid, fingerprint, from_dict, states, to_dict
 
 _NO_WEIGHTS: Mapping[str, Tensor] = MappingProxyType({})
 
@@ -59,15 +59,23 @@ class Checkpoint:
 
     # out
 
-    def write(self, form: Form = "plain") -> dict[str, Any]:
-        """The state as plain data, or in a shape that is the same before the first update and after any."""
+    def write(self, form: Form = "plain", sync: bool = False, lent: bool = False) -> dict[str, Any]:
+        """The state as plain data, or in a shape that is the same before the first update and after any.
+
+        Args:
+            form: which of the two.
+            sync: reduce an open window over ranks first.
+            lent: tensors as they lie in memory, for who reads them before the next update.
+        """
         bound = self._bound
+        if sync:
+            bound.state = bound.window.reduced(bound.state, "state_dict")
         bound.target.check()
         plain = {
             "format": FORMAT,
             "chain": to_config(bound.chain),
             "clocks": dict(bound.clocks),
-            "links": to_dict(bound.chain, self._as_written(form)),
+            "links": to_dict(bound.chain, self._as_written(form), lent),
             "overrides": bound.hypers.saved_overrides(),
             "observed": dict(bound.observed),
             "news": {name: [count, *latest] for name, (count, latest) in bound.news.items()},
@@ -86,18 +94,22 @@ class Checkpoint:
         bound = self._bound
         return bound.state if bound.shares is None else bound.shares.whole(bound.chain, bound.state, form == "fixed")
 
-    def contents(self, state: dict[str, Any], weights: Which) -> dict[str, Any]:
-        """Weights, or those of them, buffers and the state given as plain data."""
-        bound = self._bound
+    def contents(self, form: Form, weights: Which) -> dict[str, Any]:
+        """Weights, or those of them, buffers and the state, lent. All ranks call it."""
+        bound, state = self._bound, self.write(form, sync=True, lent=True)
         averages = [address for address, s in states(bound.chain, bound.state) if isinstance(s, AverageState)]
-        return part_of(bound.target, bound.parameters(), state, averages, weights)
+        part = part_of(bound.target, bound.parameters(), state, averages, weights)
+        if is_fixed(state) and bound.shares is not None:
+            own = bound.shares.weights()
+            part["weights"] = {name: own[name] for name in part["weights"]}
+        return part
 
-    def refuse_sharded(self, owner: str) -> None:
+    def refuse_sharded(self, owner: str, form: Form) -> None:
         """One file is for whole weights."""
-        if self._bound.target.sharded:
+        if form == "plain" and any(map(_torch.is_dtensor, self._bound.target.last_seen)):
             raise RuntimeError(
-                f"{owner}: the weights are sharded (FSDP2), and one file holds whole ones. Save and load them with "
-                'torch.distributed.checkpoint, and updater.state_dict(form="fixed") beside them.'
+                f"{owner}: the weights are sharded, and one file holds whole ones. Save them in parts by "
+                'gch.Checkpointer, or with torch.distributed.checkpoint and updater.state_dict(form="fixed").'
             )
 
     # in
@@ -274,7 +286,6 @@ class Checkpoint:
 
     def stage_contents(self, contents: Mapping[str, Any], moves: Moves | None = None) -> Callable[[], LoadReport]:
         """Check saved weights, buffers and state; the function returned makes them the model's and the updater's."""
-        self.refuse_sharded("load")
         self._bound.target.check()
         part = Part.read("load", contents)
         weights, buffers = self._bound.parameters(), self._bound.target.buffers()
@@ -291,8 +302,9 @@ class Checkpoint:
         def commit() -> LoadReport:
             writes = Commit()
             for places, saved in ((weights, part.weights), (buffers, part.buffers)):
-                pairs = [(places[name], tensor) for name, tensor in saved.items()]
+                pairs = [(places[name], as_laid(tensor, places[name])) for name, tensor in saved.items()]
                 writes.add(Copies([without_repeats(p, p) for p, _ in pairs], [without_repeats(t, p) for p, t in pairs]))
+            writes.after(self._bound.target.reshard)
             writes.after(_torch.forget_casts)
             return commit_state(writes)
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from gradchain.core.readable import shown
-from gradchain.updater import safe_tensors, sealed
+from gradchain.updater import in_parts, safe_tensors, sealed
+from gradchain.updater.fixed import Form
 from gradchain.updater.journal import insist
 from gradchain.updater.moving import Moves
 from gradchain.updater.parts import Which, check_which
@@ -29,8 +30,8 @@ _PLAIN = (str, int, float, bool, type(None))
 class Saved(Protocol):
     """What a file is written of, and read into: an Updater."""
 
-    def contents(self, weights: Which = "all") -> dict[str, Any]:
-        """Its part of a file."""
+    def contents(self, weights: Which = "all", form: Form = "plain") -> dict[str, Any]:
+        """Its part of a file; with the state in the fixed form of a checkpoint in parts."""
 
     def stage_contents(self, contents: Mapping[str, Any], moves: Moves | None = None) -> Callable[[], LoadReport]:
         """Check a part, and return what makes it the updater's."""
@@ -65,14 +66,16 @@ def save(
             torch.distributed.barrier()  # also where the write failed: the other ranks wait here
 
 
-def contents(updaters: Mapping[str, Saved], weights: Which, extra: Mapping[str, Any]) -> dict[str, Any]:
+def contents(
+    updaters: Mapping[str, Saved], weights: Which, extra: Mapping[str, Any], form: Form = "plain"
+) -> dict[str, Any]:
     """What a file holds: weights as they lie in memory, the state and `extra`. All ranks call it.
 
     Raises:
         TypeError, ValueError: `extra` holds what would not load without running code.
     """
     check_which("save", weights)
-    parts = {name: updater.contents(weights) for name, updater in updaters.items()}
+    parts = {name: updater.contents(weights, form) for name, updater in updaters.items()}
     for name, value in extra.items():
         try:
             _check_plain(f"save: {name}", value)
@@ -117,22 +120,37 @@ def _first(lines: list[str]) -> str:
 
 
 def read(path: FilePath, owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parts and extra that `save` wrote; `Updater.load` says what it raises."""
+    """The parts and extra that `save` wrote; of a checkpoint in parts whole. `Updater.load` says what it raises."""
+    contents = opened(path, owner)
+    if in_parts.KEY not in contents:
+        return contents["parts"], contents["extra"]
+    where = sealed.path_of(owner, path)
+    if problem := in_parts.damage(where, contents, owner):
+        raise ValueError(problem)
+    return in_parts.whole(where, contents)
+
+
+def opened(path: FilePath, owner: str) -> dict[str, Any]:
+    """What lies in a file: of a checkpoint in parts the index, and nobody has looked whether its parts are there."""
     where = sealed.path_of(owner, path)
     contents, has_seal = sealed.read(where, owner)
     another = f"{owner}: {str(path)!r} must be a checkpoint that updater.save wrote, and is another file."
     if not isinstance(contents, dict) or not {"format", "parts", "extra"} <= set(contents):
         raise ValueError(another)
     found, parts, extra = contents["format"], contents["parts"], contents["extra"]
-    if type(found) is not int or found not in (_UNSEALED, FORMAT):
+    if type(found) is not int or found not in (_UNSEALED, FORMAT, in_parts.FORMAT):
         raise ValueError(
-            f"{owner}: {str(path)!r} has format {shown(found)}, and this version reads {_UNSEALED} and {FORMAT}."
+            f"{owner}: {str(path)!r} has format {shown(found)}, and this version reads {_UNSEALED} to "
+            f"{in_parts.FORMAT}."
         )
-    if has_seal != (found == FORMAT):
+    if has_seal != (found != _UNSEALED):
         raise ValueError(f"{owner}: {str(path)!r} cannot be read: it is damaged, the checksum at its end is missing.")
     if not isinstance(parts, dict) or not isinstance(extra, dict):
         raise ValueError(another)
-    return parts, extra
+    if found == in_parts.FORMAT:
+        in_parts.check(owner, where, contents)
+        return contents
+    return {"parts": parts, "extra": extra}
 
 
 def check_names(owner: str, expected: Iterable[str], found: Mapping[str, Any]) -> None:

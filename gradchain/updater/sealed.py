@@ -1,15 +1,17 @@
 """One file on disk that is whole, or is refused: written beside its name and put there, read only once it is verified.
 
 The file is the zip that `torch.save` writes, so that `torch.load` reads it by hand, and after it a seal of 48 bytes:
-16 that say what it is, and the 32 of a BLAKE2b checksum of all that comes before them. The seal stands behind the zip,
-not in its comment: it is made while torch writes the zip, and that ends with the length of its comment. Readers of zips
-look for the directory from the end and pass over what follows it. A file of safetensors has its seal inside.
+16 that say what it is, and the 32 of a checksum of all that comes before them: SHA-256 where the processor has
+instructions for it, and else BLAKE2b. Either is read anywhere. The seal stands behind the zip, not in its comment: it
+is made while torch writes the zip, and that ends with the length of its comment. Readers of zips look for the
+directory from the end and pass over what follows it. A file of safetensors has its seal inside.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import os
@@ -26,14 +28,21 @@ from typing import Any, BinaryIO, TypeVar
 
 import torch
 
+from gradchain.engine.executors.build import features
 from gradchain.updater import safe_tensors
 
 T = TypeVar("T")
 
 _MARK = b"gradchain seal\x01\n"
+_SUMS: dict[bytes, tuple[str, Callable[[], Any]]] = {
+    _MARK: ("blake2b", partial(hashlib.blake2b, digest_size=32)),
+    b"gradchain seal\x02\n": ("sha256", hashlib.sha256),
+}
+_KINDS_OF_SUMS = dict(_SUMS.values())
 _SEAL = len(_MARK) + hashlib.blake2b(digest_size=32).digest_size
 _END_OF_ZIP = b"PK\x05\x06"  # begins the last 22 bytes of a zip without a comment
 _FOLDER = 0x10  # of a part that has none of its bytes read: torch hands out memory that nobody wrote to
+_INSTRUCTIONS = {"sha_ni", "sha2"}  # for SHA-256, as Linux calls them on x86 and on Arm
 _CHUNK = 1 << 20
 _SMALL = 1 << 24  # bytes of a file that is looked through again once it is read: times of files are coarse
 _TRIES = 3
@@ -106,7 +115,7 @@ def _again_where_stale(act: Callable[[], T]) -> T:
     return act()
 
 
-class _Sealing:
+class Sealing:
     """A file that is written to, and the checksum of all that was.
 
     Attributes:
@@ -114,7 +123,9 @@ class _Sealing:
     """
 
     def __init__(self, file: BinaryIO) -> None:
-        self._file, self._sum = file, hashlib.blake2b(digest_size=32)
+        self._file, self._mark = file, _fastest()
+        self._kind, make = _SUMS[self._mark]
+        self._sum = make()
         self.failed: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -132,12 +143,23 @@ class _Sealing:
 
     def seal(self) -> bytes:
         """What is to stand behind all that was written."""
-        return _MARK + self._sum.digest()
+        return bytes(self._mark + self._sum.digest())
+
+    def checksum(self) -> str:
+        """That of all that was written, as text."""
+        return f"{self._kind}:{self._sum.hexdigest()}"
+
+
+@functools.cache
+def _fastest() -> bytes:
+    """Which checksum this processor makes in the least time: a rule, so that it is the same in every run."""
+    wanted = "sha256" if _INSTRUCTIONS & {*features().split()} else "blake2b"
+    return next(mark for mark, (kind, _) in _SUMS.items() if kind == wanted)
 
 
 def write_zip(contents: object, file: BinaryIO) -> None:
     """Write the zip that torch makes of `contents`, and a seal."""
-    sealing = _Sealing(file)
+    sealing = Sealing(file)
     try:
         torch.save(contents, sealing)  # type: ignore[arg-type]  # it asks for no more than that
     except (OSError, MemoryError):
@@ -208,6 +230,15 @@ def seal_of(path: Path) -> str:
         return file.read().hex() if _has_seal(file, size) else ""
 
 
+def has_checksum(path: Path, size: int, checksum: str) -> bool:
+    """Whether any file has this size and, all that lies in it, this checksum."""
+    kind, _, digits = checksum.partition(":")
+    with open(path, "rb") as file:
+        if kind not in _KINDS_OF_SUMS or os.fstat(file.fileno()).st_size != size:
+            return False
+        return bool(_summed(file, size, _KINDS_OF_SUMS[kind]).hexdigest() == digits)
+
+
 def _read(path: Path, owner: str, wanted: bool) -> tuple[Any, bool]:
     with in_words(owner, path), _opened(path, owner) as file:
         before = os.fstat(file.fileno())
@@ -262,7 +293,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 def _has_seal(file: BinaryIO, size: int) -> bool:
     file.seek(max(0, size - _SEAL))
-    return file.read(len(_MARK)) == _MARK
+    return file.read(len(_MARK)) in _SUMS
 
 
 def _problem(file: BinaryIO, size: int, sealed: bool) -> str:
@@ -295,12 +326,19 @@ def _problem(file: BinaryIO, size: int, sealed: bool) -> str:
 
 def _is_whole(file: BinaryIO, size: int) -> bool:
     """Whether the checksum in the seal is that of what lies before it."""
+    file.seek(size - _SEAL)
+    mark, digest = file.read(len(_MARK)), file.read()
     file.seek(0)
-    found, left = hashlib.blake2b(digest_size=32), size - _SEAL
+    return bool(_summed(file, size - _SEAL, _SUMS[mark][1]).digest() == digest)
+
+
+def _summed(file: BinaryIO, left: int, make: Callable[[], Any]) -> Any:
+    """The checksum of so many bytes from here on."""
+    found = make()
     while left > 0 and (chunk := file.read(min(_CHUNK, left))):
         found.update(chunk)
         left -= len(chunk)
-    return file.read(_SEAL) == _MARK + found.digest()
+    return found
 
 
 # both

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradchain.core._torch import LOW, is_dtensor
+from gradchain.core._torch import LOW, is_dtensor, shard
 from gradchain.core.domain import Domain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
@@ -76,28 +76,38 @@ def rebuilt(link: Transform, state: S, new: Mapping[str, State], path: str = "")
     return state.holding(links)
 
 
-def to_dict(link: Transform, state: State) -> dict[str, dict[str, Any]]:
-    """Address → field → plain data, copied."""
-    out = {a: plain_fields(s) for a, s in states(link, state)}
+def to_dict(link: Transform, state: State, lent: bool = False) -> dict[str, dict[str, Any]]:
+    """Address → field → plain data, copied; or with tensors as they lie in memory."""
+    out = {a: plain_fields(s, lent) for a, s in states(link, state)}
     return {address: fields for address, fields in out.items() if fields}
 
 
-def plain_fields(state: State) -> dict[str, Any]:
-    """One link's own fields as plain data, copied."""
-    return {name: _plain(value) for name, value in state.items()}
+def plain_fields(state: State, lent: bool = False) -> dict[str, Any]:
+    """One link's own fields as plain data, copied or lent."""
+    return {name: _plain(value, lent) for name, value in state.items()}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, lent: bool) -> Any:
     if isinstance(value, Slots):
         return dict(value.copied())
     if isinstance(value, (Tensors, Scalars)):
-        return {name: _plain(v) for name, v in value.items()}
+        return {name: _plain(v, lent) for name, v in value.items()}
     if isinstance(value, Count):
         held = value.value
         return dict(held) if isinstance(held, Scalars) else held
     if isinstance(value, Tensor):
+        if lent and _fills_its_memory(value):
+            return value.detach()
         return value.detach().clone() if value.layout is torch.strided else as_plain(value)
     return value
+
+
+def _fills_its_memory(tensor: Tensor) -> bool:
+    """Whether a file of it has nothing else: torch writes all that a view looks into."""
+    here = shard(tensor)
+    if type(here) is not Tensor or here.layout is not torch.strided or here.is_meta:
+        return False
+    return here.untyped_storage().nbytes() == here.numel() * here.element_size()
 
 
 def from_dict(
@@ -364,11 +374,18 @@ def _can_lie(tensor: Tensor, place: Tensor) -> bool:
 
 def _laid(tensor: Tensor, place: Tensor) -> Tensor:
     """A copy of `tensor` on the device of `place`, and in its shards."""
-    moved = tensor.detach().to(place.device)
     if not is_dtensor(place) or is_dtensor(tensor):
-        return moved.clone()
+        return tensor.detach().to(place.device).clone()
+    return as_laid(tensor, place)
+
+
+def as_laid(tensor: Tensor, place: Tensor) -> Tensor:
+    """What can be copied over `place`: of a whole tensor, where that is sharded, the same in its shards."""
+    if not is_dtensor(place) or is_dtensor(tensor):
+        return tensor
     from torch.distributed.tensor import distribute_tensor  # only where there are DTensors: importing it takes time
 
+    moved = tensor.detach().to(place.device)
     return distribute_tensor(moved, place.device_mesh, place.placements, src_data_rank=None)
 
 

@@ -370,9 +370,7 @@ class Updater(Readings, foreign.Stranger):
         self._check("state_dict")
         self._walk.check_writable(sync)
         with outside_inference():
-            if sync:
-                self._bound.state = self._bound.window.reduced(self._bound.state, "state_dict")
-            return self._walk.checkpoint.write(form)
+            return self._walk.checkpoint.write(form, sync)
 
     def load_state_dict(
         self,
@@ -402,12 +400,13 @@ class Updater(Readings, foreign.Stranger):
         with outside_inference():
             return self._bound.journal.guard(self._walk.checkpoint.stage, state_dict, strict, moves=moves)
 
-    def contents(self, weights: Which = "all") -> dict[str, Any]:
-        """Weights, buffers and state, as `save` writes them. All ranks call it: an open window is reduced over them."""
+    def contents(self, weights: Which = "all", form: Form = "plain") -> dict[str, Any]:
+        """Weights, buffers and state as they lie in memory. All ranks call it: an open window is reduced over them."""
         self._check("save")
-        self._walk.checkpoint.refuse_sharded("save")
+        self._walk.checkpoint.refuse_sharded("save", form)
+        self._walk.check_writable(sync=True)
         with outside_inference():
-            return self._walk.checkpoint.contents(self.state_dict(sync=True), weights)
+            return self._walk.checkpoint.contents(form, weights)
 
     def stage_contents(self, contents: Mapping[str, Any], moves: Moves | None = None) -> Callable[[], LoadReport]:
         """Check weights, buffers and state, and return what makes them this updater's."""

@@ -249,7 +249,6 @@ def refused(rank):
     said["step"] = sentence(RuntimeError, updater.step, last=True)
     updater.step()
     train(updater, model, [3], rank)
-    said["load"] = sentence(RuntimeError, updater.stage_contents, {})
     return {"weights": weights(model), "said": said}
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import datetime
 import importlib
 import random
+import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -65,11 +67,40 @@ class RankRun(Run):
         self.done = extra["done"]
 
 
-def _go(recipe: Recipe, rank: int, folder: Path, meeting: Path, board: Board) -> str:
+class KeptRun(RankRun):
+    """A run whose state the ranks share out, and which a Checkpointer saves in parts.
+
+    Attributes:
+        keeper: the Checkpointer.
+    """
+
+    def __init__(self, recipe: Recipe, rank: int, folder: Path) -> None:
+        super().__init__(recipe, rank)
+        self.updater = recipe.chain().bind(self.model, zero_redundancy=True)
+        self.keeper = gch.Checkpointer(folder / "run", updater=self.updater, keep=2, signals=())
+
+    def save(self, path: Path) -> None:
+        """What each rank has."""
+        self.keeper.save(done=self.done)
+
+    def go_on(self) -> None:
+        """From the newest that is whole."""
+        self.done = (self.keeper.resume() or {"done": 0})["done"]
+
+    def digest(self) -> str:
+        """Weights, state and random numbers of this rank."""
+        self.keeper.close()
+        return super().digest()
+
+
+def _go(recipe: Recipe, rank: int, folder: Path, meeting: Path, board: Board, kept: bool) -> str:
     seconds = datetime.timedelta(seconds=2 * GIVEN_UP)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=WORLD, timeout=seconds)
-    run, path, mine = RankRun(recipe, rank), folder / "run.pt", rank * SLOTS
-    if path.exists():
+    path, mine = folder / "run.pt", rank * SLOTS
+    run = KeptRun(recipe, rank, folder) if kept else RankRun(recipe, rank)
+    if isinstance(run, KeptRun):
+        run.go_on()
+    elif path.exists():
         run.load(path)
     board[mine + RESUMED] = run.done
     while run.done < STEPS:
@@ -86,12 +117,12 @@ class Pair:
 
     _meetings = 0
 
-    def __init__(self, recipe: Recipe, folder: Path, board: Board) -> None:
+    def __init__(self, recipe: Recipe, folder: Path, board: Board, kept: bool) -> None:
         Pair._meetings += 1
         meeting = folder.parent / f"meeting{Pair._meetings}"
         for rank in range(WORLD):
             board[rank * SLOTS + RESUMED] = -1
-        self.ranks = [Child(lambda r=rank: _go(recipe, r, folder, meeting, board)) for rank in range(WORLD)]
+        self.ranks = [Child(lambda r=rank: _go(recipe, r, folder, meeting, board, kept)) for rank in range(WORLD)]
 
     def digests(self) -> list[str]:
         """What they say at their end."""
@@ -106,9 +137,10 @@ class Pair:
             rank.close()
 
 
-def one_of_two(n: int, folder: Path) -> Iterator[str]:
+def one_of_two(n: int, folder: Path, kept: bool = False) -> Iterator[str]:
     """One is killed at a random time, up to twice in a run; the other one notices by itself, or is ended."""
-    importlib.import_module("torch._dynamo")  # which each rank would load by itself
+    for heavy in ("torch._dynamo", *(["gradchain.updater.dcp"] if kept else [])):
+        importlib.import_module(heavy)  # which each rank would load by itself
     for recipe in RECIPES:
         straight(recipe)  # for the same reason: its links and kernels
     rng, tried, wanted, seconds = random.Random(0), 0, {}, {}
@@ -118,16 +150,17 @@ def one_of_two(n: int, folder: Path) -> Iterator[str]:
         board, there = Board(WORLD * SLOTS), folder / f"run{number}"
         there.mkdir()
         if recipe.name not in wanted:
-            pair = Pair(recipe, there, board)
+            pair = Pair(recipe, there, board, kept)
             _begun(board)
             begin = time.perf_counter()
             wanted[recipe.name] = pair.digests()
             seconds[recipe.name] = time.perf_counter() - begin
-            (there / "run.pt").unlink()
+            shutil.rmtree(there)
+            there.mkdir()
             board = Board(WORLD * SLOTS)
         kills = 0
         for _ in range(2):
-            pair, victim = Pair(recipe, there, board), rng.randrange(WORLD)
+            pair, victim = Pair(recipe, there, board, kept), rng.randrange(WORLD)
             try:
                 _begun(board)
                 pair.ranks[victim].wait(rng.uniform(0.0, 0.7 * seconds[recipe.name]))
@@ -139,7 +172,7 @@ def one_of_two(n: int, folder: Path) -> Iterator[str]:
                 pair.close()
         tried += kills
         least = max(board[rank * SLOTS + SAVED] for rank in range(WORLD))
-        lost = _lost(Pair(recipe, there, board).digests(), wanted[recipe.name], board, least)
+        lost = _lost(Pair(recipe, there, board, kept).digests(), wanted[recipe.name], board, least)
         yield from [lost and f"{recipe.name}: {lost}"] * kills
 
 
@@ -159,6 +192,7 @@ def _lost(found: list[str], wanted: list[str], board: Board, least: int) -> str:
     return "" if found == wanted else "they came to something else"
 
 
+PROMISE = "both go on from the last save that returned on either or a newer one, and end bit for bit as without it"
 KIND = Kind(
     "A rank is killed",
     "Two ranks over gloo train a model under DistributedDataParallel, each on random numbers of its own, and save "
@@ -167,8 +201,16 @@ KIND = Kind(
         Fault(
             "one of two",
             "SIGKILL to one of two ranks at a random time",
-            "both go on from the last save that returned on either or a newer one, and end bit for bit as without it",
+            PROMISE,
             one_of_two,
+            2,
+            50,
+        ),
+        Fault(
+            "one of two, in parts",
+            "the same, where each rank has its part of the state and `gch.Checkpointer` saves it",
+            PROMISE,
+            partial(one_of_two, kept=True),
             2,
             50,
         ),

@@ -226,11 +226,12 @@ def _machine() -> str:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             library = os.confstr("CS_GNU_LIBC_VERSION") or ""
         bits = 8 * ctypes.sizeof(ctypes.c_void_p)
-        _process.machine = f"{sys.platform} {platform.machine()} {bits} {library} {_features()}"
+        _process.machine = f"{sys.platform} {platform.machine()} {bits} {library} {features()}"
     return _process.machine
 
 
-def _features() -> str:
+def features() -> str:
+    """What the processor can do, as the system reports it."""
     if sys.platform == "darwin":
         with contextlib.suppress(NoKernel):
             return _call(["/usr/sbin/sysctl", "machdep.cpu", "hw.optional"], "sysctl", 10.0).stdout
