@@ -76,6 +76,10 @@ SHOWN: dict[str, Maker] = {
     "project": lambda r: gch.chain(gch.sgd(r), gch.project(_first_negative, gch.named("x"))),
     "qk_clip": lambda r: gch.chain(gch.sgd(r), gch.rules.qk_clip("logit", gch.everything, max_logit=1.0)),
     "reduce_on_plateau": lambda r: gch.chain(gch.reduce_on_plateau("loss", patience=3), gch.sgd(r)),
+    "tick_on_plateau": lambda r: gch.chain(
+        gch.rules.tick_on_plateau("loss", "plateau", patience=3),
+        gch.sgd(gch.by("plateau", gch.schedules.exponential(r, 0.5))),
+    ),
     "scale": lambda r: gch.chain(gch.scale(0.5), gch.sgd(r)),
     "scale_by_asgd": lambda r: gch.chain(gch.rules.scale_by_asgd(r)),
     "scale_by_learning_rate": lambda r: gch.chain(gch.scale_by_learning_rate(r)),
