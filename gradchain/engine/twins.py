@@ -29,6 +29,7 @@ class Twins:
         groups_of: of each weight, the dimensions that ranks share out, each with its process group.
         shapes: the shapes of the whole weights.
         ones: by the id of local Tensors, these and their `Ones`, where they have any.
+        local: the shards of the weights: others as soon as anything is otherwise.
     """
 
     def __init__(self) -> None:
@@ -37,8 +38,8 @@ class Twins:
         self.groups_of: dict[str, list[tuple[int, Any]]] = {}
         self.shapes: dict[str, torch.Size] = {}
         self.ones: dict[int, tuple[EagerTensors, Ones]] = {}
+        self.local: EagerTensors | None = None
         self._params: EagerTensors | None = None
-        self._local: EagerTensors | None = None  # of the weights
         self._weights: dict[str, Tensor] = {}
         self._states: tuple[Links, Links] | None = None  # after the last step: as DTensors, and local
         self._gradients: dict[int, Tensor] = {}  # by the id of a shard
@@ -47,7 +48,7 @@ class Twins:
         """A step of these weights begins. Their shards."""
         self._gradients = {}
         shards = list(map(_torch.shard, params._data))
-        last, local = self._params, self._local
+        last, local = self._params, self.local
         if last is not None and local is not None and last.index is params.index:
             if all(map(_same, last._data, params._data)) and all(map(_same, local._data, shards)):
                 return local
@@ -59,8 +60,8 @@ class Twins:
         self.device = shards[0].device if shards else self.device
         for fact, weight in zip(params.index.facts, params._data, strict=True):
             fact.place = _torch.place_of(weight)
-        self._local = EagerTensors(params.index, shards)
-        return self._local
+        self.local = EagerTensors(params.index, shards)
+        return self.local
 
     def groups(self, names: tuple[str, ...], ones: Ones) -> Groups:
         """Over which process groups numbers of entries meet, and which of them."""
