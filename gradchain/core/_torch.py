@@ -94,7 +94,14 @@ def shard(tensor: Tensor) -> Tensor:
     if not is_dtensor(tensor):
         return tensor
     inner: Any = tensor._local_tensor
-    return inner.wait() if hasattr(inner, "wait") else inner  # type: ignore[no-any-return]  # of a collective
+    is_there = type(inner) is Tensor or not hasattr(inner, "wait")  # else it is that of a collective
+    return inner if is_there else inner.wait()  # type: ignore[no-any-return]
+
+
+def lie_alike(tensors: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
+    """Whether each tensor is a DTensor like another one of its ranks and of its shape, or neither is one."""
+    specs, others = ([getattr(t, "_spec", None) for t in ts] for ts in (tensors, places))
+    return specs == others  # most are the same object, which costs nothing to compare
 
 
 def sharded_as(tensor: Tensor, place: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class Twins:
         self._weights: dict[str, Tensor] = {}
         self._states: tuple[Links, Links] | None = None  # after the last step: as DTensors, and local
         self._gradients: dict[int, Tensor] = {}  # by the id of a shard
+        self._guard: tuple[Any, Callable[..., bool] | None] = (None, None)  # of gradients; of which parameters
 
     def begin(self, params: EagerTensors) -> EagerTensors:
         """A step of these weights begins. Their shards."""
@@ -76,15 +77,23 @@ class Twins:
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
         """The shards of gradients; one that is not yet reduced, or lies otherwise, is first laid out as its weight."""
-        shards, weights = [], self._weights
-        for name, grad in zip(grads.index.names, grads._values(), strict=True):
-            laid = _torch.sharded_as(grad, weights[name])
-            if _torch.is_dtensor(laid) is not _torch.is_dtensor(weights[name]):
-                raise OnEveryRank(f"the gradient of {name!r} lies over the ranks otherwise than its weight")
-            shard = _torch.shard(laid)
-            self._gradients[id(shard)] = laid
-            shards.append(shard)
-        return EagerTensors(grads.index, shards)
+        names, values = grads.index.names, grads._values()
+        if not _torch.lie_alike(values, [self._weights[name] for name in names]):
+            values = list(map(self._laid, names, values))
+        shards = list(map(_torch.shard, values))
+        self._gradients = dict(zip(map(id, shards), values, strict=True))
+        made, (index, guard) = EagerTensors(grads.index, shards), self._guard
+        if index is not grads.index or guard is None or not guard(*shards):
+            self._guard = grads.index, _torch.guard(shards)
+        made.alike = self._guard[1]
+        return made
+
+    def _laid(self, name: str, grad: Tensor) -> Tensor:
+        weight = self._weights[name]
+        laid = _torch.sharded_as(grad, weight)
+        if _torch.is_dtensor(laid) is not _torch.is_dtensor(weight):
+            raise OnEveryRank(f"the gradient of {name!r} lies over the ranks otherwise than its weight")
+        return laid
 
     def joined(self, tensors: EagerTensors) -> EagerTensors:
         """Local Tensors as DTensors that lie as their weights."""
