@@ -489,6 +489,16 @@ def fused_sgd(
     return partial(torch._fused_sgd_, params, grads, buffers, grad_scale=grad_scale, **how)
 
 
+def divide_by_fused_sgd(params: list[Tensor], grads: list[Tensor], by: Tensor) -> Callable[[], object]:
+    """Gradients divided by a number of the device, in place, by one call of C that does nothing where it is 1.
+
+    That is a step of SGD at a rate of 0, which divides gradients by their scale, and which is told by that very number
+    whether to be left out. The weights stay as they are.
+    """
+    hyper = {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "found_inf": by}
+    return fused_sgd(params, grads, [], False, by, **hyper)
+
+
 def increment_version(tensors: list[Tensor]) -> None:
     """Tell autograd that these were written by what it knows nothing of."""
     torch._C._increment_version(tensors)

@@ -1,10 +1,13 @@
 """Scenarios: steps over ranks that run again, beside the same ones recorded each time, on all ranks or on one."""
 
+import itertools
+
 import torch
 import torch.distributed as dist
 from later import later
 from little_shards import fed, laid, mesh_of, numbers, parameters, wholes
 from little_task import loss_of, net, rows, weights
+from torch import nn
 from two_ranks import sentence
 
 import gradchain as gch
@@ -13,6 +16,7 @@ from gradchain.engine.executors.native import NativeRunner
 fsdp, tensor = later("torch.distributed.fsdp"), later("torch.distributed.tensor")
 
 STEPS = 8
+TOLD = "it is told so"  # why a rank records each time
 
 
 class unread(gch.Transform):
@@ -35,6 +39,7 @@ def chains():
         "norms of each": gch.rules.lamb(lr),
         "means": gch.adafactor(lr),
         "gathered": gch.rules.muon(lr, dtype=None, matrices=gch.min_ndim(2)),
+        "unread at last": gch.chain(gch.clip_by_norm(0.2), unread(), gch.sgd(lr)),
         "unread": gch.chain(unread(), gch.skip_nonfinite(), gch.clip_by_norm(0.2), gch.adamw(lr)),
     }
 
@@ -69,7 +74,7 @@ def ran(kind, name, way, world):
     params = parameters(kind, world)
     updater = chains()[name].bind(params)
     if kind is not None and dist.get_rank() in WAYS[way]:
-        updater._bound.engine._why_without_numbers = lambda request: "it is told so"
+        updater._bound.engine._why_without_numbers = lambda request: TOLD
     return told(updater, params, fed(updater, params, kind, world, range(STEPS), spoils(name)))
 
 
@@ -151,19 +156,26 @@ def failing(times, world):
 # a mean over ranks among the numbers
 
 
-def of_losses(rank, way):
+GATES = {
+    "shards": gch.chain(gch.skip_nonfinite(), gch.rules.skip_spikes(of="loss", warmup=2), gch.adamw(0.05)),
+    # every rank has the whole gradient: where the first gate holds, ranks do not meet for the second
+    "replicas": gch.chain(
+        gch.amp_scale(init_scale=64.0, always=True), gch.rules.skip_spikes(of="loss", warmup=2), gch.adamw(0.05)
+    ),
+}
+
+
+def of_losses(kind, rank, way):
     """Each rank has rows of its own, and gates look at the mean of all losses; one is infinite, and one is far off."""
-    model = net()
-    if rank is not None:
+    model = seen = net()
+    if rank is not None and kind == "shards":
         fsdp.fully_shard(model, mesh=mesh_of((dist.get_world_size(),)))
-    chain = gch.chain(gch.skip_nonfinite(), gch.rules.skip_spikes(of="loss", warmup=2), gch.adamw(0.05))
-    updater = chain.bind(model)
+    elif rank is not None:
+        seen = nn.parallel.DistributedDataParallel(model)
+    updater = GATES[kind].bind(seen)
     if rank in WAYS[way]:
-        updater._bound.engine._why_without_numbers = lambda request: "it is told so"
-    reasons = []
-    for step in range(STEPS):
-        loss = _loss(model, step, rank)
-        reasons.append(updater.update(loss).reason)
+        updater._bound.engine._why_without_numbers = lambda request: TOLD
+    reasons = [updater.update(_loss(seen, step, rank)).reason for step in range(STEPS)]
     found = {"reasons": reasons, "value": float(updater.metrics["skip_spikes.value"])}
     engine = updater._bound.engine
     return {**found, "weights": weights(model), "again": engine.num_replayed, "why": dict(engine.not_replayed)}
@@ -178,14 +190,14 @@ def _loss(model, step, rank):
     return sum(each) / len(each)
 
 
-def losses(way, world):
-    return of_losses(dist.get_rank(), way)
+def losses(kind, way, world):
+    return of_losses(kind, dist.get_rank(), way)
 
 
 def scenarios():
     """Each by what it is asked as."""
     asked = {("ran", *of): (ran, *of) for of in TRIED}
     asked |= {("failing", times): (failing, times) for times in (1, 99)}
-    asked |= {("losses", way): (losses, way) for way in WAYS}
+    asked |= {("losses", *of): (losses, *of) for of in itertools.product(GATES, WAYS)}
     asked |= {("resharded", name): (resharded, name) for name in RESHARDED}
     return asked | {("moved",): (moved,)}

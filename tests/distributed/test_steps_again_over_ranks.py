@@ -8,7 +8,6 @@ from little import largest
 
 pytestmark = pytest.mark.distributed
 
-TOLD = "it is told so"
 FIRST = "the first of their kind"
 
 
@@ -35,7 +34,7 @@ def test_a_step_run_again_is_the_step(ran, alone, kind, name, way):
         assert found["reasons"] == expected["reasons"]
         assert set(found["by_reference"]) == {""}
         if at in on_ranks.WAYS[way]:
-            assert (found["again"], found["why"]) == (0, {TOLD: on_ranks.STEPS})
+            assert (found["again"], found["why"]) == (0, {on_ranks.TOLD: on_ranks.STEPS})
             continue
         assert (found["again"], found["why"]) == (expected["again"], expected["why"])
         assert f"{found['again']} steps needed nothing but their numbers" in found["said"]
@@ -87,12 +86,13 @@ def test_what_fails_on_one_rank_no_rank_writes(ran, alone):
 
 
 @pytest.mark.parametrize("way", on_ranks.WAYS)
-def test_a_mean_over_ranks_is_a_number_of_the_step(ran, way):
+@pytest.mark.parametrize("kind", on_ranks.GATES)
+def test_a_mean_over_ranks_is_a_number_of_the_step(ran, kind, way):
     """A gate that looks at the losses of all ranks, which are others on each."""
-    expected = on_ranks.of_losses(None, "again")
+    expected = on_ranks.of_losses(kind, None, "again")
     assert expected["again"] > 2 and len(set(expected["reasons"])) > 1
     for at, rank in enumerate(ran):
-        found = rank["losses", way]
+        found = rank["losses", kind, way]
         assert found["reasons"] == expected["reasons"]
         assert found["value"] == pytest.approx(expected["value"], rel=1e-12)
         for mine, theirs in zip(found["weights"], expected["weights"], strict=True):

@@ -5,6 +5,7 @@ A factor of the gradient that lies on the device, as that of a clip, is handed t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -24,6 +25,7 @@ from gradchain.engine.planning.lower import Program, Value
 from gradchain.engine.planning.rows import Column
 
 KERNELS = (torch.float32, torch.float64)
+LARGEST = 2.0**127  # that a kernel divides gradients by at once, in float32
 
 
 class Fused:
@@ -75,6 +77,7 @@ class FusedRunner:
         self._after, self._otherwise = after, otherwise
         self._sizes, self._dtype = sizes, dtype
         self._whole, self._some = chunked(sizes, 0, 0), chunked(sizes, 1, dtype.itemsize)
+        self.handed_to = ""  # whom the last rows were handed to
 
     def run(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
         """Run over all rows; see Runner."""
@@ -82,41 +85,53 @@ class FusedRunner:
 
     def launch(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
         """Run over all rows without waiting; gradients that are read again stay as they are."""
+        self.handed_to = Foreach.name
         self._otherwise.launch(columns, scalars, entries)
 
     def write(self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
         """Have a commit run it over all rows, without waiting; see Runner."""
         match = self._match
         numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
-        if any(isinstance(n, Tensor) for n in numbers.values()) or not takes(numbers):
+        taken = not any(isinstance(n, Tensor) for n in numbers.values()) and takes(numbers)
+        self.handed_to = "" if taken else Foreach.name
+        if not taken:
             self._otherwise.write(commit, columns, scalars, entries)
             return
         factor = _factor(match, Given(self._program, scalars, entries, self._otherwise.device, self._dtype))
         gradient = columns[match.columns["g"]]
         # the kernel writes over gradients that it divides by a number, and takes that in float32
-        apart = gradient.lent or gradient.stays or self._dtype is torch.float64
-        scaled = apart and factor is not None
+        apart = factor is not None and (gradient.lent or gradient.stays or self._dtype is torch.float64)
+        scale, rest = (None, None) if factor is None or self._dtype is torch.float64 else self._divisors(factor)
         calls: list[Callable[[], object]] = []
-        for chunk in self._some if scaled else self._whole:
+        for chunk in self._some if apart else self._whole:
             held = {name: chunk.cut(columns[i].tensors) for name, i in match.columns.items()}
             grads = held["g"]
-            if scaled:
-                given = factor.to(self._dtype) if isinstance(factor, Tensor) else factor
-                grads = []
-                calls.append(born(grads, _torch.foreach("mul"), [held["g"], given]))
-            scale = None if scaled or factor is None else self._divisor(factor)
+            if apart:
+                grads, (op, number) = [], ("mul", factor) if scale is None else ("div", rest)
+                calls.append(born(grads, _torch.foreach(op), [held["g"], number]))
+            elif isinstance(rest, Tensor):
+                calls.append(_torch.divide_by_fused_sgd(held["p"], grads, rest))
             calls.append(match.kernel(held, grads, scale, numbers))
-            calls.extend([partial(grads.clear)] if scaled else [])
-        commit.add(Script(calls, 1 if scaled else 0))
+            calls.extend([partial(grads.clear)] if apart else [])
+        commit.add(Script(calls, 1 if apart else 0))
         if self._after is not None:
             self._after.write(commit, columns, scalars, entries)
 
-    def _divisor(self, factor: Any) -> Tensor:
-        """What the kernel divides gradients by."""
+    def _divisors(self, factor: Any) -> tuple[Tensor, Tensor | float]:
+        """What the kernel divides gradients by, and what they are divided by before: 1 where one number is enough.
+
+        A norm of float32 gradients may be beyond float32, and nobody waits to hear whether it is.
+        """
         if isinstance(factor, Tensor):
-            return factor.reciprocal().to(torch.float32)
-        inverse = 1.0 / factor if factor else torch.inf
-        return torch.full((), inverse, dtype=torch.float32, device=self._otherwise.device)
+            whole = factor.reciprocal()
+            scale = whole.clamp(-LARGEST, LARGEST)
+            return scale.to(torch.float32), (whole / scale).to(torch.float32)
+        number = partial(torch.full, (), dtype=torch.float32, device=self._otherwise.device)
+        inverse = 1.0 / factor if factor else math.inf
+        if abs(inverse) > LARGEST:
+            most = math.copysign(LARGEST, inverse)
+            return number(most), number(inverse / most)
+        return number(inverse), 1.0
 
 
 def _factor(match: Match, given: Given) -> Any:

@@ -97,6 +97,7 @@ class PatternRunner:
     def __init__(self, match: Match, otherwise: Runner) -> None:
         self._match = match
         self._otherwise = otherwise
+        self.handed_to = ""  # whom the last rows were handed to
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> None:
         """Run the kernel over all rows; see Runner."""
@@ -110,7 +111,9 @@ class PatternRunner:
         """Have a commit run the kernel over all rows; see Runner."""
         match = self._match
         numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
-        if not takes(numbers):
+        taken = takes(numbers)
+        self.handed_to = "" if taken else Blocks.name
+        if not taken:
             self._otherwise.write(commit, columns, scalars, entries)
             return
         factor = 1.0

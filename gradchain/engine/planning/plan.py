@@ -56,6 +56,11 @@ class Part:
         return column if places is None else column[places]
 
     @property
+    def ran(self) -> str:
+        """The executor that ran it last: its own, or the one that the runner handed those numbers to."""
+        return getattr(self.runner, "handed_to", "") or self.executor
+
+    @property
     def bytes_read(self) -> int:
         """Per element."""
         return sum(self.dtypes[i].itemsize for i in self.program.loads() if self._goes_along(i))
