@@ -94,14 +94,12 @@ def shard(tensor: Tensor) -> Tensor:
     if not is_dtensor(tensor):
         return tensor
     inner: Any = tensor._local_tensor
-    is_there = type(inner) is Tensor or not hasattr(inner, "wait")  # else it is that of a collective
-    return inner if is_there else inner.wait()  # type: ignore[no-any-return]
+    return inner if type(inner) is Tensor or not hasattr(inner, "wait") else inner.wait()  # type: ignore[no-any-return]
 
 
 def lie_alike(tensors: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
     """Whether each tensor is a DTensor like another one of its ranks and of its shape, or neither is one."""
-    specs, others = ([getattr(t, "_spec", None) for t in ts] for ts in (tensors, places))
-    return specs == others  # most are the same object, which costs nothing to compare
+    return [getattr(t, "_spec", None) for t in tensors] == [getattr(t, "_spec", None) for t in places]
 
 
 def sharded_as(tensor: Tensor, place: Tensor) -> Tensor:
@@ -481,22 +479,9 @@ def fused_sgd(
     grad_scale: Tensor | None,
     **hyper: Any,
 ) -> Callable[[], object]:
-    """torch's fused SGD over lists of one dtype and of equal strides, in place, as one call of C that is to be made.
-
-    It overwrites gradients it scales.
-    """
+    """The same of torch's fused SGD."""
     how = {"nesterov": nesterov, "dampening": 0.0, "maximize": False, "is_first_step": False, **hyper}
     return partial(torch._fused_sgd_, params, grads, buffers, grad_scale=grad_scale, **how)
-
-
-def divide_by_fused_sgd(params: list[Tensor], grads: list[Tensor], by: Tensor) -> Callable[[], object]:
-    """Gradients divided by a number of the device, in place, by one call of C that does nothing where it is 1.
-
-    That is a step of SGD at a rate of 0, which divides gradients by their scale, and which is told by that very number
-    whether to be left out. The weights stay as they are.
-    """
-    hyper = {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "found_inf": by}
-    return fused_sgd(params, grads, [], False, by, **hyper)
 
 
 def increment_version(tensors: list[Tensor]) -> None:

@@ -22,7 +22,7 @@ from gradchain.engine.executors.foreach import Foreach, ForeachRunner, Script, b
 from gradchain.engine.executors.given import Given
 from gradchain.engine.executors.patterns import Match, matched, takes
 from gradchain.engine.planning.lower import Program, Value
-from gradchain.engine.planning.rows import Column
+from gradchain.engine.planning.rows import Column, HandsOver
 
 KERNELS = (torch.float32, torch.float64)
 LARGEST = 2.0**127  # that a kernel divides gradients by at once, in float32
@@ -58,7 +58,7 @@ class Fused:
         return FusedRunner(program, match, after, lists.ready(program, dtypes, sizes), sizes, dtypes[0])
 
 
-class FusedRunner:
+class FusedRunner(HandsOver):
     """One fused kernel over rows, what comes after it, and what runs where the numbers are none that it can take."""
 
     scratch = None  # it depends on whether the kernel can take the numbers, and may write the gradients
@@ -77,7 +77,6 @@ class FusedRunner:
         self._after, self._otherwise = after, otherwise
         self._sizes, self._dtype = sizes, dtype
         self._whole, self._some = chunked(sizes, 0, 0), chunked(sizes, 1, dtype.itemsize)
-        self.handed_to = ""  # whom the last rows were handed to
 
     def run(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
         """Run over all rows; see Runner."""
@@ -110,7 +109,7 @@ class FusedRunner:
                 grads, (op, number) = [], ("mul", factor) if scale is None else ("div", rest)
                 calls.append(born(grads, _torch.foreach(op), [held["g"], number]))
             elif isinstance(rest, Tensor):
-                calls.append(_torch.divide_by_fused_sgd(held["p"], grads, rest))
+                calls.append(_divided(held["p"], grads, rest))
             calls.append(match.kernel(held, grads, scale, numbers))
             calls.extend([partial(grads.clear)] if apart else [])
         commit.add(Script(calls, 1 if apart else 0))
@@ -132,6 +131,16 @@ class FusedRunner:
             most = math.copysign(LARGEST, inverse)
             return number(most), number(inverse / most)
         return number(inverse), 1.0
+
+
+def _divided(params: list[Tensor], grads: list[Tensor], by: Tensor) -> Callable[[], object]:
+    """Gradients divided by a number of the device, in place, by one call of C that does nothing where it is 1.
+
+    That is a step of SGD at a rate of 0, which divides gradients by their scale, and which is told by that very number
+    whether to be left out. The weights stay as they are.
+    """
+    hyper = {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "found_inf": by}
+    return _torch.fused_sgd(params, grads, [], False, by, **hyper)
 
 
 def _factor(match: Match, given: Given) -> Any:

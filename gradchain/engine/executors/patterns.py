@@ -14,7 +14,7 @@ from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.blocks import Blocks
 from gradchain.engine.planning.lower import Program, Value
-from gradchain.engine.planning.rows import Column, Runner
+from gradchain.engine.planning.rows import Column, HandsOver, Runner
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -88,7 +88,7 @@ class Match:
         return {column for name, column in self.columns.items() if name != "g"}
 
 
-class PatternRunner:
+class PatternRunner(HandsOver):
     """One fused kernel over rows, and what runs where the numbers are none that it can take."""
 
     scratch = 0  # but for numbers that the kernel cannot take
@@ -97,7 +97,6 @@ class PatternRunner:
     def __init__(self, match: Match, otherwise: Runner) -> None:
         self._match = match
         self._otherwise = otherwise
-        self.handed_to = ""  # whom the last rows were handed to
 
     def run(self, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]) -> None:
         """Run the kernel over all rows; see Runner."""

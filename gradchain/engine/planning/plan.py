@@ -11,7 +11,7 @@ import torch
 from gradchain.core.index import Index
 from gradchain.core.scalars import Scalars
 from gradchain.engine.planning.lower import Program
-from gradchain.engine.planning.rows import Rows, Runner
+from gradchain.engine.planning.rows import HandsOver, Rows, Runner
 from gradchain.engine.recording.device import DeviceRows
 from gradchain.engine.recording.tape import Tape
 
@@ -58,7 +58,7 @@ class Part:
     @property
     def ran(self) -> str:
         """The executor that ran it last: its own, or the one that the runner handed those numbers to."""
-        return getattr(self.runner, "handed_to", "") or self.executor
+        return (self.runner.handed_to if isinstance(self.runner, HandsOver) else "") or self.executor
 
     @property
     def bytes_read(self) -> int:
