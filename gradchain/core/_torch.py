@@ -94,7 +94,12 @@ def shard(tensor: Tensor) -> Tensor:
     if not is_dtensor(tensor):
         return tensor
     inner: Any = tensor._local_tensor
-    return inner.wait() if hasattr(inner, "wait") else inner  # type: ignore[no-any-return]  # of a collective
+    return inner if type(inner) is Tensor or not hasattr(inner, "wait") else inner.wait()  # type: ignore[no-any-return]
+
+
+def lie_alike(tensors: Sequence[Tensor], places: Sequence[Tensor]) -> bool:
+    """Whether each tensor is a DTensor like another one of its ranks and of its shape, or neither is one."""
+    return [getattr(t, "_spec", None) for t in tensors] == [getattr(t, "_spec", None) for t in places]
 
 
 def sharded_as(tensor: Tensor, place: Tensor) -> Tensor:
@@ -474,10 +479,7 @@ def fused_sgd(
     grad_scale: Tensor | None,
     **hyper: Any,
 ) -> Callable[[], object]:
-    """torch's fused SGD over lists of one dtype and of equal strides, in place, as one call of C that is to be made.
-
-    It overwrites gradients it scales.
-    """
+    """The same of torch's fused SGD."""
     how = {"nesterov": nesterov, "dampening": 0.0, "maximize": False, "is_first_step": False, **hyper}
     return partial(torch._fused_sgd_, params, grads, buffers, grad_scale=grad_scale, **how)
 

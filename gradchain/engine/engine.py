@@ -25,6 +25,7 @@ from gradchain.engine.captured import Captured
 from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import Executor
 from gradchain.engine.executors.devices import adapted, chosen, numbers_on, variable
+from gradchain.engine.meetings import Meetings
 from gradchain.engine.operations import Unrecorded
 from gradchain.engine.outcome import Outcome, none_where_it_cannot
 from gradchain.engine.planning.buffers import Buffers, fresh, window_of
@@ -71,6 +72,7 @@ class Engine:
         self._buffers = Buffers()
         self._lent = False
         self._replays = Replays()
+        self._meetings = Meetings()
         self._inputs: ReplayInputs | None = None  # while a step is recorded with its numbers
         self._num_replayed = 0
         self.num_counted = 0  # micro-batches for which nothing had to run
@@ -94,6 +96,15 @@ class Engine:
             lent: whether the gradients stay the user's.
         """
         assert isinstance(received, EagerTensors)
+        self._meetings.begin()
+        return self._step(tx, step, received, state, params, lent)
+
+    def _step(
+        self, tx: chain, step: Step, received: EagerTensors, state: Links, params: EagerTensors, lent: bool
+    ) -> Outcome:
+        """The same. Unrecorded or NoKernel where it cannot run here."""
+        if step.over_ranks is not None:
+            step = step._replace(over_ranks=partial(self._mean, step.over_ranks))
         self._lent, self.last = lent, []
         if self.captured is not None:
             self.captured.begin(received, step, lent)
@@ -220,6 +231,7 @@ class Engine:
         assert self._layout is not None
         params, step = request.params, request.step
         self.last = []  # a recording that failed may have reduced
+        self._meetings.anew()
         ledger = self._ledger(request, with_numbers)
         tape = self.tape(self._reduce, self._compute, self._layout, self._fresh, self._settle, ledger)
         self.maps = tape.maps
@@ -351,6 +363,18 @@ class Engine:
         return column
 
     # parts
+
+    def _mean(self, over_ranks: Callable[[Any], Any], value: Any) -> Any:
+        """The mean of a number over ranks, for which they meet once."""
+        number = self._meetings.next("mean")
+
+        def meet(mine: Any) -> Any:
+            return self._meetings.once(number, lambda: self._meetings.together(lambda: over_ranks(mine)))
+
+        if self._inputs is None:
+            return meet(value)
+        ledger = self._inputs.ledger
+        return ledger.handle(ledger.meets(meet, value))
 
     def _arguments(self, part: Part, tape: Tape) -> tuple[list[Column], list[Any], Sequence[Any]]:
         """What a part runs on: columns, numbers, and numbers per row."""

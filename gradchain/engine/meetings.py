@@ -8,19 +8,21 @@ writes that step. What is met is met in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from gradchain.engine.operations import Unrecorded
 
+T = TypeVar("T")
+
 Groups = dict[Any, "list[int] | None"]
 """Which numbers meet over a process group, by their places; None for all of them."""
 
-
+_HOST = torch.device("cpu")
 _FAILED = 2.0**40  # what a rank says in which something failed: more than all others that are absent say together
 
 
@@ -35,6 +37,9 @@ class FailedElsewhere(RuntimeError):  # noqa: N818  # what failed is an error of
 class Meetings:
     """The meetings of one engine.
 
+    A step may be gone through several times: by one that is run again, and was not this one; by the links, and by them
+    once more. What has met is kept until it ends, and the others are met once.
+
     Attributes:
         absent: why this rank cannot run the current step by kernels; "" if it can.
         kinds: what has met in this step, which every rank knows alike.
@@ -47,20 +52,25 @@ class Meetings:
         self.kinds: list[Hashable] = []
         self.on_device = self.torn = False
         self._says = 0.0  # what this rank has to say of the step: nothing, that it is absent, or that something failed
-        self._everyone: list[Any] = []  # groups, over which together all ranks meet
-        self._device = torch.device("cpu")
+        self._everyone: Sequence[Any] = ()  # groups, over which together all ranks meet
+        self._device = _HOST
         self._met: list[Any] = []  # what has met in this step
+        self._ended: Exception | None = None  # how a meeting of this step came to nothing
         self._agreed: dict[Hashable, Any] = {}
 
-    def begin(self, everyone: list[Any], device: torch.device) -> None:
+    def begin(self, everyone: Sequence[Any] = (), device: torch.device = _HOST) -> None:
         """A step begins."""
         self.absent, self.kinds, self._met = "", [], []
-        self._says, self.torn = 0.0, False
+        self._says, self.torn, self._ended = 0.0, False, None
         self._everyone, self._device = everyone, device
 
-    def again(self, why: str, failed: bool) -> None:
-        """The links are about to run once more, for this rank cannot run the step by kernels, or something failed."""
-        self.absent, self.kinds, self._says = why, [], _FAILED if failed else 1.0
+    def anew(self) -> None:
+        """The links are about to run, from the first of them on."""
+        self.kinds = []
+
+    def absents(self, why: str, failed: bool) -> None:
+        """This rank cannot run the step by kernels, or something failed: the others hear of it at the next meeting."""
+        self.absent, self._says = why, _FAILED if failed else 1.0
 
     def agree(self, key: Hashable, alive: Any = None) -> None:
         """Ask, when all ranks have a key for the first time, whether each can run the step; `alive` has its ids.
@@ -68,32 +78,50 @@ class Meetings:
         OnEveryRank where one cannot.
         """
         if key not in self._agreed:
-            self._ask()
+            self._held(self._ask)
             self._agreed[key] = alive
 
-    def of_all(self, kind: Hashable, make: Callable[[], Any]) -> Any:
-        """What ranks make together by a collective of torch's, once it is known that all are there."""
-        if self._is_known(kind):
-            return self._met[len(self.kinds) - 1]
-        self._ask()
-        with self._together():
-            self._met.append(make())
-        return self._met[-1]
+    def next(self, kind: Hashable) -> int:
+        """Which meeting of the step the links have come to; of what kind it is every rank knows alike."""
+        self.kinds.append(kind)
+        return len(self.kinds) - 1
 
-    def numbers(self, kind: Hashable, mine: Tensor, groups: Groups, largest: bool) -> Tensor:
+    def once(self, number: int, meet: Callable[[], Any]) -> Any:
+        """What a meeting of the step comes to: `meet` is called the first time that anybody comes to it."""
+        if number == len(self._met):
+            self._met.append(self._held(meet))
+        return self._met[number]
+
+    def _held(self, meet: Callable[[], T]) -> T:
+        """A meeting. After one that came to nothing there is none in this step: the others have left."""
+        if self._ended is not None:
+            raise self._ended
+        try:
+            return meet()
+        except Exception as error:
+            self._ended = error
+            raise
+
+    # what ranks do in a meeting
+
+    def of_all(self, make: Callable[[], T]) -> T:
+        """What ranks make together by a collective of torch's, once it is known that all are there."""
+        self._ask()
+        return self.together(make)
+
+    def together(self, make: Callable[[], T]) -> T:
+        """The same, whoever is there."""
+        with self._together():
+            return make()
+
+    def numbers(self, mine: Tensor, groups: Groups, largest: bool) -> Tensor:
         """Numbers of all ranks, together: their sums, or the largest; NaN where there is one.
 
         Args:
-            kind: what they are, which every rank knows alike.
             mine: those of this rank, flat.
             groups: over which ranks they are shared out.
             largest: whether they meet as the largest.
         """
-        if not groups:
-            return mine
-        if self._is_known(kind):
-            known: Tensor = self._met[len(self.kinds) - 1]
-            return known
         met, said = mine.to(self._device, torch.float64, copy=True), self._says
         if said:
             met.zero_()
@@ -105,13 +133,7 @@ class Meetings:
                 else:
                     met[places] = some
         self._hear(said)
-        self._met.append(met.to(mine.device))
         return met.to(mine.device)
-
-    def _is_known(self, kind: Hashable) -> bool:
-        """Whether a meeting has been, in this step, before the links ran once more."""
-        self.kinds.append(kind)
-        return len(self.kinds) <= len(self._met)
 
     @contextmanager
     def _together(self) -> Iterator[None]:

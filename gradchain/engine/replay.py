@@ -177,6 +177,7 @@ class Replay:
         self._records = [(name, ledger.cell(value)) for name, value in notes.records.items()]
         self._used = [(name, ledger.cell(value)) for name, value in notes.used.items()]
         roots = [cell for _, cell in (*self._records, *self._used)] + changes.cells()
+        roots += [ledger.met] if ledger.met >= 0 else []  # other ranks come to that meeting
         ops, self._calls, self.parts = in_stages(ledger, roots, calls, parts)
         first, put_off, self._last = ordered(ops, [*roots, *(cell for call in self._calls for cell in call.reads)])
         self._lines = [*first, *put_off]
@@ -370,6 +371,4 @@ def unrepeatable(step: Step) -> str:
     """Why an update of this kind is recorded each time; "" if it may be run again."""
     if step.evaluate is not None:
         return "a closure was evaluated"
-    if step.over_ranks is not None:
-        return "several ranks take part"
     return "a window was flushed" if step.flushing else ""

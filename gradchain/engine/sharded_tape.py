@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,8 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.maps import gathered
 from gradchain.core.random import Draw
 from gradchain.core.shapes import Shapes
-from gradchain.engine.meetings import Meetings, OnEveryRank
+from gradchain.engine.meetings import Groups, Meetings, OnEveryRank
+from gradchain.engine.recording.host import HostLedger
 from gradchain.engine.recording.tape import Lazy, Tape
 from gradchain.engine.twins import Ones, Twins
 
@@ -95,8 +97,14 @@ class ShardedTape(Tape):
         if any(map(self.is_odd, nodes)):
             raise OnEveryRank("a function of whole tensors is given entries of other shapes than their weights'")
         parts = [self.computed(o.node) if type(o) is Lazy else o for o in operands]
+        gather_and_call = partial(self._gathered, fn, self._meetings.next("map"))
+        if isinstance(self.ledger, HostLedger):
+            return self.ledger.met_in_memory(gather_and_call, *parts)
+        return gather_and_call(*parts)
+
+    def _gathered(self, fn: Callable[..., Any], number: int, *parts: Any) -> Any:
         given = [self._twins.joined(o) if isinstance(o, EagerTensors) else o for o in parts]
-        made = self._meetings.of_all("map", lambda: gathered(fn, *given))
+        made = self._meetings.once(number, lambda: self._meetings.of_all(lambda: gathered(fn, *given)))
         return tuple(map(self._twins.parts, made)) if isinstance(made, tuple) else self._twins.parts(made)
 
     # reductions along dimensions
@@ -125,22 +133,36 @@ class ShardedTape(Tape):
         self, of: Lazy, made: EagerTensors, kind: str, dims: tuple[tuple[int, ...], ...], shared: dict[str, list[Any]]
     ) -> None:
         """Parts of reductions, each of this rank's elements, become the whole: all in one collective for each group."""
-        rows = list(zip(made._data, of._shapes(), self.whole_shapes(of), dims, shared.values(), strict=True))
-        rows = [row for row in rows if row[-1]]
-        counts = [[math.prod(shape[d] for d in ds) for shape in shapes] for _, *shapes, ds, _ in rows]
-        parts = [_part(kind, row[0], mine).flatten() for row, (mine, _) in zip(rows, counts, strict=True)]
+        rows = zip(of._shapes(), self.whole_shapes(of), dims, shared.values(), strict=True)
+        taken = [(at, *row) for at, row in enumerate(rows) if row[-1]]
+        counts = [[math.prod(shape[d] for d in ds) for shape in shapes] for _, *shapes, ds, _ in taken]
+        sizes = [made._data[at].numel() for at, *_ in taken]
         places: dict[Any, list[int]] = {}
         end = 0
-        for part, row in zip(parts, rows, strict=True):
-            begin, end = end, end + part.numel()
+        for size, row in zip(sizes, taken, strict=True):
+            begin, end = end, end + size
             for group in row[-1]:
                 places.setdefault(group, []).extend(range(begin, end))
         groups = {group: None if len(at) == end else at for group, at in places.items()}
-        met = self._meetings.numbers((kind, dims, of.index.names), torch.cat(parts), groups, kind == "amax")
-        for (out, *_), part, (_, all_of) in zip(
-            rows, torch.split(met, [p.numel() for p in parts]), counts, strict=True
-        ):
+        number = self._meetings.next((kind, dims, of.index.names))
+        meet = partial(self._met, number, kind, [at for at, *_ in taken], counts, groups)
+        if isinstance(self.ledger, HostLedger):
+            self.ledger.set_cell(made, self.ledger.meets(meet, made))
+        else:
+            meet(made)
+
+    def _met(
+        self, number: int, kind: str, places: list[int], counts: list[list[int]], groups: Groups, made: EagerTensors
+    ) -> EagerTensors:
+        """The same tensors, once what other ranks have is in them."""
+        outs = [made._data[at] for at in places]
+        parts = [_part(kind, out, mine).flatten() for out, (mine, _) in zip(outs, counts, strict=True)]
+        ours = torch.cat(parts)
+        met = self._meetings.once(number, lambda: self._meetings.numbers(ours, groups, kind == "amax"))
+        split = torch.split(met, [part.numel() for part in parts])
+        for out, part, (_, all_of) in zip(outs, split, counts, strict=True):
             out.copy_(_finished(kind, part, all_of).view(out.shape))
+        return made
 
 
 def _part(kind: str, value: torch.Tensor, count: int) -> torch.Tensor:

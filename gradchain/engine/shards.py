@@ -3,17 +3,20 @@
 The weights, gradients and state of a rank are plain tensors inside DTensors. The engine sees those: elementwise
 arithmetic knows nothing of ranks. What it reduces is a part of the number that the rule asked for, and meets the parts
 of the other ranks before anything is made of it: all numbers of one reduction in one collective for each process group.
+A step run again comes to the same meetings as one that is recorded, so each rank decides alone which it is.
 A function of whole tensors gets them gathered where it says so; else that step runs by the reference, which has
 DTensors: a function of a shard would silently be another rule.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradchain.core import _torch
 from gradchain.core.chain import chain
@@ -26,7 +29,7 @@ from gradchain.engine.commit import Commit
 from gradchain.engine.engine import Engine
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.devices import numbers_on
-from gradchain.engine.meetings import FailedElsewhere, Meetings, OnEveryRank
+from gradchain.engine.meetings import FailedElsewhere, Groups, OnEveryRank
 from gradchain.engine.operations import REDUCTIONS, SUM, TYPES, Unrecorded
 from gradchain.engine.outcome import Outcome, none_where_it_cannot
 from gradchain.engine.planning.plan import Part
@@ -37,15 +40,13 @@ from gradchain.engine.replay import Recording, Request
 from gradchain.engine.sharded_tape import ShardedTape
 from gradchain.engine.twins import ShardedLayout, Twins, changed
 
-_step: Any = Engine.step.__wrapped__  # type: ignore[attr-defined]  # it raises where kernels cannot run it
-
 
 class ShardedEngine(Engine):
     """Runs a chain on the shards that this rank has."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._twins, self._meetings = Twins(), Meetings()
+        self._twins = Twins()
         self.tape = partial(ShardedTape, self._twins, self._meetings)
         self.layout = partial(ShardedLayout, self._twins)
 
@@ -58,13 +59,15 @@ class ShardedEngine(Engine):
     ) -> Outcome | None:
         """As by Engine; what is given and what comes out are DTensors."""
         assert isinstance(received, EagerTensors)
-        twins = self._twins
+        twins, before = self._twins, self._twins.local
         weights = twins.begin(params)
+        if weights is not before:
+            self._replays.forget()  # they know over which ranks their numbers meet
         self._meetings.begin(twins.everyone, twins.device)
         local = twins.of_state(state)
         try:
             grads = twins.gradients(received)
-            done: Outcome = _step(self, tx, step._replace(params=weights), grads, local, weights, lent)
+            done = self._step(tx, step._replace(params=weights), grads, local, weights, lent)
         except (OnEveryRank, FailedElsewhere):
             raise
         except (Unrecorded, NoKernel) as reason:
@@ -88,11 +91,11 @@ class ShardedEngine(Engine):
 
         RuntimeError where there is none, and the others, which have met in this step, are about to write it.
         """
-        self._meetings.again(why, failed)
+        self._meetings.absents(why, failed)
         try:
             ghosts = _ghost(weights)
             shadow = changed(state, lambda field: self._twins.carried(field, _ghost(field)))
-            _step(self, tx, step._replace(params=ghosts), _ghost(weights, index), shadow, ghosts, True)
+            self._step(tx, step._replace(params=ghosts), _ghost(weights, index), shadow, ghosts, True)
         finally:
             self.forget()
         if self._meetings.kinds:
@@ -110,7 +113,7 @@ class ShardedEngine(Engine):
             super().count_only(self._state, inside)
 
     def _why_without_numbers(self, request: Request) -> str:
-        return "several ranks take part"
+        return self._meetings.absent or super()._why_without_numbers(request)
 
     def _recorded(self, request: Request) -> Outcome:
         tx, index = request.tx, request.grads.index
@@ -153,11 +156,19 @@ class ShardedEngine(Engine):
         groups = self._twins.groups(names, tape.ones(node))
         if not groups:
             return reduced
-        largest, of = REDUCTIONS[kind].meet is not SUM, (kind, names)
+        number, largest = self._meetings.next((kind, names)), REDUCTIONS[kind].meet is not SUM
+        meet = partial(self._met, number, groups, largest)
         if isinstance(reduced, DeviceReduced):
-            return reduced.met(names, lambda mine: self._meetings.numbers(of, mine, groups, largest))
-        mine = torch.tensor(reduced.rows, dtype=torch.float64, device="cpu")
-        return Reduced(names, self._meetings.numbers(of, mine, groups, largest).tolist())
+            return reduced.met(names, meet)
+        if self._inputs is None:
+            return Reduced(names, _of_list(meet, reduced.rows))
+        ledger = self._inputs.ledger
+        return Reduced(names, ledger.handle(ledger.meets(partial(_of_list, meet), reduced.rows)))
+
+    def _met(self, number: int, groups: Groups, largest: bool, mine: Tensor) -> Tensor:
+        """What the numbers of this rank are with those of the others."""
+        met: Tensor = self._meetings.once(number, partial(self._meetings.numbers, mine, groups, largest))
+        return met
 
     def _whole(
         self, value: Lazy, before: Any, received: EagerTensors, roots: list[tuple[int, int]], held: bool
@@ -168,6 +179,11 @@ class ShardedEngine(Engine):
         if len(value) and kind[0] == "leaf" and kind != ("leaf", "grad"):
             return tape.leaves[value.node]
         return super()._whole(value, before, received, roots, held)
+
+
+def _of_list(meet: Callable[[Tensor], Tensor], rows: list[float]) -> list[float]:
+    made: list[float] = meet(torch.tensor(rows, dtype=torch.float64, device="cpu")).tolist()
+    return made
 
 
 def _ghost(tensors: EagerTensors, index: Index | None = None) -> EagerTensors:

@@ -29,6 +29,7 @@ class Twins:
         groups_of: of each weight, the dimensions that ranks share out, each with its process group.
         shapes: the shapes of the whole weights.
         ones: by the id of local Tensors, these and their `Ones`, where they have any.
+        local: the shards of the weights: others as soon as anything is otherwise.
     """
 
     def __init__(self) -> None:
@@ -37,17 +38,18 @@ class Twins:
         self.groups_of: dict[str, list[tuple[int, Any]]] = {}
         self.shapes: dict[str, torch.Size] = {}
         self.ones: dict[int, tuple[EagerTensors, Ones]] = {}
+        self.local: EagerTensors | None = None
         self._params: EagerTensors | None = None
-        self._local: EagerTensors | None = None  # of the weights
         self._weights: dict[str, Tensor] = {}
         self._states: tuple[Links, Links] | None = None  # after the last step: as DTensors, and local
         self._gradients: dict[int, Tensor] = {}  # by the id of a shard
+        self._guard: tuple[Any, Callable[..., bool] | None] = (None, None)  # of gradients; of which parameters
 
     def begin(self, params: EagerTensors) -> EagerTensors:
         """A step of these weights begins. Their shards."""
         self._gradients = {}
         shards = list(map(_torch.shard, params._data))
-        last, local = self._params, self._local
+        last, local = self._params, self.local
         if last is not None and local is not None and last.index is params.index:
             if all(map(_same, last._data, params._data)) and all(map(_same, local._data, shards)):
                 return local
@@ -59,8 +61,8 @@ class Twins:
         self.device = shards[0].device if shards else self.device
         for fact, weight in zip(params.index.facts, params._data, strict=True):
             fact.place = _torch.place_of(weight)
-        self._local = EagerTensors(params.index, shards)
-        return self._local
+        self.local = EagerTensors(params.index, shards)
+        return self.local
 
     def groups(self, names: tuple[str, ...], ones: Ones) -> Groups:
         """Over which process groups numbers of entries meet, and which of them."""
@@ -75,15 +77,23 @@ class Twins:
 
     def gradients(self, grads: EagerTensors) -> EagerTensors:
         """The shards of gradients; one that is not yet reduced, or lies otherwise, is first laid out as its weight."""
-        shards, weights = [], self._weights
-        for name, grad in zip(grads.index.names, grads._values(), strict=True):
-            laid = _torch.sharded_as(grad, weights[name])
-            if _torch.is_dtensor(laid) is not _torch.is_dtensor(weights[name]):
-                raise OnEveryRank(f"the gradient of {name!r} lies over the ranks otherwise than its weight")
-            shard = _torch.shard(laid)
-            self._gradients[id(shard)] = laid
-            shards.append(shard)
-        return EagerTensors(grads.index, shards)
+        names, values = grads.index.names, grads._values()
+        if not _torch.lie_alike(values, [self._weights[name] for name in names]):
+            values = list(map(self._laid, names, values))
+        shards = list(map(_torch.shard, values))
+        self._gradients = dict(zip(map(id, shards), values, strict=True))
+        made, (index, guard) = EagerTensors(grads.index, shards), self._guard
+        if index is not grads.index or guard is None or not guard(*shards):
+            self._guard = grads.index, _torch.guard(shards)
+        made.alike = self._guard[1]
+        return made
+
+    def _laid(self, name: str, grad: Tensor) -> Tensor:
+        weight = self._weights[name]
+        laid = _torch.sharded_as(grad, weight)
+        if _torch.is_dtensor(laid) is not _torch.is_dtensor(weight):
+            raise OnEveryRank(f"the gradient of {name!r} lies over the ranks otherwise than its weight")
+        return laid
 
     def joined(self, tensors: EagerTensors) -> EagerTensors:
         """Local Tensors as DTensors that lie as their weights."""

@@ -104,9 +104,11 @@ def _kernel(part: Part, source: bool) -> Iterator[str]:
     told = part.runner.scratch
     scratch = "" if told is None else f", {told:,} bytes of scratch at most"
     names = part.names[0] if len(part.names) == 1 else f"{part.names[0]} and {len(part.names) - 1} more"
-    yield f"  {part.executor}: {what} over {names}: {len(program.instructions)} operations, " + (
+    yield f"  {part.ran}: {what} over {names}: {len(program.instructions)} operations, " + (
         f"{part.bytes_read} bytes read and {part.bytes_written} written per element{scratch}"
     )
+    if part.ran != part.executor:
+        yield f"    not {part.executor}: its kernel cannot take the numbers of this step"
     for executor, reason in part.refused.items():
         yield f"    not {executor}: {reason}"
     if source and part.runner.source is not None:

@@ -336,11 +336,11 @@ class _Executors:
 
     def __init__(self, engine: Engine) -> None:
         self._parts = engine.last
-        self.all = self._joined(p.executor for p in self._parts)
+        self.all = self._joined(p.ran for p in self._parts)
 
     def of(self, name: str) -> str:
         """Who wrote a parameter and its slots."""
-        return self._joined(p.executor for p in self._parts if name in p.names and not p.program.reduce) or self.all
+        return self._joined(p.ran for p in self._parts if name in p.names and not p.program.reduce) or self.all
 
     @staticmethod
     def _joined(names: Iterator[str]) -> str:

@@ -39,6 +39,9 @@ class Counted(TorchDispatchMode):
         if any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns):
             return out  # a view
         self.calls[func.overloadpacket.__name__] += 1
+        told = (kwargs or {}).get("found_inf")
+        if told is not None and told.item() == 1.0:
+            return out  # a fused kernel that is told to leave everything as it is reads that number alone
         known: set[int] = set()
         given = (*args, *((kwargs or {}).get(a.name) for a in schema.arguments[len(args) :]))
         for argument, value in zip(schema.arguments, given, strict=True):

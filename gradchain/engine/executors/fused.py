@@ -5,6 +5,7 @@ A factor of the gradient that lies on the device, as that of a clip, is handed t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,9 +23,10 @@ from gradchain.engine.executors.given import Given
 from gradchain.engine.executors.lists import Script, born
 from gradchain.engine.executors.patterns import Match, matched, takes
 from gradchain.engine.planning.lower import Program, Value
-from gradchain.engine.planning.rows import Column
+from gradchain.engine.planning.rows import Column, HandsOver
 
 KERNELS = (torch.float32, torch.float64)
+LARGEST = 2.0**127  # that a kernel divides gradients by at once, in float32
 
 
 class Fused:
@@ -57,7 +59,7 @@ class Fused:
         return FusedRunner(program, match, after, lists.ready(program, dtypes, sizes), sizes, dtypes[0])
 
 
-class FusedRunner:
+class FusedRunner(HandsOver):
     """One fused kernel over rows, what comes after it, and what runs where the numbers are none that it can take."""
 
     scratch = None  # it depends on whether the kernel can take the numbers, and may write the gradients
@@ -83,41 +85,63 @@ class FusedRunner:
 
     def launch(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
         """Run over all rows without waiting; gradients that are read again stay as they are."""
+        self.handed_to = Foreach.name
         self._otherwise.launch(columns, scalars, entries)
 
     def write(self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
         """Have a commit run it over all rows, without waiting; see Runner."""
         match = self._match
         numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
-        if any(isinstance(n, Tensor) for n in numbers.values()) or not takes(numbers):
+        taken = not any(isinstance(n, Tensor) for n in numbers.values()) and takes(numbers)
+        self.handed_to = "" if taken else Foreach.name
+        if not taken:
             self._otherwise.write(commit, columns, scalars, entries)
             return
         factor = _factor(match, Given(self._program, scalars, entries, self._otherwise.device, self._dtype))
         gradient = columns[match.columns["g"]]
         # the kernel writes over gradients that it divides by a number, and takes that in float32
-        apart = gradient.lent or gradient.stays or self._dtype is torch.float64
-        scaled = apart and factor is not None
+        apart = factor is not None and (gradient.lent or gradient.stays or self._dtype is torch.float64)
+        scale, rest = (None, None) if factor is None or self._dtype is torch.float64 else self._divisors(factor)
         calls: list[Callable[[], object]] = []
-        for chunk in self._some if scaled else self._whole:
+        for chunk in self._some if apart else self._whole:
             held = {name: chunk.cut(columns[i].tensors) for name, i in match.columns.items()}
             grads = held["g"]
-            if scaled:
-                given = factor.to(self._dtype) if isinstance(factor, Tensor) else factor
-                grads = []
-                calls.append(born(grads, _torch.foreach("mul"), [held["g"], given]))
-            scale = None if scaled or factor is None else self._divisor(factor)
+            if apart:
+                grads, (op, number) = [], ("mul", factor) if scale is None else ("div", rest)
+                calls.append(born(grads, _torch.foreach(op), [held["g"], number]))
+            elif isinstance(rest, Tensor):
+                calls.append(_divided(held["p"], grads, rest))
             calls.append(match.kernel(held, grads, scale, numbers))
-            calls.extend([partial(grads.clear)] if scaled else [])
-        commit.add(Script(calls, 1 if scaled else 0))
+            calls.extend([partial(grads.clear)] if apart else [])
+        commit.add(Script(calls, 1 if apart else 0))
         if self._after is not None:
             self._after.write(commit, columns, scalars, entries)
 
-    def _divisor(self, factor: Any) -> Tensor:
-        """What the kernel divides gradients by."""
+    def _divisors(self, factor: Any) -> tuple[Tensor, Tensor | float]:
+        """What the kernel divides gradients by, and what they are divided by before: 1 where one number is enough.
+
+        A norm of float32 gradients may be beyond float32, and nobody waits to hear whether it is.
+        """
         if isinstance(factor, Tensor):
-            return factor.reciprocal().to(torch.float32)
-        inverse = 1.0 / factor if factor else torch.inf
-        return torch.full((), inverse, dtype=torch.float32, device=self._otherwise.device)
+            whole = factor.reciprocal()
+            scale = whole.clamp(-LARGEST, LARGEST)
+            return scale.to(torch.float32), (whole / scale).to(torch.float32)
+        number = partial(torch.full, (), dtype=torch.float32, device=self._otherwise.device)
+        inverse = 1.0 / factor if factor else math.inf
+        if abs(inverse) > LARGEST:
+            most = math.copysign(LARGEST, inverse)
+            return number(most), number(inverse / most)
+        return number(inverse), 1.0
+
+
+def _divided(params: list[Tensor], grads: list[Tensor], by: Tensor) -> Callable[[], object]:
+    """Gradients divided by a number of the device, in place, by one call of C that does nothing where it is 1.
+
+    That is a step of SGD at a rate of 0, which divides gradients by their scale, and which is told by that very number
+    whether to be left out. The weights stay as they are.
+    """
+    hyper = {"lr": 0.0, "momentum": 0.0, "weight_decay": 0.0, "found_inf": by}
+    return _torch.fused_sgd(params, grads, [], False, by, **hyper)
 
 
 def _factor(match: Match, given: Given) -> Any:

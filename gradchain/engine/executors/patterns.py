@@ -14,7 +14,7 @@ from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.blocks import Blocks
 from gradchain.engine.planning.lower import Program, Value
-from gradchain.engine.planning.rows import Column, Runner
+from gradchain.engine.planning.rows import Column, HandsOver, Runner
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -88,7 +88,7 @@ class Match:
         return {column for name, column in self.columns.items() if name != "g"}
 
 
-class PatternRunner:
+class PatternRunner(HandsOver):
     """One fused kernel over rows, and what runs where the numbers are none that it can take."""
 
     scratch = 0  # but for numbers that the kernel cannot take
@@ -110,7 +110,9 @@ class PatternRunner:
         """Have a commit run the kernel over all rows; see Runner."""
         match = self._match
         numbers = {name: scalars[slot] for name, slot in match.scalars.items()}
-        if not takes(numbers):
+        taken = takes(numbers)
+        self.handed_to = "" if taken else Blocks.name
+        if not taken:
             self._otherwise.write(commit, columns, scalars, entries)
             return
         factor = 1.0

@@ -11,7 +11,7 @@ import torch
 from gradchain.core.index import Index
 from gradchain.core.scalars import Scalars
 from gradchain.engine.planning.lower import Program
-from gradchain.engine.planning.rows import Rows, Runner
+from gradchain.engine.planning.rows import HandsOver, Rows, Runner
 from gradchain.engine.recording.device import DeviceRows
 from gradchain.engine.recording.tape import Tape
 
@@ -54,6 +54,11 @@ class Part:
             self._places[index] = None if same else torch.tensor([index.position[n] for n in self.names], device="cpu")
         places = self._places[index]
         return column if places is None else column[places]
+
+    @property
+    def ran(self) -> str:
+        """The executor that ran it last: its own, or the one that the runner handed those numbers to."""
+        return (self.runner.handed_to if isinstance(self.runner, HandsOver) else "") or self.executor
 
     @property
     def bytes_read(self) -> int:

@@ -98,3 +98,13 @@ class Runner(Protocol):
         self, commit: Commit, columns: Sequence[Column], scalars: Sequence[float], entries: Sequence[float]
     ) -> None:
         """Have a commit run it over all rows, for a program that stores. The arguments are those of `run`."""
+
+
+class HandsOver:
+    """A runner that hands rows to one of another executor where its own kernel cannot take the numbers.
+
+    Attributes:
+        handed_to: the name of that executor, where the last rows were; else "".
+    """
+
+    handed_to = ""

@@ -39,7 +39,7 @@ class Op(NamedTuple):
         reads: their cells.
         out: the cell of the result, or -1 for a guard, which raises `GuardFailed`.
         whole: whether `fn` takes the list.
-        reduces: whether it passes over gradients, and is put off.
+        reduces: whether it passes over gradients, or meets other ranks, and is put off.
         refuses: whether it may raise `GuardFailed` too, or runs a function of the user's, and must not run in vain.
         what: what it does, in words that kernels know, where it is no more than that: see `engine.stages`.
     """
@@ -63,6 +63,7 @@ class HostLedger(Ledger):
         step: the cell of the facts of a step.
         scalars, entries: the tape's numbers, and numbers per parameter, by cell of the tape.
         sources, entry_sources: cell of the tape → cell here.
+        met: the cell of what ranks met for last; -1 where they did not.
         broken: why the step cannot be run again from its numbers; "" if it can.
     """
 
@@ -73,6 +74,7 @@ class HostLedger(Ledger):
         self.scalars, self.entries = scalars, entries
         self.sources: dict[int, int] = {}
         self.entry_sources: dict[int, int] = {}
+        self.met = -1
         self.broken = ""
         self._guarded: set[tuple[int, bool]] = set()
         self._tensors: dict[int, int] = {}  # where Tensors in memory are, by identity
@@ -176,19 +178,39 @@ class HostLedger(Ledger):
 
     def in_memory(self, fn: Callable[..., Any], *args: Any) -> Any:
         """`fn` of tensors in memory, and of numbers: tensors in memory, made anew whenever the step is run again."""
+        return self._made(self.note, fn, args)
+
+    def met_in_memory(self, fn: Callable[..., Any], *args: Any) -> Any:
+        """The same, where ranks make them together."""
+        return self._made(self._note_of_all, fn, args)
+
+    def _made(self, note: Callable[..., int], fn: Callable[..., Any], args: Sequence[Any]) -> Any:
         cells = tuple(map(self.cell, args))
         made = fn(*(self.values[cell] for cell in cells))
-        if not isinstance(made, tuple):
-            self._made(made, partial(_spread, fn, cells), cells)
-            return made
-        several = self.note(partial(_spread, fn, cells), cells, made)
-        for position, tensors in enumerate(made):
-            self._made(tensors, partial(_nth, position, several), (several,))
+        if isinstance(made, tuple):
+            several = note(partial(_spread, fn, cells), cells, made)
+            for position, tensors in enumerate(made):
+                if not self.has_cell(tensors):
+                    self.set_cell(tensors, self.note(partial(_nth, position, several), (several,), tensors))
+        elif not self.has_cell(made):
+            self.set_cell(made, note(partial(_spread, fn, cells), cells, made))
         return made
 
-    def _made(self, tensors: EagerTensors, fn: Callable[[list[Any]], Any], reads: tuple[int, ...]) -> None:
-        if not self.has_cell(tensors):
-            self.set_cell(tensors, self.note(fn, reads, tensors))
+    # what ranks meet for
+
+    def meets(self, fn: Callable[..., Any], *args: Any) -> int:
+        """`fn` of some values, for which ranks meet. Where the result is."""
+        cells = tuple(map(self.cell, args))
+        return self._note_of_all(partial(_spread, fn, cells), cells, fn(*(self.values[cell] for cell in cells)))
+
+    def _note_of_all(self, fn: Callable[[list[Any]], Any], reads: tuple[int, ...], value: Any) -> int:
+        """A line in which ranks meet: after the last such, after the guards before it, whether or not it is read.
+
+        Another rank may record the step that this one runs again, and comes to the meetings of the links.
+        """
+        before = () if self.met < 0 else (self.met,)
+        self.met = self.note(fn, (*reads, *before), value, reduces=True)
+        return self.met
 
     def measure(self, fn: Callable[..., Any], tensors: EagerTensors) -> Any:
         """`fn` of tensors in memory: a number, or numbers per parameter."""
