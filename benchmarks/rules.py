@@ -4,8 +4,8 @@ Adafactor's state is of rows and columns, LAMB has one number per tensor, Muon's
 matrices. Each is measured twice: as a link of this file's own, as a user would write it, whose steps are recorded each
 time; and as gradchain has it, whose steps run again from their numbers, tensor by tensor. All sides have
 weights of their own, get the same gradients, and have turns in one process, on one thread and one core; time is the
-processor's, and the ratio is taken within a round, over the fastest peer. `tests/benchmarks/test_rules_beside_peers.py` holds the links to what
-peers compute.
+processor's, and the ratio is taken within a round, over the fastest peer.
+`tests/benchmarks/test_rules_beside_peers.py` holds the links to what peers compute.
 """
 
 from __future__ import annotations
