@@ -229,7 +229,7 @@ def differences(saved: Any, current: Any, path: str = "") -> list[str]:
         head = path if not name or name == "chain" else f"{path}/{name}".strip("/")
         out = []
         for key in dict.fromkeys((*saved, *current)):
-            inner = head if key in ("link", "links") else f"{head}.{key}"
+            inner = head if key in ("link", "links", "fields") else f"{head}.{key}"
             if key not in current:
                 out.append(f"{inner}: {_told(saved[key])} was saved, and the code has none")
             elif key not in saved:

@@ -83,7 +83,7 @@ def contents(updaters: Mapping[str, Saved], weights: Which, extra: Mapping[str, 
     return {"format": FORMAT, "parts": parts, "extra": dict(extra)}
 
 
-def load(path: FilePath, updaters: Mapping[str, Saved], moves: Mapping[str, Moves | None] = _AS_SAVED) -> dict[str, Any]:
+def load(path: FilePath, updaters: Mapping[str, Saved], moves: Mapping[str, Moves | None]) -> dict[str, Any]:
     """Read what `save` wrote into the updaters, all or nothing, and return the extra. `moves` are by updater."""
     parts, extra = read(path, "load")
     stage(parts, updaters, moves)()

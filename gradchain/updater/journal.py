@@ -115,7 +115,8 @@ class Journal:
 
     def alone(self, owner: str) -> None:
         """RuntimeError where a call walks the data: what lies in `.grad` is then neither as before it nor as after."""
-        if self.walking and owner not in _ANY_TIME and self._at_work():  # the word alone may have been left by an interrupt
+        asks = owner not in _ANY_TIME
+        if self.walking and asks and self._at_work():  # the word alone may have been left by an interrupt
             raise RuntimeError(
                 f"{owner}: must not be called while {self.walking} of the same updater runs: from a hook, a schedule, "
                 "a closure or another thread. Call it when that has returned; another thread has its own model and "

@@ -59,7 +59,9 @@ def load_optax(
     open_links = {a: dict(f) for a, f in plain["links"].items() if "average" not in f and "window" not in f}
     for node in found:
         slots = [key for key in node if key != "count"]
-        address = next((a for a, f in open_links.items() if {k for k in f if k != "count"} == {*slots}), None)
+        alike = [a for a, f in open_links.items() if {k for k in f if k != "count"} == {*slots}]
+        there = {_named(path, names) for path, _ in _leaves(node[slots[0]])}  # labels are sorted there
+        address = next((a for a in alike if {*open_links[a][slots[0]]} == there), next(iter(alike), None))
         if address is None:
             raise ValueError(
                 f"{_OWNER}: the chain must have a link for each rule of the state, got none that remembers "
@@ -128,6 +130,11 @@ def _rule(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
     return next((rule for rule in _RULES if {*rule} == {*fields}), None)
 
 
+def _named(path: str, names: Any) -> str:
+    """What a parameter is called here."""
+    return str(names(path) if callable(names) else (names or {}).get(path, path))
+
+
 def _is_scalar(value: Any) -> bool:
     return isinstance(value, int) or getattr(value, "ndim", 1) == 0
 
@@ -136,7 +143,7 @@ def _entries(where: str, tree: Any, places: Mapping[str, Tensor], names: Any, ar
     """The entries of one slot, by the names here."""
     out: dict[str, Tensor] = {}
     for path, array in _leaves(tree):
-        name = names(path) if callable(names) else (names or {}).get(path, path)
+        name = _named(path, names)
         if name not in places:
             raise ValueError(
                 f"{_OWNER}: {where} has no parameter {name!r}, which is {path!r} there. Say what it is called: "
