@@ -396,7 +396,7 @@ def _bits(parameter: Tensor) -> int:
 
 def _sum(flat: Tensor) -> int:
     """In pieces: torch makes integers of eight bytes of all that it sums."""
-    return int(torch.stack([piece.sum(dtype=torch.int64) for piece in flat.split(_PIECE)]).sum())
+    return int(torch.stack([piece.sum(dtype=torch.int64) for piece in torch.split(flat, _PIECE)]).sum())
 
 
 _PIECE = 1 << 20  # elements

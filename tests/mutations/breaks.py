@@ -577,7 +577,7 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "labels-in-the-order-of-the-other",
         "adapters/taking/of_optax.py",
-        "next((a for a in alike if {*open_links[a][slots[0]]} == there), next(iter(alike), None))",
+        "next((address for address in alike if {*links[address][slots[0]]} == there), next(iter(alike), None))",
         "next(iter(alike), None)",
         "adapters/test_taking_wrapped.py::test_what_wraps_a_rule_of_optax_goes_on_here[two of one rule]",
     ),
