@@ -27,6 +27,7 @@ from damage import DAMAGES, reheaded, rewritten
 from mutated import KEYS, SCENES, TENSORS, VALUES, changed_keys, leaves, replaced
 
 from gradchain.adapters import mmengine, torch_names
+from gradchain.core.readable import is_readable
 from gradchain.updater import safe_tensors, sealed
 
 
@@ -195,7 +196,8 @@ def structures(n: int, folder: Path) -> Iterator[str]:
         if isinstance(value, (dict, list)) and value and rng.random() < 0.5:
             return changed_keys(path, rng.choice([*KEYS.values()]))(state)
         pools: list[Any] = [[*VALUES.values()], list(ODD)]
-        pools += [[*TENSORS.values()]] * isinstance(value, torch.Tensor)
+        held = isinstance(value, torch.Tensor) and is_readable(value) and value.numel() < 1 << 20
+        pools += [[*TENSORS.values()]] * held  # torch ends the process where an element without memory is written
         return replaced(path, rng.choice(rng.choice(pools)))(state)
 
     def attempt(seeds: guided.Seeds) -> str:
