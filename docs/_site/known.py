@@ -78,7 +78,7 @@ SHOWN: dict[str, Maker] = {
     "reduce_on_plateau": lambda r: gch.chain(gch.reduce_on_plateau("loss", patience=3), gch.sgd(r)),
     "tick_on_plateau": lambda r: gch.chain(
         gch.rules.tick_on_plateau("loss", "plateau", patience=3),
-        gch.sgd(gch.by("plateau", gch.schedules.exponential(r, 0.5))),
+        gch.sgd(gch.by("plateau", gch.schedules.exponential(1.0, 0.5)) * r),
     ),
     "scale": lambda r: gch.chain(gch.scale(0.5), gch.sgd(r)),
     "scale_by_asgd": lambda r: gch.chain(gch.rules.scale_by_asgd(r)),

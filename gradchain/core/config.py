@@ -223,13 +223,84 @@ def differences(saved: Any, current: Any, path: str = "") -> list[str]:
     """Where two configs differ, one line each: `clip_by_norm.max_norm: 1.0 was saved, 2.0 is in the code`."""
     if saved == current:
         return []
-    if isinstance(saved, Mapping) and isinstance(current, Mapping) and set(saved) == set(current):
+    where = path or "chain"
+    if isinstance(saved, Mapping) and isinstance(current, Mapping) and _alike(saved, current):
         name = str(saved.get("link", "")).rpartition(":")[2]
         head = path if not name or name == "chain" else f"{path}/{name}".strip("/")
         out = []
-        for key in saved:
-            out += differences(saved[key], current[key], head if key in ("link", "links") else f"{head}.{key}")
+        for key in dict.fromkeys((*saved, *current)):
+            inner = head if key in ("link", "links", "fields") else f"{head}.{key}"
+            if key not in current:
+                out.append(f"{inner}: {_told(saved[key])} was saved, and the code has none")
+            elif key not in saved:
+                out.append(f"{inner}: {_told(current[key])} is in the code, and none was saved")
+            else:
+                out += differences(saved[key], current[key], inner)
         return out
-    if isinstance(saved, list) and isinstance(current, list) and len(saved) == len(current):
-        return [line for a, b in zip(saved, current, strict=True) for line in differences(a, b, path)]
-    return [f"{path or 'chain'}: {saved!r} was saved, {current!r} is in the code"]
+    if isinstance(saved, list) and isinstance(current, list):
+        links = _links(saved), _links(current)
+        if links[0] is not None and links[1] is not None:
+            return _other_links(links[0], links[1], path)
+        if len(saved) == len(current):
+            return [line for a, b in zip(saved, current, strict=True) for line in differences(a, b, path)]
+    return [f"{where}: {_told(saved)} was saved, {_told(current)} is in the code"]
+
+
+def _alike(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether two entries of a config are to be compared one by one: those of one link, or of one form."""
+    return saved.get("link") == current.get("link") and ("link" in saved or set(saved) == set(current))
+
+
+def _links(entries: list[Any]) -> dict[str, Any] | None:
+    """The links of a chain by address, those of a chain inside it among them; None for a list of anything else."""
+    out: dict[str, Any] = {}
+    waiting = [*reversed(entries)]
+    while waiting:
+        entry = waiting.pop()
+        given, link = entry if isinstance(entry, list) and len(entry) == 2 else (None, entry)
+        if not isinstance(link, Mapping) or not isinstance(link.get("link"), str):
+            return None
+        inner = link.get("links")
+        if given is None and link["link"] == "chain" and isinstance(inner, list):
+            waiting += reversed(inner)
+            continue
+        name = str(link["link"].rpartition(":")[2] if given is None else given)
+        many = sum(address.partition("#")[0] == name for address in out)
+        out[f"{name}#{many + 1}" if many else name] = link
+    return out
+
+
+def _other_links(saved: Mapping[str, Any], current: Mapping[str, Any], path: str) -> list[str]:
+    """Where two chains differ: links that one has alone, their order, and what is otherwise in those of both."""
+    head = f"{path}/" if path else ""
+    out = [f"{head}{_told(link)} was saved, and is not in the code" for a, link in saved.items() if a not in current]
+    out += [f"{head}{_told(link)} is in the code, and was not saved" for a, link in current.items() if a not in saved]
+    before, now = [a for a in saved if a in current], [a for a in current if a in saved]
+    if before != now:
+        out.append(f"{path or 'chain'}: {', '.join(before)} was the order, {', '.join(now)} is in the code")
+    return out + [line for address in before for line in differences(saved[address], current[address], path)]
+
+
+def _told(config: Any) -> str:
+    """A config in few words, nearly as code has it."""
+    words = _as_code(config)
+    return words if len(words) <= _LONGEST else f"{words[:_LONGEST]}…"
+
+
+def _as_code(config: Any) -> str:
+    if isinstance(config, list):
+        return f"[{', '.join(map(_as_code, config))}]"
+    if not isinstance(config, Mapping):
+        return repr(config)
+    if len(config) == 1 and {*config} <= {"float", "dtype", "function", "class"}:
+        return str(*config.values())
+    kind = next((kind for kind in ("link", *_KINDS) if kind in config), None)
+    if kind is None:
+        return repr(dict(config))
+    entries = [item for key in ("args", "links") if isinstance(config.get(key), list) for item in config[key]]
+    fields_ = config.get("fields", {key: v for key, v in config.items() if key not in (kind, "args", "links")})
+    named = [f"{key}={_as_code(v)}" for key, v in fields_.items()] if isinstance(fields_, Mapping) else []
+    return f"{str(config[kind]).rpartition(':')[2]}({', '.join([*map(_as_code, entries), *named])})"
+
+
+_LONGEST = 100  # letters of one value in a line

@@ -92,7 +92,8 @@ class Checkpoint:
     def _as_written(self, form: Form) -> Links:
         """The state with whole tensors where ranks share it out; in the fixed form with this rank's parts of those."""
         bound = self._bound
-        return bound.state if bound.shares is None else bound.shares.whole(bound.chain, bound.state, form == "fixed")
+        state = bound.window.in_dtypes_of(bound.state, bound.parameters())
+        return state if bound.shares is None else bound.shares.whole(bound.chain, state, form == "fixed")
 
     def contents(self, form: Form, weights: Which) -> dict[str, Any]:
         """Weights, or those of them, buffers and the state, lent. All ranks call it."""

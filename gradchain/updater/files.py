@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from os import PathLike
+from types import MappingProxyType
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import torch
@@ -25,6 +26,7 @@ _UNSEALED = 1  # the format of files that had no seal yet
 Format = Literal["torch", "safetensors"]
 FilePath: TypeAlias = "str | PathLike[str]"
 _PLAIN = (str, int, float, bool, type(None))
+_AS_SAVED: Mapping[str, Moves | None] = MappingProxyType({})
 
 
 class Saved(Protocol):
@@ -84,17 +86,19 @@ def contents(
     return {"format": FORMAT, "parts": parts, "extra": dict(extra)}
 
 
-def load(path: FilePath, updaters: Mapping[str, Saved], moves: Moves | None = None) -> dict[str, Any]:
-    """Read what `save` wrote into the updaters, all or nothing, and return the extra."""
+def load(path: FilePath, updaters: Mapping[str, Saved], moves: Mapping[str, Moves | None]) -> dict[str, Any]:
+    """Read what `save` wrote into the updaters, all or nothing, and return the extra. `moves` are by updater."""
     parts, extra = read(path, "load")
     stage(parts, updaters, moves)()
     return extra
 
 
-def stage(parts: Mapping[str, Any], updaters: Mapping[str, Saved], moves: Moves | None = None) -> Callable[[], None]:
+def stage(
+    parts: Mapping[str, Any], updaters: Mapping[str, Saved], moves: Mapping[str, Moves | None] = _AS_SAVED
+) -> Callable[[], None]:
     """Check the parts of a file; the function returned makes them the updaters', all or nothing."""
     check_names("load", updaters, parts)
-    staged = {name: updater.stage_contents(parts[name], moves) for name, updater in updaters.items()}
+    staged = {name: updater.stage_contents(parts[name], moves.get(name)) for name, updater in updaters.items()}
     reports: dict[str, LoadReport] = {}
 
     def commit() -> None:

@@ -48,13 +48,18 @@ class Gradients:
         assert isinstance(window, EagerTensors)
         self._window = listed = window.listed(self._target.index)
         try:
-            for parameter, grad in zip(self._target.parameters(), listed, strict=True):
-                parameter.grad = grad
+            self._lay(listed)
         except RuntimeError:
             self._target.lie()  # which says what became of the parameter since the window was opened
-            raise
+            self._window = []
+            pairs = zip(self._target.last_seen, listed, strict=True)
+            self._lay([None if grad is None else grad.to(parameter.dtype) for parameter, grad in pairs])
         if window.alike is None or window.alike is not self._alike:
             self._window = []  # it is not what was gathered last, and has to be looked at
+
+    def _lay(self, grads: list[Tensor | None]) -> None:
+        for parameter, grad in zip(self._target.parameters(), grads, strict=True):
+            parameter.grad = grad
 
     def marks(self, look: bool) -> Marks:
         """What tells later whether a backward has reached a parameter."""
@@ -193,11 +198,15 @@ def _check_found(name: str, grad: Tensor, parameter: Tensor) -> None:
     if grad.shape != parameter.shape:
         shapes = tuple(parameter.shape), tuple(grad.shape)
         raise ValueError(f"step: the gradient of {name!r} must have shape {shapes[0]}, got shape {shapes[1]}.")
-    if grad.device != parameter.device:
-        raise ValueError(f"step: the gradient of {name!r} must be on {parameter.device}, got {grad.device}.")
+    _check_place(name, grad, parameter)
     without = memory_for(f"the gradient of {name!r}", grad)
     if without is not None:
         raise ValueError(f"step: {without}")
+
+
+def _check_place(name: str, grad: Tensor, parameter: Tensor) -> None:
+    if grad.device != parameter.device:
+        raise ValueError(f"step: the gradient of {name!r} must be on {parameter.device}, got {grad.device}.")
 
 
 def _check_given(name: str, grad: Any, parameter: Tensor) -> None:
@@ -206,6 +215,9 @@ def _check_given(name: str, grad: Any, parameter: Tensor) -> None:
     if shape != parameter.shape:
         got = type(grad).__name__ if shape is None else f"shape {tuple(shape)}"
         raise ValueError(f"step: the gradient of {name!r} must have shape {tuple(parameter.shape)}, got {got}.")
+    if not isinstance(grad, Tensor):
+        raise TypeError(f"step: the gradient of {name!r} must be a tensor, got {type(grad).__name__}.")
+    _check_place(name, grad, parameter)
     if not (grad.is_floating_point() or grad.is_complex()) or grad.is_complex() != parameter.is_complex():
         kind = "complex" if parameter.is_complex() else "floating point"
         raise TypeError(f"step: the gradient of {name!r} must be {kind}, as the parameter is, got {grad.dtype}.")

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal, overload
 
+from typing_extensions import Unpack
+
 from gradchain.core.html import text
 from gradchain.updater import files
 from gradchain.updater.files import FilePath, Format
 from gradchain.updater.fixed import Form
 from gradchain.updater.journal import insist
+from gradchain.updater.moving import ChangedByUpdater, Moves
 from gradchain.updater.parts import Which
 from gradchain.updater.state_dict import LoadReport
 from gradchain.updater.updater import Updater
@@ -71,10 +74,13 @@ class Group(Mapping[str, Updater]):
         """The state of every updater, by name; see `Updater.state_dict`."""
         return {name: updater.state_dict(sync=sync, form=form) for name, updater in self.items()}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True) -> dict[str, LoadReport]:
-        """Load every updater's state; all are checked before any changes."""
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, **changed: Unpack[ChangedByUpdater]
+    ) -> dict[str, LoadReport]:
+        """Load every updater's state; all are checked before any changes. Arguments are those of `load`."""
+        moves = Moves.by_updater("load_state_dict", self, strict, changed)
         files.check_names("group", self, state_dict)
-        staged = {name: u.stage(state_dict[name], strict) for name, u in self.items()}
+        staged = {name: u.stage(state_dict[name], strict, moves[name]) for name, u in self.items()}
         reports: dict[str, LoadReport] = {}
         insist(lambda: reports.update((name, commit()) for name, commit in staged.items()))
         return reports
@@ -83,9 +89,19 @@ class Group(Mapping[str, Updater]):
         """Write weights, buffers and state of every updater, and `extra`, into one file, as `Updater.save` does."""
         files.save(path, self, weights, format, extra)
 
-    def load(self, path: FilePath) -> dict[str, Any]:
-        """Read what `save` wrote, as `Updater.load` does: all is checked before anything changes. Returns the extra."""
-        return files.load(path, self)
+    def load(self, path: FilePath, *, strict: bool = True, **changed: Unpack[ChangedByUpdater]) -> dict[str, Any]:
+        """Read what `save` wrote, as `Updater.load` does: all is checked before anything changes. Returns the extra.
+
+        Args:
+            path: the file.
+            strict: as for `Updater.load`, of every updater.
+            **changed: rename, links and resize as there, each a dict by updater:
+                `rename={"generator": {"old.*": "new.*"}}`.
+
+        Raises:
+            ValueError: besides what `Updater.load` has, a name of none of the updaters.
+        """
+        return files.load(path, self, Moves.by_updater("load", self, strict, changed))
 
 
 def group(**updaters: Updater) -> Group:

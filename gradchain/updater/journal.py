@@ -22,6 +22,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_ANY_TIME = ("averaged", "averages")
+"""What a closure may ask for: a teacher's weights."""
 IN_BACKWARD = "an update during backward was broken off: some parameters had theirs, and others had not"
 IN_PLACE = (
     "an update was broken off inside a class that works in place (in_place=True): some weights may have theirs, and "
@@ -100,12 +102,7 @@ class Journal:
 
     def walk(self, owner: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Guard a call that uses gradients, of which one is at work at a time. RuntimeError where another is."""
-        if self.walking and self._at_work():  # the word alone may have been left by an interrupt
-            raise RuntimeError(
-                f"{owner}: must not be called while {self.walking} of the same updater runs: from a hook, a schedule, "
-                "a closure or another thread. Call it when that has returned; another thread has its own model and "
-                "updater."
-            )
+        self.alone(owner)
         enabled = torch.is_grad_enabled()
         try:
             self.walking = owner
@@ -124,8 +121,23 @@ class Journal:
         finally:
             _gradients(enabled)
 
-    def enter(self, owner: str) -> None:
-        """Before the updater does anything: put in order what an earlier call left. RuntimeError where it is torn."""
+    def alone(self, owner: str) -> None:
+        """RuntimeError where a call walks the data: what lies in `.grad` is then neither as before it nor as after."""
+        if self.walking and owner not in _ANY_TIME and self._at_work():  # an interrupt may have left the word alone
+            raise RuntimeError(
+                f"{owner}: must not be called while {self.walking} of the same updater runs: from a hook, a schedule, "
+                "a closure or another thread. Call it when that has returned; another thread has its own model and "
+                "updater."
+            )
+
+    def enter(self, owner: str, loads: bool = False) -> None:
+        """Before the updater does anything: put in order what an earlier call left.
+
+        RuntimeError where it is torn, but for what `loads` and so mends it.
+        """
+        if loads:
+            self.discard()
+            return
         if self.open:
             self.settle()
         if self.torn:

@@ -26,6 +26,14 @@ class Changed(TypedDict, total=False):
     resize: Resize | None
 
 
+class ChangedByUpdater(TypedDict, total=False):
+    """The same for several updaters: each is a dict by their names."""
+
+    rename: Mapping[str, Mapping[str, str]] | None
+    links: Mapping[str, Mapping[str, str]] | None
+    resize: Mapping[str, Resize] | None
+
+
 @dataclass(frozen=True)
 class Moves:
     """What a load is told of what has changed since the save.
@@ -50,9 +58,7 @@ class Moves:
         changed: Mapping[str, Any],
     ) -> Moves | None:
         """Those of a call, checked; None where it asks for nothing but what was saved."""
-        unknown = next((name for name in changed if name not in Changed.__annotations__), None)
-        if unknown is not None:
-            raise TypeError(not_taken(owner, unknown, ["strict", *Changed.__annotations__]))
+        _check_words(owner, changed)
         rename, links, resize = (changed.get(name) for name in Changed.__annotations__)
         for word, table in (("rename", rename), ("links", links)):
             pairs = {} if table is None else table
@@ -71,6 +77,24 @@ class Moves:
         if not rename and not links and not resize and strict:
             return None
         return cls(dict(rename or {}), dict(links or {}), dict(resize or {}), strict)
+
+    @classmethod
+    def by_updater(
+        cls, owner: str, updaters: Iterable[str], strict: bool, changed: Mapping[str, Any]
+    ) -> dict[str, Moves | None]:
+        """Those of a call that loads several updaters, in which each argument is a dict by their names."""
+        _check_words(owner, changed)
+        names = [*updaters]
+        for word, given in changed.items():
+            stray = next((n for n in given if n not in names), None) if isinstance(given, Mapping) else given
+            if given is not None and stray is not None:
+                cure = f"{word}={{{names[0]!r}: {{…}}}}"
+                raise ValueError(
+                    f"{owner}: {word} must be a dict by updater, got {stray!r}. There are: "
+                    f"{', '.join(map(repr, names))}. Write {cure}."
+                )
+        split = {n: {word: given.get(n) for word, given in changed.items() if given} for n in names}
+        return {name: cls.of(owner, strict, of_one) for name, of_one in split.items()}
 
     # names
 
@@ -179,6 +203,12 @@ class Moves:
                 if made is not tensor:
                     told.append(f"{name} was of shape {shapes}, and was resized")
         return out
+
+
+def _check_words(owner: str, changed: Mapping[str, Any]) -> None:
+    unknown = next((name for name in changed if name not in Changed.__annotations__), None)
+    if unknown is not None:
+        raise TypeError(not_taken(owner, unknown, ["strict", *Changed.__annotations__]))
 
 
 def renamed(entries: Mapping[str, Any], table: Mapping[str, str]) -> dict[str, Any]:

@@ -404,6 +404,16 @@ def _bits(parameter: Tensor) -> int:
     tensor = parameter.detach()
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    flat = tensor.contiguous().view(-1).view(_INTEGERS[tensor.element_size()]) if tensor.numel() else tensor
+    if not tensor.numel():
+        return 0
+    flat = tensor.contiguous().view(-1).view(_INTEGERS[tensor.element_size()])
     # integer sums wrap the same way in any order; the second tells permutations of pairs apart
-    return int(flat.sum(dtype=torch.int64)) ^ (int(flat[::2].sum(dtype=torch.int64)) << 1) if tensor.numel() else 0
+    return _sum(flat) ^ (_sum(flat[::2]) << 1)
+
+
+def _sum(flat: Tensor) -> int:
+    """In pieces: torch makes integers of eight bytes of all that it sums."""
+    return int(torch.stack([piece.sum(dtype=torch.int64) for piece in torch.split(flat, _PIECE)]).sum())
+
+
+_PIECE = 1 << 20  # elements

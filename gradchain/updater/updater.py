@@ -344,11 +344,9 @@ class Updater(Readings, foreign.Stranger):
     def _check(self, owner: str, loads: bool = False) -> None:
         """Before anything is changed or written. RuntimeError where `owner` must not be called."""
         journal = self._bound.journal
+        journal.alone(owner)
         if journal.open or journal.torn:
-            if loads:
-                journal.discard()
-            else:
-                journal.enter(owner)
+            journal.enter(owner, loads)
         refuse_transforms(owner)
         if journal.averaged:
             raise RuntimeError(f"{owner}: not inside `with updater.averaged()`: the model has its average weights.")
@@ -467,7 +465,7 @@ class Updater(Readings, foreign.Stranger):
             ModuleNotFoundError: it is a file of safetensors, and that package is not installed.
             RuntimeError: inside `averaged()`, with sharded weights, or the model has changed since it was bound.
         """
-        return files.load(path, {"updater": self}, Moves.of("load", strict, changed))
+        return files.load(path, {"updater": self}, {"updater": Moves.of("load", strict, changed)})
 
     def rebind(self, target: Any, remap: Mapping[str, Callable[[Tensor], Tensor]] | None = None) -> CarryReport:
         """Bind to a changed model: state goes along by name, new names start afresh, vanished ones leave.

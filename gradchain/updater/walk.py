@@ -237,7 +237,8 @@ class Walk:
             )
 
     def check_dropped(self, owner: str) -> None:
-        """RuntimeError where the updater cannot drop what a backward did: it has updated the weights."""
+        """RuntimeError where the updater cannot drop what a backward did: it has updated the weights, or still runs."""
+        self.bound.journal.alone(owner)
         if self.in_backward is not None:
             self.in_backward.check_counted(owner)
 
@@ -314,7 +315,8 @@ class Walk:
             self.in_backward.check_counted("flush")
         if self.bound.micro.backwards:
             raise RuntimeError("flush: a backward is waiting for its step(). Call updater.step(last=True).")
-        self.bound.state = self.bound.window.reduced(self.bound.state, "flush")
+        window, weights = self.bound.window, self.bound.parameters()
+        self.bound.state = window.in_dtypes_of(window.reduced(self.bound.state, "flush"), weights)
         if not self._open_micros():
             return UpdateInfo("window", int(self.bound.clocks["step"]), None, {}, dict, "no window is open")
         params = self.bound.params()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from gradchain.core.chain import chain
 from gradchain.core.context import Context
 from gradchain.core.eager import EagerTensors
 from gradchain.core.roles import KeepsWindow, WindowState
+from gradchain.core.row_gradients import as_gradients
 from gradchain.core.scalars import as_number
 from gradchain.core.state import Links
 from gradchain.core.tensors import Tensors
@@ -77,6 +78,8 @@ class MicroBatch:
             raise ValueError(f"update: loss must be a scalar, got shape {tuple(loss.shape)}. Reduce it: loss.mean().")
         if loss.is_complex():
             raise TypeError(f"update: loss must be real, got {loss.dtype}. Take its abs() or .real.")
+        if loss.layout is not torch.strided:
+            raise TypeError(f"update: loss must be a dense tensor, got layout {loss.layout}. Use loss.to_dense().")
         if not loss.requires_grad:
             raise ValueError(
                 "update: loss has no graph: it was computed under torch.no_grad(), detached, or from no parameter."
@@ -154,6 +157,14 @@ class Window:
         held = self.state(state)
         made = self._link.with_room(held, ctx.enter(self.name))
         return state if made is held else state.holding({**state.links, self.name: made})
+
+    def in_dtypes_of(self, state: Links, weights: Mapping[str, Tensor]) -> Links:
+        """`state` with an open window in the dtypes that the weights have now, which may have been moved since."""
+        held = self.state(state)
+        if held is None or not held.scaled or all(t.dtype == weights[n].dtype for n, t in held.window.items()):
+            return state
+        window = as_gradients(self._target.index, {n: t.to(weights[n].dtype) for n, t in held.window.items()})
+        return state.holding({**state.links, str(self.name): held.replace(window=window)})
 
     def park(self) -> None:
         """Take from FSDP2 what it has not reduced; a window in `.grad` the link has taken. It may be done again."""

@@ -6,108 +6,13 @@ import copy
 import os
 import pickle
 import threading
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from misuse_runs import DROPPED, GOES_ON, SAME, BrokenError, Run, quiet, refused, trials, unchanged
+from torch import Tensor
 from what_goes_wrong import Fault, Kind
-
-import gradchain as gch
-
-
-class BrokenError(Exception):
-    """What the user's code raises."""
-
-
-class raises_once(gch.Transform):
-    """A link that raises when it is told to."""
-
-    descends = False
-    calls_back = True
-    told: list[int]
-
-    def update(self, g: gch.Tensors, state: gch.State, ctx: gch.Context) -> tuple[gch.Tensors, gch.State]:
-        _raise(self.told)
-        return g, state
-
-
-def _raise(told: list[int]) -> None:
-    if told:
-        told.clear()
-        raise BrokenError
-
-
-class Run:
-    """A small model, its updater, and one that is never misused."""
-
-    def __init__(self, seed: int, window: int = 2) -> None:
-        self.told: list[int] = []  # filled: the next link that looks raises
-        self.late: list[int] = []  # the next schedule does
-        torch.manual_seed(seed)
-        self.models = nn.Linear(6, 5), nn.Linear(6, 5)
-        self.models[1].load_state_dict(self.models[0].state_dict())
-        self.ours, self.theirs = (
-            gch.chain(
-                gch.accumulate(window), gch.clip_by_norm(1.0), raises_once(told), gch.scale_by_adam(),
-                gch.scale_by_learning_rate(lambda step, late=late: _raise(late) or 0.01),
-            ).bind(model)
-            for model, told, late in zip(self.models, (self.told, []), (self.late, []), strict=True)
-        )  # fmt: skip
-        self.at = 0
-
-    def loss(self, which: int, at: int) -> Tensor:
-        rows = torch.randn(4, 6, generator=torch.Generator().manual_seed(at))
-        return self.models[which](rows).square().mean()
-
-    def both(self, steps: int = 1) -> None:
-        for _ in range(steps):
-            for which, updater in enumerate((self.ours, self.theirs)):
-                updater.update(self.loss(which, self.at))
-            self.at += 1
-
-    def seen(self, which: int) -> str:
-        updater = (self.ours, self.theirs)[which]
-        weights = {n: p.detach() for n, p in self.models[which].named_parameters()}
-        return f"{weights} {updater.state_dict()}"
-
-    def differ(self) -> str:
-        """What is wrong, if the misused run is not the other one."""
-        self.both(4)
-        ours, theirs = (
-            [*m.state_dict().values(), *u.state_dict()["links"]["scale_by_adam"]["mu"].values()]
-            for m, u in zip(self.models, (self.ours, self.theirs), strict=True)
-        )
-        same = all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-        counts = self.ours.num_updates == self.theirs.num_updates
-        return "" if same and counts else "the run is another than without it"
-
-
-def _refused(call: Callable[[], object], kinds: tuple[type[BaseException], ...], owner: str = "") -> str:
-    try:
-        call()
-    except kinds as error:
-        return "" if str(error).startswith(owner) else f"it says {error}"
-    return "it was taken"
-
-
-def _each(n: int, use: Callable[[Run], str]) -> Iterator[str]:
-    for i in range(n):
-        run = Run(i)
-        run.both(i % 5)
-        yield use(run) or run.differ()
-
-
-def _unchanged(call: Callable[[Run], str]) -> Callable[[int, Path], Iterator[str]]:
-    """Trials of something that is refused: nothing has changed, and the run goes on as if it had not been."""
-
-    def use(run: Run) -> str:
-        before = run.seen(0)
-        return call(run) or ("" if run.seen(0) == before else "it left something changed")
-
-    return lambda n, folder: _each(n, use)
 
 
 def _closure(run: Run) -> str:
@@ -115,7 +20,7 @@ def _closure(run: Run) -> str:
         run.ours.update(run.loss(0, 0))
         return run.loss(0, 0)
 
-    return _refused(lambda: run.ours.update(closure), (RuntimeError,), "update: must not be called while update")
+    return refused(lambda: run.ours.update(closure), (RuntimeError,), "update: must not be called while update")
 
 
 def _threads(n: int, folder: Path) -> Iterator[str]:
@@ -133,7 +38,7 @@ def _threads(n: int, folder: Path) -> Iterator[str]:
 
         def meanwhile(run: Run = run, odd: list[str] = odd, waits: threading.Event = waits) -> None:
             waits.wait()
-            odd.append(_refused(lambda: run.ours.update(run.loss(0, 1)), (RuntimeError,), "update: must not be called"))
+            odd.append(refused(lambda: run.ours.update(run.loss(0, 1)), (RuntimeError,), "update: must not be called"))
 
         taken.append(run.ours.update(closure))
         yield odd[0] or ("" if run.ours.num_updates == len(taken) else "an update was lost")
@@ -143,36 +48,18 @@ def _link(run: Run) -> str:
     if run.ours.num_micro % 2 == 0:  # the next one closes no window, and no link behind it runs
         run.both()
     run.told.append(1)
-    with _quiet():
-        said = _refused(lambda: run.ours.update(run.loss(0, run.at)), (BrokenError,))
+    with quiet():
+        said = refused(lambda: run.ours.update(run.loss(0, run.at)), (BrokenError,))
     run.theirs.zero_grad()  # the window that was open is dropped, which is said
     run.told.clear()
     return said
-
-
-def _quiet() -> Any:
-    caught = warnings.catch_warnings()
-    caught.__enter__()
-    warnings.simplefilter("ignore")
-    return _Leaves(caught)
-
-
-class _Leaves:
-    def __init__(self, manager: Any) -> None:
-        self.manager = manager
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *raised: Any) -> None:
-        self.manager.__exit__(*raised)
 
 
 def _schedule(run: Run) -> str:
     if run.ours.num_micro % 2 == 0:
         run.both()
     run.late.extend([1])
-    with _quiet():
+    with quiet():
         try:
             run.ours.update(run.loss(0, run.at))
         except BrokenError:
@@ -188,7 +75,7 @@ def _saver(run: Run) -> str:
         pass
 
     before = run.seen(0)
-    said = _refused(lambda: run.ours.save("run.pt", extra=Unwritable()), (TypeError,), "save: extra must be made of")
+    said = refused(lambda: run.ours.save("run.pt", extra=Unwritable()), (TypeError,), "save: extra must be made of")
     return said or ("" if run.seen(0) == before else "it left something changed")
 
 
@@ -237,8 +124,8 @@ def _twice(run: Run) -> str:
     loss = run.loss(0, run.at)
     loss.backward()
     run.models[0].zero_grad()
-    with _quiet():
-        said = _refused(lambda: run.ours.update(loss), (RuntimeError,), "update: the graph of the loss was freed")
+    with quiet():
+        said = refused(lambda: run.ours.update(loss), (RuntimeError,), "update: the graph of the loss was freed")
     run.theirs.zero_grad()  # backward had begun, so the open window is dropped, which is said
     return said
 
@@ -249,15 +136,6 @@ def _zeroed(run: Run) -> str:
     return ""
 
 
-SAME = "it is refused in a sentence, nothing has changed, and the run is bit for bit the one without it"
-DROPPED = "it is an error; weights and state are as before, and the open window is dropped with a warning"
-GOES_ON = "the run is bit for bit the one without it"
-
-
-def _trials(use: Callable[[Run], str]) -> Callable[[int, Path], Iterator[str]]:
-    return lambda n, folder: _each(n, use)
-
-
 KIND = Kind(
     "Misuse",
     "Each trial is a run with a window, a clip, Adam and a schedule, begun at another place of its window, beside one "
@@ -265,18 +143,18 @@ KIND = Kind(
     "which four more micro-batches come to other weights or moments.",
     (
         Fault("threads", "an update in another thread, while one runs", "it is refused", _threads, 5, 200),
-        Fault("in a closure", "an update inside the closure of an update", SAME, _unchanged(_closure), 5, 200),
-        Fault("link", "a link raises", DROPPED, _trials(_link), 5, 200),
+        Fault("in a closure", "an update inside the closure of an update", SAME, unchanged(_closure), 5, 200),
+        Fault("link", "a link raises", DROPPED, trials(_link), 5, 200),
         Fault("schedule", "a schedule raises", "as before, or the update that it gives when asked again",
-              _trials(_schedule), 5, 200),
-        Fault("saver", "a save is given what cannot be written", SAME, _trials(_saver), 5, 200),
+              trials(_schedule), 5, 200),
+        Fault("saver", "a save is given what cannot be written", SAME, trials(_saver), 5, 200),
         Fault("child", "a forked child trains on (one thread)", "it comes to what its parent comes to",
-              _trials(_child), 3, 100),
-        Fault("copy", "a copy of model and updater trains on", GOES_ON, _trials(_copied), 5, 200),
-        Fault("load", "a state is loaded in the middle of a window", GOES_ON, _trials(_loaded), 5, 200),
-        Fault("backward twice", "the user has called `loss.backward()` before", DROPPED, _trials(_twice), 5, 200),
+              trials(_child), 3, 100),
+        Fault("copy", "a copy of model and updater trains on", GOES_ON, trials(_copied), 5, 200),
+        Fault("load", "a state is loaded in the middle of a window", GOES_ON, trials(_loaded), 5, 200),
+        Fault("backward twice", "the user has called `loss.backward()` before", DROPPED, trials(_twice), 5, 200),
         Fault("zero_grad", "the user calls `zero_grad()` and a backward of their own between updates", GOES_ON,
-              _trials(_zeroed), 5, 200),
+              trials(_zeroed), 5, 200),
     ),
     alone=True,
 )  # fmt: skip

@@ -93,11 +93,11 @@ def _act(act: Callable[[], str], into: int) -> None:
         os._exit(code)
 
 
-def in_child(act: Callable[[], str]) -> str:
+def in_child(act: Callable[[], str], seconds: float = SECONDS) -> str:
     """What it returned, in a process of its own."""
     child = Child(act)
     try:
-        return child.said if child.wait() else "it did not come to its end"
+        return child.said if child.wait(seconds) else "it did not come to its end"
     finally:
         child.close()
 

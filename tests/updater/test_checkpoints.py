@@ -11,6 +11,7 @@ from little import data, full_chain, loss_of, net, same, snapshot, untouched, we
 from torch import nn
 
 import gradchain as gch
+from gradchain.updater.state_dict import fingerprint
 
 
 def rich():
@@ -591,3 +592,15 @@ def test_a_group_refuses_what_is_none():
             pytest.raises(ValueError, match=r"^(group|load)"),
         ):
             group.load_state_dict(bad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.complex64])
+@pytest.mark.parametrize("size", [0, 1, 7, 1000])
+def test_a_fingerprint_is_the_same_in_pieces(dtype, size, monkeypatch):
+    """Large weights are summed in pieces, for memory; a file of before has the number that they have together."""
+    weight = torch.randn(size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    whole = fingerprint({"w": weight})
+    monkeypatch.setattr("gradchain.updater.state_dict._PIECE", 4)
+    assert fingerprint({"w": weight}) == whole
+    if size > 1:
+        assert fingerprint({"w": weight * 2}) != whole

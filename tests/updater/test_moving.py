@@ -291,3 +291,121 @@ def test_a_function_resizes_weights_and_slots(tmp_path):
     assert torch.equal(mu[:2], mu[2:]) and mu.any()
     with pytest.raises(ValueError, match=r"resize must make shape \(4, 4\) of 'head.weight', got shape \(2, 4\)"):
         updater.load(tmp_path / "a.pt", resize={"head.*": lambda t: t})
+
+
+# several updaters
+
+
+def pair(first="body", seed=0):
+    models = {"g": net(first, seed=seed), "d": net(seed=seed + 1)}
+    return models, gch.group(g=recipe().bind(models["g"]), d=gch.sgd(0.1, momentum=0.9).bind(models["d"]))
+
+
+@pytest.mark.parametrize("door", ["file", "state"])
+def test_a_group_is_renamed_by_updater(door, tmp_path):
+    """What changed is said of each updater by its name; both go on bit for bit, and the reports are of each."""
+    models, both = pair()
+    for name, updater in both.items():
+        train(updater, models[name], 4)
+    both.save(tmp_path / "both.pt", epoch=2)
+    others, again = pair("trunk", 5)
+    rename = {"g": {"body.*": "trunk.*"}}
+    if door == "file":
+        assert again.load(tmp_path / "both.pt", rename=rename) == {"epoch": 2}
+    else:
+        with torch.no_grad():
+            for name in models:
+                for p, q in zip(others[name].parameters(), models[name].parameters(), strict=True):
+                    p.copy_(q)
+        reports = again.load_state_dict(both.state_dict(), rename=rename)
+        assert reports == {"g": again.g.loaded, "d": again.d.loaded}
+    assert again.g.loaded.moved == ["body.weight became trunk.weight", "body.bias became trunk.bias"]
+    assert again.d.loaded.moved == []
+    for name in both:
+        train(both[name], models[name]), train(again[name], others[name])
+        assert all(map(torch.equal, models[name].parameters(), others[name].parameters()))
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "sentence"),
+    [
+        ({"rename": {"body.*": "trunk.*"}}, ValueError, "load: rename must be a dict by updater, got 'body.*'. There "
+         "are: 'g', 'd'. Write rename={'g': {…}}."),
+        ({"rename": {"g": {"bdy.*": "trunk.*"}}}, ValueError, "load: rename 'bdy.*' matches nothing that was saved."),
+        ({"rename": {"g": {"body.*": "trunk.*"}}, "links": {"d": {"adam": "trace"}}}, ValueError,
+         "load: links 'adam' is no link that was saved."),
+        ({"resize": "overlap"}, ValueError, "load: resize must be a dict by updater, got 'overlap'."),
+        ({"renames": {}}, TypeError, "load: does not take 'renames'"),
+    ],
+)  # fmt: skip
+def test_what_a_group_is_told_wrongly_changes_none(changed, error, sentence, tmp_path):
+    pair()[1].save(tmp_path / "both.pt")
+    models, again = pair("trunk", 5)
+    before = [bits(again[name], models[name]) for name in again]
+    with pytest.raises(error) as caught:
+        again.load(tmp_path / "both.pt", **changed)
+    assert str(caught.value).startswith(sentence)
+    for (weights, state), name in zip(before, again, strict=True):
+        now = bits(again[name], models[name])
+        assert all(map(torch.equal, weights, now[0])) and state == now[1]
+
+
+def test_a_group_that_is_not_strict(tmp_path):
+    models, both = pair()
+    train(both.g, models["g"])
+    both.save(tmp_path / "both.pt")
+    others, again = pair("trunk", 5)
+    with pytest.warns(UserWarning, match="starts anew"):
+        again.load(tmp_path / "both.pt", strict=False)
+    assert "body.weight is not in the model, and was dropped" in again.g.loaded.moved
+    assert torch.equal(others["g"]["head"].weight, models["g"]["head"].weight)
+
+
+# what is said of another chain
+
+
+@pytest.mark.parametrize(
+    ("saved", "code", "lines"),
+    [
+        (gch.adam(0.1), gch.chain(gch.clip_by_value(1.0), gch.adam(0.2)), [
+            "clip_by_value(max_value=1.0) is in the code, and was not saved",
+            "scale_by_learning_rate.learning_rate: 0.1 was saved, 0.2 is in the code"]),
+        (gch.chain(gch.clip_by_value(1.0), gch.clip_by_value(2.0), gch.sgd(0.1)),
+         gch.chain(gch.clip_by_value(1.0), gch.sgd(0.1)),
+         ["clip_by_value(max_value=2.0) was saved, and is not in the code"]),
+        (gch.chain(gch.trace(0.9), gch.sgd(0.1)), gch.chain(gch.scale_by_lion(), gch.sgd(0.1)), [
+            "trace(decay=0.9, nesterov=False, accumulator_dtype=None) was saved, and is not in the code",
+            "scale_by_lion(b1=0.9, b2=0.99, mu_dtype=None) is in the code, and was not saved"]),
+        (gch.chain(gch.trace(0.9), gch.clip_by_norm(1.0), gch.scale(-1.0)),
+         gch.chain(gch.clip_by_norm(1.0), gch.trace(0.9), gch.scale(-1.0)),
+         ["chain: trace, clip_by_norm, scale was the order, clip_by_norm, trace, scale is in the code"]),
+        (gch.sgd(gch.linear(0.1, 0.0, 10)), gch.sgd(gch.cosine(0.1, 0.0, 10)), [
+            "scale_by_learning_rate.learning_rate: linear(start=0.1, end=0.0, steps=10) was saved, cosine(start=0.1, "
+            "end=0.0, steps=10, exponent=1.0) is in the code"]),
+        (gch.masked(gch.sgd(0.1), gch.everything), gch.masked(gch.chain(gch.scale_by_sign(), gch.sgd(0.2)),
+         gch.everything), ["masked.inner/scale_by_sign() is in the code, and was not saved",
+                           "masked.inner/scale_by_learning_rate.learning_rate: 0.1 was saved, 0.2 is in the code"]),
+    ],
+)  # fmt: skip
+def test_the_difference_of_two_chains_and_no_more(saved, code, lines):
+    from gradchain.core.config import differences
+
+    assert differences(gch.to_config(saved), gch.to_config(code)) == lines
+
+
+def test_a_value_is_cut_where_it_is_long():
+    from gradchain.core.config import differences
+
+    (line,) = differences({"link": "x", "a": list(range(500))}, {"link": "x", "a": 3})
+    assert line.startswith("x.a: [0, 1, 2") and len(line) < 160
+
+
+@pytest.mark.parametrize(
+    "odd", [3, None, [[]], [["a", 3]], [{"link": 3}], {"links": {}}, {"link": {}}, {"link": "chain"}]
+)
+def test_any_data_has_a_difference(odd):
+    """A config of a file may be anything that JSON has."""
+    from gradchain.core.config import differences
+
+    config = gch.to_config(gch.adam(0.1))
+    assert differences({"link": "chain", "links": odd}, config) and differences(odd, config)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def load_optax(
     open_links = {a: dict(f) for a, f in plain["links"].items() if "average" not in f and "window" not in f}
     for node in found:
         slots = [key for key in node if key != "count"]
-        address = next((a for a, f in open_links.items() if {k for k in f if k != "count"} == {*slots}), None)
+        address = _address(open_links, slots, {_named(path, names) for path, _ in _leaves(node[slots[0]])})
         if address is None:
             raise ValueError(
                 f"{_OWNER}: the chain must have a link for each rule of the state, got none that remembers "
@@ -128,6 +128,17 @@ def _rule(fields: Mapping[str, Any]) -> tuple[str, ...] | None:
     return next((rule for rule in _RULES if {*rule} == {*fields}), None)
 
 
+def _address(links: Mapping[str, Any], slots: Sequence[str], there: set[str]) -> str | None:
+    """The first link that remembers the same of the same parameters, else of any: labels come in sorted order."""
+    alike = [address for address, fields in links.items() if {k for k in fields if k != "count"} == {*slots}]
+    return next((address for address in alike if {*links[address][slots[0]]} == there), next(iter(alike), None))
+
+
+def _named(path: str, names: Any) -> str:
+    """What a parameter is called here."""
+    return str(names(path) if callable(names) else (names or {}).get(path, path))
+
+
 def _is_scalar(value: Any) -> bool:
     return isinstance(value, int) or getattr(value, "ndim", 1) == 0
 
@@ -136,7 +147,7 @@ def _entries(where: str, tree: Any, places: Mapping[str, Tensor], names: Any, ar
     """The entries of one slot, by the names here."""
     out: dict[str, Tensor] = {}
     for path, array in _leaves(tree):
-        name = names(path) if callable(names) else (names or {}).get(path, path)
+        name = _named(path, names)
         if name not in places:
             raise ValueError(
                 f"{_OWNER}: {where} has no parameter {name!r}, which is {path!r} there. Say what it is called: "
