@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
@@ -20,7 +19,6 @@ from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
 from gradchain.core.roles import AverageState, Gate, KeepsWindow
 from gradchain.core.row_gradients import RowGradients
-from gradchain.core.scalars import as_number
 from gradchain.core.state import Links, merged
 from gradchain.core.step import Notes, Step
 from gradchain.core.tensors import Tensors
@@ -35,7 +33,7 @@ from gradchain.updater.gradients import Gradients, owned
 from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Pending
-from gradchain.updater.observations import PATIENCE, Observations
+from gradchain.updater.observations import PATIENCE, Observations, observable
 from gradchain.updater.ranks import over_ranks
 from gradchain.updater.state_dict import LoadReport, rebuilt, states
 from gradchain.updater.target import Target
@@ -47,8 +45,8 @@ def _no_state() -> Links | None:
 
 
 _NO_FACTOR: tuple[Callable[[], Links | None], Any] = _no_state, 1.0
-_NO_FACTS = Step()
 """The factor of a loss that an open window holds: of which state, which must not be kept alive, and the number."""
+_NO_FACTS = Step()
 
 
 class Bound:
@@ -152,21 +150,28 @@ class Bound:
 
     def observe(self, name: str, value: Any) -> None:
         """Put a number where links see it, once."""
-        number = as_number(value)
-        if not isinstance(name, str) or number is None:
-            raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
-        if isinstance(number, int) and abs(number) > sys.float_info.max:
-            raise ValueError(f"observe: {name!r} must be a number that a float can hold, got an integer beyond that.")
+        number = observable(name, value)
         count, latest = self.news.get(name, (0, []))
-        new, ticked = self.observations.looked(
-            name, float(number), dict(states(self.chain, self.state)), partial(self.hypers.sight, step=self.facts())
-        )
+        news = (count + 1, [*latest, number])
+        held = dict(states(self.chain, self.state)) if self.observations.ticks_at(name) else {}
+        new, ticked = self.observations.looked(name, number, held, partial(self.hypers.sight, step=self.facts()))
+        if new and self.journal.open:
+            raise RuntimeError(
+                f"observe: not in the middle of an update: {next(iter(new))} ticks a clock by {name!r}. Call it before "
+                "or after the update."
+            )
         self.observations.tell_of_misspelling(name, self.observed)
+        state = rebuilt(self.chain, self.state, new) if new else self.state
+        clocks = {clock: time + ticked.count(clock) for clock, time in self.clocks.items()}
+
+        def follow() -> None:
+            self.state, self.clocks = state, clocks
+            self.observed[name], self.news[name] = number, news
+
         if new:
-            self.state = rebuilt(self.chain, self.state, new)
-            self.clocks = {clock: time + ticked.count(clock) for clock, time in self.clocks.items()}
-        self.observed[name] = float(number)
-        self.news[name] = (count + 1, [*latest, float(number)])
+            self.journal.guard(self.journal.write, Pending(Commit(), follow))
+        else:
+            self.observed[name], self.news[name] = number, news
 
     def facts(
         self,

@@ -212,13 +212,13 @@ class Journal:
         for frame in sys._current_frames().values():
             at: object = frame
             while at is not None:
-                if at.f_code is _GUARD and at.f_locals.get("self") is self:  # type: ignore[attr-defined]  # a frame
+                if at.f_code in _GUARDS and at.f_locals.get("self") is self:  # type: ignore[attr-defined]  # a frame
                     return True
                 at = at.f_back  # type: ignore[attr-defined]
         return False
 
 
-_GUARD = Journal.guard.__code__
+_GUARDS = (Journal.guard.__code__, Journal.walk.__code__)
 
 
 def insist(act: Callable[[], object]) -> None:

@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import difflib
+import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from gradchain.core.context import Context
 from gradchain.core.roles import AtTicks, TicksClock
+from gradchain.core.scalars import as_number
 from gradchain.core.state import State, as_stored
 from gradchain.core.transform import Transform, walk
 
 PATIENCE = 1000
 """How many updates a link may wait for its first observation or tick before it is said to wait."""
+
+
+def observable(name: Any, value: Any) -> float:
+    """What is observed, as a float. TypeError, ValueError for what can be none."""
+    number = as_number(value)
+    if not isinstance(name, str) or number is None:
+        raise TypeError(f"observe: takes a name and a number, got {name!r} and {value!r}.")
+    if isinstance(number, int) and abs(number) > sys.float_info.max:
+        raise ValueError(f"observe: {name!r} must be a number that a float can hold, got an integer beyond that.")
+    return float(number)
 
 
 class Observations:
@@ -30,6 +42,10 @@ class Observations:
         self._ticking = [(address, link) for address, link in links if isinstance(link, TicksClock)]
         self.awaited = bool(self._read or self._ticks)
         self._told: set[str] = set()
+
+    def ticks_at(self, name: str) -> bool:
+        """Whether a link ticks a clock by what is observed under this name."""
+        return any(name in link.observes for _, link in self._ticking)
 
     def looked(
         self, name: str, x: float, states: Mapping[str, Any], sight: Callable[[str], Context]

@@ -171,3 +171,20 @@ def test_in_branches_and_masks():
     numbers = updater.hyperparams()
     assert sorted(v for a, v in numbers.items() if a.endswith("trace.decay")) == [0.2, 0.225]
     assert "waits for updater.observe('val', value)" not in str(updater.explain())
+
+
+def test_a_number_observed_in_the_middle_of_an_update_ticks_nothing():
+    """From a hook of backward: refused in a sentence, and watch, clock and weights are as they were."""
+    model = net()
+    updater = bound(fallen(0.9, 0.5), model, patience=0)
+    for loss in (1.0, 2.0):
+        updater.observe("val", loss)
+    before = updater.state_dict()
+    handle = model["head"].weight.register_hook(lambda g: updater.observe("val", 3.0))
+    with pytest.raises(RuntimeError, match=r"observe: not in the middle of an update: .* ticks a clock by 'val'"):
+        updater.update(model["head"](model["body"](torch.ones(1, 2).double())).sum())
+    handle.remove()
+    after = updater.state_dict()
+    assert after["clocks"] == before["clocks"] and after["observed"] == before["observed"]
+    updater.observe("val", 3.0)
+    assert updater.state_dict()["clocks"]["plateau"] == before["clocks"]["plateau"] + 1
