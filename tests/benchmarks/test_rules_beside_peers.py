@@ -74,4 +74,4 @@ def test_the_command_says_its_figures(tmp_path, monkeypatch, capsys):
     finally:
         torch.set_num_threads(before)
     printed = capsys.readouterr().out
-    assert printed.count("Muon, 48") == 3 and printed.count("Muon of") == 1 and "Adafactor" not in printed
+    assert printed.count("Muon, 48") == 3 and printed.count("Muon of") == 2 and "Adafactor" not in printed

@@ -15,8 +15,8 @@ ITEMS = 14
 BATCHES = 14  # of two epochs
 CHAIN = gch.chain(gch.accumulate(2), gch.adamw(1e-2))
 
-# torchdata 0.11 calls what torch 2.13 has deprecated
-pytestmark = pytest.mark.filterwarnings("ignore:.set_vital. is deprecated:UserWarning")
+# torchdata 0.11 calls what torch 2.13 has deprecated; JAX warns of workers that are forked where it was imported
+pytestmark = pytest.mark.filterwarnings("ignore:.set_vital. is deprecated:UserWarning", "ignore:os.fork:RuntimeWarning")
 
 
 class Items(torch.utils.data.Dataset):
