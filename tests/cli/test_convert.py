@@ -261,6 +261,8 @@ def test_rules_without_a_model_come_to_the_recorded_settings(module):
                     continue
                 for (name, parameter, _), setting in zip(facts, found, strict=True):
                     wanted = row["params"].get(name)
+                    if "conv_offset" in name and "dcn_offset_lr_mult" in (config.get("paramwise_cfg") or {}):
+                        continue  # only a model tells that what it is in is none of mmcv's: a remark says so
                     if wanted is not None and parameter.requires_grad:
                         ours = math.prod(setting.factors, start=setting.value)
                         assert math.isclose(ours, wanted[field], rel_tol=1e-15), (row["id"], field, name)
