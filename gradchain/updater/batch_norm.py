@@ -29,8 +29,6 @@ def update(
 ) -> None:
     """Keep with an average the statistics that the model has of these batches inside `averaged`."""
     call = _of_model(bound.target) if forward is None else forward
-    if bound.journal.open:
-        raise RuntimeError("update_batch_norm: not in the middle of an update. Call it before or after that.")
     with averaged, _torch.no_grad():
         found = _statistics(bound, batches, call)
     address = average_state(bound.chain, bound.state, name)[0][0]

@@ -155,11 +155,8 @@ class Bound:
         news = (count + 1, [*latest, number])
         held = dict(states(self.chain, self.state)) if self.observations.ticks_at(name) else {}
         new, ticked = self.observations.looked(name, number, held, partial(self.hypers.sight, step=self.facts()))
-        if new and self.journal.open:
-            raise RuntimeError(
-                f"observe: not in the middle of an update: {next(iter(new))} ticks a clock by {name!r}. Call it before "
-                "or after the update."
-            )
+        if new:
+            self.journal.alone("observe")  # the update at work has the state and the clocks as they were
         self.observations.tell_of_misspelling(name, self.observed)
         state = rebuilt(self.chain, self.state, new) if new else self.state
         clocks = {clock: time + ticked.count(clock) for clock, time in self.clocks.items()}

@@ -101,8 +101,7 @@ class Journal:
             raise
 
     def walk(self, owner: str, call: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """Guard a call that uses gradients, of which one is at work at a time. RuntimeError where another is."""
-        self.alone(owner)
+        """Guard a call that uses gradients, and is at work from here on; `alone` has said that no other is."""
         enabled = torch.is_grad_enabled()
         try:
             self.walking = owner

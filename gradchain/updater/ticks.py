@@ -43,11 +43,6 @@ def tick(bound: Bound, clock: str, amount: float, checks: Iterable[Callable[[str
         )
     for check in checks:
         check("tick")
-    if bound.journal.open:
-        raise RuntimeError(
-            f"tick: not in the middle of an update: {links[0]} works at ticks of {clock!r}. Call it before or "
-            "after the update."
-        )
     with outside_inference():
         bound.journal.guard(_work, bound, clock, links, int(number))
 
