@@ -52,6 +52,8 @@ CHAINS = {
     "sign": gch.chain(gch.amp_scale(8.0, growth_interval=1, always=True), gch.accumulate(2), gch.scale_by_sign(),
                       gch.scale_by_learning_rate(0.01)),
     "elsewhere": gch.chain(gch.accumulate(2), gch.reduce_on_plateau("val_loss"), gch.from_torch("NAdam", lr=0.05)),
+    "plateau": gch.chain(gch.accumulate(2), gch.rules.tick_on_plateau("val_loss", "plateau"),
+                         gch.sgd(0.1, momentum=gch.by("plateau", gch.schedules.exponential(0.9, 0.5)))),
     "schedule-free": gch.chain(gch.accumulate(2), gch.rules.schedule_free_adamw(0.1, 3, weight_decay=0.1, r=0.5)),
     "primal averages": gch.chain(gch.accumulate(2), gch.rules.gpa_adamw(0.1, mu_x=0.8, weight_decay=0.1)),
     "msam": gch.chain(gch.accumulate(2), gch.trace(0.9), gch.rules.msam(0.1)),
