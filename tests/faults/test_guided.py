@@ -7,6 +7,8 @@ import guided
 import pytest
 import reached_in_steps
 
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")  # of JAX, where another test has imported it
+
 
 def found(n, guide):
     """After how many inputs the end is reached; n where it is not."""
