@@ -17,7 +17,7 @@ from gradchain.adapters.mmengine.reading.files import read_names
 from gradchain.cli.code import program
 from gradchain.cli.imports import imported, named_modules
 from gradchain.cli.script import HOOKS as HOOK
-from gradchain.cli.script import leaves, script
+from gradchain.cli.script import Writer, leaves
 from gradchain.core.transform import walk
 
 __all__ = ["Builder", "Conversion", "chains", "convert", "read"]
@@ -112,7 +112,7 @@ def _with_loop(
     averages = any("average_params(" in repr(part.chain) for part in parts)
     hooks = " ".join(one for one in found.remarks if "custom_hooks: " in one)
     observed = {one for part in parts for _, link, _ in walk(part.chain, None) for one in link.observes}
-    made = script(config, name, builder.length, parts[0].key is not None, averages, observed, hooks)
+    made = Writer(config, name, builder.length, parts[0].key is not None, averages, observed, hooks).written()
     told = {_key(path): (path, became) for path, became in made.rows.items()}
     table = [(key, value, told.pop(key)[1] if key in told else became) for key, value, became in found.table]
     table += [(key, _shown(_at(config, path)), became) for key, (path, became) in told.items()]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-__all__ = ["Script", "leaves", "script"]
+__all__ = ["Script", "Writer", "leaves"]
 
 Path = tuple[Any, ...]
 HOOKS = "default_hooks"
@@ -38,15 +38,7 @@ class Script:
     remarks: list[str] = field(default_factory=list)
 
 
-def script(
-    config: Mapping[str, Any],
-    name: str,
-    length: tuple[str, int],
-    several: bool,
-    averages: bool,
-    observed: Collection[str],
-    unread: str,
-) -> Script:
+class Writer:
     """What `gch.loop(…)` is to be given, for the loop of a config.
 
     Args:
@@ -58,10 +50,7 @@ def script(
         observed: what the chain's links wait for, of what is validated.
         unread: what was said of custom hooks that have no part in the chain.
     """
-    return _Writer(config, name, length, several, averages, observed, unread).written()
 
-
-class _Writer:
     def __init__(
         self,
         config: Mapping[str, Any],
@@ -80,6 +69,7 @@ class _Writer:
         self._folder = folder if isinstance(folder, str) else f"work_dirs/{PurePath(name).stem}"
 
     def written(self) -> Script:
+        """The code, and what became of each place of the config."""
         out, config = self._out, self._config
         arguments = ["loader", "updater", f"{'epochs' if self._unit == 'epoch' else 'iters'}={self._length[1]}"]
         old = "optim_wrapper" not in config

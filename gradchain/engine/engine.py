@@ -96,7 +96,8 @@ class Engine:
             lent: whether the gradients stay the user's.
         """
         assert isinstance(received, EagerTensors)
-        self._meetings.begin()
+        if step.over_ranks is not None:
+            self._meetings.begin()
         return self._step(tx, step, received, state, params, lent)
 
     def _step(

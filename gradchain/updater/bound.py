@@ -153,22 +153,21 @@ class Bound:
         number = observable(name, value)
         count, latest = self.news.get(name, (0, []))
         news = (count + 1, [*latest, number])
-        held = dict(states(self.chain, self.state)) if self.observations.ticks_at(name) else {}
-        new, ticked = self.observations.looked(name, number, held, partial(self.hypers.sight, step=self.facts()))
-        if new:
-            self.journal.alone("observe")  # the update at work has the state and the clocks as they were
         self.observations.tell_of_misspelling(name, self.observed)
-        state = rebuilt(self.chain, self.state, new) if new else self.state
+        if not self.observations.ticks_at(name):
+            self.observed[name], self.news[name] = number, news
+            return
+        self.journal.alone("observe")  # an update at work has the state and the clocks as they were
+        held, sight = dict(states(self.chain, self.state)), partial(self.hypers.sight, step=self.facts())
+        new, ticked = self.observations.looked(name, number, held, sight)
+        state = rebuilt(self.chain, self.state, new)
         clocks = {clock: time + ticked.count(clock) for clock, time in self.clocks.items()}
 
         def follow() -> None:
             self.state, self.clocks = state, clocks
             self.observed[name], self.news[name] = number, news
 
-        if new:
-            self.journal.guard(self.journal.write, Pending(Commit(), follow))
-        else:
-            self.observed[name], self.news[name] = number, news
+        self.journal.guard(self.journal.write, Pending(Commit(), follow))
 
     def facts(
         self,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from itertools import chain
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +18,11 @@ from torch import Tensor
 from gradchain.core import _torch
 from gradchain.core.operations import OPERATIONS
 from gradchain.core.sending import sent
-from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.chunks import Chunk, Cuts, Kept, chunked
 from gradchain.engine.executors.foreach_grids import GridRunner
 from gradchain.engine.executors.given import Given
-from gradchain.engine.executors.lists import Script, born, countable, of_lists
+from gradchain.engine.executors.lists import ListRunner, Script, born, countable, of_lists
 from gradchain.engine.executors.schedule import Buffer, Call, Schedule, scheduled
 from gradchain.engine.operations import REDUCTIONS, TYPES
 from gradchain.engine.planning.lower import Drawn, Program, Value
@@ -66,10 +65,8 @@ class _Plan(NamedTuple):
     slots: list[list[tuple[list[Tensor], list[Tensor]]]]  # by chunk: rows, and the flat stretch they lie over
 
 
-class ForeachRunner:
+class ForeachRunner(ListRunner):
     """One program over rows of fixed sizes."""
-
-    source = None
 
     def __init__(
         self, program: Program, dtypes: Sequence[torch.dtype], sizes: Sequence[int], device: torch.device
@@ -79,24 +76,7 @@ class ForeachRunner:
         self._wide = torch.float64 if torch.float64 in dtypes else torch.float32
         self._plans: dict[Any, _Plan] = {}
         self._cuts = Cuts()
-        self.scratch: int | None = None  # it depends on where numbers lie
-
-    def run(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> list[float] | None:
-        """Run over all rows; see Runner. Only a program that reduces waits for the device."""
-        out = self.launch(columns, scalars, entries)
-        return None if out is None else out.tolist()
-
-    def launch(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Tensor | None:
-        """Run over all rows without waiting. Returns one float64 per row of a program that reduces, on the device."""
-        with _torch.no_grad():
-            if self._program.reduce is None:
-                self._script(columns, scalars, entries)()
-                return None
-            return self._reduced(columns, Given(self._program, scalars, entries, self.device, self._wide))
-
-    def write(self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
-        """Have a commit run it over all rows, without waiting; see Runner."""
-        commit.add(self._script(columns, scalars, entries))
+        self.scratch = None  # it depends on where numbers lie
 
     def _script(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Script:
         given = Given(self._program, scalars, entries, self.device, self._wide)
@@ -256,6 +236,3 @@ def _spread(into: list[Tensor], chunk: Chunk, numbers: Tensor) -> None:
 
 def _drawn(into: list[Tensor], draw: Callable[[], Tensor]) -> None:
     into[:] = [draw()]
-
-
-ListRunner: TypeAlias = "ForeachRunner | GridRunner"

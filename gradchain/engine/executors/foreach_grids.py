@@ -20,10 +20,9 @@ from gradchain.core import _torch
 from gradchain.core.along import reduced
 from gradchain.core.operations import OPERATIONS
 from gradchain.core.sending import sent
-from gradchain.engine.commit import Commit
 from gradchain.engine.executors.chunks import flat, most_at_once
 from gradchain.engine.executors.given import Given
-from gradchain.engine.executors.lists import Script, countable, of_lists
+from gradchain.engine.executors.lists import ListRunner, Script, countable, of_lists
 from gradchain.engine.executors.schedule import DRAWING
 from gradchain.engine.planning.grid import Grid
 from gradchain.engine.planning.lower import Program, Value
@@ -54,10 +53,8 @@ class Stack:
         return numbers.index_select(0, self._at).reshape(-1, *(1 for _ in self.extents))
 
 
-class GridRunner:
+class GridRunner(ListRunner):
     """One program over rows with several axes."""
-
-    source = None
 
     def __init__(self, program: Program, dtypes: Sequence[torch.dtype], device: torch.device) -> None:
         assert program.grid is not None
@@ -71,29 +68,16 @@ class GridRunner:
         largest = max((_elements(chunk) for chunk in self._chunks), default=0)
         self.scratch = units * largest * self._wide.itemsize
 
-    def run(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> list[float] | None:
-        """Run over all rows; see Runner. Only a program that reduces waits for the device."""
-        out = self.launch(columns, scalars, entries)
-        return None if out is None else out.tolist()
-
-    def launch(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Tensor | None:
-        """Run over all rows without waiting. Returns one float64 per row of a program that reduces, on the device."""
-        with _torch.no_grad():
-            if self._program.reduce is None:
-                self._script(columns, scalars, entries)()
-                return None
-            given = Given(self._program, scalars, entries, self.device, self._wide)
-            kind, operand = self._program.reduce
-            found = []
-            for k, chunk in enumerate(self._chunks):
-                made = self._computed(k, columns, given)[operand]
-                spans = (True,) * self._grid.rank
-                found.append(of_lists(kind, _rows(_stacked(made, chunk, self._wide, self.device), chunk, spans)))
-            return self._by_row(found)
-
-    def write(self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
-        """Have a commit run it over all rows, without waiting; see Runner."""
-        commit.add(self._script(columns, scalars, entries))
+    def _reduced(self, columns: Sequence[Column], given: Given) -> Tensor:
+        """One float64 per row."""
+        assert self._program.reduce is not None
+        kind, operand = self._program.reduce
+        found = []
+        for k, chunk in enumerate(self._chunks):
+            made = self._computed(k, columns, given)[operand]
+            spans = (True,) * self._grid.rank
+            found.append(of_lists(kind, _rows(_stacked(made, chunk, self._wide, self.device), chunk, spans)))
+        return self._by_row(found)
 
     def _script(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Script:
         """Chunk by chunk: what computes everything that is written, and one copy into each column."""

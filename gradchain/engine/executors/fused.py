@@ -18,9 +18,9 @@ from gradchain.core import _torch
 from gradchain.engine.commit import Commit
 from gradchain.engine.executors.base import NoKernel
 from gradchain.engine.executors.chunks import chunked
-from gradchain.engine.executors.foreach import Foreach, ListRunner
+from gradchain.engine.executors.foreach import Foreach
 from gradchain.engine.executors.given import Given
-from gradchain.engine.executors.lists import Script, born
+from gradchain.engine.executors.lists import ListRunner, Script, born
 from gradchain.engine.executors.patterns import Match, matched, takes
 from gradchain.engine.planning.lower import Program, Value
 from gradchain.engine.planning.rows import Column, HandsOver

@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from gradchain.core import _torch
+from gradchain.engine.commit import Commit
 from gradchain.engine.executors.chunks import Kept
+from gradchain.engine.executors.given import Given
 from gradchain.engine.planning.lower import Program
+from gradchain.engine.planning.rows import Column
 
 NORMS = {"sum1": 1, "sum2": 2, "max": float("inf")}
 
@@ -49,6 +52,46 @@ class Script:
 
 
 _CALL: Any = partial.__call__
+
+
+class ListRunner:
+    """A program made ready to run by calls over lists; see Runner.
+
+    Attributes:
+        device: where its tensors lie.
+        scratch: how many bytes it works in at most; None where that depends on where numbers lie.
+    """
+
+    source = None
+    device: torch.device
+    scratch: int | None
+    _program: Program
+    _wide: torch.dtype
+
+    def run(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> list[float] | None:
+        """Run over all rows; see Runner. Only a program that reduces waits for the device."""
+        out = self.launch(columns, scalars, entries)
+        return None if out is None else out.tolist()
+
+    def launch(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Tensor | None:
+        """Run over all rows without waiting. Returns one float64 per row of a program that reduces, on the device."""
+        with _torch.no_grad():
+            if self._program.reduce is None:
+                self._script(columns, scalars, entries)()
+                return None
+            return self._reduced(columns, Given(self._program, scalars, entries, self.device, self._wide))
+
+    def write(self, commit: Commit, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> None:
+        """Have a commit run it over all rows, without waiting; see Runner."""
+        commit.add(self._script(columns, scalars, entries))
+
+    def _script(self, columns: Sequence[Column], scalars: Sequence[Any], entries: Sequence[Any]) -> Script:
+        """The calls that write."""
+        raise NotImplementedError
+
+    def _reduced(self, columns: Sequence[Column], given: Given) -> Tensor:
+        """One float64 per row of a program that reduces."""
+        raise NotImplementedError
 
 
 def born(into: list[Tensor], kernel: Callable[..., Any], given: Sequence[Any]) -> Callable[[], object]:
