@@ -62,8 +62,11 @@ class Gradients:
             parameter.grad = grad
 
     def marks(self, look: bool) -> Marks:
-        """What tells later whether a backward has reached a parameter."""
-        grads = [p.grad for p in (self._target.parameters() if look else self._target.last_seen)]
+        """What tells later whether a backward has reached a parameter. Without a `look`, the window was just laid."""
+        if look or not self._window:
+            grads = [p.grad for p in (self._target.parameters() if look else self._target.last_seen)]
+        else:
+            grads = self._window
         return grads, [None if g is None else g._version for g in grads]
 
     @contextmanager
