@@ -67,6 +67,16 @@ REFERENCE: dict[str, tuple[str, ...]] = {
     ),
     "Around a run": ("checkpoints.checkpointer.Checkpointer", "core.refusal.Diverged"),
 }  # fmt: skip
+# what the updater, the engine and combinators call on them, and nobody else
+INSIDE: dict[str, tuple[str, ...]] = {
+    "updater.updater.Updater": ("stage", "contents", "stage_contents"),
+    "core.transform.Transform": ("parts", "written", "told", "says", "value_of", "check_uniform", "as_call"),
+    "core.state.State": ("whole", "added", "own", "kinds", "problem", "held", "holding"),
+    "core.context.Context": (
+        "of", "under_gate", "turned", "under", "recorder", "buffers_to_be", "check_buffers", "overridden", "use",
+    ),
+    "core.tensors.Tensors": ("listed", "stored_as"),
+}  # fmt: skip
 
 
 def reference() -> str:
@@ -74,5 +84,13 @@ def reference() -> str:
     lines = ["---", "title: Reference", "---", "", "# Reference", ""]
     lines += ["Links are in [Find a rule](rules/index.md), schedules in [Every schedule](schedules/index.md).", ""]
     for title, names in REFERENCE.items():
-        lines += [f"## {title}", "", *(f"::: gradchain.{name}\n" for name in names)]
+        lines += [f"## {title}", "", *map(_described, names)]
     return "\n".join(lines)
+
+
+def _described(name: str) -> str:
+    """A class with the members that a user meets."""
+    hidden = INSIDE.get(name)
+    if hidden is None:
+        return f"::: gradchain.{name}\n"
+    return f'::: gradchain.{name}\n    options:\n      filters: ["!^_", "!^({"|".join(hidden)})$"]\n'

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -260,3 +261,15 @@ def test_the_pages_of_reference_exist():
     for names in repository.REFERENCE.values():
         for name in names:
             assert gch.__dict__.get(name.rpartition(".")[2]) or hasattr(gch, name.rpartition(".")[2]), name
+
+
+@pytest.mark.parametrize("name", repository.INSIDE)
+def test_what_is_hidden_is_there_and_nobody_reads_of_it(name):
+    """Members that the reference leaves out are members, and no page of docs/ calls one on that class."""
+    *home, last = name.split(".")
+    of = getattr(importlib.import_module(".".join(["gradchain", *home])), last)
+    assert all(hasattr(of, member) or member in of.__annotations__ for member in repository.INSIDE[name])
+    said = {"Context": "ctx", "Updater": "updater"}.get(last)
+    texts = [page.read_text() for page in (ROOT / "docs").rglob("*.md")] if said else []
+    called = {found for text in texts for found in re.findall(rf"\b{said}\.(\w+)\(", text)}
+    assert not called & set(repository.INSIDE[name])
