@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NoReturn
+
+from gradchain.words.remarks import remark
 
 __all__ = ["OWNER", "Clock", "Entry", "listed"]
 
@@ -55,10 +55,7 @@ class Entry:
 
     def remark(self, sentence: str) -> None:
         """What is legal, and most likely a slip: a warning from the user's line."""
-        frame, depth = sys._getframe(1), 2
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("gradchain."):
-            frame, depth = frame.f_back, depth + 1
-        warnings.warn(f"{self.owner}: {self.name}: {sentence}", UserWarning, stacklevel=depth)
+        remark(f"{self.owner}: {self.name}: {sentence}")
 
     def only(
         self, known: Iterable[str], required: Iterable[str] = (), belongs: Mapping[str, str] | None = None

@@ -142,7 +142,7 @@ def unbound(
     Rules per parameter become selectors for any model. Where the chain is bound, one that selects nothing is an error,
     as every selector is; MMEngine is silent there.
 
-    Args: as `from_config`; with strict=False a custom key may match nothing where another of the same value matches.
+    Args: as `from_config`; with strict=False a custom key that matches nothing is a warning where the chain is bound.
 
     Returns:
         The chain of each optimizer.
