@@ -322,8 +322,8 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-momentum-buffer-that-begins-too-early",
         "adapters/mmengine/recipe/optimizers.py",
-        '    late = not args.get("momentum") and',
-        "    late = False and",
+        'late = kind == "SGD" and not args.get("momentum") and',
+        "late = False and",
         f"{RUNS}[a momentum from 0]",
     ),
     Break(
