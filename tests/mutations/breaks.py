@@ -244,7 +244,7 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "overlapping-windows-in-the-other-order",
-        "adapters/mmengine/curves/composing.py",
+        "adapters/mmengine/curves/schedules.py",
         "    return overlay(base, *first, *after)\n",
         "    return overlay(base, *after, *first)\n",
         f"{LISTS}[0]",

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine.groups.depths import of_timm
+from gradchain.adapters.mmengine.groups.layers import of_timm
 from gradchain.adapters.mmengine.groups.paramwise import Group, Paramwise, Visit, visits
 
 __all__ = ["by_depth", "by_pattern", "default", "force_default", "old_default", "scaled", "swin"]

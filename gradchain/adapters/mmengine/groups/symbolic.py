@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from gradchain.adapters.mmengine.groups import constructors, layers
-from gradchain.adapters.mmengine.groups.atoms import NORM, any_of, as_factor, containing, numbers_in
 from gradchain.adapters.mmengine.groups.params import read
 from gradchain.adapters.mmengine.groups.paramwise import Paramwise
+from gradchain.adapters.mmengine.groups.written import NORM, any_of, as_factor, containing, numbers_in
 from gradchain.selectors import Selector, bias, choose, depthwise, first, multiply, named, ndim, owner, owner_named
 
 if TYPE_CHECKING:
