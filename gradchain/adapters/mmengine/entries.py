@@ -87,10 +87,10 @@ class Entry:
         key: str,
         default: float | None,
         rule: str = "a finite number",
-        test: Callable[[float], bool] | None = None,
+        test: Callable[[Any], bool] = lambda x: True,
     ) -> float:
         """A finite number."""
-        return self.get(key, default, rule, lambda x: is_number(x) and (test is None or test(x)))  # type: ignore[no-any-return]
+        return self.get(key, default, rule, lambda x: is_number(x) and test(x))  # type: ignore[no-any-return]
 
     def maybe(self, key: str) -> float | None:
         """A finite number, or None where it is not given."""
@@ -114,6 +114,14 @@ class Entry:
         if floor is not None and ratio is not None:
             self.refuse(f"{name} or {name}_ratio must be given, not both, got {floor!r} and {ratio!r}.")
         return base * ratio if floor is None else floor  # type: ignore[operator]
+
+
+Range = tuple[str, Callable[[Any], bool]]
+"""What a number must be, in words, and whether it is."""
+POSITIVE: Range = ("a positive number", lambda x: x > 0)
+FROM_0: Range = ("a number of at least 0", lambda x: x >= 0)
+WHOLE_FROM_0: Range = ("a whole number of at least 0", lambda x: is_whole(x) and x >= 0)
+WHOLE_FROM_1: Range = ("a whole number of at least 1", lambda x: is_whole(x) and x >= 1)
 
 
 def type_name(given: object) -> str | None:

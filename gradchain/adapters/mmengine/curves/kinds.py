@@ -9,7 +9,7 @@ from typing import Literal
 
 from gradchain.adapters.mmengine.curves import shapes
 from gradchain.adapters.mmengine.curves.shapes import Shape
-from gradchain.adapters.mmengine.entries import Entry, is_numbers, is_whole, whole
+from gradchain.adapters.mmengine.entries import FROM_0, POSITIVE, Entry, Range, is_numbers, is_whole, whole
 from gradchain.schedules import (
     Schedule,
     constant,
@@ -70,58 +70,47 @@ def _whole_window(entry: Entry, span: Span) -> float:
 
 
 def _half_wave(entry: Entry, span: Span) -> float:
-    given = entry.maybe("T_max") or 0
-    return min(span.steps(given), span.n) if given else span.n
-
-
-def _periods(entry: Entry, span: Span) -> float:
-    return min(sum(map(span.steps, entry.numbers("periods"))), span.n)
+    return min(span.steps(entry.maybe("T_max") or math.inf), span.n)
 
 
 def _cycle(entry: Entry, span: Span) -> float:
     return span.steps(entry.number("total_steps", span.n / span.factor))
 
 
-def _unit(entry: Entry, key: str, default: float) -> float:
-    return entry.number(key, default, "a number of at least 0", lambda x: x >= 0)
+def _ends(entry: Entry) -> tuple[float, float]:
+    unit: Range = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
+    return entry.number("start_factor", 1 / 3, *unit), entry.number("end_factor", 1.0, *unit)
 
 
 def _linear(entry: Entry, span: Span, base: float) -> Shape:
-    start, end = _in_unit(entry, "start_factor", 1 / 3), _in_unit(entry, "end_factor", 1.0)
-    if span.count == 1:
-        return shapes.factor(constant(start), 1)
-    return shapes.factor(linear(start, end, span.n - 1), span.count)
-
-
-def _in_unit(entry: Entry, key: str, default: float) -> float:
-    return entry.number(key, default, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    start, end = _ends(entry)
+    return shapes.factor(constant(start) if span.count == 1 else linear(start, end, span.n - 1), span.count)
 
 
 def _constant(entry: Entry, span: Span, base: float) -> Shape:
     # MMPose's lets a factor be above 1.
-    scale = constant(_unit(entry, "factor", 1 / 3))
-    last = span.n - 1
-    if span.count == 1 or not is_whole(last):
-        return shapes.factor(scale, span.count)
-    return shapes.factor(scale.take(int(last)).then(constant(1.0)), span.count)
+    scale = constant(entry.number("factor", 1 / 3, *FROM_0))
+    if span.count > 1 and is_whole(span.n):
+        scale = scale.take(int(span.n) - 1).then(constant(1.0))
+    return shapes.factor(scale, span.count)
 
 
 def _multi_step(entry: Entry, span: Span, base: float) -> Shape | None:
     milestones = sorted(span.steps(m) for m in entry.numbers("milestones"))
     met = [m for m in milestones if is_whole(m) and 0 <= m < span.count]
-    return shapes.factor(multi_step(1.0, tuple(met), _unit(entry, "gamma", 0.1)), span.count) if met else None
+    return shapes.factor(multi_step(1.0, tuple(met), entry.number("gamma", 0.1, *FROM_0)), span.count) if met else None
 
 
 def _step(entry: Entry, span: Span, base: float) -> Shape | None:
-    size = span.steps(entry.number("step_size", None, "a positive number", lambda x: x > 0))
+    size = span.steps(entry.number("step_size", None, *POSITIVE))
     if not is_whole(size):
         entry.refuse(f"step_size must be whole in steps of the scheduler, got {size!r}.")
-    scale = step_decay(1.0, size, _unit(entry, "gamma", 0.1))
+    scale = step_decay(1.0, size, entry.number("gamma", 0.1, *FROM_0))
     return shapes.factor(scale, span.count) if size < span.count else None
 
 
 def _exponential(entry: Entry, span: Span, base: float) -> Shape:
-    gamma = _unit(entry, "gamma", 1.0)
+    gamma = entry.number("gamma", 1.0, *FROM_0)
     return shapes.factor(exponential(1.0, gamma) if gamma else step_decay(1.0, 1, 0.0), span.count)
 
 
@@ -129,7 +118,7 @@ def _poly(entry: Entry, span: Span, base: float) -> Shape | None:
     # PolyLRRatio's ratio stands in for eta_min where both are given.
     ratio = entry.maybe("eta_min_ratio")
     floor = entry.number("eta_min", 0.0) if ratio is None else base * ratio
-    power = entry.number("power", 1.0, "a positive number", lambda x: x > 0)
+    power = entry.number("power", 1.0, *POSITIVE)
     if span.count == 1:
         return None
     return shapes.towards(lambda a, b: polynomial(a, b, span.n - 1, power), floor, span.count)
@@ -155,8 +144,7 @@ def _restart(entry: Entry, span: Span, base: float) -> Shape:
     periods = [span.steps(p) for p in entry.numbers("periods")]
     weights = entry.numbers("restart_weights", (1,))
     if len(periods) != len(weights) or not periods:
-        sentence = f"periods and restart_weights must be as many, got {len(periods)} and {len(weights)}."
-        entry.refuse(sentence)
+        entry.refuse(f"periods and restart_weights must be as many, got {len(periods)} and {len(weights)}.")
     if not all(is_whole(p) and p > 0 for p in periods):
         entry.refuse(f"periods must be whole and positive in steps of the scheduler, got {periods!r}.")
     return shapes.restarts([int(p) for p in periods], weights, floor, base, span.count)
@@ -164,18 +152,18 @@ def _restart(entry: Entry, span: Span, base: float) -> Shape:
 
 def _one_cycle(entry: Entry, span: Span, base: float) -> Shape:
     peak = entry.number("eta_max", 0.0)
-    total = span.steps(entry.number("total_steps", span.n / span.factor, "a positive number", lambda x: x > 0))
+    total = span.steps(entry.number("total_steps", span.n / span.factor, *POSITIVE))
     if not is_whole(total):
         entry.refuse(f"total_steps must be whole in steps of the scheduler, got {total!r}.")
     if span.run > total:
         entry.refuse(f"total_steps must be at least the {span.run} steps of its window, got {total!r}.")
-    start = peak / entry.number("div_factor", 25.0, "a positive number", lambda x: x > 0)
-    end = start / entry.number("final_div_factor", 1e4, "a positive number", lambda x: x > 0)
-    return shapes.absolute(cycle(entry, start, peak, end, total), span.count)
+    return shapes.absolute(cycle(entry, peak, total), span.count)
 
 
-def cycle(entry: Entry, start: float, peak: float, end: float, total: float) -> Schedule:
-    """One cycle of so many steps, in the phases that the entry says."""
+def cycle(entry: Entry, peak: float, total: float, ends: float | None = None) -> Schedule:
+    """One cycle of so many steps, in the phases that the entry says. `ends`: where it begins and ends, if not there."""
+    start = peak / entry.number("div_factor", 25.0, *POSITIVE) if ends is None else ends
+    end = start / entry.number("final_div_factor", 1e4, *POSITIVE) if ends is None else ends
     three = entry.flag("three_phase", False)
     limit = 0.5 if three else 1.0
     rule = f"a number above 1 / total_steps = {1 / total!r} and below {limit}"
@@ -190,12 +178,8 @@ def anneal(entry: Entry) -> Literal["cosine", "linear"]:
     return "cosine" if strategy == "cos" else "linear"
 
 
-def _quadratic(entry: Entry, span: Span, base: float) -> Shape:
-    return shapes.quadratic(span.n, base, span.count)
-
-
 def _interval(entry: Entry, span: Span, base: float) -> Shape:
-    start, end = _in_unit(entry, "start_factor", 1 / 3), _in_unit(entry, "end_factor", 1.0)
+    start, end = _ends(entry)
     # It is not converted with the window.
     rule = f"a number above 0 and up to the {span.n!r} steps of its window"
     every = entry.number("interval", 1, rule, lambda x: 0 < x <= span.n)
@@ -231,13 +215,25 @@ FLOOR, STAGES = ("eta_min", "eta_min_ratio"), ("gammas", "milestone_iters", "mil
 FAMILIES: dict[str, Kind] = {
     "Constant": Kind(None, _constant, ("factor",), divides="factor", reach=_whole_window),
     "CosineAnnealing": Kind(None, _cosine, ("T_max", *FLOOR), reach=_half_wave),
-    "CosineRestart": Kind(None, _restart, ("restart_weights", *FLOOR), ("periods",), reach=_periods),
+    "CosineRestart": Kind(
+        None,
+        _restart,
+        ("restart_weights", *FLOOR),
+        ("periods",),
+        reach=lambda entry, span: min(sum(map(span.steps, entry.numbers("periods"))), span.n),
+    ),
     "Exponential": Kind(None, _exponential, (), ("gamma",)),
     "Linear": Kind(None, _linear, ("start_factor", "end_factor"), divides="start_factor", reach=_whole_window),
     "MultiStep": Kind(None, _multi_step, ("gamma",), ("milestones",)),
     "MultiStage": Kind(None, _stages, (), STAGES, whole_window=False, by_epoch=False),
     "Poly": Kind(None, _poly, ("eta_min", "power"), reach=_whole_window),
-    "QuadraticWarmup": Kind(None, _quadratic, (), whole_window=False, reach=_whole_window),
+    "QuadraticWarmup": Kind(
+        None,
+        lambda _, span, base: shapes.quadratic(span.n, base, span.count),
+        (),
+        whole_window=False,
+        reach=_whole_window,
+    ),
     "Step": Kind(None, _step, ("gamma",), ("step_size",)),
 }
 SUFFIXES: dict[str, str | None] = {"LR": "lr", "Momentum": "momentum", "ParamScheduler": None}

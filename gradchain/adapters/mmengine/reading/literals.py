@@ -85,26 +85,13 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.NotIn: lambda a, b: a not in b,
 }
 # functions of values that change nothing; what they make of plain ones is plain
+PLAIN: tuple[Callable[..., Any], ...] = (
+    abs, all, any, bool, divmod, float, int, len, list, max, min, range, round, sorted, str, sum, tuple,
+)  # fmt: skip
 PURE: dict[str, Callable[..., Any]] = {
-    "abs": abs,
-    "all": all,
-    "any": any,
-    "bool": bool,
-    "divmod": divmod,
+    **{one.__name__: one for one in PLAIN},
     "enumerate": lambda items, start=0: list(enumerate(items, start)),
-    "float": float,
-    "int": int,
-    "len": len,
-    "list": list,
-    "max": max,
-    "min": min,
-    "range": range,
     "reversed": lambda items: list(reversed(items)),
-    "round": round,
-    "sorted": sorted,
-    "str": str,
-    "sum": sum,
-    "tuple": tuple,
     "zip": lambda *given: list(zip(*given, strict=False)),
 }
 # methods of text that give text, a truth or a list of text
@@ -175,7 +162,7 @@ class Literals:
             case ast.Dict():
                 return self._dict(node)
             case ast.JoinedStr():
-                return self._bounded(node, self._text(node))
+                return self._bounded(node, "".join(str(self.value(one)) for one in node.values))
             case ast.FormattedValue():
                 return self._formatted(node)
             case ast.UnaryOp(op=op) if type(op) in SIGNS:
@@ -233,19 +220,27 @@ class Literals:
             yield
             return
         for one in self.items(parts[0].iter):
-            self._bind(parts[0].target, one)
+            self.bind(parts[0].target, one)
             if not parts[0].is_async and all(self.truth(test) for test in parts[0].ifs):
                 yield from self._nested(parts[1:])
 
-    def _bind(self, target: ast.expr, value: Any) -> None:
+    def bind(self, target: ast.expr, value: Any, change: Callable[[ast.expr, Any], None] | None = None) -> None:
+        """Give names their values, by parts where the target is a tuple; `change` sets what is no name, if that may."""
         match target:
             case ast.Name(id=name):
                 self.names[name] = value
-            case ast.Tuple(elts=parts) | ast.List(elts=parts) if isinstance(value, (list, tuple)) and len(parts) == len(
-                value
-            ):
-                for part, one in zip(parts, value, strict=True):
-                    self._bind(part, one)
+            case ast.Tuple(elts=parts) | ast.List(elts=parts):
+                starred = [i for i, part in enumerate(parts) if isinstance(part, ast.Starred)]
+                many = len(value) - len(parts) + 1 if isinstance(value, (list, tuple)) and starred else 1
+                if not isinstance(value, (list, tuple)) or many < 0 or len(value) != len(parts) + many - 1:
+                    self.refuse(target, f"there must be {len(parts)} values, got {value!r}.")
+                found = list(value)
+                for i in starred:
+                    found[i : i + many] = [found[i : i + many]]
+                for part, one in zip(parts, found, strict=True):
+                    self.bind(part.value if isinstance(part, ast.Starred) else part, one, change)
+            case _ if change is not None:
+                change(target, value)
             case _:
                 self.refuse(target)
 
@@ -408,9 +403,6 @@ class Literals:
         elif op is not ast.Add or type(left) is not type(right) or not isinstance(left, (list, tuple, str)):
             self.refuse(node)
         return self._bounded(node, NUMBERS[op](left, right))
-
-    def _text(self, node: ast.JoinedStr) -> str:
-        return "".join(str(self.value(one)) for one in node.values)
 
     def _formatted(self, node: ast.FormattedValue) -> str:
         value = self.value(node.value)
