@@ -67,8 +67,7 @@ class Entry:
         known = sorted({*known, *required})
         for key in self.items:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                cure = f"did you mean {near[0]!r}?" if near else f"it takes {listed(known)}."
+                cure = near(key, known, f"it takes {listed(known)}.")
                 sentence = f"every key must be known, got {key!r}; {(belongs or {}).get(key, cure)}"
                 self.refuse(sentence, TypeError) if belongs is None else self.object_to(sentence)
         for key in required:
@@ -148,6 +147,12 @@ def is_whole(value: object) -> bool:
 def whole(value: float) -> float:
     """An int where the number has no fraction."""
     return int(value) if is_whole(value) else value
+
+
+def near(word: object, known: Iterable[str], otherwise: str) -> str:
+    """What was meant by a word that is not known, or else another sentence."""
+    found = difflib.get_close_matches(str(word), list(known), 1)
+    return f"did you mean {found[0]!r}?" if found else otherwise
 
 
 def listed(words: Iterable[str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 
 from gradchain.adapters.mmengine.curves.kinds import TYPES, Kind, Span
 from gradchain.adapters.mmengine.curves.shapes import Shape
-from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed, whole
+from gradchain.adapters.mmengine.entries import FROM_0, Clock, Entry, is_whole, listed, near, whole
 
 __all__ = ["Act", "read"]
 
@@ -80,8 +79,7 @@ def _kind(config: Mapping[str, Any], name: str, strict: bool) -> tuple[Entry, Ki
             "that reads `updater.observe` into the chain."
         )
     if plain not in TYPES:
-        near = difflib.get_close_matches(plain, TYPES, 1)
-        cure = f"did you mean {near[0]!r}?" if near else f"the types are {listed((*TYPES, *METRIC))}."
+        cure = near(plain, TYPES, f"the types are {listed((*TYPES, *METRIC))}.")
         entry.refuse(f"type must be a known scheduler, got {written!r}; {cure}")
     kind = TYPES[plain]
     named = kind.field is None
@@ -133,7 +131,7 @@ def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: b
 
 
 def _edges(entry: Entry, clock: Clock) -> tuple[float, float]:
-    begin = whole(entry.number("begin", 0, "a number of at least 0", lambda x: x >= 0))
+    begin = whole(entry.number("begin", 0, *FROM_0))
     # A missing end is filled in as the Runner does, whose loop of iterations is one epoch.
     # It takes what says nothing for one by epoch, though MMFlow's counts iterations by itself.
     default = (1 if clock.epochs is None else clock.epochs) if entry.flag("by_epoch", True) else clock.iters

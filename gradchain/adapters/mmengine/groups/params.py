@@ -10,25 +10,13 @@ from typing import Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine.entries import type_name
+from gradchain.adapters.mmengine.entries import Entry, listed, type_name
 from gradchain.adapters.mmengine.groups import constructors, layers
 from gradchain.adapters.mmengine.groups.paramwise import RULES, Group, Paramwise, check_places
-from gradchain.adapters.mmengine.groups.written import values
 from gradchain.selectors import ParameterFacts
 from gradchain.updater.target import Target
 
-__all__ = [
-    "BY_CHILD",
-    "MULTI",
-    "OLD",
-    "PATTERNS",
-    "group_numbers",
-    "matched",
-    "of_modules",
-    "param_settings",
-    "register_constructor",
-    "values",
-]
+__all__ = ["group_numbers", "modules_and_settings", "param_settings", "register_constructor"]
 
 # OpenMMLab's own scopes; another project's constructor may have any of these names, and is another
 PROJECTS = (
@@ -149,7 +137,7 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
         return _of_one(inner, optim_wrapper, strict, facts)
     paramwise = Paramwise(MULTI, {}, {}, strict)
     if "modules" in optim_wrapper:
-        return of_modules(matched(inner, optim_wrapper["modules"]), optim_wrapper, strict, facts)
+        return _of_modules(_matched(inner, optim_wrapper["modules"]), optim_wrapper, strict, facts)
     settings = {}
     for name, config in optim_wrapper.items():
         if name in ("constructor", "type"):
@@ -160,7 +148,7 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
         if isinstance(modules, str) and modules in inner._modules:
             settings[name] = _of_one(getattr(inner, modules), {**config, "constructor": DEFAULT}, strict, facts)
         else:
-            settings[name] = of_modules(matched(inner, modules), config, strict, facts)
+            settings[name] = _of_modules(_matched(inner, modules), config, strict, facts)
     return settings
 
 
@@ -186,20 +174,20 @@ def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Se
     return _settings_of(paramwise, groups, facts, {id(p) for p in model.parameters() if p.requires_grad})
 
 
-def of_modules(
+def _of_modules(
     modules: Iterable[tuple[str, nn.Module]],
     config: Mapping[str, Any],
     strict: bool,
     facts: Sequence[ParameterFacts],
 ) -> Settings:
-    """One optimizer for what `matched` has found."""
+    """One optimizer for what `_matched` has found."""
     paramwise, _ = read(nn.Module(), {**config, "constructor": DEFAULT}, strict)
     if paramwise.cfg:
         paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
     return _settings_of(paramwise, [([p for _, module in modules for p in module.parameters()], {})], facts, set())
 
 
-def matched(model: nn.Module, given: Any) -> list[tuple[str, nn.Module]]:
+def _matched(model: nn.Module, given: Any) -> list[tuple[str, nn.Module]]:
     """For a pattern, or each of a list: the child of this name, or else all modules whose whole name it matches."""
     out: list[tuple[str, nn.Module]] = []
     for pattern in given if isinstance(given, (list, tuple)) else [given]:
@@ -208,6 +196,31 @@ def matched(model: nn.Module, given: Any) -> list[tuple[str, nn.Module]]:
         else:
             out += [(name, module) for name, module in model.named_modules() if re.fullmatch(pattern, name)]
     return out
+
+
+def modules_and_settings(
+    model: nn.Module, given: Any, config: Mapping[str, Any], entry: Entry, by_child: bool = False
+) -> tuple[Any, Any]:
+    """The modules of these names, or those whose whole names match, and what each of their parameters begins with.
+
+    by_child: one that names a child of the model is that module by itself, with rules per parameter.
+    """
+    model = getattr(model, "module", model)
+    if by_child and given in model._modules:
+        child = getattr(model, given)
+        return child, param_settings(child, config, entry.strict)
+    found: list[tuple[str, nn.Module]] = []
+    for pattern in given if isinstance(given, (list, tuple)) else [given]:
+        here = _matched(model, pattern)
+        if pattern not in model._modules and not any(True for _, m in here for _ in m.parameters()):
+            children = listed(name for name, _ in model.named_children())
+            entry.refuse(f"{pattern!r} must name or match a module with parameters; the model has {children}.")
+        found += here
+    names = [name for name, _ in found]
+    # one inside another is there already
+    apart = {n: m for n, m in found if not any(n.startswith(f"{other}.") for other in names)}
+    target = model if "" in names else apart
+    return target, _of_modules(found, config, entry.strict, Target(target).index.entries)
 
 
 def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Paramwise, Constructor | None]:

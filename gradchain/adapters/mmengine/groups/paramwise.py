@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from gradchain.adapters.mmengine.entries import Entry, is_number, listed, whole
+from gradchain.adapters.mmengine.entries import Entry, is_number, listed, near, whole
 from gradchain.adapters.torch_names import class_of
 
 __all__ = ["NORMS", "RULES", "Group", "Paramwise", "Visit", "check_places", "longest_first", "visits"]
@@ -216,8 +216,7 @@ def _like_a_multiplier(name: str) -> bool:
 
 
 def _unread(place: str, key: object, constructor: str, known: Iterable[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(str(key).replace("wd", "decay"), sorted(known), 1)
-    cure = f"did you mean {near[0]!r}?" if near else otherwise
+    cure = near(str(key).replace("wd", "decay"), sorted(known), otherwise)
     return f"{place}: every key must be one that {constructor} reads, got {key!r}; {cure}"
 
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from gradchain.adapters.mmengine.curves.hook_schedules import HookSchedules
 from gradchain.adapters.mmengine.curves.schedules import Fields
 from gradchain.adapters.mmengine.entries import Clock, is_number, type_name
-from gradchain.adapters.mmengine.groups.params import group_numbers, values
+from gradchain.adapters.mmengine.groups.params import group_numbers
 from gradchain.adapters.mmengine.groups.symbolic import Symbolic
+from gradchain.adapters.mmengine.groups.written import values
 from gradchain.adapters.mmengine.recipe.hooks import Averaging
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
 from gradchain.adapters.mmengine.recipe.plateaus import Plateau

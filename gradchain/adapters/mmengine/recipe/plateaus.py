@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters.mmengine.curves.kinds import SUFFIXES, TYPES
-from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_numbers, is_whole, type_name
+from gradchain.adapters.mmengine.entries import FROM_0, OWNER, WHOLE_FROM_0, Entry, is_number, is_numbers, type_name
 from gradchain.combinators.masked import masked
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, exponential
@@ -27,7 +27,6 @@ KEYS = (
 PURE = ("LinearLR", "LinearMomentum", "LinearParam", "Constant", "MultiStep", "Step", "Exponential")
 EPS = 1e-8
 MOST = 100_000  # reductions that are gone through for the one that eps keeps from happening
-_WHOLE = ("a whole number of at least 0", lambda x: is_whole(x) and x >= 0)
 Groups = Callable[[str, "Sequence[float] | None"], "list[tuple[SelectorLike | None, float, float]]"]
 """(a field, the least number of each group or None) -> the parameters of one number and one least, all as None."""
 
@@ -111,7 +110,7 @@ def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
     kind = str(type_name(entry.items["type"])).removeprefix(FAMILY)
     if kind not in SUFFIXES:
         entry.refuse(f"type must be {FAMILY} and one of {', '.join(SUFFIXES)}, got {entry.items['type']!r}.")
-    entry.only((*KEYS, *(() if SUFFIXES[kind] else ("param_name",))), () if SUFFIXES[kind] else ("param_name",))
+    entry.only(KEYS, () if SUFFIXES[kind] else ("param_name",))
     field: Any = SUFFIXES[kind] or entry.get(
         "param_name", None, "the name of a number, as 'momentum'", lambda x: isinstance(x, str) and x.isidentifier()
     )
@@ -123,17 +122,18 @@ def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
         entry.refuse("begin and end must not be given: it reads every observation.")
     rule = entry.get("rule", "less", "'less' or 'greater'", lambda x: x in ("less", "greater"))
     watch = {
-        "patience": entry.number("patience", 10, *_WHOLE),
-        "threshold": entry.number("threshold", 1e-4, "a number of at least 0", lambda x: x >= 0),
+        "patience": entry.number("patience", 10, *WHOLE_FROM_0),
+        "threshold": entry.number("threshold", 1e-4, *FROM_0),
         "threshold_mode": entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs")),
-        "cooldown": entry.number("cooldown", 0, *_WHOLE),
+        "cooldown": entry.number("cooldown", 0, *WHOLE_FROM_0),
         "mode": "min" if rule == "less" else "max",
         "worst": 1e9,
     }
     least, eps = entry.items.get("min_value", 0.0), entry.number("eps", EPS)
     if not is_number(least) and not is_numbers(least):
         entry.refuse(f"min_value must be a number, or a list with one for each group, got {least!r}.", TypeError)
-    moving = [kind for kind, of in _movers(others) if of == field]
+    kinds = [(str(type_name(other.get("type"))), other) for other in others if isinstance(other, Mapping)]
+    moving = [kind for kind, one in kinds if kind in TYPES and field == (TYPES[kind].field or one.get("param_name"))]
     if impure := [kind for kind in moving if not kind.startswith(PURE)]:
         what = "the learning rate" if field == "lr" else repr(field)
         entry.refuse(
@@ -144,14 +144,6 @@ def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
         entry, field, entry.number("factor", 0.1, "a number of at least 0 and below 1", lambda x: 0 <= x < 1),
         least, eps, watch, not moving,
     )  # fmt: skip
-
-
-def _movers(others: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """The type of each of the other schedulers, and the field that it moves."""
-    for other in others:
-        kind = str(type_name(other.get("type"))) if isinstance(other, Mapping) else ""
-        if kind in TYPES:
-            yield kind, TYPES[kind].field or other.get("param_name")
 
 
 def reducing(plateau: Plateau, rate: float, ratio: float, curve: Any, groups: Groups) -> list[Transform]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_whole, listed, type_name
+from gradchain.adapters.mmengine.entries import OWNER, POSITIVE, WHOLE_FROM_1, Entry, is_number, listed, type_name
 from gradchain.adapters.mmengine.groups.paramwise import INSIDE, OUTSIDE
 from gradchain.combinators.accumulate import accumulate
 from gradchain.combinators.amp_scale import amp_scale
@@ -62,9 +63,7 @@ def read_wrapper(config: Mapping[str, Any], name: str, strict: bool) -> Around:
     if kind not in KEYS:
         entry.refuse(f"type must be one of {listed(KEYS)}, got {config.get('type')!r}.")
     entry.only((*KEYS[kind], *INSIDE, *OUTSIDE), belongs=BELONGS)  # `param_settings` says where those belong
-    counts = entry.get(
-        "accumulative_counts", 1, "a whole number of at least 1", lambda x: is_number(x) and is_whole(x) and x >= 1
-    )
+    counts = entry.number("accumulative_counts", 1, *WHOLE_FROM_1)
     amp, autocast = _apex(entry) if kind == "ApexOptimWrapper" else _amp(entry, kind == "AmpOptimWrapper")
     return Around(int(counts), amp, autocast, _clip(entry))
 
@@ -153,9 +152,6 @@ def _clip(entry: Entry) -> Transform | None:
     clip.only(("type", "norm_type", "error_if_nonfinite", "foreach"), ("max_norm",))
     if clip.flag("error_if_nonfinite", False):
         clip.remark("error_if_nonfinite has no counterpart: put skip_nonfinite() in the chain to skip such updates.")
-    order = clip.get("norm_type", 2.0, "a number of at least 1, or 'inf'", lambda x: _is_order(x))
-    return clip_by_norm(clip.number("max_norm", None, "a positive number", lambda x: x > 0), float(order))
-
-
-def _is_order(value: object) -> bool:
-    return value in ("inf", float("inf")) or (is_number(value) and value >= 1)  # type: ignore[operator]  # a number
+    is_order = lambda x: x in ("inf", math.inf) or (is_number(x) and x >= 1)  # noqa: E731
+    order = clip.get("norm_type", 2.0, "a number of at least 1, or 'inf'", is_order)
+    return clip_by_norm(clip.number("max_norm", None, *POSITIVE), float(order))
