@@ -67,34 +67,15 @@ def values(
     curve: Callable[[float], Any],
     proportional: bool = True,
 ) -> Value:
-    """Write one field of `param_settings` as a value for a chain.
+    """Write one field of `param_settings`, read from this wrapper, as a value for a chain.
 
     Where all trained parameters agree it is `curve` of what they agree on; else `multiply` of one curve, by the
     selectors that the config is about where they tell the same parameters apart, and by others where they do not; else
-    `choose`, with a curve for each group. Printed, it is the code that replaces the config. It gives each trained
-    parameter its setting; the others, whatever was simplest.
-
-    Args:
-        model: the module that the settings are of.
-        optim_wrapper: the dict that was read.
-        settings: what `param_settings` returned.
-        field: "lr", "weight_decay", "momentum" (which is `betas[0]` where the optimizer has betas) or another number
-            of the parameter group.
-        curve: gives a number or a schedule for a base value.
-        proportional: whether the curve of twice a base value is twice its curve; an absolute floor makes it not so.
+    `choose`, with a curve for each group: so too where twice a base value has not twice its curve, as with an absolute
+    floor, which is not `proportional`. Printed, it is the code that replaces the config. It gives each trained
+    parameter its setting; the others, whatever was simplest. "momentum" is `betas[0]` where the optimizer has betas.
 
     Raises: ValueError: nothing is optimised, or nobody says what the field is.
-
-    >>> import torch
-    >>> from gradchain.adapters.mmengine.groups import params
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
-    >>> sgd = {"type": "SGD", "lr": 0.1, "weight_decay": 0.05}
-    >>> wrapper = {"optimizer": sgd, "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.5}}
-    >>> settings = params.param_settings(model, wrapper)
-    >>> params.values(model, wrapper, settings, "weight_decay", float)
-    multiply(0.05, first((norm, 0.0), (bias, 0.5)))
-    >>> params.values(model, wrapper, settings, "lr", float)
-    0.1
     """
     facts = Target(model).index.entries
     optimizer = Paramwise("values", optim_wrapper["optimizer"], {}, strict=True)

@@ -15,12 +15,11 @@ from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, sched
 from gradchain.adapters.mmengine.entries import OWNER, POSITIVE, Entry, listed, type_name
 from gradchain.adapters.mmengine.groups.params import BY_CHILD, MULTI, modules_and_settings, param_settings
 from gradchain.adapters.mmengine.groups.symbolic import Symbolic
-from gradchain.adapters.mmengine.recipe import old_format
 from gradchain.adapters.mmengine.recipe.group_values import Numbers, Part, Recipe
 from gradchain.adapters.mmengine.recipe.hooks import read_hooks
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
 from gradchain.adapters.mmengine.recipe.plateaus import Plateau, plateaus, reducing
-from gradchain.adapters.mmengine.recipe.wrappers import Around, read_wrapper, window
+from gradchain.adapters.mmengine.recipe.wrappers import SCHEDULES, Around, as_wrapper, is_old, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
@@ -176,15 +175,15 @@ def _read(
     if not isinstance(optim_wrapper, Mapping):
         entry.refuse(f"it must be a dict, got {type(optim_wrapper).__name__}.", TypeError)
     given: Mapping[str, Any] = optim_wrapper
-    if old_format.is_old(optim_wrapper):
+    if is_old(optim_wrapper):
         if param_scheduler is not None:
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
-        read = partial(read, **{key: given.get(key) for key in old_format.SCHEDULES})
-        given = old_format.as_wrapper(optim_wrapper, strict)
+        read = partial(read, **{key: given.get(key) for key in SCHEDULES})
+        given = as_wrapper(optim_wrapper, strict)
     setting = read_scheduler_hook(hooks[1], clock, strict)
     if setting is not None and param_scheduler is not None:
         setting.entry.refuse("param_scheduler must be None beside it: both set the same numbers.")
-    averaging = read_hooks(hooks[0], strict, old_format.is_old(optim_wrapper))
+    averaging = read_hooks(hooks[0], strict, is_old(optim_wrapper))
     recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
     parts = _parts(model, given, param_scheduler, strict)
     return [Unbound(part.key, part.target, *_chain(part, recipe)) for part in parts]
