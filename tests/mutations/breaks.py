@@ -315,7 +315,7 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-floor-that-is-multiplied",
         "adapters/mmengine/recipe/group_values.py",
-        "proportional = _proportional(make, self.recipe.clock.iters)",
+        "proportional = plateau is None and self._proportional(make)",
         "proportional = True",
         f"{RUNS}[rules, an absolute floor]",
     ),

@@ -75,11 +75,13 @@ def _by_kind(paramwise: Paramwise, visit: Visit, old: bool = False) -> dict[str,
     bias, free = visit.name == "bias", not visit.deformable
     if bias and free and not visit.norm and paramwise.rule("bias_lr_mult") is not None:
         items["lr"] = paramwise.base("lr") * paramwise.rule("bias_lr_mult")
-    offset = not free and "conv_offset" in visit.prefix and isinstance(visit.module, nn.Conv2d)
+    conv = visit.module if isinstance(visit.module, nn.Conv2d) else None
+    depthwise = conv is not None and conv.in_channels == conv.groups
+    offset = not free and "conv_offset" in visit.prefix and conv is not None
     if offset and paramwise.rule("dcn_offset_lr_mult") is not None:
         items["lr"] = paramwise.base("lr") * paramwise.rule("dcn_offset_lr_mult")
     if paramwise.decays:
-        kinds = {"norm": visit.norm, "bias": bias and free, "dwconv": visit.depthwise}
+        kinds = {"norm": visit.norm, "bias": bias and free, "dwconv": depthwise}
         order = ("norm", "dwconv", "bias") if old else (*kinds, "flat")
         kinds["flat"] = visit.parameter.ndim == 1 and free
         _decay(paramwise, [kind for kind in order if kinds[kind]][: 1 if old else None], items)
@@ -148,9 +150,8 @@ def by_depth(paramwise: Paramwise, model: nn.Module) -> list[Group]:
             _decay(paramwise, [kind for kind, there in kinds.items() if there], items)
         depth, total = ask(visit.full)
         scale = rate ** (total - depth - 1)
-        groups.append(
-            ([visit.parameter], items | {"lr": paramwise.base("lr") * scale, "lr_scale": scale, "layer_id": depth})
-        )
+        items |= {"lr": paramwise.base("lr") * scale, "lr_scale": scale, "layer_id": depth}
+        groups.append(([visit.parameter], items))
     return groups
 
 
@@ -168,9 +169,8 @@ def swin(paramwise: Paramwise, model: nn.Module) -> list[Group]:
             paramwise.used.update(keys)
             items["lr"] = paramwise.base("lr") * _product(paramwise, entries, keys, "lr_mult")
             if paramwise.decays:
-                items["weight_decay"] = paramwise.base("weight_decay") * _product(
-                    paramwise, entries, keys, "decay_mult"
-                )
+                decay = _product(paramwise, entries, keys, "decay_mult")
+                items["weight_decay"] = paramwise.base("weight_decay") * decay
         groups.append(([visit.parameter], items))
     return groups
 

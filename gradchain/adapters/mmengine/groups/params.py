@@ -74,8 +74,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "LayerDecayOptimizerConstructor": Constructor(layers.mmseg, ("num_layers", "layer_decay_rate")),
     "LayerDecayOptimWrapperConstructor": Constructor(layers.mmpose, ("num_layers", "layer_decay_rate")),
     "SwinOptimWrapperConstructor": Constructor(constructors.swin, ("custom_keys",)),
-    "TSMOptimWrapperConstructor": Constructor(layers.tsm, ("fc_lr5",)),
-    "TSMOptimizerConstructor": Constructor(layers.tsm, ("fc_lr5",)),
+    **dict.fromkeys(("TSMOptimWrapperConstructor", "TSMOptimizerConstructor"), Constructor(layers.tsm, ("fc_lr5",))),
     "YOLOv5OptimizerConstructor": Constructor(layers.yolov5, ("base_total_batch_size",), always=True, inherits=False),
     "YOLOv7OptimWrapperConstructor": Constructor(
         layers.yolov7, ("base_total_batch_size",), always=True, inherits=False
@@ -251,9 +250,8 @@ def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Par
         paramwise.check_decays()
     if not (paramwise.cfg or how.always):
         return paramwise, None
-    if name in registered:
-        return paramwise, how
-    paramwise.check_keys(how.reads, how.in_entries, items=how.items)
+    if name not in registered:
+        paramwise.check_keys(how.reads, how.in_entries, items=how.items)
     return paramwise, how
 
 
@@ -295,10 +293,7 @@ def register_constructor(name: str) -> Callable[[Build], Build]:
     def registering(build: Build) -> Build:
         def groups(paramwise: Paramwise, model: nn.Module) -> list[Group]:
             made = build(model, {"optimizer": dict(paramwise.optimizer), "paramwise_cfg": dict(paramwise.cfg)})
-            return [
-                (list(group["params"]), {key: value for key, value in group.items() if key != "params"})
-                for group in made
-            ]
+            return [(list(one["params"]), {k: v for k, v in one.items() if k != "params"}) for one in made]
 
         registered[name] = Constructor(groups, (), always=True, inherits=False)
         return build
@@ -321,8 +316,8 @@ def _settings_of(
 ) -> Settings:
     """By name, what the optimizer makes of groups: each is completed by its defaults, and a parameter is in one."""
     names = {id(parameter): name for name, parameter, _ in facts}
-    defaults = {key: paramwise.default(key) for key in ("lr", "weight_decay")}
-    defaults = {key: value for key, value in defaults.items() if value is not None}
+    usual = {key: paramwise.default(key) for key in ("lr", "weight_decay")}
+    defaults = {key: value for key, value in usual.items() if value is not None}
     place: dict[str, int] = {}
     settings: Settings = dict.fromkeys(names.values())
     for number, (parameters, items) in enumerate(groups):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from gradchain.adapters.mmengine.entries import Entry, is_number, listed, near, whole
+from gradchain.adapters.mmengine.entries import Entry, is_number, listed, near
 from gradchain.adapters.torch_names import class_of
 
 __all__ = ["NORMS", "RULES", "Group", "Paramwise", "Visit", "check_places", "longest_first", "visits"]
@@ -131,10 +131,6 @@ class Paramwise:
         """A number of paramwise_cfg that the constructor computes with."""
         return self.factor(key, self.cfg.get(key, default))
 
-    def layers(self) -> Any:
-        """How many layers paramwise_cfg says that there are."""
-        return whole(self.number("num_layers"))
-
     def check_decays(self) -> None:
         """Multipliers of a weight decay that the optimizer has not: MMEngine refuses these."""
         if self.decays:
@@ -187,10 +183,9 @@ class Paramwise:
         """Keys that took no parameter."""
         idle = [key for key, _ in self.custom if key not in self.used]
         if idle:
-            names = ", ".join(map(repr, idle))
             self.faults.append(
                 f"custom_keys: every key must be a part of a trained parameter's name that no longer key is in, got "
-                f"{names}, which take{'s' if len(idle) == 1 else ''} none."
+                f"{', '.join(map(repr, idle))}, which take{'s' if len(idle) == 1 else ''} none."
             )
 
 
@@ -244,11 +239,6 @@ class Visit:
     def norm(self) -> bool:
         """Whether MMEngine takes its module for a normalisation: RMSNorm it does not."""
         return isinstance(self.module, NORMS)
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether its module is a depthwise convolution to MMEngine."""
-        return isinstance(self.module, nn.Conv2d) and self.module.in_channels == self.module.groups
 
     @property
     def deformable(self) -> bool:

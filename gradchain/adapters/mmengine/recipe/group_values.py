@@ -96,22 +96,17 @@ class Numbers:
                 out[field] = value
         return out
 
-    def first_values(self, field: str) -> set[Any]:
-        """The different numbers that parameters begin with."""
-        base = self.optimizer.base(field)
-        return {s.get(field, base) for s in self.part.settings.values() if s is not None} or {base}
-
     def base(self, field: str) -> float:
         """The number that the optimizer itself begins with."""
         base = self.optimizer.base(field)
         if not is_number(base):
             self.optimizer.entry.refuse(f"{field} must be a number, got {base!r}.")
-        number: float = base * self.recipe.ratio if field == "lr" else base
-        return number
+        return base * self.recipe.ratio if field == "lr" else base  # type: ignore[no-any-return]
 
     def value(self, field: str) -> Value | None:
         """The value of one field; None where the optimizer has no such number."""
-        given, plateau = self.first_values(field), self.plateaus.get(field)
+        start, plateau = self.optimizer.base(field), self.plateaus.get(field)
+        given = {s.get(field, start) for s in self.part.settings.values() if s is not None} or {start}
         make = self.fields.get(field, constant)
         if given == {None}:
             if plateau is not None or not isinstance(make(1.0), constant):
@@ -123,7 +118,8 @@ class Numbers:
         def curve(base: float, least: float | None = None) -> Value:
             number = base * self.recipe.ratio if field == "lr" else base
             schedule = make(number)
-            if field == "lr" and base == 0 != self.optimizer.base(field) and self._moves(schedule):
+            moves = field == "lr" and base == 0 != start and any(schedule(t) != 0.0 for t in self._looks())
+            if moves:
                 self.optimizer.entry.remark(
                     f"{field} of 0 does not stay: its schedule has an absolute value, such as eta_min, that it goes to."
                 )
@@ -143,7 +139,7 @@ class Numbers:
             return choose((bias, of_biases), rest=curve(base))
         if self.part.rules is None and len(given) == 1:
             return curve(next(iter(given)))
-        proportional = plateau is None and _proportional(make, self.recipe.clock.iters)
+        proportional = plateau is None and self._proportional(make)
         if self.part.rules is not None:
             return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
         return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
@@ -182,9 +178,15 @@ class Numbers:
         some = {n: self.where(field, lambda one, n=n: one == n) for n in dict.fromkeys(numbers)}  # type: ignore[misc]
         return [(who, number, 0.0) for number, who in some.items() if not isinstance(who, bool)]
 
-    def _moves(self, schedule: Schedule) -> bool:
-        """Whether what begins at 0 ever leaves it."""
-        return any(schedule(t) != 0.0 for t in _looks(self.recipe.clock.iters))
+    def _looks(self) -> set[int]:
+        """Steps of the run at which a curve is looked at."""
+        iters = self.recipe.clock.iters
+        return {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))
+
+    def _proportional(self, make: Callable[[float], Schedule]) -> bool:
+        """Whether the curve of twice the base is twice the curve, wherever one looks."""
+        one, two = make(1.0), make(2.0)
+        return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in self._looks())
 
     def _has_biases(self, setting: HookSchedules) -> bool:
         """Whether the third group, which the hook takes for the biases, is that; False where there is one group."""
@@ -219,14 +221,3 @@ class Numbers:
         if isinstance(schedule, constant):
             return schedule.value
         return by("micro", schedule) if self.around.counts_micro else schedule
-
-
-def _proportional(make: Callable[[float], Schedule], iters: int) -> bool:
-    """Whether the curve of twice the base is twice the curve, wherever one looks."""
-    one, two = make(1.0), make(2.0)
-    return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in _looks(iters))
-
-
-def _looks(iters: int) -> set[int]:
-    """Steps of a run at which a curve is looked at."""
-    return {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))
