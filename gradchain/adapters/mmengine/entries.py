@@ -91,6 +91,19 @@ class Entry:
         """A finite number."""
         return self.get(key, default, rule, lambda x: is_number(x) and test(x))  # type: ignore[no-any-return]
 
+    def positive(self, key: str, default: float | None) -> float:
+        """A number above 0."""
+        return self.number(key, default, "a positive number", lambda x: x > 0)
+
+    def from_0(self, key: str, default: float | None) -> float:
+        """A number of at least 0."""
+        return self.number(key, default, "a number of at least 0", lambda x: x >= 0)
+
+    def whole_from(self, least: int, key: str, default: float | None) -> float:
+        """A number without a fraction, of at least so much."""
+        rule = f"a whole number of at least {least}"
+        return self.number(key, default, rule, lambda x: is_whole(x) and x >= least)
+
     def maybe(self, key: str) -> float | None:
         """A finite number, or None where it is not given."""
         return self.get(key, None, "a finite number or None", lambda x: x is None or is_number(x))  # type: ignore[no-any-return]
@@ -113,14 +126,6 @@ class Entry:
         if floor is not None and ratio is not None:
             self.refuse(f"{name} or {name}_ratio must be given, not both, got {floor!r} and {ratio!r}.")
         return base * ratio if floor is None else floor  # type: ignore[operator]
-
-
-Range = tuple[str, Callable[[Any], bool]]
-"""What a number must be, in words, and whether it is."""
-POSITIVE: Range = ("a positive number", lambda x: x > 0)
-FROM_0: Range = ("a number of at least 0", lambda x: x >= 0)
-WHOLE_FROM_0: Range = ("a whole number of at least 0", lambda x: is_whole(x) and x >= 0)
-WHOLE_FROM_1: Range = ("a whole number of at least 1", lambda x: is_whole(x) and x >= 1)
 
 
 def type_name(given: object) -> str | None:

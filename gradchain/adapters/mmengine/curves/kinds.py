@@ -9,7 +9,7 @@ from typing import Literal
 
 from gradchain.adapters.mmengine.curves import shapes
 from gradchain.adapters.mmengine.curves.shapes import Shape
-from gradchain.adapters.mmengine.entries import FROM_0, POSITIVE, Entry, Range, is_numbers, is_whole, whole
+from gradchain.adapters.mmengine.entries import Entry, is_numbers, is_whole, whole
 from gradchain.schedules import (
     Schedule,
     constant,
@@ -78,7 +78,7 @@ def _cycle(entry: Entry, span: Span) -> float:
 
 
 def _ends(entry: Entry) -> tuple[float, float]:
-    unit: Range = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
+    unit = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
     return entry.number("start_factor", 1 / 3, *unit), entry.number("end_factor", 1.0, *unit)
 
 
@@ -89,7 +89,7 @@ def _linear(entry: Entry, span: Span, base: float) -> Shape:
 
 def _constant(entry: Entry, span: Span, base: float) -> Shape:
     # MMPose's lets a factor be above 1.
-    scale = constant(entry.number("factor", 1 / 3, *FROM_0))
+    scale = constant(entry.from_0("factor", 1 / 3))
     if span.count > 1 and is_whole(span.n):
         scale = scale.take(int(span.n) - 1).then(constant(1.0))
     return shapes.factor(scale, span.count)
@@ -98,19 +98,19 @@ def _constant(entry: Entry, span: Span, base: float) -> Shape:
 def _multi_step(entry: Entry, span: Span, base: float) -> Shape | None:
     milestones = sorted(span.steps(m) for m in entry.numbers("milestones"))
     met = [m for m in milestones if is_whole(m) and 0 <= m < span.count]
-    return shapes.factor(multi_step(1.0, tuple(met), entry.number("gamma", 0.1, *FROM_0)), span.count) if met else None
+    return shapes.factor(multi_step(1.0, tuple(met), entry.from_0("gamma", 0.1)), span.count) if met else None
 
 
 def _step(entry: Entry, span: Span, base: float) -> Shape | None:
-    size = span.steps(entry.number("step_size", None, *POSITIVE))
+    size = span.steps(entry.positive("step_size", None))
     if not is_whole(size):
         entry.refuse(f"step_size must be whole in steps of the scheduler, got {size!r}.")
-    scale = step_decay(1.0, size, entry.number("gamma", 0.1, *FROM_0))
+    scale = step_decay(1.0, size, entry.from_0("gamma", 0.1))
     return shapes.factor(scale, span.count) if size < span.count else None
 
 
 def _exponential(entry: Entry, span: Span, base: float) -> Shape:
-    gamma = entry.number("gamma", 1.0, *FROM_0)
+    gamma = entry.from_0("gamma", 1.0)
     return shapes.factor(exponential(1.0, gamma) if gamma else step_decay(1.0, 1, 0.0), span.count)
 
 
@@ -118,7 +118,7 @@ def _poly(entry: Entry, span: Span, base: float) -> Shape | None:
     # PolyLRRatio's ratio stands in for eta_min where both are given.
     ratio = entry.maybe("eta_min_ratio")
     floor = entry.number("eta_min", 0.0) if ratio is None else base * ratio
-    power = entry.number("power", 1.0, *POSITIVE)
+    power = entry.positive("power", 1.0)
     if span.count == 1:
         return None
     return shapes.towards(lambda a, b: polynomial(a, b, span.n - 1, power), floor, span.count)
@@ -152,7 +152,7 @@ def _restart(entry: Entry, span: Span, base: float) -> Shape:
 
 def _one_cycle(entry: Entry, span: Span, base: float) -> Shape:
     peak = entry.number("eta_max", 0.0)
-    total = span.steps(entry.number("total_steps", span.n / span.factor, *POSITIVE))
+    total = span.steps(entry.positive("total_steps", span.n / span.factor))
     if not is_whole(total):
         entry.refuse(f"total_steps must be whole in steps of the scheduler, got {total!r}.")
     if span.run > total:
@@ -162,8 +162,8 @@ def _one_cycle(entry: Entry, span: Span, base: float) -> Shape:
 
 def cycle(entry: Entry, peak: float, total: float, ends: float | None = None) -> Schedule:
     """One cycle of so many steps, in the phases that the entry says. `ends`: where it begins and ends, if not there."""
-    start = peak / entry.number("div_factor", 25.0, *POSITIVE) if ends is None else ends
-    end = start / entry.number("final_div_factor", 1e4, *POSITIVE) if ends is None else ends
+    start = peak / entry.positive("div_factor", 25.0) if ends is None else ends
+    end = start / entry.positive("final_div_factor", 1e4) if ends is None else ends
     three = entry.flag("three_phase", False)
     limit = 0.5 if three else 1.0
     rule = f"a number above 1 / total_steps = {1 / total!r} and below {limit}"

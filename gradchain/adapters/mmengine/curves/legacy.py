@@ -7,16 +7,7 @@ from functools import partial
 from typing import Any
 
 from gradchain.adapters.mmengine.curves.kinds import anneal, cycle
-from gradchain.adapters.mmengine.entries import (
-    FROM_0,
-    POSITIVE,
-    WHOLE_FROM_0,
-    Clock,
-    Entry,
-    is_number,
-    is_whole,
-    listed,
-)
+from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, is_whole, listed
 from gradchain.schedules import (
     Schedule,
     chained,
@@ -41,7 +32,7 @@ Policy = Callable[[Entry, str, int, float], Schedule]
 
 
 def _step(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    gamma = entry.number("gamma", 0.1 if field == "lr" else 0.5, *FROM_0)
+    gamma = entry.from_0("gamma", 0.1 if field == "lr" else 0.5)
     steps = entry.get("step", None, "a positive whole number or a list of them in order", _are_steps)
     many = isinstance(steps, (list, tuple))
     schedule: Schedule = multi_step(base, tuple(steps), gamma) if many else step_decay(base, steps, gamma)
@@ -55,12 +46,12 @@ def _are_steps(value: object) -> bool:
 
 
 def _poly(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    power = entry.number("power", 1.0, *POSITIVE)
+    power = entry.positive("power", 1.0)
     return polynomial(base, entry.number(f"min_{field}", 0.0), last, power)
 
 
 def _inv(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    return inverse_time(base, entry.number("gamma", None, *FROM_0), entry.number("power", 1.0, *POSITIVE))
+    return inverse_time(base, entry.from_0("gamma", None), entry.positive("power", 1.0))
 
 
 def _cosine(entry: Entry, field: str, last: int, base: float) -> Schedule:
@@ -132,8 +123,8 @@ def _yolox(entry: Entry, clock: Clock, base: float) -> Schedule:
     warm = int(entry.number("warmup_iters", 0, rule, lambda x: is_whole(x * every) and x * every >= 1) * every)
     if warm > clock.iters:
         entry.remark(f"the warm-up of {warm!r} iterations is longer than the run, which has {clock.iters}.")
-    kept = entry.number("num_last_epochs", None, *WHOLE_FROM_0) * clock.epoch_length
-    foot, ratio = entry.one_floor("min_lr", base), entry.number("warmup_ratio", 0.1, *POSITIVE)
+    kept = entry.whole_from(0, "num_last_epochs", None) * clock.epoch_length
+    foot, ratio = entry.one_floor("min_lr", base), entry.positive("warmup_ratio", 0.1)
     line = linear(1.0 / warm, 1.0, warm - 1) if warm > 1 else constant(1.0)
     falling = int(clock.iters - kept - warm)
     if falling < 2:
@@ -155,7 +146,7 @@ POLICIES: dict[str, dict[str, tuple[Policy, tuple[str, ...]]]] = {
     "lr": {
         "Fixed": (lambda entry, field, last, base: constant(base), ()),
         "Step": (_step, STEP),
-        "Exp": (lambda entry, field, last, base: exponential(base, entry.number("gamma", None, *POSITIVE)), ("gamma",)),
+        "Exp": (lambda entry, field, last, base: exponential(base, entry.positive("gamma", None)), ("gamma",)),
         "Poly": (_poly, ("power", "min_{}")),
         "Inv": (_inv, ("gamma", "power")),
         "CosineAnnealing": (_cosine, FLOOR),
@@ -239,7 +230,7 @@ def _warm_up(entry: Entry, clock: Clock, default: float) -> Schedule | None:
     kind = entry.get("warmup", None, "'constant', 'linear' or 'exp'", lambda x: x in kinds)
     if kind is None:
         return None
-    steps = entry.number("warmup_iters", 0, *POSITIVE)
+    steps = entry.positive("warmup_iters", 0)
     ratio = entry.number("warmup_ratio", default, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
     if entry.flag("warmup_by_epoch", False):
         if clock.epochs is None:

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from gradchain.adapters.mmengine.curves.kinds import TYPES, Kind, Span
 from gradchain.adapters.mmengine.curves.legacy import read_legacy
 from gradchain.adapters.mmengine.curves.shapes import Move, Shape
-from gradchain.adapters.mmengine.entries import FROM_0, Clock, Entry, is_whole, listed, near, whole
+from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed, near, whole
 from gradchain.schedules import Schedule, constant, join, overlay, per_epoch
 
 __all__ = ["Fields", "clock_of", "schedules"]
@@ -204,7 +204,10 @@ def _kind(config: Mapping[str, Any], name: str, strict: bool) -> tuple[Entry, Ki
 
 def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: bool) -> tuple[int, Span, bool] | None:
     """Where it begins in micro-batches, its steps, and whether these are epochs; None if it never acts."""
-    begin, end = _edges(entry, clock)
+    begin = whole(entry.from_0("begin", 0))
+    # A missing end is filled in as the Runner does, whose loop of iterations is one epoch.
+    # It takes what says nothing for one by epoch, though MMFlow's counts iterations by itself.
+    end = whole(entry.number("end", (clock.epochs or 1) if entry.flag("by_epoch", True) else clock.iters))
     if converted:
         # QuadraticWarmup does not round; the others do, down.
         length, cut = clock.epoch_length, int if kind.whole_window else whole
@@ -235,14 +238,6 @@ def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: b
         return None
     entry.remark("a loop of iterations counts no epochs: it acts once, at the start; did you mean by_epoch=False?")
     return 0, Span(n, 1, 1), False
-
-
-def _edges(entry: Entry, clock: Clock) -> tuple[float, float]:
-    begin = whole(entry.number("begin", 0, *FROM_0))
-    # A missing end is filled in as the Runner does, whose loop of iterations is one epoch.
-    # It takes what says nothing for one by epoch, though MMFlow's counts iterations by itself.
-    default = (1 if clock.epochs is None else clock.epochs) if entry.flag("by_epoch", True) else clock.iters
-    return begin, whole(entry.number("end", default))
 
 
 def _remarks(act: Act, shape: Shape | None) -> None:

@@ -66,20 +66,14 @@ def read_names(path: str | os.PathLike[str], only: Collection[str] | None = None
     """What `read_config` reads, and the names of the file whose values are not read."""
     try:
         found = _File(Path(os.path.abspath(os.path.expanduser(path))), (), only is None, Budget(path)).read()
-        unread = [name for name, value in found.items() if isinstance(value, Unread)]
-        return _chosen(path, found, only), unread
+        if reserved := [key for key in found if key in RESERVED]:
+            raise ValueError(f"mmengine.read_config: {path}: {reserved[0]!r} is reserved by MMEngine. Rename it.")
+        unread = {name: value for name, value in found.items() if isinstance(value, Unread)}
+        if missed := [value.why for name, value in unread.items() if name in (only or ())]:
+            raise UnreadableError(missed[0])
+        return {name: _plain(value) for name, value in found.items() if name not in unread}, [*unread]
     except RecursionError:
         raise ValueError(f"mmengine.read_config: {path}: it is too deeply nested.") from None
-
-
-def _chosen(path: object, found: Mapping[str, Any], only: Collection[str] | None) -> dict[str, Any]:
-    """What is read, if all that matters is."""
-    if reserved := [key for key in found if key in RESERVED]:
-        raise ValueError(f"mmengine.read_config: {path}: {reserved[0]!r} is reserved by MMEngine. Rename it.")
-    for name, value in found.items():
-        if isinstance(value, Unread) and name in (only or ()):
-            raise UnreadableError(value.why)
-    return {name: _plain(value) for name, value in found.items() if not isinstance(value, Unread)}
 
 
 class _LeaveError(Exception):

@@ -57,7 +57,7 @@ def hooked(value: Any) -> Any:
 
 TOO_LARGE = "it is too large to be meant."
 
-NUMBERS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -66,13 +66,9 @@ NUMBERS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
     ast.BitOr: operator.or_,
-}
-SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
     ast.Not: operator.not_,
-}
-COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
@@ -165,9 +161,9 @@ class Literals:
                 return self._bounded(node, "".join(str(self.value(one)) for one in node.values))
             case ast.FormattedValue():
                 return self._formatted(node)
-            case ast.UnaryOp(op=op) if type(op) in SIGNS:
-                return SIGNS[type(op)](self.value(node.operand))
-            case ast.BinOp(op=op) if type(op) in NUMBERS:
+            case ast.UnaryOp(op=op) if type(op) in OPERATORS:
+                return OPERATORS[type(op)](self.value(node.operand))
+            case ast.BinOp(op=op) if type(op) in OPERATORS:
                 return self._arithmetic(node)
             case ast.IfExp():
                 return self.value(node.body if self.truth(node.test) else node.orelse)
@@ -176,9 +172,9 @@ class Literals:
             case ast.Compare():
                 return self._compared(node)
             case ast.ListComp():
-                return self._comprehended(node.generators, lambda: self.value(node.elt))
+                return self._comprehended(node)
             case ast.DictComp():
-                return dict(self._comprehended(node.generators, lambda: (self.value(node.key), self.value(node.value))))
+                return dict(self._comprehended(node))
             case ast.Subscript():
                 return self._part(node)
             case ast.Attribute():
@@ -205,13 +201,15 @@ class Literals:
             self.budget.charge(1)
             yield one
 
-    def _comprehended(self, parts: Sequence[ast.comprehension], make: Callable[[], Any]) -> list[Any]:
-        """What is made in each round of a comprehension, whose variables are its own."""
+    def _comprehended(self, node: ast.ListComp | ast.DictComp | ast.GeneratorExp) -> list[Any]:
+        """What is made in each round of a comprehension, whose variables are its own; of a dict, pairs."""
         outer = self.names
         self.budget.charge(len(outer) // 16)
         self.names = dict(outer)
         try:
-            return [make() for _ in self._nested(parts)]
+            if isinstance(node, ast.DictComp):
+                return [(self.value(node.key), self.value(node.value)) for _ in self._nested(node.generators)]
+            return [self.value(node.elt) for _ in self._nested(node.generators)]
         finally:
             self.names = outer
 
@@ -256,7 +254,7 @@ class Literals:
         left = self._known(node.left)
         for op, right in zip(node.ops, map(self._known, node.comparators), strict=True):
             self.budget.weigh([left, right])
-            if not COMPARISONS[type(op)](left, right):
+            if not OPERATORS[type(op)](left, right):
                 return False
             left = right
         return True
@@ -319,18 +317,13 @@ class Literals:
 
     def _pure(self, node: ast.Call, name: str) -> Any:
         """A function of Python's that makes a value of values."""
-        given = [self._argument(one) for one in node.args]
+        # a generator is read as the list of what it gives
+        given = [self._comprehended(n) if isinstance(n, ast.GeneratorExp) else self._known(n) for n in node.args]
         named = self._named(node)
         self.budget.weigh([given, named])
         if name == "str" and not all(isinstance(one, (int, float, str, type(None))) for one in given):
             self.refuse(node, "only numbers and text are put into text.")
         return self._bounded(node, PURE[name](*given, **named))
-
-    def _argument(self, node: ast.expr) -> Any:
-        """What a function is given; a generator as the list that it is read as."""
-        if isinstance(node, ast.GeneratorExp):
-            return self._comprehended(node.generators, lambda: self.value(node.elt))
-        return self._known(node)
 
     def _named(self, node: ast.Call) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -402,7 +395,7 @@ class Literals:
             self.budget.weigh([left, right])
         elif op is not ast.Add or type(left) is not type(right) or not isinstance(left, (list, tuple, str)):
             self.refuse(node)
-        return self._bounded(node, NUMBERS[op](left, right))
+        return self._bounded(node, OPERATORS[op](left, right))
 
     def _formatted(self, node: ast.FormattedValue) -> str:
         value = self.value(node.value)

@@ -6,17 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import (
-    OWNER,
-    POSITIVE,
-    WHOLE_FROM_0,
-    WHOLE_FROM_1,
-    Clock,
-    Entry,
-    Range,
-    listed,
-    type_name,
-)
+from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, listed, type_name
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, inverse_time, join
 from gradchain.transforms.average import average_params
@@ -37,7 +27,7 @@ OLD: dict[str, tuple[str, ...]] = {
     "LinearMomentumEMAHook": ("warm_up", "skip_buffers"),
 }
 ASIDE_1X = ("type", "resume_from", "priority", "_scope_")
-MOMENTUM: Range = ("a number above 0 and below 1", lambda x: 0 < x < 1)
+MOMENTUM = ("a number above 0 and below 1", lambda x: 0 < x < 1)
 Averaging = Callable[[Clock, int], Transform]
 """(the run, micro-batches of a window) -> the link."""
 
@@ -79,7 +69,7 @@ def average(entry: Entry, clock: Clock, counts: int) -> Transform:
             return average_params(decay, start=begin + 1, buffers=buffers)
         first = begin + 1
         return average_params(join((0, first, constant(0.0)), (first, None, constant(decay))), begin, every, buffers)
-    gamma = entry.number("gamma", 2000 if kind == "ExpMomentumEMA" else 100, *POSITIVE)
+    gamma = entry.positive("gamma", 2000 if kind == "ExpMomentumEMA" else 100)
     growing: Schedule = ema_exponential(decay, gamma) if kind == "ExpMomentumEMA" else ema_warmup(decay, gamma)
     if kind == "ExpMomentumEMA" and every > 1:  # the first of all copies
         growing = join((0, 1, constant(0.0)), (1, None, constant(1.0))) * growing
@@ -103,11 +93,11 @@ def average_1x(entry: Entry, clock: Clock, counts: int) -> Transform:
     kind = str(type_name(entry.items["type"]))
     entry.only((*ASIDE_1X, *OLD[kind], "momentum", "interval"))
     momentum = entry.number("momentum", 0.0002, *MOMENTUM)
-    every = int(entry.number("interval", 1, *WHOLE_FROM_1))
+    every = int(entry.whole_from(1, "interval", 1))
     if counts > 1:
         entry.object_to("it must come without accumulation: there it averages at iterations, whose decays differ.")
     if kind == "ExpMomentumEMAHook":
-        gamma = entry.number("total_iter", 2000, *POSITIVE)
+        gamma = entry.positive("total_iter", 2000)
         decay: Schedule = ema_exponential(1.0 - momentum, gamma)
     else:
         steps = entry.number("warm_up", 100, "a number of at least 1", lambda x: x >= 1)
@@ -121,7 +111,7 @@ def average_1x(entry: Entry, clock: Clock, counts: int) -> Transform:
 
 def _times(entry: Entry, clock: Clock, counts: int) -> tuple[int, int, int]:
     """The update it begins at, every how many it averages, and how many averagings of MMEngine's that stands for."""
-    at, epoch = (int(entry.number(key, 0, *WHOLE_FROM_0)) for key in ("begin_iter", "begin_epoch"))
+    at, epoch = (int(entry.whole_from(0, key, 0)) for key in ("begin_iter", "begin_epoch"))
     if at and epoch:
         entry.refuse(f"begin_iter or begin_epoch must be given, not both, got {at!r} and {epoch!r}.")
     if epoch and clock.epochs is not None and epoch > clock.epochs:
@@ -129,7 +119,7 @@ def _times(entry: Entry, clock: Clock, counts: int) -> tuple[int, int, int]:
     if at > clock.iters:
         entry.refuse(f"begin_iter must be at most the {clock.iters} iterations of the run, got {at!r}.")
     begin = max(at - 1, 0) if not epoch else (epoch - 1) * clock.epoch_length  # they count from 1
-    every = int(entry.number("interval", 1, *WHOLE_FROM_1))
+    every = int(entry.whole_from(1, "interval", 1))
     if counts % every and every % counts:
         entry.refuse(
             f"interval must be a multiple of the {counts} iterations of a window, or divide them, got {every!r}."

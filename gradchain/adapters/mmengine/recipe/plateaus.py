@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters.mmengine.curves.kinds import SUFFIXES, TYPES
-from gradchain.adapters.mmengine.entries import FROM_0, OWNER, WHOLE_FROM_0, Entry, is_number, is_numbers, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_numbers, type_name
 from gradchain.combinators.masked import masked
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, exponential
@@ -122,10 +122,10 @@ def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
         entry.refuse("begin and end must not be given: it reads every observation.")
     rule = entry.get("rule", "less", "'less' or 'greater'", lambda x: x in ("less", "greater"))
     watch = {
-        "patience": entry.number("patience", 10, *WHOLE_FROM_0),
-        "threshold": entry.number("threshold", 1e-4, *FROM_0),
+        "patience": entry.whole_from(0, "patience", 10),
+        "threshold": entry.from_0("threshold", 1e-4),
         "threshold_mode": entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs")),
-        "cooldown": entry.number("cooldown", 0, *WHOLE_FROM_0),
+        "cooldown": entry.whole_from(0, "cooldown", 0),
         "mode": "min" if rule == "less" else "max",
         "worst": 1e9,
     }

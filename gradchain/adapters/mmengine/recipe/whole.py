@@ -12,7 +12,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine.curves.hook_schedules import HookSchedules, read_scheduler_hook
 from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
-from gradchain.adapters.mmengine.entries import OWNER, POSITIVE, Entry, listed, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
 from gradchain.adapters.mmengine.groups.params import BY_CHILD, MULTI, modules_and_settings, param_settings
 from gradchain.adapters.mmengine.groups.symbolic import Symbolic
 from gradchain.adapters.mmengine.recipe.group_values import Numbers, Part, Recipe
@@ -206,7 +206,7 @@ def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
     for key, what in (("base_batch_size", "that the learning rate is for"), ("batch_size", "of this run, all ranks")):
         if key not in auto_scale_lr:
             entry.refuse(f"{key} must be given where it is enabled: the batch size {what}.")
-    return entry.number("batch_size", None, *POSITIVE) / entry.number("base_batch_size", None, *POSITIVE)
+    return entry.positive("batch_size", None) / entry.positive("base_batch_size", None)
 
 
 # the optimizers of a recipe

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gradchain.adapters.mmengine.entries import OWNER, POSITIVE, WHOLE_FROM_1, Entry, is_number, listed, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, listed, type_name
 from gradchain.adapters.mmengine.groups.params import MULTI, OLD, PATTERNS
 from gradchain.adapters.mmengine.groups.paramwise import INSIDE, OUTSIDE
 from gradchain.combinators.accumulate import accumulate
@@ -64,7 +64,7 @@ def read_wrapper(config: Mapping[str, Any], name: str, strict: bool) -> Around:
     if kind not in KEYS:
         entry.refuse(f"type must be one of {listed(KEYS)}, got {config.get('type')!r}.")
     entry.only((*KEYS[kind], *INSIDE, *OUTSIDE), belongs=BELONGS)  # `param_settings` says where those belong
-    counts = entry.number("accumulative_counts", 1, *WHOLE_FROM_1)
+    counts = entry.whole_from(1, "accumulative_counts", 1)
     amp, autocast = _apex(entry) if kind == "ApexOptimWrapper" else _amp(entry, kind == "AmpOptimWrapper")
     return Around(int(counts), amp, autocast, _clip(entry))
 
@@ -155,7 +155,7 @@ def _clip(entry: Entry) -> Transform | None:
         clip.remark("error_if_nonfinite has no counterpart: put skip_nonfinite() in the chain to skip such updates.")
     is_order = lambda x: x in ("inf", math.inf) or (is_number(x) and x >= 1)  # noqa: E731
     order = clip.get("norm_type", 2.0, "a number of at least 1, or 'inf'", is_order)
-    return clip_by_norm(clip.number("max_norm", None, *POSITIVE), float(order))
+    return clip_by_norm(clip.positive("max_norm", None), float(order))
 
 
 # the format of mmcv 1.x, `optimizer` and `optimizer_config`, written as an `optim_wrapper`
