@@ -135,33 +135,28 @@ def _yolox(entry: Entry, clock: Clock, base: float) -> Schedule:
     return join(*parts, (warm + falling - 1, None, constant(foot)), absolute=True)
 
 
-STEP, FLOOR = ("step", "gamma", "min_{}"), ("min_{}", "min_{}_ratio")
-PHASES = ("pct_start", "anneal_strategy", "three_phase")
-CYCLE = ("target_ratio", "cyclic_times", "step_ratio_up", "anneal_strategy", "gamma")
-LINEAR: tuple[Policy, tuple[str, ...]] = (
-    lambda entry, field, last, base: linear(base, entry.one_floor(f"min_{field}", base), last),
-    FLOOR,
-)
-POLICIES: dict[str, dict[str, tuple[Policy, tuple[str, ...]]]] = {
-    "lr": {
-        "Fixed": (lambda entry, field, last, base: constant(base), ()),
-        "Step": (_step, STEP),
-        "Exp": (lambda entry, field, last, base: exponential(base, entry.positive("gamma", None)), ("gamma",)),
-        "Poly": (_poly, ("power", "min_{}")),
-        "Inv": (_inv, ("gamma", "power")),
-        "CosineAnnealing": (_cosine, FLOOR),
-        "FlatCosineAnnealing": (_flat_cosine, ("start_percent", *FLOOR)),
-        "CosineAnnealingCooldown": (_cooldown, ("cool_down_ratio", "cool_down_time", *FLOOR)),
-        "CosineRestart": (_restart, ("periods", "restart_weights", *FLOOR)),
-        "Cyclic": (_cyclic, CYCLE),
-        "OneCycle": (_one_cycle, ("max_lr", "total_steps", "div_factor", "final_div_factor", *PHASES)),
-        "LinearAnnealing": LINEAR,
-    },
+FLOOR, PHASES = ("min_{}", "min_{}_ratio"), ("pct_start", "anneal_strategy", "three_phase")
+LR: dict[str, tuple[Policy, tuple[str, ...]]] = {
+    "Fixed": (lambda entry, field, last, base: constant(base), ()),
+    "Step": (_step, ("step", "gamma", "min_{}")),
+    "Exp": (lambda entry, field, last, base: exponential(base, entry.positive("gamma", None)), ("gamma",)),
+    "Poly": (_poly, ("power", "min_{}")),
+    "Inv": (_inv, ("gamma", "power")),
+    "CosineAnnealing": (_cosine, FLOOR),
+    "FlatCosineAnnealing": (_flat_cosine, ("start_percent", *FLOOR)),
+    "CosineAnnealingCooldown": (_cooldown, ("cool_down_ratio", "cool_down_time", *FLOOR)),
+    "CosineRestart": (_restart, ("periods", "restart_weights", *FLOOR)),
+    "Cyclic": (_cyclic, ("target_ratio", "cyclic_times", "step_ratio_up", "anneal_strategy", "gamma")),
+    "OneCycle": (_one_cycle, ("max_lr", "total_steps", "div_factor", "final_div_factor", *PHASES)),
+    "LinearAnnealing": (
+        lambda entry, field, last, base: linear(base, entry.one_floor(f"min_{field}", base), last),
+        FLOOR,
+    ),
+}
+POLICIES = {
+    "lr": LR,
     "momentum": {
-        "Step": (_step, STEP),
-        "CosineAnnealing": (_cosine, FLOOR),
-        "LinearAnnealing": LINEAR,
-        "Cyclic": (_cyclic, CYCLE),
+        **{name: LR[name] for name in ("Step", "CosineAnnealing", "LinearAnnealing", "Cyclic")},
         "OneCycle": (_one_cycle, ("base_momentum", "max_momentum", *PHASES)),
     },
 }

@@ -12,28 +12,21 @@ from torch import nn
 from gradchain.adapters.mmengine.groups.layers import of_timm
 from gradchain.adapters.mmengine.groups.paramwise import Group, Paramwise, Visit, visits
 
-__all__ = ["by_depth", "by_pattern", "default", "force_default", "old_default", "scaled", "swin"]
+__all__ = ["DEFAULT", "FORCED", "OLD", "by_depth", "by_pattern", "default", "scaled", "swin"]
+
+DEFAULT, OLD = "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"
+FORCED = f"Force{DEFAULT}"
 
 
 def default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """DefaultOptimWrapperConstructor: the longest custom key that is part of the name, else the rules by kind."""
-    return _default(paramwise, model, frozen=False, forced=False)
+    """DefaultOptimWrapperConstructor: the longest custom key that is part of the name, else the rules by kind.
 
-
-def force_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """ForceDefaultOptimWrapperConstructor of MMPose and MMSegmentation: the rules also on top of a custom key."""
-    return _default(paramwise, model, frozen=True, forced=bool(paramwise.cfg.get("force_default_settings", False)))
-
-
-def old_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """DefaultOptimizerConstructor of mmcv 1.x: norm > depthwise > bias, and a rule that is not set takes its own too.
-
-    Frozen parameters are kept, and nothing but the multipliers of a custom key is read.
+    ForceDefaultOptimWrapperConstructor of MMPose and MMSegmentation has the rules also on top of a custom key, where it
+    is told so, and keeps frozen parameters. DefaultOptimizerConstructor of mmcv 1.x keeps them too, and reads nothing
+    but the multipliers of a custom key; norm > depthwise > bias there, and a rule that is not set takes its own too.
     """
-    return _default(paramwise, model, frozen=True, forced=False, old=True)
-
-
-def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bool, old: bool = False) -> list[Group]:
+    frozen, old = paramwise.constructor != DEFAULT, paramwise.constructor == OLD
+    forced = paramwise.constructor == FORCED and paramwise.cfg.get("force_default_settings", False)
     groups: list[Group] = []
     taken: set[int] = set()
     undone: dict[str, str] = {}

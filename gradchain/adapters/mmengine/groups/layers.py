@@ -15,6 +15,7 @@ from gradchain.selectors import ParameterFacts, depth, layer_decay
 
 __all__ = [
     "IMPLICIT",
+    "YOLOV7",
     "decays",
     "mmaction",
     "mmpose",
@@ -22,13 +23,12 @@ __all__ = [
     "mmselfsup",
     "of_timm",
     "tsm",
+    "yolo",
     "yolo_decay",
     "yolo_free",
-    "yolov5",
-    "yolov7",
 ]
 
-IMPLICIT = ("ImplicitA", "ImplicitM")
+YOLOV7, IMPLICIT = "YOLOv7OptimWrapperConstructor", ("ImplicitA", "ImplicitM")
 WITHIN = "backbone."
 
 
@@ -181,16 +181,6 @@ def tsm(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     ]
 
 
-def yolov5(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """YOLOv5OptimizerConstructor of MMYOLO: weights decay, by the size of the batch; norms and biases do not."""
-    return _yolo(paramwise, model, ())
-
-
-def yolov7(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """YOLOv7OptimWrapperConstructor of MMYOLO: its implicit knowledge goes with the norms."""
-    return _yolo(paramwise, model, IMPLICIT)
-
-
 def yolo_decay(paramwise: Paramwise) -> Any:
     """The decay of weights, for the size of the batch that they are trained with."""
     decay = paramwise.optimizer.get("weight_decay", 0)
@@ -211,14 +201,18 @@ def yolo_free(paramwise: Paramwise) -> dict[str, Any]:
     return {} if free is None else {"weight_decay": free.default}
 
 
-def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> list[Group]:
+def yolo(paramwise: Paramwise, model: nn.Module) -> list[Group]:
+    """YOLOv5OptimizerConstructor of MMYOLO: weights decay, by the size of the batch; norms and biases do not.
+
+    To YOLOv7OptimWrapperConstructor its implicit knowledge goes with the norms.
+    """
     decay, rest = yolo_decay(paramwise), yolo_free(paramwise)
     weights: list[Tensor] = []
     norms: list[Tensor] = []
     biases: list[Tensor] = []
     for module in model.modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if type(module).__name__ in implicit:
+        if paramwise.constructor == YOLOV7 and type(module).__name__ in IMPLICIT:
             norms.append(module.implicit)  # type: ignore[arg-type]  # a parameter, in MMYOLO
         elif isinstance(weight, nn.Parameter):
             (norms if isinstance(module, nn.modules.batchnorm._NormBase) else weights).append(weight)

@@ -12,6 +12,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine.entries import Entry, listed, type_name
 from gradchain.adapters.mmengine.groups import constructors, layers
+from gradchain.adapters.mmengine.groups.constructors import DEFAULT, FORCED, OLD
 from gradchain.adapters.mmengine.groups.paramwise import RULES, Group, Paramwise, check_places
 from gradchain.selectors import ParameterFacts
 from gradchain.updater.target import Target
@@ -23,7 +24,6 @@ PROJECTS = (
     "mmengine", "mmcv", "mmaction", "mmagic", "mmcls", "mmdet", "mmdet3d", "mmedit", "mmflow", "mmgen", "mmocr",
     "mmpose", "mmpretrain", "mmrazor", "mmrotate", "mmseg", "mmselfsup", "mmtrack", "mmyolo", "opencompass", "xtuner",
 )  # fmt: skip
-DEFAULT, OLD = "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"
 BY_DEPTH = "LearningRateDecayOptimWrapperConstructor"
 BY_LAYER = "LearningRateDecayOptimizerConstructor"
 MULTI = "MultiOptimWrapperConstructor"
@@ -56,9 +56,7 @@ _LAYERS = ("num_layers", "decay_rate", "decay_type")
 _DEFAULT = (*RULES, "custom_keys", "bypass_duplicate")
 CONSTRUCTORS: dict[str, Constructor] = {
     DEFAULT: Constructor(constructors.default, _DEFAULT, items=True),
-    "ForceDefaultOptimWrapperConstructor": Constructor(
-        constructors.force_default, (*_DEFAULT, "force_default_settings"), items=True
-    ),
+    FORCED: Constructor(constructors.default, (*_DEFAULT, "force_default_settings"), items=True),
     PATTERNS: Constructor(
         constructors.by_pattern,
         ("custom_keys",),
@@ -66,7 +64,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
         True,
         inherits=False,
     ),
-    OLD: Constructor(constructors.old_default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")),
+    OLD: Constructor(constructors.default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")),
     BY_DEPTH: Constructor(constructors.by_depth, _DECAYS, ("decay_mult",), items=True),
     f"mmselfsup.{BY_DEPTH}": Constructor(layers.mmselfsup, ("custom_keys",), ("decay_mult",), always=True),
     BY_LAYER: Constructor(layers.mmseg, _LAYERS),
@@ -75,10 +73,8 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "LayerDecayOptimWrapperConstructor": Constructor(layers.mmpose, ("num_layers", "layer_decay_rate")),
     "SwinOptimWrapperConstructor": Constructor(constructors.swin, ("custom_keys",)),
     **dict.fromkeys(("TSMOptimWrapperConstructor", "TSMOptimizerConstructor"), Constructor(layers.tsm, ("fc_lr5",))),
-    "YOLOv5OptimizerConstructor": Constructor(layers.yolov5, ("base_total_batch_size",), always=True, inherits=False),
-    "YOLOv7OptimWrapperConstructor": Constructor(
-        layers.yolov7, ("base_total_batch_size",), always=True, inherits=False
-    ),
+    "YOLOv5OptimizerConstructor": Constructor(layers.yolo, ("base_total_batch_size",), always=True, inherits=False),
+    layers.YOLOV7: Constructor(layers.yolo, ("base_total_batch_size",), always=True, inherits=False),
 }
 
 

@@ -23,8 +23,7 @@ __all__ = ["Symbolic"]
 # that of mmcv's deformable convolutions, by what they call it: a selector sees no parent
 _OFFSET = named("*conv_offset.*", missing_ok=True) & owner(nn.Conv2d)
 _MULTIPLIERS = {"lr": "lr_mult", "weight_decay": "decay_mult"}
-_YOLO = (layers.yolov5, layers.yolov7)
-_WRITTEN = (constructors.default, constructors.force_default, constructors.old_default, constructors.by_pattern, *_YOLO)
+_WRITTEN = (constructors.default, constructors.by_pattern, layers.yolo)
 # what YOLOv5's constructor leaves without decay; LayerNorm and GroupNorm are no norms to it
 _YOLO_FREE = bias | owner(nn.modules.batchnorm._NormBase)
 
@@ -50,7 +49,7 @@ class Symbolic:
                 "the model is at hand.",
                 NotImplementedError,
             )
-        forces = self._build is constructors.force_default
+        forces = self._build is constructors.default and self.paramwise.constructor == constructors.FORCED
         self._forced = forces and bool(self.paramwise.cfg.get("force_default_settings", False))
         alone = self._build not in (None, constructors.by_pattern) and not self._forced
         for key, entry in self.paramwise.custom if alone and self._kinds("weight_decay") else ():
@@ -65,16 +64,13 @@ class Symbolic:
     def value(self, field: str, base: float, curve: Callable[[float], Value], *, proportional: bool) -> Value:
         """The value of a field: `curve(base)` itself, or with a factor or a curve for each kind of parameter.
 
-        Args:
-            field: "lr", "weight_decay" or another item of a parameter group.
-            base: the optimizer's own number.
-            curve: what a number becomes over the run.
-            proportional: whether twice the number has twice the curve.
+        base: the optimizer's own number; proportional: whether twice the number has twice the curve.
         """
-        if self._build is None or (self._build in _YOLO and field != "weight_decay"):
+        if self._build is None or (self._build is layers.yolo and field != "weight_decay"):
             return curve(base)
-        if self._build in _YOLO:
-            who = _YOLO_FREE | owner_named(*layers.IMPLICIT) if self._build is layers.yolov7 else _YOLO_FREE
+        if self._build is layers.yolo:
+            seventh = self.paramwise.constructor == layers.YOLOV7
+            who = _YOLO_FREE | owner_named(*layers.IMPLICIT) if seventh else _YOLO_FREE
             decay, free = layers.yolo_decay(self.paramwise), layers.yolo_free(self.paramwise).get(field, 0.0)
             return choose((who, curve(free)), rest=curve(decay)) if decay != free else curve(decay)
         if self._build is constructors.by_pattern:
@@ -129,7 +125,7 @@ class Symbolic:
                 "dwconv_decay_mult": depthwise & owner(nn.Conv2d),
                 "flat_decay_mult": ndim(1) & ~_OFFSET if apart else ndim(1),
             }
-            if self._build is constructors.old_default:
+            if self.paramwise.constructor == constructors.OLD:
                 given = _one_after_another(given, paramwise)
         found = [(selector, paramwise.rule(name)) for name, selector in given.items()]
         return [(selector, factor) for selector, factor in found if factor is not None]

@@ -159,16 +159,12 @@ def _decisions(
     return pairs
 
 
-def _decided(pairs: Sequence[Pair], wanted: Mapping[str, float], start: float) -> list[float]:
-    return [next((value for atom, value in pairs if name in atom.names), start) for name in wanted]
-
-
 def _tidy(pairs: list[Pair], wanted: Mapping[str, float], start: float) -> list[Pair]:
     """Without pairs that change nothing, and with pairs of one value joined where the order allows it."""
-    goal = list(wanted.values())
     for pair in reversed(pairs):
         rest = [other for other in pairs if other is not pair]
-        pairs = rest if _decided(rest, wanted, start) == goal else pairs
+        decided = ((next((v for atom, v in rest if name in atom.names), start), v) for name, v in wanted.items())
+        pairs = rest if all(found == goal for found, goal in decided) else pairs
     out: list[Pair] = []
     for atom, value in pairs:
         for i in reversed(range(len(out))):

@@ -47,17 +47,13 @@ class Plateau:
     watch: Mapping[str, Any]
     alone: bool
 
-    @property
-    def _clock(self) -> str:
-        return f"{self.field}_plateau"
-
     def tick(self) -> tick_on_plateau:
         """The link that counts the reductions, which the number reads."""
         if not self.alone and (self.least != 0.0 or self.eps != EPS):
             self.entry.refuse(
                 f"min_value and eps must not be given where other schedulers move {self.field!r}, which they bound."
             )
-        return tick_on_plateau(self.entry.items.get("monitor", "loss"), self._clock, **self.watch)
+        return tick_on_plateau(self.entry.items.get("monitor", "loss"), f"{self.field}_plateau", **self.watch)
 
     def groups(self, of: Groups) -> list[tuple[SelectorLike | None, float, float]]:
         """The parameters of one number and one least number, where these are a list."""
@@ -70,9 +66,9 @@ class Plateau:
         """A number that begins at a base value, and is what others make of it meanwhile."""
         if isinstance(moving, Schedule):
             fall = self._fall(1.0, 0.0, self.eps / base) if base else constant(1.0)
-            return moving if isinstance(fall, constant) else moving * by(self._clock, fall)
+            return moving if isinstance(fall, constant) else moving * by(f"{self.field}_plateau", fall)
         fall = self._fall(base, least, self.eps)
-        return moving if isinstance(fall, constant) else by(self._clock, fall)
+        return moving if isinstance(fall, constant) else by(f"{self.field}_plateau", fall)
 
     def _fall(self, base: float, least: float, eps: float) -> Schedule:
         """The number after so many reductions: the first that eps leaves out is the last."""
