@@ -10,16 +10,7 @@ from typing import Literal
 from gradchain.adapters.mmengine.curves import shapes
 from gradchain.adapters.mmengine.curves.shapes import Shape
 from gradchain.adapters.mmengine.entries import Entry, is_numbers, is_whole, whole
-from gradchain.schedules import (
-    Schedule,
-    constant,
-    exponential,
-    linear,
-    multi_step,
-    one_cycle,
-    polynomial,
-    step_decay,
-)
+from gradchain.schedules import Schedule, constant, exponential, linear, multi_step, one_cycle, polynomial, step_decay
 
 __all__ = ["FAMILIES", "SUFFIXES", "TYPES", "Kind", "Span", "anneal", "cycle"]
 
@@ -71,10 +62,6 @@ def _whole_window(entry: Entry, span: Span) -> float:
 
 def _half_wave(entry: Entry, span: Span) -> float:
     return min(span.steps(entry.maybe("T_max") or math.inf), span.n)
-
-
-def _cycle(entry: Entry, span: Span) -> float:
-    return span.steps(entry.number("total_steps", span.n / span.factor))
 
 
 def _ends(entry: Entry) -> tuple[float, float]:
@@ -240,6 +227,10 @@ SUFFIXES: dict[str, str | None] = {"LR": "lr", "Momentum": "momentum", "ParamSch
 CYCLE_KEYS = (
     "eta_max", "total_steps", "pct_start", "anneal_strategy", "div_factor", "final_div_factor", "three_phase",
 )  # fmt: skip
+ONE_CYCLE = Kind(
+    None, _one_cycle, CYCLE_KEYS, sets_base=True,
+    reach=lambda entry, span: span.steps(entry.number("total_steps", span.n / span.factor)),
+)  # fmt: skip
 TYPES: dict[str, Kind] = {
     **{
         f"{family}{suffix}": replace(kind, field=field)
@@ -248,7 +239,7 @@ TYPES: dict[str, Kind] = {
     },
     "CosineAnnealingWeightDecay": Kind("weight_decay", _cosine_weight_decay, ("T_max", *FLOOR), reach=_half_wave),
     "LinearLrInterval": Kind("lr", _interval, ("start_factor", "end_factor", "interval"), reach=_whole_window),
-    "OneCycleLR": Kind("lr", _one_cycle, CYCLE_KEYS, sets_base=True, reach=_cycle),
-    "OneCycleParamScheduler": Kind(None, _one_cycle, CYCLE_KEYS, sets_base=True, reach=_cycle),
+    "OneCycleLR": replace(ONE_CYCLE, field="lr"),
+    "OneCycleParamScheduler": ONE_CYCLE,
     "PolyLRRatio": Kind("lr", _poly, ("power", *FLOOR), reach=_whole_window),
 }

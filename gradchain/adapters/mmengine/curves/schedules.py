@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
 from gradchain.adapters.mmengine.curves.kinds import TYPES, Kind, Span
 from gradchain.adapters.mmengine.curves.legacy import read_legacy
-from gradchain.adapters.mmengine.curves.shapes import Move, Shape
+from gradchain.adapters.mmengine.curves.shapes import Shape
 from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed, near, whole
 from gradchain.schedules import Schedule, constant, join, overlay, per_epoch
 
@@ -123,9 +123,7 @@ def clock_of(max_epochs: int | None, max_iters: int | None, epoch_length: int, o
     for name, value in (("max_epochs", max_epochs), ("max_iters", max_iters), ("epoch_length", epoch_length)):
         if value is not None and (isinstance(value, bool) or not is_whole(value) or value < 1):
             raise ValueError(f"{owner}: {name} must be a whole number of at least 1, got {value!r}.")
-    iters = max_iters if max_epochs is None else max_epochs * epoch_length
-    assert iters is not None
-    return Clock(max_epochs, iters, epoch_length)
+    return Clock(max_epochs, max_iters or (max_epochs or 0) * epoch_length, epoch_length)
 
 
 def _of_list(config: Any, name: str, clock: Clock, strict: bool) -> Fields:
@@ -280,7 +278,11 @@ def _compose(acts: Sequence[Act], total: int, base: float) -> Schedule:
     if not shaped:
         return constant(base)
     if all(shape.scale is not None for _, shape in shaped):
-        return reduce(lambda value, part: value * _factor(*part), shaped, base)  # type: ignore[arg-type, return-value]
+        value: Any = base
+        for act, shape in shaped:
+            scale = _in_its_clock(act, shape.scale)
+            value = value * (constant(1.0).take(act.begin).then(scale) if act.begin else scale)
+        return value  # type: ignore[no-any-return]
     ordered = sorted(shaped, key=lambda part: part[0].begin)
     if all(first.end <= second.begin for (first, _), (second, _) in pairwise(ordered)):
         return _one_by_one(ordered, base)
@@ -290,11 +292,6 @@ def _compose(acts: Sequence[Act], total: int, base: float) -> Schedule:
 def _in_its_clock(act: Act, part: Any) -> Any:
     """A schedule in steps of a window, read at micro-batches; a value that stays needs no clock."""
     return per_epoch(part, act.every) if act.by_epoch and not isinstance(part, (float, int, constant)) else part
-
-
-def _factor(act: Act, shape: Shape) -> Schedule:
-    scale: Schedule = _in_its_clock(act, shape.scale)
-    return constant(1.0).take(act.begin).then(scale) if act.begin else scale
 
 
 def _one_by_one(parts: Sequence[tuple[Act, Shape]], base: float) -> Schedule:
@@ -324,15 +321,11 @@ def _at_once(parts: Sequence[tuple[Act, Shape]], base: float) -> Schedule:
     after: list[tuple[Any, ...]] = []
     for i, (act, shape) in enumerate(parts):
         for move in shape.moves:
-            begin, end, *rest = _placed(act, move)
+            begin, end, origin = (act.begin + at * act.every for at in (move.begin, move.end, move.origin))
+            rest = (_in_its_clock(act, move.scale), _in_its_clock(act, move.shift), origin)
             if i in early and not begin:
                 first.append((0, 1, *rest))
                 begin = 1
             if begin < end:
                 (after if act.by_epoch else first).append((begin, end, *rest))
     return overlay(base, *first, *after)
-
-
-def _placed(act: Act, move: Move) -> tuple[Any, ...]:
-    begin, end, origin = (act.begin + at * act.every for at in (move.begin, move.end, move.origin))
-    return begin, end, _in_its_clock(act, move.scale), _in_its_clock(act, move.shift), origin

@@ -35,20 +35,23 @@ LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
 class Part:
     """One optimizer of a recipe, and the modules that it is over.
 
-    key: its name among several, None for the only one; name: what errors call it; target: what the chain is bound to,
-    a module or a dict of those, or where no model is at hand what names them; settings: what each parameter begins
-    with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
-    part-filled; rules: in place of the settings, where no model is at hand.
+    key: its name among several, None for the only one, whose last window is applied part-filled; target: what the
+    chain is bound to, a module or a dict of those, or where no model is at hand what names them; settings: what each
+    parameter begins with, None for one that is not optimised; schedulers: those of it; rules: in place of the settings,
+    where no model is at hand.
     """
 
     key: str | None
-    name: str
     config: Mapping[str, Any]
     target: Any
     settings: Mapping[str, Mapping[str, Any] | None]
     schedulers: Any
-    flushes: bool = True
     rules: Symbolic | None = None
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return "optim_wrapper" if self.key is None else f"optim_wrapper[{self.key!r}]"
 
 
 @dataclass(frozen=True)

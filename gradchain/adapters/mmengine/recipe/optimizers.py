@@ -108,17 +108,17 @@ class Optimizer:
         """Whether half the learning rate is half the update, with the same memory."""
         return self._type != "torch.Adafactor" and not (self._type == "LARS" and self.args.get("momentum"))
 
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """What may be given to the rule, by name."""
-        if self._of_openmmlab:
-            return inspect.signature(SIGNED[self._type]).parameters
-        if self._type in config.registered and self._type not in torch_names.registered:
-            return inspect.signature(config.registered[self._type]).parameters
+    def parameters(self) -> Mapping[str, Any]:
+        """What may be given to the rule, by name, with its default."""
+        own = config.registered.get(self._type) if self._type not in torch_names.registered else None
         try:
-            return inspect.signature(torch_names.class_of(self._type)).parameters
+            if self._of_openmmlab:
+                return SIGNED[self._type]
+            found = inspect.signature(torch_names.class_of(self._type) if own is None else own).parameters
+            return {name: parameter.default for name, parameter in found.items()}
         except KeyError as error:
             if self._type == "Lion":  # ours stands for a package that need not be installed
-                return inspect.signature(lion_arguments).parameters
+                return SIGNED["Lion"]
             said = str(error.args[0]).removeprefix("from_torch: ")
             for part, (why, near) in MISSING.items():
                 if part in str(self._type):
@@ -131,7 +131,7 @@ class Optimizer:
         for key in self.args:
             if key not in known:
                 self.entry.refuse(f"every argument must be one of {listed(known)}, got {key!r}.", TypeError)
-        out = {key: self.args.get(key, parameter.default) for key, parameter in known.items()} | dict(values)
+        out = {key: self.args.get(key, usual) for key, usual in known.items()} | dict(values)
         for key, value in only.items():
             if out[key] != value:
                 self.entry.refuse(f"{key} must be {value!r}, got {out[key]!r}; for another register its class.")
@@ -142,9 +142,9 @@ class Optimizer:
         known, also = self.parameters(), {"lr": "learning_rate", "momentum": "b1"}
         for name in (field, also.get(field, field)):
             if name in self.args or name in known:
-                return self.args.get(name, known[name].default if name in known else None)
+                return self.args.get(name, known.get(name))
         if field == "momentum" and "betas" in known:
-            betas = self.args.get("betas", known["betas"].default)
+            betas = self.args.get("betas", known["betas"])
             if not isinstance(betas, (list, tuple)) or not betas:
                 self.entry.refuse(f"betas must be a list of numbers, got {betas!r}.")
             return betas[0]
@@ -199,27 +199,6 @@ def _adam(lr: Value, weight_decay: Value, **given: Any) -> Transform:
     return chain(add_decayed_weights(weight_decay), rule) if varies(weight_decay) or weight_decay else rule
 
 
-def lars_arguments(
-    lr: float, momentum: float = 0.0, weight_decay: float = 0.0, dampening: float = 0.0, eta: float = 0.001,
-    nesterov: bool = False, eps: float = 1e-8, lars_exclude: bool = False,
-) -> None:  # fmt: skip
-    """What MMPretrain's and MMSelfSup's LARS takes, and its item of a group."""
-
-
-def lamb_arguments(
-    lr: float = 1e-3, bias_correction: bool = True, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6,
-    weight_decay: float = 0.01, grad_averaging: bool = True, max_grad_norm: float = 1.0, trust_clip: bool = False,
-    always_adapt: bool = False,
-) -> None:  # fmt: skip
-    """What MMPretrain's Lamb takes."""
-
-
-def lion_arguments(
-    lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0, **of_the_class: Any
-) -> None:  # fmt: skip
-    """What lion_pytorch's class takes."""
-
-
 def _of_lars(optimizer: Optimizer, values: dict[str, Value], where: Where) -> Transform:
     """The ratio has the decay in its norm; what is excluded has both the bare gradient and its decay."""
     given = optimizer.given(values)
@@ -258,7 +237,22 @@ def _of_lamb(optimizer: Optimizer, values: dict[str, Value], where: Where) -> Tr
 
 Where = Callable[[str, "Callable[[Any], bool]"], "Selector | bool"]
 OF_OPENMMLAB = {"LARS": _of_lars, "Lamb": _of_lamb}
-SIGNED: dict[str, Callable[..., None]] = {"LARS": lars_arguments, "Lamb": lamb_arguments, "Lion": lion_arguments}
+NO_DEFAULT = inspect.Parameter.empty
+SIGNED: dict[str, dict[str, Any]] = {
+    # MMPretrain's and MMSelfSup's, and its item of a group
+    "LARS": {
+        "lr": NO_DEFAULT, "momentum": 0.0, "weight_decay": 0.0, "dampening": 0.0, "eta": 0.001, "nesterov": False,
+        "eps": 1e-8, "lars_exclude": False,
+    },
+    # MMPretrain's
+    "Lamb": {
+        "lr": 1e-3, "bias_correction": True, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01,
+        "grad_averaging": True, "max_grad_norm": 1.0, "trust_clip": False, "always_adapt": False,
+    },
+    # lion_pytorch's
+    "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "of_the_class": NO_DEFAULT},
+}  # fmt: skip
+"""The arguments, with their defaults, of classes that need not be installed."""
 ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 OFF = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
 OWN: dict[Any, tuple[dict[str, Any], dict[str, Any], Callable[..., Transform]]] = {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradchain.adapters.mmengine.curves.hook_schedules import HookSchedules, read_scheduler_hook
+from gradchain.adapters.mmengine.curves.hook_schedules import read_scheduler_hook
 from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
 from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
 from gradchain.adapters.mmengine.groups.params import BY_CHILD, MULTI, modules_and_settings, param_settings
@@ -250,8 +250,7 @@ def _part(
         )
     else:
         settings = param_settings(model, config, entry.strict)
-    name = entry.name if key is None else f"{entry.name}[{key!r}]"
-    return Part(key, name, config, target, settings, schedulers, flushes=key is None, rules=rules)
+    return Part(key, config, target, settings, schedulers, rules)
 
 
 def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Part]:
@@ -291,14 +290,18 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None, bool]
     around = read_wrapper(part.config, part.name, recipe.strict)
     optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
     others, reading = plateaus(part.schedulers, recipe.strict)
-    fields = recipe.schedules(others) | _set_by_hook(recipe.setting, optimizer)
+    fields = dict(recipe.schedules(others))
+    if (setting := recipe.setting) is not None:
+        fields["lr"] = setting.lr
+        if setting.momentum is not None and "momentum" in optimizer.parameters():  # groups have one by that name
+            fields["momentum"] = setting.momentum
     of_lr = reading.pop("lr", None)
     numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
     if of_lr and not (optimizer.is_times_rate and isinstance(rule[-1], chain)):
         reading["lr"], of_lr = of_lr, None  # smaller updates are not what a smaller rate makes
         numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
     links: Iterable[Transform | None] = [
-        window(around.counts, recipe.clock.iters if part.flushes else None),
+        window(around.counts, recipe.clock.iters if part.key is None else None),
         around.amp,
         *_left_out(part),
         around.clip,
@@ -320,14 +323,6 @@ def _rule(
     """The numbers of the optimizer's rule, and its links."""
     numbers = Numbers(part, optimizer, fields, reading, around, recipe)
     return numbers, optimizer.links(numbers.all(), numbers.where)
-
-
-def _set_by_hook(setting: HookSchedules | None, optimizer: Optimizer) -> Fields:
-    """The fields that a hook sets: a momentum only where groups have one by that name."""
-    if setting is None:
-        return {}
-    has_momentum = "momentum" in optimizer.parameters() and setting.momentum is not None
-    return {"lr": setting.lr, **({"momentum": setting.momentum} if has_momentum else {})}  # type: ignore[dict-item]
 
 
 def _left_out(part: Part) -> list[Transform]:
