@@ -13,6 +13,7 @@ from gradchain.words.remarks import remark
 
 __all__ = ["OWNER", "Clock", "Entry", "listed"]
 
+Test = Callable[[Any], bool]
 OWNER = "mmengine.from_config"
 """How the errors and warnings of whole recipes begin."""
 
@@ -74,7 +75,7 @@ class Entry:
             if key not in self.items:
                 self.refuse(f"{key} must be given.", TypeError)
 
-    def get(self, key: str, default: Any, rule: str, test: Callable[[Any], bool]) -> Any:
+    def get(self, key: str, default: Any, rule: str, test: Test) -> Any:
         """A value that passes a test, or the sentence `key must be rule`."""
         value = self.items.get(key, default)
         if not test(value):
@@ -82,11 +83,7 @@ class Entry:
         return value
 
     def number(
-        self,
-        key: str,
-        default: float | None,
-        rule: str = "a finite number",
-        test: Callable[[Any], bool] = lambda x: True,
+        self, key: str, default: float | None, rule: str = "a finite number", test: Test = lambda x: True
     ) -> float:
         """A finite number."""
         return self.get(key, default, rule, lambda x: is_number(x) and test(x))  # type: ignore[no-any-return]

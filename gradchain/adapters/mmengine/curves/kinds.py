@@ -64,6 +64,10 @@ def _half_wave(entry: Entry, span: Span) -> float:
     return min(span.steps(entry.maybe("T_max") or math.inf), span.n)
 
 
+def _periods(entry: Entry, span: Span) -> float:
+    return min(sum(map(span.steps, entry.numbers("periods"))), span.n)
+
+
 def _ends(entry: Entry) -> tuple[float, float]:
     unit = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
     return entry.number("start_factor", 1 / 3, *unit), entry.number("end_factor", 1.0, *unit)
@@ -165,6 +169,10 @@ def anneal(entry: Entry) -> Literal["cosine", "linear"]:
     return "cosine" if strategy == "cos" else "linear"
 
 
+def _quadratic(entry: Entry, span: Span, base: float) -> Shape:
+    return shapes.quadratic(span.n, base, span.count)
+
+
 def _interval(entry: Entry, span: Span, base: float) -> Shape:
     start, end = _ends(entry)
     # It is not converted with the window.
@@ -202,25 +210,13 @@ FLOOR, STAGES = ("eta_min", "eta_min_ratio"), ("gammas", "milestone_iters", "mil
 FAMILIES: dict[str, Kind] = {
     "Constant": Kind(None, _constant, ("factor",), divides="factor", reach=_whole_window),
     "CosineAnnealing": Kind(None, _cosine, ("T_max", *FLOOR), reach=_half_wave),
-    "CosineRestart": Kind(
-        None,
-        _restart,
-        ("restart_weights", *FLOOR),
-        ("periods",),
-        reach=lambda entry, span: min(sum(map(span.steps, entry.numbers("periods"))), span.n),
-    ),
+    "CosineRestart": Kind(None, _restart, ("restart_weights", *FLOOR), ("periods",), reach=_periods),
     "Exponential": Kind(None, _exponential, (), ("gamma",)),
     "Linear": Kind(None, _linear, ("start_factor", "end_factor"), divides="start_factor", reach=_whole_window),
     "MultiStep": Kind(None, _multi_step, ("gamma",), ("milestones",)),
     "MultiStage": Kind(None, _stages, (), STAGES, whole_window=False, by_epoch=False),
     "Poly": Kind(None, _poly, ("eta_min", "power"), reach=_whole_window),
-    "QuadraticWarmup": Kind(
-        None,
-        lambda _, span, base: shapes.quadratic(span.n, base, span.count),
-        (),
-        whole_window=False,
-        reach=_whole_window,
-    ),
+    "QuadraticWarmup": Kind(None, _quadratic, (), whole_window=False, reach=_whole_window),
     "Step": Kind(None, _step, ("gamma",), ("step_size",)),
 }
 SUFFIXES: dict[str, str | None] = {"LR": "lr", "Momentum": "momentum", "ParamScheduler": None}

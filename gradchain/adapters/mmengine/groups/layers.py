@@ -13,23 +13,12 @@ from gradchain.adapters.mmengine.entries import is_number, whole
 from gradchain.adapters.mmengine.groups.paramwise import Group, Paramwise
 from gradchain.selectors import ParameterFacts, depth, layer_decay
 
-__all__ = [
-    "IMPLICIT",
-    "YOLOV7",
-    "decays",
-    "mmaction",
-    "mmpose",
-    "mmseg",
-    "mmselfsup",
-    "of_timm",
-    "tsm",
-    "yolo",
-    "yolo_decay",
-    "yolo_free",
-]
+__all__ = ["decays", "mmaction", "mmpose", "mmseg", "mmselfsup", "of_timm", "tsm", "yolo", "yolo_decay", "yolo_free"]
 
 YOLOV7, IMPLICIT = "YOLOv7OptimWrapperConstructor", ("ImplicitA", "ImplicitM")
 WITHIN = "backbone."
+Decay = Callable[[str, Tensor], Any]
+"""(name, parameter) -> its weight decay."""
 
 
 def _mixmim(depths: list[int]) -> Callable[[str], int]:
@@ -48,12 +37,7 @@ def _mixmim(depths: list[int]) -> Callable[[str], int]:
 
 
 def _merged(
-    paramwise: Paramwise,
-    model: nn.Module,
-    deep: Callable[[str], int],
-    total: int,
-    rate: float,
-    decay: Callable[[str, Tensor], Any],
+    paramwise: Paramwise, model: nn.Module, deep: Callable[[str], int], total: int, rate: float, decay: Decay
 ) -> list[Group]:
     """A group for each depth with decay, and one for each without. `total`: how many depths there are."""
     groups: dict[tuple[int, bool], Group] = {}
@@ -68,7 +52,7 @@ def _merged(
     return list(groups.values())
 
 
-def _flat_free(paramwise: Paramwise, more: Callable[[str], bool]) -> Callable[[str, Tensor], Any]:
+def _flat_free(paramwise: Paramwise, more: Callable[[str], bool]) -> Decay:
     """No decay for what has one dimension, for biases, and for more."""
     base = paramwise.base("weight_decay")
     return lambda name, p: 0.0 if p.ndim == 1 or name.endswith(".bias") or more(name) else base

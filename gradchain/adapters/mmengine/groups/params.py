@@ -33,6 +33,7 @@ PATTERNS = f"mmselfsup.{OLD}"
 """MMSelfSup's of before MMEngine: `paramwise_options`, by patterns."""
 
 Settings = dict[str, "dict[str, Any] | None"]
+Facts = Sequence[ParameterFacts]
 
 
 @dataclass(frozen=True)
@@ -52,18 +53,13 @@ class Constructor:
 
 
 _DECAYS = ("custom_keys", "layer_decay_rate", "norm_decay_mult", "bias_decay_mult", "flat_decay_mult")
+_OF_PATTERNS = ("lr_mult", "weight_decay_mult", "momentum_mult")
 _LAYERS = ("num_layers", "decay_rate", "decay_type")
 _DEFAULT = (*RULES, "custom_keys", "bypass_duplicate")
 CONSTRUCTORS: dict[str, Constructor] = {
     DEFAULT: Constructor(constructors.default, _DEFAULT, items=True),
     FORCED: Constructor(constructors.default, (*_DEFAULT, "force_default_settings"), items=True),
-    PATTERNS: Constructor(
-        constructors.by_pattern,
-        ("custom_keys",),
-        ("lr_mult", "weight_decay_mult", "momentum_mult"),
-        True,
-        inherits=False,
-    ),
+    PATTERNS: Constructor(constructors.by_pattern, ("custom_keys",), _OF_PATTERNS, items=True, inherits=False),
     OLD: Constructor(constructors.default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")),
     BY_DEPTH: Constructor(constructors.by_depth, _DECAYS, ("decay_mult",), items=True),
     f"mmselfsup.{BY_DEPTH}": Constructor(layers.mmselfsup, ("custom_keys",), ("decay_mult",), always=True),
@@ -161,7 +157,7 @@ def _groups(paramwise: Paramwise, how: Constructor | None, model: nn.Module) -> 
     return how.build(paramwise, model) if how is not None else [(list(model.parameters()), {})]
 
 
-def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Sequence[ParameterFacts]) -> Settings:
+def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Facts) -> Settings:
     paramwise, how = read(model, config, strict)
     groups = _groups(paramwise, how, model)
     if how is not None and "custom_keys" in how.reads:
@@ -170,10 +166,7 @@ def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Se
 
 
 def _of_modules(
-    modules: Iterable[tuple[str, nn.Module]],
-    config: Mapping[str, Any],
-    strict: bool,
-    facts: Sequence[ParameterFacts],
+    modules: Iterable[tuple[str, nn.Module]], config: Mapping[str, Any], strict: bool, facts: Facts
 ) -> Settings:
     """One optimizer for what `_matched` has found."""
     paramwise, _ = read(nn.Module(), {**config, "constructor": DEFAULT}, strict)
@@ -307,9 +300,7 @@ def _with_scope(scope: str, name: str, model: nn.Module, optimizer: Mapping[str,
     return f"mmaction.{name}" if name == BY_LAYER and (scope == "mmaction" or (not scope and video)) else name
 
 
-def _settings_of(
-    paramwise: Paramwise, groups: Iterable[Group], facts: Sequence[ParameterFacts], wanted: Collection[int]
-) -> Settings:
+def _settings_of(paramwise: Paramwise, groups: Iterable[Group], facts: Facts, wanted: Collection[int]) -> Settings:
     """By name, what the optimizer makes of groups: each is completed by its defaults, and a parameter is in one."""
     names = {id(parameter): name for name, parameter, _ in facts}
     usual = {key: paramwise.default(key) for key in ("lr", "weight_decay")}

@@ -16,21 +16,8 @@ from torch import nn
 from gradchain.adapters.mmengine.entries import is_number
 from gradchain.adapters.mmengine.groups.layers import decays
 from gradchain.adapters.mmengine.groups.paramwise import NORMS, Paramwise, longest_first
-from gradchain.selectors import (
-    ParameterFacts,
-    Selector,
-    bias,
-    choose,
-    depthwise,
-    first,
-    multiply,
-    named,
-    ndim,
-    norm,
-    owner,
-    resolve,
-)
-from gradchain.selectors.base import conjunction
+from gradchain.selectors import bias, choose, depthwise, first, multiply, named, ndim, norm, owner, resolve
+from gradchain.selectors.base import ParameterFacts, Selector, conjunction
 from gradchain.selectors.rules import Value, settings_of
 from gradchain.updater.target import Target
 
@@ -86,7 +73,18 @@ def values(
     if len(set(wanted.values())) == 1:
         return curve(next(iter(wanted.values())))  # type: ignore[no-any-return]
     start = _start(base, optim_wrapper, wanted)
-    for make in _forms(model, optim_wrapper, facts, wanted, start, proportional):
+
+    def forms() -> Iterator[Callable[[Callable[[float], Any]], Value]]:
+        """Ways to write it, from a curve, the best first."""
+        if proportional and start:
+            for rule in decays(model, optim_wrapper, facts):
+                yield lambda curve, rule=rule: multiply(curve(start), rule)  # type: ignore[misc]
+        pairs = _tidy(_decisions(optim_wrapper, facts, wanted, start), wanted, start)
+        if proportional and start:
+            yield lambda curve: multiply(curve(start), *_factors(pairs, optim_wrapper, wanted, start))
+        yield lambda curve: choose(*[(atom.selector, curve(value)) for atom, value in pairs], rest=curve(start))
+
+    for make in forms():
         if _gives(make(lambda value: value), facts, wanted):
             return make(curve)
     raise AssertionError("a list of names gives any settings")
@@ -115,24 +113,6 @@ def _gives(value: Value, facts: Sequence[ParameterFacts], wanted: Mapping[str, f
         math.isclose(math.prod(found[name].factors, start=found[name].value), number, rel_tol=1e-15)
         for name, number in wanted.items()
     )
-
-
-def _forms(
-    model: nn.Module,
-    config: Mapping[str, Any],
-    facts: Sequence[ParameterFacts],
-    wanted: Mapping[str, float],
-    start: float,
-    proportional: bool,
-) -> Iterator[Callable[[Callable[[float], Any]], Value]]:
-    """Ways to write it, from a curve, the best first."""
-    if proportional and start:
-        for rule in decays(model, config, facts):
-            yield lambda curve, rule=rule: multiply(curve(start), rule)  # type: ignore[misc]
-    pairs = _tidy(_decisions(config, facts, wanted, start), wanted, start)
-    if proportional and start:
-        yield lambda curve: multiply(curve(start), *_factors(pairs, config, wanted, start))
-    yield lambda curve: choose(*[(atom.selector, curve(value)) for atom, value in pairs], rest=curve(start))
 
 
 def _decisions(
