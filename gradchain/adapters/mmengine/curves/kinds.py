@@ -80,7 +80,7 @@ def _linear(entry: Entry, span: Span, base: float) -> Shape:
 
 def _constant(entry: Entry, span: Span, base: float) -> Shape:
     # MMPose's lets a factor be above 1.
-    scale = constant(entry.from_0("factor", 1 / 3))
+    scale: Schedule = constant(entry.from_0("factor", 1 / 3))
     if span.count > 1 and is_whole(span.n):
         scale = scale.take(int(span.n) - 1).then(constant(1.0))
     return shapes.factor(scale, span.count)

@@ -129,7 +129,7 @@ def _yolox(entry: Entry, clock: Clock, base: float) -> Schedule:
     falling = int(clock.iters - kept - warm)
     if falling < 2:
         entry.refuse(f"the warm-up and the last epochs must leave two iterations of the {clock.iters} of the run.")
-    wave = cosine_wave(base, foot, falling)
+    wave: Schedule = cosine_wave(base, foot, falling)
     wave = constant(base).take(warm - 1).then(wave) if warm > 1 else wave
     parts = [(0, warm, base * ratio * line * line), (warm, warm + falling - 1, wave)]
     return join(*parts, (warm + falling - 1, None, constant(foot)), absolute=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gradchain.adapters.mmengine.entries import is_number, whole
+from gradchain.adapters.mmengine.entries import is_number
 from gradchain.adapters.mmengine.groups.paramwise import Group, Paramwise
 from gradchain.selectors import ParameterFacts, depth, layer_decay
 
@@ -70,7 +70,7 @@ def _backbone(paramwise: Paramwise, model: nn.Module, attribute: str = "") -> An
 
 def mmseg(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimizerConstructor and LayerDecayOptimizerConstructor of MMSegmentation and MMDetection."""
-    layers, kind = whole(paramwise.number("num_layers")), paramwise.cfg.get("decay_type", "layer_wise")
+    layers, kind = paramwise.layers(), paramwise.cfg.get("decay_type", "layer_wise")
     named = paramwise.constructor == "LayerDecayOptimizerConstructor"
     rate = paramwise.number("layer_decay_rate" if named else "decay_rate")
     cls = type(_backbone(paramwise, model)).__name__
@@ -90,13 +90,13 @@ def mmseg(paramwise: Paramwise, model: nn.Module) -> list[Group]:
 
 def mmpose(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LayerDecayOptimWrapperConstructor of MMPose, for a ViT."""
-    deep, rate = depth.vit(whole(paramwise.number("num_layers")), WITHIN), paramwise.number("layer_decay_rate")
+    deep, rate = depth.vit(paramwise.layers(), WITHIN), paramwise.number("layer_decay_rate")
     return _merged(paramwise, model, deep, deep.total, rate, _flat_free(paramwise, lambda name: "pos_embed" in name))
 
 
 def mmaction(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimizerConstructor of MMAction2, for an MViT or a ViT."""
-    deep, rate = depth.vit(whole(paramwise.number("num_layers")), WITHIN, "blocks"), paramwise.number("decay_rate")
+    deep, rate = depth.vit(paramwise.layers(), WITHIN, "blocks"), paramwise.number("decay_rate")
     cls, kind = type(_backbone(paramwise, model)).__name__, paramwise.cfg.get("decay_type", "layer_wise")
     if "layer_wise" not in kind or not ("MViT" in cls or "VisionTransformer" in cls):
         rule = "it must be layer_wise for an MViT or VisionTransformer"

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from gradchain.adapters.mmengine.entries import Entry, is_number, listed, near
+from gradchain.adapters.mmengine.entries import Entry, is_number, listed, near, whole
 from gradchain.adapters.torch_names import class_of
 
 __all__ = ["NORMS", "RULES", "Group", "Paramwise", "Visit", "check_places", "longest_first", "visits"]
@@ -130,6 +130,10 @@ class Paramwise:
     def number(self, key: str, default: Any = None) -> Any:
         """A number of paramwise_cfg that the constructor computes with."""
         return self.factor(key, self.cfg.get(key, default))
+
+    def layers(self) -> Any:
+        """How many layers paramwise_cfg says that there are."""
+        return whole(self.number("num_layers"))
 
     def check_decays(self) -> None:
         """Multipliers of a weight decay that the optimizer has not: MMEngine refuses these."""

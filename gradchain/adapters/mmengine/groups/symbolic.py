@@ -42,7 +42,8 @@ class Symbolic:
                 "dcn_offset_lr_mult is read for every Conv2d that is called conv_offset: whether it is in one of "
                 "mmcv's deformable convolutions, a model tells."
             )
-        self._build, self._items = (None, False) if how is None else (how.build, how.items)
+        self._build: Any = how and how.build
+        self._items = how is not None and how.items
         if how is not None and how.build not in _WRITTEN:
             self.paramwise.refuse(
                 "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where "

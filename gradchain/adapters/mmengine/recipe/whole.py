@@ -239,7 +239,9 @@ def _part(
     model: nn.Module | None, entry: Entry, key: str | None, config: Mapping[str, Any], schedulers: Any, *over: Any
 ) -> Part:
     """One optimizer, over the model itself or over what it says, which only a model at hand can tell of patterns."""
-    target, settings, rules = model, {}, None
+    target: Any = model
+    settings: Mapping[str, Any] = {}
+    rules = None
     if model is None:
         if over and (key is None or not isinstance(over[0], str) or not over[0].isidentifier()):
             entry.refuse(NEEDS_MODEL, NotImplementedError)
