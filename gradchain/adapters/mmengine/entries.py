@@ -116,10 +116,8 @@ class Entry:
     def one_floor(self, name: str, base: float, default: float | None = None) -> float:
         """`name`, or `name`_ratio times the base value: one of the two."""
         floor, ratio = self.maybe(name), self.maybe(f"{name}_ratio")
-        if floor is None and ratio is None and default is not None:
-            return default
         if floor is None and ratio is None:
-            self.refuse(f"{name} or {name}_ratio must be given, got neither.")
+            return self.refuse(f"{name} or {name}_ratio must be given, got neither.") if default is None else default
         if floor is not None and ratio is not None:
             self.refuse(f"{name} or {name}_ratio must be given, not both, got {floor!r} and {ratio!r}.")
         return base * ratio if floor is None else floor  # type: ignore[operator]

@@ -201,10 +201,9 @@ def longest_first(keys: Iterable[str]) -> list[str]:
 def check_places(config: Mapping[str, Any], known: Paramwise) -> None:
     """What stands beside `optimizer` and `paramwise_cfg`, and should be inside."""
     for key in config:
-        if key in OUTSIDE:
-            known.faults.append(f"{key} must be inside optimizer; beside it nothing reads it.")
-        elif key in INSIDE:
-            known.faults.append(f"{key} must be inside paramwise_cfg; beside it nothing reads it.")
+        if key in (*OUTSIDE, *INSIDE):
+            place = "optimizer" if key in OUTSIDE else "paramwise_cfg"
+            known.faults.append(f"{key} must be inside {place}; beside it nothing reads it.")
     for key in ("paramwise_cfg", *INSIDE):
         if key in known.optimizer and not (key == "layer_decay_rate" and "model_type" in known.optimizer):
             known.faults.append(f"{key} must be beside optimizer, not inside it.")

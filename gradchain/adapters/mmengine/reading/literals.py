@@ -90,6 +90,7 @@ PURE: dict[str, Callable[..., Any]] = {
     "reversed": lambda items: list(reversed(items)),
     "zip": lambda *given: list(zip(*given, strict=False)),
 }
+OF_LISTS = {"append", "clear", "copy", "count", "extend", "index", "insert", "pop", "remove", "reverse"}
 # methods of text that give text, a truth or a list of text
 OF_TEXT = {
     "endswith", "format", "join", "lower", "lstrip", "replace", "rsplit", "rstrip", "split", "startswith", "strip",
@@ -353,9 +354,7 @@ class Literals:
                 return getattr(owner, verb)(*(given + silent)[:2])
             case dict(), "setdefault" | "clear" if type(owner) is dict and not named:
                 return getattr(owner, verb)(*given)
-            case list(), "append" | "extend" if len(given) == 1 and not named:
-                return getattr(owner, verb)(*given)
-            case list(), "clear" | "copy" | "count" | "index" | "insert" | "pop" | "remove" | "reverse" if not named:
+            case list(), _ if verb in OF_LISTS and not named:
                 return getattr(owner, verb)(*given)
             case str(), _ if verb in OF_TEXT and (not named or verb == "format"):
                 return self._of_text(node, owner, verb, given, named)

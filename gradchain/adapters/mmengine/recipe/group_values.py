@@ -203,13 +203,12 @@ class Numbers:
 
     def where(self, field: str, holds: Callable[[Any], bool]) -> Selector | bool:
         """The parameters whose group has such a value of a field; True or False where it is all of them, or none."""
-        base = self.optimizer.base(field)
+        base, kind = self.optimizer.base(field) or 0.0, lambda v: float(holds(v))
         if self.part.rules is not None:
-            chosen = self.part.rules.value(field, base or 0.0, lambda v: float(holds(v)), proportional=False)
+            chosen = self.part.rules.value(field, base, kind, proportional=False)
         else:
-            settings = {n: s if s is None else {field: base or 0.0, **s} for n, s in self.part.settings.items()}
-            plain = {n: s if s is None else {**s, field: float(s[field])} for n, s in settings.items()}
-            kind = lambda v: float(holds(v))  # noqa: E731
+            given = self.part.settings
+            plain = {n: s if s is None else {**s, field: float(s.get(field, base))} for n, s in given.items()}
             chosen = values(self.part.target, self.part.config, plain, field, kind, proportional=False)
         if not isinstance(chosen, choose):
             return bool(chosen)

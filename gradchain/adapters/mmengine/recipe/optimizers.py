@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters import registry, torch_names
-from gradchain.adapters.mmengine.entries import OWNER, Entry, listed
+from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
 from gradchain.combinators.masked import masked
 from gradchain.core import config
 from gradchain.core.chain import chain
@@ -69,7 +69,7 @@ class Optimizer:
             Entry(name, {}, strict, OWNER).refuse(f"it must be a dict with a type, got {items!r}.", TypeError)
         self.entry = Entry(name, items, strict, OWNER)
         given = items.get("type")
-        self.zero_redundancy = _short(given) == ZERO
+        self.zero_redundancy = type_name(given) == ZERO
         if self.zero_redundancy:
             if items.get("overlap_with_ddp"):
                 self.entry.object_to("overlap_with_ddp must be False: it waits for a hook of DDP's, which nobody adds.")
@@ -165,11 +165,6 @@ class Optimizer:
             if (said := str(error.args[0])).startswith(OWNER):
                 raise
             self.entry.refuse(said.removeprefix("from_torch: "), type(error))
-
-
-def _short(given: Any) -> Any:
-    """The name of a class, without its project."""
-    return getattr(given, "__name__", given if not isinstance(given, str) else given.rpartition(".")[2])
 
 
 def _own(kind: Any, args: Mapping[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:

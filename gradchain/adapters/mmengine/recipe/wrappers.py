@@ -32,10 +32,7 @@ ELSEWHERE = {
     "DeepSpeedOptimWrapper": "DeepSpeed's engine makes the update, by a config of its own",
     "ColossalAIOptimWrapper": "ColossalAI's engine makes the update",
 }
-BELONGS = {
-    "grad_clip": "did you mean 'clip_grad'?",
-    "cumulative_iters": "did you mean 'accumulative_counts'?",
-}
+BELONGS = {"grad_clip": "did you mean 'clip_grad'?", "cumulative_iters": "did you mean 'accumulative_counts'?"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,8 @@ def read_wrapper(config: Mapping[str, Any], name: str, strict: bool) -> Around:
         entry.refuse(f"type must be one of {listed(KEYS)}, got {config.get('type')!r}.")
     entry.only((*KEYS[kind], *INSIDE, *OUTSIDE), belongs=BELONGS)  # `param_settings` says where those belong
     counts = entry.whole_from(1, "accumulative_counts", 1)
-    amp, autocast = _apex(entry) if kind == "ApexOptimWrapper" else _amp(entry, kind == "AmpOptimWrapper")
+    half = {"ApexOptimWrapper": _apex, "AmpOptimWrapper": _amp}.get(kind, lambda entry: (None, None))
+    amp, autocast = half(entry)
     return Around(int(counts), amp, autocast, _clip(entry))
 
 
@@ -83,10 +81,8 @@ def window(counts: int, iters: int | None) -> Transform | None:
     return accumulate(by("micro", join((0, full, constant(counts)), (full, None, constant(ragged)))))
 
 
-def _amp(entry: Entry, on: bool) -> tuple[amp_scale | None, torch.dtype | None]:
+def _amp(entry: Entry) -> tuple[amp_scale | None, torch.dtype | None]:
     """AmpOptimWrapper's scaler and dtype."""
-    if not on:
-        return None, None
     given = entry.items.get("dtype")
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": None, "float64": None}
     written = str(given).removeprefix("torch.") if isinstance(given, (str, torch.dtype)) else given
