@@ -39,10 +39,7 @@ class Entry:
     @property
     def scope(self) -> str:
         """The project whose type it is, where that is said: `mmpose.ConstantLR`, or `_scope_` beside it."""
-        kind = self.items.get("type")
-        written = kind.__module__ if isinstance(kind, type) else str(kind) if isinstance(kind, str) else ""
-        before = written.partition(".")[0] if "." in written or isinstance(kind, type) else ""
-        return before or str(self.items.get("_scope_", ""))
+        return scope_and_name(self.items.get("type"))[0] or str(self.items.get("_scope_", ""))
 
     def refuse(self, sentence: str, kind: type[Exception] = ValueError) -> NoReturn:
         """What cannot be read at all, or what the original refuses as well."""
@@ -127,6 +124,13 @@ def type_name(given: object) -> str | None:
     """The name of a type, written as a string or as the class, without its scope; None if it is neither."""
     written = given.__name__ if isinstance(given, type) else given
     return written.rpartition(".")[2] if isinstance(written, str) else None
+
+
+def scope_and_name(given: Any) -> tuple[str, str]:
+    """The project and the name of a type, given as a string, with a path or a scope before it, or as a class."""
+    written = f"{given.__module__}.{given.__name__}" if isinstance(given, type) else str(given)
+    before, _, name = written.replace("::", ".").replace(":", ".").rpartition(".")
+    return before.partition(".")[0], name
 
 
 def is_number(value: object) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine.entries import Entry, listed, type_name
+from gradchain.adapters.mmengine.entries import Entry, listed, scope_and_name, type_name
 from gradchain.adapters.mmengine.groups import constructors, layers
 from gradchain.adapters.mmengine.groups.constructors import DEFAULT, FORCED, OLD
 from gradchain.adapters.mmengine.groups.paramwise import RULES, Group, Paramwise, check_places
@@ -214,7 +214,7 @@ def modules_and_settings(
 def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Paramwise, Constructor | None]:
     """The config with its faults noted, and its constructor; None where all parameters are one group."""
     optimizer, given = config.get("optimizer"), config.get("paramwise_cfg")
-    scope, name = _scope_and_name(config.get("constructor") or DEFAULT)
+    scope, name = scope_and_name(config.get("constructor") or DEFAULT)
     paramwise = Paramwise(name, optimizer if isinstance(optimizer, Mapping) else {}, given or {}, strict)
     how = registered.get(name)
     if how is None and scope in ("", *PROJECTS):
@@ -242,13 +242,6 @@ def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Par
     if name not in registered:
         paramwise.check_keys(how.reads, how.in_entries, items=how.items)
     return paramwise, how
-
-
-def _scope_and_name(given: Any) -> tuple[str, str]:
-    """The project and the name of a constructor, given as a string, with a path or a scope before it, or as a class."""
-    written = f"{given.__module__}.{given.__name__}" if isinstance(given, type) else str(given)
-    before, _, name = written.replace("::", ".").replace(":", ".").rpartition(".")
-    return before.partition(".")[0], name
 
 
 def register_constructor(name: str) -> Callable[[Build], Build]:
