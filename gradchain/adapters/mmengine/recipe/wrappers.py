@@ -63,8 +63,8 @@ def read_wrapper(config: Mapping[str, Any], name: str, strict: bool) -> Around:
         entry.refuse(f"type must be one of {listed(KEYS)}, got {config.get('type')!r}.")
     entry.only((*KEYS[kind], *INSIDE, *OUTSIDE), belongs=BELONGS)  # `param_settings` says where those belong
     counts = entry.whole_from(1, "accumulative_counts", 1)
-    half = {"ApexOptimWrapper": _apex, "AmpOptimWrapper": _amp}.get(kind, lambda entry: (None, None))
-    amp, autocast = half(entry)
+    half = {"ApexOptimWrapper": _apex, "AmpOptimWrapper": _amp}.get(kind)
+    amp, autocast = (None, None) if half is None else half(entry)
     return Around(int(counts), amp, autocast, _clip(entry))
 
 
