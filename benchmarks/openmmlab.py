@@ -34,6 +34,11 @@ KINDS = (
     ("lr_config", "a scheduler that is not read, or cannot be meant"),
     ("mmengine.param_settings", "paramwise_cfg that cannot be meant"),
     ("hooks", "a hook that sets the numbers"),
+    ("needs at least one optimizer", "no optimizer in it"),
+    ("optimizer must be given", "no optimizer in it"),
+    ("OptimWrapper' is not read", "an engine of its own makes the update: DeepSpeed, ColossalAI"),
+    ("accum_type", "half precision of IPUs"),
+    ("max_epochs or max_iters must be given", "the length of the run is not in it"),
 )
 Try = Callable[[bool], Any]
 

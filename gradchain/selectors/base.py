@@ -86,6 +86,10 @@ class Selector(ABC):
         """
         return []
 
+    def optional(self) -> bool:
+        """Returns whether this selector says itself that it may match nothing, as `named(…, missing_ok=True)` does."""
+        return False
+
     def __repr__(self) -> str:
         args, kwargs = self.arguments()
         written = [code(value) for value in args] + [f"{key}={code(value)}" for key, value in kwargs.items()]
@@ -132,6 +136,9 @@ class conjunction(Selector):
     def unmatched(self, parameters: Sequence[ParameterFacts]) -> list[str]:
         return _unmatched(self.operands, parameters)
 
+    def optional(self) -> bool:
+        return any(_optional(self.operands))
+
     def __repr__(self) -> str:
         return " & ".join(f"({part!r})" if isinstance(part, disjunction) else code(part) for part in self.operands)
 
@@ -157,6 +164,9 @@ class disjunction(Selector):
 
     def unmatched(self, parameters: Sequence[ParameterFacts]) -> list[str]:
         return _unmatched(self.operands, parameters)
+
+    def optional(self) -> bool:
+        return all(_optional(self.operands))
 
     def __repr__(self) -> str:
         return " | ".join(code(part) for part in self.operands)
@@ -330,3 +340,7 @@ def _flat(kind: type[Selector], sign: str, operands: tuple[Any, ...]) -> tuple[A
 def _unmatched(operands: tuple[Any, ...], parameters: Sequence[ParameterFacts]) -> list[str]:
     parts = [part for part in operands if isinstance(part, Selector)]
     return [sentence for part in parts for sentence in part.unmatched(parameters)]
+
+
+def _optional(operands: tuple[Any, ...]) -> list[bool]:
+    return [isinstance(part, Selector) and part.optional() for part in operands]

@@ -25,7 +25,8 @@ class named(Selector):
 
     Args:
         patterns: globs and compiled regexes, at least one.
-        missing_ok: lets a pattern match nothing, for recipes that serve several models.
+        missing_ok: lets a pattern match nothing, for recipes that serve several models. Where all of them do, a pair of
+            `multiply`, `first` or `choose` warns of it and changes nothing; elsewhere it is an error.
 
     Raises:
         TypeError: a pattern is neither a string nor a compiled regex of strings.
@@ -66,6 +67,9 @@ class named(Selector):
 
     def arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return self.patterns, {"missing_ok": True} if self.missing_ok else {}
+
+    def optional(self) -> bool:
+        return self.missing_ok
 
     def unmatched(self, parameters: Sequence[ParameterFacts]) -> list[str]:
         names = [name for name, _, _ in parameters]

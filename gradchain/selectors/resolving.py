@@ -7,10 +7,15 @@ from gradchain.selectors.asking import ALL, shown, sight, taken
 from gradchain.selectors.base import ParameterFacts, Selector, SelectorLike, predicate, truth
 from gradchain.selectors.names import some
 from gradchain.selectors.source import code
+from gradchain.words.remarks import remark
 
 
 def resolve(
-    selector: SelectorLike, parameters: Iterable[ParameterFacts], *, allow_empty: bool = False
+    selector: SelectorLike,
+    parameters: Iterable[ParameterFacts],
+    *,
+    allow_empty: bool = False,
+    allow_missing: bool = False,
 ) -> tuple[str, ...]:
     """Returns the names of the selected parameters, in the order given.
 
@@ -21,6 +26,7 @@ def resolve(
             `(parameter)`; or a mapping of every name to True or False.
         parameters: `(name, parameter, owner)` of every parameter there is, selected or not.
         allow_empty: lets the selector match nothing, and its patterns too.
+        allow_missing: lets one that says so itself match nothing, with a warning.
 
     Raises:
         TypeError: `selector` is no predicate, or answered something other than True or False.
@@ -46,7 +52,10 @@ def resolve(
     if sentences:
         raise ValueError(" ".join(sentences))
     if not chosen:
-        raise ValueError(_nothing(asks, [name for name, _, _ in facts]))
+        sentence = _nothing(asks, [name for name, _, _ in facts])
+        if not (allow_missing and isinstance(asks, Selector) and asks.optional()):
+            raise ValueError(sentence)
+        remark(sentence)
     return chosen
 
 

@@ -106,7 +106,7 @@ class first(Rule):
         return self.pairs, {}
 
     def factors(self, parameters: Sequence[ParameterFacts]) -> list[tuple[float, str] | None]:
-        matched = [(frozenset(resolve(s, parameters)), factor, code(s)) for s, factor in self.pairs]
+        matched = [(frozenset(resolve(s, parameters, allow_missing=True)), factor, code(s)) for s, factor in self.pairs]
         return [
             next(((factor, label) for names, factor, label in matched if name in names), None)
             for name, _, _ in parameters
@@ -274,7 +274,7 @@ class choose(PerParameter):
     def settings(self, parameters: Sequence[ParameterFacts]) -> list[Setting]:
         out = settings_of(self.rest, parameters)
         for selector, value in reversed(self.pairs):
-            matched, label = frozenset(resolve(selector, parameters)), code(selector)
+            matched, label = frozenset(resolve(selector, parameters, allow_missing=True)), code(selector)
             inner = settings_of(value, parameters)
             out = [
                 Setting(new.value, new.factors, (label, *new.rules)) if entry[0] in matched else old

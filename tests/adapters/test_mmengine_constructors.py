@@ -11,7 +11,7 @@ from torch import nn
 
 import gradchain as gch
 from gradchain.adapters import mmengine
-from gradchain.adapters.mmengine.groups import params
+from gradchain.adapters.mmengine.groups import written
 
 SGD = {"type": "SGD", "lr": 0.1, "weight_decay": 0.01}
 KNOWN = "bias_decay_mult, bias_lr_mult, bypass_duplicate, custom_keys, dcn_offset_lr_mult, dwconv_decay_mult"
@@ -166,7 +166,7 @@ def test_swin_multiplies_by_every_key(first_form: bool) -> None:
         "backbone.1.weight": (0.025, 0.0), "backbone.1.bias": (0.025, 0.0),
         "head.weight": (0.1, 0.02), "head.bias": (0.1, 0.02),
     }  # fmt: skip
-    lr = params.values(model, config, mmengine.param_settings(model, config), "lr", float)
+    lr = written.values(model, config, mmengine.param_settings(model, config), "lr", float)
     assert repr(lr) == 'multiply(0.1, first((named("*1*"), 0.25), (named("*backbone*"), 0.5)))'
 
 
@@ -186,7 +186,7 @@ def test_yolov7_has_implicit_knowledge_without_decay() -> None:
         "backbone.0.weight": (0.0125,), "backbone.0.bias": (0,), "backbone.1.weight": (0,), "backbone.1.bias": (0,),
         "head.weight": (0.0125,), "head.bias": (0,), "implicit.implicit": (0,),
     }  # fmt: skip
-    decay = params.values(model, config, mmengine.param_settings(model, config), "weight_decay", float)
+    decay = written.values(model, config, mmengine.param_settings(model, config), "weight_decay", float)
     assert repr(decay) == 'multiply(0.0125, (ndim(1) | named("implicit.*"), 0.0))'
     config["constructor"] = "YOLOv5OptimizerConstructor"
     with pytest.raises(
@@ -341,7 +341,7 @@ VALUES: list[tuple[dict[str, Any], str, bool, str]] = [
 def test_a_value_is_written_as_a_person_would(config: Any, field: str, proportional: bool, code: str) -> None:
     """One curve by the selectors that the config is about; another curve where one is not a multiple."""
     settings = mmengine.param_settings(small(), config)
-    assert repr(params.values(small(), config, settings, field, float, proportional)) == code
+    assert repr(written.values(small(), config, settings, field, float, proportional)) == code
 
 
 def test_a_value_tells_apart_what_the_config_does_not() -> None:
@@ -349,17 +349,17 @@ def test_a_value_tells_apart_what_the_config_does_not() -> None:
     model = small()
     model["head"] = nn.Sequential(nn.RMSNorm(2), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
     config = wrapper(norm_decay_mult=0.0)
-    decay = params.values(model, config, mmengine.param_settings(model, config), "weight_decay", float)
+    decay = written.values(model, config, mmengine.param_settings(model, config), "weight_decay", float)
     assert repr(decay).startswith("multiply(0.01, (owner(torch.nn.modules.batchnorm._BatchNorm, ")
     settings = {name: {"lr": 0.1, "weight_decay": 0.01} for name, _ in model.named_parameters()}
     for name in ("head.1.weight", "head.1.bias"):
         settings[name]["lr"] = 0.2
-    assert repr(params.values(model, config, settings, "lr", float)) == 'multiply(0.1, (named("head.1.*"), 2.0))'
+    assert repr(written.values(model, config, settings, "lr", float)) == 'multiply(0.1, (named("head.1.*"), 2.0))'
     settings["head.1.weight"]["lr"], settings["head.2.weight"]["lr"] = 0.1, 0.2
-    lr = params.values(model, config, settings, "lr", float)
+    lr = written.values(model, config, settings, "lr", float)
     assert repr(lr) == 'multiply(0.1, (named("head.1.bias", "head.2.weight"), 2.0))'
     with pytest.raises(ValueError, match=r"params\.values: momentum2 must be known for every trained parameter, got "):
-        params.values(model, config, settings, "momentum2", float)
+        written.values(model, config, settings, "momentum2", float)
 
 
 def resnet() -> nn.Module:
@@ -388,13 +388,13 @@ def test_a_value_knows_the_depths_of_models() -> None:
     """A Swin's and a ResNet's, besides those that were recorded."""
     model = resnet()
     config = wrapper(constructor="LearningRateDecayOptimWrapperConstructor", layer_decay_rate=0.5)
-    lr = params.values(model, config, mmengine.param_settings(model, config), "lr", float)
+    lr = written.values(model, config, mmengine.param_settings(model, config), "lr", float)
     rule = 'layer_decay(0.5, depth.resnet((3, 4, 6, 3), together=(3, 2, 3, 3), prefix="backbone."))'
     assert repr(lr) == f"multiply(0.1, {rule})"
     swin = Staged("stages")
     optimizer = SGD | {"model_type": "swin", "layer_decay_rate": 0.5}
     config = wrapper(optimizer, "mmselfsup.LearningRateDecayOptimWrapperConstructor")
-    lr = params.values(swin, config, mmengine.param_settings(swin, config), "lr", float)
+    lr = written.values(swin, config, mmengine.param_settings(swin, config), "lr", float)
     assert repr(lr) == 'multiply(0.1, layer_decay(0.5, depth.swin((2, 2), prefix="backbone.")))'
 
 
@@ -404,7 +404,7 @@ def test_values_run_in_a_chain() -> None:
     twin.load_state_dict(model.state_dict())
     config = wrapper(norm_decay_mult=0.0, bias_lr_mult=2.0, custom_keys={"head": {"lr_mult": 0.1}})
     settings = mmengine.param_settings(model, config)
-    lr, decay = (params.values(model, config, settings, field, float) for field in ("lr", "weight_decay"))
+    lr, decay = (written.values(model, config, settings, field, float) for field in ("lr", "weight_decay"))
     updater = gch.chain(gch.add_decayed_weights(decay), gch.scale_by_learning_rate(lr)).bind(model)
     groups = [{"params": [p], "lr": settings[n]["lr"], "weight_decay": settings[n]["weight_decay"]}
               for n, p in twin.named_parameters()]  # fmt: skip

@@ -47,6 +47,28 @@ def quiet(*args: Any, **given: Any) -> Any:
         return read(*args, **given)
 
 
+def test_without_strict_a_custom_key_that_matches_nothing_is_a_warning_at_bind() -> None:
+    """The chain that is made without a model then trains as the one that is made for it."""
+    rules = {"bias_decay_mult": 0.0, "custom_keys": {"neck": {"lr_mult": 10.0, "decay_mult": 0.5}}}
+    wrapper = {"optimizer": {**SGD, "weight_decay": 0.1}, "paramwise_cfg": rules}
+    start, weights = Two(), []
+    for at_hand in (True, False):
+        model = copy.deepcopy(start)
+        if at_hand:
+            updater = quiet(wrapper, [STAIRS], model, strict=False)
+        else:
+            [part] = mmengine.unbound(wrapper, [STAIRS], max_epochs=5, epoch_length=4, strict=False)
+            with pytest.warns(UserWarning, match=r'named\("\*neck\*", missing_ok=True\) matches none of the 4'):
+                updater = part.chain.bind(model)
+        for x in torch.linspace(-1.0, 1.0, 12).view(6, 1, 2):
+            updater.update((model(x) ** 2).sum())
+        weights.append([p.detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    [strictly] = mmengine.unbound(wrapper, max_epochs=5, epoch_length=4)
+    with pytest.raises(ValueError, match=r'the pattern "\*neck\*" matches none of the 4 parameters'):
+        strictly.chain.bind(Two())
+
+
 # the code
 
 

@@ -244,7 +244,7 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "overlapping-windows-in-the-other-order",
-        "adapters/mmengine/curves/composing.py",
+        "adapters/mmengine/curves/schedules.py",
         "    return overlay(base, *first, *after)\n",
         "    return overlay(base, *after, *first)\n",
         f"{LISTS}[0]",
@@ -315,15 +315,15 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-floor-that-is-multiplied",
         "adapters/mmengine/recipe/group_values.py",
-        "proportional = _proportional(make, self.recipe.clock.iters)",
+        "proportional = plateau is None and self._proportional(make)",
         "proportional = True",
         f"{RUNS}[rules, an absolute floor]",
     ),
     Break(
         "a-momentum-buffer-that-begins-too-early",
         "adapters/mmengine/recipe/optimizers.py",
-        '    late = not args.get("momentum") and',
-        "    late = False and",
+        'late = kind == "SGD" and not args.get("momentum") and',
+        "late = False and",
         f"{RUNS}[a momentum from 0]",
     ),
     Break(

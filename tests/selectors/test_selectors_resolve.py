@@ -8,8 +8,21 @@ import pytest
 import torch
 from torch import nn
 
-from gradchain.selectors import bias, embedding, everything, min_ndim, named, ndim, norm, owner, resolve
+from gradchain.selectors import (
+    bias,
+    choose,
+    embedding,
+    everything,
+    min_ndim,
+    multiply,
+    named,
+    ndim,
+    norm,
+    owner,
+    resolve,
+)
 from gradchain.selectors import names as by_names
+from gradchain.selectors.rules import settings_of
 
 MODEL = nn.ModuleDict({"body": nn.Linear(2, 3), "ln": nn.LayerNorm(3), "head": nn.Linear(3, 2)})
 FACTS = [(name, p, MODEL.get_submodule(name.rpartition(".")[0])) for name, p in MODEL.named_parameters()]
@@ -77,6 +90,23 @@ def test_missing_ok():
     assert len(resolve(~named("pos_embed", missing_ok=True), FACTS)) == 6
     with pytest.raises(ValueError, match=r'^named\("pos_embed", missing_ok=True\) matches none of the 6 parameters'):
         resolve(named("pos_embed", missing_ok=True), FACTS)
+
+
+GONE = named("pos_embed", missing_ok=True)
+
+
+@pytest.mark.parametrize("selector", [GONE, GONE | named("cls", missing_ok=True), GONE & norm, norm & GONE], ids=repr)
+def test_a_pair_whose_patterns_may_be_missing_changes_nothing_with_a_warning(selector):
+    for value in (multiply(0.5, (selector, 2.0)), choose((selector, 2.0), rest=0.5)):
+        with pytest.warns(UserWarning, match=r"matches none of the 6 parameters"):
+            found = settings_of(value, FACTS)
+        assert [(one.value, one.factors) for one in found] == [(0.5, ())] * 6
+
+
+@pytest.mark.parametrize("selector", [GONE | ndim(4), ndim(4) & norm, GONE & named("haed.*")], ids=repr)
+def test_a_pair_of_which_another_part_matches_nothing_is_an_error(selector):
+    with pytest.raises(ValueError, match="matches none of the 6 parameters"):
+        settings_of(multiply(0.5, (selector, 2.0)), FACTS)
 
 
 @pytest.mark.parametrize(

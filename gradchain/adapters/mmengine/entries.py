@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
+from gradchain.words.remarks import remark
+
 __all__ = ["OWNER", "Clock", "Entry", "listed"]
 
+Test = Callable[[Any], bool]
 OWNER = "mmengine.from_config"
 """How the errors and warnings of whole recipes begin."""
 
@@ -38,10 +39,7 @@ class Entry:
     @property
     def scope(self) -> str:
         """The project whose type it is, where that is said: `mmpose.ConstantLR`, or `_scope_` beside it."""
-        kind = self.items.get("type")
-        written = kind.__module__ if isinstance(kind, type) else str(kind) if isinstance(kind, str) else ""
-        before = written.partition(".")[0] if "." in written or isinstance(kind, type) else ""
-        return before or str(self.items.get("_scope_", ""))
+        return scope_and_name(self.items.get("type"))[0] or str(self.items.get("_scope_", ""))
 
     def refuse(self, sentence: str, kind: type[Exception] = ValueError) -> NoReturn:
         """What cannot be read at all, or what the original refuses as well."""
@@ -55,10 +53,7 @@ class Entry:
 
     def remark(self, sentence: str) -> None:
         """What is legal, and most likely a slip: a warning from the user's line."""
-        frame, depth = sys._getframe(1), 2
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith("gradchain."):
-            frame, depth = frame.f_back, depth + 1
-        warnings.warn(f"{self.owner}: {self.name}: {sentence}", UserWarning, stacklevel=depth)
+        remark(f"{self.owner}: {self.name}: {sentence}")
 
     def only(
         self, known: Iterable[str], required: Iterable[str] = (), belongs: Mapping[str, str] | None = None
@@ -70,15 +65,14 @@ class Entry:
         known = sorted({*known, *required})
         for key in self.items:
             if key not in known:
-                near = difflib.get_close_matches(str(key), known, 1)
-                cure = f"did you mean {near[0]!r}?" if near else f"it takes {listed(known)}."
+                cure = near(key, known, f"it takes {listed(known)}.")
                 sentence = f"every key must be known, got {key!r}; {(belongs or {}).get(key, cure)}"
                 self.refuse(sentence, TypeError) if belongs is None else self.object_to(sentence)
         for key in required:
             if key not in self.items:
                 self.refuse(f"{key} must be given.", TypeError)
 
-    def get(self, key: str, default: Any, rule: str, test: Callable[[Any], bool]) -> Any:
+    def get(self, key: str, default: Any, rule: str, test: Test) -> Any:
         """A value that passes a test, or the sentence `key must be rule`."""
         value = self.items.get(key, default)
         if not test(value):
@@ -86,14 +80,23 @@ class Entry:
         return value
 
     def number(
-        self,
-        key: str,
-        default: float | None,
-        rule: str = "a finite number",
-        test: Callable[[float], bool] | None = None,
+        self, key: str, default: float | None, rule: str = "a finite number", test: Test = lambda x: True
     ) -> float:
         """A finite number."""
-        return self.get(key, default, rule, lambda x: is_number(x) and (test is None or test(x)))  # type: ignore[no-any-return]
+        return self.get(key, default, rule, lambda x: is_number(x) and test(x))  # type: ignore[no-any-return]
+
+    def positive(self, key: str, default: float | None) -> float:
+        """A number above 0."""
+        return self.number(key, default, "a positive number", lambda x: x > 0)
+
+    def from_0(self, key: str, default: float | None) -> float:
+        """A number of at least 0."""
+        return self.number(key, default, "a number of at least 0", lambda x: x >= 0)
+
+    def whole_from(self, least: int, key: str, default: float | None) -> float:
+        """A number without a fraction, of at least so much."""
+        rule = f"a whole number of at least {least}"
+        return self.number(key, default, rule, lambda x: is_whole(x) and x >= least)
 
     def maybe(self, key: str) -> float | None:
         """A finite number, or None where it is not given."""
@@ -110,10 +113,8 @@ class Entry:
     def one_floor(self, name: str, base: float, default: float | None = None) -> float:
         """`name`, or `name`_ratio times the base value: one of the two."""
         floor, ratio = self.maybe(name), self.maybe(f"{name}_ratio")
-        if floor is None and ratio is None and default is not None:
-            return default
         if floor is None and ratio is None:
-            self.refuse(f"{name} or {name}_ratio must be given, got neither.")
+            return self.refuse(f"{name} or {name}_ratio must be given, got neither.") if default is None else default
         if floor is not None and ratio is not None:
             self.refuse(f"{name} or {name}_ratio must be given, not both, got {floor!r} and {ratio!r}.")
         return base * ratio if floor is None else floor  # type: ignore[operator]
@@ -123,6 +124,13 @@ def type_name(given: object) -> str | None:
     """The name of a type, written as a string or as the class, without its scope; None if it is neither."""
     written = given.__name__ if isinstance(given, type) else given
     return written.rpartition(".")[2] if isinstance(written, str) else None
+
+
+def scope_and_name(given: Any) -> tuple[str, str]:
+    """The project and the name of a type, given as a string, with a path or a scope before it, or as a class."""
+    written = f"{given.__module__}.{given.__name__}" if isinstance(given, type) else str(given)
+    before, _, name = written.replace("::", ".").replace(":", ".").rpartition(".")
+    return before.partition(".")[0], name
 
 
 def is_number(value: object) -> bool:
@@ -143,6 +151,12 @@ def is_whole(value: object) -> bool:
 def whole(value: float) -> float:
     """An int where the number has no fraction."""
     return int(value) if is_whole(value) else value
+
+
+def near(word: object, known: Iterable[str], otherwise: str) -> str:
+    """What was meant by a word that is not known, or else another sentence."""
+    found = difflib.get_close_matches(str(word), list(known), 1)
+    return f"did you mean {found[0]!r}?" if found else otherwise
 
 
 def listed(words: Iterable[str]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, is_whole, listed, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, listed, type_name
 from gradchain.schedules import Schedule, constant, cosine_wave, join, linear, per_epoch
 
 __all__ = ["HookSchedules", "read_scheduler_hook"]
@@ -55,9 +55,8 @@ def read_scheduler_hook(default_hooks: Any, clock: Clock, strict: bool) -> HookS
 
 def _warm_up(entry: Entry, clock: Clock, epochs: float, least: str) -> int:
     """The iterations of the warm-up, which is no shorter than a least number of them."""
-    rule = "a number of at least 0"
-    length = round(entry.number("warmup_epochs", epochs, rule, lambda x: x >= 0) * clock.epoch_length)
-    return max(length, int(entry.number(least, 1000, "a whole number of at least 1", lambda x: is_whole(x) and x >= 1)))
+    length = round(entry.from_0("warmup_epochs", epochs) * clock.epoch_length)
+    return max(length, int(entry.whole_from(1, least, 1000)))
 
 
 def _yolov5(entry: Entry, clock: Clock) -> HookSchedules:
@@ -95,7 +94,7 @@ def _yolov5(entry: Entry, clock: Clock) -> HookSchedules:
 def _ppyoloe(entry: Entry, clock: Clock) -> HookSchedules:
     """A warm-up by iterations, then half a cosine that lasts longer than the training."""
     warm = _warm_up(entry, clock, 5, "warmup_min_iter")
-    total = entry.number("total_epochs", 360, "a positive number", lambda x: x > 0) * clock.epoch_length
+    total = entry.positive("total_epochs", 360) * clock.epoch_length
     if total <= warm:
         entry.refuse(f"total_epochs must be longer than the warm-up of {warm} iterations, got {total!r} iterations.")
     start, foot = entry.number("start_factor", 0.0), entry.number("min_lr_ratio", 0.0)

@@ -10,16 +10,7 @@ from typing import Literal
 from gradchain.adapters.mmengine.curves import shapes
 from gradchain.adapters.mmengine.curves.shapes import Shape
 from gradchain.adapters.mmengine.entries import Entry, is_numbers, is_whole, whole
-from gradchain.schedules import (
-    Schedule,
-    constant,
-    exponential,
-    linear,
-    multi_step,
-    one_cycle,
-    polynomial,
-    step_decay,
-)
+from gradchain.schedules import Schedule, constant, exponential, linear, multi_step, one_cycle, polynomial, step_decay
 
 __all__ = ["FAMILIES", "SUFFIXES", "TYPES", "Kind", "Span", "anneal", "cycle"]
 
@@ -70,58 +61,47 @@ def _whole_window(entry: Entry, span: Span) -> float:
 
 
 def _half_wave(entry: Entry, span: Span) -> float:
-    given = entry.maybe("T_max") or 0
-    return min(span.steps(given), span.n) if given else span.n
+    return min(span.steps(entry.maybe("T_max") or math.inf), span.n)
 
 
 def _periods(entry: Entry, span: Span) -> float:
     return min(sum(map(span.steps, entry.numbers("periods"))), span.n)
 
 
-def _cycle(entry: Entry, span: Span) -> float:
-    return span.steps(entry.number("total_steps", span.n / span.factor))
-
-
-def _unit(entry: Entry, key: str, default: float) -> float:
-    return entry.number(key, default, "a number of at least 0", lambda x: x >= 0)
+def _ends(entry: Entry) -> tuple[float, float]:
+    unit = ("a number from 0 to 1", lambda x: 0 <= x <= 1)
+    return entry.number("start_factor", 1 / 3, *unit), entry.number("end_factor", 1.0, *unit)
 
 
 def _linear(entry: Entry, span: Span, base: float) -> Shape:
-    start, end = _in_unit(entry, "start_factor", 1 / 3), _in_unit(entry, "end_factor", 1.0)
-    if span.count == 1:
-        return shapes.factor(constant(start), 1)
-    return shapes.factor(linear(start, end, span.n - 1), span.count)
-
-
-def _in_unit(entry: Entry, key: str, default: float) -> float:
-    return entry.number(key, default, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    start, end = _ends(entry)
+    return shapes.factor(constant(start) if span.count == 1 else linear(start, end, span.n - 1), span.count)
 
 
 def _constant(entry: Entry, span: Span, base: float) -> Shape:
     # MMPose's lets a factor be above 1.
-    scale = constant(_unit(entry, "factor", 1 / 3))
-    last = span.n - 1
-    if span.count == 1 or not is_whole(last):
-        return shapes.factor(scale, span.count)
-    return shapes.factor(scale.take(int(last)).then(constant(1.0)), span.count)
+    scale: Schedule = constant(entry.from_0("factor", 1 / 3))
+    if span.count > 1 and is_whole(span.n):
+        scale = scale.take(int(span.n) - 1).then(constant(1.0))
+    return shapes.factor(scale, span.count)
 
 
 def _multi_step(entry: Entry, span: Span, base: float) -> Shape | None:
     milestones = sorted(span.steps(m) for m in entry.numbers("milestones"))
     met = [m for m in milestones if is_whole(m) and 0 <= m < span.count]
-    return shapes.factor(multi_step(1.0, tuple(met), _unit(entry, "gamma", 0.1)), span.count) if met else None
+    return shapes.factor(multi_step(1.0, tuple(met), entry.from_0("gamma", 0.1)), span.count) if met else None
 
 
 def _step(entry: Entry, span: Span, base: float) -> Shape | None:
-    size = span.steps(entry.number("step_size", None, "a positive number", lambda x: x > 0))
+    size = span.steps(entry.positive("step_size", None))
     if not is_whole(size):
         entry.refuse(f"step_size must be whole in steps of the scheduler, got {size!r}.")
-    scale = step_decay(1.0, size, _unit(entry, "gamma", 0.1))
+    scale = step_decay(1.0, size, entry.from_0("gamma", 0.1))
     return shapes.factor(scale, span.count) if size < span.count else None
 
 
 def _exponential(entry: Entry, span: Span, base: float) -> Shape:
-    gamma = _unit(entry, "gamma", 1.0)
+    gamma = entry.from_0("gamma", 1.0)
     return shapes.factor(exponential(1.0, gamma) if gamma else step_decay(1.0, 1, 0.0), span.count)
 
 
@@ -129,7 +109,7 @@ def _poly(entry: Entry, span: Span, base: float) -> Shape | None:
     # PolyLRRatio's ratio stands in for eta_min where both are given.
     ratio = entry.maybe("eta_min_ratio")
     floor = entry.number("eta_min", 0.0) if ratio is None else base * ratio
-    power = entry.number("power", 1.0, "a positive number", lambda x: x > 0)
+    power = entry.positive("power", 1.0)
     if span.count == 1:
         return None
     return shapes.towards(lambda a, b: polynomial(a, b, span.n - 1, power), floor, span.count)
@@ -155,8 +135,7 @@ def _restart(entry: Entry, span: Span, base: float) -> Shape:
     periods = [span.steps(p) for p in entry.numbers("periods")]
     weights = entry.numbers("restart_weights", (1,))
     if len(periods) != len(weights) or not periods:
-        sentence = f"periods and restart_weights must be as many, got {len(periods)} and {len(weights)}."
-        entry.refuse(sentence)
+        entry.refuse(f"periods and restart_weights must be as many, got {len(periods)} and {len(weights)}.")
     if not all(is_whole(p) and p > 0 for p in periods):
         entry.refuse(f"periods must be whole and positive in steps of the scheduler, got {periods!r}.")
     return shapes.restarts([int(p) for p in periods], weights, floor, base, span.count)
@@ -164,18 +143,18 @@ def _restart(entry: Entry, span: Span, base: float) -> Shape:
 
 def _one_cycle(entry: Entry, span: Span, base: float) -> Shape:
     peak = entry.number("eta_max", 0.0)
-    total = span.steps(entry.number("total_steps", span.n / span.factor, "a positive number", lambda x: x > 0))
+    total = span.steps(entry.positive("total_steps", span.n / span.factor))
     if not is_whole(total):
         entry.refuse(f"total_steps must be whole in steps of the scheduler, got {total!r}.")
     if span.run > total:
         entry.refuse(f"total_steps must be at least the {span.run} steps of its window, got {total!r}.")
-    start = peak / entry.number("div_factor", 25.0, "a positive number", lambda x: x > 0)
-    end = start / entry.number("final_div_factor", 1e4, "a positive number", lambda x: x > 0)
-    return shapes.absolute(cycle(entry, start, peak, end, total), span.count)
+    return shapes.absolute(cycle(entry, peak, total), span.count)
 
 
-def cycle(entry: Entry, start: float, peak: float, end: float, total: float) -> Schedule:
-    """One cycle of so many steps, in the phases that the entry says."""
+def cycle(entry: Entry, peak: float, total: float, ends: float | None = None) -> Schedule:
+    """One cycle of so many steps, in the phases that the entry says. `ends`: where it begins and ends, if not there."""
+    start = peak / entry.positive("div_factor", 25.0) if ends is None else ends
+    end = start / entry.positive("final_div_factor", 1e4) if ends is None else ends
     three = entry.flag("three_phase", False)
     limit = 0.5 if three else 1.0
     rule = f"a number above 1 / total_steps = {1 / total!r} and below {limit}"
@@ -195,7 +174,7 @@ def _quadratic(entry: Entry, span: Span, base: float) -> Shape:
 
 
 def _interval(entry: Entry, span: Span, base: float) -> Shape:
-    start, end = _in_unit(entry, "start_factor", 1 / 3), _in_unit(entry, "end_factor", 1.0)
+    start, end = _ends(entry)
     # It is not converted with the window.
     rule = f"a number above 0 and up to the {span.n!r} steps of its window"
     every = entry.number("interval", 1, rule, lambda x: 0 < x <= span.n)
@@ -244,6 +223,10 @@ SUFFIXES: dict[str, str | None] = {"LR": "lr", "Momentum": "momentum", "ParamSch
 CYCLE_KEYS = (
     "eta_max", "total_steps", "pct_start", "anneal_strategy", "div_factor", "final_div_factor", "three_phase",
 )  # fmt: skip
+ONE_CYCLE = Kind(
+    None, _one_cycle, CYCLE_KEYS, sets_base=True,
+    reach=lambda entry, span: span.steps(entry.number("total_steps", span.n / span.factor)),
+)  # fmt: skip
 TYPES: dict[str, Kind] = {
     **{
         f"{family}{suffix}": replace(kind, field=field)
@@ -252,7 +235,7 @@ TYPES: dict[str, Kind] = {
     },
     "CosineAnnealingWeightDecay": Kind("weight_decay", _cosine_weight_decay, ("T_max", *FLOOR), reach=_half_wave),
     "LinearLrInterval": Kind("lr", _interval, ("start_factor", "end_factor", "interval"), reach=_whole_window),
-    "OneCycleLR": Kind("lr", _one_cycle, CYCLE_KEYS, sets_base=True, reach=_cycle),
-    "OneCycleParamScheduler": Kind(None, _one_cycle, CYCLE_KEYS, sets_base=True, reach=_cycle),
+    "OneCycleLR": replace(ONE_CYCLE, field="lr"),
+    "OneCycleParamScheduler": ONE_CYCLE,
     "PolyLRRatio": Kind("lr", _poly, ("power", *FLOOR), reach=_whole_window),
 }

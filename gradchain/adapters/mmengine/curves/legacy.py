@@ -31,16 +31,11 @@ Policy = Callable[[Entry, str, int, float], Schedule]
 """(the entry, the field's name, how far progress goes, the base value) -> the schedule of the progress."""
 
 
-def _fixed(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    return constant(base)
-
-
 def _step(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    gamma = entry.number("gamma", 0.1 if field == "lr" else 0.5, "a number of at least 0", lambda x: x >= 0)
+    gamma = entry.from_0("gamma", 0.1 if field == "lr" else 0.5)
     steps = entry.get("step", None, "a positive whole number or a list of them in order", _are_steps)
-    schedule: Schedule = (
-        multi_step(base, tuple(steps), gamma) if isinstance(steps, (list, tuple)) else step_decay(base, steps, gamma)
-    )
+    many = isinstance(steps, (list, tuple))
+    schedule: Schedule = multi_step(base, tuple(steps), gamma) if many else step_decay(base, steps, gamma)
     low = entry.maybe(f"min_{field}")
     return schedule if low is None else schedule.clip(low=low)
 
@@ -50,18 +45,13 @@ def _are_steps(value: object) -> bool:
     return all(is_number(s) and is_whole(s) and s > 0 for s in steps) and steps == sorted(steps)
 
 
-def _exp(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    return exponential(base, entry.number("gamma", None, "a positive number", lambda x: x > 0))
-
-
 def _poly(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    power = entry.number("power", 1.0, "a positive number", lambda x: x > 0)
+    power = entry.positive("power", 1.0)
     return polynomial(base, entry.number(f"min_{field}", 0.0), last, power)
 
 
 def _inv(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    gamma = entry.number("gamma", None, "a number of at least 0", lambda x: x >= 0)
-    return inverse_time(base, gamma, entry.number("power", 1.0, "a positive number", lambda x: x > 0))
+    return inverse_time(base, entry.from_0("gamma", None), entry.positive("power", 1.0))
 
 
 def _cosine(entry: Entry, field: str, last: int, base: float) -> Schedule:
@@ -96,10 +86,6 @@ def _restart(entry: Entry, field: str, last: int, base: float) -> Schedule:
     return curves[0] if len(curves) == 1 else chained(tuple(curves))
 
 
-def _linear(entry: Entry, field: str, last: int, base: float) -> Schedule:
-    return linear(base, entry.one_floor(f"min_{field}", base), last)
-
-
 def _cyclic(entry: Entry, field: str, last: int, base: float) -> Schedule:
     given = entry.items.get("target_ratio", (10, 1e-4) if field == "lr" else (0.85 / 0.95, 1.0))
     ratios = [given] if is_number(given) else given
@@ -122,13 +108,10 @@ def _cyclic(entry: Entry, field: str, last: int, base: float) -> Schedule:
 def _one_cycle(entry: Entry, field: str, last: int, base: float) -> Schedule:
     if field == "momentum":
         end = entry.number("max_momentum", 0.95)
-        return cycle(entry, end, entry.number("base_momentum", 0.85), end, last)
+        return cycle(entry, entry.number("base_momentum", 0.85), last, end)
     rule = f"a whole number of at least the {last} iterations of the run"
     total = int(entry.number("total_steps", last, rule, lambda x: is_whole(x) and x >= last))
-    top = entry.number("max_lr", None)
-    start = top / entry.number("div_factor", 25, "a positive number", lambda x: x > 0)
-    end = start / entry.number("final_div_factor", 1e4, "a positive number", lambda x: x > 0)
-    return cycle(entry, start, top, end, total)
+    return cycle(entry, entry.number("max_lr", None), total)
 
 
 def _yolox(entry: Entry, clock: Clock, base: float) -> Schedule:
@@ -140,48 +123,40 @@ def _yolox(entry: Entry, clock: Clock, base: float) -> Schedule:
     warm = int(entry.number("warmup_iters", 0, rule, lambda x: is_whole(x * every) and x * every >= 1) * every)
     if warm > clock.iters:
         entry.remark(f"the warm-up of {warm!r} iterations is longer than the run, which has {clock.iters}.")
-    rule = "a whole number of at least 0"
-    kept = entry.number("num_last_epochs", None, rule, lambda x: is_whole(x) and x >= 0) * clock.epoch_length
-    foot, ratio = (
-        entry.one_floor("min_lr", base),
-        entry.number("warmup_ratio", 0.1, "a positive number", lambda x: x > 0),
-    )
+    kept = entry.whole_from(0, "num_last_epochs", None) * clock.epoch_length
+    foot, ratio = entry.one_floor("min_lr", base), entry.positive("warmup_ratio", 0.1)
     line = linear(1.0 / warm, 1.0, warm - 1) if warm > 1 else constant(1.0)
     falling = int(clock.iters - kept - warm)
     if falling < 2:
         entry.refuse(f"the warm-up and the last epochs must leave two iterations of the {clock.iters} of the run.")
-    wave = (
-        constant(base).take(warm - 1).then(cosine_wave(base, foot, falling))
-        if warm > 1
-        else cosine_wave(base, foot, falling)
-    )
+    wave: Schedule = cosine_wave(base, foot, falling)
+    wave = constant(base).take(warm - 1).then(wave) if warm > 1 else wave
     parts = [(0, warm, base * ratio * line * line), (warm, warm + falling - 1, wave)]
     return join(*parts, (warm + falling - 1, None, constant(foot)), absolute=True)
 
 
-STEP, FLOOR = ("step", "gamma", "min_{}"), ("min_{}", "min_{}_ratio")
-PHASES = ("pct_start", "anneal_strategy", "three_phase")
-CYCLE = ("target_ratio", "cyclic_times", "step_ratio_up", "anneal_strategy", "gamma")
-POLICIES: dict[str, dict[str, tuple[Policy, tuple[str, ...]]]] = {
-    "lr": {
-        "Fixed": (_fixed, ()),
-        "Step": (_step, STEP),
-        "Exp": (_exp, ("gamma",)),
-        "Poly": (_poly, ("power", "min_{}")),
-        "Inv": (_inv, ("gamma", "power")),
-        "CosineAnnealing": (_cosine, FLOOR),
-        "FlatCosineAnnealing": (_flat_cosine, ("start_percent", *FLOOR)),
-        "CosineAnnealingCooldown": (_cooldown, ("cool_down_ratio", "cool_down_time", *FLOOR)),
-        "CosineRestart": (_restart, ("periods", "restart_weights", *FLOOR)),
-        "Cyclic": (_cyclic, CYCLE),
-        "OneCycle": (_one_cycle, ("max_lr", "total_steps", "div_factor", "final_div_factor", *PHASES)),
-        "LinearAnnealing": (_linear, FLOOR),
-    },
+FLOOR, PHASES = ("min_{}", "min_{}_ratio"), ("pct_start", "anneal_strategy", "three_phase")
+LR: dict[str, tuple[Policy, tuple[str, ...]]] = {
+    "Fixed": (lambda entry, field, last, base: constant(base), ()),
+    "Step": (_step, ("step", "gamma", "min_{}")),
+    "Exp": (lambda entry, field, last, base: exponential(base, entry.positive("gamma", None)), ("gamma",)),
+    "Poly": (_poly, ("power", "min_{}")),
+    "Inv": (_inv, ("gamma", "power")),
+    "CosineAnnealing": (_cosine, FLOOR),
+    "FlatCosineAnnealing": (_flat_cosine, ("start_percent", *FLOOR)),
+    "CosineAnnealingCooldown": (_cooldown, ("cool_down_ratio", "cool_down_time", *FLOOR)),
+    "CosineRestart": (_restart, ("periods", "restart_weights", *FLOOR)),
+    "Cyclic": (_cyclic, ("target_ratio", "cyclic_times", "step_ratio_up", "anneal_strategy", "gamma")),
+    "OneCycle": (_one_cycle, ("max_lr", "total_steps", "div_factor", "final_div_factor", *PHASES)),
+    "LinearAnnealing": (
+        lambda entry, field, last, base: linear(base, entry.one_floor(f"min_{field}", base), last),
+        FLOOR,
+    ),
+}
+POLICIES = {
+    "lr": LR,
     "momentum": {
-        "Step": (_step, STEP),
-        "CosineAnnealing": (_cosine, FLOOR),
-        "LinearAnnealing": (_linear, FLOOR),
-        "Cyclic": (_cyclic, CYCLE),
+        **{name: LR[name] for name in ("Step", "CosineAnnealing", "LinearAnnealing", "Cyclic")},
         "OneCycle": (_one_cycle, ("base_momentum", "max_momentum", *PHASES)),
     },
 }
@@ -225,15 +200,11 @@ def _field(field: str, config: object, clock: Clock, strict: bool) -> Callable[[
         entry.remark("a loop of iterations counts no epochs: it never acts; did you mean by_epoch=False?")
         return constant
     last = clock.epochs if by_epoch and clock.epochs else clock.iters
-    if late := [s for s in _listed_steps(config) if is_number(s) and s >= last]:
+    steps = config.get("step")
+    if late := [s for s in (steps if isinstance(steps, (list, tuple)) else ()) if is_number(s) and s >= last]:
         entry.remark(f"steps {late!r} are never reached: the run has {last} {'epochs' if by_epoch else 'iterations'}.")
     factor = _warm_up(entry, clock, 0.1 if field == "lr" else 0.9)
     return partial(_value, field, partial(build, entry, field, last), factor, clock.epoch_length if by_epoch else 1)
-
-
-def _listed_steps(config: Mapping[str, Any]) -> list[Any]:
-    steps = config.get("step")
-    return list(steps) if isinstance(steps, (list, tuple)) else []
 
 
 def _value(
@@ -250,12 +221,11 @@ def _value(
 
 def _warm_up(entry: Entry, clock: Clock, default: float) -> Schedule | None:
     """The factor on the current value of the policy: from the ratio to 1 over the warm-up, and 1 after."""
-    kind = entry.get(
-        "warmup", None, "'constant', 'linear' or 'exp'", lambda x: x in (None, "constant", "linear", "exp")
-    )
+    kinds = (None, "constant", "linear", "exp")
+    kind = entry.get("warmup", None, "'constant', 'linear' or 'exp'", lambda x: x in kinds)
     if kind is None:
         return None
-    steps = entry.number("warmup_iters", 0, "a positive number", lambda x: x > 0)
+    steps = entry.positive("warmup_iters", 0)
     ratio = entry.number("warmup_ratio", default, "a number above 0 and up to 1", lambda x: 0 < x <= 1)
     if entry.flag("warmup_by_epoch", False):
         if clock.epochs is None:

@@ -9,31 +9,24 @@ from typing import Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine.groups.depths import of_timm
+from gradchain.adapters.mmengine.groups.layers import of_timm
 from gradchain.adapters.mmengine.groups.paramwise import Group, Paramwise, Visit, visits
 
-__all__ = ["by_depth", "by_pattern", "default", "force_default", "old_default", "scaled", "swin"]
+__all__ = ["DEFAULT", "FORCED", "OLD", "by_depth", "by_pattern", "default", "scaled", "swin"]
+
+DEFAULT, OLD = "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"
+FORCED = f"Force{DEFAULT}"
 
 
 def default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """DefaultOptimWrapperConstructor: the longest custom key that is part of the name, else the rules by kind."""
-    return _default(paramwise, model, frozen=False, forced=False)
+    """DefaultOptimWrapperConstructor: the longest custom key that is part of the name, else the rules by kind.
 
-
-def force_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """ForceDefaultOptimWrapperConstructor of MMPose and MMSegmentation: the rules also on top of a custom key."""
-    return _default(paramwise, model, frozen=True, forced=bool(paramwise.cfg.get("force_default_settings", False)))
-
-
-def old_default(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """DefaultOptimizerConstructor of mmcv 1.x: norm > depthwise > bias, and a rule that is not set takes its own too.
-
-    Frozen parameters are kept, and nothing but the multipliers of a custom key is read.
+    ForceDefaultOptimWrapperConstructor of MMPose and MMSegmentation has the rules also on top of a custom key, where it
+    is told so, and keeps frozen parameters. DefaultOptimizerConstructor of mmcv 1.x keeps them too, and reads nothing
+    but the multipliers of a custom key; norm > depthwise > bias there, and a rule that is not set takes its own too.
     """
-    return _default(paramwise, model, frozen=True, forced=False, old=True)
-
-
-def _default(paramwise: Paramwise, model: nn.Module, *, frozen: bool, forced: bool, old: bool = False) -> list[Group]:
+    frozen, old = paramwise.constructor != DEFAULT, paramwise.constructor == OLD
+    forced = paramwise.constructor == FORCED and paramwise.cfg.get("force_default_settings", False)
     groups: list[Group] = []
     taken: set[int] = set()
     undone: dict[str, str] = {}
@@ -75,11 +68,13 @@ def _by_kind(paramwise: Paramwise, visit: Visit, old: bool = False) -> dict[str,
     bias, free = visit.name == "bias", not visit.deformable
     if bias and free and not visit.norm and paramwise.rule("bias_lr_mult") is not None:
         items["lr"] = paramwise.base("lr") * paramwise.rule("bias_lr_mult")
-    offset = not free and "conv_offset" in visit.prefix and isinstance(visit.module, nn.Conv2d)
+    conv = visit.module if isinstance(visit.module, nn.Conv2d) else None
+    depthwise = conv is not None and conv.in_channels == conv.groups
+    offset = not free and "conv_offset" in visit.prefix and conv is not None
     if offset and paramwise.rule("dcn_offset_lr_mult") is not None:
         items["lr"] = paramwise.base("lr") * paramwise.rule("dcn_offset_lr_mult")
     if paramwise.decays:
-        kinds = {"norm": visit.norm, "bias": bias and free, "dwconv": visit.depthwise}
+        kinds = {"norm": visit.norm, "bias": bias and free, "dwconv": depthwise}
         order = ("norm", "dwconv", "bias") if old else (*kinds, "flat")
         kinds["flat"] = visit.parameter.ndim == 1 and free
         _decay(paramwise, [kind for kind in order if kinds[kind]][: 1 if old else None], items)
@@ -148,9 +143,8 @@ def by_depth(paramwise: Paramwise, model: nn.Module) -> list[Group]:
             _decay(paramwise, [kind for kind, there in kinds.items() if there], items)
         depth, total = ask(visit.full)
         scale = rate ** (total - depth - 1)
-        groups.append(
-            ([visit.parameter], items | {"lr": paramwise.base("lr") * scale, "lr_scale": scale, "layer_id": depth})
-        )
+        items |= {"lr": paramwise.base("lr") * scale, "lr_scale": scale, "layer_id": depth}
+        groups.append(([visit.parameter], items))
     return groups
 
 
@@ -168,9 +162,8 @@ def swin(paramwise: Paramwise, model: nn.Module) -> list[Group]:
             paramwise.used.update(keys)
             items["lr"] = paramwise.base("lr") * _product(paramwise, entries, keys, "lr_mult")
             if paramwise.decays:
-                items["weight_decay"] = paramwise.base("weight_decay") * _product(
-                    paramwise, entries, keys, "decay_mult"
-                )
+                decay = _product(paramwise, entries, keys, "decay_mult")
+                items["weight_decay"] = paramwise.base("weight_decay") * decay
         groups.append(([visit.parameter], items))
     return groups
 

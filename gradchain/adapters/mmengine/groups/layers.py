@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gradchain.adapters.mmengine.entries import is_number
 from gradchain.adapters.mmengine.groups.paramwise import Group, Paramwise
-from gradchain.selectors import depth
+from gradchain.selectors import ParameterFacts, depth, layer_decay
 
-__all__ = ["IMPLICIT", "mmaction", "mmpose", "mmseg", "mmselfsup", "tsm", "yolo_decay", "yolo_free", "yolov5", "yolov7"]
+__all__ = ["decays", "mmaction", "mmpose", "mmseg", "mmselfsup", "of_timm", "tsm", "yolo", "yolo_decay", "yolo_free"]
 
-IMPLICIT = ("ImplicitA", "ImplicitM")
+YOLOV7, IMPLICIT = "YOLOv7OptimWrapperConstructor", ("ImplicitA", "ImplicitM")
 WITHIN = "backbone."
+Decay = Callable[[str, Tensor], Any]
+"""(name, parameter) -> its weight decay."""
 
 
 def _mixmim(depths: list[int]) -> Callable[[str], int]:
@@ -33,12 +37,7 @@ def _mixmim(depths: list[int]) -> Callable[[str], int]:
 
 
 def _merged(
-    paramwise: Paramwise,
-    model: nn.Module,
-    deep: Callable[[str], int],
-    total: int,
-    rate: float,
-    decay: Callable[[str, Tensor], Any],
+    paramwise: Paramwise, model: nn.Module, deep: Callable[[str], int], total: int, rate: float, decay: Decay
 ) -> list[Group]:
     """A group for each depth with decay, and one for each without. `total`: how many depths there are."""
     groups: dict[tuple[int, bool], Group] = {}
@@ -53,7 +52,7 @@ def _merged(
     return list(groups.values())
 
 
-def _flat_free(paramwise: Paramwise, more: Callable[[str], bool]) -> Callable[[str, Tensor], Any]:
+def _flat_free(paramwise: Paramwise, more: Callable[[str], bool]) -> Decay:
     """No decay for what has one dimension, for biases, and for more."""
     base = paramwise.base("weight_decay")
     return lambda name, p: 0.0 if p.ndim == 1 or name.endswith(".bias") or more(name) else base
@@ -72,9 +71,8 @@ def _backbone(paramwise: Paramwise, model: nn.Module, attribute: str = "") -> An
 def mmseg(paramwise: Paramwise, model: nn.Module) -> list[Group]:
     """LearningRateDecayOptimizerConstructor and LayerDecayOptimizerConstructor of MMSegmentation and MMDetection."""
     layers, kind = paramwise.layers(), paramwise.cfg.get("decay_type", "layer_wise")
-    rate = paramwise.number(
-        "layer_decay_rate" if paramwise.constructor == "LayerDecayOptimizerConstructor" else "decay_rate"
-    )
+    named = paramwise.constructor == "LayerDecayOptimizerConstructor"
+    rate = paramwise.number("layer_decay_rate" if named else "decay_rate")
     cls = type(_backbone(paramwise, model)).__name__
     deep: depth.Depth
     if "layer_wise" in kind and "ConvNeXt" in cls:
@@ -149,12 +147,6 @@ def tsm(paramwise: Paramwise, model: nn.Module) -> list[Group]:
             paramwise.refuse(
                 f"every layer must be a convolution, Linear or normalisation, got a {type(module).__name__}."
             )
-    return _tsm_groups(paramwise, first, rest, norms)
-
-
-def _tsm_groups(
-    paramwise: Paramwise, first: list[list[Tensor]], rest: list[list[Tensor]], norms: list[Tensor]
-) -> list[Group]:
     lr, decay = paramwise.base("lr"), paramwise.base("weight_decay")
     weights, biases = [own[0] for own in rest], [own[1] for own in rest if len(own) == 2]
     if not weights or not biases:
@@ -171,16 +163,6 @@ def _tsm_groups(
         (weights[-1:], {"lr": lr * last, "weight_decay": decay}),
         (biases[-1:], {"lr": lr * 2 * last, "weight_decay": 0}),
     ]
-
-
-def yolov5(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """YOLOv5OptimizerConstructor of MMYOLO: weights decay, by the size of the batch; norms and biases do not."""
-    return _yolo(paramwise, model, ())
-
-
-def yolov7(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-    """YOLOv7OptimWrapperConstructor of MMYOLO: its implicit knowledge goes with the norms."""
-    return _yolo(paramwise, model, IMPLICIT)
 
 
 def yolo_decay(paramwise: Paramwise) -> Any:
@@ -203,17 +185,90 @@ def yolo_free(paramwise: Paramwise) -> dict[str, Any]:
     return {} if free is None else {"weight_decay": free.default}
 
 
-def _yolo(paramwise: Paramwise, model: nn.Module, implicit: tuple[str, ...]) -> list[Group]:
+def yolo(paramwise: Paramwise, model: nn.Module) -> list[Group]:
+    """YOLOv5OptimizerConstructor of MMYOLO: weights decay, by the size of the batch; norms and biases do not.
+
+    To YOLOv7OptimWrapperConstructor its implicit knowledge goes with the norms.
+    """
     decay, rest = yolo_decay(paramwise), yolo_free(paramwise)
     weights: list[Tensor] = []
     norms: list[Tensor] = []
     biases: list[Tensor] = []
     for module in model.modules():
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if type(module).__name__ in implicit:
+        if paramwise.constructor == YOLOV7 and type(module).__name__ in IMPLICIT:
             norms.append(module.implicit)  # type: ignore[arg-type]  # a parameter, in MMYOLO
         elif isinstance(weight, nn.Parameter):
             (norms if isinstance(module, nn.modules.batchnorm._NormBase) else weights).append(weight)
         if isinstance(bias, nn.Parameter):
             biases.append(bias)
     return [(weights, {"weight_decay": decay}), (norms, dict(rest)), (biases, dict(rest))]
+
+
+# the depths that names tell
+
+
+def of_timm(names: Sequence[str]) -> depth.vit | None:
+    """The depths of a plain transformer with timm's names, `blocks.0` in `model.` or nothing; None for others."""
+    inside = [found for name in names if (found := re.match(r"((?:\w+\.)*?)blocks\.(\d+)\.", name))]
+    if len({found[1] for found in inside}) != 1 or re.search(r"\d", inside[0][1]):
+        return None
+    return depth.vit(max(int(found[2]) for found in inside) + 1, prefix=inside[0][1], blocks="blocks")
+
+
+def decays(model: nn.Module, config: Mapping[str, Any], facts: Sequence[ParameterFacts]) -> Iterator[layer_decay]:
+    """The rules that a config with a rate may mean, none where it has no rate; which one is right, numbers tell."""
+    given = config.get("paramwise_cfg") or {}
+    rate = given.get("layer_decay_rate", given.get("decay_rate", config["optimizer"].get("layer_decay_rate")))
+    if not is_number(rate) or not rate > 0:
+        return
+    names = [name for name, _, _ in facts]
+    if (timm := of_timm(names)) is not None:
+        yield layer_decay(rate, timm)
+    for prefix in dict.fromkeys(("backbone.", "")):
+        for deep in _depths(prefix, names, _totals(model, given, prefix, names)):
+            rule = layer_decay(rate, deep)
+            try:
+                rule.factors(facts)
+            except (IndexError, ValueError):  # names that another kind of model has
+                continue
+            yield rule
+
+
+def _totals(model: nn.Module, given: Mapping[str, Any], prefix: str, names: Sequence[str]) -> list[int]:
+    """How many depths there may be: as the config, the model or the list of blocks says."""
+    ask: Any = getattr(getattr(model, "module", model), "get_layer_depth", None)
+    totals = [given["num_layers"] + 2] if type(given.get("num_layers")) is int else []
+    totals += [ask(names[0])[1]] if ask is not None else []
+    totals += [len(_counts(rf"{re.escape(prefix)}{blocks}\.(\d+)\.", names)) + 2 for blocks in ("layers", "blocks")]
+    return [total for total in dict.fromkeys(totals) if total > 2]
+
+
+def _counts(pattern: str, names: Sequence[str]) -> dict[str, int]:
+    """For each text of the pattern's first group, one more than the greatest number of its second."""
+    counts: dict[str, int] = {}
+    for found in filter(None, (re.match(pattern, name) for name in names)):
+        counts[found[1]] = max(counts.get(found[1], 0), int(found[found.re.groups]) + 1)
+    return counts
+
+
+def _depths(prefix: str, names: Sequence[str], totals: Sequence[int]) -> Iterator[depth.Depth]:
+    start = re.escape(prefix)
+    stages = tuple(_counts(rf"{start}stages\.(\d+)\.blocks\.(\d+)\.", names).values())
+    if stages:
+        yield depth.swin(stages, prefix=prefix)
+        yield depth.swin(stages, prefix=prefix, stem=("patch_embed", "mask_token"))
+    blocks = tuple(_counts(rf"{start}stages\.(\d+)\.(\d+)\.", names).values())
+    for total in totals:
+        for kind in ("layers", "blocks"):
+            yield depth.vit(total - 2, prefix=prefix, blocks=kind)
+            yield depth.vit(total - 2, prefix=prefix, blocks=kind, stem=("cls_token", "pos_embed", "patch_embed"))
+        if len(blocks) == 4:
+            yield depth.convnext(blocks, prefix=prefix)
+            yield depth.convnext(blocks, prefix=prefix, last=total - 2)
+        yield depth.convnext_stages(total - 2, prefix=prefix)
+    layers = tuple(_counts(rf"{start}layer(\d+)\.(\d+)\.", names).values())
+    if layers:
+        yield depth.resnet(layers, prefix=prefix)
+    if len(layers) == 4:
+        yield depth.resnet(layers, prefix=prefix, together=(3, 2, 3, 3))

@@ -10,32 +10,20 @@ from typing import Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine.entries import type_name
+from gradchain.adapters.mmengine.entries import Entry, listed, scope_and_name, type_name
 from gradchain.adapters.mmengine.groups import constructors, layers
+from gradchain.adapters.mmengine.groups.constructors import DEFAULT, FORCED, OLD
 from gradchain.adapters.mmengine.groups.paramwise import RULES, Group, Paramwise, check_places
-from gradchain.adapters.mmengine.groups.written import values
 from gradchain.selectors import ParameterFacts
 from gradchain.updater.target import Target
 
-__all__ = [
-    "BY_CHILD",
-    "MULTI",
-    "OLD",
-    "PATTERNS",
-    "group_numbers",
-    "matched",
-    "of_modules",
-    "param_settings",
-    "register_constructor",
-    "values",
-]
+__all__ = ["group_numbers", "modules_and_settings", "param_settings", "register_constructor"]
 
 # OpenMMLab's own scopes; another project's constructor may have any of these names, and is another
 PROJECTS = (
     "mmengine", "mmcv", "mmaction", "mmagic", "mmcls", "mmdet", "mmdet3d", "mmedit", "mmflow", "mmgen", "mmocr",
     "mmpose", "mmpretrain", "mmrazor", "mmrotate", "mmseg", "mmselfsup", "mmtrack", "mmyolo", "opencompass", "xtuner",
 )  # fmt: skip
-DEFAULT, OLD = "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"
 BY_DEPTH = "LearningRateDecayOptimWrapperConstructor"
 BY_LAYER = "LearningRateDecayOptimizerConstructor"
 MULTI = "MultiOptimWrapperConstructor"
@@ -45,6 +33,7 @@ PATTERNS = f"mmselfsup.{OLD}"
 """MMSelfSup's of before MMEngine: `paramwise_options`, by patterns."""
 
 Settings = dict[str, "dict[str, Any] | None"]
+Facts = Sequence[ParameterFacts]
 
 
 @dataclass(frozen=True)
@@ -64,21 +53,14 @@ class Constructor:
 
 
 _DECAYS = ("custom_keys", "layer_decay_rate", "norm_decay_mult", "bias_decay_mult", "flat_decay_mult")
+_OF_PATTERNS = ("lr_mult", "weight_decay_mult", "momentum_mult")
 _LAYERS = ("num_layers", "decay_rate", "decay_type")
 _DEFAULT = (*RULES, "custom_keys", "bypass_duplicate")
 CONSTRUCTORS: dict[str, Constructor] = {
     DEFAULT: Constructor(constructors.default, _DEFAULT, items=True),
-    "ForceDefaultOptimWrapperConstructor": Constructor(
-        constructors.force_default, (*_DEFAULT, "force_default_settings"), items=True
-    ),
-    PATTERNS: Constructor(
-        constructors.by_pattern,
-        ("custom_keys",),
-        ("lr_mult", "weight_decay_mult", "momentum_mult"),
-        True,
-        inherits=False,
-    ),
-    OLD: Constructor(constructors.old_default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")),
+    FORCED: Constructor(constructors.default, (*_DEFAULT, "force_default_settings"), items=True),
+    PATTERNS: Constructor(constructors.by_pattern, ("custom_keys",), _OF_PATTERNS, items=True, inherits=False),
+    OLD: Constructor(constructors.default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")),
     BY_DEPTH: Constructor(constructors.by_depth, _DECAYS, ("decay_mult",), items=True),
     f"mmselfsup.{BY_DEPTH}": Constructor(layers.mmselfsup, ("custom_keys",), ("decay_mult",), always=True),
     BY_LAYER: Constructor(layers.mmseg, _LAYERS),
@@ -86,12 +68,9 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "LayerDecayOptimizerConstructor": Constructor(layers.mmseg, ("num_layers", "layer_decay_rate")),
     "LayerDecayOptimWrapperConstructor": Constructor(layers.mmpose, ("num_layers", "layer_decay_rate")),
     "SwinOptimWrapperConstructor": Constructor(constructors.swin, ("custom_keys",)),
-    "TSMOptimWrapperConstructor": Constructor(layers.tsm, ("fc_lr5",)),
-    "TSMOptimizerConstructor": Constructor(layers.tsm, ("fc_lr5",)),
-    "YOLOv5OptimizerConstructor": Constructor(layers.yolov5, ("base_total_batch_size",), always=True, inherits=False),
-    "YOLOv7OptimWrapperConstructor": Constructor(
-        layers.yolov7, ("base_total_batch_size",), always=True, inherits=False
-    ),
+    **dict.fromkeys(("TSMOptimWrapperConstructor", "TSMOptimizerConstructor"), Constructor(layers.tsm, ("fc_lr5",))),
+    "YOLOv5OptimizerConstructor": Constructor(layers.yolo, ("base_total_batch_size",), always=True, inherits=False),
+    layers.YOLOV7: Constructor(layers.yolo, ("base_total_batch_size",), always=True, inherits=False),
 }
 
 
@@ -149,7 +128,7 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
         return _of_one(inner, optim_wrapper, strict, facts)
     paramwise = Paramwise(MULTI, {}, {}, strict)
     if "modules" in optim_wrapper:
-        return of_modules(matched(inner, optim_wrapper["modules"]), optim_wrapper, strict, facts)
+        return _of_modules(_matched(inner, optim_wrapper["modules"]), optim_wrapper, strict, facts)
     settings = {}
     for name, config in optim_wrapper.items():
         if name in ("constructor", "type"):
@@ -160,7 +139,7 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
         if isinstance(modules, str) and modules in inner._modules:
             settings[name] = _of_one(getattr(inner, modules), {**config, "constructor": DEFAULT}, strict, facts)
         else:
-            settings[name] = of_modules(matched(inner, modules), config, strict, facts)
+            settings[name] = _of_modules(_matched(inner, modules), config, strict, facts)
     return settings
 
 
@@ -178,7 +157,7 @@ def _groups(paramwise: Paramwise, how: Constructor | None, model: nn.Module) -> 
     return how.build(paramwise, model) if how is not None else [(list(model.parameters()), {})]
 
 
-def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Sequence[ParameterFacts]) -> Settings:
+def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Facts) -> Settings:
     paramwise, how = read(model, config, strict)
     groups = _groups(paramwise, how, model)
     if how is not None and "custom_keys" in how.reads:
@@ -186,20 +165,17 @@ def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Se
     return _settings_of(paramwise, groups, facts, {id(p) for p in model.parameters() if p.requires_grad})
 
 
-def of_modules(
-    modules: Iterable[tuple[str, nn.Module]],
-    config: Mapping[str, Any],
-    strict: bool,
-    facts: Sequence[ParameterFacts],
+def _of_modules(
+    modules: Iterable[tuple[str, nn.Module]], config: Mapping[str, Any], strict: bool, facts: Facts
 ) -> Settings:
-    """One optimizer for what `matched` has found."""
+    """One optimizer for what `_matched` has found."""
     paramwise, _ = read(nn.Module(), {**config, "constructor": DEFAULT}, strict)
     if paramwise.cfg:
         paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
     return _settings_of(paramwise, [([p for _, module in modules for p in module.parameters()], {})], facts, set())
 
 
-def matched(model: nn.Module, given: Any) -> list[tuple[str, nn.Module]]:
+def _matched(model: nn.Module, given: Any) -> list[tuple[str, nn.Module]]:
     """For a pattern, or each of a list: the child of this name, or else all modules whose whole name it matches."""
     out: list[tuple[str, nn.Module]] = []
     for pattern in given if isinstance(given, (list, tuple)) else [given]:
@@ -210,10 +186,35 @@ def matched(model: nn.Module, given: Any) -> list[tuple[str, nn.Module]]:
     return out
 
 
+def modules_and_settings(
+    model: nn.Module, given: Any, config: Mapping[str, Any], entry: Entry, by_child: bool = False
+) -> tuple[Any, Any]:
+    """The modules of these names, or those whose whole names match, and what each of their parameters begins with.
+
+    by_child: one that names a child of the model is that module by itself, with rules per parameter.
+    """
+    model = getattr(model, "module", model)
+    if by_child and given in model._modules:
+        child = getattr(model, given)
+        return child, param_settings(child, config, entry.strict)
+    found: list[tuple[str, nn.Module]] = []
+    for pattern in given if isinstance(given, (list, tuple)) else [given]:
+        here = _matched(model, pattern)
+        if pattern not in model._modules and not any(True for _, m in here for _ in m.parameters()):
+            children = listed(name for name, _ in model.named_children())
+            entry.refuse(f"{pattern!r} must name or match a module with parameters; the model has {children}.")
+        found += here
+    names = [name for name, _ in found]
+    # one inside another is there already
+    apart = {n: m for n, m in found if not any(n.startswith(f"{other}.") for other in names)}
+    target = model if "" in names else apart
+    return target, _of_modules(found, config, entry.strict, Target(target).index.entries)
+
+
 def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Paramwise, Constructor | None]:
     """The config with its faults noted, and its constructor; None where all parameters are one group."""
     optimizer, given = config.get("optimizer"), config.get("paramwise_cfg")
-    scope, name = _scope_and_name(config.get("constructor") or DEFAULT)
+    scope, name = scope_and_name(config.get("constructor") or DEFAULT)
     paramwise = Paramwise(name, optimizer if isinstance(optimizer, Mapping) else {}, given or {}, strict)
     how = registered.get(name)
     if how is None and scope in ("", *PROJECTS):
@@ -238,17 +239,9 @@ def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Par
         paramwise.check_decays()
     if not (paramwise.cfg or how.always):
         return paramwise, None
-    if name in registered:
-        return paramwise, how
-    paramwise.check_keys(how.reads, how.in_entries, items=how.items)
+    if name not in registered:
+        paramwise.check_keys(how.reads, how.in_entries, items=how.items)
     return paramwise, how
-
-
-def _scope_and_name(given: Any) -> tuple[str, str]:
-    """The project and the name of a constructor, given as a string, with a path or a scope before it, or as a class."""
-    written = f"{given.__module__}.{given.__name__}" if isinstance(given, type) else str(given)
-    before, _, name = written.replace("::", ".").replace(":", ".").rpartition(".")
-    return before.partition(".")[0], name
 
 
 def register_constructor(name: str) -> Callable[[Build], Build]:
@@ -282,10 +275,7 @@ def register_constructor(name: str) -> Callable[[Build], Build]:
     def registering(build: Build) -> Build:
         def groups(paramwise: Paramwise, model: nn.Module) -> list[Group]:
             made = build(model, {"optimizer": dict(paramwise.optimizer), "paramwise_cfg": dict(paramwise.cfg)})
-            return [
-                (list(group["params"]), {key: value for key, value in group.items() if key != "params"})
-                for group in made
-            ]
+            return [(list(one["params"]), {k: v for k, v in one.items() if k != "params"}) for one in made]
 
         registered[name] = Constructor(groups, (), always=True, inherits=False)
         return build
@@ -303,13 +293,11 @@ def _with_scope(scope: str, name: str, model: nn.Module, optimizer: Mapping[str,
     return f"mmaction.{name}" if name == BY_LAYER and (scope == "mmaction" or (not scope and video)) else name
 
 
-def _settings_of(
-    paramwise: Paramwise, groups: Iterable[Group], facts: Sequence[ParameterFacts], wanted: Collection[int]
-) -> Settings:
+def _settings_of(paramwise: Paramwise, groups: Iterable[Group], facts: Facts, wanted: Collection[int]) -> Settings:
     """By name, what the optimizer makes of groups: each is completed by its defaults, and a parameter is in one."""
     names = {id(parameter): name for name, parameter, _ in facts}
-    defaults = {key: paramwise.default(key) for key in ("lr", "weight_decay")}
-    defaults = {key: value for key, value in defaults.items() if value is not None}
+    usual = {key: paramwise.default(key) for key in ("lr", "weight_decay")}
+    defaults = {key: value for key, value in usual.items() if value is not None}
     place: dict[str, int] = {}
     settings: Settings = dict.fromkeys(names.values())
     for number, (parameters, items) in enumerate(groups):

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from gradchain.adapters.mmengine.entries import Entry, is_number, listed, whole
+from gradchain.adapters.mmengine.entries import Entry, is_number, listed, near, whole
 from gradchain.adapters.torch_names import class_of
 
 __all__ = ["NORMS", "RULES", "Group", "Paramwise", "Visit", "check_places", "longest_first", "visits"]
@@ -187,10 +187,9 @@ class Paramwise:
         """Keys that took no parameter."""
         idle = [key for key, _ in self.custom if key not in self.used]
         if idle:
-            names = ", ".join(map(repr, idle))
             self.faults.append(
                 f"custom_keys: every key must be a part of a trained parameter's name that no longer key is in, got "
-                f"{names}, which take{'s' if len(idle) == 1 else ''} none."
+                f"{', '.join(map(repr, idle))}, which take{'s' if len(idle) == 1 else ''} none."
             )
 
 
@@ -202,10 +201,9 @@ def longest_first(keys: Iterable[str]) -> list[str]:
 def check_places(config: Mapping[str, Any], known: Paramwise) -> None:
     """What stands beside `optimizer` and `paramwise_cfg`, and should be inside."""
     for key in config:
-        if key in OUTSIDE:
-            known.faults.append(f"{key} must be inside optimizer; beside it nothing reads it.")
-        elif key in INSIDE:
-            known.faults.append(f"{key} must be inside paramwise_cfg; beside it nothing reads it.")
+        if key in (*OUTSIDE, *INSIDE):
+            place = "optimizer" if key in OUTSIDE else "paramwise_cfg"
+            known.faults.append(f"{key} must be inside {place}; beside it nothing reads it.")
     for key in ("paramwise_cfg", *INSIDE):
         if key in known.optimizer and not (key == "layer_decay_rate" and "model_type" in known.optimizer):
             known.faults.append(f"{key} must be beside optimizer, not inside it.")
@@ -216,8 +214,7 @@ def _like_a_multiplier(name: str) -> bool:
 
 
 def _unread(place: str, key: object, constructor: str, known: Iterable[str], otherwise: str) -> str:
-    near = difflib.get_close_matches(str(key).replace("wd", "decay"), sorted(known), 1)
-    cure = f"did you mean {near[0]!r}?" if near else otherwise
+    cure = near(str(key).replace("wd", "decay"), sorted(known), otherwise)
     return f"{place}: every key must be one that {constructor} reads, got {key!r}; {cure}"
 
 
@@ -245,11 +242,6 @@ class Visit:
     def norm(self) -> bool:
         """Whether MMEngine takes its module for a normalisation: RMSNorm it does not."""
         return isinstance(self.module, NORMS)
-
-    @property
-    def depthwise(self) -> bool:
-        """Whether its module is a depthwise convolution to MMEngine."""
-        return isinstance(self.module, nn.Conv2d) and self.module.in_channels == self.module.groups
 
     @property
     def deformable(self) -> bool:

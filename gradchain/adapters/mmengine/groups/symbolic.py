@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from gradchain.adapters.mmengine.groups import constructors, layers
-from gradchain.adapters.mmengine.groups.atoms import NORM, any_of, as_factor, containing, numbers_in
 from gradchain.adapters.mmengine.groups.params import read
 from gradchain.adapters.mmengine.groups.paramwise import Paramwise
+from gradchain.adapters.mmengine.groups.written import NORM, any_of, as_factor, containing, numbers_in
 from gradchain.selectors import Selector, bias, choose, depthwise, first, multiply, named, ndim, owner, owner_named
 
 if TYPE_CHECKING:
@@ -23,8 +23,7 @@ __all__ = ["Symbolic"]
 # that of mmcv's deformable convolutions, by what they call it: a selector sees no parent
 _OFFSET = named("*conv_offset.*", missing_ok=True) & owner(nn.Conv2d)
 _MULTIPLIERS = {"lr": "lr_mult", "weight_decay": "decay_mult"}
-_YOLO = (layers.yolov5, layers.yolov7)
-_WRITTEN = (constructors.default, constructors.force_default, constructors.old_default, constructors.by_pattern, *_YOLO)
+_WRITTEN = (constructors.default, constructors.by_pattern, layers.yolo)
 # what YOLOv5's constructor leaves without decay; LayerNorm and GroupNorm are no norms to it
 _YOLO_FREE = bias | owner(nn.modules.batchnorm._NormBase)
 
@@ -43,51 +42,39 @@ class Symbolic:
                 "dcn_offset_lr_mult is read for every Conv2d that is called conv_offset: whether it is in one of "
                 "mmcv's deformable convolutions, a model tells."
             )
-        self._forced = False
-        self._there = how is not None
-        self._old = how is not None and how.build is constructors.old_default
+        self._build: Any = how and how.build
         self._items = how is not None and how.items
-        self._patterns = how is not None and how.build is constructors.by_pattern
-        self._yolo: Selector | None = None
-        if how is not None and how.build in _YOLO:
-            self._yolo = _YOLO_FREE | owner_named(*layers.IMPLICIT) if how.build is layers.yolov7 else _YOLO_FREE
         if how is not None and how.build not in _WRITTEN:
             self.paramwise.refuse(
                 "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where "
                 "the model is at hand.",
                 NotImplementedError,
             )
-        if how is not None and how.build is constructors.force_default:
-            self._forced = bool(self.paramwise.cfg.get("force_default_settings", False))
-        if self._there and not self._forced and not self._patterns and self._kinds("weight_decay"):
-            for key, entry in self.paramwise.custom:
-                if entry and not {"decay_mult", "weight_decay"} & entry.keys():
-                    self.paramwise.say_undone(key, "norms and biases in it have their whole weight decay back")
+        forces = self._build is constructors.default and self.paramwise.constructor == constructors.FORCED
+        self._forced = forces and bool(self.paramwise.cfg.get("force_default_settings", False))
+        alone = self._build not in (None, constructors.by_pattern) and not self._forced
+        for key, entry in self.paramwise.custom if alone and self._kinds("weight_decay") else ():
+            if entry and not {"decay_mult", "weight_decay"} & entry.keys():
+                self.paramwise.say_undone(key, "norms and biases in it have their whole weight decay back")
 
     def fields(self) -> list[str]:
         """What entries of custom_keys set that is no multiplier."""
-        if not self._items:
-            return []
-        names = [name for _, entry in self.paramwise.custom for name in entry]
+        names = [name for _, entry in self.paramwise.custom for name in entry] if self._items else []
         return list(dict.fromkeys(name for name in names if not name.endswith("_mult")))
 
     def value(self, field: str, base: float, curve: Callable[[float], Value], *, proportional: bool) -> Value:
         """The value of a field: `curve(base)` itself, or with a factor or a curve for each kind of parameter.
 
-        Args:
-            field: "lr", "weight_decay" or another item of a parameter group.
-            base: the optimizer's own number.
-            curve: what a number becomes over the run.
-            proportional: whether twice the number has twice the curve.
+        base: the optimizer's own number; proportional: whether twice the number has twice the curve.
         """
-        if not self._there:
+        if self._build is None or (self._build is layers.yolo and field != "weight_decay"):
             return curve(base)
-        if self._yolo is not None:
-            if field != "weight_decay":
-                return curve(base)
+        if self._build is layers.yolo:
+            seventh = self.paramwise.constructor == layers.YOLOV7
+            who = _YOLO_FREE | owner_named(*layers.IMPLICIT) if seventh else _YOLO_FREE
             decay, free = layers.yolo_decay(self.paramwise), layers.yolo_free(self.paramwise).get(field, 0.0)
-            return choose((self._yolo, curve(free)), rest=curve(decay)) if decay != free else curve(decay)
-        if self._patterns:
+            return choose((who, curve(free)), rest=curve(decay)) if decay != free else curve(decay)
+        if self._build is constructors.by_pattern:
             found: Pairs = [
                 (
                     named(re.compile(f".*(?:{pattern}).*"), missing_ok=self._missing_ok),
@@ -139,7 +126,7 @@ class Symbolic:
                 "dwconv_decay_mult": depthwise & owner(nn.Conv2d),
                 "flat_decay_mult": ndim(1) & ~_OFFSET if apart else ndim(1),
             }
-            if self._old:
+            if self.paramwise.constructor == constructors.OLD:
                 given = _one_after_another(given, paramwise)
         found = [(selector, paramwise.rule(name)) for name, selector in given.items()]
         return [(selector, factor) for selector, factor in found if factor is not None]

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from glob import escape
 from typing import Any
 
 from torch import nn
 
-from gradchain.adapters.mmengine.groups.atoms import Atom, as_factor, by_config, by_kind, by_name, joined, numbers_in
-from gradchain.adapters.mmengine.groups.depths import decays
-from gradchain.adapters.mmengine.groups.paramwise import Paramwise
-from gradchain.selectors import ParameterFacts, choose, first, multiply
-from gradchain.selectors.base import conjunction
+from gradchain.adapters.mmengine.entries import is_number
+from gradchain.adapters.mmengine.groups.layers import decays
+from gradchain.adapters.mmengine.groups.paramwise import NORMS, Paramwise, longest_first
+from gradchain.selectors import bias, choose, depthwise, first, multiply, named, ndim, norm, owner, resolve
+from gradchain.selectors.base import ParameterFacts, Selector, conjunction
 from gradchain.selectors.rules import Value, settings_of
 from gradchain.updater.target import Target
 
-__all__ = ["values"]
+__all__ = ["NORM", "any_of", "as_factor", "containing", "numbers_in", "values"]
+
+
+@dataclass(frozen=True)
+class Atom:
+    """A selector, and the names it matches."""
+
+    selector: Selector
+    names: frozenset[str]
+
 
 Pair = tuple[Atom, float]
+NORM = owner(*NORMS)
+# gradchain's own norm where it will do; RMSNorm, which is no norm to MMEngine, may be in the way
+_KINDS: tuple[tuple[str, Selector], ...] = (
+    ("norm", norm),
+    ("norm", NORM),
+    ("bias", bias),
+    ("bias", bias & ~norm),
+    ("bias", bias & ~NORM),
+    ("dwconv", depthwise & owner(nn.Conv2d)),
+    ("flat", ndim(1)),
+)
 
 
 def values(
@@ -30,34 +54,15 @@ def values(
     curve: Callable[[float], Any],
     proportional: bool = True,
 ) -> Value:
-    """Write one field of `param_settings` as a value for a chain.
+    """Write one field of `param_settings`, read from this wrapper, as a value for a chain.
 
     Where all trained parameters agree it is `curve` of what they agree on; else `multiply` of one curve, by the
     selectors that the config is about where they tell the same parameters apart, and by others where they do not; else
-    `choose`, with a curve for each group. Printed, it is the code that replaces the config. It gives each trained
-    parameter its setting; the others, whatever was simplest.
-
-    Args:
-        model: the module that the settings are of.
-        optim_wrapper: the dict that was read.
-        settings: what `param_settings` returned.
-        field: "lr", "weight_decay", "momentum" (which is `betas[0]` where the optimizer has betas) or another number
-            of the parameter group.
-        curve: gives a number or a schedule for a base value.
-        proportional: whether the curve of twice a base value is twice its curve; an absolute floor makes it not so.
+    `choose`, with a curve for each group: so too where twice a base value has not twice its curve, as with an absolute
+    floor, which is not `proportional`. Printed, it is the code that replaces the config. It gives each trained
+    parameter its setting; the others, whatever was simplest. "momentum" is `betas[0]` where the optimizer has betas.
 
     Raises: ValueError: nothing is optimised, or nobody says what the field is.
-
-    >>> import torch
-    >>> from gradchain.adapters.mmengine.groups import params
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
-    >>> sgd = {"type": "SGD", "lr": 0.1, "weight_decay": 0.05}
-    >>> wrapper = {"optimizer": sgd, "paramwise_cfg": {"norm_decay_mult": 0.0, "bias_decay_mult": 0.5}}
-    >>> settings = params.param_settings(model, wrapper)
-    >>> params.values(model, wrapper, settings, "weight_decay", float)
-    multiply(0.05, first((norm, 0.0), (bias, 0.5)))
-    >>> params.values(model, wrapper, settings, "lr", float)
-    0.1
     """
     facts = Target(model).index.entries
     optimizer = Paramwise("values", optim_wrapper["optimizer"], {}, strict=True)
@@ -68,7 +73,18 @@ def values(
     if len(set(wanted.values())) == 1:
         return curve(next(iter(wanted.values())))  # type: ignore[no-any-return]
     start = _start(base, optim_wrapper, wanted)
-    for make in _forms(model, optim_wrapper, facts, wanted, start, proportional):
+
+    def forms() -> Iterator[Callable[[Callable[[float], Any]], Value]]:
+        """Ways to write it, from a curve, the best first."""
+        if proportional and start:
+            for rule in decays(model, optim_wrapper, facts):
+                yield lambda curve, rule=rule: multiply(curve(start), rule)  # type: ignore[misc]
+        pairs = _tidy(_decisions(optim_wrapper, facts, wanted, start), wanted, start)
+        if proportional and start:
+            yield lambda curve: multiply(curve(start), *_factors(pairs, optim_wrapper, wanted, start))
+        yield lambda curve: choose(*[(atom.selector, curve(value)) for atom, value in pairs], rest=curve(start))
+
+    for make in forms():
         if _gives(make(lambda value: value), facts, wanted):
             return make(curve)
     raise AssertionError("a list of names gives any settings")
@@ -99,24 +115,6 @@ def _gives(value: Value, facts: Sequence[ParameterFacts], wanted: Mapping[str, f
     )
 
 
-def _forms(
-    model: nn.Module,
-    config: Mapping[str, Any],
-    facts: Sequence[ParameterFacts],
-    wanted: Mapping[str, float],
-    start: float,
-    proportional: bool,
-) -> Iterator[Callable[[Callable[[float], Any]], Value]]:
-    """Ways to write it, from a curve, the best first."""
-    if proportional and start:
-        for rule in decays(model, config, facts):
-            yield lambda curve, rule=rule: multiply(curve(start), rule)  # type: ignore[misc]
-    pairs = _tidy(_decisions(config, facts, wanted, start), wanted, start)
-    if proportional and start:
-        yield lambda curve: multiply(curve(start), *_factors(pairs, config, wanted, start))
-    yield lambda curve: choose(*[(atom.selector, curve(value)) for atom, value in pairs], rest=curve(start))
-
-
 def _decisions(
     config: Mapping[str, Any], facts: Sequence[ParameterFacts], wanted: Mapping[str, float], start: float
 ) -> list[Pair]:
@@ -141,16 +139,12 @@ def _decisions(
     return pairs
 
 
-def _decided(pairs: Sequence[Pair], wanted: Mapping[str, float], start: float) -> list[float]:
-    return [next((value for atom, value in pairs if name in atom.names), start) for name in wanted]
-
-
 def _tidy(pairs: list[Pair], wanted: Mapping[str, float], start: float) -> list[Pair]:
     """Without pairs that change nothing, and with pairs of one value joined where the order allows it."""
-    goal = list(wanted.values())
     for pair in reversed(pairs):
         rest = [other for other in pairs if other is not pair]
-        pairs = rest if _decided(rest, wanted, start) == goal else pairs
+        decided = ((next((v for atom, v in rest if name in atom.names), start), v) for name, v in wanted.items())
+        pairs = rest if all(found == goal for found, goal in decided) else pairs
     out: list[Pair] = []
     for atom, value in pairs:
         for i in reversed(range(len(out))):
@@ -173,3 +167,88 @@ def _factors(
     rules = [(atom.selector, as_factor(value, start, known)) for atom, value in pairs]
     apart = all(sum(name in atom.names for atom, _ in pairs) < 2 for name in wanted)
     return rules if apart else [first(*rules)]
+
+
+# the selectors
+
+
+def by_config(config: Mapping[str, Any], facts: Sequence[ParameterFacts]) -> list[Atom]:
+    """What the config is about: its custom keys, and the kinds that it has a multiplier for."""
+    given = config.get("paramwise_cfg") or {}
+    nested = given.get("custom_keys", {key: entry for key, entry in given.items() if isinstance(entry, Mapping)})
+    names = [name for name, _, _ in facts]
+    keys = [_there(key, names) for key in longest_first(nested)]
+    kinds = [s for kind, s in _KINDS if any(str(key).startswith(f"{kind}_") for key in given)]
+    return _atoms([key for key in keys if key is not None] + kinds, facts)
+
+
+def _there(key: str, names: Sequence[str]) -> Selector | None:
+    """What a custom key matches of these names, by patterns that are plain text; None where that is nothing."""
+    patterns = [f"*{escape(key)}*"] if any(key in name for name in names) else []
+    if key.startswith(".") and any("." not in name and f".{name}".startswith(key) for name in names):
+        patterns.append(f"{escape(key[1:])}*")
+    return named(*patterns) if patterns else None
+
+
+def containing(key: str, missing_ok: bool) -> Selector:
+    """A custom key as MMEngine looks for it: in "module.name", which on the root module is ".name"."""
+    inside = f"*{escape(key)}*"
+    if not key.startswith(".") or "." in key[1:]:
+        return named(inside, missing_ok=missing_ok)
+    return named(inside, re.compile(f"{re.escape(key[1:])}[^.]*"), missing_ok=True)
+
+
+def numbers_in(config: Any) -> list[float]:
+    """Factors that a config may mean: 1, 0 and all the numbers that its paramwise_cfg has somewhere."""
+    found, inside = [1.0, 0.0], [config.get("paramwise_cfg")]
+    for value in inside:
+        if isinstance(value, Mapping):
+            inside += value.values()
+        elif is_number(value):
+            found.append(float(value))
+    return found
+
+
+def as_factor(value: float, start: float, known: Iterable[float]) -> float:
+    """What `start` is multiplied by to be `value`: one of the known numbers, or a short one, if there is one."""
+    short = round(value / start, 9) if start else 1.0
+    near = short if math.isclose(start * short, value, rel_tol=1e-15) else value / start
+    return next((factor for factor in known if start * factor == value), near)
+
+
+def by_kind(facts: Sequence[ParameterFacts]) -> list[Atom]:
+    """Kinds of parameters, last names that several have, and whole modules."""
+    names = [name for name, _, _ in facts]
+    lasts = dict.fromkeys(name.rpartition(".")[2] for name in names if "." in name)
+    modules = dict.fromkeys(name[:i] for name in names for i, letter in enumerate(name) if letter == ".")
+    globs = [*(f"{escape(module)}.*" for module in modules), *(f"*.{escape(last)}" for last in lasts)]
+    return _atoms([*(selector for _, selector in _KINDS), *map(named, globs)], facts)
+
+
+def by_name(left: Mapping[str, float]) -> list[Atom]:
+    """A list of names for each value."""
+    names: dict[float, list[str]] = {}
+    for name, value in left.items():
+        names.setdefault(value, []).append(name)
+    return [Atom(named(*map(escape, same)), frozenset(same)) for same in names.values()]
+
+
+def _atoms(selectors: Iterable[Selector], facts: Sequence[ParameterFacts]) -> list[Atom]:
+    found = [Atom(selector, frozenset(resolve(selector, facts, allow_empty=True))) for selector in selectors]
+    return [atom for atom in found if atom.names]
+
+
+def joined(a: Atom, b: Atom) -> Atom:
+    """What either matches; globs go into one list."""
+    return Atom(any_of([a.selector, b.selector]), a.names | b.names)
+
+
+def any_of(selectors: Iterable[Selector]) -> Selector:
+    """All that one of these selects; names stand together."""
+    found = list(selectors)
+    names = [s for s in found if isinstance(s, named)]
+    if len(names) > 1:
+        missing_ok = any(s.missing_ok for s in names)
+        together = named(*(p for s in names for p in s.patterns), missing_ok=missing_ok)
+        found = [together, *(s for s in found if not isinstance(s, named))]
+    return reduce(lambda one, other: one | other, found)

@@ -66,28 +66,18 @@ def read_names(path: str | os.PathLike[str], only: Collection[str] | None = None
     """What `read_config` reads, and the names of the file whose values are not read."""
     try:
         found = _File(Path(os.path.abspath(os.path.expanduser(path))), (), only is None, Budget(path)).read()
-        unread = [name for name, value in found.items() if isinstance(value, Unread)]
-        return _chosen(path, found, only), unread
+        if reserved := [key for key in found if key in RESERVED]:
+            raise ValueError(f"mmengine.read_config: {path}: {reserved[0]!r} is reserved by MMEngine. Rename it.")
+        unread = {name: value for name, value in found.items() if isinstance(value, Unread)}
+        if missed := [value.why for name, value in unread.items() if name in (only or ())]:
+            raise UnreadableError(missed[0])
+        return {name: _plain(value) for name, value in found.items() if name not in unread}, [*unread]
     except RecursionError:
         raise ValueError(f"mmengine.read_config: {path}: it is too deeply nested.") from None
 
 
-def _chosen(path: object, found: Mapping[str, Any], only: Collection[str] | None) -> dict[str, Any]:
-    """What is read, if all that matters is."""
-    if reserved := [key for key in found if key in RESERVED]:
-        raise ValueError(f"mmengine.read_config: {path}: {reserved[0]!r} is reserved by MMEngine. Rename it.")
-    for name, value in found.items():
-        if isinstance(value, Unread) and name in (only or ()):
-            raise UnreadableError(value.why)
-    return {name: _plain(value) for name, value in found.items() if not isinstance(value, Unread)}
-
-
-class _ContinueError(Exception):
-    """`continue`, on its way to its loop."""
-
-
-class _BreakError(Exception):
-    """`break`, on its way to its loop."""
+class _LeaveError(Exception):
+    """`break` or `continue`, on its way to its loop."""
 
 
 class _File:
@@ -278,7 +268,7 @@ class _File:
                 if not literals.truth(test):
                     self.refuse(f"line {node.lineno}: `{ast.unparse(test)[:80]}` is asserted, and is not so.")
             case ast.Break() | ast.Continue():
-                raise (_BreakError if isinstance(node, ast.Break) else _ContinueError)
+                raise _LeaveError(node)
             case ast.Import() | ast.ImportFrom():
                 self._import(node, literals)
             case ast.Assign(targets=targets, value=value):
@@ -308,25 +298,17 @@ class _File:
             case _:
                 literals.refuse(node)
 
-    def _rounds(self, node: ast.For | ast.While, literals: Literals) -> Iterator[None]:
-        """The rounds of a loop, each with its variable, which stays, as in Python."""
-        if isinstance(node, ast.For):
-            for one in literals.items(node.iter):
-                self._assign(node.target, one, literals)
-                yield
-        else:
-            while literals.truth(node.test):
-                yield
-
     def _loop(self, node: ast.For | ast.While, literals: Literals) -> None:
-        """A loop over what is known, or as long as it is so."""
-        for _ in self._rounds(node, literals):
+        """A loop over what is known, or as long as it is so; its variable stays, as in Python."""
+        while_: Iterator[Any] = iter(lambda: literals.truth(node.test), False)  # type: ignore[union-attr]  # no For
+        for one in literals.items(node.iter) if isinstance(node, ast.For) else while_:
+            if isinstance(node, ast.For):
+                self._assign(node.target, one, literals)
             try:
                 self._block(node.body, literals)
-            except _ContinueError:
-                continue
-            except _BreakError:
-                return
+            except _LeaveError as left:
+                if isinstance(left.args[0], ast.Break):
+                    return
         self._block(node.orelse, literals)
 
     def _import(self, node: ast.Import | ast.ImportFrom, literals: Literals) -> None:
@@ -364,22 +346,16 @@ class _File:
 
     def _assign(self, target: ast.expr, value: Any, literals: Literals) -> None:
         self.budget.weigh(value)
-        match target:
-            case ast.Name(id=name):
-                literals.names[name] = value
-                self.imported.discard(name)
-            case ast.Tuple(elts=parts) | ast.List(elts=parts):
-                starred = [i for i, part in enumerate(parts) if isinstance(part, ast.Starred)]
-                many = len(value) - len(parts) + 1 if isinstance(value, (list, tuple)) and starred else 1
-                if not isinstance(value, (list, tuple)) or many < 0 or len(value) != len(parts) + many - 1:
-                    literals.refuse(target, f"there must be {len(parts)} values, got {value!r}.")
-                found = list(value)
-                for i in starred:
-                    found[i : i + many] = [found[i : i + many]]
-                for part, one in zip(parts, found, strict=True):
-                    self._assign(part.value if isinstance(part, ast.Starred) else part, one, literals)
-            case _:
-                self._change(target, literals, lambda owner, key: owner.__setitem__(key, _hooked_in(owner, value)))
+
+        def put(part: ast.expr, one: Any) -> None:
+            def how(owner: Any, key: Any) -> None:
+                owner[key] = hooked(one) if isinstance(owner, Inherited) else one
+
+            self._change(part, literals, how)
+
+        literals.bind(target, value, put)
+        names = (node for node in ast.walk(target) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        self.imported -= {node.id for node in names}
 
     def _delete(self, target: ast.expr, literals: Literals) -> None:
         if not isinstance(target, ast.Name):
@@ -399,11 +375,6 @@ class _File:
             how(owner, target.attr if isinstance(target, ast.Attribute) else literals.index(target.slice))
         except (LookupError, TypeError, ValueError) as error:
             literals.refuse(target, str(error) if isinstance(error, UnreadableError) else f"fails with {error!r}.")
-
-
-def _hooked_in(owner: Any, value: Any) -> Any:
-    """What a dict or list keeps of a value that is put into it."""
-    return hooked(value) if isinstance(owner, Inherited) else value
 
 
 def _assigns_base(node: ast.stmt) -> bool:

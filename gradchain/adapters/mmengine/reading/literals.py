@@ -57,7 +57,7 @@ def hooked(value: Any) -> Any:
 
 TOO_LARGE = "it is too large to be meant."
 
-NUMBERS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
+OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -66,13 +66,9 @@ NUMBERS: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Mod: operator.mod,
     ast.Pow: operator.pow,
     ast.BitOr: operator.or_,
-}
-SIGNS: dict[type[ast.unaryop], Callable[[Any], Any]] = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
     ast.Not: operator.not_,
-}
-COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Eq: operator.eq,
     ast.NotEq: operator.ne,
     ast.Lt: operator.lt,
@@ -85,28 +81,16 @@ COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.NotIn: lambda a, b: a not in b,
 }
 # functions of values that change nothing; what they make of plain ones is plain
+PLAIN: tuple[Callable[..., Any], ...] = (
+    abs, all, any, bool, divmod, float, int, len, list, max, min, range, round, sorted, str, sum, tuple,
+)  # fmt: skip
 PURE: dict[str, Callable[..., Any]] = {
-    "abs": abs,
-    "all": all,
-    "any": any,
-    "bool": bool,
-    "divmod": divmod,
+    **{one.__name__: one for one in PLAIN},
     "enumerate": lambda items, start=0: list(enumerate(items, start)),
-    "float": float,
-    "int": int,
-    "len": len,
-    "list": list,
-    "max": max,
-    "min": min,
-    "range": range,
     "reversed": lambda items: list(reversed(items)),
-    "round": round,
-    "sorted": sorted,
-    "str": str,
-    "sum": sum,
-    "tuple": tuple,
     "zip": lambda *given: list(zip(*given, strict=False)),
 }
+OF_LISTS = {"append", "clear", "copy", "count", "extend", "index", "insert", "pop", "remove", "reverse"}
 # methods of text that give text, a truth or a list of text
 OF_TEXT = {
     "endswith", "format", "join", "lower", "lstrip", "replace", "rsplit", "rstrip", "split", "startswith", "strip",
@@ -175,12 +159,12 @@ class Literals:
             case ast.Dict():
                 return self._dict(node)
             case ast.JoinedStr():
-                return self._bounded(node, self._text(node))
+                return self._bounded(node, "".join(str(self.value(one)) for one in node.values))
             case ast.FormattedValue():
                 return self._formatted(node)
-            case ast.UnaryOp(op=op) if type(op) in SIGNS:
-                return SIGNS[type(op)](self.value(node.operand))
-            case ast.BinOp(op=op) if type(op) in NUMBERS:
+            case ast.UnaryOp(op=op) if type(op) in OPERATORS:
+                return OPERATORS[type(op)](self.value(node.operand))
+            case ast.BinOp(op=op) if type(op) in OPERATORS:
                 return self._arithmetic(node)
             case ast.IfExp():
                 return self.value(node.body if self.truth(node.test) else node.orelse)
@@ -189,9 +173,9 @@ class Literals:
             case ast.Compare():
                 return self._compared(node)
             case ast.ListComp():
-                return self._comprehended(node.generators, lambda: self.value(node.elt))
+                return self._comprehended(node)
             case ast.DictComp():
-                return dict(self._comprehended(node.generators, lambda: (self.value(node.key), self.value(node.value))))
+                return dict(self._comprehended(node))
             case ast.Subscript():
                 return self._part(node)
             case ast.Attribute():
@@ -218,13 +202,15 @@ class Literals:
             self.budget.charge(1)
             yield one
 
-    def _comprehended(self, parts: Sequence[ast.comprehension], make: Callable[[], Any]) -> list[Any]:
-        """What is made in each round of a comprehension, whose variables are its own."""
+    def _comprehended(self, node: ast.ListComp | ast.DictComp | ast.GeneratorExp) -> list[Any]:
+        """What is made in each round of a comprehension, whose variables are its own; of a dict, pairs."""
         outer = self.names
         self.budget.charge(len(outer) // 16)
         self.names = dict(outer)
         try:
-            return [make() for _ in self._nested(parts)]
+            if isinstance(node, ast.DictComp):
+                return [(self.value(node.key), self.value(node.value)) for _ in self._nested(node.generators)]
+            return [self.value(node.elt) for _ in self._nested(node.generators)]
         finally:
             self.names = outer
 
@@ -233,19 +219,27 @@ class Literals:
             yield
             return
         for one in self.items(parts[0].iter):
-            self._bind(parts[0].target, one)
+            self.bind(parts[0].target, one)
             if not parts[0].is_async and all(self.truth(test) for test in parts[0].ifs):
                 yield from self._nested(parts[1:])
 
-    def _bind(self, target: ast.expr, value: Any) -> None:
+    def bind(self, target: ast.expr, value: Any, change: Callable[[ast.expr, Any], None] | None = None) -> None:
+        """Give names their values, by parts where the target is a tuple; `change` sets what is no name, if that may."""
         match target:
             case ast.Name(id=name):
                 self.names[name] = value
-            case ast.Tuple(elts=parts) | ast.List(elts=parts) if isinstance(value, (list, tuple)) and len(parts) == len(
-                value
-            ):
-                for part, one in zip(parts, value, strict=True):
-                    self._bind(part, one)
+            case ast.Tuple(elts=parts) | ast.List(elts=parts):
+                starred = [i for i, part in enumerate(parts) if isinstance(part, ast.Starred)]
+                many = len(value) - len(parts) + 1 if isinstance(value, (list, tuple)) and starred else 1
+                if not isinstance(value, (list, tuple)) or many < 0 or len(value) != len(parts) + many - 1:
+                    self.refuse(target, f"there must be {len(parts)} values, got {value!r}.")
+                found = list(value)
+                for i in starred:
+                    found[i : i + many] = [found[i : i + many]]
+                for part, one in zip(parts, found, strict=True):
+                    self.bind(part.value if isinstance(part, ast.Starred) else part, one, change)
+            case _ if change is not None:
+                change(target, value)
             case _:
                 self.refuse(target)
 
@@ -261,7 +255,7 @@ class Literals:
         left = self._known(node.left)
         for op, right in zip(node.ops, map(self._known, node.comparators), strict=True):
             self.budget.weigh([left, right])
-            if not COMPARISONS[type(op)](left, right):
+            if not OPERATORS[type(op)](left, right):
                 return False
             left = right
         return True
@@ -324,18 +318,13 @@ class Literals:
 
     def _pure(self, node: ast.Call, name: str) -> Any:
         """A function of Python's that makes a value of values."""
-        given = [self._argument(one) for one in node.args]
+        # a generator is read as the list of what it gives
+        given = [self._comprehended(n) if isinstance(n, ast.GeneratorExp) else self._known(n) for n in node.args]
         named = self._named(node)
         self.budget.weigh([given, named])
         if name == "str" and not all(isinstance(one, (int, float, str, type(None))) for one in given):
             self.refuse(node, "only numbers and text are put into text.")
         return self._bounded(node, PURE[name](*given, **named))
-
-    def _argument(self, node: ast.expr) -> Any:
-        """What a function is given; a generator as the list that it is read as."""
-        if isinstance(node, ast.GeneratorExp):
-            return self._comprehended(node.generators, lambda: self.value(node.elt))
-        return self._known(node)
 
     def _named(self, node: ast.Call) -> dict[str, Any]:
         out: dict[str, Any] = {}
@@ -365,9 +354,7 @@ class Literals:
                 return getattr(owner, verb)(*(given + silent)[:2])
             case dict(), "setdefault" | "clear" if type(owner) is dict and not named:
                 return getattr(owner, verb)(*given)
-            case list(), "append" | "extend" if len(given) == 1 and not named:
-                return getattr(owner, verb)(*given)
-            case list(), "clear" | "copy" | "count" | "index" | "insert" | "pop" | "remove" | "reverse" if not named:
+            case list(), _ if verb in OF_LISTS and not named:
                 return getattr(owner, verb)(*given)
             case str(), _ if verb in OF_TEXT and (not named or verb == "format"):
                 return self._of_text(node, owner, verb, given, named)
@@ -407,10 +394,7 @@ class Literals:
             self.budget.weigh([left, right])
         elif op is not ast.Add or type(left) is not type(right) or not isinstance(left, (list, tuple, str)):
             self.refuse(node)
-        return self._bounded(node, NUMBERS[op](left, right))
-
-    def _text(self, node: ast.JoinedStr) -> str:
-        return "".join(str(self.value(one)) for one in node.values)
+        return self._bounded(node, OPERATORS[op](left, right))
 
     def _formatted(self, node: ast.FormattedValue) -> str:
         value = self.value(node.value)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from gradchain.adapters.mmengine.curves.hook_schedules import HookSchedules
 from gradchain.adapters.mmengine.curves.schedules import Fields
 from gradchain.adapters.mmengine.entries import Clock, is_number, type_name
-from gradchain.adapters.mmengine.groups.params import group_numbers, values
+from gradchain.adapters.mmengine.groups.params import group_numbers
 from gradchain.adapters.mmengine.groups.symbolic import Symbolic
+from gradchain.adapters.mmengine.groups.written import values
 from gradchain.adapters.mmengine.recipe.hooks import Averaging
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
 from gradchain.adapters.mmengine.recipe.plateaus import Plateau
@@ -34,20 +35,23 @@ LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
 class Part:
     """One optimizer of a recipe, and the modules that it is over.
 
-    key: its name among several, None for the only one; name: what errors call it; target: what the chain is bound to,
-    a module or a dict of those, or where no model is at hand what names them; settings: what each parameter begins
-    with, None for one that is not optimised; schedulers: those of it; flushes: whether the run's last window is applied
-    part-filled; rules: in place of the settings, where no model is at hand.
+    key: its name among several, None for the only one, whose last window is applied part-filled; target: what the
+    chain is bound to, a module or a dict of those, or where no model is at hand what names them; settings: what each
+    parameter begins with, None for one that is not optimised; schedulers: those of it; rules: in place of the settings,
+    where no model is at hand.
     """
 
     key: str | None
-    name: str
     config: Mapping[str, Any]
     target: Any
     settings: Mapping[str, Mapping[str, Any] | None]
     schedulers: Any
-    flushes: bool = True
     rules: Symbolic | None = None
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        return "optim_wrapper" if self.key is None else f"optim_wrapper[{self.key!r}]"
 
 
 @dataclass(frozen=True)
@@ -95,22 +99,17 @@ class Numbers:
                 out[field] = value
         return out
 
-    def first_values(self, field: str) -> set[Any]:
-        """The different numbers that parameters begin with."""
-        base = self.optimizer.base(field)
-        return {s.get(field, base) for s in self.part.settings.values() if s is not None} or {base}
-
     def base(self, field: str) -> float:
         """The number that the optimizer itself begins with."""
         base = self.optimizer.base(field)
         if not is_number(base):
             self.optimizer.entry.refuse(f"{field} must be a number, got {base!r}.")
-        number: float = base * self.recipe.ratio if field == "lr" else base
-        return number
+        return base * self.recipe.ratio if field == "lr" else base  # type: ignore[no-any-return]
 
     def value(self, field: str) -> Value | None:
         """The value of one field; None where the optimizer has no such number."""
-        given, plateau = self.first_values(field), self.plateaus.get(field)
+        start, plateau = self.optimizer.base(field), self.plateaus.get(field)
+        given = {s.get(field, start) for s in self.part.settings.values() if s is not None} or {start}
         make = self.fields.get(field, constant)
         if given == {None}:
             if plateau is not None or not isinstance(make(1.0), constant):
@@ -122,7 +121,8 @@ class Numbers:
         def curve(base: float, least: float | None = None) -> Value:
             number = base * self.recipe.ratio if field == "lr" else base
             schedule = make(number)
-            if field == "lr" and base == 0 != self.optimizer.base(field) and self._moves(schedule):
+            moves = field == "lr" and base == 0 != start and any(schedule(t) != 0.0 for t in self._looks())
+            if moves:
                 self.optimizer.entry.remark(
                     f"{field} of 0 does not stay: its schedule has an absolute value, such as eta_min, that it goes to."
                 )
@@ -142,7 +142,7 @@ class Numbers:
             return choose((bias, of_biases), rest=curve(base))
         if self.part.rules is None and len(given) == 1:
             return curve(next(iter(given)))
-        proportional = plateau is None and _proportional(make, self.recipe.clock.iters)
+        proportional = plateau is None and self._proportional(make)
         if self.part.rules is not None:
             return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
         return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
@@ -181,9 +181,15 @@ class Numbers:
         some = {n: self.where(field, lambda one, n=n: one == n) for n in dict.fromkeys(numbers)}  # type: ignore[misc]
         return [(who, number, 0.0) for number, who in some.items() if not isinstance(who, bool)]
 
-    def _moves(self, schedule: Schedule) -> bool:
-        """Whether what begins at 0 ever leaves it."""
-        return any(schedule(t) != 0.0 for t in _looks(self.recipe.clock.iters))
+    def _looks(self) -> set[int]:
+        """Steps of the run at which a curve is looked at."""
+        iters = self.recipe.clock.iters
+        return {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))
+
+    def _proportional(self, make: Callable[[float], Schedule]) -> bool:
+        """Whether the curve of twice the base is twice the curve, wherever one looks."""
+        one, two = make(1.0), make(2.0)
+        return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in self._looks())
 
     def _has_biases(self, setting: HookSchedules) -> bool:
         """Whether the third group, which the hook takes for the biases, is that; False where there is one group."""
@@ -197,13 +203,12 @@ class Numbers:
 
     def where(self, field: str, holds: Callable[[Any], bool]) -> Selector | bool:
         """The parameters whose group has such a value of a field; True or False where it is all of them, or none."""
-        base = self.optimizer.base(field)
+        base, kind = self.optimizer.base(field) or 0.0, lambda v: float(holds(v))
         if self.part.rules is not None:
-            chosen = self.part.rules.value(field, base or 0.0, lambda v: float(holds(v)), proportional=False)
+            chosen = self.part.rules.value(field, base, kind, proportional=False)
         else:
-            settings = {n: s if s is None else {field: base or 0.0, **s} for n, s in self.part.settings.items()}
-            plain = {n: s if s is None else {**s, field: float(s[field])} for n, s in settings.items()}
-            kind = lambda v: float(holds(v))  # noqa: E731
+            given = self.part.settings
+            plain = {n: s if s is None else {**s, field: float(s.get(field, base))} for n, s in given.items()}
             chosen = values(self.part.target, self.part.config, plain, field, kind, proportional=False)
         if not isinstance(chosen, choose):
             return bool(chosen)
@@ -218,14 +223,3 @@ class Numbers:
         if isinstance(schedule, constant):
             return schedule.value
         return by("micro", schedule) if self.around.counts_micro else schedule
-
-
-def _proportional(make: Callable[[float], Schedule], iters: int) -> bool:
-    """Whether the curve of twice the base is twice the curve, wherever one looks."""
-    one, two = make(1.0), make(2.0)
-    return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in _looks(iters))
-
-
-def _looks(iters: int) -> set[int]:
-    """Steps of a run at which a curve is looked at."""
-    return {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))

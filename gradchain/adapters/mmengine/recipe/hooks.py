@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, is_whole, listed, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, listed, type_name
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, inverse_time, join
 from gradchain.transforms.average import average_params
@@ -27,6 +27,7 @@ OLD: dict[str, tuple[str, ...]] = {
     "LinearMomentumEMAHook": ("warm_up", "skip_buffers"),
 }
 ASIDE_1X = ("type", "resume_from", "priority", "_scope_")
+MOMENTUM = ("a number above 0 and below 1", lambda x: 0 < x < 1)
 Averaging = Callable[[Clock, int], Transform]
 """(the run, micro-batches of a window) -> the link."""
 
@@ -61,14 +62,14 @@ def average(entry: Entry, clock: Clock, counts: int) -> Transform:
     buffers = "average" if entry.flag("update_buffers", False) else "keep"
     if kind == "StochasticWeightAverage":
         return average_params("mean", start=begin, every=every, buffers=buffers)
-    momentum = entry.number("momentum", 0.0002, "a number above 0 and below 1", lambda x: 0 < x < 1)
+    momentum = entry.number("momentum", 0.0002, *MOMENTUM)
     decay = (1.0 - momentum) ** power
     if kind == "ExponentialMovingAverage":
         if every == 1:  # before its start the average is the weights, as of MMEngine's first copy
             return average_params(decay, start=begin + 1, buffers=buffers)
         first = begin + 1
         return average_params(join((0, first, constant(0.0)), (first, None, constant(decay))), begin, every, buffers)
-    gamma = entry.number("gamma", 2000 if kind == "ExpMomentumEMA" else 100, "a positive number", lambda x: x > 0)
+    gamma = entry.positive("gamma", 2000 if kind == "ExpMomentumEMA" else 100)
     growing: Schedule = ema_exponential(decay, gamma) if kind == "ExpMomentumEMA" else ema_warmup(decay, gamma)
     if kind == "ExpMomentumEMA" and every > 1:  # the first of all copies
         growing = join((0, 1, constant(0.0)), (1, None, constant(1.0))) * growing
@@ -91,12 +92,12 @@ def average_1x(entry: Entry, clock: Clock, counts: int) -> Transform:
     """
     kind = str(type_name(entry.items["type"]))
     entry.only((*ASIDE_1X, *OLD[kind], "momentum", "interval"))
-    momentum = entry.number("momentum", 0.0002, "a number above 0 and below 1", lambda x: 0 < x < 1)
-    every = int(entry.number("interval", 1, "a whole number of at least 1", lambda x: is_whole(x) and x >= 1))
+    momentum = entry.number("momentum", 0.0002, *MOMENTUM)
+    every = int(entry.whole_from(1, "interval", 1))
     if counts > 1:
         entry.object_to("it must come without accumulation: there it averages at iterations, whose decays differ.")
     if kind == "ExpMomentumEMAHook":
-        gamma = entry.number("total_iter", 2000, "a positive number", lambda x: x > 0)
+        gamma = entry.positive("total_iter", 2000)
         decay: Schedule = ema_exponential(1.0 - momentum, gamma)
     else:
         steps = entry.number("warm_up", 100, "a number of at least 1", lambda x: x >= 1)
@@ -110,9 +111,7 @@ def average_1x(entry: Entry, clock: Clock, counts: int) -> Transform:
 
 def _times(entry: Entry, clock: Clock, counts: int) -> tuple[int, int, int]:
     """The update it begins at, every how many it averages, and how many averagings of MMEngine's that stands for."""
-    whole = lambda x: is_whole(x) and x >= 0  # noqa: E731
-    rule = "a whole number of at least 0"
-    at, epoch = int(entry.number("begin_iter", 0, rule, whole)), int(entry.number("begin_epoch", 0, rule, whole))
+    at, epoch = (int(entry.whole_from(0, key, 0)) for key in ("begin_iter", "begin_epoch"))
     if at and epoch:
         entry.refuse(f"begin_iter or begin_epoch must be given, not both, got {at!r} and {epoch!r}.")
     if epoch and clock.epochs is not None and epoch > clock.epochs:
@@ -120,7 +119,7 @@ def _times(entry: Entry, clock: Clock, counts: int) -> tuple[int, int, int]:
     if at > clock.iters:
         entry.refuse(f"begin_iter must be at most the {clock.iters} iterations of the run, got {at!r}.")
     begin = max(at - 1, 0) if not epoch else (epoch - 1) * clock.epoch_length  # they count from 1
-    every = int(entry.number("interval", 1, "a whole number of at least 1", lambda x: is_whole(x) and x >= 1))
+    every = int(entry.whole_from(1, "interval", 1))
     if counts % every and every % counts:
         entry.refuse(
             f"interval must be a multiple of the {counts} iterations of a window, or divide them, got {every!r}."

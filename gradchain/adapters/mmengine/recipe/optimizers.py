@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters import registry, torch_names
-from gradchain.adapters.mmengine.entries import OWNER, Entry, listed
+from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
 from gradchain.combinators.masked import masked
 from gradchain.core import config
 from gradchain.core.chain import chain
@@ -69,7 +69,7 @@ class Optimizer:
             Entry(name, {}, strict, OWNER).refuse(f"it must be a dict with a type, got {items!r}.", TypeError)
         self.entry = Entry(name, items, strict, OWNER)
         given = items.get("type")
-        self.zero_redundancy = _short(given) == ZERO
+        self.zero_redundancy = type_name(given) == ZERO
         if self.zero_redundancy:
             if items.get("overlap_with_ddp"):
                 self.entry.object_to("overlap_with_ddp must be False: it waits for a hook of DDP's, which nobody adds.")
@@ -108,17 +108,17 @@ class Optimizer:
         """Whether half the learning rate is half the update, with the same memory."""
         return self._type != "torch.Adafactor" and not (self._type == "LARS" and self.args.get("momentum"))
 
-    def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """What may be given to the rule, by name."""
-        if self._of_openmmlab:
-            return inspect.signature(SIGNED[self._type]).parameters
-        if self._type in config.registered and self._type not in torch_names.registered:
-            return inspect.signature(config.registered[self._type]).parameters
+    def parameters(self) -> Mapping[str, Any]:
+        """What may be given to the rule, by name, with its default."""
+        own = config.registered.get(self._type) if self._type not in torch_names.registered else None
         try:
-            return inspect.signature(torch_names.class_of(self._type)).parameters
+            if self._of_openmmlab:
+                return SIGNED[self._type]
+            found = inspect.signature(torch_names.class_of(self._type) if own is None else own).parameters
+            return {name: parameter.default for name, parameter in found.items()}
         except KeyError as error:
             if self._type == "Lion":  # ours stands for a package that need not be installed
-                return inspect.signature(_lion_arguments).parameters
+                return SIGNED["Lion"]
             said = str(error.args[0]).removeprefix("from_torch: ")
             for part, (why, near) in MISSING.items():
                 if part in str(self._type):
@@ -131,7 +131,7 @@ class Optimizer:
         for key in self.args:
             if key not in known:
                 self.entry.refuse(f"every argument must be one of {listed(known)}, got {key!r}.", TypeError)
-        out = {key: self.args.get(key, parameter.default) for key, parameter in known.items()} | dict(values)
+        out = {key: self.args.get(key, usual) for key, usual in known.items()} | dict(values)
         for key, value in only.items():
             if out[key] != value:
                 self.entry.refuse(f"{key} must be {value!r}, got {out[key]!r}; for another register its class.")
@@ -142,9 +142,9 @@ class Optimizer:
         known, also = self.parameters(), {"lr": "learning_rate", "momentum": "b1"}
         for name in (field, also.get(field, field)):
             if name in self.args or name in known:
-                return self.args.get(name, known[name].default if name in known else None)
+                return self.args.get(name, known.get(name))
         if field == "momentum" and "betas" in known:
-            betas = self.args.get("betas", known["betas"].default)
+            betas = self.args.get("betas", known["betas"])
             if not isinstance(betas, (list, tuple)) or not betas:
                 self.entry.refuse(f"betas must be a list of numbers, got {betas!r}.")
             return betas[0]
@@ -155,95 +155,46 @@ class Optimizer:
 
         `where(field, holds)`: the parameters whose group has such a value of a field.
         """
-        own = None if self._type in config.registered else OWN.get(self._type)
-        given = {key: tuple(v) if isinstance(v, list) else v for key, v in self.args.items()}
         try:
-            made = own(dict(self.args), values) if own is not None else None
-            if made is None and self._of_openmmlab:
-                made = OF_OPENMMLAB[self._type](self, dict(values), where)
-            return [registry.builder(self._type)(**{**given, **values})] if made is None else made
+            if self._of_openmmlab:
+                return [OF_OPENMMLAB[self._type](self, dict(values), where)]
+            own = self._type in OWN and self._type not in config.registered
+            made = _own(self._type, self.args, values) if own else None
+            return [registry.builder(self._type)(**{**_tuples(self.args), **values})] if made is None else made
         except (TypeError, ValueError, KeyError) as error:
             if (said := str(error.args[0])).startswith(OWNER):
                 raise
             self.entry.refuse(said.removeprefix("from_torch: "), type(error))
 
 
-def _short(given: Any) -> Any:
-    """The name of a class, without its project."""
-    return getattr(given, "__name__", given if not isinstance(given, str) else given.rpartition(".")[2])
-
-
-Own = Callable[["dict[str, Any]", "Mapping[str, Value]"], "list[Transform] | None"]
-
-
-def _only(args: Mapping[str, Any], off: Mapping[str, Any], *known: str) -> bool:
-    """Whether every argument is known, or is one that is switched off."""
-    return all(key in known or (key in off and args[key] == off[key]) for key in args)
-
-
-def _sgd(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
-    momentum, nesterov = values.get("momentum", args.get("momentum", 0.0)), args.get("nesterov", False)
-    known = _only(args, {"dampening": 0, "maximize": False}, "lr", "momentum", "weight_decay", "nesterov")
+def _own(kind: Any, args: Mapping[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
+    """The links that are equal to a class with these arguments; None where only the class itself will do."""
+    defaults, off, make = OWN[kind]
+    known = all(key in defaults or (key in off and args[key] == off[key]) for key in args)
     # torch's buffer begins at the first update with a momentum, and it refuses nesterov without one
-    late = not args.get("momentum") and (varies(momentum) or nesterov)
-    if not known or late or not _covered(values):
+    late = kind == "SGD" and not args.get("momentum") and (varies(values.get("momentum", 0.0)) or args.get("nesterov"))
+    moves = {"lr", "weight_decay", *(("momentum",) if {"betas", "momentum"} & defaults.keys() else ())}
+    if not known or late or not values.keys() <= moves:
         return None
-    decay = values.get("weight_decay", args.get("weight_decay", 0.0))
-    return [sgd(values.get("lr", args.get("lr", 1e-3)), momentum, nesterov, decay)]
+    given = {key: args.get(key, usual) for key, usual in defaults.items()} | dict(values)
+    if "betas" in given:
+        betas = given.pop("betas")
+        if not isinstance(betas, (list, tuple)) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {betas!r}.")
+        given |= {"b1": given.pop("momentum", betas[0]), "b2": betas[1]}
+    return [make(given.pop("lr"), **given)]
 
 
-OFF = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
-ADAM = ("lr", "betas", "eps", "weight_decay")
+def _tuples(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in args.items()}
 
 
-def _adam(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
-    if not _only(args, OFF, *ADAM) or not _covered(values):
-        return None
-    decay = values.get("weight_decay", args.get("weight_decay", 0.0))
-    rule = adam(values.get("lr", args.get("lr", 1e-3)), *_betas(args, values, 0.999), args.get("eps", 1e-8))
-    return [add_decayed_weights(decay), rule] if varies(decay) or decay else [rule]
+def _adam(lr: Value, weight_decay: Value, **given: Any) -> Transform:
+    rule = adam(lr, **given)
+    return chain(add_decayed_weights(weight_decay), rule) if varies(weight_decay) or weight_decay else rule
 
 
-def _adamw(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
-    if not _only(args, OFF, *ADAM) or not _covered(values):
-        return None
-    decay = values.get("weight_decay", args.get("weight_decay", 1e-2))
-    b1, b2 = _betas(args, values, 0.999)
-    return [adamw(values.get("lr", args.get("lr", 1e-3)), b1, b2, args.get("eps", 1e-8), decay)]
-
-
-def _lion(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
-    if not _only(args, {}, "lr", "betas", "weight_decay") or not _covered(values):
-        return None
-    decay = values.get("weight_decay", args.get("weight_decay", 0.0))
-    return [lion(values.get("lr", args.get("lr", 1e-4)), *_betas(args, values, 0.99), decay)]
-
-
-def _adafactor(args: dict[str, Any], values: Mapping[str, Value]) -> list[Transform] | None:
-    known = ("lr", "beta2_decay", "eps", "d", "weight_decay")
-    if not _only(args, {"maximize": False}, *known) or not set(values) <= {"lr", "weight_decay"}:
-        return None
-    given: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in args.items() if key in known}
-    given |= values
-    return [adafactor(given.pop("lr", 1e-2), **given)]
-
-
-def lars_arguments(
-    lr: float, momentum: float = 0.0, weight_decay: float = 0.0, dampening: float = 0.0, eta: float = 0.001,
-    nesterov: bool = False, eps: float = 1e-8, lars_exclude: bool = False,
-) -> None:  # fmt: skip
-    """What MMPretrain's and MMSelfSup's LARS takes, and its item of a group."""
-
-
-def lamb_arguments(
-    lr: float = 1e-3, bias_correction: bool = True, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6,
-    weight_decay: float = 0.01, grad_averaging: bool = True, max_grad_norm: float = 1.0, trust_clip: bool = False,
-    always_adapt: bool = False,
-) -> None:  # fmt: skip
-    """What MMPretrain's Lamb takes."""
-
-
-def _of_lars(optimizer: Optimizer, values: dict[str, Value], where: Where) -> list[Transform]:
+def _of_lars(optimizer: Optimizer, values: dict[str, Value], where: Where) -> Transform:
     """The ratio has the decay in its norm; what is excluded has both the bare gradient and its decay."""
     given = optimizer.given(values)
     excluded = where("lars_exclude", bool)
@@ -258,10 +209,10 @@ def _of_lars(optimizer: Optimizer, values: dict[str, Value], where: Where) -> li
     links.append(scale_by_learning_rate(given["lr"]))
     if varies(momentum) or momentum:
         links.append(trace(momentum, given["nesterov"], dampening=given["dampening"]))
-    return [chain(*links)]
+    return chain(*links)
 
 
-def _of_lamb(optimizer: Optimizer, values: dict[str, Value], where: Where) -> list[Transform]:
+def _of_lamb(optimizer: Optimizer, values: dict[str, Value], where: Where) -> Transform:
     """The norm of all gradients is clipped first, and only what decays is scaled to its weights."""
     given = optimizer.given(values, bias_correction=True, grad_averaging=True, trust_clip=False)
     b1, b2 = given["betas"]
@@ -276,29 +227,42 @@ def _of_lamb(optimizer: Optimizer, values: dict[str, Value], where: Where) -> li
     if adapted is not False:
         ratio = scale_by_trust_ratio()
         links.append(ratio if adapted is True else masked(ratio, adapted))
-    return [chain(*links, scale_by_learning_rate(given["lr"]))]
-
-
-def _betas(args: Mapping[str, Any], values: Mapping[str, Value], b2: float) -> tuple[Any, Any]:
-    betas = args.get("betas", (0.9, b2))
-    if not isinstance(betas, (list, tuple)) or len(betas) != 2:
-        raise ValueError(f"betas must be two numbers, got {betas!r}.")
-    b1, b2 = betas
-    return values.get("momentum", b1), b2
-
-
-def _covered(values: Mapping[str, Value]) -> bool:
-    """Whether only numbers move that our links take from a schedule under these names."""
-    return set(values) <= {"lr", "momentum", "weight_decay"}
-
-
-def _lion_arguments(
-    lr: float = 1e-4, betas: tuple[float, float] = (0.9, 0.99), weight_decay: float = 0.0, **of_the_class: Any
-) -> None:
-    """What lion_pytorch's class takes, with its defaults."""
+    return chain(*links, scale_by_learning_rate(given["lr"]))
 
 
 Where = Callable[[str, "Callable[[Any], bool]"], "Selector | bool"]
 OF_OPENMMLAB = {"LARS": _of_lars, "Lamb": _of_lamb}
-SIGNED: dict[str, Callable[..., None]] = {"LARS": lars_arguments, "Lamb": lamb_arguments}
-OWN: dict[str, Own] = {"SGD": _sgd, "Adam": _adam, "AdamW": _adamw, "Lion": _lion, "torch.Adafactor": _adafactor}
+NO_DEFAULT = inspect.Parameter.empty
+SIGNED: dict[str, dict[str, Any]] = {
+    # MMPretrain's and MMSelfSup's, and its item of a group
+    "LARS": {
+        "lr": NO_DEFAULT, "momentum": 0.0, "weight_decay": 0.0, "dampening": 0.0, "eta": 0.001, "nesterov": False,
+        "eps": 1e-8, "lars_exclude": False,
+    },
+    # MMPretrain's
+    "Lamb": {
+        "lr": 1e-3, "bias_correction": True, "betas": (0.9, 0.999), "eps": 1e-6, "weight_decay": 0.01,
+        "grad_averaging": True, "max_grad_norm": 1.0, "trust_clip": False, "always_adapt": False,
+    },
+    # lion_pytorch's
+    "Lion": {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0, "of_the_class": NO_DEFAULT},
+}  # fmt: skip
+"""The arguments, with their defaults, of classes that need not be installed."""
+ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
+OFF = {"amsgrad": False, "maximize": False, "decoupled_weight_decay": False}
+OWN: dict[Any, tuple[dict[str, Any], dict[str, Any], Callable[..., Transform]]] = {
+    "SGD": (
+        {"lr": 1e-3, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0},
+        {"dampening": 0, "maximize": False},
+        sgd,
+    ),
+    "Adam": (ADAM, OFF, _adam),
+    "AdamW": ({**ADAM, "weight_decay": 1e-2}, OFF, adamw),
+    "Lion": ({"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 0.0}, {}, lion),
+    "torch.Adafactor": (
+        {"lr": 1e-2, "beta2_decay": -0.8, "eps": (None, 1e-3), "d": 1.0, "weight_decay": 0.0},
+        {"maximize": False},
+        lambda lr, **given: adafactor(lr, **_tuples(given)),
+    ),
+}
+"""By class: its arguments with their defaults, those that must be switched off, and ours."""

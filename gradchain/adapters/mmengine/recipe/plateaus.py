@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters.mmengine.curves.kinds import SUFFIXES, TYPES
-from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_numbers, is_whole, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_numbers, type_name
 from gradchain.combinators.masked import masked
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, exponential
@@ -27,7 +27,6 @@ KEYS = (
 PURE = ("LinearLR", "LinearMomentum", "LinearParam", "Constant", "MultiStep", "Step", "Exponential")
 EPS = 1e-8
 MOST = 100_000  # reductions that are gone through for the one that eps keeps from happening
-_WHOLE = ("a whole number of at least 0", lambda x: is_whole(x) and x >= 0)
 Groups = Callable[[str, "Sequence[float] | None"], "list[tuple[SelectorLike | None, float, float]]"]
 """(a field, the least number of each group or None) -> the parameters of one number and one least, all as None."""
 
@@ -48,17 +47,13 @@ class Plateau:
     watch: Mapping[str, Any]
     alone: bool
 
-    @property
-    def _clock(self) -> str:
-        return f"{self.field}_plateau"
-
     def tick(self) -> tick_on_plateau:
         """The link that counts the reductions, which the number reads."""
         if not self.alone and (self.least != 0.0 or self.eps != EPS):
             self.entry.refuse(
                 f"min_value and eps must not be given where other schedulers move {self.field!r}, which they bound."
             )
-        return tick_on_plateau(self.entry.items.get("monitor", "loss"), self._clock, **self.watch)
+        return tick_on_plateau(self.entry.items.get("monitor", "loss"), f"{self.field}_plateau", **self.watch)
 
     def groups(self, of: Groups) -> list[tuple[SelectorLike | None, float, float]]:
         """The parameters of one number and one least number, where these are a list."""
@@ -71,9 +66,9 @@ class Plateau:
         """A number that begins at a base value, and is what others make of it meanwhile."""
         if isinstance(moving, Schedule):
             fall = self._fall(1.0, 0.0, self.eps / base) if base else constant(1.0)
-            return moving if isinstance(fall, constant) else moving * by(self._clock, fall)
+            return moving if isinstance(fall, constant) else moving * by(f"{self.field}_plateau", fall)
         fall = self._fall(base, least, self.eps)
-        return moving if isinstance(fall, constant) else by(self._clock, fall)
+        return moving if isinstance(fall, constant) else by(f"{self.field}_plateau", fall)
 
     def _fall(self, base: float, least: float, eps: float) -> Schedule:
         """The number after so many reductions: the first that eps leaves out is the last."""
@@ -111,7 +106,7 @@ def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
     kind = str(type_name(entry.items["type"])).removeprefix(FAMILY)
     if kind not in SUFFIXES:
         entry.refuse(f"type must be {FAMILY} and one of {', '.join(SUFFIXES)}, got {entry.items['type']!r}.")
-    entry.only((*KEYS, *(() if SUFFIXES[kind] else ("param_name",))), () if SUFFIXES[kind] else ("param_name",))
+    entry.only(KEYS, () if SUFFIXES[kind] else ("param_name",))
     field: Any = SUFFIXES[kind] or entry.get(
         "param_name", None, "the name of a number, as 'momentum'", lambda x: isinstance(x, str) and x.isidentifier()
     )
@@ -123,17 +118,18 @@ def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
         entry.refuse("begin and end must not be given: it reads every observation.")
     rule = entry.get("rule", "less", "'less' or 'greater'", lambda x: x in ("less", "greater"))
     watch = {
-        "patience": entry.number("patience", 10, *_WHOLE),
-        "threshold": entry.number("threshold", 1e-4, "a number of at least 0", lambda x: x >= 0),
+        "patience": entry.whole_from(0, "patience", 10),
+        "threshold": entry.from_0("threshold", 1e-4),
         "threshold_mode": entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs")),
-        "cooldown": entry.number("cooldown", 0, *_WHOLE),
+        "cooldown": entry.whole_from(0, "cooldown", 0),
         "mode": "min" if rule == "less" else "max",
         "worst": 1e9,
     }
     least, eps = entry.items.get("min_value", 0.0), entry.number("eps", EPS)
     if not is_number(least) and not is_numbers(least):
         entry.refuse(f"min_value must be a number, or a list with one for each group, got {least!r}.", TypeError)
-    moving = [kind for kind, of in _movers(others) if of == field]
+    kinds = [(str(type_name(other.get("type"))), other) for other in others if isinstance(other, Mapping)]
+    moving = [kind for kind, one in kinds if kind in TYPES and field == (TYPES[kind].field or one.get("param_name"))]
     if impure := [kind for kind in moving if not kind.startswith(PURE)]:
         what = "the learning rate" if field == "lr" else repr(field)
         entry.refuse(
@@ -144,14 +140,6 @@ def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
         entry, field, entry.number("factor", 0.1, "a number of at least 0 and below 1", lambda x: 0 <= x < 1),
         least, eps, watch, not moving,
     )  # fmt: skip
-
-
-def _movers(others: Sequence[Any]) -> Iterator[tuple[str, Any]]:
-    """The type of each of the other schedulers, and the field that it moves."""
-    for other in others:
-        kind = str(type_name(other.get("type"))) if isinstance(other, Mapping) else ""
-        if kind in TYPES:
-            yield kind, TYPES[kind].field or other.get("param_name")
 
 
 def reducing(plateau: Plateau, rate: float, ratio: float, curve: Any, groups: Groups) -> list[Transform]:

@@ -10,23 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradchain.adapters.mmengine.curves.hook_schedules import HookSchedules, read_scheduler_hook
+from gradchain.adapters.mmengine.curves.hook_schedules import read_scheduler_hook
 from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
 from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
-from gradchain.adapters.mmengine.groups.params import (
-    BY_CHILD,
-    MULTI,
-    matched,
-    of_modules,
-    param_settings,
-)
+from gradchain.adapters.mmengine.groups.params import BY_CHILD, MULTI, modules_and_settings, param_settings
 from gradchain.adapters.mmengine.groups.symbolic import Symbolic
-from gradchain.adapters.mmengine.recipe import old_format
 from gradchain.adapters.mmengine.recipe.group_values import Numbers, Part, Recipe
 from gradchain.adapters.mmengine.recipe.hooks import read_hooks
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
 from gradchain.adapters.mmengine.recipe.plateaus import Plateau, plateaus, reducing
-from gradchain.adapters.mmengine.recipe.wrappers import Around, read_wrapper, window
+from gradchain.adapters.mmengine.recipe.wrappers import SCHEDULES, Around, as_wrapper, is_old, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
@@ -142,7 +135,7 @@ def unbound(
     Rules per parameter become selectors for any model. Where the chain is bound, one that selects nothing is an error,
     as every selector is; MMEngine is silent there.
 
-    Args: as `from_config`; with strict=False a custom key may match nothing where another of the same value matches.
+    Args: as `from_config`; with strict=False a custom key that matches nothing is a warning where the chain is bound.
 
     Returns:
         The chain of each optimizer.
@@ -182,15 +175,15 @@ def _read(
     if not isinstance(optim_wrapper, Mapping):
         entry.refuse(f"it must be a dict, got {type(optim_wrapper).__name__}.", TypeError)
     given: Mapping[str, Any] = optim_wrapper
-    if old_format.is_old(optim_wrapper):
+    if is_old(optim_wrapper):
         if param_scheduler is not None:
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
-        read = partial(read, **{key: given.get(key) for key in old_format.SCHEDULES})
-        given = old_format.as_wrapper(optim_wrapper, strict)
+        read = partial(read, **{key: given.get(key) for key in SCHEDULES})
+        given = as_wrapper(optim_wrapper, strict)
     setting = read_scheduler_hook(hooks[1], clock, strict)
     if setting is not None and param_scheduler is not None:
         setting.entry.refuse("param_scheduler must be None beside it: both set the same numbers.")
-    averaging = read_hooks(hooks[0], strict, old_format.is_old(optim_wrapper))
+    averaging = read_hooks(hooks[0], strict, is_old(optim_wrapper))
     recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
     parts = _parts(model, given, param_scheduler, strict)
     return [Unbound(part.key, part.target, *_chain(part, recipe)) for part in parts]
@@ -213,8 +206,7 @@ def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
     for key, what in (("base_batch_size", "that the learning rate is for"), ("batch_size", "of this run, all ranks")):
         if key not in auto_scale_lr:
             entry.refuse(f"{key} must be given where it is enabled: the batch size {what}.")
-    positive = ("a positive number", lambda x: x > 0)
-    return entry.number("batch_size", None, *positive) / entry.number("base_batch_size", None, *positive)
+    return entry.positive("batch_size", None) / entry.positive("base_batch_size", None)
 
 
 # the optimizers of a recipe
@@ -224,30 +216,43 @@ def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, 
     """The optimizers of a recipe: one, or one for each entry of a MultiOptimWrapperConstructor."""
     entry = Entry("optim_wrapper", config, strict, OWNER)
     constructor = type_name(config.get("constructor"))
-    if constructor in BY_CHILD:
+    if constructor in BY_CHILD or (constructor == MULTI and "modules" not in config):
         return _several(model, entry, schedulers)
     if constructor in ELSEWHERE:
         entry.refuse(
             f"constructor {constructor!r} is not read: {ELSEWHERE[constructor]}. Make a chain for each, and carry its "
             "state with updater.rebind."
         )
-    by_key = isinstance(schedulers, Mapping) and "type" not in schedulers
-    if constructor == MULTI and "modules" not in config:
-        return _several(model, entry, schedulers)
     if "optimizer" not in config:
         each = [key for key, value in config.items() if isinstance(value, Mapping) and "optimizer" in value]
         cure = f" For one optimizer each of {listed(each)} set constructor={MULTI!r}." if each else ""
         entry.refuse(f"optimizer must be given.{cure}")
-    if by_key:
+    if isinstance(schedulers, Mapping) and "type" not in schedulers:
         entry.refuse(f"param_scheduler must be a list for one optimizer, got a dict of {listed(schedulers)}.")
     if constructor != MULTI:
-        if model is None:
-            return [Part(None, "optim_wrapper", config, None, {}, schedulers, rules=Symbolic(config, strict))]
-        return [Part(None, "optim_wrapper", config, model, param_settings(model, config, strict), schedulers)]
-    if model is None:
-        entry.refuse(NEEDS_MODEL, NotImplementedError)
+        return [_part(model, entry, None, config, schedulers)]
     inner = {key: value for key, value in config.items() if key not in ("modules", "constructor")}
-    return [Part(None, "optim_wrapper", inner, *_over(model, config["modules"], inner, entry), schedulers)]
+    return [_part(model, entry, None, inner, schedulers, config["modules"])]
+
+
+def _part(
+    model: nn.Module | None, entry: Entry, key: str | None, config: Mapping[str, Any], schedulers: Any, *over: Any
+) -> Part:
+    """One optimizer, over the model itself or over what it says, which only a model at hand can tell of patterns."""
+    target: Any = model
+    settings: Mapping[str, Any] = {}
+    rules = None
+    if model is None:
+        if over and (key is None or not isinstance(over[0], str) or not over[0].isidentifier()):
+            entry.refuse(NEEDS_MODEL, NotImplementedError)
+        [target], rules = over or (None,), Symbolic(config, entry.strict)
+    elif over:
+        target, settings = modules_and_settings(
+            model, over[0], config, entry, key is not None and isinstance(over[0], str)
+        )
+    else:
+        settings = param_settings(model, config, entry.strict)
+    return Part(key, config, target, settings, schedulers, rules)
 
 
 def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Part]:
@@ -262,7 +267,6 @@ def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Par
         entry.refuse(f"{constructor} needs at least one optimizer: the name of a submodule and its dict, got none.")
     parts = []
     for key, config in given.items():
-        name = f"optim_wrapper[{key!r}]"
         if not isinstance(config, Mapping) or "optimizer" not in config:
             cure = "" if isinstance(config, Mapping) else f" as a submodule's name, got {config!r}"
             entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
@@ -272,42 +276,12 @@ def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Par
         if children is not None and key not in children:
             entry.refuse(f"{key!r} must name a child of the model, which has {listed(children)}.")
         mine = schedulers if by_key is None else by_key.get(key)
-        if model is None:
-            if not isinstance(of, str) or not of.isidentifier():
-                entry.refuse(NEEDS_MODEL, NotImplementedError)
-            parts.append(Part(key, name, inner, of, {}, mine, flushes=False, rules=Symbolic(inner, entry.strict)))
-            continue
-        parts.append(Part(key, name, inner, *_over(model, of, inner, entry, isinstance(of, str)), mine, flushes=False))
+        parts.append(_part(model, entry, key, inner, mine, of))
     if by_key is not None and (unknown := [key for key in by_key if key not in given]):
         entry.refuse(f"param_scheduler must be by the optimizers {listed(given)}, got {listed(unknown)}.")
     if not parts:
         entry.refuse(f"{constructor} needs at least one optimizer, got none.")
     return parts
-
-
-def _over(
-    model: nn.Module, given: Any, config: Mapping[str, Any], entry: Entry, by_child: bool = False
-) -> tuple[Any, Any]:
-    """The modules of these names, or those whose whole names match, and what each of their parameters begins with.
-
-    by_child: one that names a child of the model is that module by itself, with rules per parameter.
-    """
-    model = getattr(model, "module", model)
-    if by_child and given in model._modules:
-        child = getattr(model, given)
-        return child, param_settings(child, config, entry.strict)
-    found: list[tuple[str, nn.Module]] = []
-    for pattern in given if isinstance(given, (list, tuple)) else [given]:
-        here = matched(model, pattern)
-        if pattern not in model._modules and not any(True for _, m in here for _ in m.parameters()):
-            children = listed(name for name, _ in model.named_children())
-            entry.refuse(f"{pattern!r} must name or match a module with parameters; the model has {children}.")
-        found += here
-    names = [name for name, _ in found]
-    # one inside another is there already
-    apart = {n: m for n, m in found if not any(n.startswith(f"{other}.") for other in names)}
-    target = model if "" in names else apart
-    return target, of_modules(found, config, entry.strict, Target(target).index.entries)
 
 
 # one chain
@@ -318,14 +292,18 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None, bool]
     around = read_wrapper(part.config, part.name, recipe.strict)
     optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
     others, reading = plateaus(part.schedulers, recipe.strict)
-    fields = recipe.schedules(others) | _set_by_hook(recipe.setting, optimizer)
+    fields = dict(recipe.schedules(others))
+    if (setting := recipe.setting) is not None:
+        fields["lr"] = setting.lr
+        if setting.momentum is not None and "momentum" in optimizer.parameters():  # groups have one by that name
+            fields["momentum"] = setting.momentum
     of_lr = reading.pop("lr", None)
     numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
     if of_lr and not (optimizer.is_times_rate and isinstance(rule[-1], chain)):
         reading["lr"], of_lr = of_lr, None  # smaller updates are not what a smaller rate makes
         numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
     links: Iterable[Transform | None] = [
-        window(around.counts, recipe.clock.iters if part.flushes else None),
+        window(around.counts, recipe.clock.iters if part.key is None else None),
         around.amp,
         *_left_out(part),
         around.clip,
@@ -347,14 +325,6 @@ def _rule(
     """The numbers of the optimizer's rule, and its links."""
     numbers = Numbers(part, optimizer, fields, reading, around, recipe)
     return numbers, optimizer.links(numbers.all(), numbers.where)
-
-
-def _set_by_hook(setting: HookSchedules | None, optimizer: Optimizer) -> Fields:
-    """The fields that a hook sets: a momentum only where groups have one by that name."""
-    if setting is None:
-        return {}
-    has_momentum = "momentum" in optimizer.parameters() and setting.momentum is not None
-    return {"lr": setting.lr, **({"momentum": setting.momentum} if has_momentum else {})}  # type: ignore[dict-item]
 
 
 def _left_out(part: Part) -> list[Transform]:

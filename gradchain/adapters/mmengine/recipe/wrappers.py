@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_whole, listed, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, listed, type_name
+from gradchain.adapters.mmengine.groups.constructors import OLD
+from gradchain.adapters.mmengine.groups.params import MULTI, PATTERNS
 from gradchain.adapters.mmengine.groups.paramwise import INSIDE, OUTSIDE
 from gradchain.combinators.accumulate import accumulate
 from gradchain.combinators.amp_scale import amp_scale
@@ -16,7 +19,7 @@ from gradchain.core.transform import Transform
 from gradchain.schedules import by, constant, join
 from gradchain.transforms.clip import clip_by_norm, clip_by_value
 
-__all__ = ["Around", "read_wrapper", "window"]
+__all__ = ["SCHEDULES", "Around", "as_wrapper", "is_old", "read_wrapper", "window"]
 
 COMMON = ("type", "optimizer", "constructor", "paramwise_cfg", "accumulative_counts", "clip_grad", "_scope_")
 AMP = ("loss_scale", "dtype", "use_fsdp")
@@ -29,10 +32,7 @@ ELSEWHERE = {
     "DeepSpeedOptimWrapper": "DeepSpeed's engine makes the update, by a config of its own",
     "ColossalAIOptimWrapper": "ColossalAI's engine makes the update",
 }
-BELONGS = {
-    "grad_clip": "did you mean 'clip_grad'?",
-    "cumulative_iters": "did you mean 'accumulative_counts'?",
-}
+BELONGS = {"grad_clip": "did you mean 'clip_grad'?", "cumulative_iters": "did you mean 'accumulative_counts'?"}
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,9 @@ def read_wrapper(config: Mapping[str, Any], name: str, strict: bool) -> Around:
     if kind not in KEYS:
         entry.refuse(f"type must be one of {listed(KEYS)}, got {config.get('type')!r}.")
     entry.only((*KEYS[kind], *INSIDE, *OUTSIDE), belongs=BELONGS)  # `param_settings` says where those belong
-    counts = entry.get(
-        "accumulative_counts", 1, "a whole number of at least 1", lambda x: is_number(x) and is_whole(x) and x >= 1
-    )
-    amp, autocast = _apex(entry) if kind == "ApexOptimWrapper" else _amp(entry, kind == "AmpOptimWrapper")
+    counts = entry.whole_from(1, "accumulative_counts", 1)
+    half = {"ApexOptimWrapper": _apex, "AmpOptimWrapper": _amp}.get(kind)
+    amp, autocast = (None, None) if half is None else half(entry)
     return Around(int(counts), amp, autocast, _clip(entry))
 
 
@@ -82,10 +81,8 @@ def window(counts: int, iters: int | None) -> Transform | None:
     return accumulate(by("micro", join((0, full, constant(counts)), (full, None, constant(ragged)))))
 
 
-def _amp(entry: Entry, on: bool) -> tuple[amp_scale | None, torch.dtype | None]:
+def _amp(entry: Entry) -> tuple[amp_scale | None, torch.dtype | None]:
     """AmpOptimWrapper's scaler and dtype."""
-    if not on:
-        return None, None
     given = entry.items.get("dtype")
     dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": None, "float64": None}
     written = str(given).removeprefix("torch.") if isinstance(given, (str, torch.dtype)) else given
@@ -153,9 +150,93 @@ def _clip(entry: Entry) -> Transform | None:
     clip.only(("type", "norm_type", "error_if_nonfinite", "foreach"), ("max_norm",))
     if clip.flag("error_if_nonfinite", False):
         clip.remark("error_if_nonfinite has no counterpart: put skip_nonfinite() in the chain to skip such updates.")
-    order = clip.get("norm_type", 2.0, "a number of at least 1, or 'inf'", lambda x: _is_order(x))
-    return clip_by_norm(clip.number("max_norm", None, "a positive number", lambda x: x > 0), float(order))
+    is_order = lambda x: x in ("inf", math.inf) or (is_number(x) and x >= 1)  # noqa: E731
+    order = clip.get("norm_type", 2.0, "a number of at least 1, or 'inf'", is_order)
+    return clip_by_norm(clip.positive("max_norm", None), float(order))
 
 
-def _is_order(value: object) -> bool:
-    return value in ("inf", float("inf")) or (is_number(value) and value >= 1)  # type: ignore[operator]  # a number
+# the format of mmcv 1.x, `optimizer` and `optimizer_config`, written as an `optim_wrapper`
+
+SCHEDULES = ("lr_config", "momentum_config")
+OLD_KEYS = ("optimizer", "optimizer_config", "fp16", *SCHEDULES)
+DIST = ("update_interval", "frozen_layers_cfg", "use_fp16")
+HOOKS: dict[str, tuple[str, ...]] = {
+    "OptimizerHook": (),
+    "GradientCumulativeOptimizerHook": ("cumulative_iters",),
+    "DistOptimizerHook": DIST,
+    "Fp16OptimizerHook": ("loss_scale",),
+    "GradAccumFp16OptimizerHook": ("update_interval", "frozen_layers_cfg", "loss_scale"),
+    "GradientCumulativeFp16OptimizerHook": ("cumulative_iters", "loss_scale"),
+}
+# what says how the gradients travel, not what becomes of them
+ASIDE = ("type", "coalesce", "bucket_size_mb", "distributed", "detect_anomalous_params")
+
+
+def is_old(config: Mapping[str, Any]) -> bool:
+    """Whether this is the format of mmcv 1.x."""
+    return any(key in config for key in OLD_KEYS[1:])
+
+
+def as_wrapper(config: Mapping[str, Any], strict: bool) -> dict[str, Any]:
+    """The same as MMEngine's `optim_wrapper`, without the schedules."""
+    entry = Entry("config", config, strict, OWNER)
+    entry.only(OLD_KEYS, ("optimizer",))
+    optimizer = config["optimizer"]
+    if not isinstance(optimizer, Mapping):
+        entry.refuse(f"optimizer must be a dict with a type, got {optimizer!r}.", TypeError)
+    around = _around(config.get("optimizer_config"), config.get("fp16"), strict)
+    if "type" not in optimizer:
+        each = {name: {**_split(one, entry), **around} for name, one in optimizer.items()}
+        return {"constructor": MULTI, **each}
+    return {**_split(optimizer, entry), **around}
+
+
+def _split(optimizer: Any, entry: Entry) -> dict[str, Any]:
+    """paramwise_cfg and constructor stand in the optimizer's dict there, and beside it here."""
+    if not isinstance(optimizer, Mapping):
+        entry.refuse(f"optimizer must be a dict with a type, or a dict of those, got {optimizer!r}.", TypeError)
+    options = optimizer.get("paramwise_options")
+    if options is not None:
+        rest = {key: value for key, value in optimizer.items() if key != "paramwise_options"}
+        if not isinstance(options, Mapping) or {"paramwise_cfg", "constructor"} & rest.keys():
+            entry.refuse(f"paramwise_options must be a dict by patterns, without paramwise_cfg, got {options!r}.")
+        return {"constructor": PATTERNS, "optimizer": rest, "paramwise_cfg": options}
+    beside = ("paramwise_cfg", "constructor")
+    out = {key: optimizer[key] for key in beside if optimizer.get(key) is not None}
+    return {"constructor": OLD, "optimizer": {k: v for k, v in optimizer.items() if k not in beside}, **out}
+
+
+def _around(config: Any, fp16: Any, strict: bool) -> dict[str, Any]:
+    """The optimizer's hook as keys of a wrapper."""
+    if config is not None and not isinstance(config, Mapping):
+        Entry("optimizer_config", {}, strict, OWNER).refuse(f"it must be a dict, got {config!r}.", TypeError)
+    given: dict[str, Any] = dict(config or {})
+    plain = "DistOptimizerHook" if set(DIST) & given.keys() else "OptimizerHook"
+    half = "GradAccumFp16OptimizerHook" if set(DIST) & given.keys() else "Fp16OptimizerHook"
+    kind = type_name(given.get("type", plain if fp16 is None else half))
+    entry = Entry("optimizer_config" if kind is None else f"optimizer_config ({kind})", given, strict, OWNER)
+    if kind not in HOOKS:
+        entry.refuse(f"type must be one of {listed(HOOKS)}, got {given.get('type')!r}.")
+    if fp16 is not None:
+        if not isinstance(fp16, Mapping):
+            entry.refuse(f"fp16 must be a dict such as dict(loss_scale=512.0), got {fp16!r}.", TypeError)
+        given = {**given, **fp16}
+        entry = Entry(entry.name, given, strict, OWNER)
+    entry.only((*ASIDE, "grad_clip", *HOOKS[kind]))
+    out: dict[str, Any] = {}
+    clip = given.get("grad_clip")
+    if clip is not None and not isinstance(clip, Mapping):
+        entry.refuse(f"grad_clip must be a dict such as dict(max_norm=35), or None, got {clip!r}.", TypeError)
+    if clip:
+        out["clip_grad"] = dict(clip)
+    if given.get("frozen_layers_cfg"):
+        entry.object_to(
+            "frozen_layers_cfg must not be given: freeze what it names by requires_grad, and thaw it later."
+        )
+    for key in {"cumulative_iters", "update_interval"} & {*HOOKS[kind]}:
+        out["accumulative_counts"] = given.get(key, 1)
+    if given.get("use_fp16"):
+        out |= {"type": "ApexOptimWrapper"}
+    if "loss_scale" in HOOKS[kind]:
+        out |= {"type": "AmpOptimWrapper", "loss_scale": given.get("loss_scale", 512.0)}
+    return out
