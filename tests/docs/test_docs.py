@@ -113,6 +113,14 @@ def test_the_page_of_a_chain_shows_what_its_code_prints(folder):
     assert pair[0] == pair[1]
 
 
+def test_the_page_of_own_links_shows_what_a_fast_one_and_a_slow_one_say(folder):
+    """What `explain` prints of a link in kernels, of a `map` and of the reference, which the page words."""
+    pairs = outputs((ROOT / "docs" / "own_links.md").read_text(), "docs/own_links.md")
+    assert len(pairs) == 2
+    for says, printed in pairs:
+        assert printed == says
+
+
 def test_a_block_of_text_that_says_something_else_is_seen(folder):
     page = "```python\nfor i in range(2):\n    print(i)\n```\n\n```text\n0\n1\n```\n```text\nno\n```\n"
     assert outputs(page, "page") == [("0\n1\n",) * 2]
