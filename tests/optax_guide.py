@@ -148,8 +148,8 @@ NOTES = {
     "scale_by_rprop": "torch's: Optax 0.2.8 makes the step of the update before",
     "adadelta": "without a rate Optax's ascends",
     "schedule_free": "stands behind the rule, at its rate; x is in the model under `updater.averaged()`",
-    "schedule_free_sgd": "the warm-up is that of the authors, whose first rate is not 0: as for `schedule_free_adamw`; x is "
-    "in the model under `updater.averaged()`",
+    "schedule_free_sgd": "the warm-up is that of the authors, whose first rate is not 0: as for `schedule_free_adamw`; "
+    "x is in the model under `updater.averaged()`",
     "schedule_free_adamw": "the warm-up is that of the authors, whose first rate is not 0; `gch.linear(0.0, lr, 10)` "
     "as the rate is nearest to Optax's `warmup_steps=10`, and none is equal: its mean weighs by the rate of the next "
     "update; x is in the model under `updater.averaged()`",

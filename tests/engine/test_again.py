@@ -625,7 +625,9 @@ class mine(gch.Transform):
 
 
 SAID = {
-    "mine is a link of yours, which always is asked; what it records runs in kernels": lambda: gch.chain(mine(), gch.sgd(0.1)),
+    "mine is a link of yours, which always is asked; what it records runs in kernels": lambda: gch.chain(
+        mine(), gch.sgd(0.1)
+    ),
     "stateless calls code of yours, which runs at every step": lambda: gch.chain(gch.stateless(doubled), gch.sgd(0.1)),
     "a closure was evaluated": lambda: gch.chain(gch.sam(0.1), gch.sgd(0.1)),
     "the first of their kind": lambda: gch.sgd(0.1),
