@@ -429,6 +429,13 @@ OF_MATRICES = (
             why="its factor is of the other orientation, and its momentum is corrected",
         ),
         Peer(
+            "optax.contrib.muon(lr, nesterov=False)",
+            "optax.contrib.muon(lr, nesterov=False, muon_weight_dimension_numbers=lambda params: "
+            "{name: optax.contrib.MuonDimensionNumbers(1, 0) for name in params})",
+            "gch.rules.muon(lr, matrices=gch.min_ndim(2), weight_decay=0.0, dtype=None, nesterov=False)",
+            why="its factor is of the other orientation by default; whence the last 1e-8 are was not looked for",
+        ),
+        Peer(
             "timm.optim.Muon(params, lr=lr)",
             'timm.optim.Muon(params, lr=lr, nesterov=True, adjust_lr_fn="original", ns_coefficients="original")',
             "gch.rules.muon(lr, matrices=gch.min_ndim(2), weight_decay=0.0)",

@@ -79,6 +79,7 @@ WRITTEN = {
     "polynomial_schedule": "gch.schedules.polynomial(0.1, 0.0, 100, 2.0)",
     "reduce_on_plateau": 'gch.reduce_on_plateau("val_loss")',
     "sam": "gch.chain(gch.sam(0.05), gch.sgd(0.1))",
+    "scale_by_muon": "gch.rules.scale_by_muon(shape_factor=None, nesterov=False, dtype=None)",
     "schedule_free": "gch.chain(gch.scale_by_adam(b1=0.0), gch.rules.schedule_free(0.1))",
     "selective_transform": "gch.partition((gch.bias, gch.freeze(gch.everything)), (gch.rest, gch.sgd(0.1)))",
     "set_to_zero": "gch.freeze(gch.everything)",
@@ -117,6 +118,11 @@ SCHEDULES = {
 SELECTED = "a selector in place of a tree of booleans or labels, so that a chain needs no model"
 ONE_BY_ONE = "goes into `project`, and takes each tensor by itself; `dim` makes rows of it where there is one"
 RENAMED = "another name"
+BRANCHES = '(name, selector, link) names a branch in addresses; others are "branch", "branch#2", "rest"'
+OVERRIDDEN = (
+    "not needed: numbers may be schedules, `updater.override` sets one, by the end of its address: "
+    '`updater.override("rest/scale_by_learning_rate.learning_rate", 0.2)` in a branch'
+)
 A_VALUE = "a value that can be printed and joined; "
 
 # What two signatures do not say.
@@ -129,8 +135,10 @@ NOTES = {
     "amsgrad": "`adam(…, amsgrad=True)` is torch's, which keeps the largest mean square before its correction",
     "scale_by_amsgrad": 'torch\'s by default; `max_of="nu_hat"` keeps the largest corrected one, as Optax does',
     "muon": "one rule for a whole model: `head` and `matrices` select, `aux` has the rest; the rate multiplies torch's "
-    "factor, in bfloat16 as torch computes",
-    "scale_by_muon": "rows are a weight's outputs, as torch has them; no correction of the momentum",
+    "factor, in bfloat16 as torch computes; for `MuonDimensionNumbers(1, 0)` the same to 3e-8 without nesterov, as "
+    "`muon(lr, nesterov=False, weight_decay=0.0, dtype=None)`",
+    "scale_by_muon": "so written it is Optax's without nesterov, to 3e-8: there the factor of the shape is in "
+    "`contrib.muon`; with nesterov none is, for Optax corrects the momentum",
     "nadam": "`gch.nadam` is torch's, whose momentum grows; Optax's is Adam with nesterov",
     "optimistic_adam": "Optax's is deprecated for `optimistic_adam_v2`, which this is",
     "optimistic_adam_v2": RENAMED,
@@ -140,10 +148,11 @@ NOTES = {
     "scale_by_rprop": "torch's: Optax 0.2.8 makes the step of the update before",
     "adadelta": "without a rate Optax's ascends",
     "schedule_free": "stands behind the rule, at its rate; x is in the model under `updater.averaged()`",
-    "schedule_free_sgd": "the warm-up is that of the authors, whose first rate is not 0; x is in the model under "
-    "`updater.averaged()`",
-    "schedule_free_adamw": "the warm-up is that of the authors, whose first rate is not 0; x is in the model under "
-    "`updater.averaged()`",
+    "schedule_free_sgd": "the warm-up is that of the authors, whose first rate is not 0: as for `schedule_free_adamw`; "
+    "x is in the model under `updater.averaged()`",
+    "schedule_free_adamw": "the warm-up is that of the authors, whose first rate is not 0; `gch.linear(0.0, lr, 10)` "
+    "as the rate is nearest to Optax's `warmup_steps=10`, and none is equal: its mean weighs by the rate of the next "
+    "update; x is in the model under `updater.averaged()`",
     "add_noise": "numbers of a counter, in place of a key: the same in each executor and after a resume; other draws",
     "noisy_sgd": "numbers of a counter, in place of a key; other draws",
     # links
@@ -172,16 +181,17 @@ NOTES = {
     "chain": "links or pairs of a name and a link",
     "named_chain": "`chain` takes pairs",
     "masked": SELECTED,
-    "partition": SELECTED + "; the first that matches",
-    "multi_transform": SELECTED + "; the first that matches",
+    "partition": SELECTED + "; the first that matches; " + BRANCHES,
+    "multi_transform": SELECTED + "; the first that matches; " + BRANCHES,
     "selective_transform": SELECTED,
-    "MultiSteps": 'a link in front; `use_grad_mean=False` is `reduce="sum"`; sums in the dtype of the gradients',
+    "MultiSteps": 'a link in front; `use_grad_mean=False` is `reduce="sum"`; sums in the dtype of the gradients, '
+    "where Optax has float32, also for float64",
     "skip_not_finite": "a link in front; raises at the sixth in a row, where Optax lets it through",
     "apply_if_finite": "a link in front; raises at the sixth in a row, where Optax lets it through",
     "conditionally_mask": RENAMED,
     "conditionally_transform": RENAMED,
-    "inject_hyperparams": "not needed: numbers may be schedules, `updater.override` sets one",
-    "inject_stateful_hyperparams": "not needed: numbers may be schedules, `updater.override` sets one",
+    "inject_hyperparams": OVERRIDDEN,
+    "inject_stateful_hyperparams": OVERRIDDEN,
     # schedules
     "constant_schedule": RENAMED,
     "linear_schedule": A_VALUE + "`transition_begin` is `constant(start).take(begin).then(…)`",
@@ -193,7 +203,8 @@ NOTES = {
     "cosine_onecycle_schedule": "values and steps, in place of divisors and fractions",
     "linear_onecycle_schedule": "values and steps, in place of divisors and fractions",
     "warmup_constant_schedule": "a schedule holds its end value",
-    "warmup_cosine_decay_schedule": "`steps` are Optax's `decay_steps`, with the warm-up in them",
+    "warmup_cosine_decay_schedule": "`steps` are Optax's `decay_steps`, with the warm-up in them; Optax's of an int32 "
+    "count, as its links have, is float32, also under x64",
     "warmup_exponential_decay_schedule": "as its parts",
     "sgdr_schedule": "one period for all cycles, or its growth; `join` for others",
     "join_schedules": "each part has its own steps, in place of boundaries",

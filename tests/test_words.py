@@ -62,7 +62,8 @@ def test_a_rule_that_is_not_on_top_is_found_in_its_room(room, monkeypatch):
     below = sorted({*gch.rules.__all__} - {*gch.__all__, *dir(ROOMS[room])})
     assert {*added} <= {*below}
     for name in below:
-        assert refused(ROOMS[room], name).endswith(f": there is no {name!r}. Write gch.rules.{name}.")
+        beside = f", {names.BESIDE[name]}" if name in names.BESIDE else ""
+        assert refused(ROOMS[room], name).endswith(f": there is no {name!r}. Write gch.rules.{name}{beside}.")
     assert " Did you mean gch.rules.scale_by_of_a_family" in refused(ROOMS[room], "scale_by_of_family")
     if room == "selectors":
         assert refused(gch.selectors, "adamw").endswith(" Write gch.adamw.")
@@ -82,6 +83,11 @@ def test_a_misspelling_of_ours_is_mended(name):
 def test_what_lies_in_a_room_is_found_there(name):
     room = "schedules" if name in gch.schedules.__all__ else "selectors"
     assert refused(gch, name) == f"gch: there is no {name!r}. Write gch.{room}.{name}."
+
+
+@pytest.mark.parametrize("name", ["ema", "ema_params", "swa", "AveragedModel", "ModelEmaV2"])
+def test_every_word_for_an_average_of_the_weights_names_ours(name):
+    assert "gch.average_params" in refused(gch, name)
 
 
 def test_what_nobody_knows_is_said_to_be_missing():
@@ -155,7 +161,13 @@ def test_every_argument_of_a_counterpart_is_answered():
 
 
 CALLS = re.compile(r"(?<![\w.])(?:gch\.)?([A-Za-z_][\w.]*)\(|\)\.(\w+)\(")
-ANSWERED = {**arguments.INSTEAD, **arguments.FORMS, **TABLE, **{f"of OPTAX: {n}": a for n, a in names.OPTAX.items()}}
+ANSWERED = {
+    **arguments.INSTEAD,
+    **arguments.FORMS,
+    **TABLE,
+    **names.BESIDE,
+    **{f"of OPTAX: {n}": a for n, a in names.OPTAX.items()},
+}
 
 
 def called(sentence):
@@ -274,3 +286,24 @@ def test_an_optimizer_in_place_of_a_link_goes_to_from_torch(make, given):
     name = getattr(given, "__name__", type(given).__name__)
     with pytest.raises(TypeError, match=rf'Write from_torch\("{name}", …\)\.$'):
         make(given)
+
+
+BY_NUMBER = [n for n, kind in sorted(registry.items()) if (given := [*inspect.signature(kind).parameters][:1])
+             and given[0] in kind.hypers and hasattr(gch.rules, n)]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted({*BY_NUMBER, "lookahead", "sam"}))
+def test_a_link_where_none_is_wrapped_is_told_that_links_stand_in_a_chain(name):
+    """As Optax's combinators take it, first: of every link that begins with a number; with its place where known."""
+    make = getattr(gch.rules, name)
+    for call in (lambda: make(gch.adam(1e-3)), lambda: make(gch.adam(1e-3), 5, 0.5)):
+        with pytest.raises(TypeError) as raised:
+            call()
+        sentence = str(raised.value)
+        if not re.match(r"\w+: (too many|missing)", sentence) or name in arguments.FORMS:
+            assert arguments.FORMS.get(name, "Links stand one behind the other: chain(first, second).") in sentence
+
+
+def test_labels_of_branches_are_told_to_be_selectors():
+    with pytest.raises(TypeError, match=r"^partition: .*partition\(\(selector, link\).*in the place of labels\.$"):
+        gch.partition({"a": gch.adam(1e-3)}, lambda p: "a")

@@ -14,6 +14,7 @@ from gradchain.core.transform import Transform
 from gradchain.core.weights import Weights, in_place_of
 from gradchain.selectors import SelectorLike, everything, resolve
 from gradchain.selectors.source import code
+from gradchain.words.arguments import FORMS
 
 Branch: TypeAlias = "tuple[SelectorLike, Transform] | tuple[str, SelectorLike, Transform]"
 
@@ -63,7 +64,8 @@ class partition(Transform):
             entry: Any = branch
             if not isinstance(entry, tuple) or len(entry) not in (2, 3):
                 raise TypeError(
-                    f"partition: a branch must be (selector, link) or (name, selector, link), got {branch}."
+                    f"partition: a branch must be (selector, link) or (name, selector, link), got {branch}. "
+                    f"{FORMS['partition']}"
                 )
             selector = checked_selector("partition", branch[-2])
             check_link("partition", "a branch's link", branch[-1])

@@ -148,7 +148,7 @@ class Hyper:
             got = type(value).__name__ if values.is_model(value) else repr(value)
             raise TypeError(
                 f"{owner}: {self.name} must be a number or a schedule (step -> value), got {got}.{cause}"
-                f"{values.cure(value)}"
+                f"{values.cure(value, self.owner)}"
             )
         if not self.interval.holds(value):
             raise ValueError(f"{owner}: {self.name} must be {self.interval.rule}, got {value!r}.{cause}")

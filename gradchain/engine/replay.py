@@ -361,7 +361,7 @@ def users_code(tx: chain) -> str:
     """Which link runs code of a user's, which may do more than mathematics at every step; "" if none does."""
     for address, link, _ in walk(tx, None):
         if type(link).__module__.partition(".")[0] != "gradchain":
-            return f"{address} is a link of yours, whose code runs at every step"
+            return f"{address} is a link of yours, which always is asked; what it records runs in kernels"
         if link.calls_back:
             return f"{address} calls code of yours, which runs at every step"
     return ""

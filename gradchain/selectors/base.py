@@ -284,7 +284,9 @@ def truth(answer: object, predicate: object) -> bool:
         cure = "Select by name, shape or owner; for a choice by value, wrap it in bool(...)."
     else:
         got, cure = f"{code(answer)} ({kind.__name__})", "Wrap it in bool(...)."
-        if kind in (int, float):
+        if isinstance(answer, Mapping):
+            cure = "It is asked of one parameter at a time: lambda parameter: parameter.ndim >= 2."
+        elif kind in (int, float):
             cure += " A number for each parameter is multiply(value, function), where the number goes."
     who = predicate if isinstance(predicate, str) else code(predicate)
     raise TypeError(f"{who}: a selector must return True or False, got {got}. {cure}")

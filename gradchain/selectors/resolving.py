@@ -83,8 +83,17 @@ def answer_of(
         return answer if check is None else check(answer, function)
     except Exception as error:
         called = "" if form == ALL else f", called as {shown(function, form)}"
-        _raise_with_name(error, f"({what} {code(function)}, parameter {code(entry[0])}{called}.)")
+        _raise_with_name(error, f"({what} {code(function)}, parameter {code(entry[0])}{called}.){_asked(error, form)}")
         raise
+
+
+def _asked(error: Exception, form: slice) -> str:
+    """What a function of one argument gets, where it used it as something else: a name, or a tree."""
+    if not isinstance(error, AttributeError) or form.stop - form.start > 1:
+        return ""
+    return (
+        " It is asked of each parameter by itself: lambda p has the parameter, lambda name its name, lambda n, p both."
+    )
 
 
 def _raise_with_name(error: Exception, where: str) -> None:

@@ -86,7 +86,7 @@ def _steps(bound: Bound) -> Iterator[str]:
     if engine.num_counted:
         yield f"{engine.num_counted} micro-batches were only added to their window: no kernel ran"
     for reason, count in engine.not_replayed.most_common():
-        yield f"{count} {'step' if count == 1 else 'steps'} did not run again: {reason}"
+        yield f"{count} {'step' if count == 1 else 'steps'} ran the links' own code: {reason}"
 
 
 def _staged(parts: list[Part]) -> Iterator[str]:

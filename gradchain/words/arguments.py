@@ -212,12 +212,18 @@ INSTEAD: dict[str, str] = {
 FORMS: dict[str, str] = {
     "masked": "The form is masked(link, selector), as in masked(add_decayed_weights(0.1), min_ndim(2)); where a "
     "function gives numbers, write multiply(0.1, function) in place of the number.",
-    "partition": "The form is partition((selector, link), (rest, link)).",
+    "partition": "The form is partition((selector, link), (rest, link)): selectors are in the place of labels.",
+    "lookahead": "It stands behind the rule: chain(adam(…), rules.lookahead(5, 0.5)).",
+    "schedule_free": "It stands behind the rule, at its rate: chain(scale_by_adam(b1=0.0), rules.schedule_free(0.1)).",
+    "sam": "It stands in front of the rule: chain(sam(0.05), sgd(0.1)).",
+    "accumulate": "It stands in front of the rule: chain(accumulate(4), adam(…)).",
+    "skip_nonfinite": "It stands in front of the rule: chain(skip_nonfinite(5), adam(…)).",
+    "average_params": "It stands behind the rule: chain(adam(…), average_params(0.999)).",
     "freeze": "The form is freeze(selector).",
     "Updater": "The form is chain(…).bind(model). An optimizer for a trainer is updater.as_optimizer(), and a class of "
     "them, for those who make it themselves, adapters.zero.optimizer_class(chain(…), model).",
 }
-"""What a call should look like, where it was given too few arguments or too many."""
+"""What a call should look like, where it was given too few arguments or too many, or a link in place of a number."""
 
 
 def answering(make: Callable[P, R]) -> Callable[P, R]:

@@ -67,6 +67,9 @@ TORCH: dict[str, str] = {
     "ModelEma": "gch.average_params",
     "ModelEmaV2": "gch.average_params",
     "ModelEmaV3": "gch.average_params",
+    "ema_params": "gch.average_params, and updater.averaged()",
+    "swa": "gch.average_params, and updater.averaged()",
+    "contrib": "gch.rules, which has its rules under their names",
     "Lion": "gch.lion",
     "SAM": "gch.sam",
     "compose": "gch.chain",
@@ -138,6 +141,11 @@ OPTAX_MODULES: dict[str, str] = {
     "tree_utils": "gch.Tensors",
 }
 
+BESIDE: dict[str, str] = {
+    "ema": "which averages updates; for an average of the weights gch.average_params",
+}
+"""What else may be meant by a name that is ours in another room."""
+
 _ROOMS = ("gradchain", "gradchain.schedules", "gradchain.selectors", "gradchain.rules")
 
 
@@ -159,7 +167,7 @@ def cure(name: str) -> str:
     """What to write in place of a name of another library, or of ours misspelt; nothing where that is not known."""
     meant = _elsewhere(name) or {**OPTAX_MODULES, **OPTAX, **TORCH}.get(name) or _of_torch(name)
     if meant:
-        return f" Write {meant}."
+        return f" Write {meant}{f', {BESIDE[name]}' if name in BESIDE else ''}."
     public = {shown.rpartition(".")[2]: shown for shown in _public_names()}
     near = difflib.get_close_matches(name, public, n=3, cutoff=0.7)
     return f" Did you mean {' or '.join(public[n] for n in near)}?" if near else ""

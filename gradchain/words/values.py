@@ -5,9 +5,14 @@ from __future__ import annotations
 from types import GeneratorType
 from typing import Any
 
+from gradchain.words.arguments import FORMS
 
-def cure(value: Any) -> str:
-    """Where a value goes that is no number and no link: a model, parameters, an optimizer, a scheduler of torch."""
+
+def cure(value: Any, owner: str = "") -> str:
+    """Where a value goes that is not what was asked for: a model, parameters, an optimizer or scheduler of torch.
+
+    A link in place of a number is meant to be wrapped, as elsewhere: the owner's place in a chain is said.
+    """
     import torch
 
     kind = value if isinstance(value, type) else type(value)
@@ -15,6 +20,8 @@ def cure(value: Any) -> str:
         return f' Write from_torch("{kind.__name__}", …).'
     if issubclass(kind, torch.optim.lr_scheduler.LRScheduler):
         return " A schedule goes where the learning rate goes: adamw(cosine(…))."
+    if hasattr(kind, "bind") and hasattr(kind, "update"):  # a link
+        return f" {FORMS.get(owner, 'Links stand one behind the other: chain(first, second).')}"
     return " The model goes to bind: chain(…).bind(model)." if is_model(value) else ""
 
 

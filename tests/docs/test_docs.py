@@ -113,6 +113,38 @@ def test_the_page_of_a_chain_shows_what_its_code_prints(folder):
     assert pair[0] == pair[1]
 
 
+def test_the_page_of_own_links_shows_what_a_fast_one_and_a_slow_one_say(folder):
+    """What `explain` prints of a link in kernels, of a `map` and of the reference, which the page words."""
+    pairs = outputs((ROOT / "docs" / "own_links.md").read_text(), "docs/own_links.md")
+    assert len(pairs) == 2
+    for says, printed in pairs:
+        assert printed == says
+
+
+def test_decay_for_matrices_is_the_same_in_the_three_ways_that_the_catalogue_names():
+    decay = "add_decayed_weights(0.1)", "add_decayed_weights(multiply(0.1, (~min_ndim(2), 0.0)))"
+    assert "mask=min_ndim(2))`" in CATALOGUE and all(one in CATALOGUE for one in decay)
+    chains = [
+        rules.adamw(0.1, weight_decay=0.1, mask=gradchain.min_ndim(2)),
+        *(
+            gradchain.chain(gradchain.scale_by_adam(), link, gradchain.scale_by_learning_rate(0.1))
+            for link in (
+                eval(f"masked({decay[0]}, min_ndim(2))", {n: getattr(gradchain, n) for n in gradchain.__all__}),
+                eval(decay[1], {n: getattr(gradchain, n) for n in gradchain.__all__}),
+            )
+        ),
+    ]
+    ends = []
+    for chain in chains:
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(3, 2)
+        updater = chain.bind(layer)
+        for _ in range(3):
+            updater.update(layer(torch.ones(4, 3)).square().sum())
+        ends.append(torch.cat([layer.weight.detach().flatten(), layer.bias.detach()]))
+    assert all(torch.equal(end, ends[0]) for end in ends)
+
+
 def test_a_block_of_text_that_says_something_else_is_seen(folder):
     page = "```python\nfor i in range(2):\n    print(i)\n```\n\n```text\n0\n1\n```\n```text\nno\n```\n"
     assert outputs(page, "page") == [("0\n1\n",) * 2]

@@ -48,6 +48,29 @@ def test_a_name_that_is_none_is_refused(monkeypatch):
         chosen(CPU)
 
 
+def test_the_reference_is_asked_for_alone(monkeypatch):
+    """It is no executor among others; a step that asks for it runs no kernel, and the next one may again."""
+    monkeypatch.setenv(VARIABLE, "native,reference")
+    with pytest.raises(
+        ValueError, match=r"got 'reference'\. reference stands alone: GRADCHAIN_EXECUTORS=reference runs"
+    ):
+        chosen(CPU)
+    monkeypatch.delenv(VARIABLE)
+    model, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    other.load_state_dict(model.state_dict())
+    updater, plain = gch.adamw(0.1).bind(model), gch.adamw(0.1).bind(other)
+    for wanted in ("", "", "reference", " reference", "blocks", "reference", ""):
+        monkeypatch.setenv(VARIABLE, wanted)
+        updater.update(model(torch.ones(2, 3)).sum())
+        alone = wanted.strip() == "reference"
+        assert (updater._bound.engine.reason == "GRADCHAIN_EXECUTORS=reference asks for it") is alone
+        assert bool(updater._bound.engine.last) is not alone
+        monkeypatch.setenv(VARIABLE, "native")
+        plain.update(other(torch.ones(2, 3)).sum())
+    for mine, its in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(mine, its, rtol=1e-5, atol=1e-6)
+
+
 def test_the_executors_follow_the_weights_unless_someone_set_them(monkeypatch):
     monkeypatch.delenv(VARIABLE, raising=False)
     mine = (Triton("cuda"),)

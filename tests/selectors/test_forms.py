@@ -274,6 +274,22 @@ def test_what_a_function_was_called_with_is_in_its_error():
         resolve(lambda parameter, name: parameter.ndim == 2, FACTS)
 
 
+@pytest.mark.parametrize(
+    "of_a_tree",
+    [
+        lambda tree: {name: p.ndim > 1 for name, p in tree.items()},
+        lambda params: dict.fromkeys(["w"], True),
+        lambda n: n.endswith("bias"),
+    ],
+    ids=["tree", "mapping", "name"],
+)
+def test_a_function_of_a_tree_or_a_name_is_told_what_it_is_asked(of_a_tree):
+    with pytest.raises(
+        (TypeError, AttributeError), match=r"asked of (each parameter by itself|one parameter at a time)"
+    ):
+        resolve(of_a_tree, FACTS)
+
+
 @pytest.mark.parametrize("given", [(two,), (gch.scale(0.5),), ()], ids=["function", "link", "nothing"])
 def test_masked_with_one_argument_names_its_form_and_multiply(given):
     with pytest.raises(

@@ -19,6 +19,7 @@ from gradchain.engine.executors.triton import Triton
 from gradchain.engine.operations import Unrecorded
 
 VARIABLE = "GRADCHAIN_EXECUTORS"
+REFERENCE = "reference"  # what runs where no executor may: the links over plain tensors
 
 # The order of trying where the user names none. It depends on the plan and the device alone, never on a stopwatch. On
 # CUDA: torch's fused kernels and its calls over lists, until a run on a GPU is on record that shows something better;
@@ -49,7 +50,7 @@ def chosen(device: torch.device) -> tuple[Executor, ...]:
     """The executors for a device, best first: those that GRADCHAIN_EXECUTORS names, or the default.
 
     The variable is a list of names with commas, such as `GRADCHAIN_EXECUTORS=triton`. One that does not exist on the
-    device is passed over; where none is left, the default holds.
+    device is passed over; where none is left, the default holds: for `reference` too, which `adapted` refuses to run.
 
     Raises:
         ValueError: for a name that is no executor on any device.
@@ -57,11 +58,12 @@ def chosen(device: torch.device) -> tuple[Executor, ...]:
     named = os.environ.get(VARIABLE, "")
     key = (str(device), named)
     if key not in _chosen:
-        wanted = [n.strip() for n in named.split(",") if n.strip()]
+        wanted = [] if _asks_for_reference() else [n.strip() for n in named.split(",") if n.strip()]
         known = sorted({n for names in _BY_NAME.values() for n in names})
         for name in wanted:
             if name not in known:
-                raise ValueError(f"{VARIABLE}: must name executors among {', '.join(known)}, got {name!r}.")
+                alone = f" {REFERENCE} stands alone: {VARIABLE}={REFERENCE} runs no kernel."
+                raise ValueError(f"{VARIABLE}: must name executors among {', '.join(known)}, got {name!r}.{alone}")
         here = _BY_NAME.get(device.type, {})
         names = [n for n in wanted if n in here] or _DEFAULT.get(device.type, ())
         _chosen[key] = tuple(here[name](device) for name in names)
@@ -73,11 +75,17 @@ def variable() -> object:
     return _environment.get(_KEY)
 
 
+def _asks_for_reference() -> bool:
+    return os.environ.get(VARIABLE, "").strip() == REFERENCE
+
+
 def adapted(executors: tuple[Executor, ...], device: torch.device) -> tuple[Executor, ...]:
     """The executors for weights on this device: those in use where someone set them, else the chosen ones.
 
-    Unrecorded where there is none.
+    Unrecorded where there is none, or the variable asks for none.
     """
+    if _asks_for_reference():
+        raise Unrecorded(f"{VARIABLE}={REFERENCE} asks for it")
     if not executors:  # as someone set it: that none is the default on a device is never kept
         raise Unrecorded("no executor may run it")
     if any(executors is choice for choice in _chosen.values()):
