@@ -7,6 +7,7 @@ import torch
 from trainings import CLASSES, FIRST, SCHEDULERS, Torch, check, distance, go_on
 
 import gradchain as gch
+from gradchain.__main__ import main
 
 UNCOUNTED = ["sgd", "momentum"]
 
@@ -50,3 +51,15 @@ def test_torchs_objects_made_again_from_a_file_are_adopted():
     updater = gch.adopt(again.optimizer, again.scheduler, model=again.model, clock="step")
     go_on(loop, again.model, updater)
     assert distance(again.model, loop.model, start) < 1e-12
+
+
+@pytest.mark.parametrize("name", ["one cycle, momentum", "cosine", "sequential", "chained"])
+def test_the_chain_of_a_saved_one_is_shown_as_code_that_runs(name, tmp_path, capsys):
+    loop = Torch(CLASSES["momentum"], SCHEDULERS[name])
+    for _ in range(FIRST):
+        loop.step()
+    updater = gch.adopt(loop.optimizer, loop.scheduler, model=loop.model, clock="step")
+    updater.save(tmp_path / "run.pt")
+    assert main(["show", str(tmp_path / "run.pt")]) == 0
+    code = capsys.readouterr().out.partition("\nat ")[0]
+    assert eval(code, {"gch": gch}) == updater.chain

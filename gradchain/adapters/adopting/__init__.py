@@ -46,7 +46,9 @@ def adopt(
 
     Groups become numbers per parameter, the scheduler a schedule, the scaler `amp_scale`, the average
     `average_params`; moments, counts, scale, positions and what is averaged so far are taken over. The next updates are
-    those that the others would have made. `print(updater)` shows the code that one would write for the next run.
+    those that the others would have made. `print(updater)` shows the chain that one would write for the next run, names without
+    their module; `python -m gradchain show run.pt`, of a file that `updater.save` wrote, prints it as code that runs
+    after `import gradchain as gch`.
     Nothing is changed: the optimizer and the rest may go on, or be dropped. The rule that is called ADOPT is
     `gch.rules.adopt`.
 
