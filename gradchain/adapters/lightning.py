@@ -84,7 +84,11 @@ def callback(*, averages: bool = True, close_windows: bool = True, log: bool = T
 
 def _warn_without(trainer: Any) -> None:
     """A warning that nobody knows the average of a checkpoint's weights."""
-    own = " that the trainer holds is of other weights" if averaging(trainer.optimizers) else ", if there was one, is not in it"
+    own = (
+        " that the trainer holds is of other weights"
+        if averaging(trainer.optimizers)
+        else ", if there was one, is not in it"
+    )
     warnings.warn(
         f"{OWNER}: {str(trainer.ckpt_path)!r} must have optimizer_states for its average, and was saved without; the "
         f"average{own}. The checkpoint's own weights are used: save with save_weights_only=False.",

@@ -23,7 +23,6 @@ from gradchain.updater.info import UpdateInfo
 from gradchain.updater.modes import outside_inference
 
 
-
 @dataclass(frozen=True)
 class _Dial(Override):
     """What a trainer turned a learning rate to. One object for the whole run: a compiled step knows overrides by it."""

@@ -100,7 +100,9 @@ def averages_in(owner: str, checkpoint: Mapping[str, Any], averaged: bool | str 
         for name, average in _averaged(part, averaged, "the checkpoint").items():
             full = one.names.get(name, one.prefix + name)
             if full in held and full in found:
-                raise KeyError(f"{owner}: there are several averages of {full!r}. Name the link of the one that is meant.")
+                raise KeyError(
+                    f"{owner}: there are several averages of {full!r}. Name the link of the one that is meant."
+                )
             if full in held:
                 found[full] = average.to(held[full].dtype)
     return {**found, **{name: found[first] for name, first in in_trainers.aliases(held, [*found]).items()}}

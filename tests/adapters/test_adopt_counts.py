@@ -45,7 +45,11 @@ def test_torchs_objects_made_again_from_a_file_are_adopted():
     loop, again = (Torch(CLASSES["momentum"], SCHEDULERS["cosine"]) for _ in "ab")
     for _ in range(FIRST):
         loop.step()
-    for mine, theirs in ((again.model, loop.model), (again.optimizer, loop.optimizer), (again.scheduler, loop.scheduler)):
+    for mine, theirs in (
+        (again.model, loop.model),
+        (again.optimizer, loop.optimizer),
+        (again.scheduler, loop.scheduler),
+    ):
         mine.load_state_dict(theirs.state_dict())
     start = Torch(CLASSES["momentum"]).model
     updater = gch.adopt(again.optimizer, again.scheduler, model=again.model, clock="step")

@@ -146,7 +146,9 @@ def test_names_are_those_of_the_whole_model(tmp_path):
     assert torch.equal(found["again.weight"], averages["0.weight"])
     assert torch.equal(found["teacher.0.weight"], whole.teacher[0].weight)
     updater, path = file_of(tmp_path, whole, whole)
-    assert torch.equal(gch.read_weights(path, averaged=True)["student.0.weight"], updater.averages()["student.0.weight"])
+    assert torch.equal(
+        gch.read_weights(path, averaged=True)["student.0.weight"], updater.averages()["student.0.weight"]
+    )
 
 
 def test_a_chain_of_other_names_is_refused_with_the_way(tmp_path):

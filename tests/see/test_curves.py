@@ -161,7 +161,9 @@ def test_all_of_them_are_in_the_figure():
 @pytest.mark.parametrize("name", ["learning_rate", "b1", "average_params.decay", "add_decayed_weights.weight_decay"])
 def test_only_what_is_one_number_for_all_over_the_run_is_called_constant(name):
     """What is not drawn and moves, or differs among parameters, is named without a number."""
-    updater = gch.chain(CHAINS["adamw, per parameter"](), gch.average_params(S.warmup_cosine(0.0, 0.9, 4, 12))).bind(model())
+    updater = gch.chain(CHAINS["adamw, per parameter"](), gch.average_params(S.warmup_cosine(0.0, 0.9, 4, 12))).bind(
+        model()
+    )
     figure = gch.see.curves(updater, names=[name])
     (text,) = [text.get_text() for axes in figure.axes for text in axes.texts if "constant" in text.get_text()]
     said = " ".join(text.split())

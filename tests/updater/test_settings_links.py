@@ -18,7 +18,10 @@ def model():
     ("tx", "found"),
     [
         (gch.adamw(1e-3, mask=gch.min_ndim(2)), {"masked/add_decayed_weights": MATRICES}),
-        (gch.chain(gch.masked(gch.add_decayed_weights(0.1), gch.norm), gch.sgd(0.1)), {"masked/add_decayed_weights": NORM}),
+        (
+            gch.chain(gch.masked(gch.add_decayed_weights(0.1), gch.norm), gch.sgd(0.1)),
+            {"masked/add_decayed_weights": NORM},
+        ),
         (
             gch.chain(gch.partition((gch.norm, gch.sgd(0.1)), (gch.rest, gch.adamw(1e-3, mask=gch.min_ndim(2))))),
             {
@@ -46,7 +49,9 @@ def test_whose_they_are(tx, found):
 def test_many_names_are_cut_and_numbers_are_beside_them():
     deep = nn.Sequential(*(nn.Linear(2, 2) for _ in range(10)))
     settings = gch.adamw(gch.multiply(1e-3, (gch.named("0.*"), 0.1)), mask=gch.min_ndim(2)).bind(deep).settings()
-    assert "10 parameters have it: 0.weight, 1.weight, 2.weight, 3.weight, 4.weight, 5.weight and 4 more; 10" in str(settings)
+    assert "10 parameters have it: 0.weight, 1.weight, 2.weight, 3.weight, 4.weight, 5.weight and 4 more; 10" in str(
+        settings
+    )
     assert "0.001 for 18, 0.0001 for 2" in str(settings)
 
 
