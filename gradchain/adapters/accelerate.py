@@ -43,7 +43,7 @@ def close_windows(*optimizers: Any) -> None:
 
 
 def log(accelerator: Any, *optimizers: Any, step: int | None = None, **values: Any) -> None:
-    """Give the accelerator's trackers learning rates and what links recorded last, where it is one number, by its address.
+    """Give the accelerator's trackers learning rates and what links recorded last, where it is a number, by address.
 
     Args:
         accelerator: whose `log` is called.

@@ -105,7 +105,8 @@ class Settings(Mapping[str, Mapping[str, float]]):
     def _had(self) -> Iterator[str]:
         """Which parameters have the links that not all have, and which have none."""
         if not self._addresses:
-            yield f"Settings: every hyperparameter is one number for all parameters{' that have it' * bool(self.links)}."
+            whose = "all parameters that have it" if self.links else "all parameters"
+            yield f"Settings: every hyperparameter is one number for {whose}."
         for address, names in self.links.items():
             left = [name for name in self._values if name not in names]
             yield f"{address}: {len(names)} parameters have it{_some(names)}; {len(left)} have not{_some(left)}"

@@ -104,7 +104,7 @@ def test_what_cannot_be_said_is_refused_by_name(name):
 
 def test_a_schedulers_state_is_refused_with_the_way():
     loop = Torch(CLASSES["sgd"], SCHEDULERS["step"])
-    with pytest.raises(ValueError, match="scheduler must be a scheduler, got a dict.* load_state_dict into each"):
+    with pytest.raises(ValueError, match=r"scheduler must be a scheduler, got a dict.* load_state_dict into each"):
         gch.adopt(loop.optimizer, loop.scheduler.state_dict(), model=loop.model)
 
 

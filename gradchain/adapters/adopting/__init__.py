@@ -46,9 +46,9 @@ def adopt(
 
     Groups become numbers per parameter, the scheduler a schedule, the scaler `amp_scale`, the average
     `average_params`; moments, counts, scale, positions and what is averaged so far are taken over. The next updates are
-    those that the others would have made. `print(updater)` shows the chain that one would write for the next run, names without
-    their module; `python -m gradchain show run.pt`, of a file that `updater.save` wrote, prints it as code that runs
-    after `import gradchain as gch`.
+    those that the others would have made. `print(updater)` shows the chain that one would write for the next run,
+    names without their module; `python -m gradchain show run.pt`, of a file that `updater.save` wrote, prints it as
+    code that runs after `import gradchain as gch`.
     Nothing is changed: the optimizer and the rest may go on, or be dropped. The rule that is called ADOPT is
     `gch.rules.adopt`.
 
@@ -67,7 +67,8 @@ def adopt(
             stepped, and with a warning where it keeps no count, as SGD; under a scaler "micro" where it has not done
             more, and nothing is accumulated.
         step: how many updates were done, where neither the optimizer nor a scheduler says it, as SGD by itself: for
-            schedules of your own to go on from there. Without, clocks begin at 0; of a state from a file a warning says so.
+            schedules of your own to go on from there. Without, clocks begin at 0; of a state from a file a warning
+            says so.
         observed: by which name `updater.observe` is told what ReduceLROnPlateau looked at.
         front: what was done by hand between backward and step: `gch.accumulate(4)`, `gch.clip_by_norm(1.0)`.
         autocast: as `bind` takes it.

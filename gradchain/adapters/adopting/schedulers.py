@@ -38,8 +38,8 @@ def curves(scheduler: Any, optimizer: Any) -> Curves:
         raise refused(f"scheduler must be one, or a ChainedScheduler of several, got {kinds}.")
     if isinstance(scheduler, Mapping):
         raise refused(
-            f"scheduler must be a scheduler, got a {type(scheduler).__name__}, as its state_dict() gives. Make optimizer "
-            "and scheduler as you did, load_state_dict into each, and adopt those."
+            f"scheduler must be a scheduler, got a {type(scheduler).__name__}, as its state_dict() gives. Make "
+            "optimizer and scheduler as you did, load_state_dict into each, and adopt those."
         )
     kind = type(scheduler)
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
