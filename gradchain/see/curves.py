@@ -31,10 +31,11 @@ def curves(
 ) -> Figure:
     """Draw every hyperparameter over a run: those that move or differ as lines, the others in words below.
 
-    Learning rates come first. Each has a panel, with a line for each group of parameters that has numbers of its own,
-    and a second one on a log scale where its numbers span a decade. Lines upright are where windows of its schedule begin and end, and stairs
-    are; dashed ones where it ends and stays from then on. What links see is drawn: under `accumulate` a schedule of
-    micro-batches is at that which closes the window. Needs the package matplotlib, and no display.
+    Learning rates come first. Each has a panel, with a line for each group of parameters that has numbers of its
+    own, and a second one on a log scale where its numbers span a decade. Lines upright are where windows of its
+    schedule begin and end, and stairs are; dashed ones where it ends and stays from then on. What links see is
+    drawn: under `accumulate` a schedule of micro-batches is at that which closes the window. Needs the package
+    matplotlib, and no display.
 
     Args:
         subject: a chain, an updater or a group of them. Of an updater, overrides are in force.
