@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradchain._version import __version__
-from gradchain.cli.options import Parser, whole, wholes
+from gradchain.cli.options import Parser, whole, wholes, words
 
 CONVERT = """\
 Print the gradchain code that replaces the optimization part of an OpenMMLab config file, in the format of MMEngine or
@@ -74,6 +74,7 @@ def _add_show(commands: Any) -> None:
     add("--epoch-length", type=whole(1), metavar="N", help="micro-batches per epoch, len(train_dataloader)")
     add("--batch-size", type=whole(1), metavar="N", help="of all ranks, where a config has auto_scale_lr enabled")
     add("--at", type=wholes(0), metavar="N,N", help="the updates of the table, from 0, with commas between them")
+    add("--names", type=words, metavar="NAME,NAME", help="what --save draws: hyperparameters by the ends of addresses")
     add("--save", metavar="PICTURE", help="draw the hyperparameters too, into a .png, .svg or .pdf file")
 
 

@@ -278,6 +278,11 @@ def test_hyperparams_info_and_settings():
         [""],
         ["masked/add_decayed_weights.weight_decay: 0 for 1, 0.1 for 1"],
         ["scale_by_learning_rate.learning_rate: 0.09 for 2, 0.18 for 2"],
+        [""],
+        [
+            "masked/add_decayed_weights: 2 parameters have it: layers.0.weight, layers.1.weight; 2 have not: "
+            "layers.0.bias, layers.1.bias"
+        ],
     ]
     lines = str(settings).splitlines()[:5]
     assert {line.index("0.09") for line in lines if "0.09" in line} == {lines[0].index("scale_by_learning_rate")}

@@ -3,7 +3,7 @@
 with averaged(optimizer):            # validation runs with the average weights
     validate(model)
 close_windows(optimizer)             # the end of an epoch applies an open window of `accumulate`
-log(accelerator, optimizer, step=n)  # what links recorded goes to the trackers
+log(accelerator, optimizer, step=n)  # learning rates and what links recorded go to the trackers
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def close_windows(*optimizers: Any) -> None:
 
 
 def log(accelerator: Any, *optimizers: Any, step: int | None = None, **values: Any) -> None:
-    """Give the accelerator's trackers what links recorded last, where it is one number, by its address.
+    """Give the accelerator's trackers learning rates and what links recorded last, where it is a number, by address.
 
     Args:
         accelerator: whose `log` is called.

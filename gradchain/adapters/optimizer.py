@@ -18,12 +18,9 @@ from gradchain.core.hyper import Override, varies
 from gradchain.core.scalars import as_number
 from gradchain.core.transform import Transform, walk
 from gradchain.updater import Updater
+from gradchain.updater.in_trainers import Slots, joined, split
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.modes import outside_inference
-
-_REST = "gradchain"
-"""The key of what has no fixed shape, as bytes in a tensor, in the state of the first parameter."""
-_PAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -134,6 +131,22 @@ class ChainOptimizer(Optimizer):
         with self._turned(float(self.param_groups[0]["lr"])):
             return self.updater.flush()
 
+    def rates(self) -> dict[str, float]:
+        """The chain's learning rates of the coming update as the group has them: as `hyperparams(by="value")`.
+
+        >>> import torch, gradchain as gch
+        >>> optimizer = gch.sgd(gch.linear(0.1, 0.0, 100)).bind(torch.nn.Linear(2, 1)).as_optimizer()
+        >>> scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 0.5)
+        >>> optimizer.rates()
+        {'scale_by_learning_rate.learning_rate': 0.05}
+        """
+        if not self._rates:
+            return {}
+        with self._turned(float(self.param_groups[0]["lr"])):
+            values = self.updater.hyperparams(by="value")
+        starts = tuple(f"{full}/" for full in self._rates)
+        return {name: value for name, value in values.items() if f"{name}/".startswith(starts)}
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused but for the one group there is."""
         if self.param_groups:
@@ -200,6 +213,11 @@ class ChainOptimizer(Optimizer):
     def state(self, value: Any) -> None:
         """Torch's constructor sets an empty one; the updater has the state."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch has it. RuntimeError inside `averaged()`: beside it a trainer saves the weights of the model."""
+        self.updater._check("state_dict")
+        return super().state_dict()
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take up what `state_dict()` gave, bit for bit. Nothing changes where it is of another chain or model."""
         given = dict(state_dict)
@@ -210,7 +228,7 @@ class ChainOptimizer(Optimizer):
         group, slots = _checked(given, len(names))
         found = {name: slots[key] for name, key in zip(names, group["params"], strict=True) if key in slots}
         try:
-            self.updater.load_state_dict(_joined(found))
+            self.updater.load_state_dict(joined(found))
         except ValueError as error:
             raise ValueError(
                 "load_state_dict: expected the state that as_optimizer()'s state_dict() gave, found another or a part "
@@ -258,38 +276,9 @@ def _rates(link: Transform) -> list[str]:
     return [name for name in wanted if name in link.hypers and name not in link.read_once]
 
 
-def _split(updater: Updater) -> dict[str, dict[str, Tensor]]:
-    """The state in its fixed form by parameter: tensors under "address/field", and the rest with the first of all."""
-    fixed, active = updater.state_dict(form="fixed"), updater._bound.active.names or updater.names
-    slots: dict[str, dict[str, Tensor]] = {name: {} for name in active}
-    for address, fields in fixed["tensors"].items():
-        for name, entries in fields.items():
-            for parameter in slots.keys() & entries.keys():
-                slots[parameter][f"{address}/{name}"] = entries[parameter]
-    slots[active[0]][_REST] = _as_tensor(fixed["rest"])
-    return slots
-
-
-def _as_tensor(data: bytes) -> Tensor:
-    """Bytes in a tensor of a length that hardly ever changes."""
-    size = 2 * _PAGE
-    while size < 2 * len(data):
-        size *= 2
-    return torch.frombuffer(bytearray(len(data).to_bytes(8, "little") + data.ljust(size, b"\0")), dtype=torch.uint8)
-
-
-def _joined(slots: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The fixed form, from what `_split` made of it. ValueError where that is not what it is."""
-    tensors: dict[str, Any] = {}
-    rest = None
-    for parameter, held in slots.items():
-        for key, tensor in held.items() if isinstance(held, Mapping) else ():
-            address, _, name = str(key).rpartition("/")
-            if key == _REST:
-                rest = tensor
-            else:
-                tensors.setdefault(address, {}).setdefault(name, {})[parameter] = tensor
-    if not isinstance(rest, Tensor) or rest.dtype != torch.uint8:
-        raise ValueError(f"No parameter has the bytes of {_REST!r}.")
-    data = bytes(rest.cpu().tolist())
-    return {"tensors": tensors, "rest": data[8 : 8 + int.from_bytes(data[:8], "little")]}
+def _split(updater: Updater) -> Slots:
+    """The state by parameter. Inside `averaged()` too: it is no part of what is swapped there."""
+    bound = updater._bound
+    with outside_inference():
+        fixed = updater._walk.checkpoint.write("fixed") if bound.journal.averaged else updater.state_dict(form="fixed")
+    return split(fixed, bound.active.names or updater.names)

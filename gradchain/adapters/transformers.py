@@ -14,7 +14,7 @@ def callback(*, averages: bool = True, close_windows: bool = True, log: bool = T
         averages: evaluations inside `train()` run with the average weights of a chain that has `average_params`. One
             that is asked for by `evaluate()` alone is not announced to callbacks: use `with updater.averaged()` there.
         close_windows: the end of an epoch applies an open window of `accumulate`.
-        log: what links recorded goes beside the Trainer's logs, to the callbacks after this one.
+        log: learning rates and what links recorded go beside the Trainer's logs, to the callbacks after this one.
     """
     from transformers import TrainerCallback  # takes seconds
 

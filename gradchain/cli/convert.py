@@ -221,25 +221,33 @@ def _counts_epochs(schedulers: Any) -> bool:
 
 
 def _code(parts: list[Any], name: str, lines_of_imports: list[str]) -> str:
-    """The program: its imports, and the updater or the group of them."""
+    """The program: its imports, the chains, and a function that binds them to a model."""
     several = parts[0].key is not None
-    lines = []
+    chains, bound = [], []
     for part in parts:
         target = f"model.{part.of}" if isinstance(part.of, str) else "model"
         if isinstance(part.of, (list, tuple)):
             target = "{" + ", ".join(f'"{name}": model.{name}' for name in part.of) + "}"
         autocast = f", autocast={part.autocast}" if part.autocast is not None else ""
         zero = ", zero_redundancy=True" if part.zero_redundancy else ""
-        text = f"{program(part.chain, {'norm': NORM})}.bind({target}{autocast}{zero})"
-        if several:
-            text = "\n".join("    " + line for line in f"{part.key}={text},".splitlines())
-        lines.append(text)
-    body = "\n".join(["updater = gch.group(", *lines, ")"]) if several else f"updater = {lines[0]}"
+        tx = f"tx_{part.key}" if several else "tx"
+        chains.append(f"{tx} = {program(part.chain, {'norm': NORM})}")
+        bound.append(
+            f"{part.key}={tx}.bind({target}{autocast}{zero})" if several else f"{tx}.bind({target}{autocast}{zero})"
+        )
+    group = ["gch.group(", *(f"    {one}," for one in bound), ")"] if several else bound
+    function = [
+        "def make(model):",
+        f'    """The updater of {name}."""',
+        f"    return {group[0]}",
+        *("    " + g for g in group[1:]),
+    ]
+    body = "\n".join([*chains, "", "", *function])
     if any(isinstance(node, ast.Name) and node.id == "norm" for node in ast.walk(ast.parse(body))):
         body = f"# what MMEngine takes for a norm: not RMSNorm, as gch.norm does\nnorm = {program(NORM)}\n\n{body}"
     imports = [f"import {module}\n" for module in ("re", "torch") if re.search(rf"(?<!\w){module}\.", body)]
     top = "\n".join([*imports, "import gradchain as gch\n", *(f"{line}\n" for line in _grouped(lines_of_imports))])
-    return f"# The optimization part of {name}; model is yours.\n{top}\n{body}"
+    return f"# The optimization part of {name}: updater = make(model).\n{top}\n{body}"
 
 
 def _grouped(lines: list[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-__all__ = ["Parser", "whole", "wholes"]
+__all__ = ["Parser", "whole", "wholes", "words"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,3 +37,11 @@ def wholes(least: int) -> type[int]:
         return [one(part) for part in text.split(",")]
 
     return read  # type: ignore[return-value]  # argparse takes any function
+
+
+def words(text: str) -> list[str]:
+    """Reads an option that is names with commas between them."""
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise argparse.ArgumentTypeError(f"must be names with commas between them, got {text!r}.")
+    return found

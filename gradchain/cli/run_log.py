@@ -42,7 +42,8 @@ def run_log(owner: str, path: str, options: Mapping[str, Any], save: str | None,
             figure.savefig(save)
         except OSError as error:
             raise OSError(f"{owner}: {save!r} cannot be written: {error.strerror or error}.") from None
-    return f"a run of {len(records)} records\n\n{_table(rows)}"
+    where = "" if save is None else f"\n\nthe picture is in {save}"
+    return f"a run of {len(records)} records\n\n{_table(rows)}{where}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -80,7 +80,7 @@ class Writer:
         out.names = [key for key in NAMES if key in config]
         if isinstance(config.get("load_from"), str):
             out.remarks.append(f"load_from={config['load_from']!r} is yours to load before the loop.")
-        asked = ["loader", "forward", *(["evaluate"] if validate else []), "hooks=()"]
+        asked = ["updater", "loader", "forward", *(["evaluate"] if validate else []), "hooks=()"]
         evaluates = ", and evaluate() numbers by name" if validate else ""
         gives = "losses by the names of their updaters" if self._several else "its loss"
         body = (

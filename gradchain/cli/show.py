@@ -42,6 +42,7 @@ def show(
     epoch_length: int | None = None,
     batch_size: int | None = None,
     at: Sequence[int] | None = None,
+    names: Sequence[str] | None = None,
     save: str | None = None,
 ) -> str:
     """Read a file, and say what chain is in it; with `save`, draw it too.
@@ -58,16 +59,19 @@ def show(
         epoch_length: micro-batches per epoch.
         batch_size: over all ranks, where a config's auto_scale_lr is enabled.
         at: the updates of the table.
+        names: the hyperparameters to draw, with `save`.
         save: the picture's file, `.png`, `.svg` or `.pdf`.
 
     Raises: ValueError, TypeError, KeyError, LookupError, OSError, ModuleNotFoundError: in a sentence.
     """
     if save is not None and Path(save).suffix not in PICTURES:
         raise ValueError(f"{OWNER}: --save must name a .png, .svg or .pdf file, got {save!r}.")
+    if names is not None and save is None:
+        raise ValueError(f"{OWNER}: --names must come with --save, for it says what is drawn.")
     if Path(path).suffix == ".jsonl":
         _size(path)
         asked: dict[str, object] = {"name": name, "epochs": epochs, "iters": iters, "epoch_length": epoch_length}
-        asked |= {"batch_size": batch_size, "at": at}
+        asked |= {"batch_size": batch_size, "at": at, "names": names}
         return run_log(OWNER, path, asked, save, os.path.basename(path))
     if epochs is not None and iters is not None:
         raise ValueError(f"{OWNER}: one of --epochs and --iters must be given, got both.")
@@ -82,7 +86,8 @@ def show(
         raise ValueError(f"{OWNER}: a schedule raised {type(error).__name__}: {error}.") from error
     text = "\n\n".join([told(subjects, run, at, program), *(["\n".join(["remarks:", *remarks])] if remarks else [])])
     if save is not None:
-        _save(run, save, os.path.basename(path))
+        _save(drawn(run, names, title=os.path.basename(path)), save)
+        text += f"\n\nthe picture is in {save}"
     return text
 
 
@@ -92,8 +97,7 @@ def _updates(subjects: Sequence[Subject], micro: int) -> int:
     return max(micro if update is None else update + 1 for update in found)
 
 
-def _save(run: Run, path: str, title: str) -> None:
-    figure = drawn(run, title=title)
+def _save(figure: Any, path: str) -> None:
     try:
         figure.savefig(path)
     except OSError as error:

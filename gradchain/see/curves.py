@@ -31,10 +31,11 @@ def curves(
 ) -> Figure:
     """Draw every hyperparameter over a run: those that move or differ as lines, the others in words below.
 
-    Each has a panel, with a line for each group of parameters that has numbers of its own, and a second one on a log
-    scale where its numbers span a decade. Lines upright are where windows of its schedule begin and end, and stairs
-    are; dashed ones where it ends and stays from then on. What links see is drawn: under `accumulate` a schedule of
-    micro-batches is at that which closes the window. Needs the package matplotlib, and no display.
+    Learning rates come first. Each has a panel, with a line for each group of parameters that has numbers of its
+    own, and a second one on a log scale where its numbers span a decade. Lines upright are where windows of its
+    schedule begin and end, and stairs are; dashed ones where it ends and stays from then on. What links see is
+    drawn: under `accumulate` a schedule of micro-batches is at that which closes the window. Needs the package
+    matplotlib, and no display.
 
     Args:
         subject: a chain, an updater or a group of them. Of an updater, overrides are in force.
@@ -73,9 +74,10 @@ def drawn(run: Run, names: Sequence[str] | None = None, width: float = 10.0, tit
     chosen = run.chosen(names)
     for address in chosen:
         _row(sheet, run, address)
-    said = [run.said(address) for address in run.curves if address not in chosen]
+    said = run.said(chosen)
     if said:
-        lines = textwrap.wrap(f"constant: {', '.join(said)}", sheet.letters() + 4, break_long_words=False)
+        wide = sheet.letters() + 4
+        lines = [line for part in said for line in textwrap.wrap(part, wide, break_long_words=False)]
         sheet.row(0.17 * len(lines) + 0.12, partial(_in_words, lines))
     return sheet.figure(title)
 

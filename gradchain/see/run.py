@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,11 +96,16 @@ class Run:
             return [find(name, self.curves, self.owner) for name in names]
         moving = [a for a, all_of in self.curves.items() if len(all_of) > 1 or any(c.moves for c in all_of)]
         rates = [a for a in self.curves if a.endswith((".learning_rate", ".lr"))]
-        return moving or rates or [*self.curves]
+        return sorted(moving, key=lambda address: address not in rates) or rates or [*self.curves]
 
-    def said(self, address: str) -> str:
-        """A hyperparameter that is one number, in words."""
-        return f"{address}\N{NO-BREAK SPACE}{self.curves[address][0].values[0]:.6g}"
+    def said(self, drawn: Collection[str]) -> list[str]:
+        """Those that are not drawn, in words: one number for all parameters over the run, or names alone."""
+        left = [address for address in self.curves if address not in drawn]
+        constant = [a for a in left if len(self.curves[a]) == 1 and not self.curves[a][0].moves]
+        numbers = [f"{a}\N{NO-BREAK SPACE}{self.curves[a][0].values[0]:.6g}" for a in constant]
+        others = [a for a in left if a not in constant]
+        words = (("constant", numbers), ("not drawn", others))
+        return [f"{head}: {', '.join(some)}" for head, some in words if some]
 
 
 def _length(owner: str, updates: int | None, ends: Sequence[int | None], default: int | None) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gradchain.core.address import find
 from gradchain.core.readable import is_readable
-from gradchain.updater import files
+from gradchain.updater import files, in_trainers, sealed
 from gradchain.updater.averages import disjoint
 from gradchain.updater.files import FilePath
 from gradchain.updater.fixed import from_fixed, is_fixed
@@ -19,11 +19,14 @@ from gradchain.updater.parts import Part
 def read_weights(path: FilePath, averaged: bool | str = False, *, updater: str | None = None) -> dict[str, Tensor]:
     """Name → weight or buffer in a file that `updater.save` wrote, as the model's own `state_dict` has them.
 
+    Of a checkpoint of Lightning's, whose optimizers `updater.as_optimizer()` made, names are those of the
+    LightningModule: its `load_state_dict` takes what is returned.
+
     Tied weights are there under each of their names, and are one tensor. Buffers that the model's `state_dict` leaves
     out are not there, nor are weights that were not saved. The file is verified as `updater.load` does it.
 
     Args:
-        path: the file, of either format.
+        path: the file, of either format, or a `.ckpt` of Lightning's.
         averaged: the averages in place of the weights, in their dtypes: True where one link averages, or the address
             of the one that is meant, or a unique suffix of it. What has no average is as it was saved.
         updater: which updater's weights, where a group was saved.
@@ -46,17 +49,63 @@ def read_weights(path: FilePath, averaged: bool | str = False, *, updater: str |
     """
     if not isinstance(averaged, (bool, str)):
         raise TypeError(f"read_weights: averaged must be True, False or the name of a link, got {averaged!r}.")
-    parts, _ = files.read(path, "read_weights")
+    found, has_seal = sealed.read(sealed.path_of("read_weights", path), "read_weights")
+    if in_trainers.is_one(found):
+        return _of_trainer(path, found, averaged, updater)
+    parts, _ = files.whole(path, "read_weights", files.checked(path, "read_weights", found, has_seal))
     part = Part.read("read_weights", parts[_updater(parts, updater)])
     where = repr(str(path))
     if averaged is False:
         if part.saved == "none":
             raise ValueError(f"read_weights: {where} has no weights: it was saved with weights='none'.")
-        found = {**part.weights, **part.buffers}
+        tensors = {**part.weights, **part.buffers}
     else:
-        found = _averaged(part, averaged, where)
-    found = {name: tensor for name, tensor in found.items() if name not in part.transient}
-    return {**found, **{name: found[first] for name, first in part.tied.items() if first in found}}
+        tensors = _averaged(part, averaged, where)
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in part.transient}
+    return {**tensors, **{name: tensors[first] for name, first in part.tied.items() if first in tensors}}
+
+
+def _of_trainer(path: FilePath, checkpoint: Any, averaged: bool | str, updater: str | None) -> dict[str, Tensor]:
+    """The same of what Lightning wrote."""
+    where = repr(str(path))
+    if updater is not None:
+        raise KeyError(f"read_weights: {where} is a trainer's, whose optimizers have no names: leave updater out.")
+    held = in_trainers.weights(checkpoint)
+    if averaged is False:
+        return held
+    found = averages_in("read_weights", checkpoint, averaged)
+    if not found:
+        why = "no link of its chains averages the weights"
+        if not in_trainers.has_states(checkpoint):
+            why = "it was saved without optimizer_states, as ModelCheckpoint(save_weights_only=True) does"
+        raise ValueError(f"read_weights: {where} has no averages: {why}.")
+    return {**held, **found}
+
+
+def averages_in(owner: str, checkpoint: Mapping[str, Any], averaged: bool | str = True) -> dict[str, Tensor]:
+    """The averages in a trainer's checkpoint by the names of its model, tied weights under each; empty without any.
+
+    Raises:
+        ValueError, KeyError: of a chain whose parameters have other names in the model; as for `read_weights`.
+    """
+    held = in_trainers.weights(checkpoint)
+    found: dict[str, Tensor] = {}
+    chains = [one for one in in_trainers.trained(owner, checkpoint) if any(map(_averages, one.state["links"].values()))]
+    if averaged is not True:
+        links = {address: one for one in chains for address, fields in one.state["links"].items() if _averages(fields)}
+        chains = [links[find(str(averaged), [*links], owner)]]
+    for one in chains:
+        own = {name: held[full] for name, full in one.names.items()}
+        part = Part(own, {}, one.state)
+        for name, average in _averaged(part, averaged, "the checkpoint").items():
+            full = one.names.get(name, one.prefix + name)
+            if full in held and full in found:
+                raise KeyError(
+                    f"{owner}: there are several averages of {full!r}. Name the link of the one that is meant."
+                )
+            if full in held:
+                found[full] = average.to(held[full].dtype)
+    return {**found, **{name: found[first] for name, first in in_trainers.aliases(held, [*found]).items()}}
 
 
 def _updater(parts: Mapping[str, Any], name: str | None) -> str:

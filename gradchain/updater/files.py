@@ -125,7 +125,11 @@ def _first(lines: list[str]) -> str:
 
 def read(path: FilePath, owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """The parts and extra that `save` wrote; of a checkpoint in parts whole. `Updater.load` says what it raises."""
-    contents = opened(path, owner)
+    return whole(path, owner, opened(path, owner))
+
+
+def whole(path: FilePath, owner: str, contents: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parts and extra of what `opened` found."""
     if in_parts.KEY not in contents:
         return contents["parts"], contents["extra"]
     where = sealed.path_of(owner, path)
@@ -136,8 +140,11 @@ def read(path: FilePath, owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def opened(path: FilePath, owner: str) -> dict[str, Any]:
     """What lies in a file: of a checkpoint in parts the index, and nobody has looked whether its parts are there."""
-    where = sealed.path_of(owner, path)
-    contents, has_seal = sealed.read(where, owner)
+    return checked(path, owner, *sealed.read(sealed.path_of(owner, path), owner))
+
+
+def checked(path: FilePath, owner: str, contents: Any, has_seal: bool) -> dict[str, Any]:
+    """What was read from a file, if that is what `save` writes."""
     another = f"{owner}: {str(path)!r} must be a checkpoint that updater.save wrote, and is another file."
     if not isinstance(contents, dict) or not {"format", "parts", "extra"} <= set(contents):
         raise ValueError(another)
@@ -152,7 +159,7 @@ def opened(path: FilePath, owner: str) -> dict[str, Any]:
     if not isinstance(parts, dict) or not isinstance(extra, dict):
         raise ValueError(another)
     if found == in_parts.FORMAT:
-        in_parts.check(owner, where, contents)
+        in_parts.check(owner, sealed.path_of(owner, path), contents)
         return contents
     return {"parts": parts, "extra": extra}
 

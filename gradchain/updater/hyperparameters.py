@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from torch import Tensor
@@ -27,13 +27,18 @@ from gradchain.selectors.rules import starts_of
 Found: TypeAlias = "Mapping[str, tuple[Mapping[str, Any], Mapping[str, tuple[str, ...]]]]"
 
 
+_ROW, _NAMES = 48, 6
+
+
 class Settings(Mapping[str, Mapping[str, float]]):
     """Parameter → address → number, of every hyperparameter that was given per parameter. Prints as a table.
 
-    `rules[parameter][address]` are the rules that matched; `groups()` counts the parameters of each number.
+    `rules[parameter][address]` are the rules that matched; `groups()` counts the parameters of each number;
+    `links[address]` are the parameters that a link has under a mask or in a branch, of links that not all have.
     """
 
-    def __init__(self, found: Found, names: tuple[str, ...]) -> None:
+    def __init__(self, found: Found, names: tuple[str, ...], links: Mapping[str, tuple[str, ...]]) -> None:
+        self.links = dict(links)
         self._addresses = tuple(found)
         self._values = {n: {a: values[n] for a, (values, _) in found.items() if n in values} for n in names}
         self.rules = {n: {a: rules[n] for a, (_, rules) in found.items() if n in rules} for n in names}
@@ -56,9 +61,8 @@ class Settings(Mapping[str, Mapping[str, float]]):
         return {a: dict(sorted(counts.items(), key=lambda item: -item[1])) for a, counts in out.items()}
 
     def __repr__(self) -> str:
-        if not self._addresses:
-            return "Settings: every hyperparameter is one number for all parameters."
-        return "\n".join([*self._table(), "", *self._counted()])
+        table = [*self._table(), "", *self._counted(), ""] if self._addresses else []
+        return "\n".join([*table, *self._had()] if self.links else table[:-1] or [*self._had()])
 
     def __rich_repr__(self) -> Iterator[tuple[str, Any]]:
         yield from self._values.items() if self._addresses else ()
@@ -67,7 +71,8 @@ class Settings(Mapping[str, Mapping[str, float]]):
         if not self._addresses:
             return text(repr(self))
         head, *rows = self._rows()
-        return table(rows, head=head) + text("\n".join(self._counted()))
+        had = ["", *self._had()] if self.links else []
+        return table(rows, head=head) + text("\n".join([*self._counted(), *had]))
 
     def _rows(self) -> list[list[str]]:
         """Its cells, a head first."""
@@ -78,9 +83,18 @@ class Settings(Mapping[str, Mapping[str, float]]):
             cells = [name]
             for address in self._addresses:
                 there = address in row
-                cells += [f"{row[address]:.6g}" if there else "", ", ".join(self.rules[name][address]) if there else ""]
+                cells += [f"{row[address]:.6g}" if there else "", self._rule(name, address) if there else ""]
             rows.append(cells)
         return rows
+
+    def _rule(self, name: str, address: str) -> str:
+        """Why a parameter has its number; what is too long for a row is told once, by its number below the table."""
+        told = ", ".join(self.rules[name][address])
+        return told if len(told) <= _ROW else f"({self._long().index(told) + 1})"
+
+    def _long(self) -> list[str]:
+        every = (", ".join(rules) for found in self.rules.values() for rules in found.values())
+        return list(dict.fromkeys(told for told in every if len(told) > _ROW))
 
     def _table(self) -> Iterator[str]:
         rows = self._rows()
@@ -88,11 +102,27 @@ class Settings(Mapping[str, Mapping[str, float]]):
         for cells in rows:
             yield "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
+    def _had(self) -> Iterator[str]:
+        """Which parameters have the links that not all have, and which have none."""
+        if not self._addresses:
+            whose = "all parameters that have it" if self.links else "all parameters"
+            yield f"Settings: every hyperparameter is one number for {whose}."
+        for address, names in self.links.items():
+            left = [name for name in self._values if name not in names]
+            yield f"{address}: {len(names)} parameters have it{_some(names)}; {len(left)} have not{_some(left)}"
+
     def _counted(self) -> Iterator[str]:
+        yield from (f"({i + 1}): {told}" for i, told in enumerate(self._long()))
         for address, counts in self.groups().items():
             shown = [f"{value:.6g} for {count}" for value, count in list(counts.items())[:8]]
             more = f", and {len(counts) - 8} more" if len(counts) > 8 else ""
             yield f"{address}: {', '.join(shown)}{more}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first of some names, behind a colon."""
+    more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
+    return f": {', '.join(names[:_NAMES])}{more}" if names else ""
 
 
 class Hyperparameters:
@@ -166,7 +196,16 @@ class Hyperparameters:
                 found[full] = (shown(link.value_of(hyper, ctx)), matched)
         for address, link, _ in walk(self._chain, None):
             found.update((f"{address}.{name}", told) for name, told in link.told(self._seen[address]).items())
-        return Settings(found, self._names)
+        return Settings(found, self._names, self._narrowed())
+
+    def _narrowed(self) -> dict[str, tuple[str, ...]]:
+        """Address → the parameters that a mask or a branch leaves to what is in it."""
+        out = {}
+        for address, part in self._seen.items():
+            around = self._seen.get(address.rpartition("/")[0])
+            if part.names != (self._names if around is None else around.names):
+                out[address] = part.names
+        return out
 
     def clocks(self) -> frozenset[str]:
         """The named clocks that some schedule reads, or some link works at."""

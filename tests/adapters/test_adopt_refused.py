@@ -55,7 +55,14 @@ REFUSED: dict[str, tuple[Callable[[], Torch], Callable[[Torch], None] | None, di
     ),
     "a rate set by hand": (scheduler(SCHEDULERS["step"]), other_rate, {}, "got 0.5 in group 0 where StepLR has 0.01"),
     "another model": (lambda: Torch(CLASSES["adamw"]), other_model, {}, "got none that is number 1 of group 0"),
-    "no clock": (lambda: Torch(CLASSES["sgd"], SCHEDULERS["step"]), None, {}, "clock must be given, for nothing shows"),
+    "no clock": (
+        lambda: Torch(CLASSES["sgd"], SCHEDULERS["step"], scaler=lambda: torch.amp.GradScaler("cpu", init_scale=2.0)),
+        None, {}, "clock must be given, for nothing shows",
+    ),
+    "another step": (lambda: Torch(CLASSES["adamw"]), None, {"step": 7}, "are counted, 5 so far, got 7"),
+    "a step beside a scheduler": (
+        lambda: Torch(CLASSES["sgd"], SCHEDULERS["step"]), None, {"clock": "step", "step": 7}, "5 so far, got 7",
+    ),
     "epochs": (lambda: Torch(grouped, SCHEDULERS["step"], per=5), None, {}, "done 5 updates, .* was stepped 1 times"),
     "an average of one's own": (
         lambda: Torch(grouped, average=lambda m: swa_utils.AveragedModel(m, avg_fn=by_hand)), None, {}, "by_hand",
@@ -73,6 +80,8 @@ REFUSED: dict[str, tuple[Callable[[], Torch], Callable[[Torch], None] | None, di
         ({"front": [1.0]}, "front must be a list of links, got .1.0."),
         ({"clock": ""}, "clock must be the name of a clock or None, got ''"),
         ({"clock": 3}, "clock must be the name of a clock or None, got 3"),
+        ({"step": -1}, "step must be a whole number of at least 0 or None, got -1"),
+        ({"step": True}, "step must be a whole number of at least 0 or None, got True"),
     ],
 )
 def test_other_things_than_torch_has_are_refused(words, said):
@@ -91,6 +100,12 @@ def test_what_cannot_be_said_is_refused_by_name(name):
         spoil(loop)
     with pytest.raises((TypeError, ValueError), match=f"adopt: .*{said}"):
         gch.adopt(loop.optimizer, loop.scheduler, loop.scaler, loop.average, model=loop.model, **words)
+
+
+def test_a_schedulers_state_is_refused_with_the_way():
+    loop = Torch(CLASSES["sgd"], SCHEDULERS["step"])
+    with pytest.raises(ValueError, match=r"scheduler must be a scheduler, got a dict.* load_state_dict into each"):
+        gch.adopt(loop.optimizer, loop.scheduler.state_dict(), model=loop.model)
 
 
 def test_a_scheduler_of_another_optimizer():

@@ -80,7 +80,8 @@ def test_what_is_printed_trains_or_is_refused(row, tmp_path, monkeypatch):
     found = converted(row)
     if "zero_redundancy" in found.code:
         with pytest.raises(ValueError, match="zero_redundancy=True must have a model under DistributedDataParallel"):
-            exec(str(found), {"model": Model()})
+            exec(str(found), scope := {})
+            scope["make"](Model())
         return
     if row.known:  # the program registers it itself, of a module that is beside it
         (name, text), *_ = row.modules
@@ -96,6 +97,7 @@ def trained(found):
     torch.manual_seed(0)
     scope = {"model": (model := Model())}
     exec(str(found), scope)
+    updater = scope["make"](model)
     before = [p.detach().clone() for p in model.parameters()]
 
     def forward(batch):
@@ -112,7 +114,7 @@ def trained(found):
     if "tensorboard" in found.loop:
         pytest.importorskip("tensorboard")
     if "on_plateau" in found.code:
-        scope["updater"].observe("loss", 1.0)
-    run = scope["train"](batches, forward, **given, hooks=[("after_train_iter", stop)])
+        updater.observe("loss", 1.0)
+    run = scope["train"](updater, batches, forward, **given, hooks=[("after_train_iter", stop)])
     assert run.iter == 4
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))

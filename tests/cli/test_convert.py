@@ -138,7 +138,7 @@ def executed(printed, config):
     model, same = (Small(names, rules.get("custom_keys", ())) for _ in range(2))
     scope = {"model": model}
     exec(compile(printed, "printed", "exec"), scope)
-    return model, scope["updater"], same
+    return model, scope["make"](model), same
 
 
 def numbers(updater):
@@ -272,23 +272,40 @@ def test_rules_without_a_model_come_to_the_recorded_settings(module):
     assert tried
 
 
+def test_a_printed_program_is_imported_and_shown_as_it_is(tmp_path, capsys):
+    """Into a file, and that file is what `show` reads and a training imports: no name in it is left open."""
+    path = write(tmp_path, CLIPPED)
+    assert main(["convert", str(path), "--epoch-length", "100"]) == 0
+    printed = tmp_path / "converted.py"
+    printed.write_text(capsys.readouterr().out)
+    assert main(["show", str(printed)]) == 0
+    assert "gch.clip_by_norm(35)" in capsys.readouterr().out
+    exec(printed.read_text(), scope := {})
+    assert repr(scope["make"](Small()).chain) == repr(scope["tx"])
+
+
 def test_the_program_and_its_table(tmp_path, capsys):
     path = write(tmp_path, CLIPPED)
     assert main(["convert", str(path), "--epoch-length", "100"]) == 0
     code, _, notes = capsys.readouterr().out.partition("\n# What each key became:\n")
     assert code == (
-        "# The optimization part of config.py; model is yours.\n"
+        "# The optimization part of config.py: updater = make(model).\n"
         "import gradchain as gch\n"
         "\n"
-        "updater = gch.chain(\n"
+        "tx = gch.chain(\n"
         "    gch.clip_by_norm(35),\n"
         "    gch.add_decayed_weights(0.0001),\n"
         "    gch.trace(0.9),\n"
         "    gch.scale_by_learning_rate(0.1 * gch.schedules.per_epoch(gch.schedules.multi_step(1.0, (8, 11)), 100)),\n"
-        ").bind(model)\n"
+        ")\n"
         "\n"
         "\n"
-        "def train(loader, forward, hooks=()):\n"
+        "def make(model):\n"
+        '    """The updater of config.py."""\n'
+        "    return tx.bind(model)\n"
+        "\n"
+        "\n"
+        "def train(updater, loader, forward, hooks=()):\n"
         '    """The loop of config.py: forward(batch) gives its loss."""\n'
         "    run = gch.loop(\n"
         "        loader,\n"
@@ -334,7 +351,7 @@ def test_the_whole_output_is_a_program(tmp_path):
     assert [remark for remark in found.remarks if "milestones [20] are never reached" in remark]
     scope = {"model": Small()}
     exec(str(found), scope)
-    assert repr(scope["updater"].chain).startswith("chain(\n    clip_by_norm(35),\n")
+    assert repr(scope["make"](scope["model"]).chain).startswith("chain(\n    clip_by_norm(35),\n")
     assert max(map(len, found.code.splitlines())) <= WIDTH + 20
 
 
@@ -357,7 +374,7 @@ def test_the_old_format(tmp_path):
     scope = {"model": Small()}
     exec(code, scope)
     lr = mmengine.schedules(lr_config=config["lr_config"], max_epochs=12, epoch_length=100)["lr"](0.1)
-    assert scope["updater"].hyperparams()["scale_by_learning_rate.learning_rate"] == lr(0)
+    assert scope["make"](scope["model"]).hyperparams()["scale_by_learning_rate.learning_rate"] == lr(0)
     other = {k: v for k, v in config.items() if k != "runner"} | {"total_epochs": 12}
     assert convert(write(tmp_path, other), epoch_length=100).code == code
 
@@ -365,11 +382,11 @@ def test_the_old_format(tmp_path):
 def test_several_optimizers_become_a_group(tmp_path):
     wrapper = {"constructor": MULTI, "generator": {"optimizer": SGD}, "disc": {"optimizer": SGD, "modules": "critic"}}
     found = convert(write(tmp_path, CLIPPED | {"optim_wrapper": wrapper}), epoch_length=1)
-    assert "updater = gch.group(\n    generator=gch.chain(\n" in found.code
+    assert "    return gch.group(\n        generator=tx_generator.bind(model." in found.code
     model = Small(["generator", "critic"])
     scope = {"model": model}
     exec(found.code, scope)
-    assert list(scope["updater"]) == ["generator", "disc"]
+    assert list(scope["make"](scope["model"])) == ["generator", "disc"]
     assert {row[0]: row[2] for row in found.table}["optim_wrapper.disc.optimizer.momentum"] == "disc/trace"
 
 
@@ -494,7 +511,7 @@ def test_custom_imports_are_imported_where_asked_for(tmp_path, monkeypatch, caps
         assert main(["convert", path, "--epoch-length", "2", "--custom-imports"]) == 0
         scope = {"model": Small()}
         exec(capsys.readouterr().out, scope)
-        assert kind in repr(scope["updater"].chain)
+        assert kind in repr(scope["make"](scope["model"]).chain)
     plain = CLIPPED | {"custom_imports": {"imports": "no_such_module_at_all"}}
     found = convert(write(tmp_path, plain), epoch_length=2)
     assert "custom_imports names no_such_module_at_all: --custom-imports imports it" in found.remarks[0]
@@ -570,4 +587,4 @@ def test_rules_are_written_where_they_are(tmp_path):
     assert "gch.rules.scale_by_trust_ratio(" in code
     scope = {"model": Small()}
     exec(code, scope)
-    assert train(scope["model"], scope["updater"], steps=1).isfinite().all()
+    assert train(scope["model"], scope["make"](scope["model"]), steps=1).isfinite().all()

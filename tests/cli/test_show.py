@@ -15,6 +15,7 @@ from torch import nn
 import gradchain as gch
 from gradchain.__main__ import main
 from gradchain.cli.show import show
+from gradchain.see.curves import drawn
 
 CHAIN = """
 import gradchain as gch
@@ -288,12 +289,25 @@ def test_what_has_no_chain_is_refused_in_a_sentence(name, tmp_path, capsys):
     assert all(sentence in said.err for sentence in sentences), said.err
 
 
+def test_the_command_says_which_picture_it_wrote_and_draws_what_is_named(tmp_path, capsys, monkeypatch):
+    given = []
+    monkeypatch.setattr(
+        "gradchain.cli.show.drawn", lambda run, names, **more: given.append(names) or drawn(run, names, **more)
+    )
+    path, out = file(tmp_path, "import gradchain as gch\ntx = gch.adamw(gch.linear(1.0, 0.0, 10))"), tmp_path / "a.svg"
+    assert main(["show", path, "--names", "b1,weight_decay", "--save", str(out)]) == 0
+    assert capsys.readouterr().out.endswith(f"\n\nthe picture is in {out}\n") and given == [["b1", "weight_decay"]]
+    assert out.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--epochs", "3"], "show: --epoch-length must be given with --epochs"),
         (["--epochs", "3", "--iters", "4"], "show: one of --epochs and --iters must be given, got both."),
         (["--at", "99"], "show: at must be updates of the run, from 0 to 41, got 99."),
+        (["--names", "b1"], "show: --names must come with --save"),
+        (["--names", "nothing", "--save", "a.png"], "show: there is no 'nothing'. There are: scale_by"),
         (["--save", "a.docx"], "show: --save must name a .png, .svg or .pdf file, got 'a.docx'."),
         (["--save", "/no/such/folder/a.png"], "show: '/no/such/folder/a.png' cannot be written: No such file"),
         (["--name", "x"], "show: "),
@@ -305,7 +319,9 @@ def test_options_that_do_not_go_are_refused(options, sentence, tmp_path, capsys)
     assert said.out == "" and said.err.startswith(sentence) and said.err.count("\n") == 1
 
 
-@pytest.mark.parametrize("options", [["--at", "1,x"], ["--at", "-1"], ["--iters", "0"], ["--at", ""], []])
+@pytest.mark.parametrize(
+    "options", [["--at", "1,x"], ["--at", "-1"], ["--iters", "0"], ["--at", ""], ["--names", "b1,"], []]
+)
 def test_bad_options_are_answered_by_the_reader_of_options(options, capsys):
     with pytest.raises(SystemExit) as left:
         main(["show", *options])

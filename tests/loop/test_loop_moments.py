@@ -191,7 +191,8 @@ def by_converted(case, tmp_path, monkeypatch):
         return {"score": sum(len(batch["inputs"]) for batch in run.over(data(2)))}
 
     recorders = [(recorder(name, lines, case.get("end")), priority) for name, priority in HOOKS]
-    scope["train"](data(case["batches"]), lambda batch: net(batch["inputs"]).square().mean(), evaluate, hooks=recorders)
+    updater, forward = scope["make"](net), lambda batch: net(batch["inputs"]).square().mean()
+    scope["train"](updater, data(case["batches"]), forward, evaluate, hooks=recorders)
     return lines
 
 

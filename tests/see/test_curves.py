@@ -146,7 +146,7 @@ def test_all_of_them_are_in_the_figure():
     """What moves or differs as lines, one for each group; the others in words."""
     figure = gch.see.curves(CHAINS["adamw, per parameter"]().bind(model()))
     assert [axes.get_title(loc="left") for axes in figure.axes if axes.get_title(loc="left") != ""] == [
-        "scale_by_adam.b1", "add_decayed_weights.weight_decay", RATE, "the same, on a log scale",
+        RATE, "the same, on a log scale", "scale_by_adam.b1", "add_decayed_weights.weight_decay",
     ]  # fmt: skip
     assert [*drawn(figure, "add_decayed_weights.weight_decay")] == ["the others (2)", "norm | bias x0 (4)"]
     assert sorted(drawn(figure, RATE)) == [
@@ -156,6 +156,26 @@ def test_all_of_them_are_in_the_figure():
     assert (
         " ".join(said.split()) == "constant: scale_by_adam.b2 0.999, scale_by_adam.eps 1e-08, scale_by_adam.eps_root 0"
     )
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "b1", "average_params.decay", "add_decayed_weights.weight_decay"])
+def test_only_what_is_one_number_for_all_over_the_run_is_called_constant(name):
+    """What is not drawn and moves, or differs among parameters, is named without a number."""
+    updater = gch.chain(CHAINS["adamw, per parameter"](), gch.average_params(S.warmup_cosine(0.0, 0.9, 4, 12))).bind(
+        model()
+    )
+    figure = gch.see.curves(updater, names=[name])
+    (text,) = [text.get_text() for axes in figure.axes for text in axes.texts if "constant" in text.get_text()]
+    said = " ".join(text.split())
+    constant, _, others = said.partition(" not drawn: ")
+    assert constant.startswith("constant: ")
+    told = dict(word.rsplit(" ", 1) for word in constant.removeprefix("constant: ").split(", "))
+    run = Run("test", subjects_of("test", updater), None, {})
+    values = {a: {v for curve in curves for v in curve.values} for a, curves in run.curves.items()}
+    (drawn_one,) = run.chosen([name])
+    one = {a: next(iter(found)) for a, found in values.items() if len(found) == 1 and a != drawn_one}
+    assert {a: float(number) for a, number in told.items()} == pytest.approx(one)
+    assert sorted(others.split(", ")) == sorted(values.keys() - one.keys() - {drawn_one})
 
 
 def test_those_that_are_named_are_drawn_whatever_they_are():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ def adopt(
     model: nn.Module,
     kind: str | type[torch.optim.Optimizer] | None = None,
     clock: str | None = None,
+    step: int | None = None,
     observed: str = "val_loss",
     front: Sequence[Transform] = (),
     autocast: torch.dtype | None = None,
@@ -44,7 +46,9 @@ def adopt(
 
     Groups become numbers per parameter, the scheduler a schedule, the scaler `amp_scale`, the average
     `average_params`; moments, counts, scale, positions and what is averaged so far are taken over. The next updates are
-    those that the others would have made. `print(updater)` shows the code that one would write for the next run.
+    those that the others would have made. `print(updater)` shows the chain that one would write for the next run,
+    names without their module; `python -m gradchain show run.pt`, of a file that `updater.save` wrote, prints it as
+    code that runs after `import gradchain as gch`.
     Nothing is changed: the optimizer and the rest may go on, or be dropped. The rule that is called ADOPT is
     `gch.rules.adopt`.
 
@@ -60,7 +64,11 @@ def adopt(
         clock: what the scheduler was stepped at: "step" for every update, "micro" for every call, those that a scaler
             skips too, or a name such as "epoch", at which `updater.tick("epoch")` then takes the place of
             `scheduler.step()`. None: "step" where the optimizer has counted as many updates as the scheduler was
-            stepped; under a scaler "micro" where it has not done more, and nothing is accumulated.
+            stepped, and with a warning where it keeps no count, as SGD; under a scaler "micro" where it has not done
+            more, and nothing is accumulated.
+        step: how many updates were done, where neither the optimizer nor a scheduler says it, as SGD by itself: for
+            schedules of your own to go on from there. Without, clocks begin at 0; of a state from a file a warning
+            says so.
         observed: by which name `updater.observe` is told what ReduceLROnPlateau looked at.
         front: what was done by hand between backward and step: `gch.accumulate(4)`, `gch.clip_by_norm(1.0)`.
         autocast: as `bind` takes it.
@@ -68,7 +76,7 @@ def adopt(
     Raises:
         TypeError: an object is of a class that cannot be said as a chain. By name.
         ValueError: a learning rate that the scheduler has not set, parameters that are not the model's, a clock that
-            must be given.
+            must be given, a step that is not what was counted.
 
     >>> import torch, gradchain as gch
     >>> model = torch.nn.Linear(2, 1)
@@ -85,7 +93,7 @@ def adopt(
     >>> updater.clocks["step"]
     3
     """
-    check_arguments(scaler, average, front, clock)
+    check_arguments(scaler, average, front, clock, step)
     target = Target(model)
     live = optimizer_of(optimizer, kind, target)
     rule = RULES.get(type(live))
@@ -101,10 +109,10 @@ def adopt(
     moving = curves(scheduler, live)
     steps = max((int(of["step"]) for of in memory.values() if "step" in of), default=None)
     scaled = scaler is not None and scaler.is_enabled() and not any(isinstance(link, accumulate) for link in front)
-    clock = _clock(clock, moving.position, steps, scaled)
+    clock, told = _clock(clock, moving.position, steps, scaled)
     groups = Groups(rule, live.param_groups, names, facts, moving, clock, observed)
     body, rates = groups.links()
-    done = moving.position if clock == "step" and moving.position is not None else steps or 0
+    done, more = _done(step, moving.position if clock == "step" else None, steps, live is not optimizer)
     before, behind = front_of(front, scaler, autocast), _averages(average, done)
     made = chain(*before, *_frozen(names, facts), *body, *behind)
     averaged = moved.average_of(average, [name for name, _, _ in facts])
@@ -119,6 +127,8 @@ def adopt(
         moved.fill_average(moved.within(state["links"], made, behind), averaged)
     state["clocks"] |= {"step": done, "micro": done} | ({} if moving.position is None else {clock: moving.position})
     updater.load_state_dict(state)
+    for warning in filter(None, (told, more)):
+        warnings.warn(f"adopt: {warning}", stacklevel=2)
     return updater
 
 
@@ -150,21 +160,46 @@ def _averages(average: Any, done: int) -> list[Transform]:
     return [average_params(decay, start=0 if int(average.n_averaged) else first, buffers=buffers)]
 
 
-def _clock(clock: str | None, position: int | None, steps: int | None, scaled: bool) -> str:
-    """At what the scheduler was stepped."""
+def _clock(clock: str | None, position: int | None, steps: int | None, scaled: bool) -> tuple[str, str]:
+    """At what the scheduler was stepped, and what is to be said of it."""
     if clock is not None or position is None:
-        return "step" if clock is None else clock
-    if steps is None or not position:
+        return "step" if clock is None else clock, ""
+    if steps is None and scaled:
         raise refused(
             f"clock must be given, for nothing shows how many updates were done for the scheduler's {position} steps: "
             "'step' where it is stepped after each update, 'micro' where a scaler may have skipped some, else a "
             "name such as 'epoch'."
         )
+    if steps is None:
+        return "step", (
+            f"clock is taken to be 'step', for nothing shows how many updates were done for the scheduler's {position} "
+            "steps. Write clock='step' where it is stepped after each update, else clock='epoch'."
+        )
     if scaled and steps <= position:  # torch's is stepped where an update was skipped, too
-        return "micro"
+        return "micro", ""
     if steps != position:
         raise refused(
             f"clock must be given: the optimizer has done {steps} updates, and the scheduler was stepped {position} "
             "times. Write clock='epoch', and call updater.tick('epoch') where scheduler.step() was."
         )
-    return "step"
+    return "step", ""
+
+
+def _done(given: int | None, position: int | None, steps: int | None, saved: bool) -> tuple[int, str]:
+    """How many updates were done, and what is to be said of it.
+
+    Args:
+        given: the argument.
+        position: of a scheduler that counts updates.
+        steps: what the optimizer has counted.
+        saved: whether the optimizer comes from a file: so some were done.
+    """
+    counted = position if position is not None else steps
+    if given is not None and counted is not None and given != counted:
+        raise refused(f"step must be left out where updates are counted, {counted} so far, got {given}.")
+    if counted is None and given is None and saved:
+        return 0, (
+            "step is taken to be 0, for nothing that is given counts updates: clocks start there, and so does a "
+            "schedule of your own. Write step=50 to go on from update 50, or give the scheduler too."
+        )
+    return given or 0 if counted is None else counted, ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch.optim import lr_scheduler
@@ -36,6 +36,11 @@ def curves(scheduler: Any, optimizer: Any) -> Curves:
     if isinstance(scheduler, (list, tuple)):
         kinds = [type(one).__name__ for one in scheduler]
         raise refused(f"scheduler must be one, or a ChainedScheduler of several, got {kinds}.")
+    if isinstance(scheduler, Mapping):
+        raise refused(
+            f"scheduler must be a scheduler, got a {type(scheduler).__name__}, as its state_dict() gives. Make "
+            "optimizer and scheduler as you did, load_state_dict into each, and adopt those."
+        )
     kind = type(scheduler)
     if getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise refused(f"scheduler must be of the optimizer that is adopted, got a {kind.__name__} of another one.")
