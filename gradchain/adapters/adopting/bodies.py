@@ -67,8 +67,8 @@ class Groups:
         """What the rule has behind the chains of its groups."""
         if self.rule.behind is None:
             return []
-        name, made = self.rule.behind
-        return [made(spread([group[name] for group in self.entries], self.names, self.facts))]
+        name, more, made = self.rule.behind
+        return [made(spread([group[name] + more for group in self.entries], self.names, self.facts))]
 
     def _kind(self, i: int) -> tuple[Any, ...]:
         """What groups must have in common to be one chain: each falls by itself where something is observed."""

@@ -15,7 +15,6 @@ from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
 from gradchain.rules.adafactors import adafactor
 from gradchain.rules.orthogonal_steps import scale_by_muon
-from gradchain.selectors import choose
 from gradchain.transforms.asgd import average_each, scale_by_asgd
 
 Numbers = Mapping[str, Any]
@@ -32,7 +31,8 @@ class Rule:
         flags: names that are no numbers: groups which differ in one are chains of their own.
         slots: names in the state of a parameter, each with the field of a link's state; see `moved.fill_rule`.
         decoupled: the alias where a group decouples its decay, if that is another one.
-        behind: what comes behind the chains of all groups, of what a group says, for it takes their final weights.
+        behind: what comes behind the chains of all groups, for it takes their final weights: the name of its number in
+            a group, what is added to that, and the link.
     """
 
     alias: Callable[..., chain]
@@ -40,7 +40,7 @@ class Rule:
     flags: tuple[str, ...] = ("maximize",)
     slots: Slots = ()
     decoupled: Callable[..., chain] | None = None
-    behind: tuple[str, Callable[[Any], Transform]] | None = None
+    behind: tuple[str, int, Callable[[Any], Transform]] | None = None
 
     def chain_of(self, numbers: Numbers, flags: Mapping[str, Any]) -> chain:
         """The chain that a user would write for these."""
@@ -78,12 +78,6 @@ def _asgd(learning_rate: Any, lambd: Any, alpha: Any, weight_decay: Any, maximiz
     """torch's ASGD without its mean, which no branch can have."""
     front = [*parts.ascent(maximize), *parts.decay(weight_decay, None)]
     return chain(*front, scale_by_asgd(learning_rate, lambd, alpha))
-
-
-def _mean(t0: Any) -> Transform:
-    """The mean of ASGD, which begins behind update t0 of a parameter."""
-    one = choose(*((place, value + 1) for place, value in t0.pairs), rest=t0.rest + 1) if type(t0) is choose else t0 + 1
-    return average_each(one)
 
 
 RULES: dict[type, Rule] = {
@@ -145,6 +139,6 @@ RULES: dict[type, Rule] = {
         _asgd,
         {"lambd": "lambd", "alpha": "alpha", "weight_decay": "weight_decay"},
         slots=(("step", "count"), ("eta", "eta"), ("mu", ""), ("ax", "average")),
-        behind=("t0", _mean),
+        behind=("t0", 1, average_each),
     ),
 }
