@@ -9,9 +9,9 @@ so that thousands of small matrices are a few calls.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class Calls:
 
     def __init__(self, fn: Callable[..., Any], batched: bool) -> None:
         inner: Any = fn
-        while isinstance(inner, partial):
+        while isinstance(inner, functools.partial):
             inner = inner.func
         self.name: str = getattr(inner, "__name__", type(inner).__name__)
         self.batched = batched
@@ -105,7 +105,7 @@ def _of_entries(fn: Callable[..., Any], index: Index, operands: Sequence[Any], c
     """What `fn` returns of each entry."""
     made = []
     for name in index.names:
-        row = [_entry(operand, name) for operand in operands]
+        row = _row(operands, name)
         calls.sizes[(tuple(row[0].shape), 1)] += 1
         made.append(_checked(_called(fn, name, row), name, row[0]))
     return made
@@ -121,6 +121,21 @@ def _called(fn: Callable[..., Any], name: str, row: Sequence[Any]) -> Any:
             f"Tensors.map: fn must compute with tensors that are spread over ranks, as {name!r} is, got: {error}. "
             "map(fn, gather=True) gives it whole ones."
         ) from error
+
+
+def _row(operands: Sequence[Any], name: str) -> list[Any]:
+    """One entry of each operand, its tensors in one dtype as in other arithmetic: a slot may be wider, or narrower.
+
+    A model that was moved to another dtype has slots of the one before, and torch multiplies no matrices of two.
+    """
+    row = [_entry(operand, name) for operand in operands]
+    numbers = [k for k, o in enumerate(operands) if isinstance(o, Tensors) and row[k].dtype is not torch.bool]
+    kinds = {row[k].dtype.to_real() for k in numbers}
+    if len(kinds) > 1:
+        wide = functools.reduce(torch.promote_types, kinds)
+        for k in numbers:
+            row[k] = row[k].to(wide.to_complex() if row[k].is_complex() else wide)
+    return row
 
 
 def _entry(operand: Any, name: str) -> Any:
@@ -139,7 +154,7 @@ def _entry(operand: Any, name: str) -> Any:
 def _of_stacks(fn: Callable[..., Any], index: Index, operands: Sequence[Any], calls: Calls) -> list[Any]:
     """The same, where `fn` is called with stacks of them."""
     many = [isinstance(operand, Tensors) for operand in operands]
-    rows = [[_entry(operand, name) for operand in operands] for name in index.names]
+    rows = [_row(operands, name) for name in index.names]
     made: list[Any] = [None] * len(rows)
     for places in stacks([[v for v, is_many in zip(row, many, strict=True) if is_many] for row in rows]):
         first = rows[places[0]][0]

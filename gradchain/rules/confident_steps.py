@@ -92,7 +92,7 @@ class scale_by_came(Transform):
         square = g * g + self.eps
         mine, others = square.select(inside), square.select(g.index.without(inside))
         rows, columns = state.rows.lerp(mine.mean(-1), 1 - self.b2), state.columns.lerp(mine.mean(-2), 1 - self.b2)
-        nu = state.nu.lerp(others, 1 - self.b2)
+        nu = self.b2 * state.nu + (1 - self.b2) * others
         h = g.overlay(g.select(inside) * inverse_root(rows, columns, -2, 0.0)).overlay(g.select(others) * nu.rsqrt())
         h = h / maximum(1.0, rms(h) / self.threshold)
         mu = state.mu.lerp(h, 1 - self.b1)

@@ -140,7 +140,7 @@ class scale_by_factored_rms(Transform):
             mine = g.select(members)
             square, floor = mine * mine + self.epsilon, self._floor(members)
             if dims is None:
-                nu = state.nu.lerp(square, weight)
+                nu = (1 - weight) * state.nu + weight * square
                 u = u.overlay(mine * nu.maximum(floor * floor).rsqrt())
                 continue
             row, column = dims

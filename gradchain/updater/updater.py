@@ -493,5 +493,6 @@ class Updater(Readings, foreign.Stranger):
 
     def __getstate__(self) -> dict[str, Any]:
         self._check("copy")
+        self._bound.target.check()
         self._walk.check_waiting("copy", "torch copies no gradient of a parameter")
         return self.__dict__

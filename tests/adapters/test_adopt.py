@@ -50,6 +50,34 @@ def test_asgd_hands_its_average_over():
             torch.testing.assert_close(averages[name], loop.optimizer.state[parameter]["ax"], rtol=1e-6, atol=1e-9)
 
 
+def _of_three(model, **more):
+    """Groups that differ in all that ASGD has."""
+    a, b, c = (list(model.parameters())[k::3] for k in range(3))
+    return o.ASGD(
+        [{"params": a, "t0": 5.0}, {"params": b, "alpha": 0.5, "t0": 50.0}, {"params": c, "lambd": 0.1} | more], lr=0.01
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"maximize": True, "lr": 1e-3}], ids=["numbers", "a flag"])
+@pytest.mark.parametrize("plateau", [False, True], ids=["", "on a plateau"])
+def test_groups_of_asgd_have_one_mean(more, plateau):
+    """It is of final weights, so it is behind all groups, and begins for each where that says."""
+    lower = (lambda opt: s.ReduceLROnPlateau(opt)) if plateau else None
+    loop = Torch(lambda model: _of_three(model, **more), lower, per=1000)
+    for _ in range(FIRST):
+        loop.step()
+    start = copy.deepcopy(loop.model)
+    model, updater = adopted(loop)
+    go_on(loop, model, updater)
+    assert distance(model, loop.model, start) < 1e-5
+    averages = updater.averages()
+    for name, parameter in loop.model.named_parameters():
+        mean = loop.optimizer.state[parameter].get("ax")
+        if mean is not None:
+            torch.testing.assert_close(averages[name], mean, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning")  # torch's, of one in another
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler(name):
     check(Torch(grouped, SCHEDULERS[name]))

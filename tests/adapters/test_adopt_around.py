@@ -261,6 +261,21 @@ PARTS = {
     "a constant": lambda opt: [s.ConstantLR(opt, 0.5, 5), s.ExponentialLR(opt, 0.97)],
     "polynomial": lambda opt: [s.PolynomialLR(opt, 5), s.CosineAnnealingLR(opt, 90)],
     "a cycle": lambda opt: [s.OneCycleLR(opt, 0.05, 130, cycle_momentum=False), s.ConstantLR(opt, 0.5, 10)],
+    "nested, none of it level": lambda opt: [
+        s.SequentialLR(opt, [s.LinearLR(opt, 0.1, 0.6, 4), s.ExponentialLR(opt, 0.95), s.StepLR(opt, 3)], [3, 15]),
+        s.StepLR(opt, 30),
+    ],
+    "nested twice": lambda opt: [
+        s.SequentialLR(
+            opt,
+            [
+                s.SequentialLR(opt, [s.ConstantLR(opt, 0.3, 4), s.LinearLR(opt, 0.5, 1.0, 9)], [3]),
+                s.ExponentialLR(opt, 0.97),
+            ],
+            [14],
+        ),
+        s.StepLR(opt, 30),
+    ],
     "nested": lambda opt: [
         s.SequentialLR(opt, [s.LinearLR(opt, 0.1, 1.0, 5), s.ConstantLR(opt, 0.5, 4)], [5]), s.StepLR(opt, 30)
     ],
@@ -268,9 +283,12 @@ PARTS = {
 
 
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")  # torch's own, of parts within parts
-@pytest.mark.parametrize("name", PARTS)
-def test_parts_of_other_lengths_than_their_windows(name):
-    check(Torch(CLASSES["adamw"], lambda opt: s.SequentialLR(opt, PARTS[name](opt), [20])))
+@pytest.mark.parametrize(
+    ("name", "first"), [*((n, FIRST) for n in PARTS), *((n, k) for n in PARTS if "nested" in n for k in (0, 2, 25))]
+)
+def test_parts_of_other_lengths_than_their_windows(name, first):
+    loop = Torch(CLASSES["adamw"], lambda opt: s.SequentialLR(opt, PARTS[name](opt), [20]))
+    check(loop, clock="step", first=first)
 
 
 def test_groups_without_momentum_have_nothing_to_damp():

@@ -49,6 +49,18 @@ REFUSED: dict[str, tuple[Callable[[], Torch], Callable[[Torch], None] | None, di
         scheduler(lambda p: s.CyclicLR(p, 0.1, 0.2, 5, mode="triangular2", cycle_momentum=False)),
         None, {}, "must be of mode 'triangular', got 'triangular2'",
     ),
+    "a scale of one's own": (
+        scheduler(lambda p: s.CyclicLR(p, 0.1, 0.2, 5, scale_fn=lambda x: 0.9**x, cycle_momentum=False)),
+        None, {}, "must be of mode 'triangular', got a scale_fn of its own",
+    ),
+    "no warm-up": (
+        scheduler(lambda p: s.OneCycleLR(p, 0.02, 200, pct_start=0.0, cycle_momentum=False)),
+        None, {}, "scheduler must have a curve that a schedule can have, got a OneCycleLR .*warmup_steps .*Write its",
+    ),
+    "a part stepped by hand": (
+        scheduler(SCHEDULERS["sequential"]), lambda loop: loop.scheduler._schedulers[0].step(),
+        {}, "SequentialLR must have stepped the part at work 5 times .*, got a LinearLR after 6",
+    ),
     "chained restarts": (
         scheduler(lambda p: s.ChainedScheduler([s.CosineAnnealingWarmRestarts(p, 5)])),
         None, {}, "got a CosineAnnealingWarmRestarts in it",

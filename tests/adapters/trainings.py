@@ -201,6 +201,12 @@ SCHEDULERS = {
     "sequential": lambda opt: s.SequentialLR(
         opt, [s.LinearLR(opt, 0.1, 1.0, 20), s.CosineAnnealingLR(opt, 60), s.ConstantLR(opt, 0.5, 1000)], [20, 70]
     ),
+    "sequential, one without a step": lambda opt: s.SequentialLR(
+        opt, [s.LinearLR(opt, 0.1, 1.0, 20), s.ConstantLR(opt, 0.5, 9), s.StepLR(opt, 9, 0.8)], [20, 20]
+    ),
+    "sequential, of a chain": lambda opt: s.SequentialLR(
+        opt, [s.ChainedScheduler([s.LinearLR(opt, 0.1, 1.0, 20)]), s.StepLR(opt, 9, 0.8)], [30]
+    ),
     "chained": lambda opt: s.ChainedScheduler([s.LinearLR(opt, 0.1, 1.0, 20), s.StepLR(opt, 30, 0.5)]),
     "chained, a cosine": lambda opt: s.ChainedScheduler([s.LinearLR(opt, 0.1, 1.0, 20), s.CosineAnnealingLR(opt, 150)]),
 }

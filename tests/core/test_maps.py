@@ -96,6 +96,28 @@ def test_entries_of_one_map_may_have_several_dtypes(batched):
     }
 
 
+@pytest.mark.parametrize("batched", [False, True], ids=["one by one", "batched"])
+def test_a_function_sees_one_dtype(batched):
+    """A slot may be wider or narrower than its gradient: in front of a function they meet as in arithmetic."""
+    double, single, half, turned = (
+        drawn({"a": (3, 3), "b": (3, 3)}, dtype, seed)
+        for seed, dtype in enumerate([torch.float64, torch.float32, torch.bfloat16, torch.complex64])
+    )
+    for one, other in ((single, double), (double, single), (half, double), (half, single), (turned, double)):
+        seen = []
+
+        def product(x, y, seen=seen):
+            seen.append((x.dtype, y.dtype))
+            return x * y
+
+        made = one.map(product, other, batched=batched)
+        wide = torch.float64 if one is double or other is double else torch.float32
+        assert set(seen) == {(wide.to_complex() if one is turned else wide, wide)}
+        for n in made:
+            assert torch.equal(made[n], (one[n].to(seen[0][0]) * other[n].to(wide)).to(made[n].dtype))
+    assert torch.equal((double > 0).map(torch.mul, single, batched=batched)["a"], (double["a"] > 0) * single["a"])
+
+
 @pytest.mark.parametrize("batched", [False, True])
 def test_others_meet_by_name_and_numbers_broadcast(batched):
     """Tensors, Scalars and a Count by entry, all else as it is; what is absent from one is absent."""

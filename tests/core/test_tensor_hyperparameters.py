@@ -125,6 +125,30 @@ def test_a_factor_on_a_tensor():
     assert updater.hyperparams()["scale_by_learning_rate.learning_rate"] == 0.2
 
 
+READ = {
+    "a function": (lambda t: lambda step: t, True),
+    "of a choice": (lambda t: gch.choose((gch.named("a"), t), rest=0.5), True),
+    "a factor": (lambda t: gch.multiply(1.0, (gch.named("a"), t)), False),
+    "a schedule's": (lambda t: gch.linear(0.5, t, 1), False),
+    "a product's": (lambda t: t * gch.constant(1.0), False),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_number_of_a_schedule_or_a_factor_is_read_once(name):
+    """And what docs/concepts/numbers_and_clocks.md names in their place follows the tensor."""
+    make, follows = READ[name]
+    tensor = torch.tensor(0.5, dtype=DOUBLE)
+    weights = {"a": torch.ones(2, dtype=DOUBLE, requires_grad=True), "b": torch.ones(2, dtype=DOUBLE)}
+    updater, moved = gch.sgd(make(tensor)).bind(weights), []
+    for number in (0.5, 0.25):
+        tensor.fill_(number)
+        before = weights["a"].detach().clone()
+        updater.step({"a": torch.ones(2, dtype=DOUBLE)})
+        moved.append((before - weights["a"].detach())[0].item())
+    assert moved == [0.5, 0.25 if follows else 0.5]
+
+
 WRONG = {
     "nan": (float("nan"), "must be in [0, inf), got nan"),
     "negative": (-1.0, "must be in [0, inf), got -1.0"),

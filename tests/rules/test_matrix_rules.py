@@ -1,5 +1,6 @@
 """The rules that see a parameter as a matrix, beside the packages that have them; and what Muon makes of a model."""
 
+import copy
 import importlib
 import math
 from functools import partial
@@ -294,3 +295,25 @@ def test_the_first_update_of_soap_only_looks():
     # in its eigenbasis the gradient is (±5, 0): the first step of Adam is its sign, turned back
     expected = torch.tensor([[2.0 - 0.1 * (0.6 + 1.0), 1.0 - 0.1 * (0.8 + 0.5)]], dtype=torch.float64)
     torch.testing.assert_close(weight.detach(), expected, rtol=1e-6, atol=1e-6)
+
+
+MOVED = {
+    "soap": lambda: gch.rules.soap(RATE, every=2),
+    "muon": lambda: gch.rules.muon(RATE, aux=gch.adam(RATE)),
+    "normuon": lambda: gch.rules.normuon(RATE, aux=gch.adam(RATE)),
+    "adamuon": lambda: gch.rules.adamuon(RATE, aux=gch.adam(RATE)),
+    "scion": lambda: gch.rules.scion(RATE),
+}
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_a_model_moves_to_another_dtype_in_the_middle(name):
+    """Slots of the dtype before meet gradients of the new one; the run is that in float64, to what float32 has."""
+    nets = [nn.ModuleDict({"body": model(), "head": nn.Linear(8, 4).double()})]
+    nets.append(copy.deepcopy(nets[0]))
+    updaters = [MOVED[name]().bind(net) for net in nets]
+    start = torch.cat([p.detach().flatten() for p in nets[0].parameters()])
+    for to in (torch.float64, torch.float32, torch.float64):
+        nets[0].to(to)
+        here, there = (trained(net, updater.step, 3) for net, updater in zip(nets, updaters, strict=True))
+        assert ((here - there).abs().max() / (there - start).abs().max()).item() < 2e-3

@@ -266,6 +266,39 @@ def test_adam_is_torchs_at_the_ends_of_float32(engine, clip, size, alias):
     assert ours.isfinite().all()
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "blocks"])
+@pytest.mark.parametrize("size", [1e-22, 1e15, 2e19, 1e25])
+@pytest.mark.parametrize("decay_rate", [0.8, 0.3])
+def test_a_mean_square_of_vectors_is_optaxs_at_the_ends_of_float32(engine, size, decay_rate):
+    """What is not factored stays finite where a square is no float32, as optax's does."""
+    import jax.numpy as jnp
+    import numpy as np
+    import optax
+
+    weight, params = torch.tensor([1.0, -2.0, 3.0], requires_grad=True), jnp.asarray([1.0, -2.0, 3.0], "float32")
+    updater = by(engine, gch.chain(gch.rules.scale_by_factored_rms(decay_rate=decay_rate), gch.sgd(0.1)), {"w": weight})
+    theirs = optax.chain(optax.scale_by_factored_rms(decay_rate=decay_rate), optax.scale(-0.1))
+    state = theirs.init(params)
+    for t in range(6):
+        g = (size if t in (0, 3) else 1.0) * np.float32([1.0, -1.0, 0.5])
+        updater.step({"w": torch.from_numpy(g)})
+        updates, state = theirs.update(jnp.asarray(g), state, params)
+        params = optax.apply_updates(params, updates)
+        np.testing.assert_allclose(weight.detach().numpy(), np.asarray(params), rtol=2e-5)
+    assert weight.isfinite().all()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_came_keeps_vectors_finite(engine):
+    """Its mean squares of vectors are infinite then, and such elements rest."""
+    weight = torch.ones(3, requires_grad=True)
+    updater = by(engine, gch.rules.came(0.1), {"w": weight})
+    for size in (3e38, 1.0, 1.0):
+        updater.step({"w": torch.tensor([size, 1.0, -1.0])})
+    assert weight.isfinite().all()
+    assert (weight[1:] != 1.0).all()
+
+
 @pytest.mark.parametrize("engine", [*ENGINES, "patterns", "blocks"])
 @pytest.mark.parametrize("eps_root", [0.0, 1e-8])
 def test_an_infinite_nu_stays_infinite(engine, eps_root):

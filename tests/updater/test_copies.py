@@ -259,6 +259,26 @@ def test_no_copy_where_the_weights_are_not_the_models_own(how: str) -> None:
     COPIES[how]((model, updater))
 
 
+@pytest.mark.parametrize("size", [0, 8])
+@pytest.mark.parametrize("how", COPIES)
+def test_no_copy_of_weights_without_memory(how: str, size: int) -> None:
+    """Torch reads where nothing is. With the memory back it is copied."""
+    life = LIVES["adamw"]
+    model, updater = life.begin("native")
+    life.update(model, updater, data(1)[0])
+    name, weight = next(iter(model.named_parameters()))
+    kept, storage = weight.detach().clone(), weight.untyped_storage()
+    whole = storage.nbytes()
+    storage.resize_(size)
+    with pytest.raises(
+        RuntimeError, match=f"'{name}' must have memory for its elements, got a storage of {size} bytes"
+    ):
+        COPIES[how](updater)
+    storage.resize_(whole)
+    weight.data.copy_(kept)
+    COPIES[how](updater)
+
+
 @pytest.mark.parametrize("name", ["adamw", "recipe", "in backward"])
 @pytest.mark.parametrize("how", COPIES)
 def test_no_copy_between_backward_and_step(how: str, name: str) -> None:

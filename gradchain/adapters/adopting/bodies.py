@@ -55,11 +55,20 @@ class Groups:
             else []
         )
         chains = [self._chain(members) for members in alike.values()]
+        behind = self._behind()
         if len(chains) == 1:
-            return chains[0], rates
+            return [*chains[0], *behind], rates
         places = [selector([n for i in members for n in self.names[i]], self.facts) for members in alike.values()]
         branches = [*zip(places, chains, strict=True)][:-1]
-        return [partition(*((place, chain(*links)) for place, links in branches), (rest, chain(*chains[-1])))], rates
+        parted = partition(*((place, chain(*links)) for place, links in branches), (rest, chain(*chains[-1])))
+        return [parted, *behind], rates
+
+    def _behind(self) -> list[Transform]:
+        """What the rule has behind the chains of its groups."""
+        if self.rule.behind is None:
+            return []
+        name, more, made = self.rule.behind
+        return [made(spread([group[name] + more for group in self.entries], self.names, self.facts))]
 
     def _kind(self, i: int) -> tuple[Any, ...]:
         """What groups must have in common to be one chain: each falls by itself where something is observed."""

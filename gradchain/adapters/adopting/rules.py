@@ -11,9 +11,11 @@ import torch
 from gradchain import optimizers
 from gradchain.adapters.adopting.moved import Slots
 from gradchain.core.chain import chain
+from gradchain.core.transform import Transform
 from gradchain.optimizers import _parts as parts
 from gradchain.rules.adafactors import adafactor
 from gradchain.rules.orthogonal_steps import scale_by_muon
+from gradchain.transforms.asgd import average_each, scale_by_asgd
 
 Numbers = Mapping[str, Any]
 """By name in a group: what it is for all parameters; `lr` is the learning rate."""
@@ -29,6 +31,8 @@ class Rule:
         flags: names that are no numbers: groups which differ in one are chains of their own.
         slots: names in the state of a parameter, each with the field of a link's state; see `moved.fill_rule`.
         decoupled: the alias where a group decouples its decay, if that is another one.
+        behind: what comes behind the chains of all groups, for it takes their final weights: the name of its number in
+            a group, what is added to that, and the link.
     """
 
     alias: Callable[..., chain]
@@ -36,6 +40,7 @@ class Rule:
     flags: tuple[str, ...] = ("maximize",)
     slots: Slots = ()
     decoupled: Callable[..., chain] | None = None
+    behind: tuple[str, int, Callable[[Any], Transform]] | None = None
 
     def chain_of(self, numbers: Numbers, flags: Mapping[str, Any]) -> chain:
         """The chain that a user would write for these."""
@@ -67,6 +72,12 @@ def _muon(
     factor = adjust_lr_fn or "original"
     made = scale_by_muon(words["momentum"], nesterov, ns_coefficients, ns_steps, eps, shape_factor=factor)
     return parts.rule(made, learning_rate, decay, decoupled=True)
+
+
+def _asgd(learning_rate: Any, lambd: Any, alpha: Any, weight_decay: Any, maximize: bool = False) -> chain:
+    """torch's ASGD without its mean, which no branch can have."""
+    front = [*parts.ascent(maximize), *parts.decay(weight_decay, None)]
+    return chain(*front, scale_by_asgd(learning_rate, lambd, alpha))
 
 
 RULES: dict[type, Rule] = {
@@ -125,9 +136,9 @@ RULES: dict[type, Rule] = {
         (("momentum_buffer", "mu"),),
     ),
     torch.optim.ASGD: Rule(
-        optimizers.asgd,
+        _asgd,
         {"lambd": "lambd", "alpha": "alpha", "weight_decay": "weight_decay"},
-        ("t0", "maximize"),
-        (("step", "count"), ("eta", "eta"), ("mu", ""), ("ax", "average")),
+        slots=(("step", "count"), ("eta", "eta"), ("mu", ""), ("ax", "average")),
+        behind=("t0", 1, average_each),
     ),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -49,8 +50,7 @@ def curves(scheduler: Any, optimizer: Any) -> Curves:
             _check_groups(scheduler, scheduler.min_lrs)
         return Curves({}, None, scheduler)
     fields = {RATE: [_read(scheduler, i, _began(group)) for i, group in enumerate(optimizer.param_groups)]}
-    chained = kind is lr_scheduler.ChainedScheduler
-    position = int(scheduler._schedulers[0].last_epoch if chained else scheduler.last_epoch)
+    position = _position(scheduler)
     _check_live(scheduler, fields[RATE], position, optimizer)
     if getattr(scheduler, "cycle_momentum", False):
         momenta = _MOMENTA[kind]
@@ -61,6 +61,12 @@ def curves(scheduler: Any, optimizer: Any) -> Curves:
 def refused(problem: str) -> ValueError:
     """What cannot be said as a chain, as an error to raise."""
     return ValueError(f"{OWNER}: {problem}")
+
+
+def _position(scheduler: Any) -> int:
+    """How often a scheduler was stepped."""
+    chained = type(scheduler) is lr_scheduler.ChainedScheduler
+    return int(scheduler._schedulers[0].last_epoch if chained else scheduler.last_epoch)
 
 
 def _check_groups(scheduler: Any, known: Sequence[Any]) -> None:
@@ -99,7 +105,15 @@ def _read(scheduler: Any, i: int, base: float) -> Schedule:
         )
     if type(scheduler) in _BY_GROUP:
         _check_groups(scheduler, scheduler.base_lrs)
-    return reader(scheduler, i, base)
+    try:
+        return reader(scheduler, i, base)
+    except ValueError as error:
+        if str(error).startswith(f"{OWNER}: "):
+            raise
+        raise refused(
+            f"scheduler must have a curve that a schedule can have, got a {type(scheduler).__name__} that has none: "
+            f"{error} Write its curve as a function of the step, and adopt without it."
+        ) from error
 
 
 def _constant(s: Any, i: int, base: float) -> Schedule:
@@ -117,9 +131,8 @@ def _lambda(s: Any, i: int, base: float) -> Schedule:
 
 def _cyclic(s: Any, i: int, base: float) -> Schedule:
     if s.mode != "triangular" or s._scale_fn_custom is not None:
-        raise refused(
-            f"CyclicLR must be of mode 'triangular', got {s.mode!r}. Write its curve as a function of the step."
-        )
+        given = repr(s.mode) if s._scale_fn_custom is None else "a scale_fn of its own"
+        raise refused(f"CyclicLR must be of mode 'triangular', got {given}. Write its curve as a function of the step.")
     return _there_and_back(s, float(s.base_lrs[i]), float(s.max_lrs[i]))
 
 
@@ -149,17 +162,40 @@ def _one_cycle_momentum(s: Any, i: int, group: dict[str, Any]) -> Schedule:
 
 
 def _sequential(s: Any, i: int, base: float) -> Schedule:
-    """Each part begins at its milestone, where torch sets it to its own first step."""
+    return _in_turn(s, i, base, s.last_epoch)
+
+
+def _in_turn(s: Any, i: int, base: float, now: int) -> Schedule:
+    """Each part begins at its milestone, where torch sets it to its own first step.
+
+    Torch makes the first step of a SequentialLR twice where it is the first part of another one, which has been
+    stepped `now` times. So it is ahead of the part that it begins with, and its others begin as much earlier.
+    """
     for part in s._schedulers:
         if getattr(part, "cycle_momentum", False):
             raise refused(
                 f"SequentialLR must move the learning rate alone, got a {type(part).__name__} that moves the momentum "
                 "too. Make it with cycle_momentum=False, or give the momentum a schedule in a chain of your own."
             )
-    begins, pieces = [0, *s._milestones], [_read(part, i, base) for part in s._schedulers]
-    spans = [e - b for b, e in zip(begins, s._milestones, strict=False)]
-    held = [*(piece.take(n) for piece, n in zip(pieces, spans, strict=False)), pieces[-1]]
-    return schedules.join(*zip(begins, [*s._milestones, None], held, strict=True))
+    begins = [0, *(milestone - (s.last_epoch - now) for milestone in s._milestones)]
+    at = bisect.bisect_right(begins, now) - 1
+    first, *others = s._schedulers
+    nested = type(first) is lr_scheduler.SequentialLR
+    began = _in_turn(first, i, base, now if at == 0 else first.last_epoch) if nested else _read(first, i, base)
+    pieces = [began, *(_read(part, i, base) for part in others)]
+    _check_part(s._schedulers[at], now - begins[at])
+    parts = zip(begins, begins[1:], pieces, strict=False)
+    held = [(b, e, piece.take(e - b)) for b, e, piece in parts if e > b]  # torch passes over what has no step
+    return schedules.join(*held, (begins[-1], None, pieces[-1]))
+
+
+def _check_part(part: Any, done: int) -> None:
+    """ValueError where the part at work was not stepped as often as it should have been since it began."""
+    if type(part) is not lr_scheduler.SequentialLR and _position(part) != done:
+        raise refused(
+            f"SequentialLR must have stepped the part at work {done} times since it began, got a {type(part).__name__} "
+            f"after {_position(part)}. Write its curve as a function of the step, and adopt without it."
+        )
 
 
 def _chained(s: Any, i: int, base: float) -> Schedule:
