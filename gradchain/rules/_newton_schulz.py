@@ -81,7 +81,8 @@ def orthogonal(x: Tensor, coefficients: Sequence[Triple], steps: int, eps: float
             y = torch.bmm(y, p) if tall else torch.bmm(p, y)
         else:
             y = torch.baddbmm(y, y, p, beta=a) if tall else torch.baddbmm(y, p, y, beta=a)
-    return y.to(x.dtype).reshape(x.shape)
+    made: Tensor = y.to(x.dtype).reshape(x.shape)
+    return made
 
 
 def _of_two(gram: Tensor, a: float, p: Tensor, following: Triple) -> Tensor:
