@@ -162,7 +162,7 @@ def _of_stacks(fn: Callable[..., Any], index: Index, operands: Sequence[Any], ca
         calls.sizes[(tuple(first.shape), len(places))] += 1
         name = index.names[places[0]]
         out = _checked(_called(fn, name, given), name, first, len(places))
-        for position, row in zip(places, _rows_of(out), strict=True):
+        for position, row in zip(places, _rows_of(out, first.dtype), strict=True):
             made[position] = row
     return made
 
@@ -200,11 +200,15 @@ def _stacked(operand: Any, values: list[Any], first: Tensor) -> Any:
     return column.view(-1, *[1] * first.ndim)
 
 
-def _rows_of(out: Any) -> Iterable[Any]:
-    """What was returned of a stack, entry by entry."""
+def _rows_of(out: Any, dtype: torch.dtype) -> Iterable[Any]:
+    """What was returned of a stack, entry by entry; in their dtype already, which is one call for all of them."""
     if isinstance(out, Tensor):
-        return out.unbind()
-    return list(zip(*(tensor.unbind() for tensor in out), strict=True))
+        return _like(out, dtype).unbind()
+    return list(zip(*(_like(tensor, dtype).unbind() for tensor in out), strict=True))
+
+
+def _like(made: Tensor, dtype: torch.dtype) -> Tensor:
+    return made.to(dtype) if made.is_floating_point() and dtype.is_floating_point else made
 
 
 # what a function may return

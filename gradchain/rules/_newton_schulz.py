@@ -54,22 +54,49 @@ FACTORS: dict[str, Callable[[int, int], float]] = {
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
+PAIRED = 2
+"""How often the shorter side goes into the longer one where two steps are made at once."""
+
+
 def orthogonal(x: Tensor, coefficients: Sequence[Triple], steps: int, eps: float, dtype: torch.dtype | None) -> Tensor:
     """Each matrix of a stack with singular values near 1.
 
     x := x / max(‖x‖, eps); in each step  x := a x + (b A + c A²) x,  A = x xᵀ over the shorter side
+
+    Of long matrices two steps are made at once, over the shorter side (see `_of_two`).
     """
-    tall = x.shape[-2] > x.shape[-1]
+    rows, columns = x.shape[-2:]
     norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=_wide(x))
     y = x / norm.clamp(min=eps).to(norm.dtype if x.is_complex() else x.dtype)
     y = (y if dtype is None or x.is_complex() else y.to(dtype)).flatten(0, -3)
-    y = y.mH if tall else y
-    for step in range(steps):
-        a, b, c = coefficients[min(step, len(coefficients) - 1)]
-        gram = y @ y.mH
-        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), y, beta=a)
-    made: Tensor = (y.mH if tall else y).to(x.dtype).reshape(x.shape)
+    tall, long = rows > columns, max(rows, columns) >= PAIRED * min(rows, columns)
+    given = [coefficients[min(step, len(coefficients) - 1)] for step in range(steps)]
+    while given:
+        # nothing is transposed in memory; and torch.matmul would copy the second, where a stack is of one matrix
+        gram = torch.bmm(y.mH, y) if tall else torch.bmm(y, y.mH)
+        a, b, c = given.pop(0)
+        p = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        if long and given:
+            p = _of_two(gram, a, p, given.pop(0))
+            y = torch.bmm(y, p) if tall else torch.bmm(p, y)
+        else:
+            y = torch.baddbmm(y, y, p, beta=a) if tall else torch.baddbmm(y, p, y, beta=a)
+    made: Tensor = y.to(x.dtype).reshape(x.shape)
     return made
+
+
+def _of_two(gram: Tensor, a: float, p: Tensor, following: Triple) -> Tensor:
+    """What two steps multiply x by: with P = a I + p of the first, A of the second is P A P, as all of them commute.
+
+    Three at once would be less work still, and are not stable: what bfloat16 rounds grows in P A P without bounds. For
+    the same reason a stays apart from p but in the factor itself.
+    """
+    second, b, c = following
+    right = torch.baddbmm(gram, gram, p, beta=a)
+    both = torch.baddbmm(right, p, right, beta=a)
+    q = torch.baddbmm(both, both, both, beta=b, alpha=c)
+    first = torch.add(p, torch.eye(p.shape[-1], dtype=p.dtype, device=p.device), alpha=a)
+    return torch.baddbmm(first, q, first, beta=second)
 
 
 def _wide(x: Tensor) -> torch.dtype:

@@ -67,6 +67,7 @@ def test_the_command_says_its_figures(tmp_path, monkeypatch, capsys):
     small = {name: replace(case, shapes=SHAPES) for name, case in rules.CASES.items()}
     monkeypatch.setattr(rules, "CASES", small)
     monkeypatch.setattr(rules, "pin", lambda threads, core: None)  # the process is that of other tests too
+    monkeypatch.setattr(rules, "keep_memory", lambda: None)
     monkeypatch.setattr(sys, "argv", ["rules", "--rounds", "2", "--rule", "Muon", "--output", str(tmp_path / "x.json")])
     before = torch.get_num_threads()
     try:
