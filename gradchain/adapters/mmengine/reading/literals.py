@@ -232,7 +232,7 @@ class Literals:
                 starred = [i for i, part in enumerate(parts) if isinstance(part, ast.Starred)]
                 many = len(value) - len(parts) + 1 if isinstance(value, (list, tuple)) and starred else 1
                 if not isinstance(value, (list, tuple)) or many < 0 or len(value) != len(parts) + many - 1:
-                    self.refuse(target, f"there must be {len(parts)} values, got {value!r}.")
+                    self.refuse(target, f"there must be {len(parts)} values, got {value!r}." if change else "")
                 found = list(value)
                 for i in starred:
                     found[i : i + many] = [found[i : i + many]]
