@@ -20,6 +20,14 @@ pytestmark = pytest.mark.slow
 TRIED = BREAKS if os.environ.get("GRADCHAIN_LONG") else BREAKS[::6]
 
 
+def test_every_break_has_its_place():
+    """Those that are not tried here too: the text is in its file, once, and the named test in its own."""
+    for row in BREAKS:
+        assert (ROOT / "gradchain" / row.file).read_text().count(row.old) == 1, f"bring {row.id} up to date"
+        file, _, name = row.test.partition("[")[0].partition("::")
+        assert f"def {name}(" in (TESTS / file).read_text(), row.id
+
+
 def copied(to: Path) -> Path:
     """The library and the tests in this folder, with what configures pytest."""
     shutil.copytree(ROOT / "gradchain", to / "gradchain", ignore=shutil.ignore_patterns("__pycache__"))

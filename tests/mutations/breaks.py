@@ -591,7 +591,7 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-state-in-the-middle-of-an-update",
         "updater/journal.py",
-        "if self.walking and asks and self._at_work():",
+        "if self.walking and owner not in _ANY_TIME and self._at_work():",
         "if False:",
         f"{APART}[raising]",
     ),
