@@ -294,16 +294,16 @@ KIND = Kind(
     "Most files get a checksum that is right again. Lost is one that raises anything else, ends the process, or takes "
     "more.",
     (
-        Fault("files", "a checkpoint of which bytes are others", PROMISE, files, 200, 2000),
-        Fault("safetensors", "the same, as safetensors", PROMISE, tensors, 100, 2000),
-        Fault("states", "a state dict of which parts are others", PROMISE, structures, 200, 2000),
+        Fault("files", "a checkpoint of which bytes are others", PROMISE, files, 200, 16_000),
+        Fault("safetensors", "the same, as safetensors", PROMISE, tensors, 100, 32_000),
+        Fault("states", "a state dict of which parts are others", PROMISE, structures, 200, 32_000),
         Fault(
             "configs",
             "an OpenMMLab config of which text is other",
             "it is read, or refused in a sentence, in 5 s of a core and 1 GiB; nothing of it is run",
             configs,
             100,
-            2000,
+            20_000,
         ),
     ),
     alone=True,
