@@ -340,12 +340,11 @@ class Checkpointer:
         return self._folder.path_of(number) if numbered else self._folder.path_of_best([*best][-1])
 
     def _write(self, found: Mapping[str, Any], path: Path, put: Callable[[Mapping[str, Any]], object]) -> None:
-        """One file: by this process, or by all ranks of a run in parts, of which the first writes the index."""
-        if not self._in_parts:
+        """One file: by this process, or by all ranks of a run in parts."""
+        if self._in_parts:
+            self._folder.write_parts(found, path, put, self._group)
+        else:
             put(found)
-            return
-        index = self._folder.write_parts(found, path, self._group)
-        ranks.by_first(OWNER, partial(put, index), self._group)
 
     def _put_together(self, contents: Mapping[str, Any], write: Callable[[Mapping[str, Any]], None]) -> None:
         """The same on all ranks, which write together."""

@@ -99,10 +99,16 @@ class Folder:
         self._put(file, contents)
         return file
 
-    def write_parts(self, contents: Mapping[str, Any], file: Path, group: Any) -> dict[str, Any]:
-        """What is to be written of a run in parts, once every rank has written its own. All ranks call it."""
+    def write_parts(
+        self, contents: Mapping[str, Any], file: Path, put: Callable[[Mapping[str, Any]], object], group: Any = None
+    ) -> None:
+        """A file of a run in parts: every rank writes its own, and then the first has `put` write the index.
+
+        All ranks call it, with contents in the fixed form.
+        """
         ranks.by_first(self._owner, self._begin, group)
-        return in_parts.write(contents, file, self._owner, group)
+        index = in_parts.write(contents, file, self._owner, group)
+        ranks.by_first(self._owner, partial(put, index), group)
 
     def _begin(self) -> None:
         self.take()
