@@ -218,5 +218,5 @@ class Folder:
         contents = files.opened(path, self._owner) if given is None else given
         parts, extra = contents["parts"], contents["extra"]
         if of_ranks.KEY in contents:
-            parts, extra = of_ranks.shares(path, contents, updaters, ranks.rank(), ranks.many())
+            parts, extra = of_ranks.shares(path, contents, updaters, ranks.rank(), ranks.many(), self._owner)
         return Found(path, extra, files.stage(parts, updaters))

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from gradchain.core.readable import shown
+from gradchain.core.readable import as_name, shown
 from gradchain.updater import in_parts, safe_tensors, sealed
 from gradchain.updater.fixed import Form
 from gradchain.updater.journal import insist
@@ -131,7 +131,7 @@ def read(path: FilePath, owner: str) -> tuple[dict[str, Any], dict[str, Any]]:
     where = sealed.path_of(owner, path)
     if problem := in_parts.damage(where, contents, owner):
         raise ValueError(problem)
-    return in_parts.whole(where, contents)
+    return in_parts.whole(where, contents, owner)
 
 
 def opened(path: FilePath, owner: str) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def opened(path: FilePath, owner: str) -> dict[str, Any]:
 def check_names(owner: str, expected: Iterable[str], found: Mapping[str, Any]) -> None:
     """ValueError unless `found` has exactly the expected names."""
     if not isinstance(found, Mapping) or set(expected) != set(found):
-        names = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        names = sorted(map(as_name, found)) if isinstance(found, Mapping) else type(found).__name__
         raise ValueError(f"{owner}: expected the updaters {sorted(expected)}, found {names}.")
 
 

@@ -52,7 +52,7 @@ def _rank(rank, folder):
             continue  # the next meeting waits for the others
         if ranks:
             meeting = f"file://{folder}/{number}.meeting"
-            seconds = datetime.timedelta(seconds=60)
+            seconds = datetime.timedelta(seconds=180)  # two ranks have their turn while two wait, on a busy machine
             dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks, timeout=seconds)
         try:
             outcomes[name] = function(Path(folder), *given)
