@@ -36,7 +36,7 @@ def unexpected(saved: Mapping[Any, Any]) -> list[str]:
 
 
 def _refuse(what: str, rule: str, value: Any, where: Any = None) -> None:
-    place = "" if where is None else f" for {where!r}"
+    place = "" if where is None else f" for {shown(where)}"
     raise ValueError(f"load_state_dict: {what} must be {rule}, got {shown(value)}{place}.")
 
 

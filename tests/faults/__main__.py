@@ -2,7 +2,7 @@
 
 Without arguments every kind is tried in the long form, its figures are written into results/ and the page
 docs/what_can_go_wrong.md is drawn. `--only kills world` tries these kinds alone and draws the page with the other
-figures as they were. `--page` draws it of the figures that are there. `--few` tries as often as CI does and writes
+figures as they were, `--fault NAME` these rows of them alone. `--page` draws it of the figures that are there. `--few` tries as often as CI does and writes
 nothing; it prints one line of JSON for each fault. `--until 02:10` ends at this time of the day with what was tried by
 then: each fault has its share of the time, and what it leaves is the next ones'.
 """
@@ -28,6 +28,7 @@ def main(given: list[str] | None = None) -> int:
     """Try them; 1 where anything was lost."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", metavar="KIND", choices=list(wrong.kinds()), help="these kinds alone")
+    parser.add_argument("--fault", nargs="+", metavar="NAME", help="these rows alone")
     parser.add_argument("--page", action="store_true", help="draw the page of the figures that are there")
     parser.add_argument("--few", action="store_true", help="as often as CI does; writes nothing")
     parser.add_argument("--until", metavar="HH:MM", help="end then, with what was tried")
@@ -40,6 +41,9 @@ def main(given: list[str] | None = None) -> int:
         rows = []
         for number, fault in enumerate(kind.faults):
             if asked.few and not fault.few:
+                continue
+            if asked.fault and fault.name not in asked.fault:
+                rows += [] if asked.few else [row for row in wrong.kept(word)["rows"] if row.name == fault.name]
                 continue
             share = time.time() + (end - time.time()) / (len(kind.faults) - number)
             row = wrong.tried(fault, fault.few if asked.few else fault.many, share)

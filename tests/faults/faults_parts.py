@@ -11,7 +11,6 @@ import itertools
 import os
 import random
 import shutil
-import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -70,14 +69,17 @@ def _local(value: Any) -> Any:
     return value.to_local() if hasattr(value, "to_local") else value
 
 
+def join(rank: int = 0, world: int = 1, meeting: Path | None = None) -> None:
+    """This process is one of so many ranks."""
+    seconds = datetime.timedelta(seconds=120)
+    where = {"store": dist.HashStore()} if meeting is None else {"init_method": f"file://{meeting}"}
+    dist.init_process_group("gloo", rank=rank, world_size=world, timeout=seconds, **where)
+
+
 @contextlib.contextmanager
 def ranks(rank: int = 0, world: int = 1, meeting: Path | None = None) -> Iterator[None]:
-    """This process is one of so many ranks."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        seconds = datetime.timedelta(seconds=120)
-        where = {"store": dist.HashStore()} if meeting is None else {"init_method": f"file://{meeting}"}
-        dist.init_process_group("gloo", rank=rank, world_size=world, timeout=seconds, **where)
+    """It is one meanwhile."""
+    join(rank, world, meeting)
     try:
         yield
     finally:
@@ -99,7 +101,7 @@ def looked_after(run: Run, folder: Path, board: Board) -> None:
 
 
 def _made(recipe: Recipe) -> Run:
-    ranks().__enter__()  # the process ends with it
+    join()
     return PartRun(recipe)
 
 
@@ -351,8 +353,8 @@ KIND = Kind(
             "an index or parts that are others: damaged, of another save or version, renamed, outside, without end",
             REFUSED,
             hostile,
-            150,
-            4000,
+            100,
+            1000,
         ),
         Fault(
             "changed",
