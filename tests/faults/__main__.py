@@ -2,9 +2,9 @@
 
 Without arguments every kind is tried in the long form, its figures are written into results/ and the page
 docs/what_can_go_wrong.md is drawn. `--only kills world` tries these kinds alone and draws the page with the other
-figures as they were, `--fault NAME` these rows of them alone. `--page` draws it of the figures that are there. `--few` tries as often as CI does and writes
-nothing; it prints one line of JSON for each fault. `--until 02:10` ends at this time of the day with what was tried by
-then: each fault has its share of the time, and what it leaves is the next ones'.
+figures as they were, `--fault NAME` these rows of them alone. `--page` draws it of the figures that are there. `--few`
+tries as often as CI does and writes nothing; it prints one line of JSON for each fault. `--until 02:10` ends at this
+time of the day with what was tried by then: each fault has its share of the time, and what it leaves is the next ones'.
 """
 
 from __future__ import annotations

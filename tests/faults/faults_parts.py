@@ -321,19 +321,30 @@ def hostile(n: int, folder: Path) -> Iterator[str]:
     yield from guided.tried(n, attempt)
 
 
+def _change(saved: Saved, path: Path, way: int, rng: random.Random) -> None:
+    """As a file of a run is changed; or it is that of another save, put in its place or written into it."""
+    if way < 4:
+        kept.change(path, way, rng)
+    elif way == 4:
+        shutil.copy(saved.others / path.name, path.with_name("other"))
+        path.with_name("other").replace(path)
+    else:
+        path.write_bytes((saved.others / path.name).read_bytes())
+
+
 def changed(n: int, folder: Path) -> Iterator[str]:
-    """A part is cut, changed by a bit, replaced or removed at each call of a load."""
+    """A part is cut, changed by a bit, replaced, removed or that of another save, at a call of a load."""
     saved, rng = Saved(folder), random.Random(0)
     updater = saved.plain.updater
     many = len(calls_of(lambda: updater.load(saved.index), saved.folder))
     for k in range(n):
-        seen, way, at = itertools.count(), k % 4, k // 4 % many
+        seen, way, at = itertools.count(), k % 6, rng.randrange(many)
         saved.restore()
         path = saved.part(rng)
 
         def before(op: Op, at: int = at, seen: Iterator[int] = seen, way: int = way, path: Path = path) -> None:
             if next(seen) == at:
-                kept.change(path, way, rng)
+                _change(saved, path, way, rng)
 
         with Disk(saved.folder, before):
             lost = outcome(lambda: updater.load(saved.index), (ValueError,), "load")
@@ -354,11 +365,11 @@ KIND = Kind(
             REFUSED,
             hostile,
             100,
-            1000,
+            800,
         ),
         Fault(
             "changed",
-            "a part is cut, changed by a bit, replaced or removed at each call of a load",
+            "a part is cut, changed by a bit, replaced, removed or that of another save at a call of a load",
             "it is refused in a sentence and nothing has changed, or is what was saved, bit for bit",
             changed,
             30,
@@ -368,11 +379,11 @@ KIND = Kind(
               partial(kills.inside, looked_after, runs=in_parts, calls=90), 3, 40),
         Fault("power", "the power goes at any call, in a folder that is new",
               "`resume` goes on from the last save that returned, or the one under way", partial(alone, kept.power),
-              60, 400),
+              60, 800),
         Fault("full", "the disk is full after so many bytes, of a part, the index or the manifest", kept.SAYS,
               partial(alone, kept.full), 8, 100),
         Fault("broken", "EIO, ENOSPC, EDQUOT, EROFS, EACCES or ESTALE at each call", kept.SAYS,
-              partial(alone, kept.broken), 20, 240),
+              partial(alone, kept.broken), 20, 150),
     ),
     alone=True,
 )  # fmt: skip
