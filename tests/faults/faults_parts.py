@@ -360,14 +360,6 @@ KIND = Kind(
     "other rows are those of `keeper`, of a run in parts on one rank.",
     (
         Fault(
-            "hostile",
-            "an index or parts that are others: damaged, of another save or version, renamed, outside, without end",
-            REFUSED,
-            hostile,
-            100,
-            800,
-        ),
-        Fault(
             "changed",
             "a part is cut, changed by a bit, replaced, removed or that of another save at a call of a load",
             "it is refused in a sentence and nothing has changed, or is what was saved, bit for bit",
@@ -384,6 +376,14 @@ KIND = Kind(
               partial(alone, kept.full), 8, 100),
         Fault("broken", "EIO, ENOSPC, EDQUOT, EROFS, EACCES or ESTALE at each call", kept.SAYS,
               partial(alone, kept.broken), 20, 150),
+        Fault(
+            "hostile",
+            "an index or parts that are others: damaged, of another save or version, renamed, outside, without end",
+            REFUSED,
+            hostile,
+            100,
+            800,
+        ),
     ),
     alone=True,
 )  # fmt: skip
