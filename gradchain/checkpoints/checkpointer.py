@@ -164,7 +164,7 @@ class Checkpointer:
             return None
         extra = dict(found.extra)
         held = extra.pop(_KEY, None)
-        if not isinstance(held, dict) or held.get("format") != FORMAT:
+        if not _is_held(held):
             raise ValueError(
                 f"{OWNER}: {str(found.path)!r} must be a file that a Checkpointer of this version saved, and is none. "
                 "Load it by updater.load(path), and give the Checkpointer another folder."
@@ -446,8 +446,19 @@ def _read_seconds(seconds: Any) -> float | None:
 def _number(name: str, value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise TypeError(f"{OWNER}: {name} must be a number, for best goes by it, got {type(value).__name__}.") from None
+
+
+def _is_held(held: Any) -> bool:
+    """Whether it is what `_state` gives."""
+    if not isinstance(held, dict) or type(held.get("format")) is not int or held["format"] != FORMAT:
+        return False
+    return place.are_ranks(held.get("ranks")) and place.are_records(held.get("best")) and _are_states(held.get("also"))
+
+
+def _are_states(also: Any) -> bool:
+    return isinstance(also, dict) and all(isinstance(name, str) for name in also)
 
 
 def _plain(extra: Mapping[str, Any]) -> dict[str, Any]:

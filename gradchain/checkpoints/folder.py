@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradchain.checkpoints import in_parts, manifest, ranks
+from gradchain.checkpoints.arguments import file_of_best
 from gradchain.checkpoints.lock import Lock
 from gradchain.checkpoints.manifest import Entry
 from gradchain.updater import files, sealed
@@ -74,7 +75,7 @@ class Folder:
 
     def path_of_best(self, metric: str) -> Path:
         """Where the best by a metric lies."""
-        return self.path / f"best_{re.sub(r'[^A-Za-z0-9_.-]', '_', metric)}.pt"
+        return self.path / file_of_best(metric)
 
     def write(self, contents: Mapping[str, Any], number: int, keep: int | None) -> Path:
         """A file of this number, then remove what is too old, then say what there is. One process calls it."""
@@ -193,9 +194,11 @@ class Folder:
         return [entry.file for entry in reversed(self._entries)]
 
     def _opened(self, name: str) -> tuple[str, dict[str, Any]]:
-        """Why a file is not whole, or what lies in it."""
+        """Why a file is not whole, or what lies in it. ValueError for one of a later version: it is no damage."""
         try:
             return "", files.opened(self.path / name, self._owner)
+        except files.LaterVersionError:
+            raise
         except (ValueError, OSError) as error:
             return str(error), {}
 

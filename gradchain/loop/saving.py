@@ -13,7 +13,7 @@ from typing import Any
 
 from gradchain.checkpoints import ranks
 from gradchain.checkpoints.arguments import Best, better, read_best, read_keep
-from gradchain.checkpoints.folder import Folder
+from gradchain.checkpoints.folder import Folder, Found
 from gradchain.loop import spacing
 from gradchain.loop.spacing import Intervals, Unit
 from gradchain.updater import files
@@ -111,13 +111,9 @@ class Keeper:
             found = files.contents(updaters, self.settings.weights, extra)
             ranks.by_first("loop", partial(put, found))
 
-    def load(self, updaters: Mapping[str, Updater]) -> dict[str, Any] | None:
-        """Load the newest file that is whole, and return its extra; None where there is no file."""
-        found = self.folder.newest(updaters)
-        if found is None:
-            return None
-        found.take()
-        return found.extra
+    def newest(self, updaters: Mapping[str, Updater]) -> Found | None:
+        """The newest file that is whole, of which nothing is taken yet; None where there is no file."""
+        return self.folder.newest(updaters)
 
     def better(self, metrics: Mapping[str, float]) -> list[str]:
         """The metrics that are better than ever before."""

@@ -29,6 +29,10 @@ _PLAIN = (str, int, float, bool, type(None))
 _AS_SAVED: Mapping[str, Moves | None] = MappingProxyType({})
 
 
+class LaterVersionError(ValueError):
+    """A file that is whole, and that a later version of gradchain wrote."""
+
+
 class Saved(Protocol):
     """What a file is written of, and read into: an Updater."""
 
@@ -143,7 +147,8 @@ def opened(path: FilePath, owner: str) -> dict[str, Any]:
         raise ValueError(another)
     found, parts, extra = contents["format"], contents["parts"], contents["extra"]
     if type(found) is not int or found not in (_UNSEALED, FORMAT, in_parts.FORMAT):
-        raise ValueError(
+        later = has_seal and type(found) is int and found > in_parts.FORMAT
+        raise (LaterVersionError if later else ValueError)(
             f"{owner}: {str(path)!r} has format {shown(found)}, and this version reads {_UNSEALED} to "
             f"{in_parts.FORMAT}."
         )
