@@ -154,9 +154,14 @@ class Checkpointer:
         Raises:
             ValueError: no file is whole; or the newest is of another chain or model, was not written by a
                 Checkpointer, or was saved by other ranks in the middle of an epoch. All is as it was before.
-            RuntimeError: another run writes into the folder.
+            RuntimeError: another run writes into the folder; or `batches()` is being gone through.
         """
         self._check("resume")
+        if self._running:
+            raise RuntimeError(
+                f"{OWNER}: resume() must be called outside of the `for` over batches(), got a call inside: that loop "
+                "has a place of its own in the loader. Leave it, resume, and begin another."
+            )
         ranks.by_all(OWNER, self._wait)
         ranks.by_first(OWNER, self._folder.take)
         found = self._folder.newest(self._updaters)

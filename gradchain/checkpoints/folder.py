@@ -57,11 +57,12 @@ class Folder:
 
     def take(self) -> None:
         """Be the one that writes here, until `close`. RuntimeError where somebody else does."""
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        for folder in reversed(made):
-            sealed.sync_folder(folder.parent)  # else the power takes the folder, and with it what was saved
-        self._lock.take()
+        with sealed.in_words("save", self.path):
+            made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(made):
+                sealed.sync_folder(folder.parent)  # else the power takes the folder, and with it what was saved
+            self._lock.take()
 
     def close(self) -> None:
         """Let others write."""

@@ -218,6 +218,16 @@ def test_a_file_of_a_later_version_is_no_damage(tmp_path):
     assert updater.num_updates == 0 and names(tmp_path) == numbered(1, 2, 3)
 
 
+@pytest.mark.parametrize("where", ["file", "file/folder"])
+def test_a_folder_that_is_a_file(where, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    _, keeper = keeper_of(tmp_path / where)
+    for act in (keeper.resume, keeper.save):
+        with pytest.raises(OSError, match=rf"^save: '.*{where}' cannot be written: .*\.$"):
+            act()
+    assert keeper.last_good is None and (tmp_path / "file").read_text() == "mine"
+
+
 def test_every_may_be_another_and_the_best_stays_with_one_kept(tmp_path):
     """A number that is not finite is never the best, not even the first; the record is that of all runs."""
     nan = float("nan")

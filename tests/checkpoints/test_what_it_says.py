@@ -86,6 +86,22 @@ class Strict:
         self.at = state["at"]
 
 
+def test_resume_within_the_batches_is_refused(tmp_path):
+    """Else the loop goes on where it is, and counts from where the file is."""
+    updater = gch.sgd(0.1).bind(nn.Linear(1, 1))
+    with gch.Checkpointer(tmp_path, updater=updater, every=1, loader=[torch.ones(1, 1)] * 4) as keeper:
+        for _ in keeper.batches(1):
+            updater.step({n: torch.ones_like(p) for n, p in updater._bound.parameters().items()})
+            keeper.step()
+            if updater.num_updates == 2:
+                with pytest.raises(
+                    RuntimeError, match=r"^Checkpointer: resume\(\) must be called outside of the `for`"
+                ):
+                    keeper.resume()
+                break
+        assert keeper.resume() == {} and len(list(keeper.batches(1))) == 2
+
+
 def test_an_object_that_refuses_leaves_all_as_it_was(tmp_path):
     def made(second):
         updater = gch.sgd(0.1).bind(nn.Linear(1, 1))
