@@ -135,6 +135,8 @@ class Saved:
         self.index, self.other = self.folder / f"{NAME}.pt", self.folder / "best_x.pt"
         self.contents, self.of_other = (torch.load(path, weights_only=True) for path in (self.index, self.other))
         self.shards, self.others = (self.folder / c["shards"]["folder"] for c in (self.contents, self.of_other))
+        self.outside = folder / "outside"
+        self.outside.write_bytes(bytes(50_000))
         self._files = {path: path.read_bytes() for path in self.folder.rglob("*") if path.is_file()}
         self.plain = Run(AGAIN[0])
         self.plain.updater.load(self.index)
@@ -160,8 +162,8 @@ class Saved:
             path.write_bytes(data)
 
     def part(self, rng: random.Random) -> Path:
-        """One of the files in which tensors lie."""
-        return rng.choice(sorted(self.shards.glob("*.distcp")))
+        """One of the files in which tensors lie, that no change before has made a link or a FIFO: it is written to."""
+        return rng.choice([p for p in sorted(self.shards.glob("*.distcp")) if p.is_file() and not p.is_symlink()])
 
     def write(self, contents: Any) -> None:
         """Another index, with the checksum that is right of it."""
@@ -174,7 +176,10 @@ class Saved:
         sealing.write(data)
         contents = copy.deepcopy(self.contents)
         contents["shards"]["files"][name] = [len(data), sealing.checksum()]
-        (self.shards / name).write_bytes(data)
+        place = self.shards / name
+        if not place.is_file() or place.is_symlink():
+            raise ValueError("an earlier change has taken it")
+        place.write_bytes(data)
         self.write(contents)
 
 
@@ -191,7 +196,10 @@ def _of_index(saved: Saved, rng: random.Random) -> None:
     contents = copy.deepcopy(saved.contents)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         inside = contents["shards"] if rng.random() < 0.7 else contents
-        path = rng.choice([path for path, _ in leaves(inside) if path])
+        try:
+            path = rng.choice([path for path, _ in leaves(inside) if path])
+        except RecursionError:  # an earlier change has put it into itself
+            break
         kind = rng.randrange(4)
         value: Any = rng.choice((*NAMES, *SIZES, *DTYPES, saved.of_other["shards"]["folder"]))
         if kind == 0:
@@ -253,6 +261,8 @@ def _of_tensor(saved: Saved, rng: random.Random) -> None:
         made = io.BytesIO()
         with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr("archive/data.pkl", bytes(1 << 24))
+    if not (saved.shards / name).is_file():
+        return  # an earlier change has taken it
     data = bytearray((saved.shards / name).read_bytes())
     data[begin : begin + length] = made.getvalue()[:length].ljust(length, b"\0")
     saved.seal(name, bytes(data))
@@ -281,7 +291,7 @@ def _of_names(saved: Saved, rng: random.Random) -> None:
         elif kind == 5:
             os.mkfifo(path)
         else:
-            path.symlink_to(rng.choice(("/dev/zero", "/dev/stdin", "/etc/passwd", path.name, saved.index.name)))
+            path.symlink_to(rng.choice(("/dev/zero", "/dev/stdin", saved.outside, path.name, saved.index.name)))
 
 
 WAYS = (_of_index, _of_index, _of_index, _of_part, _of_part, _of_tensor, _of_bytes, _of_names, _of_version, _of_many)
