@@ -392,7 +392,7 @@ KIND = Kind(
             REFUSED,
             hostile,
             100,
-            800,
+            260,
         ),
     ),
     alone=True,
