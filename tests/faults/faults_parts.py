@@ -369,6 +369,15 @@ KIND = Kind(
     "made and limited as those of `fuzz`, and read by one process: `load`, `resume`, `read_weights`, `last_good`. The "
     "other rows are those of `keeper`, of a run in parts on one rank.",
     (
+        # first: inputs are tried in forks, and the others leave threads of process groups behind
+        Fault(
+            "hostile",
+            "an index or parts that are others: damaged, of another save or version, renamed, outside, without end",
+            REFUSED,
+            hostile,
+            50,
+            260,
+        ),
         Fault(
             "changed",
             "a part is cut, changed by a bit, replaced, removed or that of another save at a call of a load",
@@ -386,14 +395,6 @@ KIND = Kind(
               partial(alone, kept.full), 5, 100),
         Fault("broken", "EIO, ENOSPC, EDQUOT, EROFS, EACCES or ESTALE at each call", kept.SAYS,
               partial(alone, kept.broken), 12, 150),
-        Fault(
-            "hostile",
-            "an index or parts that are others: damaged, of another save or version, renamed, outside, without end",
-            REFUSED,
-            hostile,
-            50,
-            260,
-        ),
     ),
     alone=True,
 )  # fmt: skip
