@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -46,7 +47,23 @@ def read_best(owner: str, best: Any) -> tuple[Best, ...]:
     for pair in pairs:
         if not isinstance(pair, tuple) or len(pair) != 2 or pair[1] not in ("min", "max"):
             raise ValueError(f'{owner}: best must be (metric, "min" or "max") or a list of such, got {pair!r}.')
+        if not isinstance(pair[0], str) or not pair[0]:
+            raise ValueError(f"{owner}: best must name a metric by a str, got {pair[0]!r}.")
+    by_file: dict[str, str] = {}
+    for name, _ in pairs:
+        file = file_of_best(name)
+        if file in by_file:
+            raise ValueError(
+                f"{owner}: best must have a file for each metric, got {by_file[file]!r} and {name!r}, which would both "
+                f"be saved as {file!r}. Rename one."
+            )
+        by_file[file] = name
     return tuple(pairs)
+
+
+def file_of_best(metric: str) -> str:
+    """The name of the file of the best by a metric."""
+    return f"best_{re.sub(r'[^A-Za-z0-9_.-]', '_', metric)}.pt"
 
 
 def better(rules: Sequence[Best], records: Mapping[str, float], metrics: Mapping[str, float]) -> dict[str, float]:

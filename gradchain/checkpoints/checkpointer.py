@@ -154,9 +154,14 @@ class Checkpointer:
         Raises:
             ValueError: no file is whole; or the newest is of another chain or model, was not written by a
                 Checkpointer, or was saved by other ranks in the middle of an epoch. All is as it was before.
-            RuntimeError: another run writes into the folder.
+            RuntimeError: another run writes into the folder; or `batches()` is being gone through.
         """
         self._check("resume")
+        if self._running:
+            raise RuntimeError(
+                f"{OWNER}: resume() must be called outside of the `for` over batches(), got a call inside: that loop "
+                "has a place of its own in the loader. Leave it, resume, and begin another."
+            )
         ranks.by_all(OWNER, self._wait)
         ranks.by_first(OWNER, self._folder.take)
         found = self._folder.newest(self._updaters)
@@ -164,7 +169,7 @@ class Checkpointer:
             return None
         extra = dict(found.extra)
         held = extra.pop(_KEY, None)
-        if not isinstance(held, dict) or held.get("format") != FORMAT:
+        if not _is_held(held):
             raise ValueError(
                 f"{OWNER}: {str(found.path)!r} must be a file that a Checkpointer of this version saved, and is none. "
                 "Load it by updater.load(path), and give the Checkpointer another folder."
@@ -340,12 +345,11 @@ class Checkpointer:
         return self._folder.path_of(number) if numbered else self._folder.path_of_best([*best][-1])
 
     def _write(self, found: Mapping[str, Any], path: Path, put: Callable[[Mapping[str, Any]], object]) -> None:
-        """One file: by this process, or by all ranks of a run in parts, of which the first writes the index."""
-        if not self._in_parts:
+        """One file: by this process, or by all ranks of a run in parts."""
+        if self._in_parts:
+            self._folder.write_parts(found, path, put, self._group)
+        else:
             put(found)
-            return
-        index = self._folder.write_parts(found, path, self._group)
-        ranks.by_first(OWNER, partial(put, index), self._group)
 
     def _put_together(self, contents: Mapping[str, Any], write: Callable[[Mapping[str, Any]], None]) -> None:
         """The same on all ranks, which write together."""
@@ -447,8 +451,19 @@ def _read_seconds(seconds: Any) -> float | None:
 def _number(name: str, value: Any) -> float:
     try:
         return float(value)
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         raise TypeError(f"{OWNER}: {name} must be a number, for best goes by it, got {type(value).__name__}.") from None
+
+
+def _is_held(held: Any) -> bool:
+    """Whether it is what `_state` gives."""
+    if not isinstance(held, dict) or type(held.get("format")) is not int or held["format"] != FORMAT:
+        return False
+    return place.are_ranks(held.get("ranks")) and place.are_records(held.get("best")) and _are_states(held.get("also"))
+
+
+def _are_states(also: Any) -> bool:
+    return isinstance(also, dict) and all(isinstance(name, str) for name in also)
 
 
 def _plain(extra: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradchain.checkpoints import in_parts, manifest, ranks
+from gradchain.checkpoints.arguments import file_of_best
 from gradchain.checkpoints.lock import Lock
 from gradchain.checkpoints.manifest import Entry
 from gradchain.updater import files, sealed
@@ -56,11 +57,12 @@ class Folder:
 
     def take(self) -> None:
         """Be the one that writes here, until `close`. RuntimeError where somebody else does."""
-        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
-        self.path.mkdir(parents=True, exist_ok=True)
-        for folder in reversed(made):
-            sealed.sync_folder(folder.parent)  # else the power takes the folder, and with it what was saved
-        self._lock.take()
+        with sealed.in_words("save", self.path):
+            made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            for folder in reversed(made):
+                sealed.sync_folder(folder.parent)  # else the power takes the folder, and with it what was saved
+            self._lock.take()
 
     def close(self) -> None:
         """Let others write."""
@@ -74,7 +76,7 @@ class Folder:
 
     def path_of_best(self, metric: str) -> Path:
         """Where the best by a metric lies."""
-        return self.path / f"best_{re.sub(r'[^A-Za-z0-9_.-]', '_', metric)}.pt"
+        return self.path / file_of_best(metric)
 
     def write(self, contents: Mapping[str, Any], number: int, keep: int | None) -> Path:
         """A file of this number, then remove what is too old, then say what there is. One process calls it."""
@@ -99,10 +101,16 @@ class Folder:
         self._put(file, contents)
         return file
 
-    def write_parts(self, contents: Mapping[str, Any], file: Path, group: Any) -> dict[str, Any]:
-        """What is to be written of a run in parts, once every rank has written its own. All ranks call it."""
+    def write_parts(
+        self, contents: Mapping[str, Any], file: Path, put: Callable[[Mapping[str, Any]], object], group: Any = None
+    ) -> None:
+        """A file of a run in parts: every rank writes its own, and then the first has `put` write the index.
+
+        All ranks call it, with contents in the fixed form.
+        """
         ranks.by_first(self._owner, self._begin, group)
-        return in_parts.write(contents, file, self._owner, group)
+        index = in_parts.write(contents, file, self._owner, group)
+        ranks.by_first(self._owner, partial(put, index), group)
 
     def _begin(self) -> None:
         self.take()
@@ -187,9 +195,11 @@ class Folder:
         return [entry.file for entry in reversed(self._entries)]
 
     def _opened(self, name: str) -> tuple[str, dict[str, Any]]:
-        """Why a file is not whole, or what lies in it."""
+        """Why a file is not whole, or what lies in it. ValueError for one of a later version: it is no damage."""
         try:
             return "", files.opened(self.path / name, self._owner)
+        except files.LaterVersionError:
+            raise
         except (ValueError, OSError) as error:
             return str(error), {}
 
@@ -212,5 +222,5 @@ class Folder:
         contents = files.opened(path, self._owner) if given is None else given
         parts, extra = contents["parts"], contents["extra"]
         if of_ranks.KEY in contents:
-            parts, extra = of_ranks.shares(path, contents, updaters, ranks.rank(), ranks.many())
+            parts, extra = of_ranks.shares(path, contents, updaters, ranks.rank(), ranks.many(), self._owner)
         return Found(path, extra, files.stage(parts, updaters))

@@ -6,8 +6,47 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from gradchain.checkpoints import randomness, ranks
+from gradchain.checkpoints.arguments import is_count
 from gradchain.checkpoints.feed import Feed
+
+
+def are_ranks(saved: Any) -> bool:
+    """Whether it is what each of some ranks had, all of which can be taken up. Nothing is, before that is known."""
+    return isinstance(saved, list) and bool(saved) and all(map(_is_own, saved))
+
+
+def _is_own(own: Any) -> bool:
+    return isinstance(own, dict) and randomness.is_state(own.get("random")) and _is_feed(own.get("feed"))
+
+
+def _is_feed(feed: Any) -> bool:
+    if feed is None:
+        return True
+    if not isinstance(feed, dict) or not {"epoch", "batch", "begin", "place"} <= set(feed):
+        return False
+    items = feed.get("items")
+    counts = feed["epoch"], feed["batch"], 0 if items is None else items
+    return all(is_count(count, 0) for count in counts) and _is_begin(feed["begin"])
+
+
+def _is_begin(begin: Any) -> bool:
+    if begin is None:
+        return True
+    if not isinstance(begin, dict) or not isinstance(begin.get("generators"), list):
+        return False
+    return randomness.is_state(begin.get("random")) and all(map(_is_of_generator, begin["generators"]))
+
+
+def _is_of_generator(state: Any) -> bool:
+    return torch.is_tensor(state) and state.dtype == torch.uint8 and not state.is_meta
+
+
+def are_records(best: Any) -> bool:
+    """Whether it is metric → the best so far."""
+    return isinstance(best, dict) and all(type(n) is str and type(value) in (int, float) for n, value in best.items())
 
 
 def own_of(owner: str, saved: Sequence[dict[str, Any]], cure: str, feed: Feed | None = None) -> dict[str, Any]:

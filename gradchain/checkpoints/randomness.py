@@ -22,6 +22,23 @@ def state() -> dict[str, Any]:
     return found
 
 
+def is_state(found: Any) -> bool:
+    """Whether `put` can put it: tried on generators that nobody draws from."""
+    try:
+        torch.Generator().set_state(found["torch"])
+        version, numbers, following = found["python"]
+        random.Random().setstate((version, tuple(numbers), following))
+        if "numpy" in found:
+            import numpy
+
+            kind, keys, *rest = found["numpy"]
+            numpy.random.RandomState().set_state((kind, numpy.array(keys.tolist(), dtype=numpy.uint32), *rest))
+        devices = [torch.is_tensor(numbers) for numbers in found.get("cuda", ())]
+    except Exception:
+        return False
+    return (following is None or isinstance(following, float)) and all(devices)
+
+
 def put(state: dict[str, Any]) -> None:
     """Have them stand there again. What was not asked for then stays."""
     torch.set_rng_state(state["torch"])

@@ -177,7 +177,7 @@ class Context:
         buffers: Mapping[str, Tensor] = self._need("buffers", self._step.buffers)()
         if self._notes.lent is None:
             self._notes.lent = {}
-        return self._notes.lent.setdefault(self._path, Lent(buffers))
+        return self._notes.lent.setdefault(self._path, Lent(buffers, "ctx.buffers"))
 
     @property
     def observed(self) -> Mapping[str, float]:
@@ -199,9 +199,12 @@ class Context:
         )
 
     def of_buffers(self, fn: Callable[..., Tensors], *args: Any) -> Tensors:
-        """`fn(buffers, *args)`: tensors that a link makes of the model's buffers, and of what it remembers."""
+        """`fn(buffers, *args)`: tensors that a link makes of the model's buffers, and of what it remembers.
+
+        They are copies, as `buffers` are: `fn` may keep them, and a write into one fails the update.
+        """
         self._need("buffers", self._step.buffers)
-        in_step = partial(_of_buffers, fn)
+        in_step = partial(_of_buffers, fn, self._path)
         return (
             in_step(self._step, *args)
             if self._step.recorder is None
@@ -381,6 +384,9 @@ def _count(name: str, step: Step, seen: int) -> int:
     return _news(name, step, seen)[1]
 
 
-def _of_buffers(fn: Callable[..., Tensors], step: Step, *args: Any) -> Tensors:
+def _of_buffers(fn: Callable[..., Tensors], owner: str, step: Step, *args: Any) -> Tensors:
     assert step.buffers is not None
-    return fn(step.buffers(), *args)
+    lent = Lent(step.buffers(), "ctx.of_buffers")
+    found = fn(lent, *args)
+    lent.check(owner)
+    return found

@@ -8,10 +8,15 @@ from torch import Tensor
 
 
 class Lent(Mapping[str, "Tensor"]):
-    """Copies of buffers, made when they are read."""
+    """Copies of buffers, made when they are read.
 
-    def __init__(self, buffers: Mapping[str, Tensor]) -> None:
-        self._buffers = buffers
+    Args:
+        buffers: the model's.
+        word: by which the link was given them.
+    """
+
+    def __init__(self, buffers: Mapping[str, Tensor], word: str) -> None:
+        self._buffers, self._word = buffers, word
         self._copies: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -30,6 +35,6 @@ class Lent(Mapping[str, "Tensor"]):
         written = [name for name, copy in self._copies.items() if copy._version]
         if written:
             raise RuntimeError(
-                f"{owner}: ctx.buffers must only be read, got a write into {written[0]!r} in place. Derive the link "
+                f"{owner}: {self._word} must only be read, got a write into {written[0]!r} in place. Derive the link "
                 "from gch.WritesBuffers, and give ctx.write_buffers what the buffer is to be."
             )

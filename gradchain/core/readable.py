@@ -36,6 +36,11 @@ def shown(value: object) -> str:
     return repr(value)[:60] if _prints(value) else type(value).__name__
 
 
+def as_name(key: object) -> str:
+    """A key of something that was read, which should be a name and may be anything, as a list of names has it."""
+    return key if isinstance(key, str) else shown(key)
+
+
 def _prints(value: object) -> bool:
     """Whether a value can be printed whatever lies in it; Python refuses integers of thousands of digits."""
     if isinstance(value, Mapping):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gradchain.checkpoints import place, randomness, ranks
-from gradchain.checkpoints.arguments import named
+from gradchain.checkpoints.arguments import is_count, named
 from gradchain.loop.logs import Record
 
 if TYPE_CHECKING:
@@ -66,25 +66,27 @@ class Restore:
         if keeper is None or not self._wanted:
             return None
         self._wanted = False
-        extra = keeper.load(named(run._updater))
-        if extra is None:
+        found = keeper.newest(named(run._updater))
+        if found is None:
             return None
-        contents = extra.get("run")
-        if not isinstance(contents, dict) or contents.get("loop", {}).get("format") != FORMAT:
+        contents = found.extra.get("run")
+        if not isinstance(contents, dict) or not _is_state(contents.get("loop")) or "extra" not in contents:
             raise ValueError(
                 f"loop: {str(keeper.folder.path)!r} must have checkpoints that a loop of this version saved, got one "
                 "of another. Load it by updater.load(path), and give resume=False."
             )
-        self._take(contents["loop"])
+        state = contents["loop"]
+        own = place.own_of("loop", state["ranks"], "Save at the end of an epoch: unit='epoch'.", run._feed)
+        found.take()
+        self._take(state, own)
         run.extra = contents["extra"]
         run.call("after_load_checkpoint", checkpoint=contents)
         counts = run.counts()
         return {"epoch": run.epoch, "iter": counts["iter"], "update": counts["update"],
                 "pending": run._validation.would_be_due(counts, run._done())}  # fmt: skip
 
-    def _take(self, state: dict[str, Any]) -> None:
+    def _take(self, state: dict[str, Any], own: dict[str, Any]) -> None:
         run = self._run
-        own = place.own_of("loop", state["ranks"], "Save at the end of an epoch: unit='epoch'.", run._feed)
         run.iter = state["iter"]
         place.put(own, run._feed)
         validation, kept = run._validation, state["validation"]
@@ -96,3 +98,15 @@ class Restore:
             run._keeper.records.update(state["best"])
             self.checked = run.counts()[run._keeper.due.unit]
         self._saved = self._marks(0)
+
+
+def _is_state(found: Any) -> bool:
+    """Whether it is what `Restore._state` gives."""
+    if not isinstance(found, dict) or type(found.get("format")) is not int or found["format"] != FORMAT:
+        return False
+    kept = found.get("validation")
+    if not isinstance(kept, dict) or not is_count(kept.get("checked"), 0) or not isinstance(kept.get("done"), list):
+        return False
+    right = isinstance(kept.get("unit"), str) and all(is_count(number, -1) for number in kept["done"])
+    ranks_, best = found.get("ranks"), found.get("best")
+    return right and is_count(found.get("iter"), 0) and place.are_ranks(ranks_) and place.are_records(best)

@@ -6,18 +6,20 @@ When to save and what is here; the files are those of `gradchain.checkpoints`.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gradchain.checkpoints import ranks
 from gradchain.checkpoints.arguments import Best, better, read_best, read_keep
-from gradchain.checkpoints.folder import Folder
+from gradchain.checkpoints.folder import Folder, Found
 from gradchain.loop import spacing
 from gradchain.loop.spacing import Intervals, Unit
 from gradchain.updater import files
-from gradchain.updater.files import Saved
+from gradchain.updater.in_parts import has_parts
 from gradchain.updater.parts import Which
+from gradchain.updater.updater import Updater
 
 
 class checkpoints:
@@ -25,7 +27,8 @@ class checkpoints:
 
     A file has weights, buffers, the state of chains, random numbers of each rank, the place in the loader and what
     hooks add. It is written whole or not at all. A run that goes on from it is the one that was never interrupted, bit
-    for bit.
+    for bit. Of weights that are sharded, and of a state that ranks share out, each rank writes its part, as it does
+    for `gch.Checkpointer`.
 
     Args:
         folder: where to. Files of other names in it are left alone.
@@ -84,23 +87,33 @@ class Keeper:
         self.folder = Folder(settings.folder, self.due.unit, "loop", "resume=False starts anew.")
         self.records: dict[str, float] = {}
 
-    def save(self, updaters: Mapping[str, Saved], extra: Mapping[str, Any], number: int) -> None:
-        """Write a file of this number, and remove what is too old. All ranks call it, the first does it."""
-        found = files.contents(updaters, self.settings.weights, extra)
-        ranks.by_first("loop", lambda: self.folder.write(found, number, self.settings.keep))
+    def save(self, updaters: Mapping[str, Updater], extra: Mapping[str, Any], number: int) -> None:
+        """Write a file of this number, and remove what is too old. All ranks call it."""
+        put = partial(self.folder.write, number=number, keep=self.settings.keep)
+        self._write(updaters, extra, self.folder.path_of(number), put)
 
-    def save_best(self, updaters: Mapping[str, Saved], extra: Mapping[str, Any], metric: str) -> None:
-        """Write the file of the best by this metric. All ranks call it, the first does it."""
-        found = files.contents(updaters, self.settings.weights, extra)
-        ranks.by_first("loop", lambda: self.folder.write_best(found, metric))
+    def save_best(self, updaters: Mapping[str, Updater], extra: Mapping[str, Any], metric: str) -> None:
+        """Write the file of the best by this metric. All ranks call it."""
+        put = partial(self.folder.write_best, metric=metric)
+        self._write(updaters, extra, self.folder.path_of_best(metric), put)
 
-    def load(self, updaters: Mapping[str, Saved]) -> dict[str, Any] | None:
-        """Load the newest file that is whole, and return its extra; None where there is no file."""
-        found = self.folder.newest(updaters)
-        if found is None:
-            return None
-        found.take()
-        return found.extra
+    def _write(
+        self,
+        updaters: Mapping[str, Updater],
+        extra: Mapping[str, Any],
+        path: Path,
+        put: Callable[[Mapping[str, Any]], object],
+    ) -> None:
+        """The first rank does it, of whole weights; of those that are sharded each rank writes its part."""
+        if any(map(has_parts, updaters.values())):
+            self.folder.write_parts(files.contents(updaters, self.settings.weights, extra, "fixed"), path, put)
+        else:
+            found = files.contents(updaters, self.settings.weights, extra)
+            ranks.by_first("loop", partial(put, found))
+
+    def newest(self, updaters: Mapping[str, Updater]) -> Found | None:
+        """The newest file that is whole, of which nothing is taken yet; None where there is no file."""
+        return self.folder.newest(updaters)
 
     def better(self, metrics: Mapping[str, float]) -> list[str]:
         """The metrics that are better than ever before."""

@@ -170,7 +170,7 @@ class average_params(AtTicks):
         """The buffers as the average is to have them."""
         if not buffers:
             return before
-        live = EagerTensors.at(Index.of(buffers), dict(buffers)).clone()
+        live = EagerTensors.at(Index.of(buffers), dict(buffers))
         if self.buffers == "copy" or not len(before):
             return live
         floats = [name for name, buffer in live.items() if buffer.is_floating_point()]

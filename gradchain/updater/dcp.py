@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple, cast
+from typing import IO, Any, BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -28,6 +30,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from gradchain.updater import sealed
 from gradchain.updater.sealed import Sealing
 
 
@@ -163,8 +166,68 @@ def write(tree: dict[str, Any], folder: Path, group: Any) -> tuple[list[Row], di
 # reading
 
 
+class DamagedError(Exception):
+    """A file of a part is not what the index says."""
+
+
+class _Seen(FileSystem):
+    """Files that are read from only as long as they are what an index says, whoever looked at them before."""
+
+    def __init__(self, seals: Mapping[str, Sequence[Any]], owner: str) -> None:
+        self._seals, self._owner = seals, owner
+
+    @contextlib.contextmanager
+    def create_stream(self, path: str | PathLike[str], mode: str) -> Iterator[io.IOBase]:
+        where = Path(path)
+        with sealed.opened(where, self._owner) as file:
+            before = os.fstat(file.fileno())
+            right = partial(sealed.has_checksum, file, *self._seals[where.name])
+            if not right():
+                raise DamagedError(f"the checksum of {where.name!r} is not that of its contents")
+            yield cast("io.IOBase", file)
+            if sealed.has_changed(file, before) or (before.st_size <= sealed.SMALL and not right()):
+                raise DamagedError(f"{where.name!r} was changed while it was read")
+
+
+class _Slice(io.RawIOBase):
+    """Some bytes of an open file, as a file. That of torch's cannot be sought in from its end."""
+
+    def __init__(self, file: Any, begin: int, length: int) -> None:
+        self._file, self._begin, self._length, self._at = file, begin, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        self._at = max(0, offset + (0, self._at, self._length)[whence])
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        view = memoryview(buffer)[: max(0, self._length - self._at)]
+        self._file.seek(self._begin + self._at)
+        many = int(self._file.readinto(view))
+        self._at += many
+        return many
+
+
 class _Reader(FileSystemReader):
-    """Reads by our table."""
+    """Reads by our table, and no file that is another than it says."""
+
+    def __init__(self, folder: Path, seals: Mapping[str, Sequence[Any]], owner: str) -> None:
+        super().__init__(folder)
+        self.fs = _Seen(seals, owner)
+
+    def _slice_file(self, file: Any, sinfo: Any) -> IO[bytes]:
+        found = cast("IO[bytes]", _Slice(file, sinfo.offset, sinfo.length))
+        if problem := sealed.zip_problem(cast("BinaryIO", found), sinfo.length):
+            raise DamagedError(problem)
+        return found
 
     def table(self, table: Mapping[str, Row]) -> Metadata:
         """The same, as torch has it."""
@@ -186,9 +249,14 @@ def _told(row: Row) -> TensorStorageMetadata:
     return TensorStorageMetadata(TensorProperties(dtype=row.dtype), torch.Size(row.shape), chunks)
 
 
-def fill(tensors: dict[str, Tensor], folder: Path, table: Mapping[str, Row]) -> None:
-    """Read into these tensors, by name, what this rank needs of what lies in a folder. No rank talks to another."""
-    reader = _Reader(folder)
+def fill(
+    tensors: dict[str, Tensor], folder: Path, table: Mapping[str, Row], seals: Mapping[str, Sequence[Any]], owner: str
+) -> None:
+    """Read into these tensors, by name, what this rank needs of what lies in a folder. No rank talks to another.
+
+    What goes wrong is a DamagedError, an OSError, or whatever torch says of bytes that are no tensor of its.
+    """
+    reader = _Reader(folder, seals, owner)
     metadata = reader.table({name: table[name] for name in tensors})
     planner = DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False)
     planner.set_up_planner(dict(tensors), metadata, True)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 import torch
 from torch import Tensor
 
-from gradchain.core.readable import shown
+from gradchain.core.readable import as_name, shown
 from gradchain.updater import in_parts, safe_tensors, sealed
 from gradchain.updater.fixed import Form
 from gradchain.updater.journal import insist
@@ -27,6 +27,10 @@ Format = Literal["torch", "safetensors"]
 FilePath: TypeAlias = "str | PathLike[str]"
 _PLAIN = (str, int, float, bool, type(None))
 _AS_SAVED: Mapping[str, Moves | None] = MappingProxyType({})
+
+
+class LaterVersionError(ValueError):
+    """A file that is whole, and that a later version of gradchain wrote."""
 
 
 class Saved(Protocol):
@@ -135,7 +139,7 @@ def whole(path: FilePath, owner: str, contents: Mapping[str, Any]) -> tuple[dict
     where = sealed.path_of(owner, path)
     if problem := in_parts.damage(where, contents, owner):
         raise ValueError(problem)
-    return in_parts.whole(where, contents)
+    return in_parts.whole(where, contents, owner)
 
 
 def opened(path: FilePath, owner: str) -> dict[str, Any]:
@@ -150,7 +154,8 @@ def checked(path: FilePath, owner: str, contents: Any, has_seal: bool) -> dict[s
         raise ValueError(another)
     found, parts, extra = contents["format"], contents["parts"], contents["extra"]
     if type(found) is not int or found not in (_UNSEALED, FORMAT, in_parts.FORMAT):
-        raise ValueError(
+        later = has_seal and type(found) is int and found > in_parts.FORMAT
+        raise (LaterVersionError if later else ValueError)(
             f"{owner}: {str(path)!r} has format {shown(found)}, and this version reads {_UNSEALED} to "
             f"{in_parts.FORMAT}."
         )
@@ -167,7 +172,7 @@ def checked(path: FilePath, owner: str, contents: Any, has_seal: bool) -> dict[s
 def check_names(owner: str, expected: Iterable[str], found: Mapping[str, Any]) -> None:
     """ValueError unless `found` has exactly the expected names."""
     if not isinstance(found, Mapping) or set(expected) != set(found):
-        names = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        names = sorted(map(as_name, found)) if isinstance(found, Mapping) else type(found).__name__
         raise ValueError(f"{owner}: expected the updaters {sorted(expected)}, found {names}.")
 
 

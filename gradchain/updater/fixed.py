@@ -9,11 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from gradchain.core.readable import as_name
 from gradchain.core.roles import AverageState
 from gradchain.core.slots import Slots
 from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform
+from gradchain.updater.sealed import unzipped
 from gradchain.updater.state_dict import states
 
 Form = Literal["plain", "fixed"]
@@ -116,7 +118,7 @@ def from_fixed(saved: Mapping[str, Any]) -> tuple[dict[str, Any], list[tuple[str
 def _opened(rest: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """The plain state without the tensors, and which of these it has in which dtypes."""
     try:
-        contents = torch.load(io.BytesIO(rest), map_location="cpu", weights_only=True)
+        contents = unzipped(io.BytesIO(rest), len(rest))
         state, there = contents["state"], contents["tensors"]
         pairs = [pair for fields in there.values() for entries in fields.values() for pair in entries.values()]
         right = all(isinstance(dtype, torch.dtype) for pair in pairs for dtype in pair)
@@ -165,8 +167,10 @@ def _is_path(path: Any) -> bool:
 
 def _told(path: list[Any]) -> str:
     """A path as reports have it: `trace.trace[weight]`."""
-    place, keys = (f"{path[1]}.{path[2]}", path[3:]) if path[0] == "links" else (path[0], path[1:])
-    return place + "".join(f"[{key}]" for key in keys)
+    place, keys = (
+        (f"{as_name(path[1])}.{as_name(path[2])}", path[3:]) if path[0] == "links" else (as_name(path[0]), path[1:])
+    )
+    return place + "".join(f"[{as_name(key)}]" for key in keys)
 
 
 def _at(value: Any, path: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from gradchain.core.readable import is_readable
+from gradchain.core.readable import as_name, is_readable
 from gradchain.updater.memory import fits_repeats
 from gradchain.updater.state_dict import kind_of
 from gradchain.updater.target import Target
@@ -80,7 +80,7 @@ class Part(NamedTuple):
     def read(cls, owner: str, contents: Any) -> Part:
         """A part as `part_of` makes it, or as earlier versions made it. ValueError for anything else."""
         if not isinstance(contents, Mapping) or not {"weights", "buffers", "state"} <= set(contents):
-            found = sorted(map(str, contents)) if isinstance(contents, Mapping) else type(contents).__name__
+            found = sorted(map(as_name, contents)) if isinstance(contents, Mapping) else type(contents).__name__
             raise ValueError(f"{owner}: expected weights, buffers and state of an updater, found {found}.")
         weights, buffers, model = contents["weights"], contents["buffers"], contents.get("model", {})
         for what, tensors in (("weight", weights), ("buffer", buffers)):

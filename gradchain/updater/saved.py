@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gradchain.core.domain import Domain
-from gradchain.core.readable import shown
+from gradchain.core.readable import as_name, shown
 
 FORMAT = 1
 CLOCK = Domain(float, "[0, inf)")
@@ -20,7 +20,7 @@ _FLOAT_BITS = 1024  # those of an integer that a float still holds
 def check(saved: Any) -> None:
     """ValueError unless it is made as `state_dict()` makes it, with values that it can have."""
     if not isinstance(saved, Mapping) or not set(saved) >= set(_FIELDS):
-        found = sorted(map(str, saved))[:6] if isinstance(saved, Mapping) else type(saved).__name__
+        found = sorted(map(as_name, saved))[:6] if isinstance(saved, Mapping) else type(saved).__name__
         raise ValueError(f"load_state_dict: expected what state_dict() gives, found {found}.")
     if type(saved["format"]) is not int or saved["format"] != FORMAT:
         raise ValueError(f"load_state_dict: format must be {FORMAT}, got {shown(saved['format'])}.")
@@ -32,11 +32,11 @@ def check(saved: Any) -> None:
 
 def unexpected(saved: Mapping[Any, Any]) -> list[str]:
     """The names that no state has."""
-    return [f"the field {name!r}" for name in saved if name not in _FIELDS and name != "inventory"]
+    return [f"the field {as_name(name)!r}" for name in saved if name not in _FIELDS and name != "inventory"]
 
 
 def _refuse(what: str, rule: str, value: Any, where: Any = None) -> None:
-    place = "" if where is None else f" for {where!r}"
+    place = "" if where is None else f" for {shown(where)}"
     raise ValueError(f"load_state_dict: {what} must be {rule}, got {shown(value)}{place}.")
 
 

@@ -19,7 +19,7 @@ import stat
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from os import PathLike
@@ -44,7 +44,7 @@ _END_OF_ZIP = b"PK\x05\x06"  # begins the last 22 bytes of a zip without a comme
 _FOLDER = 0x10  # of a part that has none of its bytes read: torch hands out memory that nobody wrote to
 _INSTRUCTIONS = {"sha_ni", "sha2"}  # for SHA-256, as Linux calls them on x86 and on Arm
 _CHUNK = 1 << 20
-_SMALL = 1 << 24  # bytes of a file that is looked through again once it is read: times of files are coarse
+SMALL = 1 << 24  # bytes of a file that is looked through again once it is read: times of files are coarse
 _TRIES = 3
 _STARTED = time.time()
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
@@ -230,17 +230,32 @@ def seal_of(path: Path) -> str:
         return file.read().hex() if _has_seal(file, size) else ""
 
 
-def has_checksum(path: Path, size: int, checksum: str) -> bool:
-    """Whether any file has this size and, all that lies in it, this checksum."""
+def has_checksum(file: BinaryIO, size: int, checksum: str) -> bool:
+    """Whether any open file has this size and, all that lies in it, this checksum."""
     kind, _, digits = checksum.partition(":")
-    with open(path, "rb") as file:
-        if kind not in _KINDS_OF_SUMS or os.fstat(file.fileno()).st_size != size:
-            return False
-        return bool(_summed(file, size, _KINDS_OF_SUMS[kind]).hexdigest() == digits)
+    if kind not in _KINDS_OF_SUMS or os.fstat(file.fileno()).st_size != size:
+        return False
+    file.seek(0)
+    return bool(_summed(file, size, _KINDS_OF_SUMS[kind]).hexdigest() == digits)
+
+
+def unzipped(file: BinaryIO, size: int) -> Any:
+    """What torch wrote into a zip that lies in another file, whose checksum is right. ValueError where it is none."""
+    if problem := zip_problem(file, size):
+        raise ValueError(problem)
+    return _unzipped(file)
+
+
+def zip_problem(file: BinaryIO, size: int) -> str:
+    """Why a zip cannot be one that torch wrote, and would take more memory than it has bytes; "" where it can."""
+    with zipfile.ZipFile(file) as archive:
+        problem = _layout(archive.infolist(), size)
+    file.seek(0)
+    return problem
 
 
 def _read(path: Path, owner: str, wanted: bool) -> tuple[Any, bool]:
-    with in_words(owner, path), _opened(path, owner) as file:
+    with in_words(owner, path), opened(path, owner) as file:
         before = os.fstat(file.fileno())
         size = before.st_size
         if of_tensors := safe_tensors.is_one(file, size):
@@ -254,7 +269,7 @@ def _read(path: Path, owner: str, wanted: bool) -> tuple[Any, bool]:
             file.seek(0)
             read_it = safe_tensors.contents if of_tensors else _unzipped
             contents = read_it(file) if wanted and not problem else None
-            if contents is not None and (_has_changed(file, before) or (size <= _SMALL and look(file))):
+            if contents is not None and (has_changed(file, before) or (size <= SMALL and look(file))):
                 problem = "it was changed while it was read"
         except Exception as error:
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is to seek where no file has bytes
@@ -268,7 +283,7 @@ def _read(path: Path, owner: str, wanted: bool) -> tuple[Any, bool]:
     return contents, sealed
 
 
-def _has_changed(file: BinaryIO, before: os.stat_result) -> bool:
+def has_changed(file: BinaryIO, before: os.stat_result) -> bool:
     """Whether somebody wrote into the open file since; one that was put in its place is another file."""
     now = os.fstat(file.fileno())
     return (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
@@ -279,7 +294,7 @@ def _unzipped(file: BinaryIO) -> Any:
 
 
 @contextmanager
-def _opened(path: Path, owner: str) -> Iterator[BinaryIO]:
+def opened(path: Path, owner: str) -> Iterator[BinaryIO]:
     """A regular file, open for reading. ValueError for what is none: opening a FIFO or a device may wait, or act."""
     _check_regular(owner, path, os.stat(path).st_mode)
     with open(path, "rb", opener=_without_waiting) as file:
@@ -302,14 +317,9 @@ def _problem(file: BinaryIO, size: int, sealed: bool) -> str:
         return "it is damaged, its checksum is not that of its contents"
     with zipfile.ZipFile(file) as archive:
         parts = archive.infolist()
-        if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in parts):
-            return "it is compressed, which no checkpoint is"
-        if any(part.is_dir() or part.external_attr & _FOLDER for part in parts):
-            return "it is damaged, it has folders in it"
-        if sum(part.file_size for part in parts) > size:
-            return "it is damaged, its parts are larger than the file"
-        if sealed:
-            return ""
+        problem = _layout(parts, size)
+        if sealed or problem:
+            return problem
         file.seek(max(0, size - 22))
         if file.read(4) != _END_OF_ZIP:
             return "it is damaged, it does not end where its zip ends"
@@ -322,6 +332,17 @@ def _problem(file: BinaryIO, size: int, sealed: bool) -> str:
             return ""
         damaged = archive.testzip()
         return "" if damaged is None else f"it is damaged, the checksum of {damaged!r} is not that of its contents"
+
+
+def _layout(parts: Sequence[zipfile.ZipInfo], size: int) -> str:
+    """What no zip of torch's has, "" for none of it."""
+    if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in parts):
+        return "it is compressed, which no checkpoint is"
+    if any(part.is_dir() or part.external_attr & _FOLDER for part in parts):
+        return "it is damaged, it has folders in it"
+    if sum(part.file_size for part in parts) > size:
+        return "it is damaged, its parts are larger than the file"
+    return ""
 
 
 def _is_whole(file: BinaryIO, size: int) -> bool:

@@ -14,7 +14,7 @@ from gradchain.core.domain import Domain
 from gradchain.core.eager import EagerTensors
 from gradchain.core.hyper import is_number
 from gradchain.core.index import Index
-from gradchain.core.readable import is_readable, shown
+from gradchain.core.readable import as_name, is_readable, shown
 from gradchain.core.roles import AverageState, WindowState
 from gradchain.core.row_gradients import as_gradients, as_plain, from_plain
 from gradchain.core.scalars import Count, Scalars
@@ -131,7 +131,7 @@ def from_dict(
     facts = {f.name: f.parameter for f in index.facts}
     new: dict[str, State] = {}
     current_states = dict(states(link, state))
-    report.unexpected += [address for address in saved if address not in current_states]
+    report.unexpected += [as_name(address) for address in saved if address not in current_states]
     for address, current in current_states.items():
         fields = dict(current.items())
         if fields and address not in saved:
@@ -141,7 +141,7 @@ def from_dict(
         if not isinstance(found, Mapping):
             report.mismatched.append(f"{address}: expected its fields, found {type(found).__name__}")
             continue
-        report.unexpected += [f"{address}.{name}" for name in found if name not in fields]
+        report.unexpected += [f"{address}.{as_name(name)}" for name in found if name not in fields]
         changes, before = {}, len(report.problems())
         for name, value in fields.items():
             if name not in found and name in current.added:
@@ -236,7 +236,7 @@ class _Reader:
         if self.whole is not None:
             return self._whole(current, saved, self.whole, rows)
         self.report.missing += [f"{self.address}[{n}]" for n in current if n not in saved]
-        self.report.unexpected += [f"{self.address}[{n}]" for n in saved if n not in current]
+        self.report.unexpected += [f"{self.address}[{as_name(n)}]" for n in saved if n not in current]
         out = {}
         for name, old in current.items():
             new = saved.get(name, old)
@@ -261,7 +261,9 @@ class _Reader:
         for name, tensor in saved.items():
             if name not in rows and not whole.fits(name, tensor):
                 place = whole.places.get(name)
-                self._mismatch(f"{'no tensor' if place is None else kind_of(place)} for {name!r}", kind_of(tensor))
+                self._mismatch(
+                    f"{'no tensor' if place is None else kind_of(place)} for {as_name(name)!r}", kind_of(tensor)
+                )
                 return current
             if not self._inside(name, tensor):
                 return current
@@ -289,7 +291,7 @@ class _Reader:
         """What an optimizer from elsewhere kept: where it is known already, tensors must have its shapes."""
         slots = saved if isinstance(saved, Mapping) else {}
         if set(slots) != set(current) or not all(isinstance(v, dict) and is_plain(v) for v in slots.values()):
-            self._mismatch("a dict per parameter", repr(sorted(map(str, slots)))[:60])
+            self._mismatch("a dict per parameter", repr(sorted(map(as_name, slots)))[:60])
             return current
         for name, slot in slots.items():
             if not all(map(is_readable, _tensors_in(slot))):

@@ -14,6 +14,7 @@ from torch import nn
 
 import gradchain as gch
 from gradchain.checkpoints import manifest
+from gradchain.updater import sealed
 
 
 def keeper_of(folder, **given):
@@ -202,6 +203,39 @@ def test_what_no_checkpointer_wrote_is_refused(tmp_path):
     ran(tmp_path / "b", [None], every=1)
     with gch.Checkpointer(tmp_path / "b", updater=other) as refusing, pytest.raises(ValueError, match="scale_by_adam"):
         refusing.resume()
+
+
+def test_a_file_of_a_later_version_is_no_damage(tmp_path):
+    """To go on from the one before would lose a run in silence, and then write over it."""
+    ran(tmp_path, [None, None, None], every=1)
+    newest = tmp_path / "update_00000003.pt"
+    contents = torch.load(newest, weights_only=True)
+    with newest.open("wb") as file:
+        sealed.write_zip({**contents, "format": 4}, file)
+    updater, keeper = keeper_of(tmp_path)
+    with keeper, pytest.raises(ValueError, match=r"update_00000003.pt' has format 4, and this version reads 1 to 3"):
+        keeper.resume()
+    assert updater.num_updates == 0 and names(tmp_path) == numbered(1, 2, 3)
+
+
+@pytest.mark.parametrize("where", ["file", "file/folder"])
+def test_a_folder_that_is_a_file(where, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    _, keeper = keeper_of(tmp_path / where)
+    for act in (keeper.resume, keeper.save):
+        with pytest.raises(OSError, match=rf"^save: '.*{where}' cannot be written: .*\.$"):
+            act()
+    assert keeper.last_good is None and (tmp_path / "file").read_text() == "mine"
+
+
+def test_every_may_be_another_and_the_best_stays_with_one_kept(tmp_path):
+    """A number that is not finite is never the best, not even the first; the record is that of all runs."""
+    nan = float("nan")
+    ran(tmp_path, [nan, 2.0, nan], every=2, keep=1, best=("score", "min"))
+    assert names(tmp_path) == ["best_score.pt", *numbered(2)]
+    ran(tmp_path, [3.0, float("-inf"), None], every=3, keep=1, best=("score", "min"))  # from update 2
+    assert names(tmp_path) == ["best_score.pt", *numbered(3)]
+    assert torch.load(tmp_path / "best_score.pt", weights_only=True)["parts"]["updater"]["state"]["clocks"]["step"] == 2
 
 
 # who

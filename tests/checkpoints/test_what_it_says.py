@@ -18,6 +18,13 @@ WRONG = {
     "keep": ({"keep": 0}, ValueError, "keep must be a whole number of at least 1 or None, got 0"),
     "best": ({"best": ("loss", "least")}, ValueError, r'best must be \(metric, "min" or "max"\)'),
     "word": ({"best": "loss"}, ValueError, r"best must be \(metric, .* got 'loss'"),
+    "no name": ({"best": [("loss", "min"), (3, "min")]}, ValueError, "best must name a metric by a str, got 3"),
+    "one file": (
+        {"best": [("val/loss", "min"), ("val_loss", "min")]},
+        ValueError,
+        "best must have a file for each metric, got 'val/loss' and 'val_loss', which would both .* 'best_val_loss.pt'",
+    ),
+    "twice": ({"best": [("loss", "min"), ("loss", "max")]}, ValueError, "best must have a file for each metric"),
     "weights": ({"weights": "some"}, ValueError, "weights must be 'all', 'trainable' or 'none', got 'some'"),
     "loader": ({"loader": 3}, TypeError, "loader must be iterable, got int"),
     "also": ({"also": {"x": 3}}, TypeError, r"also\['x'\] must have state_dict and load_state_dict, .* got int"),
@@ -39,11 +46,14 @@ def test_arguments(kind, tmp_path):
     ("extra", "error", "sentence"),
     [
         ({"x": object()}, TypeError, "save: x must be made of dict"),
+        ({"val": 10**400}, TypeError, "val must be a number, for best goes by it, got int"),
+        ({"val": torch.ones(2)}, TypeError, "val must be a number, for best goes by it, got Tensor"),
+        ({"val": 1j}, TypeError, "val must be a number, for best goes by it, got complex"),
         ({"checkpointer": 1}, ValueError, "an entry must not be called 'checkpointer'"),
     ],
 )
 def test_entries(extra, error, sentence, tmp_path):
-    with gch.Checkpointer(tmp_path / "a", updater=UPDATER) as keeper:
+    with gch.Checkpointer(tmp_path / "a", updater=UPDATER, best=("val", "min")) as keeper:
         with pytest.raises(error, match=sentence):
             keeper.save(**extra)
         assert not (tmp_path / "a").exists()
@@ -74,6 +84,22 @@ class Strict:
         if self.refuses and state["at"] == 5:
             raise KeyError("no")
         self.at = state["at"]
+
+
+def test_resume_within_the_batches_is_refused(tmp_path):
+    """Else the loop goes on where it is, and counts from where the file is."""
+    updater = gch.sgd(0.1).bind(nn.Linear(1, 1))
+    with gch.Checkpointer(tmp_path, updater=updater, every=1, loader=[torch.ones(1, 1)] * 4) as keeper:
+        for _ in keeper.batches(1):
+            updater.step({n: torch.ones_like(p) for n, p in updater._bound.parameters().items()})
+            keeper.step()
+            if updater.num_updates == 2:
+                with pytest.raises(
+                    RuntimeError, match=r"^Checkpointer: resume\(\) must be called outside of the `for`"
+                ):
+                    keeper.resume()
+                break
+        assert keeper.resume() == {} and len(list(keeper.batches(1))) == 2
 
 
 def test_an_object_that_refuses_leaves_all_as_it_was(tmp_path):

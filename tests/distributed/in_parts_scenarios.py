@@ -52,7 +52,7 @@ def _rank(rank, folder):
             continue  # the next meeting waits for the others
         if ranks:
             meeting = f"file://{folder}/{number}.meeting"
-            seconds = datetime.timedelta(seconds=60)
+            seconds = datetime.timedelta(seconds=180)  # two ranks have their turn while two wait, on a busy machine
             dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks, timeout=seconds)
         try:
             outcomes[name] = function(Path(folder), *given)
@@ -137,12 +137,16 @@ class Trained:
             self.keeper.step(at=self.updater.num_micro)
 
     def shown(self):
-        """All that it has come to, whole."""
-        links = _whole(self.updater.state_dict(sync=True)["links"])
-        counts = self.updater.num_updates, self.updater.num_micro
-        weights = {n: whole(p).detach().clone() for n, p in self.model.named_parameters()}
-        buffers = {n: b.clone() for n, b in self.model.named_buffers()}
-        return {"weights": weights, "links": links, "counts": counts, "buffers": buffers}
+        return come_to(self.model, self.updater)
+
+
+def come_to(model, updater):
+    """All that a run has come to, whole."""
+    links = _whole(updater.state_dict(sync=True)["links"])
+    counts = updater.num_updates, updater.num_micro
+    weights = {n: whole(p).detach().clone() for n, p in model.named_parameters()}
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    return {"weights": weights, "links": links, "counts": counts, "buffers": buffers}
 
 
 def _whole(value):
@@ -361,3 +365,44 @@ def left_by_a_kill(folder):
     trained.keeper.close()
     dist.barrier()
     return sorted(path.name for path in there.iterdir())
+
+
+# in a loop, behind all that four ranks do: nobody waits for these two
+
+
+def looped(folder, wrap, kill=None, **given):
+    """A run of `gch.loop`, which may be left in the middle of an epoch, of a window, and of a batch."""
+    data = torch.randn(44, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    loader = torch.utils.data.DataLoader(data, 2, sampler=gch.loop.sampler(data, seed=1))
+    model = net()
+    wrapped, zero = wrap(model)
+    updater = chain().bind(wrapped, zero_redundancy=zero)
+    torch.manual_seed(rank())
+    saving = gch.loop.checkpoints(folder, 1, "iter", keep=2, best=("drawn", "min"))
+    drawn = (lambda: {"drawn": torch.rand(())}, 2)
+    for batch in (run := gch.loop(loader, updater, epochs=2, validate=drawn, checkpoint=saving, **given)):
+        if run.iter == kill:
+            break
+        with updater.context():
+            loss = loss_of(wrapped(batch))
+        run.update(loss)
+    dist.barrier()
+    files = sorted(path.name for path in folder.iterdir())
+    dist.barrier()
+    return {**come_to(model, updater), "draws": torch.get_rng_state(), "files": files, "at": run.iter}
+
+
+@phase(("fsdp in a loop", 2, by_fsdp), ("zero in a loop", 2, by_zero))
+def in_a_loop(folder, wrap):
+    there = folder / f"loop {wrap.__name__}"
+    straight = looped(there / "straight", wrap)
+    killed = looped(there / "broken", wrap, kill=7)
+    return {"straight": straight, "killed": killed, "rest": looped(there / "broken", wrap)}
+
+
+@phase(("fsdp in a loop to one process", 0, "loop by_fsdp"))
+def a_loop_in_one_process(folder, name):
+    """The best that ranks wrote is read whole."""
+    updater = chain().bind(net())
+    updater.load(folder / name / "broken" / "best_drawn.pt")
+    return updater.num_micro

@@ -78,6 +78,26 @@ def test_it_goes_on_bit_for_bit(name, background, ran):
     assert not torch.equal(first["straight"]["draws"], second["straight"]["draws"])
 
 
+@pytest.mark.parametrize("name", ["fsdp in a loop", "zero in a loop"])
+def test_a_loop_goes_on_bit_for_bit(name, ran):
+    """Left in the middle of an epoch and of a window; of its files the newest two and the best are there, in parts."""
+    first, second = ran(name)
+    for result in (first, second):
+        assert result["killed"]["counts"] == (3, 7) and result["killed"]["at"] == 7
+        alike(result["rest"], result["straight"])
+        assert torch.equal(result["rest"]["draws"], result["straight"]["draws"])
+        assert result["rest"]["at"] == result["straight"]["at"] == 22
+        names = result["rest"]["files"]
+        indexes = [name.partition(".")[0] for name in names if name.endswith(".pt")]
+        assert indexes == ["best_drawn", "iter_00000021", "iter_00000022"]
+        assert [name.partition(".")[0] for name in names if name.endswith(".dcp")] == indexes
+    assert not torch.equal(first["straight"]["draws"], second["straight"]["draws"])
+
+
+def test_what_a_loop_of_ranks_wrote_is_read_by_one_process(ran):
+    assert ran("fsdp in a loop to one process")[0] > 0
+
+
 def test_fewer_ranks_share_out_what_is_left_of_an_epoch(ran):
     begun, ended = ran("an epoch begun on four"), ran("and ended on two")
     said = [said for said, _ in ended]

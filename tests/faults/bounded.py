@@ -44,13 +44,19 @@ def tried(
             os.close(read)
             _child(range(at, min(at + BATCH, n)), attempt, write)
         os.close(write)
-        with os.fdopen(read, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                said, note = json.loads(line)
-                yield f"input {named(at)}: {said}" if said else ""
-                learn(note)
-                at += 1
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        ended = False
+        try:
+            with os.fdopen(read, encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    said, note = json.loads(line)
+                    yield f"input {named(at)}: {said}" if said else ""
+                    learn(note)
+                    at += 1
+            ended = True
+        finally:
+            if not ended:  # nobody wants more of them
+                os.kill(child, signal.SIGKILL)
+            status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if status:
             how = "took too long" if status in (-signal.SIGALRM, -signal.SIGPROF) else f"ended the process: {status}"
             yield f"input {named(at)}: {how}"

@@ -124,9 +124,9 @@ def _feed(into: Any, value: Any) -> None:
         into.update(repr(value).encode())
 
 
-def straight(recipe: Recipe, steps: int = STEPS) -> str:
+def straight(recipe: Recipe, steps: int = STEPS, make: Callable[[Recipe], Run] = Run) -> str:
     """The digest of a run that nothing happens to."""
-    run = Run(recipe)
+    run = make(recipe)
     while run.done < steps:
         run.step()
     return run.digest()

@@ -31,7 +31,7 @@ from gradchain.core.readable import is_readable
 from gradchain.updater import safe_tensors, sealed
 
 
-def _outcome(call: Callable[[], object], allowed: tuple[type[Exception], ...], owner: str) -> str:
+def outcome(call: Callable[[], object], allowed: tuple[type[Exception], ...], owner: str) -> str:
     """What is wrong with how a call ended; "" where it returned, or refused in a sentence of its own."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -52,7 +52,7 @@ def _outcome(call: Callable[[], object], allowed: tuple[type[Exception], ...], o
 # bytes
 
 
-def _sealed_again(whole: bytes) -> bytes:
+def sealed_again(whole: bytes) -> bytes:
     """With the checksum that is right of it, where it has a place for one."""
     size = int.from_bytes(whole[:8], "little")
     place = safe_tensors._place_of_seal(whole[8 : 8 + size]) if whole[8:9] == b"{" else None
@@ -128,9 +128,9 @@ def _of_files(n: int, folder: Path, name: str, inside: Callable[[bytes, random.R
         whole = wholes[which]
         for rng in map(random.Random, seeds):
             whole = damaged(whole, rng)
-        path.write_bytes(_sealed_again(whole) if seeds[-1] % 8 else whole)
+        path.write_bytes(sealed_again(whole) if seeds[-1] % 8 else whole)
         before = runs[which]._bound.state
-        wrong = _outcome(lambda: runs[which].load(path), (ValueError,), "load")
+        wrong = outcome(lambda: runs[which].load(path), (ValueError,), "load")
         if not wrong and runs[which]._bound.state is not before:  # it was whole after all: go on from the real one
             path.write_bytes(wholes[which])
             runs[which].load(path)
@@ -210,7 +210,7 @@ def structures(n: int, folder: Path) -> Iterator[str]:
                 continue
         before, strict = runs[which]._bound.state, rng.random() < 0.7
         load = partial(runs[which].load_state_dict, state, strict, **rng.choice(CHANGED))
-        wrong = _outcome(load, (ValueError,), "load_state_dict")
+        wrong = outcome(load, (ValueError,), "load_state_dict")
         if runs[which]._bound.state is not before:
             runs[which].load_state_dict(states[which])
         return wrong
@@ -274,14 +274,14 @@ def configs(n: int, folder: Path) -> Iterator[str]:
     if n < 1000:  # CI looks through no packages for an unknown optimizer: to import them takes ten seconds
         torch_names.PACKAGES.clear()
     path.write_text("optim_wrapper = dict(optimizer=dict(type='NoSuchOptimizer', lr=0.1))\n")
-    assert not _outcome(read, (ValueError, KeyError), r"\w")  # looks through optimizer packages, once and slowly
+    assert not outcome(read, (ValueError, KeyError), r"\w")  # looks through optimizer packages, once and slowly
 
     def attempt(seeds: guided.Seeds) -> str:
         text = CONFIGS[seeds[0] % len(CONFIGS)]
         for rng in map(random.Random, seeds):
             text = changed(text, rng)
         path.write_text(text, encoding="utf-8")
-        return _outcome(read, (ValueError, TypeError, KeyError, FileNotFoundError, NotImplementedError), r"\w")
+        return outcome(read, (ValueError, TypeError, KeyError, FileNotFoundError, NotImplementedError), r"\w")
 
     yield from guided.tried(n, attempt)
 
@@ -294,16 +294,16 @@ KIND = Kind(
     "Most files get a checksum that is right again. Lost is one that raises anything else, ends the process, or takes "
     "more.",
     (
-        Fault("files", "a checkpoint of which bytes are others", PROMISE, files, 200, 2000),
-        Fault("safetensors", "the same, as safetensors", PROMISE, tensors, 100, 2000),
-        Fault("states", "a state dict of which parts are others", PROMISE, structures, 200, 2000),
+        Fault("files", "a checkpoint of which bytes are others", PROMISE, files, 200, 16_000),
+        Fault("safetensors", "the same, as safetensors", PROMISE, tensors, 100, 32_000),
+        Fault("states", "a state dict of which parts are others", PROMISE, structures, 200, 32_000),
         Fault(
             "configs",
             "an OpenMMLab config of which text is other",
             "it is read, or refused in a sentence, in 5 s of a core and 1 GiB; nothing of it is run",
             configs,
             100,
-            2000,
+            20_000,
         ),
     ),
     alone=True,

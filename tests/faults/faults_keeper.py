@@ -16,7 +16,7 @@ from unittest import mock
 
 import faults_kills as kills
 from disk import Disk, Op
-from fault_runs import RECIPES, STEPS, Run, straight
+from fault_runs import RECIPES, STEPS, Recipe, Run, straight
 from faults_world import NUMBERS, SENTENCE, calls_of, raising, until_full
 from killing import Board
 from power import cut
@@ -28,16 +28,23 @@ RECIPE = RECIPES["window in .grad"]
 SAVES = 3
 
 
+Make = Callable[[Recipe], Run]
+
+
 class Kept:
     """A run and its Checkpointer, which goes on from what is there.
+
+    Args:
+        folder: where to.
+        make: makes the run.
 
     Attributes:
         run: the run.
         keeper: its Checkpointer.
     """
 
-    def __init__(self, folder: Path, recipe: str = RECIPE.name) -> None:
-        self.run = Run(RECIPES[recipe])
+    def __init__(self, folder: Path, make: Make = Run) -> None:
+        self.run = make(RECIPE)
         self.keeper = gch.Checkpointer(folder, updater=self.run.updater, keep=2, signals=())
         with warnings.catch_warnings(record=True) as self.told:
             warnings.simplefilter("always")
@@ -68,35 +75,39 @@ def looked_after(run: Run, folder: Path, board: Board, background: bool = False)
             board[kills.SAVED] = max(board[kills.SAVED], run.done - behind)
 
 
-def found_in(folder: Path) -> int:
+def found_in(folder: Path, make: Make = Run) -> int:
     """The step that a new process would go on from, 0 for none."""
-    kept = Kept(folder)
+    kept = Kept(folder, make)
     kept.keeper.close()
     return kept.run.done
 
 
-def power(n: int, folder: Path) -> Iterator[str]:
+def power(n: int, folder: Path, make: Make = Run) -> Iterator[str]:
     """In a new folder; what is there is of the last save that returned or the one under way."""
 
     def saves(there: Path, returned: Callable[[int], None]) -> None:
-        kept = Kept(there / "run")
+        kept = Kept(there / "run", make)
         for _ in range(SAVES):
             kept.step()
             returned(kept.run.done)
         kept.keeper.close()
 
-    return cut(n, folder, saves, lambda image: found_in(image / "run"))
+    return cut(n, folder, saves, lambda image: found_in(image / "run", make))
 
 
 class Tried:
     """A run that is looked after, in which single saves go wrong.
 
+    Args:
+        folder: for its files.
+        make: makes the run.
+
     Attributes:
         kept: the run and its Checkpointer.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.kept = folder / "run", Kept(folder / "run")
+    def __init__(self, folder: Path, make: Make = Run) -> None:
+        self.folder, self.make, self.kept = folder / "run", make, Kept(folder / "run", make)
         for _ in range(5):
             self.kept.step()
         self.least = self.kept.run.done
@@ -116,7 +127,9 @@ class Tried:
         copy, state = self.folder.with_name("copy"), self.kept.run.digest()
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.folder, copy, ignore=shutil.ignore_patterns(".lock"))
-        found = Kept(copy).run
+        kept = Kept(copy, self.make)
+        found = kept.run
+        kept.keeper.close()
         if found.done < self.least:
             return f"step {found.done} is there, and {self.least} was saved"
         return "" if found.done != self.kept.run.done or found.digest() == state else "what is there is another run"
@@ -128,13 +141,13 @@ class Tried:
             self.kept.step()
         digest = self.kept.run.digest()
         self.kept.keeper.close()
-        same = digest == straight(RECIPE) and found_in(self.folder) == STEPS
+        same = digest == straight(RECIPE, make=self.make) and found_in(self.folder, self.make) == STEPS
         return "" if same else "it came to something else"
 
 
-def full(n: int, folder: Path) -> Iterator[str]:
+def full(n: int, folder: Path, make: Make = Run) -> Iterator[str]:
     """No room after so many bytes: of the file, then of the manifest."""
-    tried = Tried(folder)
+    tried = Tried(folder, make)
     size = sum(len(op.data) for op in calls_of(tried.kept.save, tried.folder))
     for room in range(0, size, max(1, size // n)):
         with Disk(tried.folder, until_full(room)):
@@ -143,9 +156,9 @@ def full(n: int, folder: Path) -> Iterator[str]:
     yield tried.end()
 
 
-def broken(n: int, folder: Path) -> Iterator[str]:
+def broken(n: int, folder: Path, make: Make = Run) -> Iterator[str]:
     """An error at each call of a save, of each number."""
-    tried = Tried(folder)
+    tried = Tried(folder, make)
     many = len(calls_of(tried.kept.save, tried.folder))
     for number, at in itertools.islice(itertools.cycle(itertools.product((*NUMBERS, errno.ESTALE), range(many))), n):
         seen = itertools.count()
@@ -156,9 +169,9 @@ def broken(n: int, folder: Path) -> Iterator[str]:
     yield tried.end()
 
 
-def removed(n: int, folder: Path) -> Iterator[str]:
+def removed(n: int, folder: Path, make: Make = Run) -> Iterator[str]:
     """The folder goes at each call of a save; the next save makes it again."""
-    tried = Tried(folder)
+    tried = Tried(folder, make)
     many = len(calls_of(tried.kept.save, tried.folder))
     for at in itertools.islice(itertools.cycle(range(many)), n):
         seen = itertools.count()
@@ -197,7 +210,7 @@ def changed(n: int, folder: Path) -> Iterator[str]:
 
         def before(op: Op, at: int = at, seen: Iterator[int] = seen, way: int = way) -> None:
             if next(seen) == at:
-                _change(there / newest, way, rng)
+                change(there / newest, way, rng)
 
         try:
             with Disk(there, before):
@@ -213,7 +226,8 @@ def changed(n: int, folder: Path) -> Iterator[str]:
             os.utime(there / name, (old, old))
 
 
-def _change(path: Path, way: int, rng: random.Random) -> None:
+def change(path: Path, way: int, rng: random.Random) -> None:
+    """A file is cut, another by one bit, another one, or gone."""
     if way == 0:
         os.truncate(path, rng.randrange(path.stat().st_size))
     elif way == 1:

@@ -42,11 +42,13 @@ class Life:
         recipe: what runs.
         keep: how it is saved and goes on.
         wanted: the digest of the run that nothing happens to.
+        make: makes the run in its process.
     """
 
     recipe: Recipe
     keep: Keep
     wanted: str
+    make: Callable[[Recipe], Run] = Run
 
     def child(self, folder: Path, board: Board, at: int = 0) -> Child:
         """A process that goes on with the run; it kills itself at the so many-th call on the disk, for 0 never."""
@@ -54,11 +56,11 @@ class Life:
         def count(op: Op) -> None:
             board[CALLS] += 1
             if board[CALLS] == at:
-                board[INSIDE] = op.path.endswith(".tmp")
+                board[INSIDE] = op.path.endswith(".tmp") or ".dcp/" in op.path
                 die()
 
         def act() -> str:
-            run = Run(self.recipe)
+            run = self.make(self.recipe)
             if at:
                 with Disk(folder, count):
                     self.keep(run, folder, board)
@@ -85,6 +87,9 @@ class Life:
         finally:
             child.close()
         return [f"{self.recipe.name}: {lost}" if lost else ""] * kills
+
+
+Lives = Callable[[Keep], Iterator[Life]]
 
 
 def lives(keep: Keep) -> Iterator[Life]:
@@ -132,15 +137,15 @@ def anywhere(keep: Keep, n: int, folder: Path) -> Iterator[str]:
         yield from life.end(there, board, kills)
 
 
-def inside(keep: Keep, n: int, folder: Path) -> Iterator[str]:
+def inside(keep: Keep, n: int, folder: Path, runs: Lives = lives, calls: int = 40) -> Iterator[str]:
     """Killed at a call on the disk: each call of a save in its turn, in the first save and in later ones."""
     rng, tried = random.Random(0), 0
-    for life in lives(keep):
+    for life in runs(keep):
         if tried >= n:
             return
         board, there, kills = Board(8), _fresh(folder / "run"), 0
         for _ in range(KILLS):
-            child = life.child(there, board, rng.randint(1, 40))
+            child = life.child(there, board, rng.randint(1, calls))
             child.wait()
             child.close()
             if not child.killed:

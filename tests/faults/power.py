@@ -137,13 +137,15 @@ class Stored:
                 there.write_bytes(self._files[number].left(way, rng))
 
 
-def images(folder: Path, ops: Sequence[Op], image: Path, rng: random.Random) -> Iterator[tuple[int, str]]:
-    """Lay out in `image` what may be there after each prefix of the calls, in each way; gives how many, and the way."""
-    for many in range(len(ops) + 1):
-        stored = Stored(folder, ops[:many])
-        for way in WAYS:
-            stored.put(image, way, rng)
-            yield many, way
+def images(folder: Path, ops: Sequence[Op], image: Path, rng: random.Random, n: int) -> Iterator[tuple[int, str]]:
+    """Lay out in `image` what may be there after each prefix of the calls, in each way; gives how many, and the way.
+
+    Where there are more of them than n, these are drawn from all: what is tried seldom is of the last calls too.
+    """
+    cases = [(many, way) for many in range(len(ops) + 1) for way in WAYS]
+    for many, way in cases if n >= len(cases) else sorted(rng.sample(cases, n)):
+        Stored(folder, ops[:many]).put(image, way, rng)
+        yield many, way
 
 
 def cut(
@@ -162,7 +164,7 @@ def cut(
         shutil.rmtree(there, ignore_errors=True)
         there.mkdir()
         returned, ops = _recorded(there, saves)
-        for many, way in images(there, ops, image, rng):
+        for many, way in images(there, ops, image, rng, n - tried):
             least = max(step for after, step in returned if after <= many)
             try:
                 step = found(image)

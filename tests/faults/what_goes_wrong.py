@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import platform
 import re
@@ -95,8 +96,8 @@ def kinds() -> dict[str, Kind]:
     return {word: importlib.import_module(f"faults_{word}").KIND for word in words}
 
 
-def tried(fault: Fault, times: int) -> Row:
-    """Try a fault in a folder of its own."""
+def tried(fault: Fault, times: int, end: float = math.inf) -> Row:
+    """Try a fault in a folder of its own, so often or until this time."""
     row, begin = Row(fault.name), time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gradchain-faults-") as folder:
         for lost in fault.trials(times, Path(folder)):
@@ -104,6 +105,8 @@ def tried(fault: Fault, times: int) -> Row:
             if lost:
                 row.losses += 1
                 row.told = [*row.told, lost][:5]
+            if time.time() >= end:
+                break
     row.seconds = round(time.perf_counter() - begin, 2)
     return row
 

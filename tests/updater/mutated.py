@@ -179,6 +179,7 @@ KEYS: dict[str, Callable[[Any], Any]] = {
     "one added": lambda at: {**at, "zz": next(iter(at.values()), 1)} if isinstance(at, dict) else [*at, "zz"],
     "a number added": lambda at: {**at, "zz": 1} if isinstance(at, dict) else [*at, 1],
     "an odd key": lambda at: {**at, 3: 1} if isinstance(at, dict) else [*at, [3]],
+    "a key of 5000 digits": lambda at: {**at, 10**5000: 1} if isinstance(at, dict) else [*at, 10**5000],
     "renamed": lambda at: {f"{k}x" if i == 0 else k: v for i, (k, v) in enumerate(at.items())}
     if isinstance(at, dict) else [f"{v}x" for v in at],
     "exchanged": lambda at: dict(zip(at, reversed([*at.values()]), strict=True)) if isinstance(at, dict) else at[::-1],

@@ -344,6 +344,35 @@ class in_place_at_ticks(gch.AtTicks):
         return state
 
 
+def added_to(buffers, tensors):
+    """Adds to the mean where it lies, and gives the tensors back."""
+    buffers[MEAN].add_(1.0)
+    return tensors
+
+
+class in_place_of_buffers(gch.Transform):
+    """The same, by the function that makes tensors of them."""
+
+    descends = False
+
+    def update(self, g, state, ctx):
+        return ctx.of_buffers(added_to, g), state
+
+
+class in_place_of_buffers_at_ticks(gch.AtTicks):
+    """The same at each tick."""
+
+    descends = False
+    clock = "double"
+
+    def update(self, g, state, ctx):
+        return g, state
+
+    def ticked(self, state, ctx):
+        ctx.of_buffers(added_to, ctx.params)
+        return state
+
+
 class at_ticks(gch.AtTicks, gch.WritesBuffers):
     """Doubles the mean at each tick."""
 
@@ -488,25 +517,28 @@ def test_a_write_that_was_not_declared_is_refused_by_name(place, held):
 
 
 @pytest.mark.parametrize("executors", [None, ()], ids=["kernels", "reference"])
-def test_a_write_into_a_buffer_in_place_is_refused_and_changes_nothing(executors):
+@pytest.mark.parametrize(("link", "word"), [(in_place, "buffers"), (in_place_of_buffers, "of_buffers")])
+def test_a_write_into_a_buffer_in_place_is_refused_and_changes_nothing(link, word, executors):
     model = normed()
-    updater = gch.chain(gch.trace(0.9), in_place(), gch.sgd(0.1)).bind(model)
+    updater = gch.chain(gch.trace(0.9), link(), gch.sgd(0.1)).bind(model)
     if executors is not None:
         updater._bound.engine.executors = executors
     loss = loss_of(model, data(1)[0])
     before = state_of(model, updater)
-    with pytest.raises(
-        RuntimeError, match=f"^in_place: ctx.buffers must only be read, got a write into '{MEAN}' in pl"
-    ):
+    said = f"^{link.__name__}: ctx.{word} must only be read, got a write into '{MEAN}' in place"
+    with pytest.raises(RuntimeError, match=said):
         updater.update(loss)
     assert same(before, state_of(model, updater))
 
 
-def test_nor_is_one_written_in_place_at_a_tick():
+@pytest.mark.parametrize(
+    ("link", "word"), [(in_place_at_ticks, "buffers"), (in_place_of_buffers_at_ticks, "of_buffers")]
+)
+def test_nor_is_one_written_in_place_at_a_tick(link, word):
     model = normed()
-    updater = gch.chain(in_place_at_ticks(), gch.sgd(0.1)).bind(model)
+    updater = gch.chain(link(), gch.sgd(0.1)).bind(model)
     before = state_of(model, updater)
-    with pytest.raises(RuntimeError, match=r"^in_place_at_ticks: ctx\.buffers must only be read"):
+    with pytest.raises(RuntimeError, match=f"^{link.__name__}: ctx.{word} must only be read"):
         updater.tick("double")
     assert same(before, state_of(model, updater))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradchain.adapters.adopting.rules import RULES
 from gradchain.adapters.adopting.schedulers import refused
+from gradchain.core.readable import as_name
 from gradchain.updater.target import Target
 
 
@@ -32,7 +33,8 @@ def optimizer_of(saved: Any, kind: Any, model: Target) -> Any:
     groups: Any = saved.get("param_groups")
     if not isinstance(groups, list) or "state" not in saved:
         raise refused(
-            f"optimizer must be an optimizer or what its state_dict() gave, got a dict of {sorted(map(str, saved))}."
+            "optimizer must be an optimizer or what its state_dict() gave, got a dict of "
+            f"{sorted(map(as_name, saved))}."
         )
     _check_fields(saved["state"], groups, found)
     members = _members(groups, model)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradchain.adapters.taking.of_torch import fill_optimizer, fill_scale
 from gradchain.adapters.taking.reader import read
+from gradchain.core.readable import as_name
 from gradchain.updater import Updater
 from gradchain.updater.state_dict import LoadReport
 
@@ -71,7 +72,7 @@ def load_mmengine(
     state, saved = part["state"], contents["optimizer"]
     if "param_groups" not in saved:
         if optimizer not in saved:
-            raise ValueError(f"{_OWNER}: optimizer must be one of {sorted(map(str, saved))}, got {optimizer!r}.")
+            raise ValueError(f"{_OWNER}: optimizer must be one of {sorted(map(as_name, saved))}, got {optimizer!r}.")
         saved = saved[optimizer]
     steps = fill_optimizer(_OWNER, updater, state, saved, order)
     if isinstance(saved.get("loss_scaler"), Mapping) and "scale" in saved["loss_scaler"]:

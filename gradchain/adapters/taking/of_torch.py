@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradchain.adapters.adopting import moved
 from gradchain.adapters.adopting.rules import RULES
+from gradchain.core.readable import as_name
 from gradchain.updater import Updater
 from gradchain.updater.state_dict import LoadReport
 
@@ -71,7 +72,7 @@ def fill_optimizer(
     numbers = [k for group in saved["param_groups"] for k in group["params"]]
     memory = {name: saved["state"][k] for name, k in zip(names, numbers, strict=True) if saved["state"].get(k)}
     keys = {key for of in memory.values() for key, value in of.items() if value is not None}
-    problem = f"{owner}: the chain has no rule that remembers {', '.join(sorted(map(str, keys)))}."
+    problem = f"{owner}: the chain has no rule that remembers {', '.join(sorted(map(as_name, keys)))}."
     for rule in RULES.values():
         if not keys <= {key for key, _ in rule.slots}:
             continue
