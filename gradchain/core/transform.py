@@ -53,8 +53,9 @@ class Transform:
         descends: True if it turns a gradient into a descent step (flips the sign), False if it does not; None (a
             user's link that says nothing) is trusted.
         role: what it is to its neighbours: "clip", "unscale", "scale", "normalise", "decay", "learning_rate",
-            "weights" (it owns them), "optimizer" (it does so in the outermost chain), "average", "freeze", or "" for
-            none of these. The one that no argument decides.
+            "weights" (it owns them), "optimizer" (it does so in the outermost chain), "average", "freeze",
+            "gradient" (it puts one evaluated anew in place of what it is given), or "" for none of these. The one that
+            no argument decides.
         per_parameter: what becomes of a parameter depends on nothing of the others (apart from held links, which say
             so themselves): `bind(in_backward=True)` needs that of every link.
         holds: the reason it holds the chain for, where it may.
