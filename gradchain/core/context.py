@@ -55,8 +55,8 @@ class Context:
     ) -> None:
         if params is not None and not isinstance(params, Tensors):
             raise TypeError(
-                f"Context: params must be Tensors, got {type(params).__name__}. Write gch.Tensors.of(…) of a module or of "
-                "named tensors."
+                f"Context: params must be Tensors, got {type(params).__name__}. Write gch.Tensors.of(…) of a module or "
+                "of named tensors."
             )
         all_clocks = dict(clocks or {})
         if step is not None:

@@ -100,8 +100,8 @@ def check_numbers(link: Any) -> None:
         if f.type in _NUMBERS and f.name not in link.hypers and callable(value):
             raise TypeError(
                 f"{type(link).__name__}: {f.name} must be a number, for its annotation is "
-                f"{f.type if isinstance(f.type, str) else f.type.__name__}, got {code(value)}. With {f.name}: gch.Hyper "
-                "it takes a schedule."
+                f"{f.type if isinstance(f.type, str) else f.type.__name__}, got {code(value)}. With {f.name}: "
+                "gch.Hyper it takes a schedule."
             )
 
 

@@ -83,7 +83,7 @@ class State:
 
     if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
 
-        def __getattr__(self, name):
+        def __getattr__(self, name: str) -> Any:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def held(self) -> Mapping[str, State]:

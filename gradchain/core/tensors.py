@@ -453,7 +453,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
 
     if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
 
-        def __getattr__(self, name):
+        def __getattr__(self, name: str) -> Any:
             raise AttributeError(absent(type(self).__name__, name, [n for n in dir(Tensors) if n[:1] != "_"]))
 
     @classmethod

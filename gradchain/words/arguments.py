@@ -165,7 +165,7 @@ INSTEAD: dict[str, str] = {
     "eps_root": "it belongs to the link that divides: scale_by_adam(eps_root=…)",
     "betas": "they belong to the link that averages: scale_by_adam(b1=…, b2=…)",
     "keepdim": "leave it out: dimensions are kept, with size 1",
-    "dim": "write norms(dim), which is along dimensions",
+    "dim": "norms, with an s, is along dimensions",
     "verbose": "leave it out: updater.hyperparams() and updater.metrics tell",
     "last_epoch": "leave it out: updater.load brings the clocks back",
     "enabled": "leave the link out of the chain instead",
@@ -219,8 +219,7 @@ FORMS: dict[str, str] = {
     "function gives numbers, write multiply(0.1, function) in place of the number.",
     "partition": "The form is partition((selector, link), (rest, link)).",
     "freeze": "The form is freeze(selector).",
-    "mean": "The form is g.mean(dim). The mean of each whole tensor is g.sums() / g.numels().",
-    "amax": "The form is g.amax(dim).",
+    "mean": "Of each whole tensor it is its sums over its numels, numbers per parameter.",
     "Updater": "The form is chain(…).bind(model). An optimizer for a trainer is updater.as_optimizer(), and a class of "
     "them, for those who make it themselves, adapters.zero.optimizer_class(chain(…), model).",
 }

@@ -1,4 +1,4 @@
-"""Mistakes in a link of one's own, and with Tensors in it: a sentence that names the link and the cure, and nothing else.
+"""Mistakes in a link of one's own, and Tensors in it: a sentence with the link and the cure.
 
 Each is met twice: where tensors are computed at once, and where they are recorded.
 """
@@ -38,8 +38,14 @@ RESULTS = {
     "three": (lambda self, g, s, ctx: (g, s, 1), "^mine: update must return two things, .* got 3 things"),
     "a dict": (lambda self, g, s, ctx: ({**g}, s), r"^mine: the updates .* got dict: gch\.Tensors\.of"),
     "a tensor": (lambda self, g, s, ctx: (torch.ones(2), s), "^mine: the updates .* got Tensor: compute with g itself"),
-    "the state first": (lambda self, g, s, ctx: (s, g), "^mine: update must return the updates first .* got Empty first"),
-    "no init": (lambda self, g, s, ctx: (g + s.m, s), r"^mine: its state has no field 'm'. It has no init, .* def init"),
+    "the state first": (
+        lambda self, g, s, ctx: (s, g),
+        "^mine: update must return the updates first .* got Empty first",
+    ),
+    "no init": (
+        lambda self, g, s, ctx: (g + s.m, s),
+        r"^mine: its state has no field 'm'. It has no init, .* def init",
+    ),
 }
 
 
@@ -84,7 +90,7 @@ def test_what_init_returns_is_said_at_bind(kind):
 
 
 @pytest.mark.parametrize("schedule", [gch.linear(0.0, 1.0, 10), lambda step: 0.1], ids=["ours", "a function"])
-@pytest.mark.parametrize("annotation", [float, "float", int])
+@pytest.mark.parametrize("annotation", [float, "float", int], ids=["float", "written", "int"])
 def test_a_schedule_for_a_mere_number(annotation, schedule):
     made = link(passes, __annotations__={"b": annotation})
     with pytest.raises(TypeError, match=r"^mine: b must be a number, for its annotation is .* b: gch\.Hyper it takes"):
@@ -110,9 +116,12 @@ ABSENT = {
     "a misspelling": (lambda g: g.sqart(), r"no 'sqart': write g\.sqrt"),
     "what is for whole tensors": (lambda g: g.view(-1), r"no 'view': write g\.map\(lambda t: t\.view"),
     "a shape": (lambda g: g.shape, "no 'shape': each tensor has its own"),
-    "keepdim": (lambda g: g.mean(-1, keepdim=True), "^mean: does not take 'keepdim': leave it out: dimensions are kept"),
-    "the mean of all": (lambda g: g.mean(), r"^mean: .*The mean of each whole tensor is g\.sums\(\) / g\.numels\(\)"),
-    "a norm along": (lambda g: g.norm(dim=-1), r"^norm: does not take 'dim': write norms\(dim\)"),
+    "keepdim": (
+        lambda g: g.mean(-1, keepdim=True),
+        "^mean: does not take 'keepdim': leave it out: dimensions are kept",
+    ),
+    "the mean of all": (lambda g: g.mean(), "^mean: .*Of each whole tensor it is its sums over its numels"),
+    "a norm along": (lambda g: g.norm(dim=-1), "^norm: does not take 'dim': norms, with an s, is along"),
     "clamp": (lambda g: g.clamp(min=0.0), "^clamp: does not take 'min': write low="),
 }
 
@@ -154,10 +163,25 @@ def test_dicts_in_place_of_tensors():
     with pytest.raises(TypeError, match=rf"^chain: update must be given Tensors, got dict. Write {of}"):
         tx.update(w, state, ctx)
     for wrong in (params, w):
-        with pytest.raises(TypeError, match=r"^chain: update must be given a gch\.Context .*gch\.Context\(params, step"):
+        with pytest.raises(
+            TypeError, match=r"^chain: update must be given a gch\.Context .*gch\.Context\(params, step"
+        ):
             tx.update(params, state, wrong)
     with pytest.raises(TypeError, match=rf"^Context: params must be Tensors, got dict. Write {of}"):
         gch.Context(w, step=0)
     for given in ((w, params), (params, w)):
         with pytest.raises(TypeError, match=rf"^apply_updates: \w+ must be Tensors, got dict. Write {of}"):
             gch.apply_updates(*given)
+
+
+def test_tensors_made_of_a_dict_share_one_plan():
+    """A plan knows the names of the weights, whatever a link has made its Tensors of."""
+    made = link(lambda self, g, s, ctx: (gch.Tensors.of({n: torch.tanh(t) for n, t in reversed([*g.items()])}), s))()
+    ours, twin = net(), net()
+    updater = gch.chain(made, gch.adam(0.1)).bind(ours)
+    other = gch.chain(link(lambda self, g, s, ctx: (g.map(torch.tanh), s))(), gch.adam(0.1)).bind(twin)
+    for rows in data(4):
+        updater.update(loss_of(ours, rows))
+        other.update(loss_of(twin, rows))
+    assert updater._bound.engine.num_plans == 1
+    assert same(weights(ours), weights(twin))

@@ -31,7 +31,11 @@ CHAINS: dict[str, tuple[list[gch.Transform], bool]] = {
     "in grad, guarded": ([gch.accumulate(2), gch.guard(0), ADAM], True),
     "in a buffer, guarded": ([BUFFER, gch.guard(0), ADAM], True),
     "in a branch": (
-        [gch.partition((gch.bias, gch.chain(BUFFER, ADAM)), (gch.rest, gch.chain(BUFFER, gch.skip_nonfinite(0), ADAM)))],
+        [
+            gch.partition(
+                (gch.bias, gch.chain(BUFFER, ADAM)), (gch.rest, gch.chain(BUFFER, gch.skip_nonfinite(0), ADAM))
+            )
+        ],
         True,
     ),
     "in front of a branch": (
