@@ -114,7 +114,7 @@ class Transform:
                 setattr(cls, name, hyper)
             cls.hypers[name] = hyper
         dataclass(frozen=True, repr=False, init="__init__" not in cls.__dict__)(cls)
-        cls.__setattr__ = mistakes.refuse_set  # type: ignore[assignment]  # that of a dataclass does not say how
+        cls.__setattr__ = mistakes.refuse_set  # type: ignore[method-assign]  # that of a dataclass does not say how
         cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
         if "update" in cls.__dict__:
             cls.update = _resolving(_of_those(cls, "update", _among))  # type: ignore[method-assign]
