@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from gradchain.core.context import Context
 from gradchain.core.index import Index
-from gradchain.core.refusal import Refusal, nonfinite_in
-from gradchain.core.roles import Gate
+from gradchain.core.refusal import Diverged, Refusal, nonfinite_in
+from gradchain.core.roles import Gate, KeepsWindow
 from gradchain.core.state import Links, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, named_parts
@@ -108,7 +109,11 @@ class chain(Transform):
         """The links, left to right; their new states are put into `states`."""
         out: Tensors | Weights | None = updates
         for name, link in self.named:
-            out, states[name] = link.update(out, states[name], ctx.enter(name))
+            try:
+                out, states[name] = link.update(out, states[name], ctx.enter(name))
+            except Diverged as error:
+                error.of_window |= self._behind_window(name)
+                raise
             if out is None:
                 break
         return out
@@ -139,8 +144,17 @@ class chain(Transform):
         rest = {n: before.links[n] for n in names[names.index(name) :]}
         resolved = link.at(at)
         assert isinstance(resolved, Gate)
-        rest[name] = resolved.refused(why, before.links[name], at)
+        try:
+            rest[name] = resolved.refused(why, before.links[name], at)
+        except Diverged as error:
+            error.of_window |= self._behind_window(name)
+            raise
         return {**states, **rest}
+
+    def _behind_window(self, gate: str) -> bool:
+        """Whether a link gets windows of micro-batches."""
+        in_front = itertools.takewhile(lambda entry: entry[0] != gate, self.named)
+        return any(isinstance(link, KeepsWindow) for _, link in in_front)
 
     def scale_loss(self, loss: Any, state: Links, ctx: Context, until: str | None = None) -> Any:
         """The loss as backward should see it; with `until`, as only the links in front of that one scale it."""

@@ -19,6 +19,9 @@ from gradchain.core.state import State
 from gradchain.core.tensors import Tensors
 from gradchain.core.transform import Transform, registry, walk
 
+_MAKE_UPDATES = frozenset({"scale", "normalise", "decay", "learning_rate", "weights", "optimizer", "gradient"})
+"""What links are that make updates of gradients, for one that wants gradients."""
+
 _Entry = tuple[str, Transform, Any]  # an address, its link, and the parameters that it sees
 
 
@@ -40,7 +43,7 @@ def check_chain(chain: Transform, index: Index, state: State, ctx: Context) -> N
     paths = list(_paths(chain, index))
     for path, names in paths:
         _check_sign(path, [name for name in names if name not in frozen] if moves else [])
-        _check_order(path)
+        _check_order(path, stateful)
         _check_holders(path, stateful)
     _check_owners(chain, index)
     _check_in_place(chain)
@@ -125,20 +128,19 @@ def _check_sign(path: list[tuple[str, Transform]], names: list[str]) -> None:
         )
 
 
-def _check_order(path: list[tuple[str, Transform]]) -> None:
+def _check_order(path: list[tuple[str, Transform]], stateful: set[str]) -> None:
     roles = [link.role for _, link in path]
     for i, (address, link) in enumerate(path):
-        before, after = roles[:i], path[i + 1 :]
+        after = path[i + 1 :]
         if link.role == "clip" and "unscale" in roles[i:]:
             raise ValueError(
                 f"chain: {address} comes before {_first(after, 'unscale')}, so it would clip gradients that still "
                 "carry the loss scale. Put it after."
             )
-        if link.role == "decay" and "learning_rate" in before:
-            raise ValueError(
-                f"chain: {address} comes after {_first(path, 'learning_rate')}: the decay would be added to the step "
-                "with the wrong sign and not be multiplied by the learning rate. Put it before."
-            )
+        if link.role == "decay":
+            _check_decay(address, path[:i])
+        if link.role == "gradient":
+            _check_evaluates(address, path[:i], stateful)
         averages = _averages_updates(link)
         if averages or (link.role == "optimizer" and "/" not in address):
             late = [(a, x) for a, x in after if x.role != "average" and (averages or x.role != "weights")]
@@ -150,6 +152,34 @@ def _check_order(path: list[tuple[str, Transform]]) -> None:
                 f"chain: {_first(after, 'normalise')} divides out the scale of {address}, which comes before it. "
                 "Put the scale after it.",
                 stacklevel=7,
+            )
+
+
+def _check_decay(address: str, before: list[tuple[str, Transform]]) -> None:
+    """Refuse a decay that is added to steps down, by whatever link they were turned."""
+    late = next(((a, x.role) for a, x in before if x.role == "learning_rate" or x.descends), None)
+    if late is not None:
+        unscaled = " and not be multiplied by the learning rate" if late[1] == "learning_rate" else ""
+        raise ValueError(
+            f"chain: {address} comes after {late[0]}: the decay would be added to the step with the wrong sign"
+            f"{unscaled}. Put it before."
+        )
+
+
+def _check_evaluates(address: str, before: list[tuple[str, Transform]], stateful: set[str]) -> None:
+    """Refuse what makes something of gradients in front of a link that puts other gradients in their place."""
+    for earlier, link in before:
+        if isinstance(link, KeepsWindow):
+            raise ValueError(
+                f"chain: {address} comes after {earlier}: it would evaluate the last micro-batch alone, and its "
+                f"gradient would stand for the whole window. Put {address} before it."
+            )
+        passes = link.holds or link.role in ("clip", "freeze", "unscale") or list(link.parts(None))  # those speak
+        if link.descends or link.role in _MAKE_UPDATES or (earlier in stateful and not passes):
+            climbs = " and the weights would climb" if link.descends else ""
+            raise ValueError(
+                f"chain: {address} comes after {earlier}: it puts a gradient evaluated anew in place of what it is "
+                f"given, so what {earlier} makes would be lost{climbs}. Put {address} before it."
             )
 
 

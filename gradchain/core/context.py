@@ -53,6 +53,11 @@ class Context:
         observed: Mapping[str, float] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
+        if params is not None and not isinstance(params, Tensors):
+            raise TypeError(
+                f"Context: params must be Tensors, got {type(params).__name__}. Write gch.Tensors.of(…) of a module or "
+                "of named tensors."
+            )
         all_clocks = dict(clocks or {})
         if step is not None:
             all_clocks["step"] = step

@@ -21,6 +21,8 @@ class Diverged(FloatingPointError):  # noqa: N818  # what happened to the run, a
 
     Attributes:
         last_good: the checkpoint to go back to, as `guard(last_good=…)` knows it; None where nobody knows one.
+        of_window: whether it is about a window of micro-batches, and not one of them. Open windows are then dropped,
+            else the one micro-batch is, so that a run may go on.
 
     >>> import gradchain as gch
     >>> gch.Diverged("the loss is NaN", last_good="run/10.pt").last_good
@@ -30,6 +32,7 @@ class Diverged(FloatingPointError):  # noqa: N818  # what happened to the run, a
     def __init__(self, message: str, last_good: str | None = None) -> None:
         super().__init__(message)
         self.last_good = last_good
+        self.of_window = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (*self.args, self.last_good)

@@ -8,7 +8,18 @@ if TYPE_CHECKING:
     from gradchain.core.transform import Transform
 
 Role = Literal[
-    "", "clip", "unscale", "scale", "normalise", "decay", "learning_rate", "weights", "optimizer", "average", "freeze"
+    "",
+    "clip",
+    "unscale",
+    "scale",
+    "normalise",
+    "decay",
+    "learning_rate",
+    "weights",
+    "optimizer",
+    "average",
+    "freeze",
+    "gradient",
 ]
 """What a link is to its neighbours; see `Transform`."""
 

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from gradchain.core.along import Dims
 from gradchain.core.index import Fact, Index
 from gradchain.core.scalars import Operand, Scalar, Scalars, as_operand, where
+from gradchain.words.arguments import answering
+from gradchain.words.tensors import absent
 
 if TYPE_CHECKING:
     from gradchain.core.random import Draw
@@ -43,6 +45,9 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
 
     __slots__ = ()
     __array_priority__ = 1000
+
+    def __init_subclass__(cls) -> None:
+        cls.norm = answering(cls.norm)  # type: ignore[method-assign]  # each kind has its own
 
     # what a kind of Tensors provides
 
@@ -282,6 +287,8 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """The magnitude of each element."""
         return self._apply("abs", (self,))
 
+    __abs__ = abs
+
     def exp(self) -> Tensors:
         """e to the power of each element."""
         return self._apply("exp", (self,))
@@ -314,6 +321,8 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """The nearest integer to each element; the even one of two that are as near."""
         return self._apply("round", (self,))
 
+    __round__ = round
+
     def floor(self) -> Tensors:
         """The largest integer that is not above each element."""
         return self._apply("floor", (self,))
@@ -334,6 +343,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """The smaller of each element and `other`; a NaN stays a NaN."""
         return self._apply("minimum", (self, other))
 
+    @answering
     def clamp(self, low: Any = None, high: Any = None) -> Tensors:
         """Each element held between `low` and `high`; None leaves that side open."""
         held = self if low is None else self.maximum(low)
@@ -355,10 +365,12 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def sum(self, dim: None = None) -> Scalar: ...
     @overload
     def sum(self, dim: Dims) -> Tensors: ...
+    @answering
     def sum(self, dim: Dims | None = None) -> Any:
         """The sum over all entries together; with `dim` that along dimensions of each entry, as `mean` has them."""
         return self._total() if dim is None else self._along("sum", "sum", dim)
 
+    @answering
     def mean(self, dim: Dims) -> Tensors:
         """The mean along dimensions of each entry, accumulated in float64 and rounded once.
 
@@ -383,6 +395,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
         """
         return self._along("mean", "mean", dim)
 
+    @answering
     def amax(self, dim: Dims) -> Tensors:
         """The largest element along dimensions of each entry, as `mean` has them; NaN where there is one."""
         return self._along("amax", "amax", dim)
@@ -391,6 +404,7 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def norms(self, dim: None = None, *, p: float = 2.0) -> Scalars: ...
     @overload
     def norms(self, dim: Dims, *, p: float = 2.0) -> Tensors: ...
+    @answering
     def norms(self, dim: Dims | None = None, *, p: float = 2.0) -> Scalars | Tensors:
         """The p-norm of each entry on its own, accumulated in float64: one number per parameter.
 
@@ -436,6 +450,11 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def __repr__(self) -> str:
         shown = ", ".join(f"{n}: {tuple(self[n].shape)} {str(self[n].dtype)[6:]}" for n in list(self)[:8])
         return f"Tensors({shown}{', …' if len(self) > 8 else ''})"
+
+    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
+
+        def __getattr__(self, name: str) -> Any:
+            raise AttributeError(absent(type(self).__name__, name, [n for n in dir(Tensors) if n[:1] != "_"]))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

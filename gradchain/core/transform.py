@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, get_type_hints
 from torch import Tensor
 from typing_extensions import Self, Unpack, dataclass_transform
 
+from gradchain.core import mistakes
 from gradchain.core.context import Context
 from gradchain.core.hyper import Hyper, evaluated, varies
 from gradchain.core.index import Index
@@ -53,8 +54,9 @@ class Transform:
         descends: True if it turns a gradient into a descent step (flips the sign), False if it does not; None (a
             user's link that says nothing) is trusted.
         role: what it is to its neighbours: "clip", "unscale", "scale", "normalise", "decay", "learning_rate",
-            "weights" (it owns them), "optimizer" (it does so in the outermost chain), "average", "freeze", or "" for
-            none of these. The one that no argument decides.
+            "weights" (it owns them), "optimizer" (it does so in the outermost chain), "average", "freeze",
+            "gradient" (it puts one evaluated anew in place of what it is given), or "" for none of these. The one that
+            no argument decides.
         per_parameter: what becomes of a parameter depends on nothing of the others (apart from held links, which say
             so themselves): `bind(in_backward=True)` needs that of every link.
         holds: the reason it holds the chain for, where it may.
@@ -112,11 +114,12 @@ class Transform:
                 setattr(cls, name, hyper)
             cls.hypers[name] = hyper
         dataclass(frozen=True, repr=False, init="__init__" not in cls.__dict__)(cls)
+        cls.__setattr__ = mistakes.refuse_set  # type: ignore[method-assign]  # that of a dataclass does not say how
         cls.__init__ = answering(cls.__init__)  # type: ignore[method-assign]  # the dataclass gave each class its own
         if "update" in cls.__dict__:
             cls.update = _resolving(_of_those(cls, "update", _among))  # type: ignore[method-assign]
         if "init" in cls.__dict__:
-            cls.init = _of_those(cls, "init", _for_those)  # type: ignore[method-assign]
+            cls.init = mistakes.checking_init(_of_those(cls, "init", _for_those))  # type: ignore[method-assign]
         if "says" in cls.__dict__:
             for name in Says.__annotations__:
                 setattr(cls, name, Said(name, getattr(cls, name)))
@@ -127,6 +130,7 @@ class Transform:
 
     def init(self, params: Tensors, /) -> State:
         """The state before the first update. By default: that of the held links, else none."""
+        mistakes.check_params(type(self).__name__, params)
         parts = list(self.parts(params.index))
         return Links({n: link.init(params.select(index)) for n, link, index in parts}) if parts else Empty()
 
@@ -254,6 +258,7 @@ class Transform:
         return on_host(source) if isinstance(source, Tensor) else source
 
     def __post_init__(self) -> None:
+        mistakes.check_numbers(self)
         for name in self.hypers:
             source = self.__dict__[name]
             self.check_uniform(name, source)
@@ -321,11 +326,16 @@ def _resolving(update: Callable[..., Any]) -> Callable[..., Any]:
     ) -> tuple[Any, State]:
         if ctx is None or other:  # a loss, most often
             raise TypeError(_unbound(type(self).__name__))
-        link = self.at(ctx)
-        out, new = update(link, updates, state, ctx)
+        owner = ctx.address or type(self).__name__ if isinstance(ctx, Context) else type(self).__name__
+        mistakes.check_called(owner, updates, ctx, Context)
+        try:
+            made = update(self.at(ctx), updates, state, ctx)
+        except AttributeError as error:
+            raise mistakes.explained(error, state, owner) from error.__cause__
+        out, new = mistakes.checked_result(made, owner)
         if out is None and self.holds:
             ctx.held(self.holds)
-        return out, as_stored(state, new, ctx.address or type(self).__name__)
+        return out, as_stored(state, new, owner)
 
     return resolved
 

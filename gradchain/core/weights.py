@@ -53,6 +53,11 @@ def apply_updates(params: Tensors, updates: Tensors | Weights | None) -> Tensors
     >>> gch.apply_updates(params, -0.5 * params)["w"]
     tensor([0.5000, 1.0000])
     """
+    for what, given in (("params", params), ("updates", updates)):
+        if given is not None and not isinstance(given, (Tensors, Weights)):
+            raise TypeError(
+                f"apply_updates: {what} must be Tensors, got {type(given).__name__}. Write gch.Tensors.of(…) of it."
+            )
     if updates is None:
         return params
     if isinstance(updates, Weights) and updates.write is not None:

@@ -16,9 +16,9 @@ class asam(Transform):
         u = ∇L(w + rho T² g / (‖T g‖ + 1e-12)),  the norm over all parameters in sight
 
     As `sam`, of which it is the adaptive form: it calls the closure once more, `updater.update(closure)`, and stands
-    first in the chain or behind `amp_scale`. Where a layer's weights are scaled up and the next one's down, which
-    leaves the network as it is, the place looked at is scaled with them. Its rho is about ten times that of `sam`. The
-    norm of T g is recorded as "norm".
+    first in the chain or behind `amp_scale`, and in front of `accumulate`. Where a layer's weights are
+    scaled up and the next one's down, which leaves the network as it is, the place looked at is scaled with them. Its
+    rho is about ten times that of `sam`. The norm of T g is recorded as "norm".
 
     Args:
         rho: how far to look, relative to the weights; at least 0.
@@ -37,6 +37,7 @@ class asam(Transform):
     """
 
     descends = False
+    role = "gradient"
     refuses_rows = (
         "moves and evaluates whole weights. Give dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag."
     )

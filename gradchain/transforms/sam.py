@@ -15,8 +15,11 @@ class sam(Transform):
         u = ∇L(w + rho g / (‖g‖ + 1e-12)),  ‖g‖ over all parameters in sight
 
     It calls the closure once more, so an update costs twice: `updater.update(closure)`. First in the chain, or behind
-    `amp_scale`; a clip behind it clips the new gradient. The running statistics of batch norms move in both passes,
-    unless the closure sees to it. A zero gradient looks at w itself. The norm of g is recorded as "norm".
+    `amp_scale` and other gates; a clip behind it clips the new gradient. It stands in front of `accumulate`, whose
+    window has then the gradient uphill of each micro-batch: behind one it would look at the last alone, and behind a
+    rule it would take the place of what that made, so both are refused. The running statistics of
+    batch norms move in both passes, unless the closure sees to it. A zero gradient looks at w itself. The norm of g is
+    recorded as "norm".
 
     Args:
         rho: how far to look, in units of the weights; at least 0.
@@ -34,6 +37,7 @@ class sam(Transform):
     """
 
     descends = False
+    role = "gradient"
     refuses_rows = (
         "moves and evaluates whole weights. Give dense gradients: sparse=False in nn.Embedding and nn.EmbeddingBag."
     )

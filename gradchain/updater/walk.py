@@ -13,8 +13,11 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from gradchain.core.refusal import Diverged
 from gradchain.core.roles import WindowState
 from gradchain.core.state import Links
+from gradchain.core.step import Step
+from gradchain.core.tensors import Tensors
 from gradchain.updater.autograd import raise_explained
 from gradchain.updater.bound import Bound
 from gradchain.updater.checkpoint import Checkpoint
@@ -59,6 +62,7 @@ class Walk:
         self.bound = bound
         self.checkpoint = Checkpoint(bound)
         self.in_backward = InBackward(bound) if in_backward else None
+        self._diverged = False  # whether the windows that are dropped are what a gate gave up for
         self._wire()
 
     def _wire(self) -> None:
@@ -212,7 +216,16 @@ class Walk:
             micro=replace(micro, last=True) if last else micro,
         )
         lent = keep_grads or grads is not None
-        return self.bound.run(received, step, lent, keep_grads=keep_grads, only_adds=only_adds)
+        return self._run(received, step, lent, keep_grads=keep_grads, only_adds=only_adds)
+
+    def _run(self, received: Tensors, step: Step, lent: bool, **how: Any) -> UpdateInfo:
+        """The chain. Where the run diverges, what led to it must not be in the next update: it is dropped."""
+        try:
+            return self.bound.run(received, step, lent, **how)
+        except Diverged as error:
+            journal = self.bound.journal
+            self._diverged, journal.lost = error.of_window, f"{journal.walking} failed"
+            raise
 
     def check_waiting(self, owner: str, lost: str) -> None:
         """RuntimeError while a backward waits for its step: `lost` says what would become of its gradient."""
@@ -291,18 +304,23 @@ class Walk:
             )
 
     def _drop(self, why: str) -> None:
-        """Drop the window that lies in `.grad`, and say so. Of an update in backward, note that it is torn."""
+        """Drop the window that lies in `.grad` or has diverged, and say so. Of an update in backward, note it is torn.
+
+        A window elsewhere is part of the state, which is as it was.
+        """
         if self.in_backward is not None:
             self.in_backward.broken_off()
-        micro = self.bound.window.micro(self.bound.state)
-        if not micro:
-            self.bound.drop_gradients()  # a window elsewhere is part of the state, which is as it was
-            return
+        micro = self._open_micros() if self._diverged else self.bound.window.micro(self.bound.state)
         many = "one micro-batch" if micro == 1 else f"{micro} micro-batches"
         try:
-            warnings.warn(f"{why}: the open window of {many} was dropped.", stacklevel=6)
+            if micro:
+                warnings.warn(f"{why}: the open window of {many} was dropped.", stacklevel=6)
         finally:
-            self.bound.drop_window()
+            if micro:
+                self.bound.drop_window()
+            else:
+                self.bound.drop_gradients()
+            self._diverged = False
 
     def _open_micros(self) -> int:
         """How many micro-batches are in a window, wherever it lies."""
@@ -323,7 +341,7 @@ class Walk:
         self.checkpoint.warn_of_other_weights()  # after a look: the model may have been given other tensors
         nothing = params.select(())
         step = self.bound.facts(params, flushing=True, scaled=True, micro=MicroBatch(last=True))
-        return self.bound.run(nothing, step, False, waiting=self.bound.micro)
+        return self._run(nothing, step, False, waiting=self.bound.micro)
 
     def context(self, last: bool | None = None, autocast: torch.dtype | bool | None = None) -> Forward:
         """Where the forward of a micro-batch runs."""

@@ -128,7 +128,10 @@ OUR_WORDS: dict[str, tuple[str, ...]] = {
     "atol": ("threshold",),
     "accumulator_dtype": ("dtype",),
     "should_transform_fn": ("predicate", "until", "selector"),
-    "beta": ("b1", "decay"),
+    "beta": ("b1", "decay", "momentum"),
+    "min": ("low",),
+    "max": ("high",),
+    "axis": ("dim",),
     "clip_value_fn": ("clip_exponent",),
 }
 """Word → our arguments for it, in the order in which they are tried; of several at once, with a space between."""
@@ -161,6 +164,8 @@ INSTEAD: dict[str, str] = {
     "eps": "it belongs to the link that divides: scale_by_adam(eps=…)",
     "eps_root": "it belongs to the link that divides: scale_by_adam(eps_root=…)",
     "betas": "they belong to the link that averages: scale_by_adam(b1=…, b2=…)",
+    "keepdim": "leave it out: dimensions are kept, with size 1",
+    "dim": "norms, with an s, is along dimensions",
     "verbose": "leave it out: updater.hyperparams() and updater.metrics tell",
     "last_epoch": "leave it out: updater.load brings the clocks back",
     "enabled": "leave the link out of the chain instead",
@@ -220,6 +225,7 @@ FORMS: dict[str, str] = {
     "skip_nonfinite": "It stands in front of the rule: chain(skip_nonfinite(5), adam(…)).",
     "average_params": "It stands behind the rule: chain(adam(…), average_params(0.999)).",
     "freeze": "The form is freeze(selector).",
+    "mean": "Of each whole tensor it is its sums over its numels, numbers per parameter.",
     "Updater": "The form is chain(…).bind(model). An optimizer for a trainer is updater.as_optimizer(), and a class of "
     "them, for those who make it themselves, adapters.zero.optimizer_class(chain(…), model).",
 }

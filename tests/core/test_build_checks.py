@@ -13,6 +13,20 @@ LR = gch.scale_by_learning_rate(0.1)
 EARLY, LATE = gch.named("0.*"), gch.named("2.*")
 
 
+ANEW = "it puts a gradient evaluated anew in place of what it is given, so what"
+
+
+class anew(gch.Transform):
+    """A link of a user's that says what it does."""
+
+    descends = False
+    role = "gradient"
+
+    def update(self, g, state, ctx):
+        _, u = ctx.evaluate(ctx.params)
+        return u, state
+
+
 def bound(*links, **options):
     return gch.chain(*links).bind(net(), **options)
 
@@ -75,6 +89,16 @@ REFUSED = {
         "chain: add_decayed_weights comes after scale_by_learning_rate: the decay would be added to the step with the "
         "wrong sign and not be multiplied by the learning rate. Put it before.",
     ),
+    "decay after a sign by hand": (
+        [gch.scale_by_adam(), gch.scale_by_schedule(gch.constant(0.1)), gch.scale(-1.0), gch.add_decayed_weights(0.1)],
+        "chain: add_decayed_weights comes after scale: the decay would be added to the step with the wrong sign. "
+        "Put it before.",
+    ),
+    "decay after a negative schedule": (
+        [gch.scale_by_schedule(gch.linear(-0.1, -0.01, 10)), gch.masked(gch.add_decayed_weights(0.1), EARLY)],
+        "chain: masked/add_decayed_weights comes after scale_by_schedule: the decay would be added to the step with "
+        "the wrong sign. Put it before.",
+    ),
     "average first": (
         [gch.average_params(0.9), LR],
         "chain: average_params averages weights that are not final, but scale_by_learning_rate comes after it. "
@@ -125,6 +149,48 @@ REFUSED = {
         [gch.masked(gch.accumulate(2), EARLY), LR],
         "chain: masked/accumulate may hold the chain, which only a link of the outermost chain or of a branch of "
         "partition can do. Move it there.",
+    ),
+    "uphill of a step": (
+        [gch.sgd(0.1), gch.sam(0.05)],
+        f"chain: sam comes after scale_by_learning_rate: {ANEW} scale_by_learning_rate makes would be lost and the "
+        "weights would climb. Put sam before it.",
+    ),
+    "uphill of what a rule made": (
+        [gch.scale_by_adam(), gch.rules.asam(), LR],
+        f"chain: asam comes after scale_by_adam: {ANEW} scale_by_adam makes would be lost. Put asam before it.",
+    ),
+    "uphill of a memory": (
+        [gch.trace(0.9), gch.sam(), LR], f"chain: sam comes after trace: {ANEW} trace makes would be lost. "
+        "Put sam before it.",
+    ),
+    "uphill of a decay in a mask": (
+        [gch.masked(gch.add_decayed_weights(0.1), EARLY), gch.masked(gch.sam(), EARLY), LR],
+        f"chain: masked#2/sam comes after masked/add_decayed_weights: {ANEW} masked/add_decayed_weights makes would be "
+        "lost. Put masked#2/sam before it.",
+    ),
+    "uphill twice": (
+        [gch.sam(), gch.rules.asam(), LR],
+        f"chain: asam comes after sam: {ANEW} sam makes would be lost. Put asam before it.",
+    ),
+    "uphill in a branch": (
+        [gch.partition((EARLY, gch.chain(gch.scale_by_adam(), gch.sam(), LR)), (gch.rest, LR))],
+        f"chain: partition/branch/sam comes after partition/branch/scale_by_adam: {ANEW} "
+        "partition/branch/scale_by_adam makes would be lost. Put partition/branch/sam before it.",
+    ),
+    "uphill in turns": (
+        [gch.switch(gch.scale_by_adam(), gch.scale_by_lion(), at=3), gch.sam(), LR],
+        f"chain: sam comes after switch/first/scale_by_adam: {ANEW} switch/first/scale_by_adam makes would be lost. "
+        "Put sam before it.",
+    ),
+    "a user's link that says what it does": (
+        [gch.sgd(0.1), anew()],
+        f"chain: anew comes after scale_by_learning_rate: {ANEW} scale_by_learning_rate makes would be lost and the "
+        "weights would climb. Put anew before it.",
+    ),
+    "uphill of a window": (
+        [gch.accumulate(2), gch.amp_scale(always=True), gch.sam(), LR],
+        "chain: sam comes after accumulate: it would evaluate the last micro-batch alone, and its gradient would stand "
+        "for the whole window. Put sam before it.",
     ),
     "nothing matches": (
         [gch.masked(gch.scale(0.1), gch.named("head.*")), LR],
@@ -262,6 +328,10 @@ LEGITIMATE = {
     "a user's function and a rate": [gch.stateless(trusted), LR],
     "a user's link": [up()],
     "frozen": [gch.freeze(EARLY), gch.scale_by_adam(), LR],
+    "uphill behind gates": [gch.amp_scale(always=True), gch.skip_nonfinite(), gch.sam(), gch.accumulate(2), LR],
+    "uphill behind a guard and a clip": [gch.guard(), gch.freeze(EARLY), gch.clip_by_norm(1.0), gch.sam(), LR],
+    "uphill beside another branch": [gch.partition((EARLY, gch.sgd(0.1)), (gch.rest, gch.chain(gch.sam(), LR)))],
+    "uphill behind a rule of others": [gch.masked(gch.scale_by_adam(), EARLY), gch.masked(gch.sam(), LATE), LR],
     "negative scale": [gch.scale_by_adam(), gch.scale(-0.1)],
     "a schedule that may flip": [gch.scale(lambda step: -0.1)],
     "up on purpose, then down": [gch.scale_by_learning_rate(0.1, flip_sign=False), gch.scale(-1.0)],

@@ -57,7 +57,7 @@ def test_any_other_role_is_a_sentence_when_the_class_is_made(role):
         type("mine", (gch.Transform,), {"role": role, "__module__": "gradchain.mine"})
     assert str(raised.value) == (
         "mine: role must be one of 'clip', 'unscale', 'scale', 'normalise', 'decay', 'learning_rate', 'weights', "
-        f"'optimizer', 'average', 'freeze', got {role!r}. Leave it out where none is meant."
+        f"'optimizer', 'average', 'freeze', 'gradient', got {role!r}. Leave it out where none is meant."
     )
     assert registry == before
 

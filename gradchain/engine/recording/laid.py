@@ -12,6 +12,8 @@ from gradchain.core.shapes import Shapes
 class Laid(Protocol):
     """How the weights lie in memory, as a tape asks for it."""
 
+    index: Index
+
     def state(self, tensors: EagerTensors) -> EagerTensors:
         """Tensors, each laid out as its weight."""
 

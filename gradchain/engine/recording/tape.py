@@ -79,7 +79,7 @@ class Tape:
         self._alive: list[Tensors] = []
         self._reduce = reduce
         self._compute = compute
-        self._fit = layout.state
+        self._fit = partial(_fitted, layout)
         self.plain = layout.shapes  # of the weights, by an Index
         self._odd = layout.odd
         self._fresh = fresh
@@ -102,13 +102,13 @@ class Tape:
             held = self._fit(tensors) if extra else tensors
             shapes = self._odd(held) if kind in ("state", "extra") else None
             op = ("leaf", kind) if shapes is None else ("leaf", kind, shapes)
-            known = self.node(op, tensors.index, shapes).node
+            known = self.node(op, held.index, shapes).node
             self.leaves[known] = held
             if extra and self.ledger is not None:
                 self.ledger.load(tensors, held, self._fit)
             self._leaf_of[id(tensors)] = known
             self._alive.append(tensors)  # an id is only its own while the object lives
-        return Lazy(self, known, tensors.index, self.shapes[known])
+        return Lazy(self, known, self.indices[known], self.shapes[known])
 
     def spared(self, lent: bool) -> set[int]:
         """The ids of the tensors that are somebody's: of all leaves but gradients, and of those where they are lent."""
@@ -285,6 +285,15 @@ class Tape:
             else:
                 break
         return node, factor
+
+
+def _fitted(layout: Laid, tensors: EagerTensors) -> EagerTensors:
+    """Tensors laid out as the weights are, under the weights' own names, which are what a plan knows."""
+    held = layout.state(tensors)
+    home = layout.index.subset(held.index.names)
+    if held.index is home or len(home) != len(held) or held.index.root is home.root:
+        return held
+    return held if held.index.complex != home.complex else EagerTensors.at(home, dict(held.items()))
 
 
 class Lazy(Tensors):
