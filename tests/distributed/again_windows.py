@@ -120,12 +120,17 @@ def meeting_anew(world):
     """After three steps the groups are others, and nothing else is: the weights are the same DTensors."""
     params = parameters("rows", world)
     updater = again_scenarios.chains()["clip, adamw, average"].bind(params)
-    fed(updater, params, "rows", world, range(3))
+    with Groups() as at_first:
+        fed(updater, params, "rows", world, [0])
+    fed(updater, params, "rows", world, [1, 2])
     _meet_anew()
-    with Groups() as groups:
-        found = fed(updater, params, "rows", world, range(3, STEPS))
+    with Groups() as anew:
+        fed(updater, params, "rows", world, [3])
+    with Groups() as after:
+        found = fed(updater, params, "rows", world, range(4, STEPS))
     now = set(params["0.a"].device_mesh.get_all_groups())
-    return told(updater, params, {**found, "of those there are": groups.seen == now})
+    met = {"now": anew.seen == after.seen == now, "asked": (at_first.many, anew.many)}
+    return told(updater, params, {**found, **met})
 
 
 def _anew(kind, model):

@@ -142,7 +142,9 @@ def test_where_only_the_process_groups_are_others_steps_are_recorded_anew(ran, a
         found = rank["anew",]
         assert off(found["weights"], alone["clip, adamw, average"]["weights"]) < 1e-12
         assert set(found["by_reference"]) == {""}
-        assert found["of those there are"]
+        assert found["now"], "they have met over groups that have ended"
+        first, anew = found["asked"]
+        assert first == anew > 1, "who is there now was not asked whether it can run the chain"
         assert (found["again"], found["why"]) == (on_ranks.STEPS - 2, {FIRST: 2})
 
 
