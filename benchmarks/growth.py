@@ -2,7 +2,7 @@
 
 The chain is R2's: a clip, AdamW and a cosine, over tensors of 16 elements, so that nearly all of a step is the host's
 work. Timed is `updater.step()`, on one thread and one core, in steps that run again from their numbers; the gradients
-are there already. With masks, 1000 parameters are in so many groups of their own, each with a rate and a decay. The
+are there already. Time is the processor's: others may be at work on the machine. With masks, 1000 parameters are in so many groups of their own, each with a rate and a decay. The
 table is printed, and with the picture is docs/growth.md.
 """
 
@@ -30,7 +30,7 @@ TEXT = """# How a step grows
 
 `python -m benchmarks.growth`, on {machine}, {date}: R2, a clip, AdamW and a cosine, over tensors of {elements}
 elements. A step is `updater.step()`, the median of {steps}; bind and first step are of one process with a filled cache
-of kernels.
+of kernels. Times are the processor's, on one thread; the machine's load was {load:.1f}.
 
 ![microseconds of a step for each parameter](growth.svg)
 
@@ -66,16 +66,16 @@ def measure(count: int, masks: int, steps: int) -> dict[str, Any]:
     """Seconds of bind and of the first step, and the median of later ones."""
     model = Model(count)
     grads = [torch.randn(ELEMENTS) for _ in range(count)]
-    began = time.perf_counter()
+    began = time.process_time()
     updater = chain(count, masks).bind(model)
-    bound = time.perf_counter() - began
+    bound = time.process_time() - began
     took = []
     for _ in range(WARM + steps):
         for parameter, grad in zip(model.rows, grads, strict=True):
             parameter.grad = grad.clone()
-        began = time.perf_counter()
+        began = time.process_time()
         updater.step()
-        took.append(time.perf_counter() - began)
+        took.append(time.process_time() - began)
     return {
         "parameters": count, "masks": masks, "bind_ms": 1e3 * bound, "first_ms": 1e3 * took[0],
         "step_us": 1e6 * median(took[WARM:]), "each_us": 1e6 * median(took[WARM:]) / count,
@@ -90,7 +90,8 @@ def written(found: list[dict[str, Any]], steps: int, about: dict[str, Any]) -> s
         for one in found
     )
     machine, date = about["machine"]["cpu"], str(about["date"])[:10]
-    return TEXT.format(machine=machine, date=date, elements=ELEMENTS, steps=steps, rows=rows)
+    load = about["machine"]["load"][0]
+    return TEXT.format(machine=machine, date=date, elements=ELEMENTS, steps=steps, load=load, rows=rows)
 
 
 def drawn(found: list[dict[str, Any]]) -> str:
