@@ -2,8 +2,8 @@
 
 The chain is R2's: a clip, AdamW and a cosine, over tensors of 16 elements, so that nearly all of a step is the host's
 work. Timed is `updater.step()`, on one thread and one core, in steps that run again from their numbers; the gradients
-are there already. Time is the processor's: others may be at work on the machine. With masks, 1000 parameters are in so many groups of their own, each with a rate and a decay. The
-table is printed, and with the picture is docs/growth.md.
+are there already. Time is the processor's: others may be at work on the machine. With masks, 1000 parameters are in so
+many groups of their own, each with a rate and a decay. The table is printed, and with the picture is docs/growth.md.
 """
 
 from __future__ import annotations

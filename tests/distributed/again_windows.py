@@ -165,7 +165,8 @@ def of_rebound(kind, rank):
         updater.rebind(seen)
     teach(range(9, 18))
     engine = updater._bound.engine
-    return {"weights": weights(seen), "before": recorded, "why": dict(engine.not_replayed), "again": engine.num_replayed}
+    counted = {"before": recorded, "why": dict(engine.not_replayed), "again": engine.num_replayed}
+    return {**counted, "weights": weights(seen)}
 
 
 def rebound(kind, world):
@@ -176,4 +177,5 @@ def scenarios():
     """Each by what it is asked as, with those of the other file; the last are those that end the process groups."""
     asked = again_scenarios.scenarios()
     asked |= {("windows", *of): (windows, *of) for of in TRIED}
-    return asked | {("rebound", kind): (rebound, kind) for kind in ("replicas", "shards")} | {("anew",): (meeting_anew,)}
+    asked |= {("rebound", kind): (rebound, kind) for kind in ("replicas", "shards")}
+    return asked | {("anew",): (meeting_anew,)}
