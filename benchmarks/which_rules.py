@@ -57,8 +57,8 @@ OF_TORCH = (
             "heavyball.AdamW(params, lr=torch.tensor(lr, dtype=torch.float64), betas=(0.9, 0.999), eps=1e-30, "
             'weight_decay=0.01, storage_dtype="float64")',
             "gch.adamw(lr, eps=1e-30)",
-            "by default b2 is 0.99, there is no decay, moments are in float32; its eps is a floor of the root, its rate "
-            "is a float32 unless a tensor",
+            "by default b2 is 0.99, there is no decay, moments are in float32; its eps is a floor of the root, its "
+            "rate is a float32 unless a tensor",
         ),
     ),
     rule(
