@@ -40,7 +40,8 @@ class Micro:
             return self._step.weight
         if self._step.recorder is None:
             return self._step.mean_weight()
-        return self._step.recorder.number_from(_mean_weight)
+        mean: float = self._step.recorder.number_from(_mean_weight)
+        return mean
 
     @property
     def scaled(self) -> bool:
