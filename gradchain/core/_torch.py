@@ -180,15 +180,6 @@ def groups_of_ranks(tensor: Tensor) -> list[Any]:
     return [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]
 
 
-def of_each_mesh(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The first DTensor over each mesh."""
-    found: dict[int, Tensor] = {}
-    for tensor in tensors:
-        if is_dtensor(tensor):
-            found.setdefault(id(tensor.device_mesh), tensor)
-    return list(found.values())
-
-
 def place_of(tensor: Tensor) -> Place | None:
     """Where this rank's part of a DTensor lies in the whole; None for any other tensor."""
     if not is_dtensor(tensor):

@@ -60,7 +60,7 @@ class Twins:
         self.shapes = {name: weight.shape for name, weight in self._weights.items()}
         self.groups_of = {name: _torch.groups_of_shards(weight) for name, weight in self._weights.items()}
         # a mesh asks for its groups by name: after a new init_process_group they are others
-        self._of_meshes = [(weight, _torch.groups_of_ranks(weight)) for weight in _torch.of_each_mesh(params._data)]
+        self._of_meshes = [(weight, _torch.groups_of_ranks(weight)) for weight in _of_each_mesh(params._data)]
         self.everyone = list(dict.fromkeys(group for _, groups in self._of_meshes for group in groups))
         self.device = shards[0].device if shards else self.device
         for fact, weight in zip(params.index.facts, params._data, strict=True):
@@ -231,3 +231,12 @@ def _pairs(outside: Links, inside: Links) -> dict[int, EagerTensors]:
 
 def _same(a: Any, b: Any) -> bool:
     return a is b
+
+
+def _of_each_mesh(tensors: list[Tensor]) -> list[Tensor]:
+    """The first DTensor over each mesh."""
+    found: dict[int, Tensor] = {}
+    for tensor in tensors:
+        if _torch.is_dtensor(tensor):
+            found.setdefault(id(tensor.device_mesh), tensor)
+    return list(found.values())
