@@ -109,7 +109,7 @@ def written(found: list[dict[str, Any]], steps: int, about: dict[str, Any]) -> s
 
 def drawn(found: list[dict[str, Any]]) -> str:
     """A bar for each row, as long as a parameter's share of a step."""
-    row, left, width = 22, 190, 640
+    row, left, width = 22, 205, 640
     most = max(one["each_us"] for one in found)
     height = 40 + row * len(found)
     title = "microseconds of a step for each parameter"
