@@ -36,7 +36,7 @@ SHAPES = {"matrix": (6, 5), "tall": (9, 4), "filters": (4, 3, 2, 2), "bias": (7,
 STEPS, RATE, EQUAL = 25, 0.05, 1e-12
 PACKAGES = (
     "torch", "optax", "pytorch_optimizer", "timm", "torch_optimizer", "transformers", "schedulefree", "lion_pytorch",
-    "bitsandbytes",
+    "bitsandbytes", "heavyball",
 )  # fmt: skip
 INSIDE = {"timm": ("timm.optim",), "transformers": ("transformers.optimization",), "optax": ("optax.contrib",)}
 HEAD = """# Which implementation is which
@@ -158,6 +158,8 @@ def package(name: str) -> Any:
             import_module(module)
     except ImportError as error:
         raise MissingError(f"{name} is not installed") from error
+    if name == "heavyball":
+        sys.modules["heavyball.utils"].compile_mode = None  # type: ignore[attr-defined]  # it compiles for long
     return sys.modules[name]
 
 

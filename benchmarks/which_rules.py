@@ -52,6 +52,14 @@ OF_TORCH = (
         Peer("optax.adamw(lr)", ours="gch.adamw(lr, weight_decay=1e-4)", why=DECAY.format("1e-4", "0.01")),
         Peer("timm.optim.AdamWLegacy(params, lr=lr)"),
         Peer("bitsandbytes.optim.AdamW32bit(params, lr=lr)", why=FLOAT32),
+        Peer(
+            "heavyball.AdamW(params, lr=lr)",
+            "heavyball.AdamW(params, lr=torch.tensor(lr, dtype=torch.float64), betas=(0.9, 0.999), eps=1e-30, "
+            'weight_decay=0.01, storage_dtype="float64")',
+            "gch.adamw(lr, eps=1e-30)",
+            "by default b2 is 0.99, there is no decay, moments are in float32; its eps is a floor of the root, its "
+            "rate is a float32 unless a tensor",
+        ),
     ),
     rule(
         "nadam",

@@ -132,6 +132,8 @@ class accumulate(KeepsWindow):
     def update(self, g: Tensors, state: AccumulateState, ctx: Context) -> tuple[Tensors | None, AccumulateState]:
         if not ctx.micro.flushing:
             state = self.added(g, state, ctx)
+        elif state.micro:
+            state = state.replace(window=_beside(g, state.window))
         if not state.micro or (state.micro < state.size and not ctx.micro.last):
             return None, state
         weight = ctx.micro.over_ranks(state.weight) if state.weighted else state.weight
@@ -181,6 +183,8 @@ class accumulate(KeepsWindow):
             )
         self._check_alike(state, weight is not None, scaled)
         reference = self._reference(state, ctx)
+        if not micro.summed:
+            state = state.replace(window=_beside(g, state.window))
         state = self._relative(state, reference)
         window = g
         if not micro.summed:  # else autograd added this micro-batch to the window where it lies, in .grad
@@ -195,3 +199,8 @@ class accumulate(KeepsWindow):
             loss = loss + (ctx.loss if weight is None else share * ctx.loss)
         total, size = state.weight + share, self.size(state)
         return AccumulateState(window, state.micro + 1, size, total, scaled, loss, weight is not None, reference)
+
+
+def _beside(g: Tensors, window: Tensors) -> Tensors:
+    """The window as Tensors of the kind that the updates are, even where those have no entries, as in a flush."""
+    return g.select(()).overlay(window)

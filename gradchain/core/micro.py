@@ -32,12 +32,16 @@ class Micro:
 
     @property
     def mean_weight(self) -> float | None:
-        """The mean of that over ranks: all must ask for it, and talk once, however often they ask."""
+        """The mean of that over ranks: all must ask for it, and talk once, however often they ask.
+
+        A link that reads it in an update asks for it in `scale_loss` too. There ranks talk, so a step knows the number.
+        """
         if self._step.mean_weight is None:
             return self._step.weight
-        if self._step.recorder is not None:
-            self._step.recorder.reads("a window", "a mean over ranks")
-        return self._step.mean_weight()
+        if self._step.recorder is None:
+            return self._step.mean_weight()
+        mean: float = self._step.recorder.number_from(_mean_weight)
+        return mean
 
     @property
     def scaled(self) -> bool:
@@ -61,3 +65,8 @@ class Micro:
     def close(self, loss: Any, scaled: bool) -> None:
         """Make `loss` the loss that later links see, reduced over the window, and say whether the window was scaled."""
         self._notes.loss, self._notes.scaled = loss, scaled
+
+
+def _mean_weight(step: Step) -> Any:
+    assert step.mean_weight is not None
+    return step.mean_weight()

@@ -81,6 +81,10 @@ class Meetings:
             self._held(self._ask)
             self._agreed[key] = alive
 
+    def forget(self) -> None:
+        """The groups are others, and there may be ranks among them that have agreed on nothing."""
+        self._agreed.clear()
+
     def next(self, kind: Hashable) -> int:
         """Which meeting of the step the links have come to; of what kind it is every rank knows alike."""
         self.kinds.append(kind)

@@ -51,7 +51,7 @@ class Request:
         overrides = tuple([(a, id(o)) for a, o in step.overrides.items()]) if step.overrides else ()
         return (
             id(self.tx), self.grads.index, self.grads is self.received, self.lent, step.scaled, step.summed, step.last,
-            step.weight is None, step.autocast, loss, overrides,
+            step.flushing, step.weight is None, step.autocast, loss, overrides,
         )  # fmt: skip
 
 
@@ -369,6 +369,4 @@ def users_code(tx: chain) -> str:
 
 def unrepeatable(step: Step) -> str:
     """Why an update of this kind is recorded each time; "" if it may be run again."""
-    if step.evaluate is not None:
-        return "a closure was evaluated"
-    return "a window was flushed" if step.flushing else ""
+    return "" if step.evaluate is None else "a closure was evaluated"

@@ -59,10 +59,12 @@ class ShardedEngine(Engine):
     ) -> Outcome | None:
         """As by Engine; what is given and what comes out are DTensors."""
         assert isinstance(received, EagerTensors)
-        twins, before = self._twins, self._twins.local
+        twins, before, everyone = self._twins, self._twins.local, self._twins.everyone
         weights = twins.begin(params)
         if weights is not before:
             self._replays.forget()  # they know over which ranks their numbers meet
+        if twins.everyone != everyone:
+            self._meetings.forget()
         self._meetings.begin(twins.everyone, twins.device)
         local = twins.of_state(state)
         try:

@@ -41,6 +41,7 @@ class Twins:
         self.local: EagerTensors | None = None
         self._params: EagerTensors | None = None
         self._weights: dict[str, Tensor] = {}
+        self._of_meshes: list[tuple[Tensor, list[Any]]] = []  # one weight of each, and the groups that it had
         self._states: tuple[Links, Links] | None = None  # after the last step: as DTensors, and local
         self._gradients: dict[int, Tensor] = {}  # by the id of a shard
         self._guard: tuple[Any, Callable[..., bool] | None] = (None, None)  # of gradients; of which parameters
@@ -51,13 +52,16 @@ class Twins:
         shards = list(map(_torch.shard, params._data))
         last, local = self._params, self.local
         if last is not None and local is not None and last.index is params.index:
-            if all(map(_same, last._data, params._data)) and all(map(_same, local._data, shards)):
+            same = all(map(_same, last._data, params._data)) and all(map(_same, local._data, shards))
+            if same and all(_torch.groups_of_ranks(weight) == groups for weight, groups in self._of_meshes):
                 return local
         self._params, names = params, params.index.names
         self._weights = dict(zip(names, params._data, strict=True))
         self.shapes = {name: weight.shape for name, weight in self._weights.items()}
         self.groups_of = {name: _torch.groups_of_shards(weight) for name, weight in self._weights.items()}
-        self.everyone = list(dict.fromkeys(g for w in params._data for g in _torch.groups_of_ranks(w)))
+        # a mesh asks for its groups by name: after a new init_process_group they are others
+        self._of_meshes = [(weight, _torch.groups_of_ranks(weight)) for weight in _of_each_mesh(params._data)]
+        self.everyone = list(dict.fromkeys(group for _, groups in self._of_meshes for group in groups))
         self.device = shards[0].device if shards else self.device
         for fact, weight in zip(params.index.facts, params._data, strict=True):
             fact.place = _torch.place_of(weight)
@@ -227,3 +231,12 @@ def _pairs(outside: Links, inside: Links) -> dict[int, EagerTensors]:
 
 def _same(a: Any, b: Any) -> bool:
     return a is b
+
+
+def _of_each_mesh(tensors: list[Tensor]) -> list[Tensor]:
+    """The first DTensor over each mesh."""
+    found: dict[int, Tensor] = {}
+    for tensor in tensors:
+        if _torch.is_dtensor(tensor):
+            found.setdefault(id(tensor.device_mesh), tensor)
+    return list(found.values())

@@ -33,5 +33,5 @@ def test_the_command_prints_its_rows(monkeypatch, capsys):
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["parameters"], row["masks"]) for row in rows] == [(10, 1), (100, 1)]
     assert all(row["step_us"] > 0 and abs(row["each_us"] * row["parameters"] - row["step_us"]) < 1e-6 for row in rows)
-    page = growth.written(rows, 3, {"machine": {"cpu": "one"}, "date": "2026-01-01"})
+    page = growth.written(rows, 3, {"machine": {"cpu": "one", "load": [1.5]}, "date": "2026-01-01"})
     assert page.count("\n| 10 |") == 1 and growth.drawn(rows).count('<rect class="part"') == 2

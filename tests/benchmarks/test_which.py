@@ -48,7 +48,7 @@ def test_a_row_without_a_peer_says_who_checks_it():
 
 
 RUN = {
-    "adamw": "torch.optim.AdamW(params, lr=lr)",
+    "adamw": "heavyball.AdamW(params, lr=lr)",
     "adan": "optax.adan(lr)",
     "adopt": "pytorch_optimizer.ADOPT(params, lr=lr)",
     "lookahead": "fast_of(optax.lookahead(optax.sgd(lr), 5, 0.5))",

@@ -1,6 +1,7 @@
 """Steps over ranks run again: the same as recorded each time and as in one process, whichever rank does which."""
 
 import again_scenarios as on_ranks
+import again_windows
 import pytest
 import shards_scenarios
 import torch
@@ -13,7 +14,7 @@ FIRST = "the first of their kind"
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    return shards_scenarios.run(2, tmp_path_factory.mktemp("again"), on_ranks.scenarios)
+    return shards_scenarios.run(2, tmp_path_factory.mktemp("again"), again_windows.scenarios)
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +99,60 @@ def test_a_mean_over_ranks_is_a_number_of_the_step(ran, kind, way):
         for mine, theirs in zip(found["weights"], expected["weights"], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
         assert found["again"] == (0 if at in on_ranks.WAYS[way] else expected["again"])
+
+
+# windows
+
+
+def assert_weights(found, expected):
+    for mine, theirs in zip(found["weights"], expected["weights"], strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "name", "flushes", "way"), again_windows.TRIED)
+def test_a_window_of_weighted_micro_batches_runs_again(ran, kind, name, flushes, way):
+    """Each rank weighs its own, and a flush closes what is open, in one step of its own kind."""
+    expected = again_windows.of_windows(None, name, flushes, "again", None)
+    steps, kinds = expected["steps"], 3 + flushes  # one opens a window, one is added to it, one closes it
+    assert steps == again_windows.MICROS + 2 * flushes and expected["reasons"].count("applied") > 6
+    for at, rank in enumerate(ran):
+        found = rank["windows", kind, name, flushes, way]
+        assert_weights(found, expected)
+        assert (found["reasons"], found["by_reference"]) == (expected["reasons"], "")
+        if at in on_ranks.WAYS[way]:
+            assert (found["again"], found["why"]) == (0, {on_ranks.TOLD: steps})
+            continue
+        assert (found["again"], found["why"]) == (steps - kinds, {FIRST: kinds})
+        assert f"{found['again']} steps needed nothing but their numbers" in found["said"]
+
+
+@pytest.mark.parametrize(("kind", "name", "flushes"), again_windows.MIXED)
+def test_ranks_talk_of_windows_as_often_as_where_steps_are_recorded(ran, kind, name, flushes):
+    for rank in ran:
+        talks = [rank["windows", kind, name, flushes, way]["talks"] for way in on_ranks.WAYS]
+        assert len({*talks}) == 1 and talks[0] > 0
+
+
+# other process groups
+
+
+def test_where_only_the_process_groups_are_others_steps_are_recorded_anew(ran, alone):
+    """A mesh finds its groups by name, and the weights are the same objects: nothing else tells of it."""
+    for rank in ran:
+        found = rank["anew",]
+        assert off(found["weights"], alone["clip, adamw, average"]["weights"]) < 1e-12
+        assert set(found["by_reference"]) == {""}
+        assert found["now"], "they have met over groups that have ended"
+        first, anew = found["asked"]
+        assert first == anew > 1, "who is there now was not asked whether it can run the chain"
+        assert (found["again"], found["why"]) == (on_ranks.STEPS - 2, {FIRST: 2})
+
+
+@pytest.mark.parametrize("kind", ["replicas", "shards"])
+def test_a_rebound_updater_meets_over_the_groups_of_its_model(ran, kind):
+    expected = again_windows.of_rebound(None, None)
+    for rank in ran:
+        found = rank["rebound", kind]
+        assert_weights(found, expected)
+        assert found["before"] == {FIRST: 5} and found["why"] == {FIRST: 7}
+        assert found["again"] == 18 - 7

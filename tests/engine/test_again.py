@@ -417,6 +417,23 @@ def test_dropping_a_window_that_is_not_open_forgets_nothing():
     assert (pair.replayed, pair.counted) == (9, 10), pair.again.explain()
 
 
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+@pytest.mark.parametrize("reduce", ["mean", "sum"])
+def test_flushes_and_windows_of_any_weights_run_again(reduce, dtype):
+    """A flush is a step of its own kind, and so is making room for a weight that is much larger than those before."""
+    pair = Pair(recipe(3, reduce=reduce, dtype=dtype), Small(), ("blocks",))
+    for t in range(24):
+        pair.step(t, loss=True, weight=(1.0, 9.0, 2.0, 0.5)[t % 4])
+        if t % 4 == 3:
+            assert pair.each(lambda _, u: u.flush().reason) == ["applied"] * 2
+    engine = pair.again._bound.engine
+    assert engine.reason == "" and set(engine.not_replayed) == {"the first of their kind"}, engine.not_replayed
+    if dtype is None:
+        assert (pair.replayed, pair.counted) == (10, 18)  # a full window and a flush in each of six rounds
+    else:
+        assert pair.replayed == 30 - 4, engine.not_replayed  # opens, makes room, closes, is flushed
+
+
 def test_overrides_run_again():
     """A changed set of overrides is another way; each way back is known."""
     pair = Pair(gch.chain(gch.clip_by_norm(1.0), gch.adamw(gch.linear(0.1, 0.01, 30))), Small(), ("blocks",))
