@@ -107,7 +107,15 @@ def _cure(pattern: str | re.Pattern[str], names: list[str]) -> str:
     close = [code(text) for text in _suggestions(pattern, names)] if isinstance(pattern, str) else []
     if close:
         return f"Did you mean {' or '.join(close)}?"
-    return f"The names are like {some(names)}; missing_ok=True lets a pattern match nothing." if names else ""
+    cure = _OWN.get(pattern, "missing_ok=True lets a pattern match nothing")
+    return f"The names are like {some(names)}; {cure}." if names else ""
+
+
+# a pattern that is an argument's default, and what may be given in its place
+_OWN: dict[Any, str] = {
+    "*head*": 'muon and its kin look for the head by it: head=gch.named("fc.*") says which it is, head=None that there '
+    "is none, and matrices= what is made orthogonal in place of both"
+}
 
 
 def _suggestions(pattern: str, names: list[str], most: int = 3) -> list[str]:

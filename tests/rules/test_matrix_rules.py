@@ -317,3 +317,12 @@ def test_a_model_moves_to_another_dtype_in_the_middle(name):
         nets[0].to(to)
         here, there = (trained(net, updater.step, 3) for net, updater in zip(nets, updaters, strict=True))
         assert ((here - there).abs().max() / (there - start).abs().max()).item() < 2e-3
+
+
+@pytest.mark.parametrize("rule", ["muon", "normuon", "adamuon", "scion"])
+def test_a_model_without_a_head_is_told_what_to_say(rule):
+    """The default looks for a name with "head" in it: where there is none, the arguments that say more are named."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    with pytest.raises(ValueError, match=r"head=gch\.named\(.*head=None.*matrices="):
+        getattr(gch.rules, rule)(0.02).bind(model)
+    getattr(gch.rules, rule)(0.02, head=gch.named("1.*")).bind(model)
