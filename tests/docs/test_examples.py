@@ -8,7 +8,7 @@ import pytest
 from doc_blocks import ROOT
 
 SAID = {
-    "lightning_module": "40 ['clip_by_norm.norm', 'val_loss']",
+    "lightning_module": "40 ['clip_by_norm.norm', 'scale_by_learning_rate.learning_rate', 'val_loss']",
     "transformers_trainer": "32 32",
     "accelerate_loop": "8 torch.Size([1, 1])",
 }
