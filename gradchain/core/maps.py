@@ -30,6 +30,10 @@ STACK = {"cpu": 2**21}
 ALONE_ELSEWHERE, STACK_ELSEWHERE = 2**22, 2**26
 
 
+READ = "entries were read as tensors: what a link makes of those torch computes, and no kernel"
+"""What `explain()` says where a link looked into Tensors."""
+
+
 class Calls:
     """How a map called its function when it last ran, for `explain()`.
 

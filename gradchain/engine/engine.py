@@ -79,8 +79,8 @@ class Engine:
         self.not_replayed: Counter[str] = Counter()  # how many were not, by the reason
         self.last: list[Part] = []  # what the last step ran, in order
         self.ran: list[Part] = []  # what the last step ran that ran anything
-        self.maps: list[Calls] = []  # how maps called their functions in the last step
-        self.ran_maps: list[Calls] = []  # and in the last that ran anything
+        self.maps: list[Calls | str] = []  # how maps called their functions in the last step
+        self.ran_maps: list[Calls | str] = []  # and in the last that ran anything
         self.reason = ""  # why the last step ran by the reference; "" if it did not
 
     @none_where_it_cannot

@@ -184,4 +184,5 @@ def test_tensors_made_of_a_dict_share_one_plan():
         updater.update(loss_of(ours, rows))
         other.update(loss_of(twin, rows))
     assert updater._bound.engine.num_plans == 1
+    assert updater.explain().count("entries were read as tensors: what a link makes of those torch computes") == 1
     assert same(weights(ours), weights(twin))

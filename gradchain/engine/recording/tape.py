@@ -16,7 +16,7 @@ from torch import Tensor
 from gradchain.core.along import Dims, dims_of, kept_shape
 from gradchain.core.eager import EagerTensors
 from gradchain.core.index import Index
-from gradchain.core.maps import Calls, mapped
+from gradchain.core.maps import READ, Calls, mapped
 from gradchain.core.random import Draw
 from gradchain.core.scalars import Count, Scalars
 from gradchain.core.shapes import (
@@ -53,7 +53,7 @@ class Tape:
         pending: reductions along dimensions that nobody has read yet, to be computed several in one pass.
         leaves: node → the tensors it stands for.
         columns: addresses that hold for this step only.
-        maps: how functions of whole tensors were called.
+        maps: how functions of whole tensors were called, and whether entries were read.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Tape:
         self.ledger = None if ledger is None else ledger(self.scalars, self.entries)
         self.leaves: dict[int, EagerTensors] = {}
         self.columns: dict[Any, Any] = {}
-        self.maps: list[Calls] = []
+        self.maps: list[Calls | str] = []
         self._leaf_of: dict[int, int] = {}
         self._alive: list[Tensors] = []
         self._reduce = reduce
@@ -350,6 +350,8 @@ class Lazy(Tensors):
         return self.tape.drawn(self, draw)
 
     def __getitem__(self, name: str) -> Tensor:
+        if READ not in self.tape.maps:
+            self.tape.maps.append(READ)
         return self.computed()[name]
 
     def _apply(self, op: str, args: tuple[Any, ...]) -> Tensors:
