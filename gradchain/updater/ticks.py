@@ -55,8 +55,11 @@ def _checked(bound: Bound, clock: str, amount: Any) -> float:
         named = ", ".join(sorted(set(bound.clocks) - {"step", "micro"})) or "none"
         raise KeyError(f"tick: nothing reads the clock {clock!r}. Clocks that are read: {named}.")
     number = as_number(amount)
-    if number is None or not CLOCK.holds(number) or not CLOCK.holds(bound.clocks[clock] + number):
+    if number is None or not CLOCK.holds(number):
         raise ValueError(f"tick: amount must be a finite number of at least 0, got {amount!r}.")
+    if not CLOCK.holds(bound.clocks[clock] + number):
+        now = bound.clocks[clock]
+        raise ValueError(f"tick: the clock {clock!r} must stay finite, got {amount!r} more where it is at {now!r}.")
     return number
 
 
