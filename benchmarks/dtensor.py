@@ -16,8 +16,10 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
+
+from benchmarks.quarters import quarters
 
 LAYERS, WIDTH = 40, 256
 WARM, STEPS = 5, 10
@@ -121,10 +123,10 @@ def measure(rounds: int, layers: int = LAYERS, width: int = WIDTH) -> dict[str, 
         "width": width,
         "ranks": WORLD,
         **found,
-        "us": {name: quantiles(times, n=4) for name, times in wall.items()},
-        "computed_us": {name: quantiles(times, n=4) for name, times in computed.items()},
+        "us": {name: quarters(times) for name, times in wall.items()},
+        "computed_us": {name: quarters(times) for name, times in computed.items()},
         "over": median(wall["gradchain"]) / median(wall["torch"]),
-        "rounds": quantiles(rows, n=4),
+        "rounds": quarters(rows),
     }
 
 

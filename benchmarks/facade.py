@@ -12,7 +12,6 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from statistics import quantiles
 from time import thread_time
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from torch import nn
 
 from benchmarks import report
 from benchmarks.pinning import pin
+from benchmarks.quarters import quarters
 from benchmarks.workloads import WORKLOADS
 
 STEPS, WARM = 40, 40
@@ -101,7 +101,7 @@ def measure(rounds: int) -> dict[str, Any]:
             took[name].append(turn(made[name], STEPS))
     first = took[order[0]]
     over = {name: [t - f for t, f in zip(ts, first, strict=True)] for name, ts in took.items()}
-    return {name: {"us": quantiles(took[name], n=4), "over_us": quantiles(over[name], n=4)} for name in order}
+    return {name: {"us": quarters(took[name]), "over_us": quarters(over[name])} for name in order}
 
 
 def main() -> int:

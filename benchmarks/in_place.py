@@ -12,10 +12,11 @@ import gc
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 from benchmarks.pinning import pin
+from benchmarks.quarters import quarters
 
 CLASSES: dict[str, dict[str, Any]] = {
     "SGD": {"lr": 1e-4},
@@ -108,7 +109,7 @@ def measured(workload: str, name: str, rounds: int) -> dict[str, Any]:
 def _quartiles(values: list[float]) -> list[float]:
     if len(values) < 2:
         return [median(values)] * 3
-    return [round(value, 3) for value in quantiles(values, n=4)]
+    return [round(value, 3) for value in quarters(values)]
 
 
 def main() -> None:

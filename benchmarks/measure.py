@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Sequence
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from benchmarks.candidate import BACKWARD, Bare, Candidate, Took, Unable, limit
 from benchmarks.floor import Floor
 from benchmarks.kernels import host
 from benchmarks.ours import Ours
+from benchmarks.quarters import quarters
 from benchmarks.recipes import Cell
 
 PEERS = (*torch_peers.PEERS, *other_peers.PEERS, *jax_peer.PEERS)
@@ -206,6 +207,4 @@ def _summary(times: dict[str, list[Took]], candidates: list[Candidate], parity: 
 
 def quartiles(values: list[float], factor: float = 1.0) -> list[float]:
     """Lower quartile, median, upper quartile."""
-    values = [v * factor for v in values]
-    low, high = (values[0], values[0]) if len(values) < 2 else quantiles(values, n=4, method="inclusive")[::2]
-    return [float(f"{v:.4g}") for v in (low, median(values), high)]
+    return [float(f"{v * factor:.4g}") for v in quarters(values)]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from torch import nn
 
 import gradchain as gch
 from benchmarks.pinning import keep_memory, pin
+from benchmarks.quarters import quarters
 
 MATRICES = [(512, 664)] * 100  # 34 M elements
 SMALL = [(64, 64)] * 48
@@ -224,8 +225,8 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
             took[name] += [(time.process_time() - start) * 1e3] if number >= 0 else []
     best = min(case.peers, key=lambda name: median(took[name]))
     over = [ours / theirs for ours, theirs in zip(took["gradchain"], took[best], strict=True)]
-    ms = {name: quantiles(found, n=4) for name, found in took.items()}
-    return {"ms": ms, "against": best, "over": quantiles(over, n=4), "bound": case.bound}
+    ms = {name: quarters(found) for name, found in took.items()}
+    return {"ms": ms, "against": best, "over": quarters(over), "bound": case.bound}
 
 
 def main() -> int:

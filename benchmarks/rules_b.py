@@ -18,13 +18,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.pinning import keep_memory, pin
+from benchmarks.quarters import quarters
 from benchmarks.which import MissingError, evaluated
 from benchmarks.which_peers import Rule
 from benchmarks.which_rules import ELEMENTWISE, OF_TORCH
@@ -181,9 +182,9 @@ def measure(bout: Bout, rounds: int) -> dict[str, Any]:
     over = [mine / it for mine, it in zip(took["gradchain"], took[best], strict=True)] if best else []
     return {
         "ours": bout.ours,
-        "ms": {name: quantiles(found, n=4) for name, found in took.items()},
+        "ms": {name: quarters(found) for name, found in took.items()},
         "best": best,
-        "over": quantiles(over, n=4) if over else None,
+        "over": quarters(over) if over else None,
         "apart": apart,
         "not_run": absent,
         **facts(updater, sides["gradchain"].model),

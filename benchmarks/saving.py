@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 import tempfile
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter
 from typing import Any
 
 from benchmarks import report
 from benchmarks.pinning import pin
+from benchmarks.quarters import quarters
 from benchmarks.workloads import WORKLOADS
 
 EVERY = 100
@@ -79,7 +80,7 @@ def measure(rounds: int) -> dict[str, dict[str, Any]]:
             run.keeper.close()
             last = run.keeper.last_good
             assert last is not None
-            told[name] = {key: quantiles([one[key] for one in found[name]], n=4) for key in found[name][0]}
+            told[name] = {key: quarters([one[key] for one in found[name]]) for key in found[name][0]}
             told[name]["bytes"] = last.stat().st_size
         return told
 

@@ -11,10 +11,10 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import quantiles
 from typing import Any
 
 from benchmarks.pinning import pin
+from benchmarks.quarters import quarters
 
 ROWS, WIDTH, NAMED = 1_000_000, 64, 4_096
 WARM, STEPS = 4, 8
@@ -77,8 +77,8 @@ def measure(rounds: int, rows: int = ROWS, width: int = WIDTH, named: int = NAME
         "rows": rows,
         "width": width,
         "named": named,
-        "us": {name: quantiles(found, n=4) for name, found in took.items()},
-        "over": quantiles(over, n=4),
+        "us": {name: quarters(found) for name, found in took.items()},
+        "over": quarters(over),
     }
 
 

@@ -14,8 +14,10 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
+
+from benchmarks.quarters import quarters
 
 
 @dataclass(frozen=True)
@@ -148,8 +150,8 @@ def _memory_row(cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _row(what: str, bound: float, unit: str, took: Sequence[float]) -> dict[str, Any]:
-    upper = quantiles(took, n=4, method="inclusive")[2] if len(took) > 1 else took[0]
-    return {"what": what, "target": bound, "unit": unit, "median": median(took), "upper": upper, "met": upper <= bound}
+    _, middle, upper = quarters(took)
+    return {"what": what, "target": bound, "unit": unit, "median": middle, "upper": upper, "met": upper <= bound}
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
