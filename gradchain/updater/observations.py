@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import sys
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from gradchain.core.roles import AtTicks, TicksClock
 from gradchain.core.scalars import as_number
 from gradchain.core.state import State, as_stored
 from gradchain.core.transform import Transform, walk
+from gradchain.words.remarks import remark
 
 PATIENCE = 1000
 """How many updates a link may wait for its first observation or tick before it is said to wait."""
@@ -73,9 +73,7 @@ class Observations:
         lines, self.awaited = [*self.silent(observed, clocks)], False
         others = f" Observed were {', '.join(map(repr, observed))}." if observed else ""
         for line in lines:
-            warnings.warn(
-                f"update: {line} in {PATIENCE} updates, and changes nothing until then.{others}", stacklevel=7
-            )
+            remark(f"update: {line} in {PATIENCE} updates, and changes nothing until then.{others}")
 
     def silent(self, observed: Collection[str], clocks: Mapping[str, float]) -> Iterator[str]:
         """A sentence without its end for each name that was never observed, and each clock that never ticked."""
@@ -93,8 +91,7 @@ class Observations:
         near = difflib.get_close_matches(name, [awaited for awaited in self._read if awaited not in observed], n=1)
         if near:
             self._told.add(name)
-            warnings.warn(
+            remark(
                 f"observe: {self._read[near[0]]} waits for {near[0]!r}, and {name!r} was observed. Is it the same? "
-                f"Then call updater.observe({near[0]!r}, value).",
-                stacklevel=4,
+                f"Then call updater.observe({near[0]!r}, value)."
             )

@@ -5,12 +5,13 @@ import warnings
 import pytest
 import torch
 from adapters.trainer_runs import DATA, lightning_module
+from later import later
 from torch.utils.data import DataLoader
 
 import gradchain as gch
 from gradchain.adapters.lightning import callback
 
-lightning = pytest.importorskip("lightning.pytorch")
+lightning = later("lightning.pytorch")
 BATCHES = DataLoader(DATA[:6], batch_size=None)
 STAGES = ("validate", "test", "predict")
 

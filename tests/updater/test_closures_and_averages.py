@@ -38,8 +38,10 @@ SAM = (gch.sam(RHO), gch.sgd(0.1, momentum=0.9))
 SAM_CHAINS = {
     "plain": gch.chain(*SAM),
     "scaled": gch.chain(gch.amp_scale(1024.0, always=True), *SAM),
-    "window of one": gch.chain(gch.accumulate(1), gch.amp_scale(8.0, always=True), *SAM),
-    "weighted": gch.chain(gch.accumulate(1), *SAM),
+    "window of one": gch.chain(
+        gch.amp_scale(8.0, always=True), gch.sam(RHO), gch.accumulate(1), gch.sgd(0.1, momentum=0.9)
+    ),
+    "weighted": gch.chain(gch.sam(RHO), gch.accumulate(1), gch.sgd(0.1, momentum=0.9)),
     "before the scale": gch.chain(gch.sam(RHO), gch.accumulate(1), gch.sgd(0.1, momentum=0.9)),
 }
 
