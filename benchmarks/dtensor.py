@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.pinning import leave
 from benchmarks.quarters import quarters
 
 LAYERS, WIDTH = 40, 256
@@ -106,6 +107,7 @@ def _rank(rank: int, folder: str, rounds: int, layers: int, width: int) -> None:
         ran = {"executors": sorted({part.ran for part in engine.ran}), "again": engine.num_replayed}
         torch.save({"took": took, **ran, "apart": apart}, Path(folder) / "found.pt")
     torch.distributed.destroy_process_group()
+    leave()
 
 
 def measure(rounds: int, layers: int = LAYERS, width: int = WIDTH) -> dict[str, Any]:

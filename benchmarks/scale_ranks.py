@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import gradchain as gch
+from benchmarks.pinning import leave
 from benchmarks.scale_model import Footprint, Layout
 
 KINDS = {
@@ -246,6 +247,7 @@ def _rank(rank: int, world: int, folder: str, job: Callable[[], Any]) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world)
     torch.save(job(), Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+    leave()
 
 
 def on_ranks(world: int, job: Callable[[], Any]) -> list[Any]:

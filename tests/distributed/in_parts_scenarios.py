@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from two_ranks import sentence
 
 import gradchain as gch
+from benchmarks.pinning import leave
 from gradchain.updater import sealed
 
 mesh = later("torch.distributed.device_mesh")
@@ -62,6 +63,7 @@ def _rank(rank, folder):
             if ranks:
                 dist.destroy_process_group()
     torch.save(outcomes, Path(folder) / f"rank{rank}.pt")
+    leave()
 
 
 def rank():

@@ -15,6 +15,7 @@ from torch import nn
 from two_ranks import sentence
 
 import gradchain as gch
+from benchmarks.pinning import leave
 from gradchain.engine.executors.blocks import Blocks
 from gradchain.engine.executors.native import Native, NativeRunner
 
@@ -434,3 +435,4 @@ def _rank(rank, world, folder, scenarios):
         outcome = f"rank {rank}, {asked}:\n{traceback.format_exc()}"
     torch.save(outcome, Path(folder) / f"{world}-{rank}.pt")
     dist.destroy_process_group()
+    leave()

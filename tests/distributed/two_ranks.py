@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from benchmarks.pinning import leave
+
 WORLD = 2
 SECONDS = 20  # what a rank waits for the other one before it says so
 
@@ -51,6 +53,7 @@ def _rank(rank, scenarios, folder):
     warnings.simplefilter("error")
     outcomes = {name: _outcome(rank, name, scenario, folder) for name, scenario in scenarios.functions.items()}
     torch.save(outcomes, Path(folder) / f"rank{rank}.pt")
+    leave()
 
 
 def _outcome(rank, name, scenario, folder):
