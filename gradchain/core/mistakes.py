@@ -17,6 +17,8 @@ from gradchain.core.weights import Weights
 from gradchain.selectors.source import code
 
 _NUMBERS = ("float", "int", float, int)
+UPDATES: set[type] = {type(None), Weights}
+"""Types of updates that were found to be what `update` may return: to ask an abstract class takes longer."""
 
 
 def checked_result(made: Any, owner: str) -> tuple[Tensors | Weights | None, Any]:
@@ -28,6 +30,7 @@ def checked_result(made: Any, owner: str) -> tuple[Tensors | Weights | None, Any
         )
     out, new = made
     if out is None or isinstance(out, (Tensors, Weights)):
+        UPDATES.add(type(out))
         return out, new
     if isinstance(out, State):
         raise TypeError(
