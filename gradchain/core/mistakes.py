@@ -15,6 +15,7 @@ from gradchain.core.state import Empty, State
 from gradchain.core.tensors import Tensors
 from gradchain.core.weights import Weights
 from gradchain.selectors.source import code
+from gradchain.words.tensors import absent
 
 _NUMBERS = ("float", "int", float, int)
 UPDATES: set[type] = {type(None), Weights}
@@ -45,7 +46,13 @@ def checked_result(made: Any, owner: str) -> tuple[Tensors | Weights | None, Any
 
 
 def explained(error: AttributeError, state: Any, owner: str) -> AttributeError:
-    """The error of an `update` that asked a state for what is not there, in a sentence; any other is itself."""
+    """The error of a link that asked Tensors or its state for what is not there, in a sentence; any other is itself.
+
+    No `__getattr__` says it: a class that has one is asked for each attribute that there is more slowly.
+    """
+    if isinstance(error.obj, Tensors) and error.name:
+        said = absent(error.name, str(error), [n for n in dir(Tensors) if n[:1] != "_"])
+        return AttributeError(said, name=error.name, obj=error.obj)
     if error.obj is not state or not isinstance(state, State):
         return error
     has = ", ".join(state.own) or "none"
@@ -62,7 +69,10 @@ def checking_init(init: Callable[..., Any]) -> Callable[..., State]:
     def checked(self: Any, params: Any) -> State:
         owner = type(self).__name__
         check_params(owner, params)
-        state = init(self, params)
+        try:
+            state = init(self, params)
+        except AttributeError as error:
+            raise explained(error, None, owner) from error.__cause__
         if not isinstance(state, State):
             raise TypeError(
                 f"{owner}: init must return a gch.State, got {type(state).__name__}. Write a class of its fields, "

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from typing_extensions import Self, dataclass_transform
 
@@ -80,11 +80,6 @@ class State:
     def __getitem__(self, name: str) -> Any:
         """One of the fields, by name."""
         return self.__dict__[name]
-
-    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
-
-        def __getattr__(self, name: str) -> Any:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def held(self) -> Mapping[str, State]:
         """The states of held links, by name; none where the link holds no others."""

@@ -17,7 +17,6 @@ from gradchain.core.along import Dims
 from gradchain.core.index import Fact, Index
 from gradchain.core.scalars import Operand, Scalar, Scalars, as_operand, where
 from gradchain.words.arguments import answering
-from gradchain.words.tensors import absent
 
 if TYPE_CHECKING:
     from gradchain.core.random import Draw
@@ -450,11 +449,6 @@ class Tensors(Operand["Tensors"], Mapping[str, Tensor]):
     def __repr__(self) -> str:
         shown = ", ".join(f"{n}: {tuple(self[n].shape)} {str(self[n].dtype)[6:]}" for n in list(self)[:8])
         return f"Tensors({shown}{', …' if len(self) > 8 else ''})"
-
-    if not TYPE_CHECKING:  # to a checker an attribute that is not here is a mistake
-
-        def __getattr__(self, name: str) -> Any:
-            raise AttributeError(absent(type(self).__name__, name, [n for n in dir(Tensors) if n[:1] != "_"]))
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

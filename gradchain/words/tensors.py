@@ -34,10 +34,10 @@ INSTEAD: dict[str, str] = {
 """Word → what to write in place of it."""
 
 
-def absent(owner: str, name: str, there: list[str]) -> str:
-    """The sentence for an attribute that Tensors have not."""
-    if name[:2] == "__":
-        return f"{owner!r} object has no attribute {name!r}"
+def absent(name: str, plainly: str, there: list[str]) -> str:
+    """The sentence for an attribute that Tensors have not, and Python's own for one that is no word of torch's."""
+    if name[:1] == "_":
+        return plainly
     plain = name[:-1] if name[-1:] == "_" else name
     cure = INSTEAD.get(plain)
     if cure is None:

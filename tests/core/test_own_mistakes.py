@@ -135,13 +135,26 @@ def test_words_of_torch_on_tensors(word, recorded):
 
 
 def _asked(fn, recorded):
-    """What a function makes of Tensors, at once or on a tape."""
-    if not recorded:
-        return fn(gch.Tensors.of({"w": torch.tensor([-1.5, 2.5])}))
-    w = torch.nn.Parameter(torch.zeros(2))
+    """What a function makes of Tensors in a link, which is called by hand or records on a tape."""
     made = link(lambda self, g, s, ctx: (fn(g), s))()
+    if not recorded:
+        g = gch.Tensors.of({"w": torch.tensor([-1.5, 2.5])})
+        return made.update(g, made.init(g), gch.Context(g, step=0))[0]
+    w = torch.nn.Parameter(torch.zeros(2))
     gch.chain(made, gch.scale(-1.0)).bind({"w": w}).step({"w": torch.tensor([-1.5, 2.5])})
     return {"w": -w.detach()}
+
+
+def test_words_of_torch_in_an_init():
+    made = link(passes, init=lambda self, params: Memory(params.square()))()
+    with pytest.raises(AttributeError, match=r"no 'square': write g \* g"):
+        made.init(gch.Tensors.of(net()))
+
+
+def test_what_is_there_is_asked_for_as_of_any_class():
+    """A class with a `__getattr__` has each of its attributes found more slowly, at every step."""
+    for kind in (gch.Tensors, gch.State, type(gch.Tensors.of(net()))):
+        assert not hasattr(kind, "__getattr__")
 
 
 @pytest.mark.parametrize("recorded", [False, True])
