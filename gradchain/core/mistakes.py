@@ -51,8 +51,9 @@ def explained(error: AttributeError, state: Any, owner: str) -> AttributeError:
     No `__getattr__` says it: a class that has one is asked for each attribute that there is more slowly.
     """
     if isinstance(error.obj, Tensors) and error.name:
-        said = absent(error.name, str(error), [n for n in dir(Tensors) if n[:1] != "_"])
-        return AttributeError(said, name=error.name, obj=error.obj)
+        if error.name[:1] == "_":
+            return error
+        return AttributeError(absent(owner, error.name, [n for n in dir(Tensors) if n[:1] != "_"]))
     if error.obj is not state or not isinstance(state, State):
         return error
     has = ", ".join(state.own) or "none"

@@ -72,6 +72,7 @@ class Reduction:
         c: C of what one element `v` gives.
         triton: Triton of what the elements `wide` give, which are float64.
         torch: torch of the same.
+        most: how many elements `truth` makes one number of in the same order by any number of threads.
     """
 
     truth: Callable[[Tensor], Tensor]
@@ -79,6 +80,20 @@ class Reduction:
     c: str
     triton: str
     torch: str
+    most: int = 1 << 14  # torch reduces so many in one thread
+
+
+_STRIP = 1 << 9
+
+
+def _squares(v: Tensor) -> Tensor:
+    """By norms of strips of a copy in float64: of what is float64 torch's norms are vector code."""
+    norm, wide = torch.linalg.vector_norm, v.reshape(-1).double()
+    whole = wide.numel() - wide.numel() % _STRIP
+    rest: Tensor = norm(wide[whole:]).square()
+    if whole:
+        rest = rest + norm(norm(wide[:whole].view(-1, _STRIP), dim=-1)).square()
+    return rest
 
 
 REDUCTIONS: dict[str, Reduction] = {
@@ -91,11 +106,12 @@ REDUCTIONS: dict[str, Reduction] = {
         torch="wide.abs()",
     ),
     "sum2": Reduction(
-        lambda v: torch.linalg.vector_norm(v, 2, dtype=torch.float64).square(),
+        _squares,
         SUM,
         c="(double)v * (double)v",
         triton="wide * wide",
         torch="(wide * wide)",
+        most=_STRIP << 8,  # each strip is one thread's, and so are the norms of as many
     ),
     "max": Reduction(
         lambda v: torch.linalg.vector_norm(v, float("inf"), dtype=torch.float64),

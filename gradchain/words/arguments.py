@@ -164,8 +164,11 @@ INSTEAD: dict[str, str] = {
     "eps": "it belongs to the link that divides: scale_by_adam(eps=…)",
     "eps_root": "it belongs to the link that divides: scale_by_adam(eps_root=…)",
     "betas": "they belong to the link that averages: scale_by_adam(b1=…, b2=…)",
-    "keepdim": "leave it out: dimensions are kept, with size 1",
-    "dim": "norms, with an s, is along dimensions",
+    **{
+        f"{method}.keepdim": "leave it out: dimensions are kept, with size 1"
+        for method in ("mean", "sum", "amax", "norms")
+    },
+    "norm.dim": "norms, with an s, is along dimensions",
     "verbose": "leave it out: updater.hyperparams() and updater.metrics tell",
     "last_epoch": "leave it out: updater.load brings the clocks back",
     "enabled": "leave the link out of the chain instead",
@@ -269,18 +272,19 @@ def _problem(owner: str, make: Callable[..., object], args: Iterable[object], kw
 def not_taken(owner: str, word: str, takes: Iterable[str]) -> str:
     """The sentence for an argument that is not taken."""
     names = list(takes)
-    return f"{owner}: does not take {word!r}{cure(word, names)}. It takes {', '.join(names) or 'no argument'}."
+    return f"{owner}: does not take {word!r}{cure(word, names, owner)}. It takes {', '.join(names) or 'no argument'}."
 
 
-def cure(word: str, takes: Iterable[str]) -> str:
+def cure(word: str, takes: Iterable[str], owner: str = "") -> str:
     """What to write in place of an argument that is not taken, behind a colon; nothing where nothing is known."""
     taken = set(takes)
     found = our_words(word, taken)
-    if not found and word not in INSTEAD:
+    instead = INSTEAD.get(f"{owner}.{word}", INSTEAD.get(word))
+    if not found and instead is None:
         found = difflib.get_close_matches(word, taken, n=1, cutoff=0.7)
     if found:
         return f": write {' and '.join(f'{name}=' for name in found)}"
-    return f": {INSTEAD[word]}" if word in INSTEAD else ""
+    return "" if instead is None else f": {instead}"
 
 
 def our_words(word: str, taken: Iterable[str]) -> list[str]:

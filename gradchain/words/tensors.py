@@ -34,14 +34,12 @@ INSTEAD: dict[str, str] = {
 """Word → what to write in place of it."""
 
 
-def absent(name: str, plainly: str, there: list[str]) -> str:
-    """The sentence for an attribute that Tensors have not, and Python's own for one that is no word of torch's."""
-    if name[:1] == "_":
-        return plainly
+def absent(owner: str, name: str, there: list[str]) -> str:
+    """The sentence for an attribute that Tensors have not, in a link."""
     plain = name[:-1] if name[-1:] == "_" else name
     cure = INSTEAD.get(plain)
     if cure is None:
         near = [plain] if plain in there else difflib.get_close_matches(plain, there, n=1, cutoff=0.7)
         cure = f"write g.{near[0]}(…)" if near else f"write g.map(lambda t: t.{plain}(…)), which sees each tensor"
     value = "nothing is changed in place, " if plain != name else ""
-    return f"Tensors: are tensors by name, not a torch.Tensor, and have no {name!r}: {value}{cure}."
+    return f"{owner}: Tensors are tensors by name, not a torch.Tensor, and have no {name!r}: {value}{cure}."

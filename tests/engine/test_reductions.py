@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from twins import EXECUTORS, by_executors
 
 import gradchain as gch
-from gradchain.engine.executors import blocks
+from gradchain.engine.operations import REDUCTIONS
 
 INF, NAN = float("inf"), float("nan")
 
@@ -218,7 +219,8 @@ def test_a_norm_per_group_reads_each_member_once(executors):
 
 def test_a_wrong_reduction_is_seen(monkeypatch):
     """The bound is tight enough: sums in float32 do not pass."""
-    monkeypatch.setattr(blocks, "_squares", lambda v: v.float().square().sum().item())
+    wrong = dataclasses.replace(REDUCTIONS["sum2"], truth=lambda v: v.float().square().sum())
+    monkeypatch.setitem(REDUCTIONS, "sum2", wrong)
     grad = HARD["long"]
     norm = reduced(("blocks",), grad=grad)["seen.norm"]
     assert norm != pytest.approx(exact(grad.double().tolist(), 2.0), rel=1e-12)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,9 +19,7 @@ from gradchain.engine.operations import REDUCTIONS
 from gradchain.engine.planning.lower import Drawn, Program, Value
 from gradchain.engine.planning.rows import Column
 
-SERIAL = 1 << 14  # elements that torch reduces in one thread: the order of a sum is then the same for any number
 BUCKET = 1 << 17  # elements that are worked on at once: a few of them fit into the cache
-STRIP = 1 << 9  # elements whose squares are added up in one thread, where strips meet
 
 
 class Blocks:
@@ -52,7 +49,7 @@ class BlocksRunner:
         self._rows = len(sizes)
         self._extents = [(size,) for size in sizes] if program.grid is None else program.grid.extents
         depth = [math.prod(extents[1:]) for extents in self._extents]
-        self._truth, most = _reduction(program)
+        most = REDUCTIONS[program.reduce[0]].most if program.reduce else CHUNK
         pieces = [
             (row, start, min(step, extents[0] - start))
             for row, extents in enumerate(self._extents)
@@ -75,13 +72,13 @@ class BlocksRunner:
         if self._program.along:
             self._along(buckets)
             return None
-        if self._program.reduce is None or self._truth is None:
+        if self._program.reduce is None:
             buckets()
             return None
         kind, operand = self._program.reduce
         found: list[float] = []
         for k in range(len(self.buckets)):
-            found += [self._truth(v) for v in _pick(operand, self.computed(k, buckets))]
+            found += [REDUCTIONS[kind].truth(v).item() for v in _pick(operand, self.computed(k, buckets))]
         return folded(kind, self._row_of, found, self._rows)
 
     def _along(self, buckets: _Buckets) -> None:
@@ -218,26 +215,6 @@ def _as_list(results: Any, places: list[Tensor]) -> list[Tensor]:
         return results
     numbers = results if isinstance(results, list) else [results] * len(places)
     return [torch.full_like(place, number) for place, number in zip(places, numbers, strict=True)]
-
-
-def _reduction(program: Program) -> tuple[Callable[[Tensor], float] | None, int]:
-    """How a program reduces a piece, or None where it does not; and how many elements a piece has at most."""
-    if program.reduce is None:
-        return None, CHUNK
-    kind = program.reduce[0]
-    return (_squares, BUCKET) if kind == "sum2" else (partial(_exact, kind), SERIAL)
-
-
-def _exact(kind: str, v: Tensor) -> float:
-    return REDUCTIONS[kind].truth(v).item()
-
-
-def _squares(v: Tensor) -> float:
-    """The sum of squares, by norms of strips of a copy in float64: of what is float64 torch's norms are vector code."""
-    norm, wide = torch.linalg.vector_norm, v.reshape(-1).double()
-    whole = wide.numel() - wide.numel() % STRIP
-    found = norm(norm(wide[:whole].view(-1, STRIP), dim=-1)).item() ** 2 if whole else 0.0
-    return found + norm(wide[whole:]).item() ** 2 if whole < wide.numel() else found
 
 
 def _over(tensor: Tensor, extents: tuple[int, ...], spans: tuple[bool, ...]) -> Tensor:
