@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gradchain.adapters.mmengine import unbound
-from gradchain.adapters.mmengine.groups.written import NORM
+from gradchain.adapters.mmengine.groups.constructors import NORM
 from gradchain.adapters.mmengine.reading.files import read_names
 from gradchain.cli.code import program
 from gradchain.cli.imports import imported, named_modules

@@ -10,6 +10,10 @@ from typing import Any
 import torch
 from later import later
 
+from gradchain.adapters.mmengine.entries import Entry
+from gradchain.adapters.mmengine.groups.params import optimizers
+from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
+
 optim, registry = later("mmengine.optim"), later("mmengine.registry")
 
 FIELDS = ("lr", "momentum", "weight_decay")
@@ -182,3 +186,12 @@ def constructed(model: torch.nn.Module, wrapper: dict[str, Any]) -> dict[str, di
                 keys = ("lr", "weight_decay", "lr_mult", "decay_mult", "decay_multi")
                 settings[names[id(parameter)]] = {key: group[key] for key in keys if key in group}
     return settings
+
+
+def value_of(model: Any, wrapper: Any, field: str, curve: Any = float, proportional: bool = True) -> Any:
+    """One field of a config as a value for a chain; without a model where that is None."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        [one] = optimizers(model, Entry("optim_wrapper", wrapper, False))
+    base = Optimizer(one.config["optimizer"], "optimizer", False).base(field)
+    return one.parameters.value(field, base, curve, proportional=proportional)

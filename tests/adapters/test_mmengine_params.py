@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 import torch
-from mmengine_live import constructed
+from mmengine_live import constructed, value_of
 from torch import nn
 
 import gradchain as gch
 from gradchain.adapters import mmengine
-from gradchain.adapters.mmengine.groups import written
 from gradchain.adapters.mmengine.groups.paramwise import RULES
 from gradchain.selectors.rules import settings_of
 
@@ -158,7 +157,7 @@ def test_random_configs_against_mmengine(seed: int) -> None:
 
 def check_values(model: nn.Module, wrapper: Any, settings: Any, field: str, proportional: bool) -> Any:
     """The value, resolved over the model, is the settings; where curves do not scale, each has its own."""
-    value = written.values(model, wrapper, settings, field, Curve, proportional)
+    value = value_of(model, wrapper, field, Curve, proportional)
     facts = [(n, p, model.get_submodule(n.rpartition(".")[0])) for n, p in model.named_parameters()]
     for (name, _, _), setting in zip(facts, settings_of(value, facts), strict=True):
         if settings[name] is not None:
@@ -190,7 +189,7 @@ def test_every_recorded_setting_as_a_value() -> None:
                 for proportional in (True, False):
                     value = check_values(model, wrapper, settings, field, proportional)
                     kinds[proportional, type(value).__name__] += 1
-                    code = repr(written.values(model, wrapper, settings, field, float, proportional))
+                    code = repr(value_of(model, wrapper, field, float, proportional))
                     again = eval(code, {**vars(gch), "torch": torch, "depth": gch.selectors.depth})
                     assert repr(again) == code
                     assert len(code) < 700, code

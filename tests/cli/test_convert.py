@@ -18,7 +18,8 @@ from torch import nn
 import gradchain as gch
 from gradchain.__main__ import main
 from gradchain.adapters import mmengine, torch_names
-from gradchain.adapters.mmengine.groups.symbolic import Symbolic
+from gradchain.adapters.mmengine.entries import Entry
+from gradchain.adapters.mmengine.groups.params import optimizers
 from gradchain.cli.code import WIDTH, program
 from gradchain.cli.convert import convert
 from gradchain.core import config as links
@@ -135,7 +136,8 @@ def executed(printed, config):
     """What a printed program makes of a fresh model."""
     names = [key for key, value in config["optim_wrapper"].items() if isinstance(value, dict) and "optimizer" in value]
     rules = config["optim_wrapper"].get("paramwise_cfg") or {}
-    model, same = (Small(names, rules.get("custom_keys", ())) for _ in range(2))
+    keys = rules.get("custom_keys", [key for key, value in rules.items() if isinstance(value, dict)])
+    model, same = (Small(names, keys) for _ in range(2))
     scope = {"model": model}
     exec(compile(printed, "printed", "exec"), scope)
     return model, scope["make"](model), same
@@ -247,7 +249,7 @@ def test_rules_without_a_model_come_to_the_recorded_settings(module):
         config = {"constructor": row["constructor"], **row["optim_wrapper"]}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            rules = Symbolic(config, strict=False)
+            rules = optimizers(None, Entry("optim_wrapper", config, False))[0].parameters
         for field in ("lr", "weight_decay"):
             base = config["optimizer"].get(field)
             if base is None:

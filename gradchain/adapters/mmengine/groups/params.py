@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import re
-import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from gradchain.adapters.mmengine.entries import Entry, listed, scope_and_name, type_name
 from gradchain.adapters.mmengine.groups import constructors, layers
-from gradchain.adapters.mmengine.groups.constructors import DEFAULT, FORCED, OLD
-from gradchain.adapters.mmengine.groups.paramwise import RULES, Group, Paramwise, check_places
-from gradchain.selectors import ParameterFacts
+from gradchain.adapters.mmengine.groups.paramwise import DEFAULT, FORCED, OLD, RULES, Group, Paramwise, check_places
+from gradchain.adapters.mmengine.groups.rules import Rules
+from gradchain.adapters.mmengine.groups.written import Parameters
 from gradchain.updater.target import Target
 
-__all__ = ["group_numbers", "modules_and_settings", "param_settings", "register_constructor"]
+__all__ = ["MULTI", "PATTERNS", "One", "optimizers", "param_settings", "register_constructor"]
 
 # OpenMMLab's own scopes; another project's constructor may have any of these names, and is another
 PROJECTS = (
@@ -29,48 +28,59 @@ BY_LAYER = "LearningRateDecayOptimizerConstructor"
 MULTI = "MultiOptimWrapperConstructor"
 BY_CHILD = ("GenOptimWrapperConstructor", "SeparateOptimWrapperConstructor")
 """Of MMGeneration and MMRazor: one optimizer for each child of the model, by its name."""
+SEVERAL = (MULTI, *BY_CHILD)
 PATTERNS = f"mmselfsup.{OLD}"
 """MMSelfSup's of before MMEngine: `paramwise_options`, by patterns."""
-
-Settings = dict[str, "dict[str, Any] | None"]
-Facts = Sequence[ParameterFacts]
+ELSEWHERE = {
+    "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
+    "SinGANOptimWrapperConstructor": "it makes one optimizer for each stage, and the model changes between them",
+}
+NEEDS_MODEL = (
+    "which modules an optimizer is over depends on the model. mmengine.from_config(model, …) reads it, where the model "
+    "is at hand."
+)
 
 
 @dataclass(frozen=True)
 class Constructor:
     """What reads paramwise_cfg.
 
-    reads, in_entries: the keys there, and in an entry of custom_keys; items: whether other keys of an entry become
-    items of the group; always: it does not take an empty paramwise_cfg for none; inherits: MMEngine's own checks run.
+    rules: from it and a model; without one where it does not need it; reads, in_entries: the keys there, and in an
+    entry of custom_keys; items: whether other keys of an entry become items of the group; always: it does not take an
+    empty paramwise_cfg for none; inherits: MMEngine's own checks run; needs_model: its rules depend on the model.
     """
 
-    build: Callable[[Paramwise, nn.Module], list[Group]]
+    rules: Callable[[Paramwise, Any], Rules]
     reads: tuple[str, ...]
     in_entries: tuple[str, ...] = ("lr_mult", "decay_mult")
     items: bool = False
     always: bool = False
     inherits: bool = True
+    needs_model: bool = False
 
 
 _DECAYS = ("custom_keys", "layer_decay_rate", "norm_decay_mult", "bias_decay_mult", "flat_decay_mult")
 _OF_PATTERNS = ("lr_mult", "weight_decay_mult", "momentum_mult")
 _LAYERS = ("num_layers", "decay_rate", "decay_type")
 _DEFAULT = (*RULES, "custom_keys", "bypass_duplicate")
+_TSM = Constructor(constructors.tsm, ("fc_lr5",), needs_model=True)
+_YOLO = Constructor(constructors.yolo, ("base_total_batch_size",), always=True, inherits=False)
 CONSTRUCTORS: dict[str, Constructor] = {
     DEFAULT: Constructor(constructors.default, _DEFAULT, items=True),
     FORCED: Constructor(constructors.default, (*_DEFAULT, "force_default_settings"), items=True),
     PATTERNS: Constructor(constructors.by_pattern, ("custom_keys",), _OF_PATTERNS, items=True, inherits=False),
     OLD: Constructor(constructors.default, tuple(key for key in _DEFAULT if key != "flat_decay_mult")),
-    BY_DEPTH: Constructor(constructors.by_depth, _DECAYS, ("decay_mult",), items=True),
-    f"mmselfsup.{BY_DEPTH}": Constructor(layers.mmselfsup, ("custom_keys",), ("decay_mult",), always=True),
-    BY_LAYER: Constructor(layers.mmseg, _LAYERS),
-    f"mmaction.{BY_LAYER}": Constructor(layers.mmaction, _LAYERS),
-    "LayerDecayOptimizerConstructor": Constructor(layers.mmseg, ("num_layers", "layer_decay_rate")),
+    BY_DEPTH: Constructor(layers.by_depth, _DECAYS, ("decay_mult",), items=True, needs_model=True),
+    f"mmselfsup.{BY_DEPTH}": Constructor(
+        layers.mmselfsup, ("custom_keys",), ("decay_mult",), always=True, needs_model=True
+    ),
+    BY_LAYER: Constructor(layers.mmseg, _LAYERS, needs_model=True),
+    f"mmaction.{BY_LAYER}": Constructor(layers.mmaction, _LAYERS, needs_model=True),
+    "LayerDecayOptimizerConstructor": Constructor(layers.mmseg, ("num_layers", "layer_decay_rate"), needs_model=True),
     "LayerDecayOptimWrapperConstructor": Constructor(layers.mmpose, ("num_layers", "layer_decay_rate")),
     "SwinOptimWrapperConstructor": Constructor(constructors.swin, ("custom_keys",)),
-    **dict.fromkeys(("TSMOptimWrapperConstructor", "TSMOptimizerConstructor"), Constructor(layers.tsm, ("fc_lr5",))),
-    "YOLOv5OptimizerConstructor": Constructor(layers.yolo, ("base_total_batch_size",), always=True, inherits=False),
-    layers.YOLOV7: Constructor(layers.yolo, ("base_total_batch_size",), always=True, inherits=False),
+    **dict.fromkeys(("TSMOptimWrapperConstructor", "TSMOptimizerConstructor"), _TSM),
+    **dict.fromkeys(("YOLOv5OptimizerConstructor", constructors.YOLOV7), _YOLO),
 }
 
 
@@ -120,98 +130,136 @@ def param_settings(model: nn.Module, optim_wrapper: Mapping[str, Any], strict: b
     ({'lr': 0.2, 'weight_decay': 0.05}, {'lr': 0.1, 'weight_decay': 0.0})
     """
     facts = Target(model).index.entries
-    wrapped = getattr(model, "module", None)
-    inner = wrapped if isinstance(wrapped, nn.Module) else model
     if not isinstance(optim_wrapper, Mapping):
         raise TypeError(f"mmengine.param_settings: optim_wrapper must be a dict, got {optim_wrapper!r}.")
-    if type_name(optim_wrapper.get("constructor")) not in (MULTI, *BY_CHILD):
-        return _of_one(inner, optim_wrapper, strict, facts)
-    paramwise = Paramwise(MULTI, {}, {}, strict)
-    if "modules" in optim_wrapper:
-        return _of_modules(_matched(inner, optim_wrapper["modules"]), optim_wrapper, strict, facts)
+    names = {id(parameter): name for name, parameter, _ in facts}
+    found = optimizers(model, Entry("optim_wrapper", optim_wrapper, strict, "mmengine.param_settings"))
     settings = {}
-    for name, config in optim_wrapper.items():
-        if name in ("constructor", "type"):
-            continue
-        if not isinstance(config, Mapping):
-            paramwise.refuse(f"{name} must be the dict of an optimizer wrapper, got {config!r}.", TypeError)
-        modules = config.get("modules", name)
-        if isinstance(modules, str) and modules in inner._modules:
-            settings[name] = _of_one(getattr(inner, modules), {**config, "constructor": DEFAULT}, strict, facts)
-        else:
-            settings[name] = _of_modules(_matched(inner, modules), config, strict, facts)
-    return settings
+    for one in found:
+        mine = one.parameters
+        here = {names[id(parameter)]: (mine.settings or {})[name] for name, parameter, _ in mine.facts}
+        settings[one.key] = dict.fromkeys(names.values()) | here
+    return settings if found[0].key is not None else settings[None]
 
 
-def group_numbers(model: nn.Module, config: Mapping[str, Any]) -> dict[str, int]:
-    """By name, which of the groups of one optimizer's config a parameter is in; its faults were said before."""
-    names = {id(parameter): name for name, parameter, _ in Target(model).index.entries}
-    inner = getattr(model, "module", model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        groups = _groups(*read(inner, config, False), inner)
-    return {names[id(parameter)]: i for i, (parameters, _) in enumerate(groups) for parameter in parameters}
+@dataclass(frozen=True)
+class One:
+    """One optimizer of a config, and the modules that it is over.
 
-
-def _groups(paramwise: Paramwise, how: Constructor | None, model: nn.Module) -> list[Group]:
-    return how.build(paramwise, model) if how is not None else [(list(model.parameters()), {})]
-
-
-def _of_one(model: nn.Module, config: Mapping[str, Any], strict: bool, facts: Facts) -> Settings:
-    paramwise, how = read(model, config, strict)
-    groups = _groups(paramwise, how, model)
-    if how is not None and "custom_keys" in how.reads:
-        paramwise.check_used()
-    return _settings_of(paramwise, groups, facts, {id(p) for p in model.parameters() if p.requires_grad})
-
-
-def _of_modules(
-    modules: Iterable[tuple[str, nn.Module]], config: Mapping[str, Any], strict: bool, facts: Facts
-) -> Settings:
-    """One optimizer for what `_matched` has found."""
-    paramwise, _ = read(nn.Module(), {**config, "constructor": DEFAULT}, strict)
-    if paramwise.cfg:
-        paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
-    return _settings_of(paramwise, [([p for _, module in modules for p in module.parameters()], {})], facts, set())
-
-
-def _matched(model: nn.Module, given: Any) -> list[tuple[str, nn.Module]]:
-    """For a pattern, or each of a list: the child of this name, or else all modules whose whole name it matches."""
-    out: list[tuple[str, nn.Module]] = []
-    for pattern in given if isinstance(given, (list, tuple)) else [given]:
-        if pattern in model._modules:
-            out.append((pattern, getattr(model, pattern)))
-        else:
-            out += [(name, module) for name, module in model.named_modules() if re.fullmatch(pattern, name)]
-    return out
-
-
-def modules_and_settings(
-    model: nn.Module, given: Any, config: Mapping[str, Any], entry: Entry, by_child: bool = False
-) -> tuple[Any, Any]:
-    """The modules of these names, or those whose whole names match, and what each of their parameters begins with.
-
-    by_child: one that names a child of the model is that module by itself, with rules per parameter.
+    key: its name among several, None for the only one; config: its dict, without what says the modules; target: what a
+    chain is bound to, a module or a dict of those, or where no model is at hand what names them; parameters: what they
+    begin with.
     """
+
+    key: str | None
+    config: Mapping[str, Any]
+    target: Any
+    parameters: Parameters
+
+
+def optimizers(model: nn.Module | None, entry: Entry) -> list[One]:
+    """The optimizers of a wrapper's dict: one, or one for each entry of a constructor of several."""
+    config, constructor = entry.items, type_name(entry.items.get("constructor"))
+    if constructor in ELSEWHERE:
+        entry.refuse(
+            f"constructor {constructor!r} is not read: {ELSEWHERE[constructor]}. Make a chain for each, and carry its "
+            "state with updater.rebind."
+        )
+    if constructor == MULTI and "modules" in config:
+        inner = {key: value for key, value in config.items() if key not in ("modules", "constructor")}
+        return [_over(model, entry, None, inner, config["modules"])]
+    if constructor not in SEVERAL and "optimizer" not in config:
+        each = [key for key, value in config.items() if isinstance(value, Mapping) and "optimizer" in value]
+        cure = f" For one optimizer each of {listed(each)} set constructor={MULTI!r}." if each else ""
+        entry.refuse(f"optimizer must be given.{cure}")
+    if constructor not in SEVERAL:
+        return [One(None, config, model, _parameters(model, config, entry.strict))]
+    given = {key: value for key, value in config.items() if key not in ("constructor", "type", "_scope_")}
+    if given.pop("paramwise_cfg", None):
+        entry.refuse("paramwise_cfg must stand in each optimizer's dict where there are several.")
+    found = []
+    for key, one in given.items():
+        if not isinstance(one, Mapping) or "optimizer" not in one:
+            cure = "" if isinstance(one, Mapping) else f" as a submodule's name, got {one!r}"
+            entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
+            continue
+        children = {} if model is None else getattr(model, "module", model)._modules
+        if model is not None and constructor != MULTI and key not in children:
+            entry.refuse(f"{key!r} must name a child of the model, which has {listed(children)}.")
+        inner = {k: v for k, v in one.items() if k != "modules" or constructor != MULTI}
+        found.append(_over(model, entry, key, inner, one.get("modules", key) if constructor == MULTI else key))
+    if not found:
+        entry.refuse(f"{constructor} needs at least one optimizer: the name of a submodule and its dict, got none.")
+    return found
+
+
+def _over(model: nn.Module | None, entry: Entry, key: str | None, config: Mapping[str, Any], over: Any) -> One:
+    """The optimizer of the modules of these names, or of those whose whole names match.
+
+    One of several that names a child of the model is over that module by itself, with rules per parameter.
+    """
+    if model is None:
+        if key is None or not isinstance(over, str) or not over.isidentifier():
+            entry.refuse(NEEDS_MODEL, NotImplementedError)
+        return One(key, config, over, _parameters(None, config, entry.strict))
     model = getattr(model, "module", model)
-    if by_child and given in model._modules:
-        child = getattr(model, given)
-        return child, param_settings(child, config, entry.strict)
+    if key is not None and isinstance(over, str) and over in model._modules:
+        child = getattr(model, over)
+        return One(key, config, child, _parameters(child, config, entry.strict))
     found: list[tuple[str, nn.Module]] = []
-    for pattern in given if isinstance(given, (list, tuple)) else [given]:
-        here = _matched(model, pattern)
-        if pattern not in model._modules and not any(True for _, m in here for _ in m.parameters()):
+    for pattern in over if isinstance(over, (list, tuple)) else [over]:
+        here = [(name, module) for name, module in model.named_modules() if re.fullmatch(pattern, name)]
+        here = [(pattern, getattr(model, pattern))] if pattern in model._modules else here
+        if not any(True for _, module in here for _ in module.parameters()):
             children = listed(name for name, _ in model.named_children())
             entry.refuse(f"{pattern!r} must name or match a module with parameters; the model has {children}.")
         found += here
     names = [name for name, _ in found]
     # one inside another is there already
     apart = {n: m for n, m in found if not any(n.startswith(f"{other}.") for other in names)}
-    target = model if "" in names else apart
-    return target, _of_modules(found, config, entry.strict, Target(target).index.entries)
+    paramwise, _ = _read({**config, "constructor": DEFAULT}, entry.strict, None)
+    if paramwise.cfg:
+        paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
+    groups: list[Group] = [([p for _, module in found for p in module.parameters()], {})]
+    return One(key, config, target := model if "" in names else apart, _settled(Rules(paramwise), groups, target, ()))
 
 
-def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Paramwise, Constructor | None]:
+def _parameters(model: nn.Module | None, config: Mapping[str, Any], strict: bool) -> Parameters:
+    """What the parameters of one optimizer begin with."""
+    inner = getattr(model, "module", None)
+    inner = inner if isinstance(inner, nn.Module) else model
+    paramwise, how = _read(config, strict, inner)
+    if inner is None and how is not None and how.needs_model:
+        paramwise.refuse(
+            "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where the "
+            "model is at hand.",
+            NotImplementedError,
+        )
+    rules = Rules(paramwise, made=lambda model: [(list(model.parameters()), {})])
+    rules = rules if how is None else how.rules(paramwise, inner)
+    if inner is None:
+        paramwise.report()
+        _remarks_without_model(rules)
+        return Parameters(rules)
+    groups = rules.groups(inner)
+    if how is not None and "custom_keys" in how.reads:
+        paramwise.check_used()
+    return _settled(rules, groups, model, [p for p in inner.parameters() if p.requires_grad])
+
+
+def _remarks_without_model(rules: Rules) -> None:
+    paramwise = rules.paramwise
+    if paramwise.cfg.get("dcn_offset_lr_mult") is not None:
+        paramwise.entry.remark(
+            "dcn_offset_lr_mult is read for every Conv2d that is called conv_offset: whether it is in one of mmcv's "
+            "deformable convolutions, a model tells."
+        )
+    if any("weight_decay" in rule.items and not rule.closes for rule in rules.rules):
+        for key in [rule.key for rule in rules.rules if rule.puts_off and rule.key is not None]:
+            paramwise.say_undone(key, "norms and biases in it have their whole weight decay back")
+
+
+def _read(config: Mapping[str, Any], strict: bool, model: nn.Module | None) -> tuple[Paramwise, Constructor | None]:
     """The config with its faults noted, and its constructor; None where all parameters are one group."""
     optimizer, given = config.get("optimizer"), config.get("paramwise_cfg")
     scope, name = scope_and_name(config.get("constructor") or DEFAULT)
@@ -220,7 +268,7 @@ def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Par
     if how is None and scope in ("", *PROJECTS):
         how = CONSTRUCTORS.get(_with_scope(scope, name, model, paramwise.optimizer))
     if how is None:
-        known = ", ".join(sorted((*CONSTRUCTORS, MULTI, *BY_CHILD)))
+        known = ", ".join(sorted((*CONSTRUCTORS, *SEVERAL)))
         cure = "A constructor of your own is made known by mmengine.register_constructor."
         paramwise.refuse(f"constructor must be one of {known}, got {'.'.join(filter(None, (scope, name)))!r}. {cure}")
     if not isinstance(optimizer, Mapping):
@@ -231,9 +279,9 @@ def read(model: nn.Module, config: Mapping[str, Any], strict: bool) -> tuple[Par
     if given is None and name.startswith("LayerDecay"):
         paramwise.refuse("paramwise_cfg must be given.", TypeError)
     nested = [entry for entry in paramwise.cfg.values() if isinstance(entry, Mapping)]
-    if how.build is constructors.swin and nested and "custom_keys" not in paramwise.cfg:
+    if how.rules is constructors.swin and nested and "custom_keys" not in paramwise.cfg:
         paramwise.cfg, paramwise.root = {"custom_keys": paramwise.cfg}, "base"
-    if how.build is constructors.by_pattern and paramwise.cfg:
+    if how.rules is constructors.by_pattern and paramwise.cfg:
         paramwise.cfg = {"custom_keys": paramwise.cfg}
     if how.inherits:
         paramwise.check_decays()
@@ -273,17 +321,21 @@ def register_constructor(name: str) -> Callable[[Build], Build]:
         raise TypeError(f"mmengine.register_constructor: name must be a name without a scope, got {name!r}.")
 
     def registering(build: Build) -> Build:
-        def groups(paramwise: Paramwise, model: nn.Module) -> list[Group]:
-            made = build(model, {"optimizer": dict(paramwise.optimizer), "paramwise_cfg": dict(paramwise.cfg)})
-            return [(list(one["params"]), {k: v for k, v in one.items() if k != "params"}) for one in made]
+        def rules(paramwise: Paramwise, _: nn.Module | None) -> Rules:
+            given = {"optimizer": dict(paramwise.optimizer), "paramwise_cfg": dict(paramwise.cfg)}
 
-        registered[name] = Constructor(groups, (), always=True, inherits=False)
+            def groups(model: nn.Module) -> list[Group]:
+                return [(list(one["params"]), {k: one[k] for k in one if k != "params"}) for one in build(model, given)]
+
+            return Rules(paramwise, made=groups)
+
+        registered[name] = Constructor(rules, (), always=True, inherits=False, needs_model=True)
         return build
 
     return registering
 
 
-def _with_scope(scope: str, name: str, model: nn.Module, optimizer: Mapping[str, Any]) -> str:
+def _with_scope(scope: str, name: str, model: nn.Module | None, optimizer: Mapping[str, Any]) -> str:
     """Two names are used by two projects each: their scope tells which, or what they are about."""
     if name == OLD and scope == "mmselfsup":
         return PATTERNS
@@ -293,13 +345,17 @@ def _with_scope(scope: str, name: str, model: nn.Module, optimizer: Mapping[str,
     return f"mmaction.{name}" if name == BY_LAYER and (scope == "mmaction" or (not scope and video)) else name
 
 
-def _settings_of(paramwise: Paramwise, groups: Iterable[Group], facts: Facts, wanted: Collection[int]) -> Settings:
-    """By name, what the optimizer makes of groups: each is completed by its defaults, and a parameter is in one."""
+def _settled(rules: Rules, groups: Iterable[Group], target: Any, wanted: Iterable[Tensor]) -> Parameters:
+    """What the optimizer makes of groups: each is completed by its defaults, and a parameter is in one.
+
+    target: what they are of, for the names that bind gives; wanted: what must be in some group.
+    """
+    paramwise, facts = rules.paramwise, Target(target).index.entries
     names = {id(parameter): name for name, parameter, _ in facts}
     usual = {key: paramwise.default(key) for key in ("lr", "weight_decay")}
     defaults = {key: value for key, value in usual.items() if value is not None}
     place: dict[str, int] = {}
-    settings: Settings = dict.fromkeys(names.values())
+    settings: dict[str, dict[str, Any] | None] = dict.fromkeys(names.values())
     for number, (parameters, items) in enumerate(groups):
         for parameter in parameters:
             name = names[id(parameter)]
@@ -314,10 +370,10 @@ def _settings_of(paramwise: Paramwise, groups: Iterable[Group], facts: Facts, wa
             settings[name] = defaults | {key: value for key, value in items.items() if not paramwise.usual(key, value)}
     if not place:
         paramwise.refuse("the optimizer must get a parameter, and gets none.")
-    left = [name for number, name in names.items() if number in wanted and name not in place]
+    left = [name for parameter in wanted if (name := names[id(parameter)]) not in place]
     if left:
         paramwise.faults.append(
             f"every trained parameter must be in a group, got none for {', '.join(map(repr, left))}."
         )
     paramwise.report()
-    return settings
+    return Parameters(rules, settings, facts, place)

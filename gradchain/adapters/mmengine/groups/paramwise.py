@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradchain.adapters.mmengine.entries import Entry, is_number, listed, near, whole
 from gradchain.adapters.torch_names import class_of
 
-__all__ = ["NORMS", "RULES", "Group", "Paramwise", "Visit", "check_places", "longest_first", "visits"]
+__all__ = ["DEFAULT", "FORCED", "OLD", "RULES", "Group", "Paramwise", "check_places"]
+
+DEFAULT, OLD = "DefaultOptimWrapperConstructor", "DefaultOptimizerConstructor"
+FORCED = f"Force{DEFAULT}"
 
 Group = tuple[list[Tensor], dict[str, Any]]
 """What a constructor hands to the optimizer: parameters, and what is not as in the optimizer's own arguments."""
@@ -24,8 +27,6 @@ RULES = (*DECAYS, "bias_lr_mult", "dcn_offset_lr_mult")
 """Multipliers at the top of `paramwise_cfg`."""
 
 OUTSIDE = ("lr", "weight_decay", "momentum", "betas")
-NORMS = (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
-"""What MMEngine takes for a norm: not RMSNorm, nor whatever else has the name."""
 INSIDE = (*RULES, "custom_keys", "bypass_duplicate", "layer_decay_rate", "decay_rate", "num_layers")
 
 
@@ -83,6 +84,11 @@ class Paramwise:
         return name not in ("lr", "weight_decay") and name in self.arguments and bool(self.default(name) == value)
 
     @property
+    def missing_ok(self) -> bool:
+        """Whether a key may take nothing."""
+        return not self.strict
+
+    @property
     def decays(self) -> bool:
         """Whether the optimizer's dict has a weight decay, which every multiplier of it needs."""
         return self.optimizer.get("weight_decay") is not None
@@ -114,14 +120,7 @@ class Paramwise:
         for key, entry in keys.items():
             if not isinstance(entry, Mapping):
                 self.refuse(f"custom_keys[{key!r}] must be a dict, got {entry!r}.", TypeError)
-        return [(key, keys[key]) for key in longest_first(keys)]
-
-    def winner(self, name: str) -> tuple[str, Mapping[str, Any]] | None:
-        """The custom key that takes a parameter of this name."""
-        found = next(((key, entry) for key, entry in self.custom if key in name), None)
-        if found is not None:
-            self.used.add(found[0])
-        return found
+        return [(key, keys[key]) for key in sorted(sorted(keys), key=len, reverse=True)]
 
     def say_undone(self, key: str, what: str) -> None:
         """A custom key is all that counts for what it takes: a rule of weight decay that it puts off is a slip."""
@@ -193,11 +192,6 @@ class Paramwise:
             )
 
 
-def longest_first(keys: Iterable[str]) -> list[str]:
-    """Custom keys in the order that MMEngine tries them in: the longest first, equally long ones by the alphabet."""
-    return sorted(sorted(keys), key=len, reverse=True)
-
-
 def check_places(config: Mapping[str, Any], known: Paramwise) -> None:
     """What stands beside `optimizer` and `paramwise_cfg`, and should be inside."""
     for key in config:
@@ -216,46 +210,3 @@ def _like_a_multiplier(name: str) -> bool:
 def _unread(place: str, key: object, constructor: str, known: Iterable[str], otherwise: str) -> str:
     cure = near(str(key).replace("wd", "decay"), sorted(known), otherwise)
     return f"{place}: every key must be one that {constructor} reads, got {key!r}; {cure}"
-
-
-@dataclass(frozen=True)
-class Visit:
-    """A parameter as MMEngine comes upon it: through its module, which may be reached twice."""
-
-    parent: nn.Module | None
-    module: nn.Module
-    prefix: str
-    name: str
-    parameter: Tensor
-
-    @property
-    def tested(self) -> str:
-        """The name that MMEngine looks for custom keys in: one on the root itself has a dot before it."""
-        return f"{self.prefix}.{self.name}"
-
-    @property
-    def full(self) -> str:
-        """The name without that dot."""
-        return self.tested if self.prefix else self.name
-
-    @property
-    def norm(self) -> bool:
-        """Whether MMEngine takes its module for a normalisation: RMSNorm it does not."""
-        return isinstance(self.module, NORMS)
-
-    @property
-    def deformable(self) -> bool:
-        """Whether it lies right under one of mmcv's deformable convolutions, known here by name."""
-        classes = type(self.parent).__mro__ if self.parent is not None else ()
-        return any(cls.__module__.startswith("mmcv.") and cls.__name__ in _DEFORMABLE for cls in classes)
-
-
-_DEFORMABLE = ("DeformConv2d", "ModulatedDeformConv2d")
-
-
-def visits(module: nn.Module, prefix: str = "", parent: nn.Module | None = None) -> Iterator[Visit]:
-    """Each module's own parameters, and then its children's; what is shared, once for each way to it."""
-    for name, parameter in module.named_parameters(recurse=False):
-        yield Visit(parent, module, prefix, name, parameter)
-    for name, child in module.named_children():
-        yield from visits(child, f"{prefix}.{name}" if prefix else name, module)

@@ -1,4 +1,4 @@
-"""Settings of parameters written as a person would: one value, factors by selectors, or groups with their own."""
+"""The numbers of parameter groups as a person would write them: one value, factors by selectors, or curves."""
 
 from __future__ import annotations
 
@@ -9,198 +9,212 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from glob import escape
+from itertools import groupby
+from operator import and_, or_
 from typing import Any
 
-from torch import nn
-
 from gradchain.adapters.mmengine.entries import is_number
-from gradchain.adapters.mmengine.groups.layers import decays
-from gradchain.adapters.mmengine.groups.paramwise import NORMS, Paramwise, longest_first
-from gradchain.selectors import bias, choose, depthwise, first, multiply, named, ndim, norm, owner, resolve
-from gradchain.selectors.base import ParameterFacts, Selector, conjunction
+from gradchain.adapters.mmengine.groups.rules import Rules
+from gradchain.selectors import bias, choose, depthwise, first, layer_decay, multiply, named, norm, owner, resolve
+from gradchain.selectors.base import ParameterFacts, Selector, conjunction, disjunction, negation
 from gradchain.selectors.rules import Value, settings_of
-from gradchain.updater.target import Target
 
-__all__ = ["NORM", "any_of", "as_factor", "containing", "numbers_in", "values"]
+__all__ = ["Parameters"]
+
+Pairs = list[tuple[Selector, float]]
+Curve = Callable[[float], Any]
+"""A number of a group -> what becomes of it over the run."""
 
 
 @dataclass(frozen=True)
-class Atom:
-    """A selector, and the names it matches."""
+class Parameters:
+    """What the parameters of one optimizer begin with.
 
-    selector: Selector
-    names: frozenset[str]
-
-
-Pair = tuple[Atom, float]
-NORM = owner(*NORMS)
-# gradchain's own norm where it will do; RMSNorm, which is no norm to MMEngine, may be in the way
-_KINDS: tuple[tuple[str, Selector], ...] = (
-    ("norm", norm),
-    ("norm", NORM),
-    ("bias", bias),
-    ("bias", bias & ~norm),
-    ("bias", bias & ~NORM),
-    ("dwconv", depthwise & owner(nn.Conv2d)),
-    ("flat", ndim(1)),
-)
-
-
-def values(
-    model: nn.Module,
-    optim_wrapper: Mapping[str, Any],
-    settings: Mapping[str, Mapping[str, Any] | None],
-    field: str,
-    curve: Callable[[float], Any],
-    proportional: bool = True,
-) -> Value:
-    """Write one field of `param_settings`, read from this wrapper, as a value for a chain.
-
-    Where all trained parameters agree it is `curve` of what they agree on; else `multiply` of one curve, by the
-    selectors that the config is about where they tell the same parameters apart, and by others where they do not; else
-    `choose`, with a curve for each group: so too where twice a base value has not twice its curve, as with an absolute
-    floor, which is not `proportional`. Printed, it is the code that replaces the config. It gives each trained
-    parameter its setting; the others, whatever was simplest. "momentum" is `betas[0]` where the optimizer has betas.
-
-    Raises: ValueError: nothing is optimised, or nobody says what the field is.
+    rules: of its config, for any model; settings: what these have made of a model that is at hand, by name, None where
+    a parameter is not optimised; facts: its parameters; groups: by name, which of the groups a parameter is in.
     """
-    facts = Target(model).index.entries
-    optimizer = Paramwise("values", optim_wrapper["optimizer"], {}, strict=True)
-    base = _of_group({key: optimizer.default(key) for key in (field, "betas")}, field)
-    wanted = {name: _of_group(items, field, base) for name, items in settings.items() if items is not None}
-    if not wanted or None in wanted.values():
-        raise ValueError(f"mmengine.params.values: {field} must be known for every trained parameter, got {wanted!r}.")
-    if len(set(wanted.values())) == 1:
-        return curve(next(iter(wanted.values())))  # type: ignore[no-any-return]
-    start = _start(base, optim_wrapper, wanted)
 
-    def forms() -> Iterator[Callable[[Callable[[float], Any]], Value]]:
-        """Ways to write it, from a curve, the best first."""
-        if proportional and start:
-            for rule in decays(model, optim_wrapper, facts):
-                yield lambda curve, rule=rule: multiply(curve(start), rule)  # type: ignore[misc]
-        pairs = _tidy(_decisions(optim_wrapper, facts, wanted, start), wanted, start)
-        if proportional and start:
-            yield lambda curve: multiply(curve(start), *_factors(pairs, optim_wrapper, wanted, start))
-        yield lambda curve: choose(*[(atom.selector, curve(value)) for atom, value in pairs], rest=curve(start))
+    rules: Rules
+    settings: Mapping[str, Mapping[str, Any] | None] | None = None
+    facts: Sequence[ParameterFacts] = ()
+    groups: Mapping[str, int] | None = None
 
-    for make in forms():
-        if _gives(make(lambda value: value), facts, wanted):
-            return make(curve)
-    raise AssertionError("a list of names gives any settings")
+    def fields(self) -> list[str]:
+        """The numbers that groups have."""
+        if self.settings is None:
+            return self.rules.fields()
+        return list(dict.fromkeys(name for items in self.settings.values() for name in items or ()))
+
+    def numbers(self, field: str, base: Any) -> list[Any]:
+        """What a field is in some group; `base`: the optimizer's own number."""
+        if self.settings is None:
+            start = self.rules.usual.get(field, base)
+            return list(dict.fromkeys([start, *(number for _, number in self.rules.pairs(field, start))]))
+        return list(dict.fromkeys(self._wanted(field, base).values())) or [base]
+
+    def value(self, field: str, base: Any, curve: Curve, *, proportional: bool) -> Any:
+        """The value of a field for a chain: `curve` of a number, or factors or curves by selectors.
+
+        Written by the rules, which is the code that replaces the config; and where a model is at hand and these do not
+        come to its groups' numbers, by what tells these apart.
+
+        Args:
+            field: of a parameter group.
+            base: the optimizer's own number.
+            curve: of a number.
+            proportional: whether the curve of twice the number is twice the curve; with an absolute floor it is not.
+        """
+        start = self.rules.usual.get(field, base)
+        wanted = self._wanted(field, base)
+        if wanted and len({*wanted.values()}) == 1:
+            return curve(next(iter(wanted.values())))
+        for form in self._forms(field, start, proportional, wanted):
+            if self.settings is None or self._gives(form(lambda number: number), wanted):
+                return form(curve)
+        if self.settings is None:
+            self.rules.paramwise.refuse(
+                f"{field!r} has factors by layer or by several keys, and a schedule that is no multiple of its base "
+                "value, as one with an absolute eta_min. Where a model is at hand, mmengine.from_config reads it.",
+                NotImplementedError,
+            )
+        pairs, start = self._apart(wanted, base)
+        return (self._factors if proportional and start else _curves)(pairs, start)(curve)
+
+    def _wanted(self, field: str, base: Any) -> dict[str, Any]:
+        given = (self.settings or {}).items()
+        found = {name: items.get(field, base) for name, items in given if items is not None}
+        return {name: float(number) if isinstance(number, bool) else number for name, number in found.items()}
+
+    def _forms(
+        self, field: str, start: Any, proportional: bool, wanted: Mapping[str, Any]
+    ) -> Iterator[Callable[[Curve], Value]]:
+        """Ways to write it by the rules, from a curve, the best first."""
+        layers = self.rules.layers
+        if field == "lr" and layers is not None:
+            if layers.shown is not None and proportional:
+                shown = layer_decay(layers.rate, layers.shown)
+                yield lambda curve: multiply(curve(start), shown)
+            return
+        pairs = self._plain(self.rules.pairs(field, start), wanted)
+        if self.rules.multiply:
+            factors = [(who, factor) for who, factor in pairs if factor != 1.0]
+            if proportional or not factors:
+                yield lambda curve: multiply(curve(start), *factors) if factors else curve(start)
+            return
+        pairs = self._tidy(pairs, wanted, start)
+        yield self._factors(pairs, start) if proportional and start else _curves(pairs, start)
+
+    def _gives(self, value: Value, wanted: Mapping[str, Any]) -> bool:
+        """Whether a value made of numbers gives every parameter its own, but for roundings of the products."""
+        try:
+            found = {entry[0]: s for entry, s in zip(self.facts, settings_of(value, self.facts), strict=True)}
+        except (IndexError, ValueError):  # names that another kind of model has
+            return False
+        return all(
+            math.isclose(math.prod(found[name].factors, start=found[name].value), number, rel_tol=1e-15)
+            for name, number in wanted.items()
+        )
+
+    def _factors(self, pairs: Pairs, start: float) -> Callable[[Curve], Value]:
+        """One curve with factors: one after the other where no parameter is in two, else the first that matches."""
+        known = numbers_in(self.rules.paramwise.cfg)
+        rules = [(who, as_factor(number, start, known)) for who, number in pairs]
+        taken = Counter(name for who, _ in pairs for name in self._names(who))
+        apart = len(pairs) == 1 or (self.facts and max(taken.values(), default=0) < 2)
+        return lambda curve: multiply(curve(start), *(rules if apart else [first(*rules)])) if rules else curve(start)
+
+    # --- selectors of the model that is at hand -----------------------------------------------------------------
+
+    def _names(self, who: Selector) -> frozenset[str]:
+        return frozenset(resolve(who, self.facts, allow_empty=True))
+
+    def _plain(self, pairs: Iterable[tuple[Selector, Any]], wanted: Mapping[str, Any]) -> list[tuple[Selector, Any]]:
+        """Without what takes nothing of the model, and in fewer words where these say the same of it."""
+        numbers = [(who, float(n) if isinstance(n, bool) else n) for who, n in pairs]
+        if not self.facts:
+            return numbers
+        return [(self._plainer(who), n) for who, n in numbers if self._names(who) & wanted.keys()]
+
+    def _plainer(self, who: Selector) -> Selector:
+        def same(other: Selector) -> bool:
+            return self._names(other) == self._names(who)
+
+        if isinstance(who, (conjunction, disjunction)):
+            sign = and_ if isinstance(who, conjunction) else or_
+            parts = [self._plainer(part) for part in who.operands]
+            for part in reversed(parts):
+                rest = [one for one in parts if one is not part]
+                parts = rest if rest and same(reduce(sign, rest)) else parts
+            return reduce(sign, parts)
+        if isinstance(who, negation):
+            return ~self._plainer(who.operand)
+        if isinstance(who, named):
+            hits = {pattern: self._names(named(pattern)) for pattern in who.patterns}
+            # what lies on the root itself is called by its name
+            short = {p: escape(*names) for p, names in hits.items() if isinstance(p, re.Pattern) and len(names) == 1}
+            return named(*(short.get(pattern, pattern) for pattern, names in hits.items() if names))
+        return norm if isinstance(who, owner) and same(norm) else who
+
+    def _tidy(self, pairs: Pairs, wanted: Mapping[str, Any], start: float) -> Pairs:
+        """Without pairs that change nothing, and with neighbours of one number together."""
+        matched = {who: self._names(who) for who, _ in pairs}
+
+        def decides(name: str, pairs: Pairs) -> float:
+            return next((number for who, number in pairs if name in matched[who]), start)
+
+        for pair in reversed(pairs):
+            rest = [other for other in pairs if other is not pair]
+            if wanted:
+                idle = all(decides(name, rest) == number for name, number in wanted.items())
+            else:
+                idle = pair is pairs[-1] and pair[1] == start
+            pairs = rest if idle else pairs
+        neighbours = groupby(pairs, key=lambda pair: pair[1])
+        return [(any_of(who for who, _ in group), number) for number, group in neighbours]
+
+    def _apart(self, wanted: Mapping[str, Any], base: Any) -> tuple[Pairs, float]:
+        """Selectors for each number: kinds, modules and last names that have no other, and at last names.
+
+        The rest has the optimizer's own number, or else what most have that is not 0.
+        """
+        usual = [number for number, _ in Counter(wanted.values()).most_common()]
+        start = base if base in usual else next(filter(None, usual), usual[0])
+        lasts = dict.fromkeys(name.rpartition(".")[2] for name in wanted if "." in name)
+        modules = dict.fromkeys(name[:i] for name in wanted for i, letter in enumerate(name) if letter == ".")
+        globs = [*(f"{escape(module)}.*" for module in modules), *(f"*.{escape(last)}" for last in lasts)]
+        atoms = {who: self._names(who) & wanted.keys() for who in (norm, bias, depthwise, *map(named, globs))}
+        pairs: Pairs = []
+        for number in (one for one in usual if one != start):
+            left = {name for name in wanted if wanted[name] == number}
+            pure = {who: names for who, names in atoms.items() if names <= left}
+            parts: list[Selector] = []
+            while pure and len(pure[best := max(pure, key=lambda who: len(pure[who] & left))] & left) > 1:
+                parts.append(best)
+                left -= pure[best]
+            parts += [named(*(escape(name) for name in wanted if name in left))] if left else []
+            pairs.append((any_of(parts), number))
+        return pairs, start
 
 
-def _of_group(items: Mapping[str, Any], field: str, otherwise: Any = None) -> Any:
-    """A number of a parameter group; the momentum of an optimizer with betas is the first."""
-    if field == "momentum" and items.get("betas") is not None:
-        return items["betas"][0]
-    return items.get(field, otherwise)
+def _curves(pairs: Pairs, start: float) -> Callable[[Curve], Value]:
+    """A curve for each number."""
+    return lambda curve: choose(*((who, curve(n)) for who, n in pairs), rest=curve(start)) if pairs else curve(start)
 
 
-def _start(base: Any, config: Mapping[str, Any], wanted: Mapping[str, float]) -> float:
-    """What the others are multiples of: the base value where the config says so, else what most have that is not 0."""
-    counts = Counter(wanted.values())
-    if base in counts or (base and {base * factor for factor in numbers_in(config)} >= counts.keys()):
-        return base  # type: ignore[no-any-return]
-    usual = [value for value, _ in counts.most_common()]
-    return next(filter(None, usual), usual[0])
-
-
-def _gives(value: Value, facts: Sequence[ParameterFacts], wanted: Mapping[str, float]) -> bool:
-    """Whether a value made of numbers gives every setting, but for roundings of the products."""
-    found = {entry[0]: s for entry, s in zip(facts, settings_of(value, facts), strict=True)}
-    return all(
-        math.isclose(math.prod(found[name].factors, start=found[name].value), number, rel_tol=1e-15)
-        for name, number in wanted.items()
-    )
-
-
-def _decisions(
-    config: Mapping[str, Any], facts: Sequence[ParameterFacts], wanted: Mapping[str, float], start: float
-) -> list[Pair]:
-    """Selectors with a value each, the first that matches decides: those of the config as long as they tell apart."""
-    left: dict[str, float] = dict(wanted)
-    pairs: list[Pair] = []
-    atoms: list[Atom] = []
-    more = iter((lambda: by_config(config, facts), lambda: by_kind(facts), lambda: by_name(left)))
-    while any(value != start for value in left.values()):
-        pure: list[tuple[tuple[bool, bool, int], Pair]] = []
-        for atom in atoms:
-            matched = [left[name] for name in atom.names if name in left]
-            if matched and len(set(matched)) == 1:
-                plain = not isinstance(atom.selector, conjunction)
-                pure.append(((matched[0] != start, plain, len(matched)), (atom, matched[0])))
-        if not pure:
-            atoms += next(more)()
-            continue
-        atom, value = max(pure, key=lambda entry: entry[0])[1]
-        pairs.append((atom, value))
-        left = {name: number for name, number in left.items() if name not in atom.names}
-    return pairs
-
-
-def _tidy(pairs: list[Pair], wanted: Mapping[str, float], start: float) -> list[Pair]:
-    """Without pairs that change nothing, and with pairs of one value joined where the order allows it."""
-    for pair in reversed(pairs):
-        rest = [other for other in pairs if other is not pair]
-        decided = ((next((v for atom, v in rest if name in atom.names), start), v) for name, v in wanted.items())
-        pairs = rest if all(found == goal for found, goal in decided) else pairs
-    out: list[Pair] = []
-    for atom, value in pairs:
-        for i in reversed(range(len(out))):
-            if out[i][1] == value:
-                out[i] = (joined(out[i][0], atom), value)
-                break
-            if atom.names & out[i][0].names & wanted.keys():
-                out.append((atom, value))
-                break
-        else:
-            out.append((atom, value))
-    return out
-
-
-def _factors(
-    pairs: Sequence[Pair], config: Mapping[str, Any], wanted: Mapping[str, float], start: float
-) -> Sequence[Any]:
-    """The rules of `multiply`: one after the other where no parameter is in two, else the first that matches."""
-    known = numbers_in(config)
-    rules = [(atom.selector, as_factor(value, start, known)) for atom, value in pairs]
-    apart = all(sum(name in atom.names for atom, _ in pairs) < 2 for name in wanted)
-    return rules if apart else [first(*rules)]
-
-
-# the selectors
-
-
-def by_config(config: Mapping[str, Any], facts: Sequence[ParameterFacts]) -> list[Atom]:
-    """What the config is about: its custom keys, and the kinds that it has a multiplier for."""
-    given = config.get("paramwise_cfg") or {}
-    nested = given.get("custom_keys", {key: entry for key, entry in given.items() if isinstance(entry, Mapping)})
-    names = [name for name, _, _ in facts]
-    keys = [_there(key, names) for key in longest_first(nested)]
-    kinds = [s for kind, s in _KINDS if any(str(key).startswith(f"{kind}_") for key in given)]
-    return _atoms([key for key in keys if key is not None] + kinds, facts)
-
-
-def _there(key: str, names: Sequence[str]) -> Selector | None:
-    """What a custom key matches of these names, by patterns that are plain text; None where that is nothing."""
-    patterns = [f"*{escape(key)}*"] if any(key in name for name in names) else []
-    if key.startswith(".") and any("." not in name and f".{name}".startswith(key) for name in names):
-        patterns.append(f"{escape(key[1:])}*")
-    return named(*patterns) if patterns else None
-
-
-def containing(key: str, missing_ok: bool) -> Selector:
-    """A custom key as MMEngine looks for it: in "module.name", which on the root module is ".name"."""
-    inside = f"*{escape(key)}*"
-    if not key.startswith(".") or "." in key[1:]:
-        return named(inside, missing_ok=missing_ok)
-    return named(inside, re.compile(f"{re.escape(key[1:])}[^.]*"), missing_ok=True)
+def any_of(selectors: Iterable[Selector]) -> Selector:
+    """All that one of these selects; names stand together."""
+    found = list(selectors)
+    names = [s for s in found if isinstance(s, named)]
+    if len(names) > 1:
+        missing_ok = any(s.missing_ok for s in names)
+        together = named(*(p for s in names for p in s.patterns), missing_ok=missing_ok)
+        found = [together, *(s for s in found if not isinstance(s, named))]
+    return reduce(or_, found)
 
 
 def numbers_in(config: Any) -> list[float]:
-    """Factors that a config may mean: 1, 0 and all the numbers that its paramwise_cfg has somewhere."""
-    found, inside = [1.0, 0.0], [config.get("paramwise_cfg")]
+    """Factors that a config may mean: 1, 0 and all the numbers that it has somewhere."""
+    found, inside = [1.0, 0.0], [config]
     for value in inside:
         if isinstance(value, Mapping):
             inside += value.values()
@@ -214,41 +228,3 @@ def as_factor(value: float, start: float, known: Iterable[float]) -> float:
     short = round(value / start, 9) if start else 1.0
     near = short if math.isclose(start * short, value, rel_tol=1e-15) else value / start
     return next((factor for factor in known if start * factor == value), near)
-
-
-def by_kind(facts: Sequence[ParameterFacts]) -> list[Atom]:
-    """Kinds of parameters, last names that several have, and whole modules."""
-    names = [name for name, _, _ in facts]
-    lasts = dict.fromkeys(name.rpartition(".")[2] for name in names if "." in name)
-    modules = dict.fromkeys(name[:i] for name in names for i, letter in enumerate(name) if letter == ".")
-    globs = [*(f"{escape(module)}.*" for module in modules), *(f"*.{escape(last)}" for last in lasts)]
-    return _atoms([*(selector for _, selector in _KINDS), *map(named, globs)], facts)
-
-
-def by_name(left: Mapping[str, float]) -> list[Atom]:
-    """A list of names for each value."""
-    names: dict[float, list[str]] = {}
-    for name, value in left.items():
-        names.setdefault(value, []).append(name)
-    return [Atom(named(*map(escape, same)), frozenset(same)) for same in names.values()]
-
-
-def _atoms(selectors: Iterable[Selector], facts: Sequence[ParameterFacts]) -> list[Atom]:
-    found = [Atom(selector, frozenset(resolve(selector, facts, allow_empty=True))) for selector in selectors]
-    return [atom for atom in found if atom.names]
-
-
-def joined(a: Atom, b: Atom) -> Atom:
-    """What either matches; globs go into one list."""
-    return Atom(any_of([a.selector, b.selector]), a.names | b.names)
-
-
-def any_of(selectors: Iterable[Selector]) -> Selector:
-    """All that one of these selects; names stand together."""
-    found = list(selectors)
-    names = [s for s in found if isinstance(s, named)]
-    if len(names) > 1:
-        missing_ok = any(s.missing_ok for s in names)
-        together = named(*(p for s in names for p in s.patterns), missing_ok=missing_ok)
-        found = [together, *(s for s in found if not isinstance(s, named))]
-    return reduce(lambda one, other: one | other, found)

@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gradchain.adapters.mmengine.curves.hook_schedules import HookSchedules
 from gradchain.adapters.mmengine.curves.schedules import Fields
 from gradchain.adapters.mmengine.entries import Clock, is_number, type_name
-from gradchain.adapters.mmengine.groups.params import group_numbers
-from gradchain.adapters.mmengine.groups.symbolic import Symbolic
-from gradchain.adapters.mmengine.groups.written import values
+from gradchain.adapters.mmengine.groups.params import One
 from gradchain.adapters.mmengine.recipe.hooks import Averaging
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
 from gradchain.adapters.mmengine.recipe.plateaus import Plateau
@@ -25,33 +23,10 @@ from gradchain.selectors.base import predicate
 if TYPE_CHECKING:
     from gradchain.core.hyper import Value
 
-__all__ = ["Numbers", "Part", "Recipe"]
+__all__ = ["Numbers", "Recipe"]
 
 # what constructors leave in a group for the log
 LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
-
-
-@dataclass(frozen=True)
-class Part:
-    """One optimizer of a recipe, and the modules that it is over.
-
-    key: its name among several, None for the only one, whose last window is applied part-filled; target: what the
-    chain is bound to, a module or a dict of those, or where no model is at hand what names them; settings: what each
-    parameter begins with, None for one that is not optimised; schedulers: those of it; rules: in place of the settings,
-    where no model is at hand.
-    """
-
-    key: str | None
-    config: Mapping[str, Any]
-    target: Any
-    settings: Mapping[str, Mapping[str, Any] | None]
-    schedulers: Any
-    rules: Symbolic | None = None
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-        return "optim_wrapper" if self.key is None else f"optim_wrapper[{self.key!r}]"
 
 
 @dataclass(frozen=True)
@@ -70,10 +45,10 @@ class Recipe:
 class Numbers:
     """The numbers of the parameter groups, as values of hyperparameters.
 
-    plateaus: by field what reduces it on a plateau, beside the schedules.
+    one: the optimizer's dict and its parameters; plateaus: by field what reduces it on a plateau, beside the schedules.
     """
 
-    part: Part
+    one: One
     optimizer: Optimizer
     fields: Fields
     plateaus: Mapping[str, Plateau]
@@ -82,9 +57,7 @@ class Numbers:
 
     def all(self) -> dict[str, Value]:
         """By field what a link is given: those that the config names, and those that move or differ."""
-        known = self.optimizer.parameters()
-        groups = self.part.settings.values() if self.part.rules is None else [self.part.rules.fields()]
-        items = dict.fromkeys(n for s in groups for n in s or ())
+        known, items = self.optimizer.parameters(), self.one.parameters.fields()
         own = [n for n in items if n in known]
         moved = (*self.fields, *self.plateaus)
         for odd in (n for n in items if n not in known and n not in (*moved, *LABELS)):
@@ -109,9 +82,9 @@ class Numbers:
     def value(self, field: str) -> Value | None:
         """The value of one field; None where the optimizer has no such number."""
         start, plateau = self.optimizer.base(field), self.plateaus.get(field)
-        given = {s.get(field, start) for s in self.part.settings.values() if s is not None} or {start}
+        given = self.one.parameters.numbers(field, start)
         make = self.fields.get(field, constant)
-        if given == {None}:
+        if given == [None]:
             if plateau is not None or not isinstance(make(1.0), constant):
                 self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")
             return None
@@ -140,12 +113,8 @@ class Numbers:
             [base] = given
             of_biases = self._read(setting.biases(base * self.recipe.ratio))
             return choose((bias, of_biases), rest=curve(base))
-        if self.part.rules is None and len(given) == 1:
-            return curve(next(iter(given)))
-        proportional = plateau is None and self._proportional(make)
-        if self.part.rules is not None:
-            return self.part.rules.value(field, next(iter(given)), curve, proportional=proportional)
-        return values(self.part.target, self.part.config, self.part.settings, field, curve, proportional=proportional)
+        proportional = plateau is None and (len(given) == 1 or self._proportional(make))
+        return self.one.parameters.value(field, start, curve, proportional=proportional)  # type: ignore[no-any-return]
 
     def curve(self, field: str, base: float) -> Value:
         """What the schedulers make of a number over the run."""
@@ -153,32 +122,27 @@ class Numbers:
 
     def by_group(self, field: str, least: Sequence[float] | None) -> list[tuple[SelectorLike | None, float, float]]:
         """The parameters of one number and one least number, by group; None where that is all of them."""
-        base = self.optimizer.base(field)
-        if least is None and self.part.rules is not None:
-            found: Any = self.part.rules.value(field, base, float, proportional=False)
-            if not isinstance(found, choose):
-                return [(None, found, 0.0)]
-            return self._selected(field, [*(value for _, value in found.pairs), found.rest])
-        if self.part.rules is not None:
-            if len(least or ()) == 1 and not self.part.config.get("paramwise_cfg"):
-                return [(None, base, least[0])]  # type: ignore[index]
+        base, given = self.optimizer.base(field), self.one.parameters
+        if least is None:
+            numbers = given.numbers(field, base)
+            return [(None, numbers[0], 0.0)] if len(numbers) == 1 else self._selected(field, numbers)
+        if given.groups is None:
+            if len(least) == 1 and not self.one.config.get("paramwise_cfg"):
+                return [(None, base, least[0])]
             raise ValueError("min_value must be one number where no model is at hand: what groups there are is its.")
-        together = defaultdict[tuple[float, float], list[str]](list)
-        groups = group_numbers(self.part.target, self.part.config) if least is not None else {}
-        if least is not None and len(least) != (count := max(groups.values()) + 1):
+        if len(least) != (count := max(given.groups.values()) + 1):
             raise ValueError(f"min_value must have a number for each of the {count} groups, got {len(least)}.")
-        for name, items in self.part.settings.items():
+        together = defaultdict[tuple[float, float], list[str]](list)
+        for name, items in (given.settings or {}).items():
             if items is not None:
-                together[items.get(field, base), 0.0 if least is None else least[groups[name]]].append(name)
+                together[items.get(field, base), least[given.groups[name]]].append(name)
         if len(together) == 1:
             return [(None, *next(iter(together)))]
-        if least is None:
-            return self._selected(field, [number for number, _ in together])
         return [(named(*map(escape, names)), *key) for key, names in together.items()]
 
     def _selected(self, field: str, numbers: Iterable[Any]) -> list[tuple[SelectorLike | None, float, float]]:
         """The parameters of each number, by selectors."""
-        some = {n: self.where(field, lambda one, n=n: one == n) for n in dict.fromkeys(numbers)}  # type: ignore[misc]
+        some = {n: self.where(field, lambda one, n=n: one == n) for n in numbers}  # type: ignore[misc]
         return [(who, number, 0.0) for number, who in some.items() if not isinstance(who, bool)]
 
     def _looks(self) -> set[int]:
@@ -193,23 +157,19 @@ class Numbers:
 
     def _has_biases(self, setting: HookSchedules) -> bool:
         """Whether the third group, which the hook takes for the biases, is that; False where there is one group."""
-        constructor = str(type_name(self.part.config.get("constructor")))
+        constructor = str(type_name(self.one.config.get("constructor")))
         if not constructor.startswith("YOLOv"):
-            if self.part.config.get("paramwise_cfg"):
+            if self.one.config.get("paramwise_cfg"):
                 setting.entry.refuse("constructor must be YOLOv5's or v7's: it takes the third group for the biases.")
             return False
-        names = [name for name, items in self.part.settings.items() if items is not None]
-        return self.part.rules is not None or any(name.rpartition(".")[2] == "bias" for name in names)
+        settings = self.one.parameters.settings
+        trained = [name for name, items in settings.items() if items is not None] if settings is not None else ["bias"]
+        return any(name.rpartition(".")[2] == "bias" for name in trained)
 
     def where(self, field: str, holds: Callable[[Any], bool]) -> Selector | bool:
         """The parameters whose group has such a value of a field; True or False where it is all of them, or none."""
         base, kind = self.optimizer.base(field) or 0.0, lambda v: float(holds(v))
-        if self.part.rules is not None:
-            chosen = self.part.rules.value(field, base, kind, proportional=False)
-        else:
-            given = self.part.settings
-            plain = {n: s if s is None else {**s, field: float(s.get(field, base))} for n, s in given.items()}
-            chosen = values(self.part.target, self.part.config, plain, field, kind, proportional=False)
+        chosen = self.one.parameters.value(field, base, kind, proportional=False)
         if not isinstance(chosen, choose):
             return bool(chosen)
         out: Selector | None = named("*") if chosen.rest else None

@@ -13,9 +13,8 @@ from torch import nn
 from gradchain.adapters.mmengine.curves.hook_schedules import read_scheduler_hook
 from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
 from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
-from gradchain.adapters.mmengine.groups.params import BY_CHILD, MULTI, modules_and_settings, param_settings
-from gradchain.adapters.mmengine.groups.symbolic import Symbolic
-from gradchain.adapters.mmengine.recipe.group_values import Numbers, Part, Recipe
+from gradchain.adapters.mmengine.groups.params import One, optimizers
+from gradchain.adapters.mmengine.recipe.group_values import Numbers, Recipe
 from gradchain.adapters.mmengine.recipe.hooks import read_hooks
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
 from gradchain.adapters.mmengine.recipe.plateaus import Plateau, plateaus, reducing
@@ -25,14 +24,8 @@ from gradchain.core.chain import chain
 from gradchain.core.transform import Transform
 from gradchain.selectors import named
 from gradchain.updater import Group, Updater
-from gradchain.updater.target import Target
 
 __all__ = ["Unbound", "from_config", "unbound"]
-
-ELSEWHERE = {
-    "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
-    "SinGANOptimWrapperConstructor": "it makes one optimizer for each stage, and the model changes between them",
-}
 
 
 def from_config(
@@ -185,14 +178,8 @@ def _read(
         setting.entry.refuse("param_scheduler must be None beside it: both set the same numbers.")
     averaging = read_hooks(hooks[0], strict, is_old(optim_wrapper))
     recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
-    parts = _parts(model, given, param_scheduler, strict)
-    return [Unbound(part.key, part.target, *_chain(part, recipe)) for part in parts]
-
-
-NEEDS_MODEL = (
-    "which modules an optimizer is over depends on the model. mmengine.from_config(model, …) reads it, where the model "
-    "is at hand."
-)
+    ones = _ones(model, given, param_scheduler, strict)
+    return [Unbound(one.key, one.target, *_chain(one, mine, recipe)) for one, mine in ones]
 
 
 def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
@@ -212,100 +199,42 @@ def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
 # the optimizers of a recipe
 
 
-def _parts(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, strict: bool) -> list[Part]:
-    """The optimizers of a recipe: one, or one for each entry of a MultiOptimWrapperConstructor."""
+def _ones(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, strict: bool) -> list[tuple[One, Any]]:
+    """The optimizers of a recipe, each with its schedulers."""
     entry = Entry("optim_wrapper", config, strict, OWNER)
-    constructor = type_name(config.get("constructor"))
-    if constructor in BY_CHILD or (constructor == MULTI and "modules" not in config):
-        return _several(model, entry, schedulers)
-    if constructor in ELSEWHERE:
-        entry.refuse(
-            f"constructor {constructor!r} is not read: {ELSEWHERE[constructor]}. Make a chain for each, and carry its "
-            "state with updater.rebind."
-        )
-    if "optimizer" not in config:
-        each = [key for key, value in config.items() if isinstance(value, Mapping) and "optimizer" in value]
-        cure = f" For one optimizer each of {listed(each)} set constructor={MULTI!r}." if each else ""
-        entry.refuse(f"optimizer must be given.{cure}")
-    if isinstance(schedulers, Mapping) and "type" not in schedulers:
-        entry.refuse(f"param_scheduler must be a list for one optimizer, got a dict of {listed(schedulers)}.")
-    if constructor != MULTI:
-        return [_part(model, entry, None, config, schedulers)]
-    inner = {key: value for key, value in config.items() if key not in ("modules", "constructor")}
-    return [_part(model, entry, None, inner, schedulers, config["modules"])]
-
-
-def _part(
-    model: nn.Module | None, entry: Entry, key: str | None, config: Mapping[str, Any], schedulers: Any, *over: Any
-) -> Part:
-    """One optimizer, over the model itself or over what it says, which only a model at hand can tell of patterns."""
-    target: Any = model
-    settings: Mapping[str, Any] = {}
-    rules = None
-    if model is None:
-        if over and (key is None or not isinstance(over[0], str) or not over[0].isidentifier()):
-            entry.refuse(NEEDS_MODEL, NotImplementedError)
-        [target], rules = over or (None,), Symbolic(config, entry.strict)
-    elif over:
-        target, settings = modules_and_settings(
-            model, over[0], config, entry, key is not None and isinstance(over[0], str)
-        )
-    else:
-        settings = param_settings(model, config, entry.strict)
-    return Part(key, config, target, settings, schedulers, rules)
-
-
-def _several(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[Part]:
-    """One optimizer for each key that names a submodule, or matches some."""
     by_key = schedulers if isinstance(schedulers, Mapping) and "type" not in schedulers else None
-    constructor = type_name(entry.items.get("constructor"))
-    children = None if model is None or constructor == MULTI else getattr(model, "module", model)._modules
-    given = {key: value for key, value in entry.items.items() if key not in ("constructor", "_scope_")}
-    if given.pop("paramwise_cfg", None):
-        entry.refuse("paramwise_cfg must stand in each optimizer's dict where there are several.")
-    if not given:
-        entry.refuse(f"{constructor} needs at least one optimizer: the name of a submodule and its dict, got none.")
-    parts = []
-    for key, config in given.items():
-        if not isinstance(config, Mapping) or "optimizer" not in config:
-            cure = "" if isinstance(config, Mapping) else f" as a submodule's name, got {config!r}"
-            entry.object_to(f"{key!r} must be a dict with an optimizer{cure}.")
-            continue
-        of = config.get("modules", key) if constructor == MULTI else key
-        inner = {k: v for k, v in config.items() if k != "modules" or constructor != MULTI}
-        if children is not None and key not in children:
-            entry.refuse(f"{key!r} must name a child of the model, which has {listed(children)}.")
-        mine = schedulers if by_key is None else by_key.get(key)
-        parts.append(_part(model, entry, key, inner, mine, of))
-    if by_key is not None and (unknown := [key for key in by_key if key not in given]):
-        entry.refuse(f"param_scheduler must be by the optimizers {listed(given)}, got {listed(unknown)}.")
-    if not parts:
-        entry.refuse(f"{constructor} needs at least one optimizer, got none.")
-    return parts
+    ones = optimizers(model, entry)
+    keys = [one.key for one in ones if one.key is not None]
+    if by_key is not None and not keys:
+        entry.refuse(f"param_scheduler must be a list for one optimizer, got a dict of {listed(by_key)}.")
+    if by_key is not None and (unknown := [key for key in by_key if key not in config]):
+        entry.refuse(f"param_scheduler must be by the optimizers {listed(keys)}, got {listed(unknown)}.")
+    return [(one, schedulers if by_key is None else by_key.get(one.key)) for one in ones]
 
 
 # one chain
 
 
-def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None, bool]:
+def _chain(one: One, schedulers: Any, recipe: Recipe) -> tuple[chain, torch.dtype | None, bool]:
     """The chain of one optimizer, the dtype of its forward, and whether ranks share its state out."""
-    around = read_wrapper(part.config, part.name, recipe.strict)
-    optimizer = Optimizer(part.config["optimizer"], f"{part.name}.optimizer", recipe.strict)
-    others, reading = plateaus(part.schedulers, recipe.strict)
+    name = "optim_wrapper" if one.key is None else f"optim_wrapper[{one.key!r}]"
+    around = read_wrapper(one.config, name, recipe.strict)
+    optimizer = Optimizer(one.config["optimizer"], f"{name}.optimizer", recipe.strict)
+    others, reading = plateaus(schedulers, recipe.strict)
     fields = dict(recipe.schedules(others))
     if (setting := recipe.setting) is not None:
         fields["lr"] = setting.lr
         if setting.momentum is not None and "momentum" in optimizer.parameters():  # groups have one by that name
             fields["momentum"] = setting.momentum
     of_lr = reading.pop("lr", None)
-    numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
+    numbers, rule = _rule(one, optimizer, fields, reading, around, recipe)
     if of_lr and not (optimizer.is_times_rate and isinstance(rule[-1], chain)):
         reading["lr"], of_lr = of_lr, None  # smaller updates are not what a smaller rate makes
-        numbers, rule = _rule(part, optimizer, fields, reading, around, recipe)
+        numbers, rule = _rule(one, optimizer, fields, reading, around, recipe)
     links: Iterable[Transform | None] = [
-        window(around.counts, recipe.clock.iters if part.key is None else None),
+        window(around.counts, recipe.clock.iters if one.key is None else None),
         around.amp,
-        *_left_out(part),
+        *_left_out(one),
         around.clip,
         *(plateau.tick() for plateau in reading.values()),
         *rule,
@@ -320,17 +249,15 @@ def _chain(part: Part, recipe: Recipe) -> tuple[chain, torch.dtype | None, bool]
 
 
 def _rule(
-    part: Part, optimizer: Optimizer, fields: Fields, reading: dict[str, Plateau], around: Around, recipe: Recipe
+    one: One, optimizer: Optimizer, fields: Fields, reading: dict[str, Plateau], around: Around, recipe: Recipe
 ) -> tuple[Numbers, list[Transform]]:
     """The numbers of the optimizer's rule, and its links."""
-    numbers = Numbers(part, optimizer, fields, reading, around, recipe)
+    numbers = Numbers(one, optimizer, fields, reading, around, recipe)
     return numbers, optimizer.links(numbers.all(), numbers.where)
 
 
-def _left_out(part: Part) -> list[Transform]:
+def _left_out(one: One) -> list[Transform]:
     """What is never optimised though it has gradients."""
-    if part.rules is not None:
-        return []
-    facts = Target(part.target).index.facts
-    out = [fact.name for fact in facts if fact.parameter.requires_grad and part.settings.get(fact.name) is None]
+    settings = one.parameters.settings or {}
+    out = [name for name, p, _ in one.parameters.facts if p.requires_grad and settings.get(name) is None]
     return [freeze(named(*out))] if out else []

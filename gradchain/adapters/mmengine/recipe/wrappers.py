@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, listed, type_name
-from gradchain.adapters.mmengine.groups.constructors import OLD
 from gradchain.adapters.mmengine.groups.params import MULTI, PATTERNS
-from gradchain.adapters.mmengine.groups.paramwise import INSIDE, OUTSIDE
+from gradchain.adapters.mmengine.groups.paramwise import INSIDE, OLD, OUTSIDE
 from gradchain.combinators.accumulate import accumulate
 from gradchain.combinators.amp_scale import amp_scale
 from gradchain.core.transform import Transform
