@@ -50,7 +50,7 @@ class Parameters:
         if self.settings is None:
             start = self.rules.usual.get(field, base)
             return list(dict.fromkeys([start, *(number for _, number in self.rules.pairs(field, start))]))
-        return list(dict.fromkeys(self._wanted(field, base).values())) or [base]
+        return list(dict.fromkeys(self._wanted(field, base).values()))
 
     def value(self, field: str, base: Any, curve: Curve, *, proportional: bool) -> Any:
         """The value of a field for a chain: `curve` of a number, or factors or curves by selectors.
@@ -65,7 +65,7 @@ class Parameters:
             proportional: whether the curve of twice the number is twice the curve; with an absolute floor it is not.
         """
         start = self.rules.usual.get(field, base)
-        wanted = self._wanted(field, base)
+        wanted = {name: _number(given) for name, given in self._wanted(field, base).items()}
         if wanted and len({*wanted.values()}) == 1:
             return curve(next(iter(wanted.values())))
         for form in self._forms(field, start, proportional, wanted):
@@ -81,9 +81,9 @@ class Parameters:
         return (self._factors if proportional and start else _curves)(pairs, start)(curve)
 
     def _wanted(self, field: str, base: Any) -> dict[str, Any]:
+        """By name, what a field is in the group of each parameter that is optimised."""
         given = (self.settings or {}).items()
-        found = {name: items.get(field, base) for name, items in given if items is not None}
-        return {name: float(number) if isinstance(number, bool) else number for name, number in found.items()}
+        return {name: items.get(field, base) for name, items in given if items is not None}
 
     def _forms(
         self, field: str, start: Any, proportional: bool, wanted: Mapping[str, Any]
@@ -101,8 +101,10 @@ class Parameters:
             if proportional or not factors:
                 yield lambda curve: multiply(curve(start), *factors) if factors else curve(start)
             return
-        pairs = self._tidy(pairs, wanted, start)
-        yield self._factors(pairs, start) if proportional and start else _curves(pairs, start)
+        pairs, known = self._tidy(pairs, wanted, start), numbers_in(self.rules.paramwise.cfg)
+        # what the config has as a number of its own stays that number
+        factors = proportional and start and all(as_factor(number, start, known) in known for _, number in pairs)
+        yield self._factors(pairs, start) if factors else _curves(pairs, start)
 
     def _gives(self, value: Value, wanted: Mapping[str, Any]) -> bool:
         """Whether a value made of numbers gives every parameter its own, but for roundings of the products."""
@@ -130,7 +132,7 @@ class Parameters:
 
     def _plain(self, pairs: Iterable[tuple[Selector, Any]], wanted: Mapping[str, Any]) -> list[tuple[Selector, Any]]:
         """Without what takes nothing of the model, and in fewer words where these say the same of it."""
-        numbers = [(who, float(n) if isinstance(n, bool) else n) for who, n in pairs]
+        numbers = [(who, _number(given)) for who, given in pairs]
         if not self.facts:
             return numbers
         return [(self._plainer(who), n) for who, n in numbers if self._names(who) & wanted.keys()]
@@ -140,6 +142,7 @@ class Parameters:
             return self._names(other) == self._names(who)
 
         if isinstance(who, (conjunction, disjunction)):
+            who = swapped if same(swapped := _with_norm(who)) else who
             sign = and_ if isinstance(who, conjunction) else or_
             parts = [self._plainer(part) for part in who.operands]
             for part in reversed(parts):
@@ -153,7 +156,7 @@ class Parameters:
             # what lies on the root itself is called by its name
             short = {p: escape(*names) for p, names in hits.items() if isinstance(p, re.Pattern) and len(names) == 1}
             return named(*(short.get(pattern, pattern) for pattern, names in hits.items() if names))
-        return norm if isinstance(who, owner) and same(norm) else who
+        return swapped if same(swapped := _with_norm(who)) else who
 
     def _tidy(self, pairs: Pairs, wanted: Mapping[str, Any], start: float) -> Pairs:
         """Without pairs that change nothing, and with neighbours of one number together."""
@@ -196,9 +199,22 @@ class Parameters:
         return pairs, start
 
 
+def _number(given: Any) -> Any:
+    return float(given) if isinstance(given, bool) else given
+
+
 def _curves(pairs: Pairs, start: float) -> Callable[[Curve], Value]:
     """A curve for each number."""
     return lambda curve: choose(*((who, curve(n)) for who, n in pairs), rest=curve(start)) if pairs else curve(start)
+
+
+def _with_norm(who: Selector) -> Selector:
+    """The same with gradchain's own norm in place of lists of classes of norms; RMSNorm may be in the way."""
+    if isinstance(who, (conjunction, disjunction)):
+        return reduce(and_ if isinstance(who, conjunction) else or_, map(_with_norm, who.operands))
+    if isinstance(who, negation):
+        return ~_with_norm(who.operand)
+    return norm if isinstance(who, owner) and all("Norm" in kind.__name__ for kind in who.module_types) else who
 
 
 def any_of(selectors: Iterable[Selector]) -> Selector:

@@ -12,7 +12,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine.curves.hook_schedules import read_scheduler_hook
 from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
-from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Entry, listed
 from gradchain.adapters.mmengine.groups.params import One, optimizers
 from gradchain.adapters.mmengine.recipe.group_values import Numbers, Recipe
 from gradchain.adapters.mmengine.recipe.hooks import read_hooks
