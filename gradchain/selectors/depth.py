@@ -123,13 +123,16 @@ class convnext(Depth):
         depths: how many blocks each of the four stages has.
         prefix: what names begin with, such as "backbone.".
         last: the depth of the last stage; None is 12 where the third stage has more than 9 blocks, else 6.
+        stem: parameters before the first stage.
 
-    Equals: get_layer_depth of MMPretrain's ConvNeXt; layer_wise decay of MMSegmentation with num_layers=last.
+    Equals: get_layer_depth of MMPretrain's ConvNeXt; layer_wise decay of MMSegmentation with num_layers=last and
+        stem=("cls_token", "mask_token", "pos_embed").
     """
 
     depths: tuple[int, ...]
     prefix: str = ""
     last: int | None = None
+    stem: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "depths", _counts("convnext", "depths", tuple(self.depths)))
@@ -147,6 +150,8 @@ class convnext(Depth):
         return self._last + 2
 
     def inside(self, parts: list[str]) -> int | None:
+        if parts[0] in self.stem:
+            return 0
         if parts[0] == "downsample_layers":
             return (0, 2, 3, self._last)[int(parts[1])]
         if parts[0] == "stages":

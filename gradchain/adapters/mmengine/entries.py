@@ -26,6 +26,10 @@ class Clock:
     iters: int
     epoch_length: int
 
+    def looks(self) -> list[int]:
+        """Iterations at which a curve is looked at: a thousand over the run, and the first of them."""
+        return sorted({i * (self.iters - 1) // 1024 for i in range(1025)} | {*range(min(self.iters, 64))})
+
 
 @dataclass(frozen=True)
 class Entry:

@@ -73,7 +73,7 @@ def mmseg(paramwise: Paramwise, model: nn.Module | None) -> Rules:
     cls = type(_backbone(paramwise, model)).__name__
     deep: depth.Depth
     if "layer_wise" in kind and "ConvNeXt" in cls:
-        deep = depth.convnext((1, 1, 1, 1), WITHIN, layers)
+        deep = depth.convnext((1, 1, 1, 1), WITHIN, layers, ("cls_token", "mask_token", "pos_embed"))
     elif "layer_wise" in kind and ("BEiT" in cls or "MAE" in cls):
         deep = depth.vit(layers, WITHIN)
     elif kind == "stage_wise" and "ConvNeXt" in cls:

@@ -49,7 +49,12 @@ class Parameters:
         """What a field is in some group; `base`: the optimizer's own number."""
         if self.settings is None:
             start = self.rules.usual.get(field, base)
-            return list(dict.fromkeys([start, *(number for _, number in self.rules.pairs(field, start))]))
+            found = [number for _, number in self.rules.pairs(field, start)]
+            if self.rules.multiply:
+                found = [start * factor for factor in (*found, math.prod(found))]
+            elif field == "lr" and self.rules.layers is not None:
+                found = [start * self.rules.layers.rate ** (self.rules.layers.total - 1)]
+            return list(dict.fromkeys([start, *found]))
         return list(dict.fromkeys(self._wanted(field, base).values()))
 
     def value(self, field: str, base: Any, curve: Curve, *, proportional: bool) -> Any:
@@ -103,8 +108,8 @@ class Parameters:
             return
         pairs, known = self._tidy(pairs, wanted, start), numbers_in(self.rules.paramwise.cfg)
         # what the config has as a number of its own stays that number
-        factors = proportional and start and all(as_factor(number, start, known) in known for _, number in pairs)
-        yield self._factors(pairs, start) if factors else _curves(pairs, start)
+        scales = proportional and start and all(as_factor(number, start, known) in known for _, number in pairs)
+        yield self._factors(pairs, start) if scales else _curves(pairs, start)
 
     def _gives(self, value: Value, wanted: Mapping[str, Any]) -> bool:
         """Whether a value made of numbers gives every parameter its own, but for roundings of the products."""
@@ -142,9 +147,9 @@ class Parameters:
             return self._names(other) == self._names(who)
 
         if isinstance(who, (conjunction, disjunction)):
-            who = swapped if same(swapped := _with_norm(who)) else who
             sign = and_ if isinstance(who, conjunction) else or_
-            parts = [self._plainer(part) for part in who.operands]
+            swapped = [_with_norm(part) for part in who.operands]
+            parts = swapped if same(reduce(sign, swapped)) else [self._plainer(part) for part in who.operands]
             for part in reversed(parts):
                 rest = [one for one in parts if one is not part]
                 parts = rest if rest and same(reduce(sign, rest)) else parts
@@ -154,9 +159,11 @@ class Parameters:
         if isinstance(who, named):
             hits = {pattern: self._names(named(pattern)) for pattern in who.patterns}
             # what lies on the root itself is called by its name
-            short = {p: escape(*names) for p, names in hits.items() if isinstance(p, re.Pattern) and len(names) == 1}
+            short: dict[Any, str] = {
+                p: escape(*names) for p, names in hits.items() if isinstance(p, re.Pattern) and len(names) == 1
+            }
             return named(*(short.get(pattern, pattern) for pattern, names in hits.items() if names))
-        return swapped if same(swapped := _with_norm(who)) else who
+        return plain if same(plain := _with_norm(who)) else who
 
     def _tidy(self, pairs: Pairs, wanted: Mapping[str, Any], start: float) -> Pairs:
         """Without pairs that change nothing, and with neighbours of one number together."""

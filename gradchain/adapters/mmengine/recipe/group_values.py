@@ -84,8 +84,10 @@ class Numbers:
         start, plateau = self.optimizer.base(field), self.plateaus.get(field)
         given = self.one.parameters.numbers(field, start)
         make = self.fields.get(field, constant)
+        if field == "momentum" and "betas" in self.optimizer.parameters() and plateau is None and _stays(make):
+            given = [start]  # an item that no such optimizer reads, unless a scheduler brings it to its betas
         if given == [None]:
-            if plateau is not None or not isinstance(make(1.0), constant):
+            if plateau is not None or not _stays(make):
                 self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")
             return None
         if odd := [v for v in given if not is_number(v)]:
@@ -94,8 +96,7 @@ class Numbers:
         def curve(base: float, least: float | None = None) -> Value:
             number = base * self.recipe.ratio if field == "lr" else base
             schedule = make(number)
-            moves = field == "lr" and base == 0 != start and any(schedule(t) != 0.0 for t in self._looks())
-            if moves:
+            if field == "lr" and base == 0 != start and any(schedule(t) != 0.0 for t in self.recipe.clock.looks()):
                 self.optimizer.entry.remark(
                     f"{field} of 0 does not stay: its schedule has an absolute value, such as eta_min, that it goes to."
                 )
@@ -113,7 +114,8 @@ class Numbers:
             [base] = given
             of_biases = self._read(setting.biases(base * self.recipe.ratio))
             return choose((bias, of_biases), rest=curve(base))
-        proportional = plateau is None and (len(given) == 1 or self._proportional(make))
+        scaled = [number * self.recipe.ratio if field == "lr" else number for number in given]
+        proportional = plateau is None and (len(given) == 1 or self._proportional(make, scaled))
         return self.one.parameters.value(field, start, curve, proportional=proportional)  # type: ignore[no-any-return]
 
     def curve(self, field: str, base: float) -> Value:
@@ -145,15 +147,16 @@ class Numbers:
         some = {n: self.where(field, lambda one, n=n: one == n) for n in numbers}  # type: ignore[misc]
         return [(who, number, 0.0) for number, who in some.items() if not isinstance(who, bool)]
 
-    def _looks(self) -> set[int]:
-        """Steps of the run at which a curve is looked at."""
-        iters = self.recipe.clock.iters
-        return {round(i * iters / 4096) for i in range(4097)} | set(range(min(iters, 64)))
-
-    def _proportional(self, make: Callable[[float], Schedule]) -> bool:
-        """Whether the curve of twice the base is twice the curve, wherever one looks."""
-        one, two = make(1.0), make(2.0)
-        return all(abs(two(t) - 2 * one(t)) <= 1e-12 * abs(two(t)) for t in self._looks())
+    def _proportional(self, make: Callable[[float], Schedule], numbers: Iterable[float]) -> bool:
+        """Whether the curve of each number is so many times that of 1, wherever one looks."""
+        looks = self.recipe.clock.looks()
+        unit = [make(1.0)(t) for t in looks]
+        for number, curve in ((number, make(number)) for number in numbers):
+            if any(
+                abs((found := curve(t)) - number * one) > 1e-12 * abs(found) for t, one in zip(looks, unit, strict=True)
+            ):
+                return False
+        return True
 
     def _has_biases(self, setting: HookSchedules) -> bool:
         """Whether the third group, which the hook takes for the biases, is that; False where there is one group."""
@@ -183,3 +186,8 @@ class Numbers:
         if isinstance(schedule, constant):
             return schedule.value
         return by("micro", schedule) if self.around.counts_micro else schedule
+
+
+def _stays(make: Callable[[float], Schedule]) -> bool:
+    """Whether no scheduler moves a field."""
+    return isinstance(make(1.0), constant)

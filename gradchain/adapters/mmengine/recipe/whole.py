@@ -12,7 +12,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine.curves.hook_schedules import read_scheduler_hook
 from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
-from gradchain.adapters.mmengine.entries import OWNER, Entry, listed
+from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, listed
 from gradchain.adapters.mmengine.groups.params import One, optimizers
 from gradchain.adapters.mmengine.recipe.group_values import Numbers, Recipe
 from gradchain.adapters.mmengine.recipe.hooks import read_hooks
@@ -21,8 +21,10 @@ from gradchain.adapters.mmengine.recipe.plateaus import Plateau, plateaus, reduc
 from gradchain.adapters.mmengine.recipe.wrappers import SCHEDULES, Around, as_wrapper, is_old, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
-from gradchain.core.transform import Transform
+from gradchain.core.transform import Transform, walk
+from gradchain.schedules import Schedule, by
 from gradchain.selectors import named
+from gradchain.selectors.rules import starts_of
 from gradchain.updater import Group, Updater
 
 __all__ = ["Unbound", "from_config", "unbound"]
@@ -245,7 +247,25 @@ def _chain(one: One, schedulers: Any, recipe: Recipe) -> tuple[chain, torch.dtyp
         ),
         None if recipe.averaging is None else recipe.averaging(recipe.clock, around.counts),
     ]
-    return chain(*(link for link in links if link is not None)), around.autocast, optimizer.zero_redundancy
+    made = chain(*(link for link in links if link is not None))
+    _check_ranges(made, optimizer.entry, recipe.clock)
+    return made, around.autocast, optimizer.zero_redundancy
+
+
+def _check_ranges(made: chain, entry: Entry, clock: Clock) -> None:
+    """A number that its schedulers will have led out of its range is refused before the run."""
+    for _, link, _ in walk(made, None):
+        for name, hyper in link.hypers.items():
+            for start in starts_of(link.__dict__[name]):
+                schedule = start.schedule if isinstance(start, by) and start.clock == "micro" else start
+                if not isinstance(schedule, Schedule) or schedule.clocks != {"step"}:
+                    continue
+                for t in clock.looks():
+                    if not hyper.accepts(value := schedule(t)):
+                        entry.refuse(
+                            f"{name} of {type(link).__name__} must stay {hyper.interval.rule} over the run, and its "
+                            f"schedulers make it {value!r} at iteration {t}. Change what they begin or end with."
+                        )
 
 
 def _rule(
