@@ -6,7 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import reduce
 from glob import escape
 from itertools import groupby
@@ -38,6 +38,7 @@ class Parameters:
     settings: Mapping[str, Mapping[str, Any] | None] | None = None
     facts: Sequence[ParameterFacts] = ()
     groups: Mapping[str, int] | None = None
+    _taken: dict[Selector, frozenset[str]] = field(default_factory=dict)
 
     def fields(self) -> list[str]:
         """The numbers that groups have."""
@@ -133,7 +134,9 @@ class Parameters:
     # --- selectors of the model that is at hand -----------------------------------------------------------------
 
     def _names(self, who: Selector) -> frozenset[str]:
-        return frozenset(resolve(who, self.facts, allow_empty=True))
+        if who not in self._taken:
+            self._taken[who] = frozenset(resolve(who, self.facts, allow_empty=True))
+        return self._taken[who]
 
     def _plain(self, pairs: Iterable[tuple[Selector, Any]], wanted: Mapping[str, Any]) -> list[tuple[Selector, Any]]:
         """Without what takes nothing of the model, and in fewer words where these say the same of it."""

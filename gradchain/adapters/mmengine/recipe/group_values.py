@@ -85,7 +85,7 @@ class Numbers:
         given = self.one.parameters.numbers(field, start)
         make = self.fields.get(field, constant)
         if field == "momentum" and "betas" in self.optimizer.parameters() and plateau is None and _stays(make):
-            given = [start]  # an item that no such optimizer reads, unless a scheduler brings it to its betas
+            return start  # type: ignore[no-any-return]  # an item of a group reaches betas by a scheduler only
         if given == [None]:
             if plateau is not None or not _stays(make):
                 self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from gradchain.adapters.mmengine.recipe.plateaus import Plateau, plateaus, reduc
 from gradchain.adapters.mmengine.recipe.wrappers import SCHEDULES, Around, as_wrapper, is_old, read_wrapper, window
 from gradchain.combinators.freeze import freeze
 from gradchain.core.chain import chain
+from gradchain.core.hyper import Hyper
 from gradchain.core.transform import Transform, walk
 from gradchain.schedules import Schedule, by
 from gradchain.selectors import named
@@ -254,18 +255,23 @@ def _chain(one: One, schedulers: Any, recipe: Recipe) -> tuple[chain, torch.dtyp
 
 def _check_ranges(made: chain, entry: Entry, clock: Clock) -> None:
     """A number that its schedulers will have led out of its range is refused before the run."""
+    for link, hyper, schedule in _moving(made):
+        values = ((t, schedule(t)) for t in clock.looks())
+        if (out := next(((t, value) for t, value in values if not hyper.accepts(value)), None)) is not None:
+            entry.refuse(
+                f"{hyper.name} of {type(link).__name__} must stay {hyper.interval.rule} over the run; its schedulers "
+                f"make it {out[1]!r} at iteration {out[0]}. Change what they begin or end with."
+            )
+
+
+def _moving(made: chain) -> Iterator[tuple[Transform, Hyper, Schedule]]:
+    """The numbers that schedules of the iteration move."""
     for _, link, _ in walk(made, None):
-        for name, hyper in link.hypers.items():
-            for start in starts_of(link.__dict__[name]):
+        for hyper in link.hypers.values():
+            for start in starts_of(link.__dict__[hyper.name]):
                 schedule = start.schedule if isinstance(start, by) and start.clock == "micro" else start
-                if not isinstance(schedule, Schedule) or schedule.clocks != {"step"}:
-                    continue
-                for t in clock.looks():
-                    if not hyper.accepts(value := schedule(t)):
-                        entry.refuse(
-                            f"{name} of {type(link).__name__} must stay {hyper.interval.rule} over the run, and its "
-                            f"schedulers make it {value!r} at iteration {t}. Change what they begin or end with."
-                        )
+                if isinstance(schedule, Schedule) and schedule.clocks == {"step"}:
+                    yield link, hyper, schedule
 
 
 def _rule(
