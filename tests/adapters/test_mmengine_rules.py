@@ -51,7 +51,9 @@ OLD = "DefaultOptimizerConstructor"
 ANY_MODEL: dict[str, dict[str, Any]] = {
     "default": config(None, {**KINDS, "flat_decay_mult": 0.1}),
     "default with keys": config(None, {**KINDS, "flat_decay_mult": 0.1, "custom_keys": KEYS}),
-    "numbers of its own": config(None, {"custom_keys": {"head": {"lr": 0.3, "momentum": 0.5, "weight_decay": 0.2}}}),
+    "numbers of its own": config(
+        None, {"custom_keys": {"head": {"lr": 0.3, "momentum": 0.5, "weight_decay": 0.2}, "head.0": {"lr_mult": 2.0}}}
+    ),
     "forced": config(
         "mmpose.ForceDefaultOptimWrapperConstructor", {**KINDS, "custom_keys": KEYS, "force_default_settings": True}
     ),
