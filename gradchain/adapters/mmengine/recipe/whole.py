@@ -136,8 +136,9 @@ def unbound(
     Returns:
         The chain of each optimizer.
 
-    Raises: as `from_config`; NotImplementedError: rules that depend on the model, which are those of all constructors
-        but MMEngine's and mmcv's own, ForceDefault, YOLOv5's and v7's, and Multi for submodules by name.
+    Raises: as `from_config`; NotImplementedError: rules that depend on the model, which are those of TSM, of one's own
+        and of layer decay but MMPose's, and several optimizers but for submodules by name; rules by layer or by several
+        keys under a schedule with an absolute value.
 
     >>> from gradchain.adapters import mmengine
     >>> wrapper = dict(
