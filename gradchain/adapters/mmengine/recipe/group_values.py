@@ -91,7 +91,10 @@ class Numbers:
                 self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")
             return None
         if odd := [v for v in given if not is_number(v)]:
-            self.optimizer.entry.refuse(f"{field} must be a number, got {odd[0]!r}.")
+            where, cure = "", ""
+            if len(given) > 1:
+                where, cure = " where groups differ", "; put the parameters of a group in a branch of partition"
+            self.optimizer.entry.refuse(f"{field} must be a number{where}, got {odd[0]!r}{cure}.")
 
         def curve(base: float, least: float | None = None) -> Value:
             number = base * self.recipe.ratio if field == "lr" else base
