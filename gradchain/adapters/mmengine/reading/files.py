@@ -6,22 +6,14 @@ import ast
 import json
 import os
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NoReturn, TypeGuard
+from typing import Any, NoReturn
 
 from gradchain.adapters.mmengine.reading.budget import Budget, RefusedError
-from gradchain.adapters.mmengine.reading.literals import (
-    Imported,
-    Inherited,
-    Literals,
-    Unread,
-    UnreadableError,
-    hooked,
-    rebuilt,
-)  # fmt: skip
-from gradchain.adapters.mmengine.reading.spoiling import BASE, function, only_defines, spoil
+from gradchain.adapters.mmengine.reading.literals import Imported, Inherited, Literals, Unread, UnreadableError, hooked
+from gradchain.adapters.mmengine.reading.spoiling import BASE, function, spoil
 
 __all__ = ["read_config", "read_names"]
 
@@ -80,7 +72,7 @@ def read_names(path: str | os.PathLike[str], only: Collection[str] | None = None
         if missed := [why for name, why in unread.items() if name in (only or ())]:
             raise UnreadableError(missed[0])
         read = {name: value for name, value in found.items() if name not in unread}
-        return rebuilt(read, lambda one: one.name if isinstance(one, Imported) else one, dict), [*unread]
+        return _rebuilt(read, lambda one: one.name if isinstance(one, Imported) else one, dict), [*unread]
     except RecursionError:
         raise RefusedError(f"mmengine.read_config: {path}: it is too deeply nested.") from None
 
@@ -95,7 +87,7 @@ class _File(Literals):
     def __init__(self, path: Path, heirs: tuple[Path, ...], strict: bool, budget: Budget) -> None:
         super().__init__(path, budget)
         self.path, self.heirs, self.strict = path, (*heirs, path), strict
-        self.imported: dict[str, Imported] = {}
+        self.imported: set[str] = set()
         if path in heirs:
             self.fail("it inherits from itself.")
         if path.suffix not in (".py", ".json"):
@@ -114,23 +106,20 @@ class _File(Literals):
     def contents(self) -> dict[str, Any]:
         """Its names and their values, with what it inherits."""
         base = self._of_json() if self.path.suffix == ".json" else self._of_python()
-        own = {
-            name: value
-            for name, value in self.names.items()
-            if name != BASE and not name.startswith("__") and (name, value) not in self.imported.items()
-        }
+        given = {name for name, value in self.names.items() if not isinstance(value, (Imported, Unread))}
+        hidden = {BASE, *(self.imported - given)}
+        own = {name: v for name, v in self.names.items() if name not in hidden and not name.startswith("__")}
         self.budget.weigh([own, base])
         return self._merged({name: self._resolved(name, value, base) for name, value in own.items()}, base)
 
     def _of_json(self) -> Inherited:
         """Set the names that a file of JSON gives; what it inherits."""
         try:
-            found = json.loads(self._substituted())
+            self.names = json.loads(self._substituted())
         except ValueError as error:
             self.fail(f"it is no JSON: {error}.")
-        if not isinstance(found, dict):
+        if not isinstance(self.names, dict):
             self.fail("it must hold one object.")
-        self.names = found
         self.names.pop(DEPRECATION, None)
         return self._bases(self.names.pop(BASE, []))
 
@@ -140,7 +129,7 @@ class _File(Literals):
         lazy = any(_is_read_base(node) for node in body)
         if not lazy:
             body = self._parsed(self._substituted())
-        if given := [node for node in body if _assigns_base(node)]:
+        if given := [node for node in body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == BASE]:
             if lazy:
                 self.fail("it must inherit by `_base_` or by `with read_base():`, not by both.")
             try:
@@ -199,7 +188,7 @@ class _File(Literals):
             return hooked(found)
 
         try:
-            return rebuilt(value, referred)
+            return _rebuilt(value, referred)
         except UnreadableError as error:  # something is not read, so this is not strict
             return Unread(str(error))
 
@@ -256,6 +245,7 @@ class _File(Literals):
             except UnreadableError as error:
                 if self.strict:
                     raise
+                self.budget.weigh(self.names)  # all of them are looked through
                 spoil(node, self.names, str(error))
 
     def _execute(self, node: ast.stmt) -> None:
@@ -273,9 +263,10 @@ class _File(Literals):
             case ast.Assert():
                 if not self.known(node.test):
                     self.fail(f"line {node.lineno}: `{ast.unparse(node.test)[:80]}` is asserted, and is not so.")
-            case ast.FunctionDef(name=name) if only_defines(node):  # MMEngine leaves functions out
+            case ast.FunctionDef(name=name):  # MMEngine leaves functions out; a call of one is not read
                 why = f"line {node.lineno}: {name!r} is a function, and nothing of a config is run. Write its value."
-                self.names[name] = function(node, f"mmengine.read_config: {self.path}, {why}")
+                found = function(node, f"mmengine.read_config: {self.path}, {why}")
+                self.names[name] = found or self.refuse(node)
             case ast.Import() | ast.ImportFrom():
                 self._import(node)
             case ast.With() if _is_read_base(node):
@@ -318,7 +309,8 @@ class _File(Literals):
                 self.fail(f"line {node.lineno}: `{ast.unparse(node)}`: what it brings is not known. Name it.")
             path = one.name.split(".")
             name = one.asname or path[0]
-            self.names[name] = self.imported[name] = Imported(path[-1])
+            self.names[name] = Imported(path[-1])
+            self.imported.add(name)
 
     def _import_bases(self, node: ast.With) -> None:
         """`with read_base(): from .file import names`."""
@@ -335,9 +327,14 @@ class _File(Literals):
                 self.names |= found if one.name == "*" else {one.asname or one.name: found[one.name]}
 
 
-def _assigns_base(node: ast.stmt) -> TypeGuard[ast.Assign]:
-    return isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == BASE
-
-
 def _is_read_base(node: ast.stmt) -> bool:
     return isinstance(node, ast.With) and [ast.unparse(item) for item in node.items] == ["read_base()"]
+
+
+def _rebuilt(value: Any, leaf: Callable[[Any], Any], kind: type[dict[Any, Any]] | None = None) -> Any:
+    """A value of new dicts, of one kind or of their own, and new lists, with something else for all that is neither."""
+    if isinstance(value, dict):
+        return (kind or type(value))({key: _rebuilt(one, leaf, kind) for key, one in value.items()})
+    if isinstance(value, (list, tuple)):
+        return type(value)(_rebuilt(one, leaf, kind) for one in value)
+    return leaf(value)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import operator
 import re
-from collections.abc import Callable, Iterable, Iterator, MappingView, Sequence
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Sequence, ValuesView
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NoReturn
 
 from gradchain.adapters.mmengine.reading.budget import Budget, RefusedError, size
 
-__all__ = ["Imported", "Inherited", "Literals", "Unread", "UnreadableError", "hooked", "rebuilt"]
+__all__ = ["Imported", "Inherited", "Literals", "Unread", "UnreadableError", "hooked"]
 
 LARGEST = 100_000  # items of a repeated list or text, widths in a format, bits of a power
 TOO_LARGE = "it is too large to be meant."
@@ -68,15 +69,6 @@ def hooked(value: Any) -> Any:
     return type(value)(map(hooked, value)) if isinstance(value, (list, tuple)) else value
 
 
-def rebuilt(value: Any, leaf: Callable[[Any], Any], kind: type[dict[Any, Any]] | None = None) -> Any:
-    """A value of new dicts, of one kind or of their own, and new lists, with something else for all that is neither."""
-    if isinstance(value, dict):
-        return (kind or type(value))({key: rebuilt(one, leaf, kind) for key, one in value.items()})
-    if isinstance(value, (list, tuple)):
-        return type(value)(rebuilt(one, leaf, kind) for one in value)
-    return leaf(value)
-
-
 OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -101,6 +93,7 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.In: lambda a, b: a in b,
     ast.NotIn: lambda a, b: a not in b,
 }
+JOINED: dict[type[ast.operator], tuple[type, ...]] = {ast.Add: (list, tuple, str), ast.BitOr: (dict,)}
 # functions of values that change nothing; what they make of plain ones is plain, once it is a list
 PLAIN: tuple[Callable[..., Any], ...] = (
     abs, all, any, bool, dict, divmod, enumerate, float, int, len, list, max, min, range, reversed, round, sorted, str,
@@ -118,13 +111,11 @@ METHODS: dict[type, set[str]] = {
 }  # fmt: skip
 METHODS[Inherited] = METHODS[dict] - {"setdefault"}
 KINDS = {
-    ast.AsyncFunctionDef: "a function",
+    **dict.fromkeys((ast.AsyncFunctionDef, ast.FunctionDef, ast.Lambda), "a function"),
     ast.BinOp: "this arithmetic",
     ast.Call: "a call",
     ast.ClassDef: "a class",
-    ast.FunctionDef: "a function",
     ast.GeneratorExp: "a generator",
-    ast.Lambda: "a function",
     ast.Set: "a set",
     ast.SetComp: "a comprehension",
     ast.Try: "a try",
@@ -172,10 +163,9 @@ class Literals:
                 return value
             case ast.Name(id=name):
                 return self.names[name] if name in self.names else self.refuse(node, "the name has no value here.")
-            case ast.List():
-                return self._items(node.elts)
-            case ast.Tuple():
-                return tuple(self._items(node.elts))
+            case ast.List() | ast.Tuple():
+                items = self._items(node.elts)
+                return items if isinstance(node, ast.List) else tuple(items)
             case ast.Dict():
                 return self._mapped(node, zip(node.keys, node.values, strict=True))
             case ast.JoinedStr():
@@ -212,12 +202,18 @@ class Literals:
                 return self._call(node)
         return self.refuse(node)
 
-    def _items(self, nodes: Sequence[ast.expr]) -> list[Any]:
+    def _items(self, nodes: Sequence[ast.expr], of_call: bool = False) -> list[Any]:
+        """What a list holds, or a call is given, where a generator is read as the list of what it gives."""
         out: list[Any] = []
         for node in nodes:
-            more = self.read(node.value) if isinstance(node, ast.Starred) else [self.read(node)]
-            self.budget.made(more)
-            out.extend(more)
+            match node:
+                case ast.Starred(value=many):
+                    self.budget.made(more := self.read(many))
+                    out.extend(more)
+                case ast.GeneratorExp() if of_call:
+                    out.append(self._comprehended(node.elt, node.generators))
+                case _:
+                    out.append(self.read(node))
         return out
 
     def _mapped(self, node: ast.AST, pairs: Iterable[tuple[ast.expr | None, ast.expr]]) -> dict[Any, Any]:
@@ -242,12 +238,11 @@ class Literals:
         return found
 
     def _compared(self, node: ast.Compare) -> bool:
-        left = self.known(node.left)
-        for op, right in zip(node.ops, map(self.known, node.comparators), strict=True):
-            self.budget.weigh([left, right])
-            if not OPERATORS[type(op)](left, right):
+        pairs = pairwise(map(self.known, (node.left, *node.comparators)))
+        for op, pair in zip(node.ops, pairs, strict=True):
+            self.budget.weigh(pair)
+            if not OPERATORS[type(op)](*pair):
                 return False
-            left = right
         return True
 
     def _comprehended(self, made: ast.expr, parts: Sequence[ast.comprehension]) -> list[Any]:
@@ -300,8 +295,7 @@ class Literals:
             case ast.Name(id=name):
                 return self.names, name
             case ast.Attribute(value=value) | ast.Subscript(value=value):
-                owner = self.read(value)
-                self.budget.weigh(owner)
+                self.budget.weigh(owner := self.read(value))
                 if isinstance(target, ast.Subscript) and isinstance(owner, (dict, list)):
                     return owner, self.read(target.slice)
                 if isinstance(target, ast.Attribute) and isinstance(owner, Inherited):
@@ -313,10 +307,9 @@ class Literals:
 
     def _call(self, node: ast.Call) -> Any:
         """A function of Python's that makes a value of values, or a method of a dict, a list or text."""
-        # a generator is read as the list of what it gives
-        lists = [ast.ListComp(n.elt, n.generators) if isinstance(n, ast.GeneratorExp) else n for n in node.args]
-        given = self._items(lists)
-        named = self._mapped(node, ((one.arg and ast.Constant(one.arg), one.value) for one in node.keywords))
+        given = self._items(node.args, of_call=True)
+        names = (None if one.arg is None else ast.Constant(one.arg) for one in node.keywords)
+        named = self._mapped(node, zip(names, (one.value for one in node.keywords), strict=True))
         match node.func:
             case ast.Name(id=name) if name in PURE.keys() - self.names.keys():
                 called, owner = PURE[name], "" if name == "str" else None
@@ -333,7 +326,8 @@ class Literals:
         if isinstance(owner, str):
             self._check_text(node, owner, name, [*given, *named.values()])
         found = called(*given, **named)
-        return self._bounded(node, list(found) if isinstance(found, (Iterator, MappingView)) else found)
+        lazy = isinstance(found, (ItemsView, Iterator, KeysView, ValuesView))
+        return self._bounded(node, list(found) if lazy else found)
 
     # --- arithmetic and text ------------------------------------------------------------------------------------
 
@@ -348,9 +342,7 @@ class Literals:
             items, times = (left, right) if isinstance(right, int) else (right, left)
             if isinstance(times, int) and len(items) * times > LARGEST:
                 self.refuse(node, TOO_LARGE)
-        elif op is ast.BitOr and type(left) is type(right) is dict:
-            self.budget.weigh([left, right])
-        elif op is not ast.Add or type(left) is not type(right) or not isinstance(left, (list, tuple, str)):
+        elif type(left) is not type(right) or type(left) not in JOINED.get(op, ()):
             self.refuse(node)
         return self._bounded(node, OPERATORS[op](left, right))
 

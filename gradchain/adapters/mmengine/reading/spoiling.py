@@ -9,9 +9,10 @@ from typing import Any
 
 from gradchain.adapters.mmengine.reading.literals import Unread
 
-__all__ = ["BASE", "function", "only_defines", "spoil"]
+__all__ = ["BASE", "function", "spoil"]
 
 BASE = "_base_"
+BUILTINS = vars(builtins).keys()
 REACH_EVERYTHING = {"globals", "locals", "vars", "exec", "eval", "setattr", "__import__"}
 
 
@@ -28,25 +29,18 @@ def spoil(node: ast.stmt, names: dict[str, Any], why: str) -> None:
     from_base = base.keys() if BASE in bound else _of_base(node, base)
     near = [names[name] for name in (named | bound) & names.keys() - {BASE}] + [base[name] for name in from_base]
     reached = _containers(near)
-    unread = Unread(why, _marks(named | bound))
+    unread = Unread(why, frozenset((named | bound) - BUILTINS))
     for within, surely in ((base, from_base), (names, bound - {BASE})):
         shared = {n for n, one in within.items() if n != BASE and not reached.isdisjoint(_containers(one))}
         within |= dict.fromkeys(sorted(shared | surely), unread)
 
 
-def only_defines(node: ast.FunctionDef) -> bool:
-    """Whether a function changes nothing where it is defined, and what it may change when called is seen."""
-    given = node.args
-    return not (node.decorator_list or given.defaults or any(given.kw_defaults) or _scope(node)[1] & REACH_EVERYTHING)
-
-
-def function(node: ast.FunctionDef, why: str) -> Unread:
-    """What its name means: what names that may change when it is used."""
-    return Unread(why, _marks(set.union(*_scope(node))))
-
-
-def _marks(names: set[str]) -> frozenset[str]:
-    return frozenset(names - vars(builtins).keys())
+def function(node: ast.FunctionDef, why: str) -> Unread | None:
+    """What the name of a function means, whose call may change what its body names; None where `def` does more."""
+    given, names = node.args, _scope(node)
+    if node.decorator_list or given.defaults or any(given.kw_defaults) or names[1] & REACH_EVERYTHING:
+        return None
+    return Unread(why, frozenset(set.union(*names) - BUILTINS))
 
 
 def _scope(node: ast.AST) -> tuple[set[str], set[str]]:
