@@ -158,9 +158,9 @@ def test_what_is_not_known_is_named(code, tmp_path):
 def test_only_what_may_have_changed_is_unread(tmp_path):
     """A branch that is known is read statement by statement; one that is not spoils what either side changes."""
     text = "from os import path\nlr = 0.1\nh = [1]\nk = [2]\nif path.exists('x'):\n    h += [1]\nelse:\n    m = 1\n"
-    text += "if True:\n    k += [3]\n    h2 = open('x')\n    last = 4"
+    text += "if True:\n    k += [3]\n    h2 = open('x')\n    last = 4\ndef f():\n    return path.join(h)\nf()"
     found, unread = read_names(write(tmp_path, {"config.py": text}), only=["lr"])
-    assert found == {"lr": 0.1, "k": [2, 3], "last": 4} and sorted(unread) == ["h", "h2", "m"]
+    assert found == {"lr": 0.1, "k": [2, 3], "last": 4} and sorted(unread) == ["f", "h", "h2", "m"]
 
 
 # Files that would take for ever, or all memory: by a name, from how large they are.

@@ -208,7 +208,7 @@ class Literals:
         for node in nodes:
             match node:
                 case ast.Starred(value=many):
-                    self.budget.made(more := self.read(many))
+                    self.budget.weigh(more := self.read(many))
                     out.extend(more)
                 case ast.GeneratorExp() if of_call:
                     out.append(self._comprehended(node.elt, node.generators))
@@ -220,8 +220,10 @@ class Literals:
         """Keys and their values; without a key, those of another dict. An argument has one value."""
         out: dict[Any, Any] = {}
         for key, value in pairs:
-            more = self.read(value) if key is None else {self.read(key): self.read(value)}
-            self.budget.made(more)
+            if key is None:
+                self.budget.weigh(more := self.read(value))
+            else:
+                more = {self.read(key): self.read(value)}
             if isinstance(node, ast.Call) and (twice := out.keys() & more.keys()):
                 self.refuse(node, f"{min(twice)!r} is given twice.")
             out.update(more)
