@@ -217,6 +217,7 @@ _base_ = 'base.py'
 _base_.x.update(y=dict(z=3), v=4)
 a = _base_.x.pop('none')
 b = _base_.x.get('v')
+_base_.x.y.clear()
 """,
     "path": r"""
 # config.py
@@ -489,7 +490,7 @@ with read_base():
 # config.py
 del x
 """,
-        r"line 1: `x`: the name has no value here",
+        r"line 1: `del x`: fails with KeyError: 'x'",
     ),
     "unequal": (
         r"""
@@ -504,7 +505,7 @@ a, b = 1, 2, 3
 a = [1]
 a[3] = 2
 """,
-        r"line 2: `a\[3\]`: fails with IndexError",
+        r"line 2: `a\[3\] = 2`: fails with IndexError: list assignment",
     ),
     "nothing in it": (
         r"""
@@ -651,6 +652,8 @@ SPOILED = {
     "assert open('f')": set(),
     "def f(): x['a'] = 2\nf()": {"f", "x", "y"},
     "def f():\n    global n\n    n = 2\nf()": {"f", "n"},
+    "def f():\n    z.append(1)\n    return lambda z: z\nf()": {"f", "z"},
+    "match open('f'):\n    case [n, *k]: pass\n    case {'a': 1, **x}: pass": {"n", "k", "x", "y"},
     "def f():\n    global n\n    n = 2\nn = 1\nf()": {"f", "n"},
     "def f(): x['a'] = 2\nx = dict(a=1)\nf()": {"f", "x"},
     "exec('n = 2')": {"n", "x", "y", "z", "k"},
@@ -665,7 +668,7 @@ def test_only_what_an_unread_statement_may_have_changed_is_left_out(code, tmp_pa
     whole = {"x": {"a": 1}, "y": {"a": 1}, "z": [{"b": 1}], "n": 1, "k": {"c": 1}}
     assert mmengine.read_config(path, only=()) == {n: v for n, v in whole.items() if n not in SPOILED[code]}
     for name in SPOILED[code] & whole.keys():
-        with pytest.raises(ValueError, match="is not read"):
+        with pytest.raises(ValueError, match=r"is not read|there must be 2 values"):
             mmengine.read_config(path, only=[name])
 
 

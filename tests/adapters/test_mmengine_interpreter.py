@@ -76,6 +76,10 @@ READ = [
     "a = [1]\nif True:\n    b = a\n    b += [2]\nx = a",
     "if flag:\n    pass\nx = 1",
     "lr = 0.1\nx = [dict(type='LinearLR', end=e) for e in (1, 2)] + [dict(lr=lr)]",
+    "x = ' '.join(str(i) for i in range(3)) + 'abc'.replace('a', 'b', 1) + 'a b'.split(sep=' ')[0]",
+    "x = [max(*names), dict((k, 1) for k in names), dict(*[sizes]), ~n, '%s %s' % ('a', None)]",
+    "x = [0 for sizes['h'] in names]\ny = sizes",
+    "names\nn + 1\nx = 1",
 ]
 
 
@@ -136,6 +140,11 @@ REFUSED = {
     "a, *b, c = [1]": "there must be 3 values",
     "a, b = *[1], *[2], *[3]": "there must be 2 values",
     "x = 'a'.zfill(3)": "a call",
+    "x = [i async for i in [1]]": "only lists, dicts, text and ranges are gone through",
+    "x = sum(i for [0][9] in [1])": "line 2: `sum.*fails with IndexError",
+    "break": "line 2: `break` must stand in a loop",
+    "if 1:\n    continue": "line 3: `continue` must stand in a loop",
+    "open('f')": "`open\\('f'\\)`: a call is not read",
 }  # fmt: skip
 
 
@@ -149,9 +158,9 @@ def test_what_is_not_known_is_named(code, tmp_path):
 def test_only_what_may_have_changed_is_unread(tmp_path):
     """A branch that is known is read statement by statement; one that is not spoils what either side changes."""
     text = "from os import path\nlr = 0.1\nh = [1]\nk = [2]\nif path.exists('x'):\n    h += [1]\nelse:\n    m = 1\n"
-    text += "if True:\n    k += [3]\n    h2 = open('x')\n    last = 4"
+    text += "if True:\n    k += [3]\n    h2 = open('x')\n    last = 4\ndef f():\n    return path.join(h)\nf()"
     found, unread = read_names(write(tmp_path, {"config.py": text}), only=["lr"])
-    assert found == {"lr": 0.1, "k": [2, 3], "last": 4} and sorted(unread) == ["h", "h2", "m"]
+    assert found == {"lr": 0.1, "k": [2, 3], "last": 4} and sorted(unread) == ["f", "h", "h2", "m"]
 
 
 # Files that would take for ever, or all memory: by a name, from how large they are.
@@ -238,6 +247,13 @@ def test_the_largest_are_refused_with_the_real_budget(tmp_path):
     with pytest.raises(ValueError, match="too large to be meant"):
         mmengine.read_config(large)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # kilobytes
+
+
+def test_looking_for_what_may_have_changed_is_bounded(tmp_path):
+    """For each statement that is not read, all that was read before it is looked through."""
+    path = write(tmp_path, {"config.py": "x = [" + "[], " * 2000 + "]\n" + "f()\n" * 1000})
+    with pytest.raises(ValueError, match="too large to be meant"):
+        mmengine.read_config(path, only=())
 
 
 def test_only_files_are_opened(tmp_path):

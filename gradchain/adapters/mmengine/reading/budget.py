@@ -7,16 +7,21 @@ import stat
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PER_STEP", "Budget", "BudgetError"]
+__all__ = ["Budget", "RefusedError", "size"]
 
 STEPS = 1_000_000  # expressions read, rounds of loops, items of values that are made, copied or compared
 FILES = 1_000  # a file that is inherited twice counts twice
 LETTERS = 1_000_000  # of all files
-PER_STEP = 64  # letters of text that cost as much as an item
+PER_STEP = 64  # letters of text, or bits of a number, that cost as much as an item
 
 
-class BudgetError(ValueError):
-    """More than a config file may ask for."""
+class RefusedError(ValueError):
+    """What no config file may say, or ask for, also where only a few of its names matter."""
+
+
+def size(value: Any) -> int:
+    """The bits of a number, the letters of text, the items of what holds some."""
+    return value.bit_length() if isinstance(value, int) else len(value) if hasattr(value, "__len__") else 0
 
 
 class Budget:
@@ -30,18 +35,18 @@ class Budget:
         self.steps = max(self.steps - steps, -1)
         self._check(self.steps)
 
+    def made(self, value: Any) -> None:
+        """As many steps as a value that was made has items, without those within them."""
+        self.charge(1 + size(value) // (PER_STEP if isinstance(value, (int, str, bytes)) else 1))
+
     def weigh(self, value: Any) -> None:
         """As many steps as a value has items, in all depths: one that is in it twice is twice as much work."""
         waiting = [value]
         while waiting:
             one = waiting.pop()
-            if isinstance(one, range):
-                self.charge(1 + len(one))
-            elif isinstance(one, (dict, list, tuple)):
-                self.charge(1 + len(one))
+            self.made(one)
+            if isinstance(one, (dict, list, tuple)):
                 waiting.extend(one.values() if isinstance(one, dict) else one)
-            else:
-                self.charge(1 + len(one) // PER_STEP if isinstance(one, (str, bytes)) else 1)
 
     def text(self, path: Path) -> str:
         """The text of a file, if it is one: no pipe, no device, nothing without end."""
@@ -58,4 +63,4 @@ class Budget:
 
     def _check(self, left: int) -> None:
         if left < 0:
-            raise BudgetError(f"mmengine.read_config: {self.path}: it is too large to be meant, with all it inherits.")
+            raise RefusedError(f"mmengine.read_config: {self.path}: it is too large to be meant, with all it inherits.")
