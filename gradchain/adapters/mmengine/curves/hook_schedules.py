@@ -83,9 +83,8 @@ def _yolov5(entry: Entry, clock: Clock) -> HookSchedules:
 def _ppyoloe(entry: Entry, clock: Clock) -> HookSchedules:
     """A warm-up by iterations, then half a cosine that lasts longer than the training."""
     warm = _warm_up(entry, clock, 5, "warmup_min_iter")
-    total = entry.positive("total_epochs", 360) * clock.epoch_length
-    if total <= warm:
-        entry.refuse(f"total_epochs must be longer than the warm-up of {warm} iterations, got {total!r} iterations.")
+    rule = f"longer than the warm-up of {warm} iterations"
+    total = entry.number("total_epochs", 360, rule, lambda x: x * clock.epoch_length > warm) * clock.epoch_length
     start, foot = entry.number("start_factor", 0.0), entry.number("min_lr_ratio", 0.0)
     curve = linear(start, 1.0, warm).take(warm).then(cosine_wave(1.0, foot, total - warm))
     return HookSchedules(entry, lambda base: base * curve)

@@ -6,10 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from itertools import accumulate
 from typing import Literal
 
 from gradchain.adapters.mmengine.curves.shapes import Shape, Span, factor, towards
-from gradchain.adapters.mmengine.entries import Entry, is_numbers, is_whole
+from gradchain.adapters.mmengine.entries import Entry, is_number, is_numbers, is_whole
 from gradchain.schedules import (
     Schedule,
     constant,
@@ -25,7 +26,7 @@ from gradchain.schedules import (
 )
 from gradchain.schedules.overlays import Change
 
-__all__ = ["SUFFIXES", "TYPES", "Kind", "anneal", "cycle", "periods_and_weights", "waves"]
+__all__ = ["SUFFIXES", "TYPES", "Kind", "anneal", "cycle", "periods_and_weights", "squares", "waves"]
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,8 @@ def _multi_step(entry: Entry, span: Span, base: float) -> Shape | None:
 
 
 def _step(entry: Entry, span: Span, base: float) -> Shape | None:
-    size = span.steps(entry.positive("step_size", None))
-    if not is_whole(size):
-        entry.refuse(f"step_size must be whole in steps of the scheduler, got {size!r}.")
+    rule = "a positive number of whole steps of the scheduler"
+    size = span.steps(entry.number("step_size", None, rule, lambda x: x > 0 and is_whole(span.steps(x))))
     scale = step_decay(1.0, size, entry.from_0("gamma", 0.1))
     return factor(scale) if size < span.count else None
 
@@ -103,9 +103,7 @@ def _poly(entry: Entry, span: Span, base: float) -> Shape | None:
 def _cosine(entry: Entry, span: Span, base: float) -> Shape:
     floor = entry.one_floor("eta_min", base, 0.0)
     # As in MMEngine, 0 and None are the same as not given.
-    given = entry.maybe("T_max") or 0
-    if given < 0:
-        entry.refuse(f"T_max must be a positive number, got {given!r}.")
+    given = entry.get("T_max", None, "a positive number or None", lambda x: x is None or (is_number(x) and x >= 0))
     half = span.steps(given) if given else span.n
     if span.count - 1 <= half or not is_whole(half):
         # A half wave that ends between two steps meets the floor at none, and swings on from the value found.
@@ -140,17 +138,15 @@ def _restart(entry: Entry, span: Span, base: float) -> Shape:
     periods = [span.steps(length) for length in lengths]
     if not all(is_whole(period) and period > 0 for period in periods):
         entry.refuse(f"periods must be whole and positive in steps of the scheduler, got {periods!r}.")
-    moves: list[Change] = []
-    begin = 0
     peaks = [base * weight for weight in weights]
-    for period, peak in zip(periods, peaks, strict=True):
+    moves: list[Change] = []
+    for begin, period, peak in zip(accumulate(periods, initial=0), periods, peaks, strict=False):
         fall, rise = cosine_wave(1.0, 0.0, period), cosine_wave(0.0, floor, period)
         moves.append((begin, begin + 1, 0.0, peak, begin))
         moves.append((begin + 1, begin + period, fall, rise, begin))
-        begin += period
     # After the last period its last value stays, which is not yet the floor.
     curve = waves(peaks, floor, periods, spare=1)
-    return Shape(moves, lambda value: curve, reach=begin)
+    return Shape(moves, lambda value: curve, reach=sum(periods))
 
 
 def periods_and_weights(entry: Entry) -> tuple[list[float], list[float]]:
@@ -176,10 +172,9 @@ def waves(peaks: Sequence[float], floor: float, periods: Sequence[float], spare:
 def _one_cycle(entry: Entry, span: Span, base: float) -> Shape:
     peak = entry.number("eta_max", 0.0)
     total = span.steps(entry.positive("total_steps", span.n / span.factor))
-    if not is_whole(total):
-        entry.refuse(f"total_steps must be whole in steps of the scheduler, got {total!r}.")
-    if span.run > total:
-        entry.refuse(f"total_steps must be at least the {span.run} steps of its window, got {total!r}.")
+    if not is_whole(total) or total < span.run:
+        rule = f"whole in steps of the scheduler, and at least the {span.run} of its window"
+        entry.refuse(f"total_steps must be {rule}, got {total!r}.")
     curve = cycle(entry, peak, total)
     return Shape([(0, None, 0.0, curve, 0)], lambda value: curve, reach=total)
 
@@ -203,10 +198,15 @@ def anneal(entry: Entry) -> Literal["cosine", "linear"]:
 
 
 def _quadratic(entry: Entry, span: Span, base: float) -> Shape:
-    # base * ((t + 1) / n)**2: set at first, added to after.
-    line = linear(1.0 / span.n, span.count / span.n, span.count - 1)
-    curve = base * line * line
+    # Set at first, added to after.
+    curve = squares(base, span.n, span.count)
     return Shape([(0, 1, 0.0, curve(0), 0), (1, None, 1.0, curve, 0)], lambda value: curve, reach=span.n)
+
+
+def squares(scale: float, n: float, count: float) -> Schedule:
+    """scale * ((t + 1) / n)**2 for so many steps."""
+    line = linear(1.0 / n, count / n, count - 1)
+    return scale * line * line
 
 
 def _interval(entry: Entry, span: Span, base: float) -> Shape:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from gradchain.adapters.mmengine.curves.kinds import anneal, cycle, periods_and_weights, waves
+from gradchain.adapters.mmengine.curves.kinds import anneal, cycle, periods_and_weights, squares, waves
 from gradchain.adapters.mmengine.curves.shapes import after, in_clock
 from gradchain.adapters.mmengine.entries import Clock, Entry, is_number, is_whole, listed
 from gradchain.schedules import (
@@ -27,7 +27,7 @@ __all__ = ["read_legacy"]
 
 @dataclass(frozen=True)
 class Run:
-    """What a policy is asked for: the field, how far its progress goes, micro-batches of an epoch and of the warm-up."""
+    """What a policy is asked for: the field, how far its progress goes, micro-batches of an epoch and to warm up."""
 
     field: str
     last: int
@@ -156,13 +156,8 @@ WARM_UPS: dict[str, Callable[[float, float], Schedule]] = {
     "constant": lambda ratio, steps: after(steps, ratio, constant(1.0)),
     "linear": lambda ratio, steps: linear(ratio, 1.0, steps),
     "exp": lambda ratio, steps: exponential(ratio, 1.0 / ratio, steps, end=1.0),
+    "YOLOX": lambda ratio, steps: squares(ratio, steps, steps).take(steps).then(constant(1.0)),
 }
-
-
-def _quadratic(ratio: float, steps: float) -> Schedule:
-    """The warm-up of YOLOX, whatever the config names."""
-    line = linear(1.0 / steps, 1.0, steps - 1)
-    return (ratio * line * line).take(steps).then(constant(1.0))
 
 
 def read_legacy(
@@ -195,7 +190,8 @@ def _field(field: str, config: object, clock: Clock, strict: bool) -> Callable[[
     steps = config.get("step")
     if late := [s for s in (steps if isinstance(steps, (list, tuple)) else ()) if is_number(s) and s >= last]:
         entry.remark(f"steps {late!r} are never reached: the run has {last} {'epochs' if by_epoch else 'iterations'}.")
-    kind = entry.get("warmup", None, "'constant', 'linear' or 'exp'", lambda x: x in (None, *WARM_UPS))
+    kinds = (None, "constant", "linear", "exp")
+    kind = entry.get("warmup", None, "'constant', 'linear' or 'exp'", lambda x: x in kinds)
     ratio, warm = (1.0, 0) if kind is None else _warm_up(entry, clock, 0.1 if field == "lr" else 0.9)
     run = Run(field, last, clock.epoch_length, warm)
 
@@ -203,7 +199,8 @@ def _field(field: str, config: object, clock: Clock, strict: bool) -> Callable[[
         main: Schedule = in_clock(build(entry, run, base), every)
         if kind is None:
             return main
-        factor = (_quadratic if policy == "YOLOX" else WARM_UPS[kind])(ratio, warm)
+        # YOLOX has its own, whatever the config names.
+        factor = WARM_UPS[policy if policy in WARM_UPS else kind](ratio, warm)
         # A momentum is warmed from above.
         return main * factor if field == "lr" else main / factor
 

@@ -181,11 +181,7 @@ def _kind(config: Mapping[str, Any], name: str, strict: bool) -> tuple[Entry, Ki
     field: Any = entry.get("param_name", None, "a name", lambda x: isinstance(x, str)) if named else kind.field
     if kind.sets_base and field != "lr":
         entry.refuse(f"param_name must be 'lr' for one cycle, as in MMEngine, got {field!r}.")
-    if entry.items.get("last_step", -1) != -1:
-        entry.refuse(
-            f"last_step must be -1, got {entry.items['last_step']!r}; a schedule is a function of the step, and needs "
-            "nothing to resume."
-        )
+    entry.get("last_step", -1, "-1, since a schedule is a function of the step", lambda x: x == -1)
     return entry, kind, field
 
 
@@ -202,14 +198,13 @@ def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: b
     given = f"got begin={begin!r} and end={end!r}"
     if end <= begin:
         entry.refuse(f"end must be above begin, {given} {'epochs' if by_epoch else 'iterations'}.")
-    if not (is_whole(begin) and is_whole(end)) and kind.whole_window:
-        entry.object_to(f"begin and end must be whole, or convert_to_iter_based=True make them so, {given}.")
     first, count, n = math.ceil(begin), math.ceil(end) - math.ceil(begin), whole(end - begin)
+    if kind.whole_window and not (is_whole(begin) and is_whole(end)):
+        complain = entry.object_to if count <= n else entry.refuse
+        complain(f"begin and end must be whole, or convert_to_iter_based=True make them so, {given}.")
     if count < 1:
         entry.remark(f"it never acts: no whole step lies from begin={begin!r} to end={end!r}.")
         return None
-    if count > n and kind.whole_window:
-        entry.refuse(f"begin and end must be whole, {given}.")
     if by_epoch and clock.epochs is None:
         if first > 0:
             entry.remark(f"it never acts: it begins at epoch {first!r}, and a loop of iterations counts no epochs.")
