@@ -247,7 +247,7 @@ def _remarks(act: Act) -> None:
 
 # windows put together: a product, a join, or an overlay
 
-Part = tuple[Act, Shape]
+Part = tuple[Span, Shape]
 
 
 def _compose(acts: Sequence[Act], base: float) -> Schedule:
@@ -256,29 +256,29 @@ def _compose(acts: Sequence[Act], base: float) -> Schedule:
     parts: list[Part] = []
     for act in acts:
         if (shape := act.shape(known)) is not None:
-            parts.append((act, shape))
+            parts.append((act.span, shape))
             if act.kind.sets_base:
                 known = shape.alone(base, act.span.count)(0)
     if not parts:
         return constant(base)
-    scales = [(act.span, shape.scale) for act, shape in parts if shape.scale is not None]
+    scales = [(span, shape.scale) for span, shape in parts if shape.scale is not None]
     if len(scales) == len(parts):
         value: Any = base
         for span, scale in scales:
             value = value * after(span.begin, 1.0, in_clock(last_stays(scale, span.count), span.every))
         return value  # type: ignore[no-any-return]
-    ordered = sorted(parts, key=lambda part: part[0].span.begin)
-    if all(first.span.end <= second.span.begin for (first, _), (second, _) in pairwise(ordered)):
+    ordered = sorted(parts, key=lambda part: part[0].begin)
+    if all(first.end <= second.begin for (first, _), (second, _) in pairwise(ordered)):
         return _one_by_one(ordered, base)
     return _at_once(parts, base)
 
 
 def _one_by_one(parts: Sequence[Part], base: float) -> Schedule:
     """Each window from the value that the one before left."""
-    value, first = base, parts[0][0].span.begin
+    value, first = base, parts[0][0].begin
     windows: list[Any] = [(0, first, constant(base))] if first else []
-    for act, shape in parts:
-        span, alone = act.span, shape.alone(value, act.span.count)
+    for span, shape in parts:
+        alone = shape.alone(value, span.count)
         value, schedule = alone(span.count - 1), in_clock(alone, span.every)
         windows.append((span.begin, span.end, schedule.take(span.end - span.begin)))
     windows[-1] = (span.begin, None, schedule)
@@ -290,11 +290,10 @@ def _at_once(parts: Sequence[Part], base: float) -> Schedule:
 
     A window by epochs that was built before one by iterations takes its first step, and the others, in two pieces.
     """
-    spans = [act.span for act, _ in parts]
-    built = [i for i, span in enumerate(spans) if not span.by_epoch and not span.begin]
+    built = [i for i, (span, _) in enumerate(parts) if not span.by_epoch and not span.begin]
     first: list[tuple[Any, ...]] = []
     after_them: list[tuple[Any, ...]] = []
-    for i, (span, (_, shape)) in enumerate(zip(spans, parts, strict=True)):
+    for i, (span, shape) in enumerate(parts):
         early = span.by_epoch and not span.begin and built and i < built[-1]
         for begin, end, scale, shift, origin in shape.moves:
             local = (begin, span.count if end is None else min(end, span.count), origin)
