@@ -47,15 +47,15 @@ REFUSED: list[tuple[Any, str]] = [
      "param_scheduler (CosineAnnealingLR): convert_to_iter_based must come with by_epoch=True, got by_epoch=False."),
     (STEP | {"by_epoch": 1}, "param_scheduler (MultiStepLR): by_epoch must be True or False, got 1."),
     (STEP | {"milestones": 2}, "param_scheduler (MultiStepLR): milestones must be a list of numbers, got 2."),
-    (STEP | {"last_step": 4}, "param_scheduler (MultiStepLR): last_step must be -1, got 4; a schedule is a function of "
-     "the step, and needs nothing to resume."),
+    (STEP | {"last_step": 4}, "param_scheduler (MultiStepLR): last_step must be -1, since a schedule is a function of "
+     "the step, got 4."),
     (COSINE | {"eta_min": "1e-5"},
      "param_scheduler (CosineAnnealingLR): eta_min must be a finite number or None, got '1e-5'."),
     (COSINE | {"eta_min": 0.1, "eta_min_ratio": 0.1},
      "param_scheduler (CosineAnnealingLR): eta_min or eta_min_ratio must be given, not both, got 0.1 and 0.1."),
-    (COSINE | {"T_max": -3}, "param_scheduler (CosineAnnealingLR): T_max must be a positive number, got -3."),
+    (COSINE | {"T_max": -3}, "param_scheduler (CosineAnnealingLR): T_max must be a positive number or None, got -3."),
     ({"type": "StepLR", "step_size": 0.3, "convert_to_iter_based": True},
-     "param_scheduler (StepLR): step_size must be whole in steps of the scheduler, got 1.2."),
+     "param_scheduler (StepLR): step_size must be a positive number of whole steps of the scheduler, got 0.3."),
     ({"type": "CosineRestartLR", "periods": [2, 3], "eta_min": 0.0},
      "param_scheduler (CosineRestartLR): periods and restart_weights must be as many, got 2 and 1."),
     ({"type": "CosineRestartLR", "periods": [2.5], "eta_min": 0.0},
@@ -69,7 +69,8 @@ REFUSED: list[tuple[Any, str]] = [
      "param_scheduler (ConstantLR): factor must be above 0, since MMEngine divides by it, got 0; 1e-8 is nearly the "
      "same."),
     ({"type": "OneCycleLR", "eta_max": 0.1, "by_epoch": False, "total_steps": 15},
-     "param_scheduler (OneCycleLR): total_steps must be at least the 20 steps of its window, got 15."),
+     "param_scheduler (OneCycleLR): total_steps must be whole in steps of the scheduler, and at least the 20 of its "
+     "window, got 15."),
     ({"type": "OneCycleLR", "eta_max": 0.1, "by_epoch": False, "pct_start": 0.02},
      "param_scheduler (OneCycleLR): pct_start must be a number above 1 / total_steps = 0.05 and below 1.0, got 0.02."),
     ({"type": "OneCycleParamScheduler", "param_name": "momentum"},

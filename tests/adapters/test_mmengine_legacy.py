@@ -32,9 +32,10 @@ def test_recorded_values(row: dict[str, Any]) -> None:
 
 
 def test_every_policy_is_recorded() -> None:
+    """Those of mmcv; MMDetection's is beside its formula in test_mmengine_old_format.py."""
     for field, policies in POLICIES.items():
         told = {row[f"{field}_config"]["policy"] for row in RECORDED if f"{field}_config" in row}
-        assert {policy.title() if policy.islower() else policy for policy in told} == set(policies)
+        assert {policy.title() if policy.islower() else policy for policy in told} == set(policies) - {"YOLOX"}
 
 
 @pytest.mark.skipif(
@@ -52,7 +53,9 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
      "lr_config (Step): every key must be known, got 'steps'; did you mean 'step'?"),
     ({"lr_config": {"policy": "cosine"}},
      "lr_config: policy must be one of CosineAnnealing, CosineAnnealingCooldown, CosineRestart, Cyclic, Exp, Fixed, "
-     "FlatCosineAnnealing, Inv, LinearAnnealing, OneCycle, Poly, Step, got 'cosine'."),
+     "FlatCosineAnnealing, Inv, LinearAnnealing, OneCycle, Poly, Step, YOLOX, got 'cosine'."),
+    ({"momentum_config": {"policy": ["step"]}},
+     "momentum_config: policy must be one of CosineAnnealing, Cyclic, LinearAnnealing, OneCycle, Step, got ['step']."),
     ({"momentum_config": {"policy": "poly"}},
      "momentum_config: policy must be one of CosineAnnealing, Cyclic, LinearAnnealing, OneCycle, Step, got 'poly'."),
     ({"lr_config": ["step"]}, "lr_config: it must be a dict with a policy, got ['step']."),
@@ -63,7 +66,7 @@ FAULTS: list[tuple[dict[str, Any], str]] = [
     ({"lr_config": {"policy": "CosineRestart", "periods": [2, 2], "restart_weights": [1, 1], "min_lr": 0}},
      "lr_config (CosineRestart): periods must be positive and reach the end of the run at 5, got [2, 2]."),
     ({"lr_config": {"policy": "cyclic", "by_epoch": True}},
-     "lr_config (Cyclic): by_epoch must be False for this policy, got True."),
+     "lr_config (Cyclic): by_epoch must be False for this policy, which counts iterations, got True."),
     ({"lr_config": {"policy": "fixed", "warmup": "lin"}},
      "lr_config (Fixed): warmup must be 'constant', 'linear' or 'exp', got 'lin'."),
     ({"lr_config": {"policy": "fixed", "warmup": "linear"}},

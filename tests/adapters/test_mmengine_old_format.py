@@ -221,6 +221,9 @@ def test_what_yolox_cannot_be_is_named() -> None:
     for change, sentence in (
         ({}, "by_epoch must be False"),
         ({"by_epoch": False, "warmup": None}, "warmup must be given"),
+        ({"by_epoch": False, "warmup": "quadratic"}, "warmup must be 'constant', 'linear' or 'exp'"),
+        ({"by_epoch": False, "warmup_iters": 2.5}, "warmup_iters must be whole in iterations, got 2.5"),
+        ({"by_epoch": False, "warmup_ratio": 2}, "warmup_ratio must be a number above 0 and up to 1"),
         ({"by_epoch": False, "num_last_epochs": 5}, "must leave two iterations"),
         ({"by_epoch": False, "last_epochs": 5}, "got 'last_epochs'"),
     ):

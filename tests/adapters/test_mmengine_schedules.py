@@ -212,7 +212,7 @@ FALL = {"type": "CosineAnnealingLR", "eta_min": 0.001, "begin": 2, "end": 5}
          "(8, None, per_epoch(cosine_wave(0.5, 0.001, 3).take(2), 4)))"),
         ([DROP, FALL],
          "overlay(0.5, (0, 20, per_epoch(multi_step(1.0, (2, 3)), 4)), "
-         "(8, 20, per_epoch(cosine_wave(1.0, 0.0, 3).take(2), 4), per_epoch(cosine_wave(0.0, 0.001, 3).take(2), 4)))"),
+         "(8, 20, per_epoch(cosine_wave(1.0, 0.0, 3), 4), per_epoch(cosine_wave(0.0, 0.001, 3), 4)))"),
     ],
 )  # fmt: skip
 def test_the_code_that_replaces_it(config: Any, code: str) -> None:

@@ -245,8 +245,8 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "overlapping-windows-in-the-other-order",
         "adapters/mmengine/curves/schedules.py",
-        "    return overlay(base, *first, *after)\n",
-        "    return overlay(base, *after, *first)\n",
+        "    return overlay(base, *first, *after_them)\n",
+        "    return overlay(base, *after_them, *first)\n",
         f"{LISTS}[0]",
     ),
     Break(
@@ -258,8 +258,8 @@ BREAKS: tuple[Break, ...] = (
     ),
     Break(
         "a-cosine-that-does-not-climb",
-        "adapters/mmengine/curves/shapes.py",
-        "    if count - 1 <= half or half != int(half):\n",
+        "adapters/mmengine/curves/kinds.py",
+        "    if span.count - 1 <= half or not is_whole(half):\n",
         "    if half > 0:\n",
         f"{LISTS}[2]",
     ),

@@ -6,19 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gradchain.adapters.mmengine.curves.shapes import after
 from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, listed, type_name
 from gradchain.schedules import Schedule, constant, cosine_wave, join, linear, per_epoch
 
 __all__ = ["HookSchedules", "read_scheduler_hook"]
-
-PLAIN = "ParamSchedulerHook"
-V5 = ("scheduler_type", "lr_factor", "max_epochs", "warmup_epochs", "warmup_bias_lr", "warmup_momentum")
-KEYS: dict[str, tuple[str, ...]] = {
-    "YOLOv5ParamSchedulerHook": (*V5, "warmup_mim_iter"),
-    "PPYOLOEParamSchedulerHook": (
-        "warmup_min_iter", "start_factor", "warmup_epochs", "min_lr_ratio", "total_epochs",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,17 +32,19 @@ def read_scheduler_hook(default_hooks: Any, clock: Clock, strict: bool) -> HookS
     if default_hooks is not None and not isinstance(default_hooks, Mapping):
         Entry("default_hooks", {}, strict, OWNER).refuse(f"it must be a dict, got {default_hooks!r}.", TypeError)
     hook = (default_hooks or {}).get("param_scheduler")
-    kind = type_name(hook.get("type", PLAIN)) if isinstance(hook, Mapping) else type_name(type(hook))
+    config = hook if isinstance(hook, Mapping) else {"type": type(hook)}
+    kind = type_name(config.get("type", PLAIN))
     if hook is None or kind == PLAIN:
         return None
-    entry = Entry(f"default_hooks.param_scheduler ({kind})", hook if isinstance(hook, Mapping) else {}, strict, OWNER)
-    if kind not in KEYS:
+    entry = Entry(f"default_hooks.param_scheduler ({kind})", config, strict, OWNER)
+    if kind not in HOOKS:
         entry.object_to(
-            f"type must be one of {listed((PLAIN, *KEYS))}; what another does to the update is yours to add."
+            f"type must be one of {listed((PLAIN, *HOOKS))}; what another does to the update is yours to add."
         )
         return None
-    entry.only(("type", "priority", "_scope_", *KEYS[kind]))
-    return _yolov5(entry, clock) if kind.startswith("YOLOv5") else _ppyoloe(entry, clock)
+    read, keys = HOOKS[kind]
+    entry.only(("type", "priority", "_scope_", "warmup_epochs", *keys))
+    return read(entry, clock)
 
 
 def _warm_up(entry: Entry, clock: Clock, epochs: float, least: str) -> int:
@@ -62,30 +56,25 @@ def _warm_up(entry: Entry, clock: Clock, epochs: float, least: str) -> int:
 def _yolov5(entry: Entry, clock: Clock) -> HookSchedules:
     """A warm-up along the epochs' value; after it, the value of an epoch comes at its end."""
     kind = entry.get("scheduler_type", "linear", "'linear' or 'cosine'", lambda x: x in ("linear", "cosine"))
-    epochs = 1 if clock.epochs is None else clock.epochs
-    rule = f"a number of at least the {epochs - 1} epochs before the last"
-    last = entry.number("max_epochs", 300, rule, lambda x: x > 0 and x >= epochs - 1)
-    foot = entry.number("lr_factor", 0.01)
-    curve: Schedule = linear(1.0, foot, last) if kind == "linear" else cosine_wave(1.0, foot, last)
+    before = (clock.epochs or 1) - 1
+    rule = f"a number of at least the {before} epochs before the last"
+    last = entry.number("max_epochs", 300, rule, lambda x: x > 0 and x >= before)
+    curve = (linear if kind == "linear" else cosine_wave)(1.0, entry.number("lr_factor", 0.01), last)
     warm = _warm_up(entry, clock, 3, "warmup_mim_iter")
     at_epochs: Schedule = constant(1.0) if clock.epochs is None else per_epoch(curve, clock.epoch_length)
     # An epoch's value is set at its end; until that of the epoch of the warm-up's end comes, its own stays.
-    late = constant(1.0).take(clock.epoch_length).then(at_epochs)
     first = (warm // clock.epoch_length + 2) * clock.epoch_length
+    late = after(clock.epoch_length, 1.0, at_epochs)
+    ramp = linear(0.0, 1.0, warm)
 
     def lr(base: float, start: float = 0.0) -> Schedule:
-        ramp = linear(0.0, 1.0, warm)
         warming = base * at_epochs * ramp
         if start:
             warming = warming + start * (1.0 - ramp)
         if warm >= clock.iters:
             return warming
-        parts = [
-            (0, warm + 1, warming),
-            (warm + 1, first, constant(base * at_epochs(warm))),
-            (first, None, base * late),
-        ]
-        return join(*parts, absolute=True)
+        stays = constant(base * at_epochs(warm))
+        return join((0, warm + 1, warming), (warm + 1, first, stays), (first, None, base * late), absolute=True)
 
     bias_lr, from_momentum = entry.number("warmup_bias_lr", 0.1), entry.number("warmup_momentum", 0.8)
     return HookSchedules(entry, lr, lambda base: lr(base, bias_lr), lambda base: linear(from_momentum, base, warm))
@@ -94,9 +83,16 @@ def _yolov5(entry: Entry, clock: Clock) -> HookSchedules:
 def _ppyoloe(entry: Entry, clock: Clock) -> HookSchedules:
     """A warm-up by iterations, then half a cosine that lasts longer than the training."""
     warm = _warm_up(entry, clock, 5, "warmup_min_iter")
-    total = entry.positive("total_epochs", 360) * clock.epoch_length
-    if total <= warm:
-        entry.refuse(f"total_epochs must be longer than the warm-up of {warm} iterations, got {total!r} iterations.")
+    rule = f"longer than the warm-up of {warm} iterations"
+    total = entry.number("total_epochs", 360, rule, lambda x: x * clock.epoch_length > warm) * clock.epoch_length
     start, foot = entry.number("start_factor", 0.0), entry.number("min_lr_ratio", 0.0)
     curve = linear(start, 1.0, warm).take(warm).then(cosine_wave(1.0, foot, total - warm))
     return HookSchedules(entry, lambda base: base * curve)
+
+
+PLAIN = "ParamSchedulerHook"
+V5 = ("scheduler_type", "lr_factor", "max_epochs", "warmup_bias_lr", "warmup_momentum", "warmup_mim_iter")
+HOOKS: dict[str, tuple[Callable[[Entry, Clock], HookSchedules], tuple[str, ...]]] = {
+    "YOLOv5ParamSchedulerHook": (_yolov5, V5),
+    "PPYOLOEParamSchedulerHook": (_ppyoloe, ("warmup_min_iter", "start_factor", "min_lr_ratio", "total_epochs")),
+}

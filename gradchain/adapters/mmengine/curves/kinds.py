@@ -3,69 +3,52 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial, reduce
+from itertools import accumulate
 from typing import Literal
 
-from gradchain.adapters.mmengine.curves import shapes
-from gradchain.adapters.mmengine.curves.shapes import Shape
-from gradchain.adapters.mmengine.entries import Entry, is_numbers, is_whole, whole
-from gradchain.schedules import Schedule, constant, exponential, linear, multi_step, one_cycle, polynomial, step_decay
+from gradchain.adapters.mmengine.curves.shapes import Shape, Span, factor, towards
+from gradchain.adapters.mmengine.entries import Entry, is_number, is_numbers, is_whole
+from gradchain.schedules import (
+    Schedule,
+    constant,
+    cosine_wave,
+    exponential,
+    linear,
+    multi_step,
+    one_cycle,
+    per_epoch,
+    piecewise,
+    polynomial,
+    step_decay,
+)
+from gradchain.schedules.overlays import Change
 
-__all__ = ["FAMILIES", "SUFFIXES", "TYPES", "Kind", "Span", "anneal", "cycle"]
-
-
-@dataclass(frozen=True)
-class Span:
-    """A window in its own steps, iterations or epochs.
-
-    n: end - begin, as written, which the formulas divide by; count: the steps that fall into it; run: those of them
-    that come before the end of the training; factor: what lengths are multiplied by, for a conversion to iterations.
-    """
-
-    n: float
-    count: int
-    run: int
-    factor: int = 1
-
-    def steps(self, length: float) -> float:
-        """A length of the config in steps of the window."""
-        return whole(length * self.factor)
-
-
-Build = Callable[[Entry, Span, float], "Shape | None"]
+__all__ = ["SUFFIXES", "TYPES", "Kind", "anneal", "cycle", "periods_and_weights", "squares", "waves"]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A type: the field it moves (None: the config says), its keys, and its shape from entry, window and base value.
+    """A type: its shape from entry, window and base value (None: it does nothing), its keys, and the field it moves.
 
-    whole_window: a conversion to iterations rounds the window down; divides: the key of a factor that MMEngine divides
-    by; sets_base: schedulers built after it take its first value for the base; reach: after how many steps it is done,
-    None where its values do not depend on where its window ends; by_epoch: what it counts where nobody says.
+    field: None where the config says; whole_window: a conversion to iterations rounds the window down; divides: the key
+    of a factor that MMEngine divides by; sets_base: schedulers built after it take its first value for the base;
+    by_epoch: what it counts where nobody says.
     """
 
-    field: str | None
-    build: Build
-    keys: tuple[str, ...]
+    shape: Callable[[Entry, Span, float], Shape | None]
+    keys: tuple[str, ...] = ()
     required: tuple[str, ...] = ()
+    field: str | None = None
     whole_window: bool = True
     divides: str | None = None
     sets_base: bool = False
-    reach: Callable[[Entry, Span], float] | None = None
     by_epoch: bool = True
 
 
-def _whole_window(entry: Entry, span: Span) -> float:
-    return span.n
-
-
-def _half_wave(entry: Entry, span: Span) -> float:
-    return min(span.steps(entry.maybe("T_max") or math.inf), span.n)
-
-
-def _periods(entry: Entry, span: Span) -> float:
-    return min(sum(map(span.steps, entry.numbers("periods"))), span.n)
+# schedulers that multiply
 
 
 def _ends(entry: Entry) -> tuple[float, float]:
@@ -75,7 +58,7 @@ def _ends(entry: Entry) -> tuple[float, float]:
 
 def _linear(entry: Entry, span: Span, base: float) -> Shape:
     start, end = _ends(entry)
-    return shapes.factor(constant(start) if span.count == 1 else linear(start, end, span.n - 1), span.count)
+    return factor(constant(start) if span.count == 1 else linear(start, end, span.n - 1), span.n)
 
 
 def _constant(entry: Entry, span: Span, base: float) -> Shape:
@@ -83,26 +66,28 @@ def _constant(entry: Entry, span: Span, base: float) -> Shape:
     scale: Schedule = constant(entry.from_0("factor", 1 / 3))
     if span.count > 1 and is_whole(span.n):
         scale = scale.take(int(span.n) - 1).then(constant(1.0))
-    return shapes.factor(scale, span.count)
+    return factor(scale, span.n)
 
 
 def _multi_step(entry: Entry, span: Span, base: float) -> Shape | None:
     milestones = sorted(span.steps(m) for m in entry.numbers("milestones"))
     met = [m for m in milestones if is_whole(m) and 0 <= m < span.count]
-    return shapes.factor(multi_step(1.0, tuple(met), entry.from_0("gamma", 0.1)), span.count) if met else None
+    return factor(multi_step(1.0, tuple(met), entry.from_0("gamma", 0.1))) if met else None
 
 
 def _step(entry: Entry, span: Span, base: float) -> Shape | None:
-    size = span.steps(entry.positive("step_size", None))
-    if not is_whole(size):
-        entry.refuse(f"step_size must be whole in steps of the scheduler, got {size!r}.")
+    rule = "a positive number of whole steps of the scheduler"
+    size = span.steps(entry.number("step_size", None, rule, lambda x: x > 0 and is_whole(span.steps(x))))
     scale = step_decay(1.0, size, entry.from_0("gamma", 0.1))
-    return shapes.factor(scale, span.count) if size < span.count else None
+    return factor(scale) if size < span.count else None
 
 
 def _exponential(entry: Entry, span: Span, base: float) -> Shape:
     gamma = entry.from_0("gamma", 1.0)
-    return shapes.factor(exponential(1.0, gamma) if gamma else step_decay(1.0, 1, 0.0), span.count)
+    return factor(exponential(1.0, gamma) if gamma else step_decay(1.0, 1, 0.0))
+
+
+# schedulers that go to a floor
 
 
 def _poly(entry: Entry, span: Span, base: float) -> Shape | None:
@@ -112,43 +97,86 @@ def _poly(entry: Entry, span: Span, base: float) -> Shape | None:
     power = entry.positive("power", 1.0)
     if span.count == 1:
         return None
-    return shapes.towards(lambda a, b: polynomial(a, b, span.n - 1, power), floor, span.count)
+    return towards(partial(polynomial, steps=span.n - 1, power=power), floor, span.n)
 
 
 def _cosine(entry: Entry, span: Span, base: float) -> Shape:
     floor = entry.one_floor("eta_min", base, 0.0)
     # As in MMEngine, 0 and None are the same as not given.
-    given = entry.maybe("T_max") or 0
-    if given < 0:
-        entry.refuse(f"T_max must be a positive number, got {given!r}.")
+    given = entry.get("T_max", None, "a positive number or None", lambda x: x is None or (is_number(x) and x >= 0))
     half = span.steps(given) if given else span.n
-    return shapes.climbing(half, floor, base, span.count)
+    if span.count - 1 <= half or not is_whole(half):
+        # A half wave that ends between two steps meets the floor at none, and swings on from the value found.
+        return towards(partial(cosine_wave, steps=half), floor, half)
+    return _climbing(int(half), floor, base, span.count)
+
+
+def _climbing(half: int, floor: float, base: float, count: int) -> Shape:
+    """Half a cosine to the floor, then up to the base value and down again."""
+    fall, up, rest = (cosine_wave(*ends, half) for ends in ((1.0, 0.0), (0.0, 1.0), (floor, 0.0)))
+    moves: list[Change] = [(0, half + 1, fall, cosine_wave(0.0, floor, half), 0)]
+    for foot in range(half, count - 1, 2 * half):
+        # At the floor no factor leads up: the first step adds, the others keep the ratio of their heights above it.
+        moves.append((foot + 1, foot + 2, 1.0, (base - floor) * up(1), foot + 1))
+        moves.append((foot + 2, foot + 2 * half + 1, up, rest, foot))
+
+    def curve(value: float) -> Schedule:
+        wave = cosine_wave(value, floor, half)
+        return wave if value == base else wave.take(half).then(cosine_wave(floor, base, half))
+
+    return Shape(moves, curve, reach=half)
 
 
 def _cosine_weight_decay(entry: Entry, span: Span, base: float) -> Shape:
     # MMPretrain's leaves a weight decay of 0 at 0, where MMEngine's would lift it to the floor.
-    return _cosine(entry, span, base) if base else shapes.factor(constant(0.0), span.count)
+    return _cosine(entry, span, base) if base else factor(constant(0.0))
 
 
 def _restart(entry: Entry, span: Span, base: float) -> Shape:
     floor = entry.one_floor("eta_min", base)
-    periods = [span.steps(p) for p in entry.numbers("periods")]
-    weights = entry.numbers("restart_weights", (1,))
+    lengths, weights = periods_and_weights(entry)
+    periods = [span.steps(length) for length in lengths]
+    if not all(is_whole(period) and period > 0 for period in periods):
+        entry.refuse(f"periods must be whole and positive in steps of the scheduler, got {periods!r}.")
+    peaks = [base * weight for weight in weights]
+    moves: list[Change] = []
+    for begin, period, peak in zip(accumulate(periods, initial=0), periods, peaks, strict=False):
+        fall, rise = cosine_wave(1.0, 0.0, period), cosine_wave(0.0, floor, period)
+        moves.append((begin, begin + 1, 0.0, peak, begin))
+        moves.append((begin + 1, begin + period, fall, rise, begin))
+    # After the last period its last value stays, which is not yet the floor.
+    curve = waves(peaks, floor, periods, spare=1)
+    return Shape(moves, lambda value: curve, reach=sum(periods))
+
+
+def periods_and_weights(entry: Entry) -> tuple[list[float], list[float]]:
+    """The lengths of a cosine that restarts, and by what its peaks are multiplied."""
+    periods, weights = entry.numbers("periods"), entry.numbers("restart_weights", (1,))
     if len(periods) != len(weights) or not periods:
         entry.refuse(f"periods and restart_weights must be as many, got {len(periods)} and {len(weights)}.")
-    if not all(is_whole(p) and p > 0 for p in periods):
-        entry.refuse(f"periods must be whole and positive in steps of the scheduler, got {periods!r}.")
-    return shapes.restarts([int(p) for p in periods], weights, floor, base, span.count)
+    return periods, weights
+
+
+def waves(peaks: Sequence[float], floor: float, periods: Sequence[float], spare: int = 0) -> Schedule:
+    """Cosines from each peak towards the floor, one after the other; the last ends so many steps before its period."""
+    ends = [*periods[:-1], periods[-1] - spare]
+    parts: list[Schedule] = [
+        cosine_wave(peak, floor, period).take(end) for peak, period, end in zip(peaks, periods, ends, strict=True)
+    ]
+    return reduce(Schedule.then, parts)
+
+
+# schedulers that set the value
 
 
 def _one_cycle(entry: Entry, span: Span, base: float) -> Shape:
     peak = entry.number("eta_max", 0.0)
     total = span.steps(entry.positive("total_steps", span.n / span.factor))
-    if not is_whole(total):
-        entry.refuse(f"total_steps must be whole in steps of the scheduler, got {total!r}.")
-    if span.run > total:
-        entry.refuse(f"total_steps must be at least the {span.run} steps of its window, got {total!r}.")
-    return shapes.absolute(cycle(entry, peak, total), span.count)
+    if not is_whole(total) or total < span.run:
+        rule = f"whole in steps of the scheduler, and at least the {span.run} of its window"
+        entry.refuse(f"total_steps must be {rule}, got {total!r}.")
+    curve = cycle(entry, peak, total)
+    return Shape([(0, None, 0.0, curve, 0)], lambda value: curve, reach=total)
 
 
 def cycle(entry: Entry, peak: float, total: float, ends: float | None = None) -> Schedule:
@@ -170,15 +198,26 @@ def anneal(entry: Entry) -> Literal["cosine", "linear"]:
 
 
 def _quadratic(entry: Entry, span: Span, base: float) -> Shape:
-    return shapes.quadratic(span.n, base, span.count)
+    # Set at first, added to after.
+    curve = squares(base, span.n, span.count)
+    return Shape([(0, 1, 0.0, curve(0), 0), (1, None, 1.0, curve, 0)], lambda value: curve, reach=span.n)
+
+
+def squares(scale: float, n: float, count: float) -> Schedule:
+    """scale * ((t + 1) / n)**2 for so many steps."""
+    line = linear(1.0 / n, count / n, count - 1)
+    return scale * line * line
 
 
 def _interval(entry: Entry, span: Span, base: float) -> Shape:
+    # MMagic's: the start as a factor, then the factor itself as the value, in stairs, a step late.
     start, end = _ends(entry)
     # It is not converted with the window.
     rule = f"a number above 0 and up to the {span.n!r} steps of its window"
     every = entry.number("interval", 1, rule, lambda x: 0 < x <= span.n)
-    return shapes.interval(start, end, every, span.n // every, span.count)
+    rise = per_epoch(linear(start, end, span.n // every), every)
+    moves: list[Change] = [(0, 1, start, 0.0, 0), (1, None, 0.0, rise, 1)]
+    return Shape(moves, lambda value: constant(value * start).take(1).then(rise), reach=span.n)
 
 
 def _stages(entry: Entry, span: Span, base: float) -> Shape | None:
@@ -192,50 +231,46 @@ def _stages(entry: Entry, span: Span, base: float) -> Shape | None:
     stages = [[span.steps(s) for s in one] for one in steps]
     if any(not one or first >= one[0] for first, one in zip(firsts, stages, strict=True)):
         entry.refuse(f"steps must be {rule}, got {steps!r}.")
-    # Between two milestones the earlier one holds; where no later milestone is above the step, the last.
-    edges = sorted({max(math.ceil(edge), 0) for edge in (*firsts, *(s for one in stages for s in one))})
-    edges = [edge for edge in edges if firsts[0] <= edge < span.count]
-    if not edges:
-        return None
 
-    def value(step: float) -> float:
+    def point(step: int) -> tuple[int, float]:
+        # Between two milestones the earlier one holds; where no later milestone is above the step, the last.
         stage = next((i for i, first in enumerate(firsts[1:]) if step < first), -1)
         passed = next((i for i, s in enumerate(stages[stage]) if step < s), len(stages[stage]))
-        return values[stage] * gammas[stage] ** passed
+        return step, values[stage] * gammas[stage] ** passed
 
-    return shapes.stairs(edges, [value(edge) for edge in edges], span.count)
+    edges = sorted({max(math.ceil(edge), 0) for edge in (*firsts, *(s for one in stages for s in one))})
+    points = [point(edge) for edge in edges if firsts[0] <= edge < span.count]
+    if not points:
+        return None
+    ends = [*(step for step, _ in points[1:]), None]
+    moves: list[Change] = [(step, end, 0.0, value, step) for (step, value), end in zip(points, ends, strict=True)]
+    return Shape(moves, lambda value: piecewise(*([(0, value)] if points[0][0] else []), *points))
 
 
 FLOOR, STAGES = ("eta_min", "eta_min_ratio"), ("gammas", "milestone_iters", "milestone_params", "steps")
-FAMILIES: dict[str, Kind] = {
-    "Constant": Kind(None, _constant, ("factor",), divides="factor", reach=_whole_window),
-    "CosineAnnealing": Kind(None, _cosine, ("T_max", *FLOOR), reach=_half_wave),
-    "CosineRestart": Kind(None, _restart, ("restart_weights", *FLOOR), ("periods",), reach=_periods),
-    "Exponential": Kind(None, _exponential, (), ("gamma",)),
-    "Linear": Kind(None, _linear, ("start_factor", "end_factor"), divides="start_factor", reach=_whole_window),
-    "MultiStep": Kind(None, _multi_step, ("gamma",), ("milestones",)),
-    "MultiStage": Kind(None, _stages, (), STAGES, whole_window=False, by_epoch=False),
-    "Poly": Kind(None, _poly, ("eta_min", "power"), reach=_whole_window),
-    "QuadraticWarmup": Kind(None, _quadratic, (), whole_window=False, reach=_whole_window),
-    "Step": Kind(None, _step, ("gamma",), ("step_size",)),
-}
+CYCLE = ("total_steps", "pct_start", "anneal_strategy", "div_factor", "final_div_factor", "three_phase", "eta_max")
 SUFFIXES: dict[str, str | None] = {"LR": "lr", "Momentum": "momentum", "ParamScheduler": None}
-CYCLE_KEYS = (
-    "eta_max", "total_steps", "pct_start", "anneal_strategy", "div_factor", "final_div_factor", "three_phase",
-)  # fmt: skip
-ONE_CYCLE = Kind(
-    None, _one_cycle, CYCLE_KEYS, sets_base=True,
-    reach=lambda entry, span: span.steps(entry.number("total_steps", span.n / span.factor)),
-)  # fmt: skip
-TYPES: dict[str, Kind] = {
+FAMILIES = {
+    "Constant": Kind(_constant, ("factor",), divides="factor"),
+    "CosineAnnealing": Kind(_cosine, ("T_max", *FLOOR)),
+    "CosineRestart": Kind(_restart, ("restart_weights", *FLOOR), ("periods",)),
+    "Exponential": Kind(_exponential, (), ("gamma",)),
+    "Linear": Kind(_linear, ("start_factor", "end_factor"), divides="start_factor"),
+    "MultiStep": Kind(_multi_step, ("gamma",), ("milestones",)),
+    "MultiStage": Kind(_stages, (), STAGES, whole_window=False, by_epoch=False),
+    "Poly": Kind(_poly, ("eta_min", "power")),
+    "QuadraticWarmup": Kind(_quadratic, whole_window=False),
+    "Step": Kind(_step, ("gamma",), ("step_size",)),
+}
+TYPES = {
     **{
         f"{family}{suffix}": replace(kind, field=field)
         for family, kind in FAMILIES.items()
         for suffix, field in SUFFIXES.items()
     },
-    "CosineAnnealingWeightDecay": Kind("weight_decay", _cosine_weight_decay, ("T_max", *FLOOR), reach=_half_wave),
-    "LinearLrInterval": Kind("lr", _interval, ("start_factor", "end_factor", "interval"), reach=_whole_window),
-    "OneCycleLR": replace(ONE_CYCLE, field="lr"),
-    "OneCycleParamScheduler": ONE_CYCLE,
-    "PolyLRRatio": Kind("lr", _poly, ("power", *FLOOR), reach=_whole_window),
+    "CosineAnnealingWeightDecay": Kind(_cosine_weight_decay, ("T_max", *FLOOR), field="weight_decay"),
+    "LinearLrInterval": Kind(_interval, ("start_factor", "end_factor", "interval"), field="lr"),
+    "OneCycleLR": Kind(_one_cycle, CYCLE, field="lr", sets_base=True),
+    "OneCycleParamScheduler": Kind(_one_cycle, CYCLE, sets_base=True),
+    "PolyLRRatio": Kind(_poly, ("power", *FLOOR), field="lr"),
 }

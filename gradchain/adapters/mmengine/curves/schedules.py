@@ -9,11 +9,11 @@ from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
 
-from gradchain.adapters.mmengine.curves.kinds import TYPES, Kind, Span
+from gradchain.adapters.mmengine.curves.kinds import TYPES, Kind
 from gradchain.adapters.mmengine.curves.legacy import read_legacy
-from gradchain.adapters.mmengine.curves.shapes import Shape
+from gradchain.adapters.mmengine.curves.shapes import Shape, Span, after, in_clock, last_stays
 from gradchain.adapters.mmengine.entries import Clock, Entry, is_whole, listed, near, whole
-from gradchain.schedules import Schedule, constant, join, overlay, per_epoch
+from gradchain.schedules import Schedule, constant, join, overlay
 
 __all__ = ["Fields", "clock_of", "schedules"]
 
@@ -24,24 +24,16 @@ METRIC = ("ReduceOnPlateauLR", "ReduceOnPlateauMomentum", "ReduceOnPlateauParamS
 
 @dataclass(frozen=True)
 class Act:
-    """A scheduler in its window: it acts at begin and every `every` micro-batches after, `span.count` times."""
+    """A scheduler in its window."""
 
     entry: Entry
     kind: Kind
     field: str
-    begin: int
-    every: int
-    by_epoch: bool
     span: Span
-
-    @property
-    def end(self) -> int:
-        """The micro-batch after the window."""
-        return self.begin + self.span.count * self.every
 
     def shape(self, base: float) -> Shape | None:
         """What it does to a value of this base; None if nothing."""
-        return self.kind.build(self.entry, self.span, base)
+        return self.kind.shape(self.entry, self.span, base)
 
 
 Fields: TypeAlias = "dict[str, Callable[[float], Schedule]]"
@@ -127,14 +119,13 @@ def clock_of(max_epochs: int | None, max_iters: int | None, epoch_length: int, o
 
 
 def _of_list(config: Any, name: str, clock: Clock, strict: bool) -> Fields:
-    entries = [] if config is None else list(config) if isinstance(config, (list, tuple)) else [config]
-    alone = not isinstance(config, (list, tuple))
+    several = isinstance(config, (list, tuple))
     acts: dict[str, list[Act]] = {}
-    for i, entry in enumerate(entries):
-        act = _read(entry, name if alone else f"{name}[{i}]", clock, strict)
+    for i, one in enumerate(config if several else [] if config is None else [config]):
+        act = _read(one, f"{name}[{i}]" if several else name, clock, strict)
         if act is not None:
             acts.setdefault(act.field, []).append(act)
-    return _fields({field: partial(_compose, tuple(moving), clock.iters) for field, moving in acts.items()})
+    return _fields({field: partial(_compose, tuple(moving)) for field, moving in acts.items()})
 
 
 def _fields(moving: Fields) -> Fields:
@@ -156,17 +147,15 @@ def _read(config: object, name: str, clock: Clock, strict: bool) -> Act | None:
     by_epoch, converted = entry.flag("by_epoch", kind.by_epoch), entry.flag("convert_to_iter_based", False)
     if converted and not by_epoch:
         entry.refuse("convert_to_iter_based must come with by_epoch=True, got by_epoch=False.")
-    window = _window(entry, kind, clock, by_epoch, converted)
-    if window is None:
+    span = _window(entry, kind, clock, by_epoch and not converted, converted)
+    if span is None:
         return None
-    begin, span, counts_epochs = window
-    act = Act(entry, kind, field, begin, clock.epoch_length if counts_epochs else 1, counts_epochs, span)
-    if act.begin >= clock.iters:
-        entry.remark(f"it never acts: it begins at iteration {act.begin!r}, and the run ends at {clock.iters!r}.")
+    act = Act(entry, kind, field, span)
+    if span.begin >= clock.iters:
+        entry.remark(f"it never acts: it begins at iteration {span.begin!r}, and the run ends at {clock.iters!r}.")
         # One cycle changes the base value of others even so.
         return act if kind.sets_base else None
-    shape = act.shape(1.0)
-    _remarks(act, shape)
+    _remarks(act)
     return act
 
 
@@ -192,16 +181,12 @@ def _kind(config: Mapping[str, Any], name: str, strict: bool) -> tuple[Entry, Ki
     field: Any = entry.get("param_name", None, "a name", lambda x: isinstance(x, str)) if named else kind.field
     if kind.sets_base and field != "lr":
         entry.refuse(f"param_name must be 'lr' for one cycle, as in MMEngine, got {field!r}.")
-    if entry.items.get("last_step", -1) != -1:
-        entry.refuse(
-            f"last_step must be -1, got {entry.items['last_step']!r}; a schedule is a function of the step, and needs "
-            "nothing to resume."
-        )
+    entry.get("last_step", -1, "-1, since a schedule is a function of the step", lambda x: x == -1)
     return entry, kind, field
 
 
-def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: bool) -> tuple[int, Span, bool] | None:
-    """Where it begins in micro-batches, its steps, and whether these are epochs; None if it never acts."""
+def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: bool) -> Span | None:
+    """Its window, in epochs or in iterations; None if it never acts."""
     begin = whole(entry.from_0("begin", 0))
     # A missing end is filled in as the Runner does, whose loop of iterations is one epoch.
     # It takes what says nothing for one by epoch, though MMFlow's counts iterations by itself.
@@ -210,38 +195,35 @@ def _window(entry: Entry, kind: Kind, clock: Clock, by_epoch: bool, converted: b
         # QuadraticWarmup does not round; the others do, down.
         length, cut = clock.epoch_length, int if kind.whole_window else whole
         begin, end = cut(begin * length), cut(end * length)
+    given = f"got begin={begin!r} and end={end!r}"
     if end <= begin:
-        unit = " iterations" if converted or not by_epoch else " epochs"
-        entry.refuse(f"end must be above begin, got begin={begin!r} and end={end!r}{unit}.")
-    if not (is_whole(begin) and is_whole(end)) and kind.whole_window:
-        rule = "begin and end must be whole, or convert_to_iter_based=True make them so"
-        entry.object_to(f"{rule}, got begin={begin!r} and end={end!r}.")
+        entry.refuse(f"end must be above begin, {given} {'epochs' if by_epoch else 'iterations'}.")
     first, count, n = math.ceil(begin), math.ceil(end) - math.ceil(begin), whole(end - begin)
+    if kind.whole_window and not (is_whole(begin) and is_whole(end)):
+        complain = entry.object_to if count <= n else entry.refuse
+        complain(f"begin and end must be whole, or convert_to_iter_based=True make them so, {given}.")
     if count < 1:
         entry.remark(f"it never acts: no whole step lies from begin={begin!r} to end={end!r}.")
         return None
-    if count > n and kind.whole_window:
-        entry.refuse(f"begin and end must be whole, got begin={begin!r} and end={end!r}.")
+    if by_epoch and clock.epochs is None:
+        if first > 0:
+            entry.remark(f"it never acts: it begins at epoch {first!r}, and a loop of iterations counts no epochs.")
+            return None
+        entry.remark("a loop of iterations counts no epochs: it acts once, at the start; did you mean by_epoch=False?")
+        return Span(0, 1, n, 1, 1)
     if converted and clock.epochs is None and "end" not in entry.items and count < clock.iters:
         entry.remark(
             f"end must be given in a loop of iterations, which is one epoch to it: it stops after {count} of "
             f"{clock.iters} iterations."
         )
-    if converted or not by_epoch:
-        return first, Span(n, count, min(count, clock.iters - first), clock.epoch_length if converted else 1), False
-    if clock.epochs is not None:
-        return first * clock.epoch_length, Span(n, count, min(count, clock.epochs - first)), True
-    if first > 0:
-        entry.remark(f"it never acts: it begins at epoch {first!r}, and a loop of iterations counts no epochs.")
-        return None
-    entry.remark("a loop of iterations counts no epochs: it acts once, at the start; did you mean by_epoch=False?")
-    return 0, Span(n, 1, 1), False
+    every, factor = clock.epoch_length if by_epoch else 1, clock.epoch_length if converted else 1
+    return Span(first * every, every, n, count, min(count, clock.iters // every - first), by_epoch, factor)
 
 
-def _remarks(act: Act, shape: Shape | None) -> None:
+def _remarks(act: Act) -> None:
     """What is legal in a scheduler and most likely a slip."""
-    entry, span, items = act.entry, act.span, act.entry.items
-    unit = "epochs" if act.by_epoch else "iterations"
+    entry, span, items, shape = act.entry, act.span, act.entry.items, act.shape(1.0)
+    unit = "epochs" if span.by_epoch else "iterations"
     late = [m for m in items.get("milestones", ()) if not (is_whole(span.steps(m)) and 0 <= span.steps(m) < span.run)]
     if late:
         entry.remark(
@@ -257,7 +239,7 @@ def _remarks(act: Act, shape: Shape | None) -> None:
             entry.object_to(f"{key} must be above 0, since MMEngine divides by it, got 0; 1e-8 is nearly the same.")
         if span.n == 1:
             entry.remark(f"its window has one step, in which it multiplies by {key}, for good.")
-    reach = span.run if act.kind.reach is None else min(act.kind.reach(entry, span), span.count)
+    reach = min(shape.reach, span.count) if shape else 0
     if span.run < reach and span.n > 1:
         what = "its window ends" if reach == span.n else "it would be done"
         entry.remark(f"{what} after the run: {span.run} of {math.ceil(reach)} {unit} are in it.")
@@ -265,67 +247,61 @@ def _remarks(act: Act, shape: Shape | None) -> None:
 
 # windows put together: a product, a join, or an overlay
 
+Part = tuple[Span, Shape]
 
-def _compose(acts: Sequence[Act], total: int, base: float) -> Schedule:
-    """The value of a field from its base value, under these schedulers, over `total` micro-batches."""
-    known, shaped = base, []
+
+def _compose(acts: Sequence[Act], base: float) -> Schedule:
+    """The value of a field from its base value, under these schedulers."""
+    known = base
+    parts: list[Part] = []
     for act in acts:
-        shape = act.shape(known)
-        if shape is not None:
-            shaped.append((act, shape))
-        if shape is not None and act.kind.sets_base:
-            known = shape.alone(base)(0)
-    if not shaped:
+        if (shape := act.shape(known)) is not None:
+            parts.append((act.span, shape))
+            if act.kind.sets_base:
+                known = shape.alone(base, act.span.count)(0)
+    if not parts:
         return constant(base)
-    if all(shape.scale is not None for _, shape in shaped):
+    scales = [(span, shape.scale) for span, shape in parts if shape.scale is not None]
+    if len(scales) == len(parts):
         value: Any = base
-        for act, shape in shaped:
-            scale = _in_its_clock(act, shape.scale)
-            value = value * (constant(1.0).take(act.begin).then(scale) if act.begin else scale)
+        for span, scale in scales:
+            value = value * after(span.begin, 1.0, in_clock(last_stays(scale, span.count), span.every))
         return value  # type: ignore[no-any-return]
-    ordered = sorted(shaped, key=lambda part: part[0].begin)
+    ordered = sorted(parts, key=lambda part: part[0].begin)
     if all(first.end <= second.begin for (first, _), (second, _) in pairwise(ordered)):
         return _one_by_one(ordered, base)
-    return _at_once(shaped, base)
+    return _at_once(parts, base)
 
 
-def _in_its_clock(act: Act, part: Any) -> Any:
-    """A schedule in steps of a window, read at micro-batches; a value that stays needs no clock."""
-    return per_epoch(part, act.every) if act.by_epoch and not isinstance(part, (float, int, constant)) else part
-
-
-def _one_by_one(parts: Sequence[tuple[Act, Shape]], base: float) -> Schedule:
+def _one_by_one(parts: Sequence[Part], base: float) -> Schedule:
     """Each window from the value that the one before left."""
-    value = base
-    windows: list[Any] = []
-    if parts[0][0].begin:
-        windows.append((0, parts[0][0].begin, constant(base)))
-    for act, shape in parts:
-        alone = shape.alone(value)
-        value = alone(act.span.count - 1)
-        schedule: Schedule = _in_its_clock(act, alone)
-        windows.append((act.begin, act.end, schedule.take(act.end - act.begin)))
-        last = (act.begin, None, schedule)
-    windows = [*windows[:-1], last]
-    return join(*windows) if len(windows) > 1 else last[2]
+    value, first = base, parts[0][0].begin
+    windows: list[Any] = [(0, first, constant(base))] if first else []
+    for span, shape in parts:
+        alone = shape.alone(value, span.count)
+        value, schedule = alone(span.count - 1), in_clock(alone, span.every)
+        windows.append((span.begin, span.end, schedule.take(span.end - span.begin)))
+    windows[-1] = (span.begin, None, schedule)
+    return join(*windows) if len(windows) > 1 else schedule
 
 
-def _at_once(parts: Sequence[tuple[Act, Shape]], base: float) -> Schedule:
+def _at_once(parts: Sequence[Part], base: float) -> Schedule:
     """Step by step, in MMEngine's order: as built at the first step, and then those by iteration before those by epoch.
 
     A window by epochs that was built before one by iterations takes its first step, and the others, in two pieces.
     """
-    built = [i for i, (act, _) in enumerate(parts) if not act.by_epoch and not act.begin]
-    early = {i for i, (act, _) in enumerate(parts) if act.by_epoch and not act.begin and built and i < built[-1]}
+    built = [i for i, (span, _) in enumerate(parts) if not span.by_epoch and not span.begin]
     first: list[tuple[Any, ...]] = []
-    after: list[tuple[Any, ...]] = []
-    for i, (act, shape) in enumerate(parts):
-        for move in shape.moves:
-            begin, end, origin = (act.begin + at * act.every for at in (move.begin, move.end, move.origin))
-            rest = (_in_its_clock(act, move.scale), _in_its_clock(act, move.shift), origin)
-            if i in early and not begin:
+    after_them: list[tuple[Any, ...]] = []
+    for i, (span, shape) in enumerate(parts):
+        early = span.by_epoch and not span.begin and built and i < built[-1]
+        for begin, end, scale, shift, origin in shape.moves:
+            local = (begin, span.count if end is None else min(end, span.count), origin)
+            begin, end, origin = (span.begin + step * span.every for step in local)
+            rest = (in_clock(scale, span.every), in_clock(shift, span.every), origin)
+            if early and not begin:
                 first.append((0, 1, *rest))
                 begin = 1
             if begin < end:
-                (after if act.by_epoch else first).append((begin, end, *rest))
-    return overlay(base, *first, *after)
+                (after_them if span.by_epoch else first).append((begin, end, *rest))
+    return overlay(base, *first, *after_them)
