@@ -42,7 +42,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
      "_scope_, "),
     ({"optimizer": SGD, "weight_decay": 0.1}, {}, "mmengine.param_settings: DefaultOptimWrapperConstructor: "
      "weight_decay must be inside optimizer; beside it nothing reads it."),
-    ({"optimizer": SGD, "clip_grad": {}}, {}, f"{W}: clip_grad must be a dict such as dict(max_norm=1.0), got {{}}."),
+    ({"optimizer": SGD, "clip_grad": {}}, {}, f"{W}.clip_grad: max_norm must be given."),
+    ({"optimizer": SGD, "clip_grad": 1.0}, {}, f"{W}: clip_grad must be a dict such as dict(max_norm=1.0), got 1.0."),
     ({"optimizer": SGD, "clip_grad": {"clip_value": 0.2}}, {}, f"{W}.clip_grad: clip_value must come with "
      "type='value', without which the clip is by norm."),
     ({"optimizer": SGD, "clip_grad": {"max_norm": 1, "norm_typ": 2}}, {}, f"{W}.clip_grad: every key must be known, "
