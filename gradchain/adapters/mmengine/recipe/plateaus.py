@@ -34,7 +34,7 @@ class Plateau:
     """A scheduler that reads a metric.
 
     Attributes:
-        entry, field: its dict, and what it reduces.
+        entry, field, factor: its dict, what it reduces, and by what.
         least, eps: below which it does not, one number or one for each group; smaller reductions are left out.
         bounded, alone: whether one of these two was chosen; whether nothing else moves the field.
         watch: what says when, as a link takes it.
