@@ -16,12 +16,12 @@ from gradchain.core.transform import Transform
 
 T = TypeVar("T", bound=Callable[..., Any])
 
-# What recipes call a number → what the arguments of a rule may be called, the first that it has.
-_CALLED = {
+CALLED = {
     "lr": ("lr", "learning_rate"),
     "momentum": ("momentum", "b1", "beta1", "betas", "decay"),
     "weight_decay": ("weight_decay",),
 }
+"""What recipes call a number → what the arguments of a rule may be called, the first that it has."""
 
 
 @overload
@@ -98,7 +98,7 @@ def builder(name: str) -> Callable[..., Transform]:
 def _built(name: str, make: Callable[..., Transform], signed: Callable[..., Any], **given: Any) -> Transform:
     """The rule, with what recipes call a number given to the argument that is it."""
     known = inspect.signature(signed).parameters
-    for asked, candidates in _CALLED.items():
+    for asked, candidates in CALLED.items():
         if asked not in given or asked in known:
             continue
         found = next((c for c in candidates if c in known), None)

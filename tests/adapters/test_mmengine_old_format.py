@@ -305,3 +305,12 @@ def test_a_pattern_that_finds_nothing_is_named() -> None:
     config["optimizer"]["paramwise_options"] = ["bn"]
     with pytest.raises(ValueError, match="paramwise_options must be a dict by patterns"):
         mmengine.from_config(model(), config, **RUN)
+
+
+@pytest.mark.parametrize("none", ["paramwise_options", "paramwise_cfg", "constructor"])
+def test_none_says_nothing(none: str) -> None:
+    """A key of the optimizer's dict that is None is as if it were not there, whatever stands beside it."""
+    beside = {} if none == "paramwise_options" else {"paramwise_options": OPTIONS[2]}
+    wanted, config = ({"optimizer": {**SGD, **beside, **more}, "optimizer_config": None} for more in ({}, {none: None}))
+    read = [mmengine.from_config(model(), one, **RUN).chain for one in (wanted, config)]
+    assert read[0] == read[1]

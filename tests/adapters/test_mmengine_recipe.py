@@ -210,6 +210,13 @@ def test_a_registered_optimizer() -> None:
     first = read({"optimizer": {"type": "LAMB", "lr": 0.1}, "paramwise_cfg": rules}).chain
     assert repr(first) == 'chain(from_torch("LAMB", lr=multiply(0.1, (named("*g*"), 0.1))))'
     falling = {"type": "LinearMomentum", "start_factor": 0.5, "by_epoch": False}
+
+    def heavy(learning_rate: Any, decay: Any = 0.8) -> Any:
+        return gch.sgd(learning_rate, momentum=decay)
+
+    gch.register("heavy")(heavy)
+    third = read({"optimizer": {"type": "heavy", "lr": 0.1}}, falling).chain
+    assert repr(third) == "chain(trace(0.8 * linear(0.5, 1.0, 19)), scale_by_learning_rate(0.1))"
     second = read({"optimizer": {"type": "mmdet.gentle", "lr": 0.1}}, falling).chain
     assert repr(second) == "chain(scale_by_adam(b1=0.5 * linear(0.5, 1.0, 19)), scale_by_learning_rate(0.1))"
 

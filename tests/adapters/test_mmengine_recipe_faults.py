@@ -42,7 +42,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
      "_scope_, "),
     ({"optimizer": SGD, "weight_decay": 0.1}, {}, "mmengine.param_settings: DefaultOptimWrapperConstructor: "
      "weight_decay must be inside optimizer; beside it nothing reads it."),
-    ({"optimizer": SGD, "clip_grad": {}}, {}, f"{W}: clip_grad must be a dict such as dict(max_norm=1.0), got {{}}."),
+    ({"optimizer": SGD, "clip_grad": {}}, {}, f"{W}.clip_grad: max_norm must be given."),
+    ({"optimizer": SGD, "clip_grad": 1.0}, {}, f"{W}: clip_grad must be a dict such as dict(max_norm=1.0), got 1.0."),
     ({"optimizer": SGD, "clip_grad": {"clip_value": 0.2}}, {}, f"{W}.clip_grad: clip_value must come with "
      "type='value', without which the clip is by norm."),
     ({"optimizer": SGD, "clip_grad": {"max_norm": 1, "norm_typ": 2}}, {}, f"{W}.clip_grad: every key must be known, "
@@ -55,6 +56,8 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
      "number or a dict, got 'static'."),
     ({"type": "AmpOptimWrapper", "optimizer": SGD, "dtype": "fp16"}, {}, f"{W}: dtype must be one of bfloat16, "
      "float16, float32, float64, or None, got 'fp16'."),
+    ({"type": "AmpOptimWrapper", "optimizer": SGD, "dtype": ["float16"]}, {}, f"{W}: dtype must be one of bfloat16, "
+     "float16, float32, float64, or None, got ['float16']."),
     ({"type": "ApexOptimWrapper", "optimizer": SGD, "opt_level": "O2"}, {}, f"{W}: opt_level 'O2' casts the model "
      "itself to float16, which no link does; use 'O1', which autocast is."),
     ({"type": "ApexOptimWrapper", "optimizer": SGD, "master_weights": True}, {}, f"{W}: master_weights of apex must "
@@ -123,6 +126,14 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
      "number or a schedule (step -> value), got '1e-8'."),
     ({"optimizer": {"type": "AdamW", "lr": 0.1, "betas": [0.9]}}, {}, f"{W}.optimizer: betas must be two numbers, got "
      "[0.9]."),
+    ({"optimizer": {"type": "Lamb", "lr": 0.1, "betas": [0.9]}}, {}, f"{W}.optimizer: betas must be two numbers, got "
+     "[0.9]."),
+    ({"optimizer": {"type": "AdamW", "lr": 0.1, "b1": [0.9]}}, {}, f"{W}.optimizer: AdamW: AdamW.__init__() got an "
+     "unexpected keyword argument 'b1'. Write betas=."),
+    ({"optimizer": {"type": "AdamW", "lr": 0.1, "decoupled_weight_decay": False}}, {}, f"{W}.optimizer: AdamW: "
+     "AdamW.__init__() got an unexpected keyword argument 'decoupled_weight_decay'."),
+    ({"optimizer": {"g": SGD, "d": 3}, "lr_config": None}, {}, "mmengine.from_config: config.optimizer: d must be a "
+     "dict with a type, got 3."),
     ({"type": "AmpOptimWrapper", "optimizer": SGD, "loss_scale": 0.0}, {}, f"{W}: loss_scale: amp_scale: init_scale "
      "must be in (0, inf), got 0.0."),
     ({"type": "AmpOptimWrapper", "optimizer": SGD, "loss_scale": {"growth_factor": "2"}}, {}, f"{W}: loss_scale: "

@@ -301,8 +301,8 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-ragged-end-averaged-as-a-whole-window",
         "adapters/mmengine/recipe/wrappers.py",
-        "    ragged = 0 if iters is None else iters % counts\n",
-        "    ragged = 0\n",
+        "divmod(iters or 0, counts)",
+        "divmod(0, counts)",
         f"{RUNS}[accumulation, a ragged end]",
     ),
     Break(
@@ -322,15 +322,15 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-momentum-buffer-that-begins-too-early",
         "adapters/mmengine/recipe/optimizers.py",
-        'late = kind == "SGD" and not args.get("momentum") and',
+        'late = not args.get("momentum") and',
         "late = False and",
         f"{RUNS}[a momentum from 0]",
     ),
     Break(
         "an-average-that-forgets-the-window",
         "adapters/mmengine/recipe/hooks.py",
-        "decay = (1.0 - momentum) ** power",
-        "decay = 1.0 - momentum",
+        "*MOMENTUM)) ** power",
+        "*MOMENTUM))",
         f"{RUNS}[an average over windows]",
     ),
     Break(

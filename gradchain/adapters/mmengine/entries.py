@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any, NoReturn
 
@@ -83,6 +83,14 @@ class Entry:
             self.refuse(f"{key} must be {rule}, got {value!r}.", TypeError if isinstance(value, str) else ValueError)
         return value
 
+    def inner(self, key: str, rule: str = "a dict", absent: Mapping[str, Any] | None = None) -> Entry:
+        """The dict under a key as an entry of its own, or the sentence `key must be rule`. absent: what None is."""
+        given = self.items.get(key)
+        items = absent if given is None else given
+        if not isinstance(items, Mapping):
+            self.refuse(f"{key} must be {rule}, got {given!r}.", TypeError)
+        return replace(self, name=f"{self.name}.{key}", items=items)
+
     def number(
         self, key: str, default: float | None, rule: str = "a finite number", test: Test = lambda x: True
     ) -> float:
@@ -126,8 +134,7 @@ class Entry:
 
 def type_name(given: object) -> str | None:
     """The name of a type, written as a string or as the class, without its scope; None if it is neither."""
-    written = given.__name__ if isinstance(given, type) else given
-    return written.rpartition(".")[2] if isinstance(written, str) else None
+    return scope_and_name(given)[1] if isinstance(given, (str, type)) else None
 
 
 def scope_and_name(given: Any) -> tuple[str, str]:

@@ -11,22 +11,22 @@ from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, inverse_time, join
 from gradchain.transforms.average import average_params
 
-__all__ = ["Averaging", "average", "average_1x", "read_hooks"]
+__all__ = ["Averaging", "read_hooks"]
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ExponentialMovingAverage": ("momentum",),
-    "ExpMomentumEMA": ("momentum", "gamma"),
-    "MomentumAnnealingEMA": ("momentum", "gamma"),
+    **dict.fromkeys(("ExpMomentumEMA", "MomentumAnnealingEMA"), ("momentum", "gamma")),
     "StochasticWeightAverage": (),
 }
+KEYS = ("type", "ema_type", "interval", "begin_iter", "begin_epoch", "update_buffers")
 # what does not change the average
-ASIDE = ("type", "ema_type", "strict_load", "device", "priority", "evaluate_on_origin", "evaluate_on_ema", "_scope_")
+ASIDE = ("strict_load", "device", "priority", "evaluate_on_origin", "evaluate_on_ema", "_scope_")
 OLD: dict[str, tuple[str, ...]] = {
     "EMAHook": ("warm_up",),
     "ExpMomentumEMAHook": ("total_iter", "skip_buffers"),
     "LinearMomentumEMAHook": ("warm_up", "skip_buffers"),
 }
-ASIDE_1X = ("type", "resume_from", "priority", "_scope_")
+OLD_KEYS = ("type", "momentum", "interval", "resume_from", "priority", "_scope_")
 MOMENTUM = ("a number above 0 and below 1", lambda x: 0 < x < 1)
 Averaging = Callable[[Clock, int], Transform]
 """(the run, micro-batches of a window) -> the link."""
@@ -34,71 +34,72 @@ Averaging = Callable[[Clock, int], Transform]
 
 def read_hooks(custom_hooks: Any, strict: bool, old: bool = False) -> Averaging | None:
     """What averages of the list, or None; `old`: as mmcv 1.x has it. Every other hook is named in a warning."""
-    readers: dict[str, Any] = dict.fromkeys(OLD, average_1x) if old else {"EMAHook": average}
+    kinds, read = (tuple(OLD), _average_1x) if old else (("EMAHook",), _average)
     entry = Entry("custom_hooks", {}, strict, OWNER)
     if custom_hooks is not None and not isinstance(custom_hooks, (list, tuple)):
         entry.refuse(f"it must be a list of dicts, got {custom_hooks!r}.", TypeError)
     found, others = [], []
     for i, hook in enumerate(custom_hooks or ()):
         kind = type_name(hook.get("type")) if isinstance(hook, Mapping) else type(hook).__name__
-        if kind in readers and isinstance(hook, Mapping):
-            found.append(partial(readers[kind], Entry(f"custom_hooks[{i}] ({kind})", hook, strict, OWNER)))
+        if kind in kinds and isinstance(hook, Mapping):
+            found.append(partial(read, Entry(f"custom_hooks[{i}] ({kind})", hook, strict, OWNER)))
         else:
             others.append(str(kind))
     if len(found) > 1:
-        entry.refuse(f"there must be at most one {' or '.join(readers)}, got {len(found)}.")
+        entry.refuse(f"there must be at most one {' or '.join(kinds)}, got {len(found)}.")
     if others:
         entry.remark(f"{', '.join(others)} are not read; what they do to the update is yours to add.")
     return found[0] if found else None
 
 
-def average(entry: Entry, clock: Clock, counts: int) -> Transform:
+def _average(entry: Entry, clock: Clock, counts: int) -> Transform:
     """The average that an EMAHook keeps, in a chain whose windows have so many micro-batches."""
     kind = type_name(entry.items.get("ema_type", "ExponentialMovingAverage"))
     if kind not in KINDS:
         entry.refuse(f"ema_type must be one of {listed(KINDS)}, got {entry.items.get('ema_type')!r}.")
-    entry.only((*ASIDE, *KINDS[kind], "begin_iter", "begin_epoch", "interval", "update_buffers"))
+    entry.only((*KEYS, *ASIDE, *KINDS[kind]))
     begin, every, power = _times(entry, clock, counts)
     buffers = "average" if entry.flag("update_buffers", False) else "keep"
     if kind == "StochasticWeightAverage":
         return average_params("mean", start=begin, every=every, buffers=buffers)
-    momentum = entry.number("momentum", 0.0002, *MOMENTUM)
-    decay = (1.0 - momentum) ** power
+    decay = (1.0 - entry.number("momentum", 0.0002, *MOMENTUM)) ** power
     if kind == "ExponentialMovingAverage":
         if every == 1:  # before its start the average is the weights, as of MMEngine's first copy
             return average_params(decay, start=begin + 1, buffers=buffers)
-        first = begin + 1
-        return average_params(join((0, first, constant(0.0)), (first, None, constant(decay))), begin, every, buffers)
-    gamma = entry.positive("gamma", 2000 if kind == "ExpMomentumEMA" else 100)
-    growing: Schedule = ema_exponential(decay, gamma) if kind == "ExpMomentumEMA" else ema_warmup(decay, gamma)
-    if kind == "ExpMomentumEMA" and every > 1:  # the first of all copies
-        growing = join((0, 1, constant(0.0)), (1, None, constant(1.0))) * growing
+        return average_params(_late(begin + 1, constant(decay)), begin, every, buffers)
+    copies = kind == "ExpMomentumEMA"  # the first of its averagings is a copy
+    gamma = entry.positive("gamma", 2000 if copies else 100)
+    growing: Schedule = ema_exponential(decay, gamma) if copies else ema_warmup(decay, gamma)
+    if copies and every > 1:
+        growing = _late(1, constant(1.0)) * growing
+    growing = _late(begin * counts, growing)
     if counts > 1:
         entry.object_to(
             f"ema_type {kind!r} must come without accumulation: MMEngine averages at every iteration, whose decays "
             "differ within a window."
         )
-        begin *= counts
-    if begin:
-        growing = join((0, begin, constant(0.0)), (begin, None, growing))
-    start = begin // counts + (kind == "ExpMomentumEMA" and every == 1)
-    return average_params(by("micro", growing) if counts > 1 else growing, start, every, buffers)
+        growing = by("micro", growing)
+    return average_params(growing, begin + (copies and every == 1), every, buffers)
 
 
-def average_1x(entry: Entry, clock: Clock, counts: int) -> Transform:
+def _late(begin: int, decay: Schedule) -> Schedule:
+    """A decay that begins at a step; until then the average is the weights."""
+    return join((0, begin, constant(0.0)), (begin, None, decay)) if begin else decay
+
+
+def _average_1x(entry: Entry, clock: Clock, counts: int) -> Transform:
     """The average of mmcv 1.x's EMAHook, and of MMDetection 2.x's two: from the weights before the first iteration.
 
     The momentum of an interval is a power, as it is there: the longer the interval, the less an average takes.
     """
     kind = str(type_name(entry.items["type"]))
-    entry.only((*ASIDE_1X, *OLD[kind], "momentum", "interval"))
+    entry.only((*OLD_KEYS, *OLD[kind]))
     momentum = entry.number("momentum", 0.0002, *MOMENTUM)
     every = int(entry.whole_from(1, "interval", 1))
     if counts > 1:
         entry.object_to("it must come without accumulation: there it averages at iterations, whose decays differ.")
     if kind == "ExpMomentumEMAHook":
-        gamma = entry.positive("total_iter", 2000)
-        decay: Schedule = ema_exponential(1.0 - momentum, gamma)
+        decay: Schedule = ema_exponential(1.0 - momentum, entry.positive("total_iter", 2000))
     else:
         steps = entry.number("warm_up", 100, "a number of at least 1", lambda x: x >= 1)
         decay = inverse_time((steps - 1.0) / steps, 1.0 / steps).clip(low=1.0 - momentum**every)
@@ -118,7 +119,7 @@ def _times(entry: Entry, clock: Clock, counts: int) -> tuple[int, int, int]:
         entry.refuse(f"begin_epoch must be at most the {clock.epochs} epochs of the run, got {epoch!r}.")
     if at > clock.iters:
         entry.refuse(f"begin_iter must be at most the {clock.iters} iterations of the run, got {at!r}.")
-    begin = max(at - 1, 0) if not epoch else (epoch - 1) * clock.epoch_length  # they count from 1
+    begin = (epoch - 1) * clock.epoch_length if epoch else max(at - 1, 0)  # they count from 1
     every = int(entry.whole_from(1, "interval", 1))
     if counts % every and every % counts:
         entry.refuse(

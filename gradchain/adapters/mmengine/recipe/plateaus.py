@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters.mmengine.curves.kinds import SUFFIXES, TYPES
 from gradchain.adapters.mmengine.entries import OWNER, Entry, is_number, is_numbers, type_name
-from gradchain.combinators.masked import masked
 from gradchain.core.transform import Transform
+from gradchain.optimizers import _parts as parts
 from gradchain.schedules import Schedule, by, constant, exponential
 from gradchain.selectors import SelectorLike
 from gradchain.transforms.plateau import reduce_on_plateau, tick_on_plateau
@@ -31,33 +30,71 @@ Groups = Callable[[str, "Sequence[float] | None"], "list[tuple[SelectorLike | No
 """(a field, the least number of each group or None) -> the parameters of one number and one least, all as None."""
 
 
-@dataclass(frozen=True)
 class Plateau:
     """A scheduler that reads a metric.
 
-    entry: its dict; field: what it reduces; least: below which it does not, one number or one for each group; eps:
-    smaller reductions are left out; watch: what says when, as a link takes it; alone: whether nothing else moves it.
+    Attributes:
+        entry, field, factor: its dict, what it reduces, and by what.
+        least, eps: below which it does not, one number or one for each group; smaller reductions are left out.
+        bounded, alone: whether one of these two was chosen; whether nothing else moves the field.
+        watch: what says when, as a link takes it.
     """
 
-    entry: Entry
-    field: str
-    factor: float
-    least: float | Sequence[float]
-    eps: float
-    watch: Mapping[str, Any]
-    alone: bool
+    def __init__(self, entry: Entry, others: Sequence[Any]) -> None:
+        self.entry = entry
+        kind = str(type_name(entry.items["type"])).removeprefix(FAMILY)
+        if kind not in SUFFIXES:
+            entry.refuse(f"type must be {FAMILY} and one of {', '.join(SUFFIXES)}, got {entry.items['type']!r}.")
+        entry.only(KEYS, () if SUFFIXES[kind] else ("param_name",))
+        self.field: Any = SUFFIXES[kind] or entry.get(
+            "param_name", None, "the name of a number, as 'momentum'", lambda x: isinstance(x, str) and x.isidentifier()
+        )
+        if not entry.flag("by_epoch", True):
+            entry.refuse("by_epoch must be True, as in MMEngine, got False: it counts validations.")
+        if (last := entry.items.get("last_step", -1)) != -1:
+            entry.refuse(f"last_step must be -1, got {last!r}; what it has seen is in the checkpoint.")
+        if entry.items.get("begin", 0) != 0 or "end" in entry.items:
+            entry.refuse("begin and end must not be given: it reads every observation.")
+        rule = entry.get("rule", "less", "'less' or 'greater'", lambda x: x in ("less", "greater"))
+        self.watch: dict[str, Any] = {
+            "observed": entry.items.get("monitor", "loss"),
+            "patience": entry.whole_from(0, "patience", 10),
+            "threshold": entry.from_0("threshold", 1e-4),
+            "threshold_mode": entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs")),
+            "cooldown": entry.whole_from(0, "cooldown", 0),
+            "mode": "min" if rule == "less" else "max",
+            "worst": 1e9,
+        }
+        self.eps = entry.number("eps", EPS)
+        self.least: float | Sequence[float] = entry.items.get("min_value", 0.0)
+        if not is_number(self.least) and not is_numbers(self.least):
+            rule = "a number, or a list with one for each group"
+            entry.refuse(f"min_value must be {rule}, got {self.least!r}.", TypeError)
+        self.bounded = self.least != 0.0 or self.eps != EPS
+        kinds = [(str(type_name(one.get("type"))), one) for one in others if isinstance(one, Mapping)]
+        moving = [k for k, one in kinds if k in TYPES and self.field == (TYPES[k].field or one.get("param_name"))]
+        if impure := [kind for kind in moving if not kind.startswith(PURE)]:
+            what = "the learning rate" if self.field == "lr" else repr(self.field)
+            entry.refuse(
+                f"the other schedulers of {what} must only multiply, got {impure[0]}, which acts on what a reduction "
+                "leaves."
+            )
+        self.alone = not moving
+        self.factor = entry.number("factor", 0.1, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
 
     def tick(self) -> tick_on_plateau:
         """The link that counts the reductions, which the number reads."""
-        if not self.alone and (self.least != 0.0 or self.eps != EPS):
+        if self.bounded and not self.alone:
             self.entry.refuse(
                 f"min_value and eps must not be given where other schedulers move {self.field!r}, which they bound."
             )
-        return tick_on_plateau(self.entry.items.get("monitor", "loss"), f"{self.field}_plateau", **self.watch)
+        return tick_on_plateau(clock=f"{self.field}_plateau", **self.watch)
 
     def groups(self, of: Groups) -> list[tuple[SelectorLike | None, float, float]]:
-        """The parameters of one number and one least number, where these are a list."""
+        """The parameters of one number and one least number."""
         try:
+            if is_number(self.least):
+                return [(who, number, self.least) for who, number, _ in of(self.field, None)]  # type: ignore[misc]
             return of(self.field, self.least)  # type: ignore[arg-type]  # no number
         except ValueError as error:
             self.entry.refuse(str(error))
@@ -87,59 +124,18 @@ class Plateau:
 def plateaus(param_scheduler: Any, strict: bool) -> tuple[Any, dict[str, Plateau]]:
     """A scheduler or a list of them without those that read a metric, and these by field."""
     entries = list(param_scheduler) if isinstance(param_scheduler, (list, tuple)) else [param_scheduler]
-    reads = [isinstance(entry, Mapping) and str(type_name(entry.get("type"))).startswith(FAMILY) for entry in entries]
-    if not any(reads):
-        return param_scheduler, {}
-    others = [entry for entry, one in zip(entries, reads, strict=True) if not one]
-    found: dict[str, Plateau] = {}
-    for i, entry in enumerate(entries):
-        if reads[i]:  # what the others are is checked where they are read
-            one = _plateau(Entry(f"param_scheduler[{i}] ({entry['type']})", entry, strict, OWNER), others)
-            if one.field in found:
-                one.entry.refuse(f"there must be at most one scheduler that reads a metric for {one.field!r}, got two.")
-            found[one.field] = one
-    return others or None, found
-
-
-def _plateau(entry: Entry, others: Sequence[Any]) -> Plateau:
-    """One scheduler that reads a metric, checked."""
-    kind = str(type_name(entry.items["type"])).removeprefix(FAMILY)
-    if kind not in SUFFIXES:
-        entry.refuse(f"type must be {FAMILY} and one of {', '.join(SUFFIXES)}, got {entry.items['type']!r}.")
-    entry.only(KEYS, () if SUFFIXES[kind] else ("param_name",))
-    field: Any = SUFFIXES[kind] or entry.get(
-        "param_name", None, "the name of a number, as 'momentum'", lambda x: isinstance(x, str) and x.isidentifier()
-    )
-    if not entry.flag("by_epoch", True):
-        entry.refuse("by_epoch must be True, as in MMEngine, got False: it counts validations.")
-    if entry.items.get("last_step", -1) != -1:
-        entry.refuse(f"last_step must be -1, got {entry.items['last_step']!r}; what it has seen is in the checkpoint.")
-    if entry.items.get("begin", 0) != 0 or "end" in entry.items:
-        entry.refuse("begin and end must not be given: it reads every observation.")
-    rule = entry.get("rule", "less", "'less' or 'greater'", lambda x: x in ("less", "greater"))
-    watch = {
-        "patience": entry.whole_from(0, "patience", 10),
-        "threshold": entry.from_0("threshold", 1e-4),
-        "threshold_mode": entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs")),
-        "cooldown": entry.whole_from(0, "cooldown", 0),
-        "mode": "min" if rule == "less" else "max",
-        "worst": 1e9,
+    reading = {
+        i: Entry(f"param_scheduler[{i}] ({entry['type']})", entry, strict, OWNER)
+        for i, entry in enumerate(entries)
+        if isinstance(entry, Mapping) and str(type_name(entry.get("type"))).startswith(FAMILY)
     }
-    least, eps = entry.items.get("min_value", 0.0), entry.number("eps", EPS)
-    if not is_number(least) and not is_numbers(least):
-        entry.refuse(f"min_value must be a number, or a list with one for each group, got {least!r}.", TypeError)
-    kinds = [(str(type_name(other.get("type"))), other) for other in others if isinstance(other, Mapping)]
-    moving = [kind for kind, one in kinds if kind in TYPES and field == (TYPES[kind].field or one.get("param_name"))]
-    if impure := [kind for kind in moving if not kind.startswith(PURE)]:
-        what = "the learning rate" if field == "lr" else repr(field)
-        entry.refuse(
-            f"the other schedulers of {what} must only multiply, got {impure[0]}, which acts on what a reduction "
-            "leaves."
-        )
-    return Plateau(
-        entry, field, entry.number("factor", 0.1, "a number of at least 0 and below 1", lambda x: 0 <= x < 1),
-        least, eps, watch, not moving,
-    )  # fmt: skip
+    others = [entry for i, entry in enumerate(entries) if i not in reading]
+    found: dict[str, Plateau] = {}
+    for entry in reading.values():  # what the others are is checked where they are read
+        one = Plateau(entry, others)
+        if found.setdefault(one.field, one) is not one:
+            entry.refuse(f"there must be at most one scheduler that reads a metric for {one.field!r}, got two.")
+    return (others or None) if found else param_scheduler, found
 
 
 def reducing(plateau: Plateau, rate: float, ratio: float, curve: Any, groups: Groups) -> list[Transform]:
@@ -148,21 +144,17 @@ def reducing(plateau: Plateau, rate: float, ratio: float, curve: Any, groups: Gr
     rate: the optimizer's own learning rate; ratio: what rates are multiplied by before schedules see them, this one
     was; curve: what those make of 1; groups: the rates of the parameters.
     """
-    entry, least = plateau.entry, plateau.least
-    found: Sequence[tuple[SelectorLike | None, float, float]] = [(None, rate, 0.0)]
-    if not is_number(least):
-        found = [(who, each * ratio, low) for who, each, low in plateau.groups(groups)]
-    elif least or plateau.eps != EPS:
-        found = [(who, each * ratio, least) for who, each, _ in groups("lr", None)]  # type: ignore[misc]
-    links: list[Transform] = []
+    found = (
+        [(who, each * ratio, low) for who, each, low in plateau.groups(groups)]
+        if plateau.bounded
+        else [(None, rate, 0.0)]
+    )
+    links = []
     for who, each, low in found:
-        if each == 0.0:
-            continue  # a rate of 0 falls no further
-        bounds = {"min_value": _at(low, curve, 0.0), "eps": _at(plateau.eps, curve, EPS)}
-        link = reduce_on_plateau(
-            entry.items.get("monitor", "loss"), factor=plateau.factor, **plateau.watch, **bounds, base=each
-        )
-        links.append(link if who is None else masked(link, who))
+        if each != 0.0:  # a rate of 0 falls no further
+            bounds = {"min_value": _at(low, curve, 0.0), "eps": _at(plateau.eps, curve, EPS)}
+            link = reduce_on_plateau(**plateau.watch, **bounds, factor=plateau.factor, base=each)
+            links.append(parts.among(link, who))
     return links
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,17 +21,19 @@ from gradchain.transforms.clip import clip_by_norm, clip_by_value
 __all__ = ["SCHEDULES", "Around", "as_wrapper", "is_old", "read_wrapper", "window"]
 
 COMMON = ("type", "optimizer", "constructor", "paramwise_cfg", "accumulative_counts", "clip_grad", "_scope_")
-AMP = ("loss_scale", "dtype", "use_fsdp")
+# of apex's own, what autocast has not
 APEX = (
-    "opt_level", "loss_scale", "enabled", "cast_model_type", "patch_torch_functions", "keep_batchnorm_fp32",
-    "master_weights", "cast_model_outputs", "num_losses", "verbosity", "min_loss_scale", "max_loss_scale",
+    "cast_model_type", "patch_torch_functions", "keep_batchnorm_fp32", "master_weights", "cast_model_outputs",
+    "num_losses", "min_loss_scale", "max_loss_scale",
 )  # fmt: skip
-KEYS = {"OptimWrapper": COMMON, "AmpOptimWrapper": (*COMMON, *AMP), "ApexOptimWrapper": (*COMMON, *APEX)}
 ELSEWHERE = {
     "DeepSpeedOptimWrapper": "DeepSpeed's engine makes the update, by a config of its own",
     "ColossalAIOptimWrapper": "ColossalAI's engine makes the update",
 }
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": None, "float64": None}
 BELONGS = {"grad_clip": "did you mean 'clip_grad'?", "cumulative_iters": "did you mean 'accumulative_counts'?"}
+Half = tuple["amp_scale | None", "torch.dtype | None"]
+"""The loss scale, and the dtype of the forward."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,11 @@ def read_wrapper(config: Mapping[str, Any], name: str, strict: bool) -> Around:
     kind = type_name(config.get("type", "OptimWrapper"))
     if kind in ELSEWHERE:
         entry.refuse(f"type {kind!r} is not read: {ELSEWHERE[kind]}. Use type='OptimWrapper'.")
-    if kind not in KEYS:
-        entry.refuse(f"type must be one of {listed(KEYS)}, got {config.get('type')!r}.")
-    entry.only((*KEYS[kind], *INSIDE, *OUTSIDE), belongs=BELONGS)  # `param_settings` says where those belong
+    if kind not in KINDS:
+        entry.refuse(f"type must be one of {listed(KINDS)}, got {config.get('type')!r}.")
+    half, keys = KINDS[kind]
+    entry.only((*COMMON, *keys, *INSIDE, *OUTSIDE), belongs=BELONGS)  # `param_settings` says where those belong
     counts = entry.whole_from(1, "accumulative_counts", 1)
-    half = {"ApexOptimWrapper": _apex, "AmpOptimWrapper": _amp}.get(kind)
     amp, autocast = (None, None) if half is None else half(entry)
     return Around(int(counts), amp, autocast, _clip(entry))
 
@@ -71,28 +73,39 @@ def window(counts: int, iters: int | None) -> Transform | None:
     """The accumulation; `iters` of the run for a last window that is shorter and averages what it has, or None."""
     if counts == 1:
         return None
-    ragged = 0 if iters is None else iters % counts
-    if not ragged or iters is None:
-        return accumulate(counts)
-    if iters < counts:
-        return accumulate(ragged)
-    full = iters - ragged
+    windows, ragged = divmod(iters or 0, counts)
+    if not (windows and ragged):
+        return accumulate(ragged or counts)
+    full = windows * counts
     return accumulate(by("micro", join((0, full, constant(counts)), (full, None, constant(ragged)))))
 
 
-def _amp(entry: Entry) -> tuple[amp_scale | None, torch.dtype | None]:
+def _amp(entry: Entry) -> Half:
     """AmpOptimWrapper's scaler and dtype."""
     given = entry.items.get("dtype")
-    dtypes = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": None, "float64": None}
-    written = str(given).removeprefix("torch.") if isinstance(given, (str, torch.dtype)) else given
-    if given is not None and written not in dtypes:
-        entry.refuse(f"dtype must be one of {listed(dtypes)}, or None, got {given!r}.")
-    autocast = torch.float16 if given is None else dtypes[str(written)]
-    if autocast is None:
+    written = "float16" if given is None else str(given).removeprefix("torch.")
+    if written not in DTYPES:
+        entry.refuse(f"dtype must be one of {listed(DTYPES)}, or None, got {given!r}.")
+    if DTYPES[written] is None:
         entry.remark(f"dtype={given!r} switches autocast off: neither autocast nor a loss scale is used.")
         return None, None
     scale = _scale(entry, entry.items.get("loss_scale", "dynamic"))
-    return (None if autocast is torch.bfloat16 else scale), autocast
+    return (None if written == "bfloat16" else scale), DTYPES[written]
+
+
+def _apex(entry: Entry) -> Half:
+    """Apex's levels, as far as autocast has them."""
+    level = entry.get("opt_level", "O1", "'O0', 'O1', 'O2' or 'O3'", lambda x: x in ("O0", "O1", "O2", "O3"))
+    if level in ("O2", "O3"):
+        entry.refuse(
+            f"opt_level {level!r} casts the model itself to float16, which no link does; use 'O1', which autocast is."
+        )
+    if level == "O0" or not entry.flag("enabled", True):
+        return None, None
+    if ignored := entry.items.keys() & {*APEX}:
+        entry.object_to(f"{listed(ignored)} of apex must not be given: autocast has no such thing.")
+    given = entry.items.get("loss_scale")
+    return _scale(entry, "dynamic" if given is None else given), torch.float16
 
 
 def _scale(entry: Entry, given: Any) -> amp_scale | None:
@@ -103,48 +116,26 @@ def _scale(entry: Entry, given: Any) -> amp_scale | None:
         if isinstance(given, int):
             entry.remark(f"loss_scale must be a float, or MMEngine raises a TypeError, got {given!r}; read as a float.")
         given = {"init_scale": float(given), "dynamic": False}
-    elif isinstance(given, Mapping):
-        scaler = Entry(f"{entry.name}.loss_scale", given, entry.strict, OWNER)
+    else:
+        scaler = entry.inner("loss_scale", "'dynamic', a number or a dict")
         scaler.only(("init_scale", "growth_factor", "backoff_factor", "growth_interval", "enabled", "device"))
         if not scaler.flag("enabled", True):
             return None
-    else:
-        entry.refuse(f"loss_scale must be 'dynamic', a number or a dict, got {given!r}.", TypeError)
     try:
         return amp_scale(**{key: value for key, value in given.items() if key not in ("enabled", "device")})
     except (TypeError, ValueError) as error:
         entry.refuse(f"loss_scale: {error}", type(error))
 
 
-def _apex(entry: Entry) -> tuple[amp_scale | None, torch.dtype | None]:
-    """Apex's levels, as far as autocast has them."""
-    level = entry.get("opt_level", "O1", "'O0', 'O1', 'O2' or 'O3'", lambda x: x in ("O0", "O1", "O2", "O3"))
-    if level in ("O2", "O3"):
-        entry.refuse(
-            f"opt_level {level!r} casts the model itself to float16, which no link does; use 'O1', which autocast is."
-        )
-    if level == "O0" or not entry.flag("enabled", True):
-        return None, None
-    ignored = [k for k in APEX if k not in ("opt_level", "loss_scale", "enabled", "verbosity") and k in entry.items]
-    if ignored:
-        entry.object_to(f"{listed(ignored)} of apex must not be given: autocast has no such thing.")
-    given = entry.items.get("loss_scale")
-    return _scale(entry, "dynamic" if given is None else given), torch.float16
-
-
 def _clip(entry: Entry) -> Transform | None:
     """The clip, by norm or by value."""
-    given = entry.items.get("clip_grad")
-    if given is None:
+    if entry.items.get("clip_grad") is None:
         return None
-    if not isinstance(given, Mapping) or not given:
-        entry.refuse(f"clip_grad must be a dict such as dict(max_norm=1.0), got {given!r}.", TypeError)
-    clip = Entry(f"{entry.name}.clip_grad", given, entry.strict, OWNER)
-    kind = clip.get("type", "norm", "'norm' or 'value'", lambda x: x in ("norm", "value"))
-    if kind == "value":
+    clip = entry.inner("clip_grad", "a dict such as dict(max_norm=1.0)")
+    if clip.get("type", "norm", "'norm' or 'value'", lambda x: x in ("norm", "value")) == "value":
         clip.only(("type", "foreach"), ("clip_value",))
         return clip_by_value(clip.number("clip_value", None))
-    if "clip_value" in given:
+    if "clip_value" in clip.items:
         clip.refuse("clip_value must come with type='value', without which the clip is by norm.", TypeError)
     clip.only(("type", "norm_type", "error_if_nonfinite", "foreach"), ("max_norm",))
     if clip.flag("error_if_nonfinite", False):
@@ -152,6 +143,14 @@ def _clip(entry: Entry) -> Transform | None:
     is_order = lambda x: x in ("inf", math.inf) or (is_number(x) and x >= 1)  # noqa: E731
     order = clip.get("norm_type", 2.0, "a number of at least 1, or 'inf'", is_order)
     return clip_by_norm(clip.positive("max_norm", None), float(order))
+
+
+KINDS: dict[str, tuple[Callable[[Entry], Half] | None, tuple[str, ...]]] = {
+    "OptimWrapper": (None, ()),
+    "AmpOptimWrapper": (_amp, ("loss_scale", "dtype", "use_fsdp")),
+    "ApexOptimWrapper": (_apex, ("loss_scale", "opt_level", "enabled", "verbosity", *APEX)),
+}
+"""By type: what reads its half precision, and its keys."""
 
 
 # the format of mmcv 1.x, `optimizer` and `optimizer_config`, written as an `optim_wrapper`
@@ -180,62 +179,44 @@ def as_wrapper(config: Mapping[str, Any], strict: bool) -> dict[str, Any]:
     """The same as MMEngine's `optim_wrapper`, without the schedules."""
     entry = Entry("config", config, strict, OWNER)
     entry.only(OLD_KEYS, ("optimizer",))
-    optimizer = config["optimizer"]
-    if not isinstance(optimizer, Mapping):
-        entry.refuse(f"optimizer must be a dict with a type, got {optimizer!r}.", TypeError)
-    around = _around(config.get("optimizer_config"), config.get("fp16"), strict)
-    if "type" not in optimizer:
-        each = {name: {**_split(one, entry), **around} for name, one in optimizer.items()}
-        return {"constructor": MULTI, **each}
-    return {**_split(optimizer, entry), **around}
+    optimizer = entry.inner("optimizer", "a dict with a type, or a dict of those")
+    around = _around(entry)
+    if "type" in optimizer.items:
+        return {**_split(optimizer), **around}
+    each = {name: {**_split(optimizer.inner(name, "a dict with a type")), **around} for name in optimizer.items}
+    return {"constructor": MULTI, **each}
 
 
-def _split(optimizer: Any, entry: Entry) -> dict[str, Any]:
+def _split(optimizer: Entry) -> dict[str, Any]:
     """paramwise_cfg and constructor stand in the optimizer's dict there, and beside it here."""
-    if not isinstance(optimizer, Mapping):
-        entry.refuse(f"optimizer must be a dict with a type, or a dict of those, got {optimizer!r}.", TypeError)
-    options = optimizer.get("paramwise_options")
-    if options is not None:
-        rest = {key: value for key, value in optimizer.items() if key != "paramwise_options"}
-        if not isinstance(options, Mapping) or {"paramwise_cfg", "constructor"} & rest.keys():
-            entry.refuse(f"paramwise_options must be a dict by patterns, without paramwise_cfg, got {options!r}.")
-        return {"constructor": PATTERNS, "optimizer": rest, "paramwise_cfg": options}
-    beside = ("paramwise_cfg", "constructor")
-    out = {key: optimizer[key] for key in beside if optimizer.get(key) is not None}
-    return {"constructor": OLD, "optimizer": {k: v for k, v in optimizer.items() if k not in beside}, **out}
+    items, inside = dict(optimizer.items), ("paramwise_cfg", "constructor", "paramwise_options")
+    beside = {key: value for key in inside if (value := items.pop(key, None)) is not None}
+    if "paramwise_options" not in beside:
+        return {"constructor": OLD, "optimizer": items, **beside}
+    options = beside.pop("paramwise_options")
+    if beside or not isinstance(options, Mapping):
+        optimizer.refuse(f"paramwise_options must be a dict by patterns, without paramwise_cfg, got {options!r}.")
+    return {"constructor": PATTERNS, "optimizer": items, "paramwise_cfg": options}
 
 
-def _around(config: Any, fp16: Any, strict: bool) -> dict[str, Any]:
+def _around(config: Entry) -> dict[str, Any]:
     """The optimizer's hook as keys of a wrapper."""
-    if config is not None and not isinstance(config, Mapping):
-        Entry("optimizer_config", {}, strict, OWNER).refuse(f"it must be a dict, got {config!r}.", TypeError)
-    given: dict[str, Any] = dict(config or {})
-    plain = "DistOptimizerHook" if set(DIST) & given.keys() else "OptimizerHook"
-    half = "GradAccumFp16OptimizerHook" if set(DIST) & given.keys() else "Fp16OptimizerHook"
-    kind = type_name(given.get("type", plain if fp16 is None else half))
-    entry = Entry("optimizer_config" if kind is None else f"optimizer_config ({kind})", given, strict, OWNER)
+    hook, half = config.inner("optimizer_config", absent={}).items, config.items.get("fp16") is not None
+    fp16 = config.inner("fp16", "a dict such as dict(loss_scale=512.0)", {}).items
+    usual = ("GradAccumFp16" if half else "Dist") if {*DIST} & hook.keys() else ("Fp16" if half else "")
+    kind = type_name(hook.get("type", f"{usual}OptimizerHook"))
+    entry = replace(config, name=f"optimizer_config ({kind})", items={**hook, **fp16})
     if kind not in HOOKS:
-        entry.refuse(f"type must be one of {listed(HOOKS)}, got {given.get('type')!r}.")
-    if fp16 is not None:
-        if not isinstance(fp16, Mapping):
-            entry.refuse(f"fp16 must be a dict such as dict(loss_scale=512.0), got {fp16!r}.", TypeError)
-        given = {**given, **fp16}
-        entry = Entry(entry.name, given, strict, OWNER)
+        entry.refuse(f"type must be one of {listed(HOOKS)}, got {hook.get('type')!r}.")
     entry.only((*ASIDE, "grad_clip", *HOOKS[kind]))
-    out: dict[str, Any] = {}
-    clip = given.get("grad_clip")
-    if clip is not None and not isinstance(clip, Mapping):
-        entry.refuse(f"grad_clip must be a dict such as dict(max_norm=35), or None, got {clip!r}.", TypeError)
-    if clip:
-        out["clip_grad"] = dict(clip)
-    if given.get("frozen_layers_cfg"):
+    clip = entry.inner("grad_clip", "a dict such as dict(max_norm=35), or None", {}).items
+    if entry.items.get("frozen_layers_cfg"):
         entry.object_to(
             "frozen_layers_cfg must not be given: freeze what it names by requires_grad, and thaw it later."
         )
-    for key in {"cumulative_iters", "update_interval"} & {*HOOKS[kind]}:
-        out["accumulative_counts"] = given.get(key, 1)
-    if given.get("use_fp16"):
-        out |= {"type": "ApexOptimWrapper"}
+    out = {"type": "ApexOptimWrapper" if entry.items.get("use_fp16") else "OptimWrapper", "clip_grad": clip or None}
+    for key in {"cumulative_iters", "update_interval"} & entry.items.keys():
+        out["accumulative_counts"] = entry.items[key]
     if "loss_scale" in HOOKS[kind]:
-        out |= {"type": "AmpOptimWrapper", "loss_scale": given.get("loss_scale", 512.0)}
+        out |= {"type": "AmpOptimWrapper", "loss_scale": entry.items.get("loss_scale", 512.0)}
     return out
