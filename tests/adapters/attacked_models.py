@@ -1,4 +1,4 @@
-"""Random models and random rules for them, as a config could meet them: kinds of norms, shared modules, tied weights."""
+"""Random models and random rules for them, as configs meet them: kinds of norms, shared modules, tied weights."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1, betas=(0.9, 0.99)), clip
 milestones = [8, 11]
 """
 READ = {
-    "rates by depth, in a loop": "keys = {}\nfor i in range(3):\n    keys[f'layers.{i}'] = dict(lr_mult=0.9 ** (3 - i))",
+    "rates by depth": "keys = {}\nfor i in range(3):\n    keys[f'layers.{i}'] = dict(lr_mult=0.9 ** (3 - i))",
     "custom keys of two loops": "keys = dict(a=1)\nkeys.update({f'x{i}.{n}': dict(decay_mult=0.) for i in range(2) "
     "for n in ('norm', 'bias')})",
     "nested conditions": "a, b = 1, 0\nif a:\n    if not a:\n        b = 2\n    else:\n        b = [3]\nelif a == 2:\n"
@@ -42,9 +42,10 @@ READ = {
     "names that a loop leaves": "if True:\n    key, value = 'a', 1\nd = {key: value}\ndel value",
     "dicts": "a = dict(x=1) | dict(y=2)\na |= {'z': 3}\nb = {1: 'x', (1, 2): 'y', None: 3}\nc = dict([('a', 1)])\n"
     "d = dict({'q': 2}, r=3)",
-    "functions that nobody calls": "def f(x):\n    return 2 * x\na: int = 1\nassert a > 0, 'no'\n_x = 3\n__y = 4\nz = _x",
+    "functions that nobody calls": "def f(x):\n    return 2 * x\na: int = 1\nassert a > 0, 'no'\n_x = 3\nz = _x",
     "a base's attributes": "_base_ = './base.py'\nx = _base_.model.backbone.depth * 2\n"
-    "y = [m // 2 for m in _base_.milestones]\nw = {k: v for k, v in _base_.optim_wrapper.optimizer.items() if k != 'lr'}\n"
+    "y = [m // 2 for m in _base_.milestones]\n"
+    "w = {k: v for k, v in _base_.optim_wrapper.optimizer.items() if k != 'lr'}\n"
     "v = _base_.get('lr', 3)\nu = _base_['lr']",
     "over a base": "_base_ = ['./base.py']\nmodel = dict(backbone=dict(depth=101, stages=[9]))\n"
     "optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-3))\nq = dict(p=[dict(x=1), dict(x=2)])",
