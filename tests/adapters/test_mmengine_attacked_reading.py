@@ -69,6 +69,7 @@ REFUSED = {
     "a function that is called": ("def f(x):\n    return 2 * x\n\n\na = f(2)", 5, "f(2)"),
     "a module's function": ("import os\n\na = os.path.join('x', 'y')", 3, "os.path.join('x', 'y')"),
     "a shift": ("a = 1 << 4", 1, "1 << 4"),
+    "an attribute of a dict of its own": ("a = dict(x=1)\na.x = 2", 2, "a.x"),
     "the type of": ("a = type('x')", 1, "type('x')"),
 }
 
