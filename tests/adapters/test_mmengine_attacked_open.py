@@ -8,14 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from later import later
 from mmengine_live import optim, registry
 from torch import nn
 
 import gradchain as gch
 from gradchain.adapters import mmengine
 
-hooks = later("mmengine.hooks")
 SGD = {"type": "SGD", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.01}
 ADAM = {"type": "Adam", "lr": 0.1}
 EPOCHS = {"max_epochs": 3, "epoch_length": 4}
