@@ -27,12 +27,15 @@ class HookSchedules:
     momentum: Callable[[float], Schedule] | None = None
 
 
-def read_scheduler_hook(default_hooks: Any, clock: Clock, strict: bool) -> HookSchedules | None:
+def read_scheduler_hook(default_hooks: Mapping[str, Any], clock: Clock, strict: bool) -> HookSchedules | None:
     """What `default_hooks.param_scheduler` does to the optimizer beyond stepping the schedulers; None where nothing."""
-    if default_hooks is not None and not isinstance(default_hooks, Mapping):
-        Entry("default_hooks", {}, strict, OWNER).refuse(f"it must be a dict, got {default_hooks!r}.", TypeError)
-    hook = (default_hooks or {}).get("param_scheduler")
-    config = hook if isinstance(hook, Mapping) else {"type": type(hook)}
+    hook = default_hooks.get("param_scheduler", PLAIN)
+    if hook is None:
+        Entry("default_hooks.param_scheduler", {}, strict, OWNER).object_to(
+            "it must not be None, without which schedulers never move in MMEngine; for a constant rate leave out "
+            "param_scheduler."
+        )
+    config = hook if isinstance(hook, Mapping) else {"type": hook if isinstance(hook, str) else type(hook)}
     kind = type_name(config.get("type", PLAIN))
     if hook is None or kind == PLAIN:
         return None

@@ -180,7 +180,9 @@ def _field(field: str, config: object, clock: Clock, strict: bool) -> Callable[[
     entry = Entry(f"{name} ({policy})", config, strict)
     build, keys = policies[policy]
     entry.only((*COMMON, *(key.format(field) for key in keys), *(("warmup_by_epoch",) if field == "lr" else ())))
-    by_epoch = entry.flag("by_epoch", clock.epochs is not None and policy not in ("Cyclic", "OneCycle"))
+    # mmcv's loop of iterations says for the learning rate alone that it counts these.
+    epochs = clock.epochs is not None or field == "momentum"
+    by_epoch = entry.flag("by_epoch", epochs and policy not in ("Cyclic", "OneCycle"))
     if by_epoch and policy in ("Cyclic", "OneCycle", "YOLOX"):
         entry.refuse("by_epoch must be False for this policy, which counts iterations, got True.")
     if by_epoch and clock.epochs is None:

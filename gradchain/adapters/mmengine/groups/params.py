@@ -215,12 +215,16 @@ def _over(model: nn.Module | None, entry: Entry, key: str | None, config: Mappin
             entry.refuse(f"{pattern!r} must name or match a module with parameters; the model has {children}.")
         found += here
     names = [name for name, _ in found]
-    # one inside another is there already
     apart = {n: m for n, m in found if not any(n.startswith(f"{other}.") for other in names)}
+    if inside := [name for name in names if name not in apart]:
+        entry.object_to(
+            f"{over!r} must not match a module and what is in it, whose parameters an optimizer would have twice, got "
+            f"{inside[0]!r} in one of {listed(apart)}. Name the outer ones."
+        )
     paramwise, _ = _read({**config, "constructor": DEFAULT}, entry.strict, None)
     if paramwise.cfg:
         paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
-    groups: list[Group] = [([p for _, module in found for p in module.parameters()], {})]
+    groups: list[Group] = [([p for module in apart.values() for p in module.parameters()], {})]
     return One(key, config, target := model if "" in names else apart, _settled(Rules(paramwise), groups, target, ()))
 
 
@@ -282,7 +286,7 @@ def _read(config: Mapping[str, Any], strict: bool, model: nn.Module | None) -> t
     if how.rules is constructors.swin and nested and "custom_keys" not in paramwise.cfg:
         paramwise.cfg, paramwise.root = {"custom_keys": paramwise.cfg}, "base"
     if how.rules is constructors.by_pattern and paramwise.cfg:
-        paramwise.cfg = {"custom_keys": paramwise.cfg}
+        paramwise.cfg, paramwise.keys = {"custom_keys": paramwise.cfg}, "paramwise_options"
     if how.inherits:
         paramwise.check_decays()
     if not (paramwise.cfg or how.always):

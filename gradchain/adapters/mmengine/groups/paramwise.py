@@ -35,7 +35,7 @@ class Paramwise:
     """One optimizer's config.
 
     constructor: what reads it, for the sentences; optimizer, cfg: the optimizer's own dict, and `paramwise_cfg`;
-    root: what names begin with when keys are looked for in them; used: the keys of `custom_keys` that took a parameter;
+    root: what names begin with when keys are looked for in them; keys: what stands there where keys do; used: the keys of `custom_keys` that took a parameter;
     faults: what cannot act, in sentences.
     """
 
@@ -44,6 +44,7 @@ class Paramwise:
     cfg: Mapping[str, Any]
     strict: bool
     root: str = ""
+    keys: str = "custom_keys"
     used: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
 
@@ -162,7 +163,7 @@ class Paramwise:
                 if name not in options and (not items or self.arguments or _like_a_multiplier(name)):
                     more = ", and the optimizer's own arguments" if items else ""
                     cure = f"it reads {listed(in_entries)}{more}."
-                    self.faults.append(_unread(f"custom_keys[{key!r}]", name, self.constructor, options, cure))
+                    self.faults.append(_unread(f"{self.keys}[{key!r}]", name, self.constructor, options, cure))
 
     def _items(self) -> set[str]:
         """What an optimizer reads of a parameter group."""
@@ -186,10 +187,11 @@ class Paramwise:
         """Keys that took no parameter."""
         idle = [key for key, _ in self.custom if key not in self.used]
         if idle:
-            self.faults.append(
-                f"custom_keys: every key must be a part of a trained parameter's name that no longer key is in, got "
-                f"{', '.join(map(repr, idle))}, which take{'s' if len(idle) == 1 else ''} none."
-            )
+            rule = "key must be a part of a trained parameter's name that no longer key is in"
+            if self.keys != "custom_keys":
+                rule = "pattern must be found in a trained parameter's name"
+            none = f"which take{'s' if len(idle) == 1 else ''} none"
+            self.faults.append(f"{self.keys}: every {rule}, got {', '.join(map(repr, idle))}, {none}.")
 
 
 def check_places(config: Mapping[str, Any], known: Paramwise) -> None:

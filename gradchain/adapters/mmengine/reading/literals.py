@@ -162,7 +162,10 @@ class Literals:
             case ast.Constant(value=value):
                 return value
             case ast.Name(id=name):
-                return self.names[name] if name in self.names else self.refuse(node, "the name has no value here.")
+                if name in self.names:
+                    return self.names[name]
+                cure = "a function is read where it is called only." if name in PURE else "the name has no value here."
+                return self.refuse(node, cure)
             case ast.List() | ast.Tuple():
                 items = self._items(node.elts)
                 return items if isinstance(node, ast.List) else tuple(items)
@@ -187,7 +190,7 @@ class Literals:
             case ast.DictComp():
                 return dict(self._comprehended(ast.Tuple([node.key, node.value], ast.Load()), node.generators))
             case ast.Subscript():
-                owner, index = self.read(node.value), self.read(node.slice)
+                owner, index = self.known(node.value), self.read(node.slice)
                 return self._bounded(node, owner[index]) if isinstance(index, slice) else owner[index]
             case ast.Slice():
                 return slice(*(part and self.read(part) for part in (node.lower, node.upper, node.step)))

@@ -31,8 +31,9 @@ LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all optimizers of a recipe share."""
+    """What all optimizers of a recipe share; `name`: what errors call the dict of one."""
 
+    name: str
     clock: Clock
     schedules: Callable[[Any], Fields]
     ratio: float
@@ -89,6 +90,8 @@ class Numbers:
         if given == [None]:
             if plateau is not None or not _stays(make):
                 self.optimizer.entry.refuse(f"it has no {field!r}, which a scheduler moves.")
+            if field in self.optimizer.args and self.optimizer.parameters().get(field) is not None:
+                self.optimizer.entry.refuse(f"{field} must be a number, got None.")
             return None
         if odd := [v for v in given if not is_number(v)]:
             where, cure = "", ""
@@ -130,6 +133,11 @@ class Numbers:
         base, given = self.optimizer.base(field), self.one.parameters
         if least is None:
             numbers = given.numbers(field, base)
+            if len(numbers) > 1 and given.settings is None and not self.recipe.strict:
+                raise ValueError(
+                    "min_value and eps must be left out where no model is at hand and, by strict=False, custom keys may "
+                    "take nothing."
+                )
             return [(None, numbers[0], 0.0)] if len(numbers) == 1 else self._selected(field, numbers)
         if given.groups is None:
             if len(least) == 1 and not self.one.config.get("paramwise_cfg"):

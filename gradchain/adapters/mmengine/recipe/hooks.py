@@ -27,22 +27,30 @@ OLD: dict[str, tuple[str, ...]] = {
     "LinearMomentumEMAHook": ("warm_up", "skip_buffers"),
 }
 OLD_KEYS = ("type", "momentum", "interval", "resume_from", "priority", "_scope_")
+DEFAULT = ("runtime_info", "timer", "sampler_seed", "logger", "param_scheduler", "checkpoint", "visualization")
 MOMENTUM = ("a number above 0 and below 1", lambda x: 0 < x < 1)
 Averaging = Callable[[Clock, int], Transform]
 """(the run, micro-batches of a window) -> the link."""
 
 
-def read_hooks(custom_hooks: Any, strict: bool, old: bool = False) -> Averaging | None:
-    """What averages of the list, or None; `old`: as mmcv 1.x has it. Every other hook is named in a warning."""
+def read_hooks(
+    custom_hooks: Any, default_hooks: Mapping[str, Any], strict: bool, old: bool = False
+) -> Averaging | None:
+    """What averages of all hooks, or None; `old`: as mmcv 1.x has it. Every other hook is named in a warning.
+
+    Of `default_hooks` those under names that are not MMEngine's own, which it registers as well.
+    """
     kinds, read = (tuple(OLD), _average_1x) if old else (("EMAHook",), _average)
     entry = Entry("custom_hooks", {}, strict, OWNER)
     if custom_hooks is not None and not isinstance(custom_hooks, (list, tuple)):
         entry.refuse(f"it must be a list of dicts, got {custom_hooks!r}.", TypeError)
     found, others = [], []
-    for i, hook in enumerate(custom_hooks or ()):
+    named = {f"custom_hooks[{i}]": hook for i, hook in enumerate(custom_hooks or ())}
+    named |= {f"default_hooks.{key}": hook for key, hook in default_hooks.items() if key not in DEFAULT and hook}
+    for name, hook in named.items():
         kind = type_name(hook.get("type")) if isinstance(hook, Mapping) else type(hook).__name__
         if kind in kinds and isinstance(hook, Mapping):
-            found.append(partial(read, Entry(f"custom_hooks[{i}] ({kind})", hook, strict, OWNER)))
+            found.append(partial(read, Entry(f"{name} ({kind})", hook, strict, OWNER)))
         else:
             others.append(str(kind))
     if len(found) > 1:
@@ -62,7 +70,10 @@ def _average(entry: Entry, clock: Clock, counts: int) -> Transform:
     buffers = "average" if entry.flag("update_buffers", False) else "keep"
     if kind == "StochasticWeightAverage":
         return average_params("mean", start=begin, every=every, buffers=buffers)
-    decay = (1.0 - entry.number("momentum", 0.0002, *MOMENTUM)) ** power
+    momentum = entry.number("momentum", 0.0002, *MOMENTUM)
+    if momentum > 0.5:
+        entry.remark(f"momentum must be small, as 0.0002: it is what the new weights count for, got {momentum!r}.")
+    decay = (1.0 - momentum) ** power
     if kind == "ExponentialMovingAverage":
         if every == 1:  # before its start the average is the weights, as of MMEngine's first copy
             return average_params(decay, start=begin + 1, buffers=buffers)
@@ -76,7 +87,7 @@ def _average(entry: Entry, clock: Clock, counts: int) -> Transform:
     if counts > 1:
         entry.object_to(
             f"ema_type {kind!r} must come without accumulation: MMEngine averages at every iteration, whose decays "
-            "differ within a window."
+            "differ within a window. With strict=False (--no-strict) an update has the decay of its last iteration."
         )
         growing = by("micro", growing)
     return average_params(growing, begin + (copies and every == 1), every, buffers)

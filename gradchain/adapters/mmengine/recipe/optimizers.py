@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters import registry, torch_names
-from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
+from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, near, type_name
 from gradchain.core import config
 from gradchain.core.chain import chain
 from gradchain.core.hyper import varies
@@ -131,9 +131,12 @@ class Optimizer:
     def links(self, values: Mapping[str, Value], where: Where) -> list[Transform]:
         """The links of the rule, with these values in place of the numbers of a field."""
         try:
+            known = self.parameters()
+            unknown = [key for key in self.args if key not in known]
+            if unknown and (inspect.isfunction(self._type) or near(unknown[0], known, "")):
+                cure = near(unknown[0], known, f"it takes {listed(known)}.")
+                raise TypeError(f"every argument must be known, got {unknown[0]!r}; {cure}")
             if inspect.isfunction(self._type):
-                if unknown := [key for key in self.args if key not in self.parameters()]:
-                    raise TypeError(f"every argument must be one of {listed(self.parameters())}, got {unknown[0]!r}.")
                 return [self._type(where, **{**self.args, **values})]
             own = self._type in OWN and self._type not in config.registered
             made = self._own(*OWN[self._type], values) if own else None

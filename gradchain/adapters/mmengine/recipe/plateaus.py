@@ -82,13 +82,18 @@ class Plateau:
         self.alone = not moving
         self.factor = entry.number("factor", 0.1, "a number of at least 0 and below 1", lambda x: 0 <= x < 1)
 
+    @property
+    def clock(self) -> str:
+        """What counts the reductions."""
+        return f"{self.field}_plateau"
+
     def tick(self) -> tick_on_plateau:
         """The link that counts the reductions, which the number reads."""
         if self.bounded and not self.alone:
             self.entry.refuse(
                 f"min_value and eps must not be given where other schedulers move {self.field!r}, which they bound."
             )
-        return tick_on_plateau(clock=f"{self.field}_plateau", **self.watch)
+        return tick_on_plateau(clock=self.clock, **self.watch)
 
     def groups(self, of: Groups) -> list[tuple[SelectorLike | None, float, float]]:
         """The parameters of one number and one least number."""
@@ -103,9 +108,9 @@ class Plateau:
         """A number that begins at a base value, and is what others make of it meanwhile."""
         if isinstance(moving, Schedule):
             fall = self._fall(1.0, 0.0, self.eps / base) if base else constant(1.0)
-            return moving if isinstance(fall, constant) else moving * by(f"{self.field}_plateau", fall)
+            return moving if isinstance(fall, constant) else moving * by(self.clock, fall)
         fall = self._fall(base, least, self.eps)
-        return moving if isinstance(fall, constant) else by(f"{self.field}_plateau", fall)
+        return moving if isinstance(fall, constant) else by(self.clock, fall)
 
     def _fall(self, base: float, least: float, eps: float) -> Schedule:
         """The number after so many reductions: the first that eps leaves out is the last."""

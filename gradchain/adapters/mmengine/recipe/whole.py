@@ -24,6 +24,7 @@ from gradchain.core.chain import chain
 from gradchain.core.hyper import Hyper
 from gradchain.core.transform import Transform, walk
 from gradchain.schedules import Schedule, by
+from gradchain.schedules.base import clocks_of
 from gradchain.selectors import named
 from gradchain.selectors.rules import starts_of
 from gradchain.updater import Group, Updater
@@ -129,7 +130,8 @@ def unbound(
     """Read a recipe as `from_config` does, for a model that is not at hand.
 
     Rules per parameter become selectors for any model. Where the chain is bound, one that selects nothing is an error,
-    as every selector is; MMEngine is silent there.
+    as every selector is; MMEngine is silent there. A tied weight is taken once, where it comes first; with a model and
+    without `bypass_duplicate` it is an error, as there.
 
     Args: as `from_config`; with strict=False a custom key that matches nothing is a warning where the chain is bound.
 
@@ -171,18 +173,23 @@ def _read(
     entry = Entry("optim_wrapper", {}, strict, OWNER)
     if not isinstance(optim_wrapper, Mapping):
         entry.refuse(f"it must be a dict, got {type(optim_wrapper).__name__}.", TypeError)
+    for key, value in (("auto_scale_lr", auto_scale_lr), ("default_hooks", hooks[1])):
+        if value is not None and not isinstance(value, Mapping):
+            Entry(key, {}, strict, OWNER).refuse(f"it must be a dict, got {value!r}.", TypeError)
     given: Mapping[str, Any] = optim_wrapper
-    if is_old(optim_wrapper):
+    old = is_old(optim_wrapper)
+    if old:
         if param_scheduler is not None:
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
         read = partial(read, **{key: given.get(key) for key in SCHEDULES})
         given = as_wrapper(optim_wrapper, strict)
-    setting = read_scheduler_hook(hooks[1], clock, strict)
+    setting = read_scheduler_hook(hooks[1] or {}, clock, strict)
     if setting is not None and param_scheduler is not None:
         setting.entry.refuse("param_scheduler must be None beside it: both set the same numbers.")
-    averaging = read_hooks(hooks[0], strict, is_old(optim_wrapper))
-    recipe = Recipe(clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
-    ones = _ones(model, given, param_scheduler, strict)
+    averaging = read_hooks(hooks[0], hooks[1] or {}, strict, old)
+    name = "config" if old else "optim_wrapper"
+    recipe = Recipe(name, clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
+    ones = _ones(model, Entry(name, given, strict, OWNER), param_scheduler)
     return [Unbound(one.key, one.target, *_chain(one, mine, recipe)) for one, mine in ones]
 
 
@@ -203,15 +210,14 @@ def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
 # the optimizers of a recipe
 
 
-def _ones(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, strict: bool) -> list[tuple[One, Any]]:
+def _ones(model: nn.Module | None, entry: Entry, schedulers: Any) -> list[tuple[One, Any]]:
     """The optimizers of a recipe, each with its schedulers."""
-    entry = Entry("optim_wrapper", config, strict, OWNER)
     by_key = schedulers if isinstance(schedulers, Mapping) and "type" not in schedulers else None
     ones = optimizers(model, entry)
     keys = [one.key for one in ones if one.key is not None]
     if by_key is not None and not keys:
         entry.refuse(f"param_scheduler must be a list for one optimizer, got a dict of {listed(by_key)}.")
-    if by_key is not None and (unknown := [key for key in by_key if key not in config]):
+    if by_key is not None and (unknown := [key for key in by_key if key not in entry.items]):
         entry.refuse(f"param_scheduler must be by the optimizers {listed(keys)}, got {listed(unknown)}.")
     return [(one, schedulers if by_key is None else by_key.get(one.key)) for one in ones]
 
@@ -221,7 +227,7 @@ def _ones(model: nn.Module | None, config: Mapping[str, Any], schedulers: Any, s
 
 def _chain(one: One, schedulers: Any, recipe: Recipe) -> tuple[chain, torch.dtype | None, bool]:
     """The chain of one optimizer, the dtype of its forward, and whether ranks share its state out."""
-    name = "optim_wrapper" if one.key is None else f"optim_wrapper[{one.key!r}]"
+    name = recipe.name if one.key is None else f"{recipe.name}[{one.key!r}]"
     around = read_wrapper(one.config, name, recipe.strict)
     optimizer = Optimizer(one.config["optimizer"], f"{name}.optimizer", recipe.strict)
     others, reading = plateaus(schedulers, recipe.strict)
@@ -240,7 +246,7 @@ def _chain(one: One, schedulers: Any, recipe: Recipe) -> tuple[chain, torch.dtyp
         around.amp,
         *_left_out(one),
         around.clip,
-        *(plateau.tick() for plateau in reading.values()),
+        *(plateau.tick() for plateau in reading.values() if _reduces(plateau, rule)),
         *rule,
         *(
             reducing(of_lr, numbers.base("lr"), recipe.ratio, numbers.curve("lr", 1.0), numbers.by_group)
@@ -252,6 +258,15 @@ def _chain(one: One, schedulers: Any, recipe: Recipe) -> tuple[chain, torch.dtyp
     made = chain(*(link for link in links if link is not None))
     _check_ranges(made, optimizer.entry, recipe.clock)
     return made, around.autocast, optimizer.zero_redundancy
+
+
+def _reduces(plateau: Plateau, rule: list[Transform]) -> bool:
+    """Whether a number of the rule falls with it."""
+    values = [link.__dict__[name] for _, link, _ in walk(chain(*rule), None) for name in link.hypers]
+    reads = any(plateau.clock in clocks_of(start) for value in values for start in starts_of(value))
+    if not reads:
+        plateau.entry.remark("it never reduces: eps and min_value leave nothing of the number to lose.")
+    return reads
 
 
 def _check_ranges(made: chain, entry: Entry, clock: Clock) -> None:

@@ -90,6 +90,8 @@ def _amp(entry: Entry) -> Half:
         entry.remark(f"dtype={given!r} switches autocast off: neither autocast nor a loss scale is used.")
         return None, None
     scale = _scale(entry, entry.items.get("loss_scale", "dynamic"))
+    if written == "bfloat16" and entry.items.get("loss_scale", "dynamic") != "dynamic":
+        entry.remark("loss_scale is not used with bfloat16, which has the range of float32.")
     return (None if written == "bfloat16" else scale), DTYPES[written]
 
 
@@ -208,6 +210,9 @@ def _around(config: Entry) -> dict[str, Any]:
     entry = replace(config, name=f"optimizer_config ({kind})", items={**hook, **fp16})
     if kind not in HOOKS:
         entry.refuse(f"type must be one of {listed(HOOKS)}, got {hook.get('type')!r}.")
+    if fp16 and "loss_scale" not in HOOKS[kind]:
+        halves = listed(name for name, keys in HOOKS.items() if "loss_scale" in keys)
+        entry.refuse(f"type must be one of {halves} beside fp16, got {kind!r}.")
     entry.only((*ASIDE, "grad_clip", *HOOKS[kind]))
     clip = entry.inner("grad_clip", "a dict such as dict(max_norm=35), or None", {}).items
     if entry.items.get("frozen_layers_cfg"):
