@@ -126,9 +126,9 @@ def test_a_chain_for_any_model_is_that_of_the_model(name: str, scheduler: dict[s
     ("scheduler", "sentence"),
     [
         ({"type": "MultiStepMomentum", "milestones": [1, 2], "gamma": 1.2, "by_epoch": False},
-         r"decay of trace must stay in \[0, 1\) over the run; its schedulers make it 1\.08 at iteration 1\. Change"),
+         r"decay of trace must stay in \[0, 1\) over the run; param_scheduler makes it 1\.08 at iteration 1\. Change"),
         ([WARM | {"start_factor": 0.5, "end": 40}, {"type": "PolyLR", "eta_min": -0.01, "by_epoch": False}],
-         r"learning_rate of scale_by_learning_rate must stay in \[0, inf\) over the run; its schedulers make it -"),
+         r"learning_rate of scale_by_learning_rate must stay in \[0, inf\) over the run; param_scheduler makes it -"),
     ],
 )  # fmt: skip
 def test_a_number_that_leaves_its_range_is_refused_before_the_run(scheduler: Any, sentence: str) -> None:

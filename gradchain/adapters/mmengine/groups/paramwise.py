@@ -35,8 +35,8 @@ class Paramwise:
     """One optimizer's config.
 
     constructor: what reads it, for the sentences; optimizer, cfg: the optimizer's own dict, and `paramwise_cfg`;
-    root: what names begin with when keys are looked for in them; keys: what stands there where keys do; used: the keys of `custom_keys` that took a parameter;
-    faults: what cannot act, in sentences.
+    root: what names begin with when keys are looked for in them; keys: what its custom keys are called; used: those of
+    them that took a parameter; faults: what cannot act, in sentences.
     """
 
     constructor: str

@@ -135,8 +135,8 @@ class Numbers:
             numbers = given.numbers(field, base)
             if len(numbers) > 1 and given.settings is None and not self.recipe.strict:
                 raise ValueError(
-                    "min_value and eps must be left out where no model is at hand and, by strict=False, custom keys may "
-                    "take nothing."
+                    "min_value and eps must be left out where no model is at hand and, by strict=False, keys may take "
+                    "nothing."
                 )
             return [(None, numbers[0], 0.0)] if len(numbers) == 1 else self._selected(field, numbers)
         if given.groups is None:

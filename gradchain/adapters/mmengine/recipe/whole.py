@@ -24,7 +24,6 @@ from gradchain.core.chain import chain
 from gradchain.core.hyper import Hyper
 from gradchain.core.transform import Transform, walk
 from gradchain.schedules import Schedule, by
-from gradchain.schedules.base import clocks_of
 from gradchain.selectors import named
 from gradchain.selectors.rules import starts_of
 from gradchain.updater import Group, Updater
@@ -262,8 +261,7 @@ def _chain(one: One, schedulers: Any, recipe: Recipe) -> tuple[chain, torch.dtyp
 
 def _reduces(plateau: Plateau, rule: list[Transform]) -> bool:
     """Whether a number of the rule falls with it."""
-    values = [link.__dict__[name] for _, link, _ in walk(chain(*rule), None) for name in link.hypers]
-    reads = any(plateau.clock in clocks_of(start) for value in values for start in starts_of(value))
+    reads = any(plateau.clock in schedule.clocks for _, _, schedule in _moving(chain(*rule)))
     if not reads:
         plateau.entry.remark("it never reduces: eps and min_value leave nothing of the number to lose.")
     return reads
@@ -271,23 +269,25 @@ def _reduces(plateau: Plateau, rule: list[Transform]) -> bool:
 
 def _check_ranges(made: chain, entry: Entry, clock: Clock) -> None:
     """A number that its schedulers will have led out of its range is refused before the run."""
+    places = "param_scheduler makes" if entry.name.startswith("optim") else "lr_config or momentum_config makes"
     for link, hyper, schedule in _moving(made):
-        values = ((t, schedule(t)) for t in clock.looks())
+        inner = schedule.schedule if isinstance(schedule, by) and schedule.clock == "micro" else schedule
+        steps = clock.looks() if isinstance(inner, Schedule) and inner.clocks == {"step"} else []
+        values = ((t, inner(t)) for t in steps)
         if (out := next(((t, value) for t, value in values if not hyper.accepts(value)), None)) is not None:
             entry.refuse(
-                f"{hyper.name} of {type(link).__name__} must stay {hyper.interval.rule} over the run; its schedulers "
-                f"make it {out[1]!r} at iteration {out[0]}. Change what they begin or end with."
+                f"{hyper.name} of {type(link).__name__} must stay {hyper.interval.rule} over the run; {places} it "
+                f"{out[1]!r} at iteration {out[0]}. Change what it begins or ends with."
             )
 
 
 def _moving(made: chain) -> Iterator[tuple[Transform, Hyper, Schedule]]:
-    """The numbers that schedules of the iteration move."""
+    """The numbers that schedules move."""
     for _, link, _ in walk(made, None):
         for hyper in link.hypers.values():
             for start in starts_of(link.__dict__[hyper.name]):
-                schedule = start.schedule if isinstance(start, by) and start.clock == "micro" else start
-                if isinstance(schedule, Schedule) and schedule.clocks == {"step"}:
-                    yield link, hyper, schedule
+                if isinstance(start, Schedule):
+                    yield link, hyper, start
 
 
 def _rule(

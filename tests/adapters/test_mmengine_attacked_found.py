@@ -1,4 +1,4 @@
-"""What the attack on the reader found: each of these was seen to fail, and says what the peer does instead."""
+"""What an attack on the reader found: each of these was seen to fail, and says what the peer does instead."""
 
 from __future__ import annotations
 
