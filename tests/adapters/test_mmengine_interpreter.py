@@ -144,6 +144,7 @@ REFUSED = {
     "x = sum(i for [0][9] in [1])": "line 2: `sum.*fails with IndexError",
     "break": "line 2: `break` must stand in a loop",
     "if 1:\n    continue": "line 3: `continue` must stand in a loop",
+    "x = dict(**['a'])": "fails with TypeError: 'list' object is not a mapping",
     "open('f')": "`open\\('f'\\)`: a call is not read",
 }  # fmt: skip
 

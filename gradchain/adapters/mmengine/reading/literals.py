@@ -224,7 +224,7 @@ class Literals:
         out: dict[Any, Any] = {}
         for key, value in pairs:
             if key is None:
-                self.budget.weigh(more := self.read(value))
+                self.budget.weigh(more := {**self.read(value)})
             else:
                 more = {self.read(key): self.read(value)}
             if isinstance(node, ast.Call) and (twice := out.keys() & more.keys()):
