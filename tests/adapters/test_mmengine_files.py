@@ -526,7 +526,7 @@ NOT_RUN = {
     "try:\n    x = 1\nfinally:\n    x = 2": "a try",
     "x = (i for i in (1, 2))": "a generator",
     "x = {i for i in (1, 2)}": "a comprehension",
-    "x = max([1], key=len)": "the name has no value here",
+    "x = max([1], key=len)": "a function is read where it is called only",
     "x = {1, 2}": "a set",
     "x = 'a,b'.partition(',')": "a call",
     "x = (y := 2)": "NamedExpr",

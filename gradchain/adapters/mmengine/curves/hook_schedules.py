@@ -27,10 +27,12 @@ class HookSchedules:
     momentum: Callable[[float], Schedule] | None = None
 
 
-def read_scheduler_hook(default_hooks: Mapping[str, Any], clock: Clock, strict: bool) -> HookSchedules | None:
-    """What `default_hooks.param_scheduler` does to the optimizer beyond stepping the schedulers; None where nothing."""
+def read_scheduler_hook(
+    default_hooks: Mapping[str, Any], clock: Clock, strict: bool, scheduled: bool
+) -> HookSchedules | None:
+    """What `default_hooks.param_scheduler` does to the optimizer beyond stepping schedulers, if there are some."""
     hook = default_hooks.get("param_scheduler", PLAIN)
-    if hook is None:
+    if hook is None and scheduled:
         Entry("default_hooks.param_scheduler", {}, strict, OWNER).object_to(
             "it must not be None, without which schedulers never move in MMEngine; for a constant rate leave out "
             "param_scheduler."
@@ -45,6 +47,8 @@ def read_scheduler_hook(default_hooks: Mapping[str, Any], clock: Clock, strict: 
             f"type must be one of {listed((PLAIN, *HOOKS))}; what another does to the update is yours to add."
         )
         return None
+    if scheduled:
+        entry.refuse("param_scheduler must be None beside it: both set the same numbers.")
     read, keys = HOOKS[kind]
     entry.only(("type", "priority", "_scope_", "warmup_epochs", *keys))
     return read(entry, clock)

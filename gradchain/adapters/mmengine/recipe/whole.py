@@ -182,9 +182,7 @@ def _read(
             entry.refuse("param_scheduler must not come with lr_config: one format at a time.")
         read = partial(read, **{key: given.get(key) for key in SCHEDULES})
         given = as_wrapper(optim_wrapper, strict)
-    setting = read_scheduler_hook(hooks[1] or {}, clock, strict)
-    if setting is not None and param_scheduler is not None:
-        setting.entry.refuse("param_scheduler must be None beside it: both set the same numbers.")
+    setting = read_scheduler_hook(hooks[1] or {}, clock, strict, param_scheduler is not None)
     averaging = read_hooks(hooks[0], hooks[1] or {}, strict, old)
     name = "config" if old else "optim_wrapper"
     recipe = Recipe(name, clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
