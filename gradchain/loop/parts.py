@@ -90,7 +90,10 @@ class Logging:
     def worked(self, _: Mapping[str, Any]) -> None:
         """The seconds that all of the batch took, the wait for it and the body."""
         run = self._run
-        run._meter.add({"time": run.data_time + time.perf_counter() - run.began})
+        took = run.data_time + time.perf_counter() - run.began
+        run._meter.add({"time": took})
+        if run._standin._used:
+            run._standin.message_hub.keep("train", {"data_time": run.data_time, "time": took})
 
     def now_and_then(self, given: Mapping[str, Any]) -> None:
         """A record every `interval` batches, counted as MMEngine does: in each epoch anew."""
