@@ -147,7 +147,7 @@ class Writer:
     def _validating(self, when: str) -> list[str]:
         out = [f'validate=(evaluate, {when}, "{self._unit}")']
         if self._observed:
-            out.append(f"observe={json.dumps(self._observed)}")  # as code writes its strings
+            out.append(f"observe=[{', '.join(map(_quoted, self._observed))}]")
         return [*out, "averaged=True"] if self._averages else out
 
     # checkpoints
@@ -180,7 +180,7 @@ class Writer:
             last, told, unit = last or (every == 1 and begin <= 1), None, self._unit
         elif begin % every:
             told = self._from(begin, every)
-        arguments = [json.dumps(str(folder)), f"every={told}", f'unit="{unit}"']
+        arguments = [_quoted(str(folder)), f"every={told}", f'unit="{unit}"']
         arguments += [f"keep={keep}"] if isinstance(keep, int) and keep > 0 else []
         arguments += self._best(given, old)
         arguments += [] if last else ["last=False"]
@@ -205,7 +205,7 @@ class Writer:
             pairs.append((name, rule))
         if not pairs:
             return []
-        texts = [f'({json.dumps(name)}, "{rule}")' for name, rule in pairs]
+        texts = [f'({_quoted(name)}, "{rule}")' for name, rule in pairs]
         return [f"best={texts[0]}" if len(texts) == 1 else f"best=[{', '.join(texts)}]"]
 
     # logs
@@ -219,9 +219,9 @@ class Writer:
         sinks = ["gch.loop.console()"]
         for kind in self._backends(old):
             if kind in ("LocalVisBackend", "TextLoggerHook"):
-                sinks.append(f'"{self._folder}/log.jsonl"')
+                sinks.append(_quoted(f"{self._folder}/log.jsonl"))
             elif kind in ("TensorboardVisBackend", "TensorboardLoggerHook"):
-                sinks.append(f'gch.loop.tensorboard("{self._folder}/tensorboard")')
+                sinks.append(f"gch.loop.tensorboard({_quoted(f'{self._folder}/tensorboard')})")
             else:
                 self._out.remarks.append(f"{kind}: log=[…] takes any function of a record, a dict of numbers.")
         return [f"log=[{', '.join(dict.fromkeys(sinks))}]", f"interval={given.get('interval', 10)}"]
@@ -301,6 +301,11 @@ def _rule_of(name: str, given: Mapping[str, Any]) -> str | None:
     keys = [(key.lower(), rule) for some, rule in pairs for key in ([some] if isinstance(some, str) else some)]
     exact = next((rule for key, rule in keys if key == name.lower()), None)
     return exact or next((rule for key, rule in keys if key in name.lower()), None)
+
+
+def _quoted(text: str) -> str:
+    """A string as code writes it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:
