@@ -105,6 +105,8 @@ def by_mmengine(case, tmp_path, monkeypatch):
     )
     for name, priority in HOOKS:
         runner.register_hook(recorder(name, lines, case.get("stop")), priority)
+    for hook in case.get("also", ()):
+        runner.register_hook(hook(lines))
     for hook in runner._hooks:
         if (name := PARTS.get(type(hook).__name__)) is not None:
             for stage in {s for part, s in OURS if part == name} & {*hook.get_triggered_stages()}:
@@ -164,7 +166,10 @@ def by_ours(case, tmp_path, monkeypatch):
         iters=iters,
         validate=(validate, gch.loop.intervals(**train), unit),
         checkpoint=gch.loop.checkpoints(tmp_path / f"ours{next(COUNT)}", unit=unit, **save),
-        hooks=[(recorder(name, lines, case.get("stop")), priority) for name, priority in HOOKS],
+        hooks=[
+            *((recorder(name, lines, case.get("stop")), priority) for name, priority in HOOKS),
+            *(hook(lines) for hook in case.get("also", ())),
+        ],
     )
     for batch in run:
         run.update(net(batch["inputs"]).square().mean())
@@ -252,6 +257,52 @@ def test_every_hook_is_called_when_and_in_the_order_that_mmengine_has(case, tmp_
     stages = {line[1] for line in theirs}
     assert {"before_run", "before_train_iter", "after_train_iter", "before_save_checkpoint", "after_run"} <= stages
     assert {line[:2] for line in theirs} >= OURS - {("save", "after_val_epoch"), ("log", "after_val_epoch")}
+
+
+class Adds:
+    """A hook that adds others, in the run and before it, one of them by a priority of its own."""
+
+    priority = "HIGH"
+
+    def __new__(cls, lines):
+        class Adding(hooks.Hook):
+            priority = "HIGH"
+
+            def before_run(self, runner):
+                runner.register_hook(recorder("early", lines, None), "LOW")
+
+            def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+                if runner.iter == 2:
+                    runner.register_hook(recorder("late", lines, None))
+
+        return Adding()
+
+
+def exchanging(lines):
+    """A hook that puts another loader in the place of the first, as MMDetection's YOLOXModeSwitchHook does."""
+
+    class Exchanging(hooks.Hook):
+        def before_train_epoch(self, runner):
+            if runner.epoch == 1:
+                runner.train_loop.dataloader = data(3)
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            lines.append((batch_idx, data_batch["inputs"].tolist()))
+
+    return Exchanging()
+
+
+@pytest.mark.parametrize("also", [Adds, exchanging])
+def test_what_a_hook_does_to_its_runner_is_what_it_does_to_mmengines(also, tmp_path, monkeypatch):
+    logging.disable(logging.CRITICAL)
+    case = {"train": {"max_epochs": 3, "val_interval": 2}, "batches": 2, "also": [also], "save": {"interval": 1}}
+    theirs = by_mmengine(case, tmp_path, monkeypatch)
+    monkeypatch.undo()
+    if also is Adds:  # one that is to come later in the moment, MMEngine calls then too; of an earlier one it hangs
+        at_once = [("early", "before_run", 0), ("late", "after_train_iter", 2)]
+        theirs = [line for line in theirs if line[:3] not in at_once]
+    assert by_ours(case, tmp_path, monkeypatch) == theirs
+    assert ("late" in {line[0] for line in theirs}) == (also is Adds)
 
 
 def test_records_are_written_when_mmengine_writes_them(tmp_path, monkeypatch):
