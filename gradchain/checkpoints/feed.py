@@ -51,6 +51,7 @@ class Feed:
 
     def open(self) -> Iterator[Any]:
         """The batches from where it is on. Random numbers go on from where they are, whatever skipping draws."""
+        self._start_workers()
         if not self.batch:
             self._begin = {"random": randomness.state(), "generators": [g.get_state() for g in self._generators()]}
             return self._checked(self._iterator())
@@ -59,6 +60,16 @@ class Feed:
         batches = self._skipped()
         randomness.put(before)
         return batches
+
+    def _start_workers(self) -> None:
+        """Workers that are kept draw a seed as they start, in the first epoch alone: so here, when a later one is."""
+        loader = self.loader
+        if self.epoch and getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", self) is None:
+            states = [(generator, generator.get_state()) for generator in self._generators()]
+            with randomness.undisturbed():
+                self._iterator()
+            for generator, state in states:
+                generator.set_state(state)
 
     def _go_to_begin(self) -> None:
         if self._begin is None:  # other ranks began the epoch

@@ -254,7 +254,9 @@ class Writer:
                 continue
             if key == "param_scheduler" and kind != "ParamSchedulerHook":
                 continue  # the chain has it
-            became = DOES.get(kind, NO_PART if "Visualization" in kind or kind in NOT_HERE else "yours to give to the loop")
+            became = DOES.get(
+                kind, NO_PART if "Visualization" in kind or kind in NOT_HERE else "yours to give to the loop"
+            )
             for path in leaves(hook, (HOOKS, key)):
                 self._note(path, became if hook is not None else "nothing: it is switched off")
             if hook is not None and became is NO_PART:
