@@ -177,8 +177,8 @@ class TrainLoop(StandIn):
     def __setattr__(self, name: str, value: Any) -> None:
         if name not in ("_run", "dataloader", "stop_training"):
             raise AttributeError(
-                f"loop: runner.train_loop.{name} cannot be set: of it dataloader and stop_training can, and gch.loop(…) "
-                "has the rest."
+                f"loop: runner.train_loop.{name} cannot be set: of it dataloader and stop_training can, and "
+                "gch.loop(…) has the rest."
             )
         super().__setattr__(name, value)
 

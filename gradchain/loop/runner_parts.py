@@ -167,7 +167,8 @@ class MessageHub(StandIn):
         if key not in self.log_scalars:
             known = ", ".join(sorted(self.log_scalars)) or "nothing yet"
             raise KeyError(
-                f"loop: message_hub has no scalar {key!r}; it has {known}. Learning rates: runner.optim_wrapper.get_lr()."
+                f"loop: message_hub has no scalar {key!r}; it has {known}. Learning rates: "
+                "runner.optim_wrapper.get_lr()."
             )
         return self.log_scalars[key]
 

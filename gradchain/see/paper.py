@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def fitting(text: str, letters: float) -> str:
 
 def apart(labels: Sequence[str], letters: float) -> list[str]:
     """Texts that fit and still differ: where cuts in their middle make some equal, what all begin and end with goes."""
-    ends = [commonprefix(labels), commonprefix([label[::-1] for label in labels])]
+    ends = [_common(labels), _common([label[::-1] for label in labels])]
     words = [max(end.rfind(letter) for letter in "/. ") + 1 for end in ends]
     for before, after in ((0, 0), words, map(len, ends)):
         inner = [label[before : max(before, len(label) - after)] for label in labels]
@@ -80,6 +80,11 @@ def apart(labels: Sequence[str], letters: float) -> list[str]:
         if len(set(cut)) == len(set(labels)):
             break
     return cut
+
+
+def _common(texts: Sequence[str]) -> str:
+    """What all of them begin with."""
+    return "".join(letters[0] for letters in takewhile(lambda some: len(set(some)) == 1, zip(*texts, strict=False)))
 
 
 def dress(axes: Axes) -> None:

@@ -115,7 +115,7 @@ def panels_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
             panel = _panel_of(str(name), of_validation)
             if panel is not None and (value is None or isinstance(value, (int, float))):
                 shown = f"validation: {name}" if of_validation and panel == "loss" else str(name)
-                number = float(value) if _is_number(value) else math.nan
+                number = float(value) if value is not None and _is_number(value) else math.nan
                 found.setdefault(panel, {}).setdefault(shown, {})[float(update)] = number
     out: dict[str, Series] = {}
     for panel, series in found.items():

@@ -230,7 +230,7 @@ def test_groups_are_read_as_hooks_read_them():
     train(Warming(), epochs=1)
     keys = ["initial_lr", "lr", "scale_by_learning_rate.learning_rate"]
     assert seen == [(pytest.approx(0.1 * i / 4), keys) for i in (1, 2, 3, 4)]
-    with pytest.raises(ValueError, match="'lr' must be one number for all parameters, .* gives them 2. updater.over"):
+    with pytest.raises(ValueError, match=r"'lr' must be one number for all parameters, .* gives them 2\. updater.ov"):
         train(Warming(), lr=gch.multiply(0.1, (gch.bias, 2.0)))
 
 
