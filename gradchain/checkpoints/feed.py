@@ -24,13 +24,18 @@ class Feed:
     """
 
     def __init__(self, loader: Any, owner: str) -> None:
-        if not hasattr(loader, "__iter__"):
-            raise TypeError(f"{owner}: loader must be iterable, got {type(loader).__name__}.")
-        self.loader, self._owner = loader, owner
+        self._owner = owner
         self.epoch = 0
         self.batch = 0
         self._begin: dict[str, Any] | None = None  # the random numbers as the epoch began
         self._place: Any = None  # of a loader that keeps its own
+        self.exchange(loader)
+
+    def exchange(self, loader: Any) -> None:
+        """Go on with this loader, from the next epoch that is opened. TypeError where it is none."""
+        if not hasattr(loader, "__iter__"):
+            raise TypeError(f"{self._owner}: loader must be iterable, got {type(loader).__name__}.")
+        self.loader = loader
         try:
             self.length: int | None = len(loader)
         except TypeError:
@@ -46,6 +51,7 @@ class Feed:
 
     def open(self) -> Iterator[Any]:
         """The batches from where it is on. Random numbers go on from where they are, whatever skipping draws."""
+        self._start_workers()
         if not self.batch:
             self._begin = {"random": randomness.state(), "generators": [g.get_state() for g in self._generators()]}
             return self._checked(self._iterator())
@@ -54,6 +60,16 @@ class Feed:
         batches = self._skipped()
         randomness.put(before)
         return batches
+
+    def _start_workers(self) -> None:
+        """Workers that are kept draw a seed as they start, in the first epoch alone: so here, when a later one is."""
+        loader = self.loader
+        if self.epoch and getattr(loader, "persistent_workers", False) and getattr(loader, "_iterator", self) is None:
+            states = [(generator, generator.get_state()) for generator in self._generators()]
+            with randomness.undisturbed():
+                self._iterator()
+            for generator, state in states:
+                generator.set_state(state)
 
     def _go_to_begin(self) -> None:
         if self._begin is None:  # other ranks began the epoch

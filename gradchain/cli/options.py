@@ -22,7 +22,8 @@ def whole(least: int, most: int = 2**31 - 1) -> type[int]:
     def read(text: str) -> int:
         number = int(text) if text.strip().lstrip("-").isdecimal() else None
         if number is None or not least <= number <= most:
-            bounds = f"from {least} to {most}" if most < 2**31 - 1 else f"of at least {least}"
+            high = number is not None and number > most
+            bounds = f"from {least} to {most}" if most < 2**31 - 1 or high else f"of at least {least}"
             raise argparse.ArgumentTypeError(f"must be a whole number {bounds}, got {text!r}.")
         return number
 

@@ -34,8 +34,10 @@ def run_log(owner: str, path: str, options: Mapping[str, Any], save: str | None,
             if panel == "skipped":
                 rows.append(("skipped updates", f"{int(sum(ys))}", f"{xs[0]:g}", f"{xs[-1]:g}", "", "", "", ""))
             else:
-                ends = (f"{number:.5g}" for number in (ys[0], ys[-1], min(ys), max(ys)))
-                rows.append((name, str(len(xs)), f"{xs[0]:g}", f"{xs[-1]:g}", *ends))
+                there = [(x, y) for x, y in zip(xs, ys, strict=True) if y == y]
+                numbers = [y for _, y in there]
+                ends = (f"{number:.5g}" for number in (numbers[0], numbers[-1], min(numbers), max(numbers)))
+                rows.append((name, str(len(there)), f"{there[0][0]:g}", f"{there[-1][0]:g}", *ends))
     if save is not None:
         figure = training(records, title=title)
         try:

@@ -84,6 +84,10 @@ def show(
         run = Run(OWNER, subjects, updates, {}, max([99, *(at or ())]) + 1, at or (), epoch_length)
     except (ArithmeticError, AttributeError, RuntimeError) as error:  # those of others come in a sentence
         raise ValueError(f"{OWNER}: a schedule raised {type(error).__name__}: {error}.") from error
+    except LookupError as error:
+        if epoch_length is None and "'epoch' goes" in str(error):
+            raise ValueError(f"{OWNER}: --epoch-length must be given, for the chain reads the clock 'epoch'.") from None
+        raise
     text = "\n\n".join([told(subjects, run, at, program), *(["\n".join(["remarks:", *remarks])] if remarks else [])])
     if save is not None:
         _save(drawn(run, names, title=os.path.basename(path)), save)

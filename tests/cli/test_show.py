@@ -332,6 +332,16 @@ def test_a_clock_that_nobody_told_of_is_said(tmp_path, capsys):
     program = "import gradchain as gch\ntx = gch.sgd(gch.by('samples', gch.linear(1.0, 0.0, 10)))"
     assert main(["show", file(tmp_path, program)]) == 2
     assert "how 'samples' goes" in capsys.readouterr().err
+    program = program.replace("samples", "epoch")
+    assert main(["show", file(tmp_path, program)]) == 2
+    assert "--epoch-length must be given, for the chain reads the clock 'epoch'" in capsys.readouterr().err
+    assert main(["show", file(tmp_path, program), "--epoch-length", "5"]) == 0
+
+
+def test_a_number_that_is_too_large_has_its_bound_said(capsys):
+    with pytest.raises(SystemExit):
+        main(["show", "a.py", "--at", "1000000000000"])
+    assert "must be a whole number from 0 to 2147483647, got '1000000000000'" in capsys.readouterr().err
 
 
 # the log of a run

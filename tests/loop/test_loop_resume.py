@@ -165,6 +165,33 @@ def test_with_workers_too(kind, tmp_path):
     assert training(LOADERS[kind](), {"epochs": 2}, tmp_path / "broken")[1] == expected
 
 
+@pytest.mark.filterwarnings("ignore:os.fork")
+@pytest.mark.parametrize("generator", [None, 9])
+def test_workers_that_are_kept_give_the_same_order(generator, tmp_path):
+    """They draw a seed where they start: in a run that is resumed that is another epoch. In and between epochs."""
+
+    def train(folder, kill=None):
+        torch.manual_seed(0)
+        own = None if generator is None else torch.Generator().manual_seed(generator)
+        loader = DataLoader(data(), 6, shuffle=True, generator=own, num_workers=1, persistent_workers=True)
+        updater = gch.sgd(0.1).bind(model := nn.Linear(3, 1))
+        seen = []
+        run = gch.loop(loader, updater, epochs=3, checkpoint=gch.loop.checkpoints(folder, 1, "iter"))
+        for x, y in run:
+            if run.iter == kill:
+                break
+            run.update((model(x + torch.randn_like(x)) - y).square().mean())
+            seen.append(x.tolist())
+        return seen, digest([updater.contents(), randomness.state()])
+
+    seen, whole = train(tmp_path / "whole")
+    assert len(seen) == 12
+    for kill in (4, 6):
+        before, _ = train(tmp_path / f"{kill}", kill)
+        after, resumed = train(tmp_path / f"{kill}")
+        assert (before + after, resumed) == (seen, whole), kill
+
+
 @pytest.mark.parametrize("unit", ["update", "epoch"])
 def test_at_whatever_it_is_saved(unit, tmp_path):
     """A run that was saved long ago trains again what came after."""

@@ -168,7 +168,7 @@ def test_validation_in_updates_and_after_the_last():
     """Windows of two batches; begins, a changing interval, never before the first begin."""
     for when, expected in (
         (2, [2, 4, 6, 7]), ([(0, None)], [7]), ([(3, 2)], [4, 6, 7]), ([(0, 3), (4, 1)], [3, 4, 5, 6, 7]),
-        ([(9, 1)], []), ([(2, 2), (5, None)], [2, 4, 7]),
+        ([(9, 1)], []), ([(2, 2), (5, None)], [2, 4, 7]), (range(2, 6, 3), [2, 5, 7]), (range(8, 9), []),
     ):  # fmt: skip
         model, updater = bound(gch.accumulate(2))
         at = []
@@ -562,6 +562,12 @@ def test_an_argument_that_cannot_be_meant_is_refused(given, kind, sentence):
         (lambda: gch.loop.checkpoints("a", keep=0), "keep must be a whole number of at least 1 or None, got 0"),
         (lambda: gch.loop.checkpoints("a", best=("loss", "low")), r'best must be \(metric, "min" or "max"\)'),
         (lambda: gch.loop.checkpoints("a", every=-1), "checkpoints must be every so many updates"),
+        (
+            lambda: gch.loop.checkpoints("a", every=range(3)),
+            "checkpoints must be a range of counts that rise from at l",
+        ),
+        (lambda: gch.loop.checkpoints("a", every=range(9, 3, -1)), r"that rise from at least 1, got range\(9, 3, -1\)"),
+        (lambda: gch.loop.checkpoints("a", every=range(3, 3)), r"that rise from at least 1, got range\(3, 3\)"),
         (lambda: gch.loop.tensorboard("a", by="day"), "by must be 'update', 'iter' or 'epoch', got 'day'"),
     ],
 )
