@@ -272,7 +272,7 @@ def _check(target: Target, owner: str) -> None:
         count = _torch.number_reduced_by(module)
         if own > count:
             raise ValueError(
-                f"{owner}: zero_redundancy=True must have every gradient reduced, got {count} of {own}: the others were "
+                f"{owner}: zero_redundancy=True must have every gradient reduced, got {count} of {own}: the rest was "
                 f"frozen {_ANEW}"
             )
     sparse = target.sparse()

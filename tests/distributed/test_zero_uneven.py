@@ -17,7 +17,7 @@ def four(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(four, tmp_path_factory):
     """Files of four ranks on two, runs that change, and recipes: all in one pair of processes."""
-    paths = {key: four[0]["saved", *key] for key in on_ranks.KEPT}
+    paths = {key: four[0][("saved", *key)] for key in on_ranks.KEPT}
     return run(2, tmp_path_factory.mktemp("changes"), on_ranks.OnTwo(paths))
 
 
@@ -45,7 +45,7 @@ def test_four_ranks_with_little_or_much_to_share(four, key):
 @pytest.mark.parametrize("key", on_ranks.KEPT, ids=", ".join)
 @pytest.mark.parametrize("zero", [True, False], ids=["shared out", "whole"])
 def test_a_file_of_four_ranks_on_two_and_on_one(four, two, key, zero):
-    same(two, (*key, zero), on_ranks.resumed(*key, four[0]["saved", *key], False, 2))
+    same(two, (*key, zero), on_ranks.resumed(*key, four[0][("saved", *key)], False, 2))
 
 
 @pytest.mark.parametrize("name", on_ranks.CHANGES)
@@ -59,7 +59,7 @@ def test_what_ddp_does_not_reduce_is_refused_until_it_is_made_anew(two):
         in_step, bound, rebound = rank["unreduced",]["said"]
         assert rank["unreduced",]["same"]
         assert in_step.startswith("update: zero_redundancy=True cannot share out 'body.0.weight': it was frozen when ")
-        assert "bind: zero_redundancy=True must have every gradient reduced, got 5 of 7: the others were " in bound
+        assert "bind: zero_redundancy=True must have every gradient reduced, got 5 of 7: the rest was " in bound
         assert rebound.startswith("rebind: zero_redundancy=True must have every gradient reduced, got 5 of 7")
     same(two, ("unreduced",), on_ranks.unfrozen_alone(2))
 
