@@ -147,7 +147,7 @@ def unsharded_dims(tensor: Tensor, weight: Tensor) -> frozenset[int] | None:
 
 def _dim_of(placement: Any) -> int | None:
     """The dimension that a placement shards."""
-    return getattr(placement, "dim", None)  # type: ignore[no-any-return]
+    return getattr(placement, "dim", None)
 
 
 def joined_as(local: Tensor, place: Tensor) -> Tensor:
@@ -254,7 +254,7 @@ def reduced_by(module: DistributedDataParallel) -> list[Tensor]:
 
 def number_reduced_by(module: DistributedDataParallel) -> int:
     """How many those are that a DDP module does reduce: what was frozen when it was made is not among them."""
-    data = module._get_ddp_logging_data() if module.logger is not None else {}
+    data = module._get_ddp_logging_data() if module.logger is not None else {}  # type: ignore[no-untyped-call]
     return int(data.get("num_parameter_tensors", 0)) + len(getattr(module, "_delay_all_reduce_params", ()))
 
 
