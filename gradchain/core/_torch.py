@@ -118,9 +118,8 @@ def laid_as(tensors: list[Tensor], places: list[Tensor]) -> list[Tensor]:
 
 def _alike(tensor: DTensor, other: DTensor) -> bool:
     """Whether two DTensors lie over the same ranks in the same way."""
-    if tensor._spec is other._spec:
-        return True
-    return tensor.device_mesh == other.device_mesh and tensor.placements == other.placements
+    same = tensor._spec is other._spec
+    return same or (tensor.device_mesh == other.device_mesh and tensor.placements == other.placements)
 
 
 def unsharded_dims(tensor: Tensor, weight: Tensor) -> frozenset[int] | None:
@@ -148,8 +147,7 @@ def unsharded_dims(tensor: Tensor, weight: Tensor) -> frozenset[int] | None:
 
 def _dim_of(placement: Any) -> int | None:
     """The dimension that a placement shards."""
-    dim: int | None = getattr(placement, "dim", None)
-    return dim
+    return getattr(placement, "dim", None)
 
 
 def joined_as(local: Tensor, place: Tensor) -> Tensor:
@@ -174,17 +172,13 @@ def groups_of_shards(tensor: Tensor) -> list[tuple[int, Any]]:
 
 def groups_of_ranks(tensor: Tensor) -> list[Any]:
     """The process groups over which together all ranks of a tensor's mesh meet."""
-    if not is_dtensor(tensor):
-        return []
-    mesh = tensor.device_mesh
-    return [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1]
+    mesh = tensor.device_mesh if is_dtensor(tensor) else None
+    return [mesh.get_group(i) for i in range(mesh.ndim) if mesh.size(i) > 1] if mesh is not None else []
 
 
 def place_of(tensor: Tensor) -> Place | None:
     """Where this rank's part of a DTensor lies in the whole; None for any other tensor."""
-    if not is_dtensor(tensor):
-        return None
-    return _place(tensor)[1]
+    return _place(tensor)[1] if is_dtensor(tensor) else None
 
 
 def _place(tensor: DTensor) -> tuple[tuple[int, ...], Place]:
@@ -255,8 +249,13 @@ def guard(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
 
 def reduced_by(module: DistributedDataParallel) -> list[Tensor]:
     """The parameters whose gradients a DDP module reduces over ranks: all but those it was told to ignore."""
-    delayed: list[Tensor] = getattr(module, "_delay_all_reduce_params", [])
-    return [*getattr(module, "_module_parameters", ()), *delayed]
+    return [*getattr(module, "_module_parameters", ()), *getattr(module, "_delay_all_reduce_params", ())]
+
+
+def number_reduced_by(module: DistributedDataParallel) -> int:
+    """How many those are that a DDP module does reduce: what was frozen when it was made is not among them."""
+    data = module._get_ddp_logging_data() if module.logger is not None else {}  # type: ignore[no-untyped-call]
+    return int(data.get("num_parameter_tensors", 0)) + len(getattr(module, "_delay_all_reduce_params", ()))
 
 
 def runs_last(parameter: Tensor, handle: Any) -> bool:
