@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _say(text: str) -> None:
+def _say(text: object) -> None:
     """To the standard output, whose reader may have gone: `| head`."""
     try:
         print(text, flush=True)
