@@ -147,7 +147,8 @@ WARNED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a warm-up longer than the run": (old(lr_config={"policy": "exp", "gamma": 0.9, "warmup": "exp",
         "warmup_iters": 2000}), EPOCHS, "lr_config (Exp): the warm-up of 2000 iterations is "
         "longer than the run, which has 12."),
-    "and of momentum": (old(momentum_config={"policy": "cyclic", "warmup": "linear", "warmup_iters": 99, "warmup_ratio": 0.95}), EPOCHS,
+    "and of momentum": (old(momentum_config={"policy": "cyclic", "warmup": "linear", "warmup_iters": 99,
+        "warmup_ratio": 0.95}), EPOCHS,
         "momentum_config (Cyclic): the warm-up of 99 iterations is longer than the run, which has 12."),
     "steps after the run": (old(lr_config={"policy": "step", "step": [2, 11]}), EPOCHS,
         "lr_config (Step): steps [11] are never reached: the run has 3 epochs."),
