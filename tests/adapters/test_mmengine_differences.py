@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from later import later
 from mmengine_live import optim
 from torch import nn
 
 from gradchain.adapters import mmengine
 
+ema = later("mmengine.model")
 SGD = {"type": "SGD", "lr": 0.1, "momentum": 0.9}
 FALLING = {"type": "LinearLR", "start_factor": 1.0, "end_factor": 0.0, "by_epoch": False}
 MULTI = "MultiOptimWrapperConstructor"
@@ -152,3 +154,34 @@ def test_a_parameter_that_thaws_is_trained() -> None:
     model[0].requires_grad_(True)
     updater.update(loss_of(model))
     assert not torch.equal(model[0].weight, before)
+
+
+def test_a_tied_weight_is_averaged_once() -> None:
+    """MMEngine goes through the state dict, where it stands under both names, and so twice as fast."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)).double()
+    model[1].weight = model[0].weight
+    theirs = ema.ExponentialMovingAverage(copy.deepcopy(model), momentum=0.25, update_buffers=True)
+    updater = read(
+        model, {"optimizer": SGD}, custom_hooks=[{"type": "EMAHook", "momentum": 0.25, "update_buffers": True}]
+    )
+    start = model[0].weight.clone()
+    for _ in range(2):
+        updater.step({name: torch.ones_like(p) for name, p in model.named_parameters()})
+        theirs.update_parameters(model)
+    first, second = start - 0.1, start - 0.29  # a momentum of 0.9
+    averaged, twice = 0.75 * first + 0.25 * second, 0.75**2 * first + (1 - 0.75**2) * second  # the first is a copy
+    torch.testing.assert_close(theirs.state_dict()["module.0.weight"], twice, rtol=1e-12, atol=1e-14)
+    with updater.averaged():
+        torch.testing.assert_close(model[0].weight.detach(), averaged, rtol=1e-12, atol=1e-14)
+
+
+def test_a_warm_up_in_fractions_is_a_ramp() -> None:
+    """mmcv 1.7 asserts in the first iteration that it is whole; there is nothing else that it could mean."""
+    warmed = {"policy": "fixed", "warmup": "linear", "warmup_by_epoch": True, "warmup_iters": 0.5}
+    old = {"optimizer": SGD, "optimizer_config": None, "lr_config": warmed}
+    updater = read(net(), old)
+    rates = []
+    for _ in range(4):
+        updater.step({name: torch.zeros_like(p) for name, p in net().named_parameters()})
+        rates.append(updater.hyperparams()["scale_by_learning_rate.learning_rate"])
+    assert rates == pytest.approx([0.1 * min(1.0, 0.1 + 0.9 * (i + 1) / 2.5) for i in range(4)], rel=1e-12)

@@ -21,8 +21,9 @@ whole iterations give what rounding gives
 begin or end between two epochs: rounded up,   an error that says so; with strict=False the same where there is a
 and the curve by the unrounded length          meaning
 milestones out of reach, windows that never    the same numbers, and a warning that names the scheduler
-act or outlast the run, epochs in a loop of
-iterations: silent
+act, or whose values go on behind the run's
+end, epochs in a loop of iterations: silent
+warm-ups of mmcv in fractions fail             a ramp of that length
 an absolute eta_min is the floor of every      the same: `f(base)` has the group's own base; `eta_min_ratio` follows it
 group, whatever its lr_mult
 keys of paramwise_cfg that nobody reads, and   one error that names them all; with strict=False a warning each
@@ -61,8 +62,10 @@ a loss leaves gradients in the parameters of   an update uses the gradients of i
 another optimizer, which it then uses
 EMAHook averages at each iteration, in a       once per applied update, with the decay of as many iterations
 window and after a skipped update too
-averaged buffers: counters are those of the    of the last averaging
-first copy
+averaged buffers: counters are those of the    of the last averaging; a tied weight once
+first copy; a tied weight is averaged twice
+a tied weight under rules is an error without  the same; the chain of `unbound` takes it once, where it comes first
+bypass_duplicate
 AmpOptimWrapper scales the loss of bfloat16    only that of float16
 AmpOptimWrapper needs an accelerator           runs anywhere
 loss_scale=512, an int: TypeError              read as a float, with a warning
@@ -80,8 +83,12 @@ MMYOLO's hooks count the groups, whoever made  the third group is the biases of 
 them                                           without a model what is neither weight nor bias is trained
 a plateau's min_value and eps bound the rate   the same; the usual eps of 1e-8 bounds it before other schedulers
 in force
-a plateau's min_value and eps bound momenta    an error; alone they do: `tick_on_plateau` counts the reductions, and
-that other schedulers move too                 the number is a schedule of that clock
+a plateau's min_value and eps bound numbers    an error, but for rates of our own links; alone they do:
+that other schedulers move too                 `tick_on_plateau` counts the reductions, for a schedule of that clock
+a momentum of 1 or more, or a rate below 0,    an error when the recipe is read
+that schedulers come to is used
+default_hooks without a ParamSchedulerHook:    an error; with strict=False they move
+schedulers never move
 dcn_offset_lr_mult and biases look whether     with a model so here; without one each Conv2d called conv_offset is an
 mmcv's deformable convolution is above         offset where dcn_offset_lr_mult is set, else a convolution like others
 Sophia, D-Adaptation, 8-bit optimizers         their classes, where installed, through `from_torch`; else an error that
