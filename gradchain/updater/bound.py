@@ -34,7 +34,7 @@ from gradchain.updater.hyperparameters import Hyperparameters, shown
 from gradchain.updater.info import UpdateInfo
 from gradchain.updater.journal import Pending
 from gradchain.updater.observations import PATIENCE, Observations, observable
-from gradchain.updater.ranks import over_ranks
+from gradchain.updater.ranks import check_received, check_reduced, over_ranks
 from gradchain.updater.state_dict import LoadReport, rebuilt, states
 from gradchain.updater.target import Target
 from gradchain.updater.window import MicroBatch, Window
@@ -102,7 +102,7 @@ class Bound:
         self._scales_loss, self._multiplies_loss = bool(scaling), all(link.multiplies_loss for link in scaling)
         self._factor_holds = self._multiplies_loss and all(link.factor_holds for link in scaling)
         self._factor, self._sight = _NO_FACTOR, Context()
-        self.attach(target, zero.Shares(target) if zero_redundancy else None)
+        self.attach(target, zero.Shares(target) if zero_redundancy else None, check_reduced(target, "bind"))
         self.takes_gradients = takes_gradients(tx)
         facts = target.index.facts  # without gradients, what is averaged may move whether it requires one or not
         self.active = target.index.subset(
@@ -119,10 +119,10 @@ class Bound:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_factor": _NO_FACTOR, "_sight": Context()}  # a copy's state is another
 
-    def attach(self, target: Target, shares: zero.Shares | None) -> None:
-        """Look at this model from now on."""
+    def attach(self, target: Target, shares: zero.Shares | None, unreduced: frozenset[str]) -> None:
+        """Look at this model from now on; `unreduced`: what nobody reduces over ranks."""
         self.hypers.attach(target.index)
-        self.target, self.shares = target, shares
+        self.target, self.shares, self._unreduced = target, shares, unreduced
         self.gradients = Gradients(target)
         self.window = Window(self.chain, target)
         self.micro = MicroBatch()
@@ -407,6 +407,8 @@ class Bound:
     def _computed(self, received: Tensors, state: Links, step: Step, engine: Engine, lent: bool) -> Outcome:
         with _torch.no_grad():
             assert isinstance(step.params, EagerTensors)
+            if self._unreduced:
+                check_received(received, self._unreduced)
             if self.shares is not None:
                 return zero.computed(self, received, state, step, engine, lent)
             if type(received) is RowGradients or (step.flushing and sparse.is_open(state)):

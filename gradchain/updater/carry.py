@@ -24,6 +24,7 @@ from gradchain.selectors.base import predicate
 from gradchain.updater.bound import Bound
 from gradchain.updater.gradients import Gradients
 from gradchain.updater.journal import Pending
+from gradchain.updater.ranks import check_reduced
 from gradchain.updater.state_dict import rebuilt, states
 from gradchain.updater.target import Target
 from gradchain.updater.zero import Shares
@@ -45,7 +46,7 @@ def rebound(
     wanted = [f.name for f in target.index.facts if f.parameter.requires_grad or f.name in bound.active]
     active = target.index.subset(wanted)
     with torch.no_grad():
-        shares = None if bound.shares is None else Shares(target, "rebind")
+        shares, unreduced = None if bound.shares is None else Shares(target, "rebind"), check_reduced(target, "rebind")
         params = Gradients(target).params()
         fresh = bound.chain.init(params.select(active))
         check_chain(bound.chain, target.index, fresh, Context.of(bound.facts(params)))
@@ -55,7 +56,7 @@ def rebound(
             state = shares.parted(bound.chain, state, bound.window.name)
 
     def follow() -> None:
-        bound.attach(target, shares)
+        bound.attach(target, shares, unreduced)
         bound.state, bound.active = state, active
         then()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -25,6 +25,11 @@ AFTER_ITS_TURN = (
     "in_backward=True must have each gradient reduced over ranks before its parameter's turn, got a model under "
     "DistributedDataParallel, which reduces them after it. Bind without in_backward: DDP keeps room for all gradients "
     "anyway. fully_shard (FSDP2) reduces in time."
+)
+
+
+ANEW = (
+    "when DistributedDataParallel was made, which leaves it out. Make that anew after unfreezing, and bind or rebind."
 )
 
 
@@ -61,6 +66,31 @@ def _noting(modules: weakref.WeakSet[DistributedDataParallel]) -> Callable[[nn.M
             modules.add(module)
 
     return note
+
+
+def check_reduced(target: Target, owner: str) -> frozenset[str]:
+    """The parameters that DDP would not reduce, were they unfrozen: they were frozen when it was made.
+
+    DDP says how many it reduces, not which. As many as are trained now are those; of fewer nobody knows, and of more
+    some are each rank's own: a ValueError.
+    """
+    out: set[int] = set()
+    for module in target.replicated:
+        own = _torch.reduced_by(module)
+        trained, count = sum(p.requires_grad for p in own), _torch.number_reduced_by(module)
+        if trained > count and module.process_group.size() > 1:
+            raise ValueError(
+                f"{owner}: every gradient must be reduced over ranks, got {count} of {trained}: one was frozen {ANEW}"
+            )
+        out.update(id(p) for p in own if not p.requires_grad and trained == count)
+    return frozenset(n for n, p in zip(target.index.names, target.last_seen, strict=True) if id(p) in out)
+
+
+def check_received(names: Iterable[str], unreduced: frozenset[str]) -> None:
+    """ValueError for a gradient that each rank has for itself."""
+    name = next((name for name in names if name in unreduced), None)
+    if name is not None:
+        raise ValueError(f"update: the gradient of {name!r} must be reduced over ranks: it was frozen {ANEW}")
 
 
 @contextmanager

@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from gradchain.updater.bound import Bound
 
 BUCKET = 1 << 25  # bytes that ranks give each other at once
-_ANEW = (
-    "when DistributedDataParallel was made, which leaves it out. Make that anew after unfreezing, and bind or rebind."
-)
 
 
 class Shares:
@@ -57,16 +54,9 @@ class Shares:
         self._rank, self._world = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
         self._lie: object = None
         self._weights: EagerTensors | None = None
-        self._unreduced = _unreduced(target)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Shares, (self._target,)
-
-    def check_reduced(self, received: Tensors) -> None:
-        """ValueError for a gradient that each rank has for itself."""
-        name = next((name for name in received if name in self._unreduced), None) if self._unreduced else None
-        if name is not None:
-            raise ValueError(f"update: zero_redundancy=True cannot share out {name!r}: it was frozen {_ANEW}")
 
     # this rank's parts
 
@@ -267,33 +257,12 @@ def _check(target: Target, owner: str) -> None:
         what = _unfit(parameter, reduced)
         if what:
             raise ValueError(f"{owner}: zero_redundancy=True cannot share out {name!r}: {what}")
-    for module in target.replicated:
-        own = sum(p.requires_grad for p in _torch.reduced_by(module))
-        count = _torch.number_reduced_by(module)
-        if own > count:
-            raise ValueError(
-                f"{owner}: zero_redundancy=True must have every gradient reduced, got {count} of {own}: the rest was "
-                f"frozen {_ANEW}"
-            )
     sparse = target.sparse()
     if sparse:
         raise ValueError(
             f"{owner}: zero_redundancy=True must have dense gradients, got sparse ones of {sparse[0]!r}: which rank "
             "has their rows differs from step to step. Say sparse=False in nn.Embedding and nn.EmbeddingBag."
         )
-
-
-def _unreduced(target: Target) -> frozenset[str]:
-    """The parameters whose gradients nobody would reduce, were they unfrozen: they were frozen when DDP was made.
-
-    DDP says how many it reduces, not which. As many as are trained now are those; of more, nobody knows.
-    """
-    out: set[int] = set()
-    for module in target.replicated:
-        own = _torch.reduced_by(module)
-        if sum(p.requires_grad for p in own) == _torch.number_reduced_by(module):
-            out.update(id(p) for p in own if not p.requires_grad)
-    return frozenset(n for n, p in zip(target.index.names, target.last_seen, strict=True) if id(p) in out)
 
 
 def _unfit(parameter: Tensor, reduced: Collection[int]) -> str:
@@ -311,7 +280,6 @@ def computed(bound: Bound, received: Tensors, state: Links, step: Step, engine: 
     """What an update comes to on this rank's part, nothing of it written yet: by the engine, or by the reference."""
     shares = bound.shares
     assert shares is not None and isinstance(step.params, EagerTensors)
-    shares.check_reduced(received)
     if type(received) is RowGradients:
         raise ValueError(
             f"step: the gradient of {next(iter(received.sparse))!r} must be dense with zero_redundancy=True, got a "

@@ -53,15 +53,16 @@ def test_a_run_that_changes(two, name):
     same(two, (name,), on_ranks.CHANGES[name](2))
 
 
-def test_what_ddp_does_not_reduce_is_refused_until_it_is_made_anew(two):
-    """Else each rank would write its part of the weight by its own gradient."""
+@pytest.mark.parametrize("zero", [True, False], ids=["shared out", "whole"])
+def test_what_ddp_does_not_reduce_is_refused_until_it_is_made_anew(two, zero):
+    """Else each rank would train the weight, or its part of it, by its own gradient."""
     for rank in two:
-        in_step, bound, rebound = rank["unreduced",]["said"]
-        assert rank["unreduced",]["same"]
-        assert in_step.startswith("update: zero_redundancy=True cannot share out 'body.0.weight': it was frozen when ")
-        assert "bind: zero_redundancy=True must have every gradient reduced, got 5 of 7: the rest was " in bound
-        assert rebound.startswith("rebind: zero_redundancy=True must have every gradient reduced, got 5 of 7")
-    same(two, ("unreduced",), on_ranks.unfrozen_alone(2))
+        in_step, bound, rebound = rank["unreduced", zero]["said"]
+        assert rank["unreduced", zero]["same"]
+        assert in_step.startswith("update: the gradient of 'body.0.weight' must be reduced over ranks: it was frozen")
+        assert "bind: every gradient must be reduced over ranks, got 5 of 7: one was " in bound
+        assert rebound.startswith("rebind: every gradient must be reduced over ranks, got 5 of 7: one was ")
+    same(two, ("unreduced", zero), on_ranks.unfrozen_alone(2))
 
 
 @pytest.mark.skipif(not recipes.FOLDER.is_dir(), reason=f"needs the recipes in {recipes.FOLDER}")

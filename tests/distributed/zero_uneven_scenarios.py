@@ -99,11 +99,11 @@ def on_four():
 # what changes in a run; each in one process too, where there is no process group
 
 
-def bound(tx, model, **ddp):
+def bound(tx, model, zero=True, **ddp):
     if not dist.is_initialized():
         return None, model, tx.bind(model)
     wrapped = DistributedDataParallel(model, **ddp)
-    return dist.get_rank(), wrapped, tx.bind(wrapped, zero_redundancy=True)
+    return dist.get_rank(), wrapped, tx.bind(wrapped, zero_redundancy=zero)
 
 
 def frozen_and_back(world):
@@ -177,17 +177,17 @@ CHANGES = {"frozen and back": frozen_and_back, "frozen under one DDP": frozen_al
 CHANGES |= {"several": several}
 
 
-def unreduced(world):
+def unreduced(zero, world):
     """What was frozen when DDP was made, and then is not: no rank takes a step with it, until DDP is made anew."""
     model = net()
     model.body[0].requires_grad_(False)
-    rank, wrapped, updater = bound(CHAINS["clip, adamw"](), model)
+    rank, wrapped, updater = bound(CHAINS["clip, adamw"](), model, zero)
     fed(updater, wrapped, range(2), rank, world)
     before = [p.detach().clone() for p in model.parameters()]
     model.body[0].requires_grad_(True)
     said = [sentence(ValueError, fed, updater, wrapped, [2], rank, world)]
     same = all(map(torch.equal, before, model.parameters())) and updater.num_updates == 2
-    said.append(sentence(ValueError, CHAINS["clip, adamw"]().bind, wrapped, zero_redundancy=True))
+    said.append(sentence(ValueError, CHAINS["clip, adamw"]().bind, wrapped, zero_redundancy=zero))
     said.append(sentence(ValueError, updater.rebind, wrapped))
     updater.zero_grad()
     wrapped = DistributedDataParallel(model)
@@ -214,5 +214,6 @@ class OnTwo:
 
     def __call__(self):
         kept = {(*key, zero): (resumed, *key, path, zero) for key, path in self.paths.items() for zero in (True, False)}
-        changes = {(name,): (function,) for name, function in CHANGES.items()} | {("unreduced",): (unreduced,)}
+        changes = {(name,): (function,) for name, function in CHANGES.items()}
+        changes |= {("unreduced", zero): (unreduced, zero) for zero in (True, False)}
         return kept | changes | recipes_on_ranks()
