@@ -118,6 +118,11 @@ class Entry:
         """True or False."""
         return self.get(key, default, "True or False", lambda x: isinstance(x, bool))  # type: ignore[no-any-return]
 
+    def one_of(self, key: str, *words: str) -> str:
+        """One of these words; the first where nothing is given."""
+        rule = f"{', '.join(map(repr, words[:-1]))} or {words[-1]!r}"
+        return self.get(key, words[0], rule, lambda x: x in words)  # type: ignore[no-any-return]
+
     def numbers(self, key: str, default: object = None) -> list[float]:
         """A list of finite numbers."""
         return list(self.get(key, default, "a list of numbers", is_numbers))

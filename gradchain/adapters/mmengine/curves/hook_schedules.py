@@ -62,7 +62,7 @@ def _warm_up(entry: Entry, clock: Clock, epochs: float, least: str) -> int:
 
 def _yolov5(entry: Entry, clock: Clock) -> HookSchedules:
     """A warm-up along the epochs' value; after it, the value of an epoch comes at its end."""
-    kind = entry.get("scheduler_type", "linear", "'linear' or 'cosine'", lambda x: x in ("linear", "cosine"))
+    kind = entry.one_of("scheduler_type", "linear", "cosine")
     before = (clock.epochs or 1) - 1
     rule = f"a number of at least the {before} epochs before the last"
     last = entry.number("max_epochs", 300, rule, lambda x: x > 0 and x >= before)

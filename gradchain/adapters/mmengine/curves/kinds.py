@@ -193,8 +193,7 @@ def cycle(entry: Entry, peak: float, total: float, ends: float | None = None) ->
 
 def anneal(entry: Entry) -> Literal["cosine", "linear"]:
     """The shape that an entry's anneal_strategy names."""
-    strategy = entry.get("anneal_strategy", "cos", "'cos' or 'linear'", lambda x: x in ("cos", "linear"))
-    return "cosine" if strategy == "cos" else "linear"
+    return "cosine" if entry.one_of("anneal_strategy", "cos", "linear") == "cos" else "linear"
 
 
 def _quadratic(entry: Entry, span: Span, base: float) -> Shape:

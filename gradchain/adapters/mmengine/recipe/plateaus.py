@@ -55,12 +55,12 @@ class Plateau:
             entry.refuse(f"last_step must be -1, got {last!r}; what it has seen is in the checkpoint.")
         if entry.items.get("begin", 0) != 0 or "end" in entry.items:
             entry.refuse("begin and end must not be given: it reads every observation.")
-        rule = entry.get("rule", "less", "'less' or 'greater'", lambda x: x in ("less", "greater"))
+        rule = entry.one_of("rule", "less", "greater")
         self.watch: dict[str, Any] = {
             "observed": entry.items.get("monitor", "loss"),
             "patience": entry.whole_from(0, "patience", 10),
             "threshold": entry.from_0("threshold", 1e-4),
-            "threshold_mode": entry.get("threshold_rule", "rel", "'rel' or 'abs'", lambda x: x in ("rel", "abs")),
+            "threshold_mode": entry.one_of("threshold_rule", "rel", "abs"),
             "cooldown": entry.whole_from(0, "cooldown", 0),
             "mode": "min" if rule == "less" else "max",
             "worst": 1e9,

@@ -97,7 +97,7 @@ def _amp(entry: Entry) -> Half:
 
 def _apex(entry: Entry) -> Half:
     """Apex's levels, as far as autocast has them."""
-    level = entry.get("opt_level", "O1", "'O0', 'O1', 'O2' or 'O3'", lambda x: x in ("O0", "O1", "O2", "O3"))
+    level = entry.one_of("opt_level", "O1", "O0", "O2", "O3")
     if level in ("O2", "O3"):
         entry.refuse(
             f"opt_level {level!r} casts the model itself to float16, which no link does; use 'O1', which autocast is."
@@ -134,7 +134,7 @@ def _clip(entry: Entry) -> Transform | None:
     if entry.items.get("clip_grad") is None:
         return None
     clip = entry.inner("clip_grad", "a dict such as dict(max_norm=1.0)")
-    if clip.get("type", "norm", "'norm' or 'value'", lambda x: x in ("norm", "value")) == "value":
+    if clip.one_of("type", "norm", "value") == "value":
         clip.only(("type", "foreach"), ("clip_value",))
         return clip_by_value(clip.number("clip_value", None))
     if "clip_value" in clip.items:
