@@ -90,7 +90,7 @@ def _yolov5(entry: Entry, clock: Clock) -> HookSchedules:
 def _ppyoloe(entry: Entry, clock: Clock) -> HookSchedules:
     """A warm-up by iterations, then half a cosine that lasts longer than the training."""
     warm = _warm_up(entry, clock, 5, "warmup_min_iter")
-    rule = f"longer than the warm-up of {warm} iterations"
+    rule = f"longer than the warm-up of {warm} iterations, {warm / clock.epoch_length:g} epochs"
     total = entry.number("total_epochs", 360, rule, lambda x: x * clock.epoch_length > warm) * clock.epoch_length
     start, foot = entry.number("start_factor", 0.0), entry.number("min_lr_ratio", 0.0)
     curve = linear(start, 1.0, warm).take(warm).then(cosine_wave(1.0, foot, total - warm))
