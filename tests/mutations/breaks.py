@@ -33,6 +33,7 @@ ABSENT = "test_counts.py::test_absent_parameters_are_to_us_what_grad_none_is_to_
 PARAMS = "adapters/test_mmengine_params.py::test_random_configs_against_mmengine"
 LISTS = "adapters/test_mmengine_schedules.py::test_random_lists_against_mmengine"
 RUNS = "adapters/test_mmengine_runs.py::test_the_same_weights_after_200_iterations"
+FOUND = "adapters/test_mmengine_attacked_found.py::test_a_number_out_of_range_is_refused_when_it_is_read"
 TWICE = "test_purity.py::test_update_changes_none_of_its_arguments"
 POWER = "faults/test_what_can_go_wrong.py::test_a_few_of_each[power-a file]"
 APART = "faults/test_what_can_go_wrong.py::test_a_few_of_each_in_a_process_of_their_own"
@@ -280,8 +281,8 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-bias-before-a-norm",
         "adapters/mmengine/groups/constructors.py",
-        'kinds = {"norm": visit.norm, "bias": bias and free, ',
-        'kinds = {"bias": bias and free, "norm": visit.norm, ',
+        'given = {"norm": NORM, "bias": free, ',
+        'given = {"bias": free, "norm": NORM, ',
         f"{PARAMS}[14]",
     ),
     Break(
@@ -292,11 +293,32 @@ BREAKS: tuple[Break, ...] = (
         "adapters/test_mmengine_constructors.py::test_what_cannot_act_is_named[config9-sentence9]",
     ),
     Break(
-        "pairs-joined-across-another",
-        "adapters/mmengine/groups/written.py",
-        "            if atom.names & out[i][0].names & wanted.keys():\n",
-        "            if False:\n",
-        f"{PARAMS}[83]",
+        "a-key-without-a-number-keeps-nothing",
+        "adapters/mmengine/groups/rules.py",
+        "if r.closes or name in r.items",
+        "if name in r.items",
+        "adapters/test_mmengine_rules.py::test_code_comes_to_the_groups[False-numbers of its own]",
+    ),
+    Break(
+        "a-floor-that-only-a-groups-number-reaches",
+        "adapters/mmengine/recipe/group_values.py",
+        "for number in numbers)",
+        "for number in [2.0])",
+        "adapters/test_mmengine_rules.py::test_a_floor_that_only_a_groups_number_reaches",
+    ),
+    Break(
+        "a-number-that-leaves-its-range",
+        "adapters/mmengine/recipe/whole.py",
+        "    _check_ranges(made, optimizer.entry, recipe.clock)\n",
+        "",
+        f"{FOUND}[a rate below 0]",
+    ),
+    Break(
+        "a-gradient-that-ddp-leaves-out",
+        "updater/bound.py",
+        "                check_received(received, self._unreduced)\n",
+        "                pass\n",
+        "distributed/test_zero_uneven.py::test_what_ddp_does_not_reduce_is_refused_until_it_is_made_anew[whole]",
     ),
     Break(
         "a-ragged-end-averaged-as-a-whole-window",
@@ -315,7 +337,7 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-floor-that-is-multiplied",
         "adapters/mmengine/recipe/group_values.py",
-        "proportional = plateau is None and self._proportional(make)",
+        "proportional = plateau is None and (len(given) == 1 or self._proportional(make, scaled))",
         "proportional = True",
         f"{RUNS}[rules, an absolute floor]",
     ),
@@ -329,8 +351,8 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "an-average-that-forgets-the-window",
         "adapters/mmengine/recipe/hooks.py",
-        "*MOMENTUM)) ** power",
-        "*MOMENTUM))",
+        "(1.0 - momentum) ** power",
+        "1.0 - momentum",
         f"{RUNS}[an average over windows]",
     ),
     Break(
