@@ -314,13 +314,6 @@ BREAKS: tuple[Break, ...] = (
         f"{FOUND}[a rate below 0]",
     ),
     Break(
-        "a-gradient-that-ddp-leaves-out",
-        "updater/bound.py",
-        "                check_received(received, self._unreduced)\n",
-        "                pass\n",
-        "distributed/test_zero_uneven.py::test_what_ddp_does_not_reduce_is_refused_until_it_is_made_anew[whole]",
-    ),
-    Break(
         "a-ragged-end-averaged-as-a-whole-window",
         "adapters/mmengine/recipe/wrappers.py",
         "divmod(iters or 0, counts)",
