@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "checkpoints": {"core", "updater"},
     "loop": {"checkpoints", "core", "updater"},
     "see": {"core", "schedules", "selectors", "updater"},
-    "cli": {"core", "schedules", "selectors", "adapters", "see", "<front door>"},
+    "cli": {"core", "schedules", "selectors", "adapters", "loop", "see", "<front door>"},
     "__main__": {"_version", "cli"},
     "demo": {
         "cli", "core", "schedules", "see", "selectors", "transforms", "combinators", "optimizers", "updater",

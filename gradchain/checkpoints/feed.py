@@ -24,13 +24,18 @@ class Feed:
     """
 
     def __init__(self, loader: Any, owner: str) -> None:
-        if not hasattr(loader, "__iter__"):
-            raise TypeError(f"{owner}: loader must be iterable, got {type(loader).__name__}.")
-        self.loader, self._owner = loader, owner
+        self._owner = owner
         self.epoch = 0
         self.batch = 0
         self._begin: dict[str, Any] | None = None  # the random numbers as the epoch began
         self._place: Any = None  # of a loader that keeps its own
+        self.exchange(loader)
+
+    def exchange(self, loader: Any) -> None:
+        """Go on with this loader, from the next epoch that is opened. TypeError where it is none."""
+        if not hasattr(loader, "__iter__"):
+            raise TypeError(f"{self._owner}: loader must be iterable, got {type(loader).__name__}.")
+        self.loader = loader
         try:
             self.length: int | None = len(loader)
         except TypeError:

@@ -34,6 +34,7 @@ def run_log(owner: str, path: str, options: Mapping[str, Any], save: str | None,
             if panel == "skipped":
                 rows.append(("skipped updates", f"{int(sum(ys))}", f"{xs[0]:g}", f"{xs[-1]:g}", "", "", "", ""))
             else:
+                xs, ys = zip(*((x, y) for x, y in zip(xs, ys, strict=True) if y == y), strict=True)
                 ends = (f"{number:.5g}" for number in (ys[0], ys[-1], min(ys), max(ys)))
                 rows.append((name, str(len(xs)), f"{xs[0]:g}", f"{xs[-1]:g}", *ends))
     if save is not None:

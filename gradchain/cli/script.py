@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from gradchain.loop.runner import NOT_HERE
+
 __all__ = ["Script", "Writer", "leaves"]
 
 Path = tuple[Any, ...]
@@ -17,6 +19,7 @@ NAMES = (HOOKS, "evaluation", "checkpoint_config", "log_config", "load_from", "r
 LOOPS = ("EpochBasedTrainLoop", "IterBasedTrainLoop")
 GREATER = ("acc", "top", "AR@", "auc", "precision", "mAP", "mDice", "mIoU", "mAcc", "aAcc")  # MMEngine's, in its order
 LESS = ("loss",)
+OF_BEST = ("save_best", "rule", "greater_keys", "less_keys")
 DOES = {  # default hooks that the loop is itself
     "IterTimerHook": "gch.loop times batches", "DistSamplerSeedHook": "gch.loop tells samplers the epoch",
     "ParamSchedulerHook": "the schedules of the chain", "RuntimeInfoHook": "gch.loop logs rates and losses",
@@ -121,20 +124,30 @@ class Writer:
         given = self._config.get("evaluation")
         if not isinstance(given, Mapping):
             return []
-        known = dict.fromkeys(("interval", "start", "by_epoch"), "validate")
-        known |= {"save_best": "checkpoint: best", "rule": "checkpoint: best"}
+        known = dict.fromkeys(("interval", "start", "dynamic_intervals"), "validate; and after the last")
+        known |= {"by_epoch": "validate: what the runner counts", **dict.fromkeys(OF_BEST, "checkpoint: best")}
         self._all("evaluation", given, known, "yours: evaluate()")
-        unit = "epoch" if given.get("by_epoch", True) else "iter"
-        every, start = given.get("interval", 1), given.get("start")
-        return self._validated(start or 1, every, None, unit)
+        every, start, dynamic = given.get("interval", 1), given.get("start"), given.get("dynamic_intervals")
+        if dynamic:  # MMDetection's, which hold from the milestone itself
+            return self._validated(start or 1, every, [(begin + 1, one) for begin, one in dynamic])
+        if start and every > 1 and start % every:
+            return self._validating(self._from(start, every))
+        return self._validated(start or 1, every, None)
 
-    def _validated(self, begin: Any, every: Any, dynamic: Any, unit: str | None = None) -> list[str]:
+    def _from(self, begin: int, every: int) -> str:
+        """Counts that go on in equal steps from one which the step does not divide."""
+        return f"range({begin}, {self._length[1] + 1}, {every})"
+
+    def _validated(self, begin: Any, every: Any, dynamic: Any) -> list[str]:
         when = f"{every}" if begin == 1 and not dynamic else f"gch.loop.intervals({begin}, {every}"
         if when.startswith("gch"):
             when += f", {[tuple(pair) for pair in dynamic]})" if dynamic else ")"
-        out = [f'validate=(evaluate, {when}, "{unit or self._unit}")']
+        return self._validating(when)
+
+    def _validating(self, when: str) -> list[str]:
+        out = [f'validate=(evaluate, {when}, "{self._unit}")']
         if self._observed:
-            out.append(f"observe={json.dumps(self._observed)}")  # as code writes its strings
+            out.append(f"observe=[{', '.join(map(_quoted, self._observed))}]")
         return [*out, "averaged=True"] if self._averages else out
 
     # checkpoints
@@ -145,22 +158,29 @@ class Writer:
             return []
         known = {
             **dict.fromkeys(("interval", "by_epoch", "max_keep_ckpts", "save_last", "save_begin"), "checkpoint"),
+            **dict.fromkeys(("file_client_args", "backend_args"), "not here: files lie in a folder"),
+            **dict.fromkeys(OF_BEST, "checkpoint: best"),
             "type": "checkpoint",
             "out_dir": "checkpoint: the folder",
             "save_optimizer": "all is saved: a run goes on from it",
             "save_param_scheduler": "schedules need no state",
-            "save_best": "checkpoint: best",
-            "rule": "checkpoint: best",
+            "published_keys": "not here: gch.read_weights(path) has the weights of a file alone",
+            "filename_tmpl": "not here: the loop names its files itself",
         }
-        self._all(place, given, known, "not here: the loop names its files itself")
-        every, unit = given.get("interval", 1 if old else -1), "epoch" if given.get("by_epoch", True) else "iter"
+        self._all(place, given, known, "not here")
+        by_epoch = given.get("by_epoch", self._unit == "epoch" or not old)  # mmcv's runner of iterations sets it
+        every, unit = given.get("interval", -1), "epoch" if by_epoch else "iter"
         begin = given.get("save_begin", 0)
-        folder = given.get("out_dir") or self._folder
+        folder = given.get("out_dir")  # in which the last part of work_dir is a folder
+        folder = self._folder if folder in (None, self._folder) else PurePath(folder, PurePath(self._folder).name)
+        keep, last = given.get("max_keep_ckpts", -1), given.get("save_last", True)
         told: Any = every if not begin else [(begin, every)]
         if not isinstance(every, int) or every < 1 or (unit == "epoch" and self._unit == "iter"):
-            told, unit = None, self._unit
-        keep, last = given.get("max_keep_ckpts", -1), given.get("save_last", True)
-        arguments = [repr(str(folder)).replace("'", '"'), f"every={told}", f'unit="{unit}"']
+            # All of a run over iterations is one epoch.
+            last, told, unit = last or (every == 1 and begin <= 1), None, self._unit
+        elif begin % every:
+            told = self._from(begin, every)
+        arguments = [_quoted(str(folder)), f"every={told}", f'unit="{unit}"']
         arguments += [f"keep={keep}"] if isinstance(keep, int) and keep > 0 else []
         arguments += self._best(given, old)
         arguments += [] if last else ["last=False"]
@@ -174,8 +194,8 @@ class Writer:
         pairs = []
         names = [wanted] if isinstance(wanted, str) else list(wanted)
         for i, name in enumerate(names):
-            rule = rules[i] if isinstance(rules, (list, tuple)) else rules
-            rule = {"greater": "max", "less": "min"}.get(str(rule)) or _rule_of(str(name))
+            rule = rules[i % len(rules)] if isinstance(rules, (list, tuple)) else rules
+            rule = {"greater": "max", "less": "min"}.get(str(rule)) or _rule_of(str(name), place)
             if name == "auto" or rule is None:
                 self._out.remarks.append(
                     f"save_best={name!r}: name the number that evaluate() returns, and whether it is to be large: "
@@ -185,21 +205,23 @@ class Writer:
             pairs.append((name, rule))
         if not pairs:
             return []
-        texts = [f'("{name}", "{rule}")' for name, rule in pairs]
+        texts = [f'({_quoted(name)}, "{rule}")' for name, rule in pairs]
         return [f"best={texts[0]}" if len(texts) == 1 else f"best=[{', '.join(texts)}]"]
 
     # logs
 
     def _log(self, old: bool) -> list[str]:
         given, place = self._hook("logger", old, "log_config", {})
-        given = {} if given is None else given
-        self._all(place, given, {"interval": "interval", "type": "log"}, "log")
+        if given is None:
+            return []
+        known = {"interval": "interval", "ignore_last": "the last batches of an epoch are in the next record"}
+        self._all(place, given, known, "log")
         sinks = ["gch.loop.console()"]
         for kind in self._backends(old):
             if kind in ("LocalVisBackend", "TextLoggerHook"):
-                sinks.append(f'"{self._folder}/log.jsonl"')
+                sinks.append(_quoted(f"{self._folder}/log.jsonl"))
             elif kind in ("TensorboardVisBackend", "TensorboardLoggerHook"):
-                sinks.append(f'gch.loop.tensorboard("{self._folder}/tensorboard")')
+                sinks.append(f"gch.loop.tensorboard({_quoted(f'{self._folder}/tensorboard')})")
             else:
                 self._out.remarks.append(f"{kind}: log=[…] takes any function of a record, a dict of numbers.")
         return [f"log=[{', '.join(dict.fromkeys(sinks))}]", f"interval={given.get('interval', 10)}"]
@@ -221,11 +243,9 @@ class Writer:
         self, key: str, old: bool, of_old: str, default: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any] | None, Any]:
         """The dict of a default hook, its place in the file; None where it is switched off."""
-        if old:
-            return _mapping(self._config.get(of_old)) if of_old in self._config else default, (of_old,)
-        hooks = _mapping(self._config.get(HOOKS))
-        found = hooks.get(key, default)
-        return (None if found is None else _mapping(found)), (HOOKS, key)
+        holder, name = (self._config, of_old) if old else (_mapping(self._config.get(HOOKS)), key)
+        found = holder.get(name, default)
+        return (None if found is None else _mapping(found)), ((of_old,) if old else (HOOKS, key))
 
     def _custom_hooks(self) -> None:
         for key, hook in _mapping(self._config.get(HOOKS)).items():
@@ -234,15 +254,21 @@ class Writer:
                 continue
             if key == "param_scheduler" and kind != "ParamSchedulerHook":
                 continue  # the chain has it
-            became = DOES.get(kind) or NO_PART if hook is not None else "nothing: it is switched off"
+            became = DOES.get(kind, NO_PART if "Visualization" in kind or kind in NOT_HERE else "yours to give to the loop")
             for path in leaves(hook, (HOOKS, key)):
-                self._note(path, became)
-            if became is NO_PART:
-                self._out.remarks.append(f"{HOOKS}.{key}: {kind or 'it'} is {NO_PART}.")
+                self._note(path, became if hook is not None else "nothing: it is switched off")
+            if hook is not None and became is NO_PART:
+                self._out.remarks.append(f"{HOOKS}.{key}: {kind} is {NO_PART}.")
+            elif hook is not None and kind not in DOES:
+                self._give(hook, kind)
         for hook in _listed(self._config.get("custom_hooks")):
-            kind = _kind(hook)
-            if kind in self._unread:
-                self._out.remarks.append(f"{kind} is yours to give to the loop: train(…, hooks=[{_made(hook, kind)}]).")
+            if (kind := _kind(hook)) in self._unread:
+                self._give(hook, kind)
+
+    def _give(self, hook: Any, kind: str) -> None:
+        """A hook that is none of the loop's own: it runs with it, or why it does not."""
+        remark = f"{kind} is yours to give to the loop: train(…, hooks=[{_made(_mapping(hook), kind)}])."
+        self._out.remarks.append(f"{kind} is not here, because {NOT_HERE[kind]}." if kind in NOT_HERE else remark)
 
     # the table
 
@@ -269,13 +295,17 @@ def _made(hook: Mapping[str, Any], kind: str) -> str:
     return f'({made}, "{priority}")' if isinstance(priority, str) else f"({made}, {priority!r})"
 
 
-def _rule_of(name: str) -> str | None:
-    """Whether a number is to be large, as MMEngine guesses by its name: the words after the last slash."""
-    word = name.rpartition("/")[2]
-    whole, low = (GREATER, "max"), (LESS, "min")
-    exact = next((rule for keys, rule in (whole, low) if word in keys), None)
-    inside = (rule for keys, rule in (whole, low) if any(key.lower() in name.lower() for key in keys))
-    return exact or next(inside, None)
+def _rule_of(name: str, given: Mapping[str, Any]) -> str | None:
+    """Whether a number is to be large, as MMEngine guesses by its name, or by keys that are given."""
+    pairs = ((given.get("greater_keys") or GREATER, "max"), (given.get("less_keys") or LESS, "min"))
+    keys = [(key.lower(), rule) for some, rule in pairs for key in ([some] if isinstance(some, str) else some)]
+    exact = next((rule for key, rule in keys if key == name.lower()), None)
+    return exact or next((rule for key, rule in keys if key in name.lower()), None)
+
+
+def _quoted(text: str) -> str:
+    """A string as code writes it."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

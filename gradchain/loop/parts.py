@@ -22,7 +22,10 @@ def built_in(run: loop[Any]) -> list[Hook]:
     """In the order in which MMEngine's Runner registers its own."""
     logging, saving = Logging(run), Saving(run)
     rows: list[tuple[str, str, dict[str, Any]]] = [
-        ("rates", "VERY_HIGH", {"before_train_iter": logging.read_rates}),
+        ("rates", "VERY_HIGH", {
+            "before_train_iter": logging.read_rates, "after_train_iter": logging.keep_of_batch,
+            "after_val_epoch": logging.keep_of_validation,
+        }),
         ("timer", "NORMAL", {"before_train_iter": logging.waited, "after_train_iter": logging.worked}),
         ("seed", "NORMAL", {"before_train_epoch": lambda _: run._feed.seed() if run._by_epoch else None}),
         ("log", "BELOW_NORMAL", {
@@ -70,6 +73,16 @@ class Logging:
             if "learning_rate" in address
         }
 
+    def keep_of_batch(self, given: Mapping[str, Any]) -> None:
+        """What hooks find in `runner.message_hub`, where there are any that do."""
+        if self._run._standin._used:
+            self._run._standin.message_hub.keep("train", given["outputs"])
+
+    def keep_of_validation(self, given: Mapping[str, Any]) -> None:
+        """The same of a validation."""
+        if self._run._standin._used:
+            self._run._standin.message_hub.keep("val", logs.numbers(given["metrics"]))
+
     def waited(self, _: Mapping[str, Any]) -> None:
         """The seconds that the batch took to come."""
         self._run._meter.add({"data_time": self._run.data_time})
@@ -77,7 +90,10 @@ class Logging:
     def worked(self, _: Mapping[str, Any]) -> None:
         """The seconds that all of the batch took, the wait for it and the body."""
         run = self._run
-        run._meter.add({"time": run.data_time + time.perf_counter() - run.began})
+        took = run.data_time + time.perf_counter() - run.began
+        run._meter.add({"time": took})
+        if run._standin._used:
+            run._standin.message_hub.keep("train", {"data_time": run.data_time, "time": took})
 
     def now_and_then(self, given: Mapping[str, Any]) -> None:
         """A record every `interval` batches, counted as MMEngine does: in each epoch anew."""
@@ -90,7 +106,10 @@ class Logging:
             self._tell()
 
     def _is_due(self, index: int) -> bool:
-        return (index + 1) % self._run.interval == 0
+        """In an epoch that is shorter than that, behind its last."""
+        run = self._run
+        length = run._feed.length if run._by_epoch else None
+        return (index + 1) % (run.interval if length is None else min(run.interval, length)) == 0
 
     def _tell(self) -> None:
         run = self._run

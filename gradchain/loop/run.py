@@ -24,7 +24,7 @@ from gradchain.updater.info import UpdateInfo
 from gradchain.updater.updater import Updater
 
 B = TypeVar("B")
-Stopping = Literal["", "epoch", "now"]
+Stopping = Literal["", "as MMEngine", "now"]
 _END = object()
 
 
@@ -44,7 +44,8 @@ class loop(Generic[B]):
         iters: or after so many batches.
         validate: a function of this run or of nothing, which returns numbers by name, one number or None; or (function,
             when) or (function, when, unit). `when` is every so many units, or [(begin, every), …]: from each begin on,
-            what `every` divides, with None for never; and after the last, if the first begin was reached. The unit is
+            what `every` divides, with None for never; or a range of counts; and after the last, if the first begin was
+            reached. The unit is
             "update", "iter" or "epoch". A function alone is called after each epoch, or after the last update. It
             runs without gradients and with the models in eval mode, which come back as they were, as random numbers do.
         averaged: validate the average weights: True, or the name of the average; for several updaters, names of those.
@@ -130,10 +131,10 @@ class loop(Generic[B]):
         self._sinks = logs.sinks(log) if self.rank == 0 else []
         self._meter, self._asked = Meter(), bar if self.rank == 0 else False
         self._standin = runner.Runner(self)
-        own = [*moments.read(hooks, self, self._standin.hook)]
-        self._hooks = moments.in_order([*parts.built_in(self), *own])
+        self._every: list[moments.Hook] = parts.built_in(self)
+        self.add_hooks(hooks)
         self._bar = Bar(False, 0, None, "")
-        self._running = self._ended = False
+        self._running = self._ended = self._reading = False
         self._stopping: Stopping = ""
         self.data_time = self.began = self._from = 0.0
 
@@ -209,8 +210,15 @@ class loop(Generic[B]):
 
     def call(self, moment: str, **given: Any) -> None:
         """Call the hooks of a moment in their order. The loop does it at its own moments."""
+        if moment not in self._hooks:
+            raise ValueError(f"loop: moment of a hook must be one of {', '.join(self._hooks)}, got {moment!r}.")
         for hook in self._hooks[moment]:
             hook(given)
+
+    def add_hooks(self, hooks: Any) -> None:
+        """Further hooks, given as to the loop. They are called from the next moment on."""
+        self._every += [*moments.read(hooks, self, self._standin.hook)]
+        self._hooks = moments.in_order(self._every)
 
     # the run
 
@@ -256,7 +264,7 @@ class loop(Generic[B]):
             self.call("after_train_epoch")
             self._next_epoch()
             self._validate(False)
-        self._validate(True)
+        self._validate(self._is_final())
 
     def _passes(self) -> Iterator[B]:
         """As MMEngine's IterBasedTrainLoop goes: one epoch to hooks, as often through the loader as that takes."""
@@ -280,17 +288,20 @@ class loop(Generic[B]):
         self._feed.epoch, self._feed.batch, self._ended = self.epoch + 1, 0, False
 
     def _batches(self) -> Iterator[B]:
-        batches = self._feed.open()
-        while True:
-            begin = time.perf_counter()
-            batch = next(batches, _END)
-            if batch is _END:
-                return
-            self.data_time = time.perf_counter() - begin
-            yield from self._body(cast("B", batch))
-            del batch  # else two would be in memory while the next one is loaded
-            if self._over() if not self._by_epoch else self._now():
-                return
+        batches, self._reading = self._feed.open(), True
+        try:
+            while True:
+                begin = time.perf_counter()
+                batch = next(batches, _END)
+                if batch is _END:
+                    return
+                self.data_time = time.perf_counter() - begin
+                yield from self._body(cast("B", batch))
+                del batch  # else two would be in memory while the next one is loaded
+                if self._over() if not self._by_epoch else self._now():
+                    return
+        finally:
+            self._reading = False
 
     def _body(self, batch: B) -> Iterator[B]:
         self.batch, self.outputs = batch, {}
@@ -314,7 +325,7 @@ class loop(Generic[B]):
         last = not self._by_epoch and self._over()
         if last:
             self._flush()
-        self._validate(last)
+        self._validate(last and self._is_final())
 
     def _behind(self) -> None:
         self.iter += 1
@@ -359,6 +370,10 @@ class loop(Generic[B]):
 
     def _now(self) -> bool:
         return self._stopping == "now"
+
+    def _is_final(self) -> bool:
+        """Whether what comes after the last comes now: not where a hook stopped the run, for MMEngine has it so."""
+        return self._done() or self._now()
 
     def is_last(self, ended: bool) -> bool:
         """Whether nothing comes behind this batch, or this epoch where it has ended; False where nobody knows yet."""

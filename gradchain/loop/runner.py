@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from gradchain.core.address import find
+from gradchain.checkpoints import ranks
 from gradchain.loop.moments import MOMENTS, Hook, priority_of
-from gradchain.updater.updater import Updater
+from gradchain.loop.runner_parts import MessageHub, OptimWrapper, StandIn, Visualizer
 
 if TYPE_CHECKING:
     from gradchain.loop.run import loop
@@ -28,8 +28,21 @@ NOT_HERE = {
 }
 """MMEngine's own hooks that do not run here, and why; its others do."""
 
+BY_FUNCTION = "validation is a function of the user's: gch.loop(validate=…)"
+BY_SAVING = "the loop saves, and goes on from what it saved: gch.loop(checkpoint=…)"
+LACKS = {
+    "cfg": "there is no config: give the hook what it needs when it is made",
+    "log_processor": "the loop logs: gch.loop(log=…, interval=…)",
+    "param_schedulers": "learning rates are schedules in the chain; runner.optim_wrapper.param_groups sets them",
+    **dict.fromkeys(
+        ("test_dataloader", "test_evaluator", "test_loop", "val_evaluator", "val_loop", "_val_loop"), BY_FUNCTION
+    ),
+    **dict.fromkeys(("load_checkpoint", "load_or_resume", "resume", "save_checkpoint"), BY_SAVING),
+}
+"""What MMEngine's Runner has that is not here, and why."""
 
-class Runner:
+
+class Runner(StandIn):
     """What hooks of MMEngine's kind find in their `runner`, of a loop.
 
     Attributes:
@@ -39,8 +52,11 @@ class Runner:
         timestamp: when the run was made.
     """
 
+    lacks = LACKS
+
     def __init__(self, run: loop[Any]) -> None:
         self._run = run
+        self._used, self._notes = False, dict[str, Any]()  # by any hook; what they write into groups for themselves
         self.message_hub = MessageHub(run)
         self.visualizer = Visualizer(run)
         self.logger = logging.getLogger("gradchain.loop")
@@ -63,9 +79,9 @@ class Runner:
         return self.train_loop.max_epochs
 
     @property
-    def max_iters(self) -> int | None:
-        """How many batches there are, as far as that is known."""
-        return self._run.total
+    def max_iters(self) -> int:
+        """How many batches there are. ValueError where nobody knows."""
+        return self.train_loop.max_iters
 
     @property
     def train_dataloader(self) -> Any:
@@ -94,25 +110,49 @@ class Runner:
         return "." if keeper is None else str(keeper.folder.path)
 
     @property
+    def log_dir(self) -> str:
+        """The same."""
+        return self.work_dir
+
+    @property
     def rank(self) -> int:
         """Which process this is."""
         return self._run.rank
+
+    @property
+    def world_size(self) -> int:
+        """How many processes there are."""
+        return ranks.many()
+
+    @property
+    def distributed(self) -> bool:
+        """Whether there are others."""
+        return self.world_size > 1
+
+    @property
+    def _resume(self) -> bool:
+        """Whether batches are behind from before, as hooks ask when a run begins."""
+        return self.iter > 0
 
     def call_hook(self, fn_name: str, **given: Any) -> None:
         """Call the hooks of a moment."""
         self._run.call(fn_name, **given)
 
-    def __getattr__(self, name: str) -> Any:
-        known = [n for n in (*dir(type(self)), *vars(self)) if n[0] != "_"]
-        raise AttributeError(
-            f"loop: runner has no {name!r}: it stands in for MMEngine's Runner, and has {', '.join(sorted(known))}."
-        )
+    def register_hook(self, hook: Any, priority: Any = None) -> None:
+        """One more hook, from the next moment on."""
+        self._run.add_hooks([hook if priority is None else (hook, priority)])
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.lacks:
+            getattr(self, name)
+        super().__setattr__(name, value)
 
     def hook(self, given: Any, priority: int | None) -> Hook:
         """What an object with methods called as moments is to the loop."""
         for kind in type(given).__mro__:
             if kind.__name__ in NOT_HERE and kind.__module__.startswith("mmengine.hooks"):
                 raise TypeError(f"loop: {kind.__name__} is not here, because {NOT_HERE[kind.__name__]}.")
+        self._used = True
         chosen = priority_of(getattr(given, "priority", "NORMAL")) if priority is None else priority
         methods = {moment: getattr(given, moment, None) for moment in MOMENTS}
         return Hook(
@@ -126,16 +166,35 @@ class Runner:
         return lambda given: method(self, **{n: v for n, v in given.items() if everything or n in parameters})
 
 
-class TrainLoop:
+class TrainLoop(StandIn):
     """What hooks find in `runner.train_loop`."""
+
+    called, of = "runner.train_loop", "loops"
 
     def __init__(self, run: loop[Any]) -> None:
         self._run = run
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in ("_run", "dataloader", "stop_training"):
+            raise AttributeError(
+                f"loop: runner.train_loop.{name} cannot be set: of it dataloader and stop_training can, and gch.loop(…) "
+                "has the rest."
+            )
+        super().__setattr__(name, value)
+
     @property
     def dataloader(self) -> Any:
-        """The loader of the loop."""
+        """The loader of the loop. Another one may be put in its place before an epoch begins."""
         return self._run._feed.loader
+
+    @dataloader.setter
+    def dataloader(self, loader: Any) -> None:
+        if self._run._reading:
+            raise ValueError(
+                "loop: runner.train_loop.dataloader must be set before an epoch begins, as at before_train_epoch, got "
+                "another in the middle of one."
+            )
+        self._run._feed.exchange(loader)
 
     @property
     def iter(self) -> int:
@@ -143,8 +202,13 @@ class TrainLoop:
         return self._run.iter
 
     @property
-    def max_iters(self) -> int | None:
-        """How many batches there are, as far as that is known."""
+    def max_iters(self) -> int:
+        """How many batches there are. ValueError where nobody knows."""
+        if self._run.total is None:
+            raise ValueError(
+                "loop: runner.max_iters must be known to be read, and updates are counted or the loader has no length. "
+                "Give gch.loop iters=, or take the hook out."
+            )
         return self._run.total
 
     @property
@@ -164,117 +228,4 @@ class TrainLoop:
 
     @stop_training.setter
     def stop_training(self, wanted: bool) -> None:
-        self._run._stopping = ("epoch" if self._run._by_epoch else "now") if wanted else ""
-
-
-class OptimWrapper:
-    """What hooks find in `runner.optim_wrapper`."""
-
-    def __init__(self, run: loop[Any]) -> None:
-        self._updater = next(iter(run._each.values()))
-
-    def get_lr(self) -> dict[str, list[float]]:
-        """The learning rates of the coming update."""
-        values = self._updater.hyperparams(by="value")
-        return {"lr": [value for address, value in values.items() if "learning_rate" in address]}
-
-    @property
-    def optimizer(self) -> OptimWrapper:
-        """This: what hooks ask of the optimizer are its groups."""
-        return self
-
-    @property
-    def param_groups(self) -> list[ParamGroup]:
-        """One group."""
-        return [ParamGroup(self._updater)]
-
-
-class ParamGroup:
-    """What hooks find in `param_groups`: the hyperparameters of an updater by name; "lr" is the learning rate.
-
-    Setting one is `updater.override`: it holds in place of the chain's number or schedule from now on.
-    """
-
-    def __init__(self, updater: Updater) -> None:
-        self._updater = updater
-
-    def __getitem__(self, name: str) -> Any:
-        values = self._updater.hyperparams()
-        return values[find("learning_rate" if name == "lr" else name, values, "param_groups")]
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self._updater.override("learning_rate" if name == "lr" else name, value)
-
-
-class Values:
-    """The values that were given under a name."""
-
-    def __init__(self) -> None:
-        self._values: list[float] = []
-
-    def add(self, value: Any) -> None:
-        """One more."""
-        self._values.append(float(value))
-
-    def current(self) -> float:
-        """The last."""
-        return self._values[-1]
-
-    def mean(self, window_size: int | None = None) -> float:
-        """The mean, of the last few or of all."""
-        chosen = self._values[-(window_size or len(self._values)) :]
-        return sum(chosen) / len(chosen)
-
-
-class MessageHub:
-    """What hooks find in `runner.message_hub`."""
-
-    def __init__(self, run: loop[Any]) -> None:
-        self._run = run
-        self.log_scalars: dict[str, Values] = {}
-        self.runtime_info: dict[str, Any] = {}
-
-    def update_scalar(self, key: str, value: Any, count: int = 1, resumed: bool = True) -> None:
-        """Log a number."""
-        self.log_scalars.setdefault(key, Values()).add(value)
-        self._run._meter.add({key.removeprefix("train/"): value})
-
-    def update_scalars(self, log_dict: Mapping[str, Any], resumed: bool = True) -> None:
-        """Log several."""
-        for key, value in log_dict.items():
-            self.update_scalar(key, value["value"] if isinstance(value, Mapping) else value)
-
-    def get_scalar(self, key: str) -> Values:
-        """What was logged so."""
-        return self.log_scalars[key]
-
-    def update_info(self, key: str, value: Any, resumed: bool = True) -> None:
-        """Keep a fact."""
-        self.runtime_info[key] = value
-
-    def update_info_dict(self, info_dict: Mapping[str, Any], resumed: bool = True) -> None:
-        """Keep several."""
-        self.runtime_info.update(info_dict)
-
-    def get_info(self, key: str, default: Any = None) -> Any:
-        """A fact that was kept."""
-        return self.runtime_info.get(key, default)
-
-    def pop_info(self, key: str, default: Any = None) -> Any:
-        """The same, and keep it no more."""
-        return self.runtime_info.pop(key, default)
-
-
-class Visualizer:
-    """What hooks find in `runner.visualizer`: numbers only."""
-
-    def __init__(self, run: loop[Any]) -> None:
-        self._run = run
-
-    def add_scalar(self, name: str, value: Any, step: int = 0, **_: Any) -> None:
-        """Log a number."""
-        self._run._meter.add({name: value})
-
-    def add_scalars(self, scalar_dict: Mapping[str, Any], step: int = 0, **_: Any) -> None:
-        """Log several."""
-        self._run._meter.add(scalar_dict)
+        self._run._stopping = "as MMEngine" if wanted else ""

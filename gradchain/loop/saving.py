@@ -32,7 +32,7 @@ class checkpoints:
 
     Args:
         folder: where to. Files of other names in it are left alone.
-        every: every so many of `unit`, or (begin, every) pairs as for `validate`; None for the last only.
+        every: every so many of `unit`, or (begin, every) pairs or a range as for `validate`; None for the last only.
         unit: "update", "iter" (batches) or "epoch"; None is "epoch" in a run over epochs, "update" otherwise.
         keep: how many of the newest stay; None for all.
         best: (metric, "min" or "max"), or a list of them: after a validation that is better than all before, one more
@@ -47,7 +47,7 @@ class checkpoints:
     def __init__(
         self,
         folder: str | os.PathLike[str],
-        every: int | Sequence[tuple[int, int | None]] | None = 1,
+        every: int | range | Sequence[tuple[int, int | None]] | None = 1,
         unit: Unit | None = None,
         *,
         keep: int | None = None,

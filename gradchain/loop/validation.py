@@ -55,7 +55,7 @@ class Validation:
 
     def _begun(self, now: int) -> bool:
         """Whether the first begin is reached: not before is it done after the last either."""
-        return now >= self.when.pairs[0][0]
+        return now >= self.when.begin
 
     def run(self, run: loop[Any]) -> dict[str, Any]:
         """Call it, and return its numbers by name."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradchain.see import paper
 from gradchain.see.lines import Clock
-from gradchain.see.run import Run
+from gradchain.see.run import Curve, Run
 from gradchain.see.subjects import subjects_of
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ def drawn(run: Run, names: Sequence[str] | None = None, width: float = 10.0, tit
     paper.check_installed(run.owner)
     sheet = paper.Sheet(run.owner, width)
     chosen = run.chosen(names)
+    if not chosen:
+        raise ValueError(f"{run.owner}: the chain must have a hyperparameter that is a number, to be drawn, got none.")
     for address in chosen:
         _row(sheet, run, address)
     said = run.said(chosen)
@@ -88,7 +91,7 @@ def drawn(run: Run, names: Sequence[str] | None = None, width: float = 10.0, tit
 def _row(sheet: paper.Sheet, run: Run, address: str) -> None:
     """The panel of a hyperparameter, and that on a log scale where it says more."""
     curves = run.curves[address]
-    positive = [v for c in curves for v in (min((x for x in c.values if x > 0), default=0), max(c.values)) if v > 0]
+    positive = [value for curve in curves for value in _finite(curve) if value > 0]
     logs = bool(positive) and max(positive) >= 10 * min(positive)
     letters = sheet.letters(2 if sheet.wide and logs else 1)
     labels = [curve.line.called for curve in curves]
@@ -100,13 +103,15 @@ def _row(sheet: paper.Sheet, run: Run, address: str) -> None:
 def _panel(run: Run, address: str, letters: int, log: bool, axes: Axes) -> None:
     curves = run.curves[address]
     for curve, colour in zip(curves, paper.colours(len(curves)), strict=True):
-        axes.plot(run.steps, curve.values, color=colour, linewidth=1.7, label=curve.line.called, gid=address)
+        point = "o" if len(run.steps) == 1 else ""
+        axes.plot(run.steps, curve.values, point + "-", color=colour, linewidth=1.7, label=curve.line.called, gid=address)
     paper.dress(axes)
     axes.set_xlim(0, max(run.updates, 1))
+    values = [value for curve in curves for value in _finite(curve)]
     if log:
-        positive = [value for curve in curves for value in curve.values if value > 0]
+        positive = [value for value in values if value > 0]
         paper.logarithmic(axes, min(positive), max(positive))
-    elif _from_zero([value for curve in curves for value in (min(curve.values), max(curve.values))]):
+    elif values and _from_zero(values):
         axes.set_ylim(bottom=0)
     if not log:
         paper.plain(axes)
@@ -116,6 +121,11 @@ def _panel(run: Run, address: str, letters: int, log: bool, axes: Axes) -> None:
     paper.heading(axes, "the same, on a log scale" if log else address, letters)
     if len(curves) > 1 and not log:
         paper.legend(axes, [curve.line.called for curve in curves], letters)
+
+
+def _finite(curve: Curve) -> list[float]:
+    """The values that have a place: a schedule of a user's may have others."""
+    return [value for value in curve.values if math.isfinite(value)]
 
 
 def _from_zero(values: Sequence[float]) -> bool:

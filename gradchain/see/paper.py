@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from os.path import commonprefix
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["BLUE", "FAINT", "GREEN", "INK", "ORANGE", "Sheet", "colours", "dress", "fitting"]
+__all__ = ["BLUE", "FAINT", "GREEN", "INK", "ORANGE", "Sheet", "apart", "colours", "dress", "fitting"]
 
 INK, FAINT, BLUE, ORANGE, GREEN = "#222222", "#999999", "#2f6db3", "#d1662a", "#2a8a6a"
 COLOURS = (BLUE, ORANGE, GREEN, "#8a5fbf", "#b8902a", "#c2527f", "#4aa3a8", "#6b6b6b")
@@ -67,6 +68,18 @@ def fitting(text: str, letters: float) -> str:
     """A text that is cut in its middle where it is too long."""
     most = max(int(letters), 8)
     return text if len(text) <= most else f"{text[: most // 2 - 1]}…{text[len(text) - most // 2 :]}"
+
+
+def apart(labels: Sequence[str], letters: float) -> list[str]:
+    """Texts that fit and still differ: where cuts in their middle make some equal, what all begin and end with goes."""
+    ends = [commonprefix(labels), commonprefix([label[::-1] for label in labels])]
+    words = [max(end.rfind(letter) for letter in "/. ") + 1 for end in ends]
+    for before, after in ((0, 0), words, map(len, ends)):
+        inner = [label[before : max(before, len(label) - after)] for label in labels]
+        cut = [fitting(f"{'…' * (before > 0)}{text}{'…' * (after > 0)}", letters) for text in inner]
+        if len(set(cut)) == len(set(labels)):
+            break
+    return cut
 
 
 def dress(axes: Axes) -> None:
@@ -141,7 +154,7 @@ def legend(axes: Axes, labels: Sequence[str], letters: int, at_most: int = 6) ->
 
     lines = {str(line.get_label()): line for line in axes.get_lines()}
     chosen = [*_evenly(len(labels), at_most)]
-    cut = [fitting(labels[i], min(letters - 6, 56)) for i in chosen]
+    cut = apart([labels[i] for i in chosen], min(letters - 6, 56))
     columns = max(1, min(len(chosen), letters // (max(map(len, cut)) + 7)))
     out = axes.legend(
         [Line2D([], [], color=lines[labels[i]].get_color(), linewidth=1.7) for i in chosen],

@@ -143,7 +143,7 @@ def _panel(address: str, update: int, layers: Layers, letters: int, axes: Axes) 
         axes.xaxis.set_major_formatter("{x:.6g}")
     every = -(-len(layers) // MOST_ROWS)
     names = [*layers]
-    axes.set_yticks(range(0, len(names), every), [paper.fitting(name, letters // 3) for name in names[::every]])
+    axes.set_yticks(range(0, len(names), every), paper.apart(names[::every], letters // 3))
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", labelsize=8.5, length=0)
     paper.heading(axes, f"{address}, at update {update}", letters)

@@ -113,12 +113,16 @@ def panels_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
         of_validation = record.get("mode") == "val"
         for name, value in record.items():
             panel = _panel_of(str(name), of_validation)
-            if panel is not None and _is_number(value):
+            if panel is not None and (value is None or isinstance(value, (int, float))):
                 shown = f"validation: {name}" if of_validation and panel == "loss" else str(name)
-                found.setdefault(panel, {}).setdefault(shown, {})[float(update)] = float(value)
+                number = float(value) if _is_number(value) else math.nan
+                found.setdefault(panel, {}).setdefault(shown, {})[float(update)] = number
     out: dict[str, Series] = {}
     for panel, series in found.items():
-        out[panel] = {name: ([*sorted(points)], [points[x] for x in sorted(points)]) for name, points in series.items()}
+        for name, points in series.items():
+            numbers = _with_gaps(points) if panel != "skipped" else {x: y for x, y in points.items() if y == y}
+            if numbers:
+                out.setdefault(panel, {})[name] = ([*numbers], [*numbers.values()])
     if "skipped" in out:
         xs, counts = next(iter(out["skipped"].values()))
         out["skipped"] = {"": (xs, _risen(counts))}
@@ -129,6 +133,20 @@ def panels_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Series]:
     return out
 
 
+def _with_gaps(points: Mapping[float, float]) -> dict[float, float]:
+    """The numbers in order, with NaN where there is a gap; none where each is between two: it is measured so rarely."""
+    ordered = {x: points[x] for x in sorted(points)}
+    numbers = {x: y for x, y in ordered.items() if y == y}
+    rarely = 2 * len(alone([*ordered.values()])) > len(numbers)
+    return numbers if rarely or not numbers else ordered
+
+
+def alone(ys: Sequence[float]) -> list[int]:
+    """The places of numbers that have none beside them."""
+    there = [False, *(y == y for y in ys), False]
+    return [i for i in range(len(ys)) if there[i : i + 3] == [False, True, False]] if len(ys) > 1 else []
+
+
 def _risen(counts: Sequence[float]) -> list[float]:
     """How many updates each record skipped: a count so far that never falls is told by its rises."""
     rises = [after - before for before, after in zip([0.0, *counts], counts, strict=False)]
@@ -137,7 +155,10 @@ def _risen(counts: Sequence[float]) -> list[float]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    try:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float is
+        return False
 
 
 _PANELS = ("loss", "validation", "learning rate", "norm", "loss scale", "seconds")
@@ -180,11 +201,13 @@ def _panel(
             xs, ys, color=colour, label=label, gid=label, linewidth=0.8 if many else 1.6, alpha=0.35 if many else 1,
             drawstyle="steps-post" if name == "loss scale" else "default", **style,
         )  # fmt: skip
+        if single := alone(ys):
+            axes.plot([xs[i] for i in single], [ys[i] for i in single], ".", color=colour, label="_", gid=f"{label}, alone")
         if many:
             axes.plot(*_smoothed(xs, ys), color=colour, linewidth=1.8, label="_", gid=f"{label}, smoothed")
     paper.dress(axes)
     axes.set_xlim(low, high if high > low else low + 1)
-    _scale(axes, name, [y for _, ys in series.values() for y in ys])
+    _scale(axes, name, [y for _, ys in series.values() for y in ys if y == y])
     for x in skipped:
         axes.axvline(x, color=paper.ORANGE, linewidth=0.9, ymin=0.93, gid="skipped")
     paper.ticks(axes)
@@ -206,7 +229,9 @@ def _scale(axes: Axes, name: str, values: Sequence[float]) -> None:
 
 
 def _smoothed(xs: Sequence[float], ys: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The mean of each thirtieth or so, at its middle."""
+    """The mean of each thirtieth or so, at its middle; a gap where it has more gaps than numbers."""
     size = max(len(ys) // 30, 2)
-    begins = range(0, len(ys) - size + 1, size)
-    return [sum(xs[i : i + size]) / size for i in begins], [sum(ys[i : i + size]) / size for i in begins]
+    parts = [slice(i, i + size) for i in range(0, len(ys) - size + 1, size)]
+    numbers = [[y for y in ys[part] if y == y] for part in parts]
+    means = [sum(some) / len(some) if 2 * len(some) >= size else math.nan for some in numbers]
+    return [sum(xs[part]) / size for part in parts], means

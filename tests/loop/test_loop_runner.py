@@ -154,21 +154,101 @@ def test_its_priority_may_be_given_with_it():
     assert calls == ["a", "b", "c"]
 
 
+def put(name, value):
+    return lambda runner: setattr(runner.train_loop, name, value)
+
+
 @pytest.mark.parametrize(
     ("what", "kind", "sentence"),
     [
-        (
-            lambda r: r.cfg,
-            AttributeError,
-            r"runner has no 'cfg': it stands in for MMEngine's Runner, and has .*train_loop",
-        ),
+        (lambda r: r.cfg, AttributeError, "runner has no 'cfg', because there is no config: give the hook"),
+        (lambda r: r.seed, AttributeError, "runner has no 'seed': it stands in for MMEngine's Runner, and has .*iter"),
+        (lambda r: r.param_schedulers, AttributeError, "no 'param_schedulers', because learning rates are schedules"),
+        (lambda r: r.val_loop.total_length, AttributeError, "no 'val_loop', because validation is a function of the"),
+        (lambda r: r.save_checkpoint("a"), AttributeError, "no 'save_checkpoint', because the loop saves"),
+        (lambda r: setattr(r, "param_schedulers", []), AttributeError, "no 'param_schedulers', because learning"),
+        (lambda r: r.train_loop.val_interval, AttributeError, "runner.train_loop has no 'val_interval': it stands in"),
+        (put("_max_iters", 3), AttributeError, "runner.train_loop._max_iters cannot be set: of it dataloader and stop"),
+        (put("dataloader_iterator", []), AttributeError, "train_loop.dataloader_iterator cannot be set"),
+        (put("dataloader", [DATA[0]]), ValueError, "dataloader must be set before an epoch begins, .* in the middle"),
+        (put("dataloader", 3), ValueError, "dataloader must be set before an epoch begins"),
+        (lambda r: r.optim_wrapper.step(), AttributeError, "runner.optim_wrapper has no 'step': .*get_lr, optimizer"),
         (lambda r: r.optim_wrapper.param_groups[0]["momentum"], KeyError, "there is no 'momentum'"),
+        (lambda r: r.optim_wrapper.param_groups[0]["initial_lr"], KeyError, "nobody has set 'initial_lr'"),
+        (lambda r: r.optim_wrapper.param_groups[0].pop("lr"), TypeError, "'lr' cannot be taken out: it is the chain's"),
+        (lambda r: r.message_hub.get_scalar("train/lr"), KeyError, "no scalar 'train/lr'; it has .*get_lr()"),
+        (lambda r: r.message_hub.get_scalar("train/loss"), KeyError, "no scalar 'train/loss'; it has nothing yet"),
+        (lambda r: r.message_hub.statistics, AttributeError, "runner.message_hub has no 'statistics': it stands in for"),
+        (lambda r: r.visualizer.add_image("a", 3), AttributeError, "runner.visualizer has no 'add_image', because it"),
+        (lambda r: r.call_hook("before_test"), ValueError, "moment of a hook must be one of before_run, .*'before_test'"),
+        (lambda r: r.register_hook({"type": "Mine"}), TypeError, "hooks must be .*got {'type': 'Mine'}"),
     ],
 )
 def test_what_the_stand_in_lacks_is_said(what, kind, sentence):
+    """Nothing that is set or asked for is passed over."""
+
     class Asking:
-        def before_train(self, runner):
+        def before_train_iter(self, runner, batch_idx):
             what(runner)
 
     with pytest.raises(kind, match=sentence):
         train(Asking())
+
+
+def test_how_long_a_run_of_updates_is_nobody_knows():
+    """A sentence in place of None, of which IterTimerHook takes one away."""
+    model = nn.Linear(3, 1)
+    updater = gch.sgd(0.1).bind(model)
+    with pytest.raises(ValueError, match=r"runner.max_iters must be known to be read, .* Give gch.loop iters="):
+        for batch in gch.loop(DATA, updater, updates=2, hooks=[HERE["IterTimerHook"]()]):
+            updater.update(model(batch).mean())
+
+
+def test_groups_are_read_as_hooks_read_them():
+    """By name with a default, whether one is there, and with the rate of the beginning kept beside it."""
+    seen = []
+
+    class Warming:
+        def before_train(self, runner):
+            for group in runner.optim_wrapper.optimizer.param_groups:
+                group.setdefault("initial_lr", group["lr"])
+
+        def before_train_iter(self, runner, batch_idx):
+            (group,) = runner.optim_wrapper.optimizer.param_groups
+            if "fix_lr" not in group and group.get("lr_scale", 1) == 1:
+                group["lr"] = group["initial_lr"] * (batch_idx + 1) / 4
+            seen.append((group["lr"], sorted(group)))
+
+    train(Warming(), epochs=1)
+    keys = ["initial_lr", "lr", "scale_by_learning_rate.learning_rate"]
+    assert seen == [(pytest.approx(0.1 * i / 4), keys) for i in (1, 2, 3, 4)]
+    with pytest.raises(ValueError, match="'lr' must be one number for all parameters, .* gives them 2. updater.over"):
+        train(Warming(), lr=gch.multiply(0.1, (gch.bias, 2.0)))
+
+
+def test_what_was_logged_is_in_the_message_hub():
+    """As RuntimeInfoHook and IterTimerHook put it there: a loss that a hook looks at, times, what validation gave."""
+    seen = []
+
+    class Looking:
+        def after_train_iter(self, runner, batch_idx, outputs=None):
+            hub = runner.message_hub
+            assert hub.get_scalar("train/loss").current() == outputs["loss"].item()
+            assert hub.get_info("iter") == runner.iter and hub.get_info("max_epochs") == 2
+            seen.append(outputs["loss"].item())
+
+        def after_train_epoch(self, runner):
+            losses, times = (runner.message_hub.get_scalar(f"train/{name}") for name in ("loss", "time"))
+            assert losses.mean(3) == pytest.approx(sum(seen[-3:]) / 3)
+            assert (losses.min(), losses.max()) == (min(seen), max(seen))
+            assert times.mean() >= runner.message_hub.get_scalar("train/data_time").mean() > 0
+
+        def after_val_epoch(self, runner, metrics=None):
+            assert runner.message_hub.get_scalar("val/acc").current() == 0.5
+
+    train(Looking(), validate=lambda: {"acc": torch.tensor(0.5), "table": "of words"})
+    assert len(seen) == 8
+
+
+def test_without_such_hooks_nothing_is_kept():
+    assert train()[0]._standin.message_hub.log_scalars == {}

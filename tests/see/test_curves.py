@@ -377,3 +377,22 @@ def test_the_drawn_rate_is_that_of_mmengine(recipe, row):
     wanted = dict(zip(row["steps"], row["lr"][0], strict=True))
     assert len(values.keys() & wanted.keys()) == len(wanted) > 10
     assert all(math.isclose(values[step], rate, rel_tol=1e-9, abs_tol=1e-18) for step, rate in wanted.items())
+
+
+def test_a_schedule_of_a_users_may_be_no_number_now_and_then():
+    for odd in (math.inf, -math.inf, math.nan):
+        figure = gch.see.curves(gch.sgd(lambda step, odd=odd: odd if step in (3, 4) else 10.0**-step), 9)
+        assert len(figure.axes) == 2
+        figure.canvas.draw()
+    gch.see.curves(gch.sgd(lambda step: math.inf), 9).canvas.draw()
+
+
+def test_a_run_of_one_update_is_a_point():
+    figure = gch.see.curves(gch.sgd(0.1), 1)
+    assert figure.axes[0].get_lines()[0].get_marker() == "o"
+    assert gch.see.curves(gch.sgd(0.1), 2).axes[0].get_lines()[0].get_marker() in ("", "None")
+
+
+def test_a_chain_without_a_number_is_said():
+    with pytest.raises(ValueError, match=r"see\.curves: the chain must have a hyperparameter that is a number"):
+        gch.see.curves(gch.chain(gch.scale_by_sign()), 9)

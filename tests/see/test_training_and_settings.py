@@ -245,3 +245,38 @@ def test_settings_that_cannot_be_drawn_are_refused(given, error, sentence):
     with pytest.raises(error, match=sentence) as refusal:
         gch.see.settings(**{"updater": gch.sgd(0.1).bind(Net()), **given})
     assert str(refusal.value.args[0]).startswith("see.settings: ")
+
+
+# gaps, odd numbers, long names
+
+
+def drawn_lines(records, name="loss"):
+    """The points of lines of this name, without what is drawn over them."""
+    (axes, *_) = gch.see.training(records).axes
+    return [line for line in axes.get_lines() if line.get_gid() == name]
+
+
+def test_where_there_is_no_number_the_line_has_a_gap():
+    """A run of NaN is not joined over, nor is its mean; what is measured now and then is."""
+    for none in (None, math.nan, math.inf, 10**400):
+        records = [{"update": i, "loss": none if 300 < i < 500 else 1.0 + i} for i in range(1000)]
+        (line,) = drawn_lines(records)
+        assert [int(x) for x, y in zip(*line.get_data(), strict=True) if y != y] == [*range(301, 500)]
+        (mean,) = drawn_lines(records, "loss, smoothed")
+        gaps = [x for x, y in zip(*mean.get_data(), strict=True) if y != y]
+        assert gaps and all(290 < x < 510 for x in gaps)
+    rarely = [{"update": i, "loss": None if i % 4 else 1.0 + i} for i in range(40)]
+    assert drawn_lines(rarely)[0].get_xdata().tolist() == [*range(0, 40, 4)]
+    once = [{"update": i, "loss": None if i in (4, 6) else 1.0} for i in range(12)]
+    assert drawn_lines(once, "loss, alone")[0].get_xdata().tolist() == [5]
+    later = [*({"update": i, "loss": 1.0} for i in range(4)), {"update": 0, "loss": None}]
+    assert math.isnan(drawn_lines(later)[0].get_ydata()[0])  # what was logged again counts, whatever it is
+    with pytest.raises(ValueError, match="expected records with numbers such as 'loss', found none in 9 records"):
+        gch.see.training([{"update": i, "loss": math.nan} for i in range(9)])
+
+
+def test_names_that_differ_in_their_middle_are_told_apart():
+    names = [f"a/very_long_name_of_a_branch_{i}/and_more_of_it/scale_by_learning_rate.learning_rate" for i in range(4)]
+    figure = gch.see.training([{"update": i, **dict.fromkeys(names, 0.1)} for i in range(9)], width=5)
+    texts = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert texts == [f"…very_long_name_of_a_branch_{i}…" for i in range(4)]
