@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -96,8 +97,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as refusal:
         print(refusal.args[0] if isinstance(refusal, KeyError) else refusal, file=sys.stderr)
         return 1
-    print(found)
+    _say(found)
     return 0
+
+
+def _say(text: str) -> None:
+    """To the standard output, whose reader may have gone: `| head`."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what the interpreter flushes as it exits
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -110,7 +119,7 @@ def _show(options: argparse.Namespace) -> int:
         said = refusal.args[0] if isinstance(refusal, KeyError) else refusal
         print(" ".join(str(said).split()), file=sys.stderr)
         return 2
-    print(found)
+    _say(found)
     return 0
 
 

@@ -64,7 +64,9 @@ class Logging:
     def read_rates(self, given: Mapping[str, Any]) -> None:
         """The learning rates of the update to come; after it they are those of the next."""
         run = self._run
-        if not run._sinks or not self._is_due(given["batch_idx"]):
+        self._rates = {}  # or the record of a last batch would have those of an older one
+        done, total = run.progress()
+        if not run._sinks or not (self._is_due(given["batch_idx"]) or (total is not None and done + 1 >= total)):
             return
         self._rates = {
             f"{name}.{address}" if name else address: value

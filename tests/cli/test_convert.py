@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -544,6 +545,18 @@ def test_bad_options_are_one_sentence_and_exit_code_2(arguments, sentence, capsy
         main(arguments)
     assert stop.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["convert", "show"])
+def test_a_reader_that_has_gone_is_no_error(command, tmp_path, monkeypatch):
+    """As `| head`: not when it is written, nor when the interpreter flushes what is left."""
+    read, write_end = os.pipe()
+    os.close(read)
+    path = write(tmp_path, CLIPPED)
+    with open(write_end, "w") as pipe:
+        monkeypatch.setattr(sys, "stdout", pipe)
+        assert main([command, str(path), "--epoch-length", "9"]) == 0
+        pipe.write("more")
 
 
 def test_no_strict_says_it_in_a_remark(tmp_path, capsys):

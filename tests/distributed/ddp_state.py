@@ -461,3 +461,42 @@ def a_loop_that_is_resumed(rank):
     dist.barrier()
     files = sorted(path.name for path in (folder / "broken").iterdir())
     return {"whole": whole, "seen": begun + rest["seen"], "rest": rest, "files": files}
+
+
+def gan(generator, critic, order, micros, rank=None):
+    """Two models whose losses meet in the critic, in an order of updates."""
+    both = gch.group(g=gch.adam(1e-2).bind(generator), c=gch.adam(1e-2).bind(critic))
+    for micro in micros:
+        x = share(micro, rank)
+        fake = generator(x)
+
+        def of_critic(x=x, fake=fake):
+            return loss_of(critic(fake.detach())) - loss_of(critic(x[:, :2]))
+
+        def of_generator(fake=fake):
+            return -loss_of(critic(fake))
+
+        if order == "critic first":  # by functions, which run when it is their turn
+            both.c.update(of_critic)
+            both.g.update(of_generator)
+            continue
+        of = {"inputs": [*generator.parameters()]} if order == "generator first, of its own" else {}
+        losses = of_generator(), of_critic()
+        both.g.update(losses[0], **of)
+        both.c.update(losses[1])
+    return [*weights(generator), *weights(critic)]
+
+
+def critic_net():
+    return nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+
+
+@scenario
+def two_models(rank):
+    """A critic that another model's loss goes through."""
+    out = {}
+    for order in ("critic first", "generator first", "generator first, of its own"):
+        torch.manual_seed(3)
+        pair = DistributedDataParallel(net()), DistributedDataParallel(critic_net())
+        out[order] = gan(*pair, order, range(6), rank)
+    return out

@@ -205,3 +205,19 @@ def test_a_loop_that_is_resumed(ran):
     first = torch.cat([batch for result in results for batch in result["seen"][:6]])
     assert len(first.unique(dim=0)) == 22
     assert not torch.equal(results[0]["whole"]["draws"], results[1]["whole"]["draws"])
+
+
+@pytest.mark.parametrize("order", ["critic first", "generator first, of its own"])
+def test_a_critic_that_another_loss_goes_through(ran, order):
+    """As docs/ranks.md has it."""
+    results = [{"weights": result[order]} for result in ran("two_models")]
+    torch.manual_seed(3)
+    pair = net(), on_ranks.critic_net()
+    start = [*weights(pair[0]), *weights(pair[1])]
+    close(results, on_ranks.gan(*pair, order, range(6)), start)
+
+
+def test_a_reduction_that_another_loss_has_used_up(ran):
+    """DDP reduces once for each forward, and the generator's loss has taken the critic's: torch's own loop so, too."""
+    ours = [result["generator first"] for result in ran("two_models")]
+    assert not all(torch.equal(a, b) for a, b in zip(*ours, strict=True))

@@ -69,6 +69,7 @@ def check_comments(markdown: str, name: str) -> int:
     ("page", "many"),
     [
         ("README.md", 1),
+        ("docs/coming_from.md", 2),
         ("docs/guide.md", 1),
         ("docs/catalogue.md", 2),
         ("docs/loop.md", 4),
@@ -103,6 +104,13 @@ def test_the_page_of_the_engine_shows_what_its_code_prints(folder):
     """The tape, the programs, the printed C and the numbers run again are those of today."""
     pairs = outputs(ENGINE, "docs/engine.md")
     assert len(pairs) == 5
+    for says, printed in pairs:
+        assert printed == says
+
+
+def test_the_page_for_those_who_come_shows_what_its_code_prints(folder):
+    pairs = outputs((ROOT / "docs" / "coming_from.md").read_text(), "docs/coming_from.md")
+    assert len(pairs) == 2
     for says, printed in pairs:
         assert printed == says
 
@@ -184,7 +192,7 @@ def test_pages_import_the_library_as_gch_only(page):
     """`gc` is the standard library's, and a from-import hides where a name comes from."""
     code = "\n".join(b.text for b in blocks((ROOT / page).read_text()) if b.language == "python" and not b.title)
     imports = [line for line in code.splitlines() if re.match(r"\s*(import|from)\b.*\bgradchain\b", line)]
-    assert set(imports) <= {"import gradchain as gch"}
+    assert set(imports) <= {"import gradchain as gch", "from gradchain.adapters import mmengine"}
 
 
 # docstrings

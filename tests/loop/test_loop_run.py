@@ -400,6 +400,23 @@ def test_the_last_batches_are_logged_though_no_interval_ends():
     assert [r["iter"] for r in records] == [3, 5]
 
 
+@pytest.mark.parametrize("limit", [{"iters": 5}, {"updates": 5}, {"epochs": 2}])
+@pytest.mark.parametrize("stopped", [False, True])
+def test_the_last_record_has_the_rates_of_the_last_batch_or_none(limit, stopped):
+    """Where nobody knew that it is the last, as in a run that is stopped, they are unknown."""
+    records, model, last = [], nn.Linear(3, 1), 3 if stopped else 2 * 5 if "epochs" in limit else 5
+    loader = [*DATA, DATA[0]]
+    updater = gch.sgd(gch.linear(0.1, 0.0, 10)).bind(model)
+    run = gch.loop(loader, updater, **limit, log=records.append, interval=2)
+    for x in run:
+        run.update(model(x).square().mean())
+        if stopped and run.iter + 1 == last:
+            run.stop()
+    rates = [(r["iter"], r.get("scale_by_learning_rate.learning_rate")) for r in records]
+    assert rates[0] == (2, pytest.approx(0.09))
+    assert rates[-1] == (last, None if stopped else pytest.approx(0.1 - 0.01 * (last - 1)))
+
+
 def test_a_sum_on_a_device_is_read_only_for_a_record(monkeypatch):
     """Nothing waits for it in between."""
     model, updater = bound()
