@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradchain.adapters import mmengine
-from gradchain.cli.convert import chains, read
+from gradchain.cli.recipe import chains, read
 
 PAGE = Path(__file__).parents[1] / "docs" / "openmmlab_counts.md"
 READ, REMARKED, WEAKLY = "read", "read, with a remark", "read with --no-strict only"

@@ -48,6 +48,7 @@ def _add_convert(commands: Any) -> None:
         "--epoch-length", type=whole(1), metavar="N", help="micro-batches per epoch, len(train_dataloader)"
     )
     one.add_argument("--batch-size", type=whole(1), metavar="N", help="of all ranks, where auto_scale_lr is enabled")
+    one.add_argument("--ranks", type=whole(1), metavar="N", help="processes, where a constructor scales by them: YOLOv5's")
     one.add_argument(
         "--strict",
         action=argparse.BooleanOptionalAction,
@@ -57,7 +58,7 @@ def _add_convert(commands: Any) -> None:
     one.add_argument(
         "--custom-imports",
         action="store_true",
-        help="import the modules that custom_imports names, so that optimizers they register are known",
+        help="import the modules that custom_imports names, so that what they register is known",
     )
 
 
@@ -93,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=options.batch_size,
             strict=options.strict,
             custom_imports=options.custom_imports,
+            ranks=options.ranks,
         )
     except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as refusal:
         print(refusal.args[0] if isinstance(refusal, KeyError) else refusal, file=sys.stderr)

@@ -11,7 +11,7 @@ from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, inverse_time, join
 from gradchain.transforms.average import average_params
 
-__all__ = ["Averaging", "average", "average_1x", "read_hooks"]
+__all__ = ["Averaging", "average", "average_1x", "is_average", "read_hooks"]
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ExponentialMovingAverage": ("momentum",),
@@ -32,23 +32,29 @@ Averaging = Callable[[Clock, int], Transform]
 """(the run, micro-batches of a window) -> the link."""
 
 
+def is_average(hook: Any, old: bool) -> bool:
+    """Whether a hook averages the weights; `old`: as mmcv 1.x has it."""
+    return isinstance(hook, Mapping) and type_name(hook.get("type")) in (OLD if old else ("EMAHook",))
+
+
 def read_hooks(custom_hooks: Any, strict: bool, old: bool = False) -> Averaging | None:
     """What averages of the list, or None; `old`: as mmcv 1.x has it. Every other hook is named in a warning."""
-    readers: dict[str, Any] = dict.fromkeys(OLD, average_1x) if old else {"EMAHook": average}
+    reader: Any = average_1x if old else average
     entry = Entry("custom_hooks", {}, strict, OWNER)
     if custom_hooks is not None and not isinstance(custom_hooks, (list, tuple)):
         entry.refuse(f"it must be a list of dicts, got {custom_hooks!r}.", TypeError)
     found, others = [], []
     for i, hook in enumerate(custom_hooks or ()):
         kind = type_name(hook.get("type")) if isinstance(hook, Mapping) else type(hook).__name__
-        if kind in readers and isinstance(hook, Mapping):
-            found.append(partial(readers[kind], Entry(f"custom_hooks[{i}] ({kind})", hook, strict, OWNER)))
+        if is_average(hook, old):
+            found.append(partial(reader, Entry(f"custom_hooks[{i}] ({kind})", hook, strict, OWNER)))
         else:
             others.append(str(kind))
     if len(found) > 1:
-        entry.refuse(f"there must be at most one {' or '.join(readers)}, got {len(found)}.")
+        entry.refuse(f"there must be at most one {' or '.join(OLD) if old else 'EMAHook'}, got {len(found)}.")
     if others:
-        entry.remark(f"{', '.join(others)} are not read; what they do to the update is yours to add.")
+        its = "is not read; what it does" if len(others) == 1 else "are not read; what they do"
+        entry.remark(f"{', '.join(others)} {its} to the update is yours to add.")
     return found[0] if found else None
 
 

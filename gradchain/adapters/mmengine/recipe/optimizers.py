@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters import registry, torch_names
-from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, type_name
+from gradchain.adapters.mmengine.entries import OWNER, ZERO, Entry, listed, type_name
 from gradchain.combinators.masked import masked
 from gradchain.core import config
 from gradchain.core.chain import chain
@@ -30,8 +30,6 @@ __all__ = ["Optimizer"]
 
 # how torch computes, not what
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
-# MMEngine's around torch's, which shares the state of an optimizer out over ranks
-ZERO = "ZeroRedundancyOptimizer"
 OF_ZERO = ("optimizer_type", "overlap_with_ddp", "parameters_as_bucket_view", "process_group")
 # what constructors read from the optimizer's dict
 CONSTRUCTOR = ("batch_size_per_gpu", "base_total_batch_size", "layer_decay_rate", "model_type")
