@@ -24,6 +24,10 @@ config, of which nothing is run and which need no model. Of the log of a run, JS
 numbers; --save draws it."""
 
 
+# some of MMEngine's constructors assert, and are read as they are
+REFUSALS = (ValueError, TypeError, OSError, NotImplementedError, AssertionError)
+
+
 def parser() -> Parser:
     """The commands and their options."""
     name = "gradchain" if Path(sys.argv[0]).stem == "gradchain" else "python -m gradchain"
@@ -96,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             custom_imports=options.custom_imports,
             ranks=options.ranks,
         )
-    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as refusal:
+    except (*REFUSALS, KeyError) as refusal:
         print(refusal.args[0] if isinstance(refusal, KeyError) else refusal, file=sys.stderr)
         return 1
     _say(found)
@@ -117,7 +121,7 @@ def _show(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name not in ("command", "file")}
     try:
         found = show(options.file, **given)
-    except (ValueError, TypeError, LookupError, OSError, ImportError, NotImplementedError) as refusal:
+    except (*REFUSALS, LookupError, ImportError) as refusal:
         said = refusal.args[0] if isinstance(refusal, KeyError) else refusal
         print(" ".join(str(said).split()), file=sys.stderr)
         return 2

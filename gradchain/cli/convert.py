@@ -81,7 +81,7 @@ def convert(
     parts, remarks = chains(builder, config, waiting=True)
     has_loop = _has_loop(whole)
     if waits := list(dict.fromkeys(part.waits for part in parts if part.waits)):
-        printed = "updater.chain" if parts[0].key is None else f'updater["{parts[0].key}"].chain'
+        printed = "updater.chain" if parts[0].key is None else "updater[name].chain"
         code = module.of_config(*builder.written(config), printed, name, lines, has_loop)
         read_there = f"make(model) reads it, by mmengine.from_config, and print({printed}) then is the chain."
         remarks += [f"{reason.partition('. ')[0]}. {read_there}" for reason in waits]

@@ -108,8 +108,8 @@ class Writer:
     def _said(self, validates: bool) -> str:
         """The docstring of the function."""
         gives = (
-            "for each updater, by its name, a function that returns its loss: it is called in its turn, under the "
-            "updater's context"
+            "for each updater, by its name, a function that returns its loss, called in its turn under the updater's "
+            "context"
             if self._several
             else "its loss"
         )

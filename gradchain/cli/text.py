@@ -18,7 +18,8 @@ def commented(notes: Iterable[str], before: str = "") -> list[str]:
 def documented(sentence: str, indent: int) -> list[str]:
     """A docstring in lines."""
     space = " " * indent
-    lines = _wrapped(f'"""{sentence}', space, space)
+    text = sentence.replace("\\", "\\\\").replace('"', '\\"')
+    lines = _wrapped(f'"""{text}', space, space)
     return [*lines[:-1], f'{lines[-1]}"""'] if len(lines) == 1 else [*lines, f'{space}"""']
 
 

@@ -36,10 +36,11 @@ ELSEWHERE = {
     "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
     "SinGANOptimWrapperConstructor": "it makes one optimizer for each stage, and the model changes between them",
 }
-KNOWN = "must be one that docs/openmmlab.md lists"
+KNOWN = "must be one of those that docs/openmmlab.md lists"
 OF_ONES_OWN = (
     "One of your own is made known by gradchain.adapters.mmengine.register_constructor, as docs/coming_from.md shows."
 )
+NO_RULES = "paramwise_cfg must be empty for an optimizer of several modules."
 NEEDS_MODEL = (
     "which modules an optimizer is over depends on the model. mmengine.from_config(model, …) reads it, where the model "
     "is at hand."
@@ -213,6 +214,8 @@ def _over(model: nn.Module | None, entry: Entry, key: str | None, config: Mappin
         for pattern in over if isinstance(over, (list, tuple)) else [over]:
             _check_pattern(entry, pattern)
         paramwise, _ = _read({**config, "constructor": DEFAULT}, entry.strict, None)
+        if paramwise.cfg and not isinstance(over, str):
+            paramwise.refuse(NO_RULES, AssertionError)
         waits = f"{entry.owner}: {entry.name}: {NEEDS_MODEL}"
         return One(key, config, over, Parameters(Rules(paramwise), waits=waits))
     model = getattr(model, "module", model)
@@ -233,7 +236,7 @@ def _over(model: nn.Module | None, entry: Entry, key: str | None, config: Mappin
     apart = {n: m for n, m in found if not any(n.startswith(f"{other}.") for other in names)}
     paramwise, _ = _read({**config, "constructor": DEFAULT}, entry.strict, None)
     if paramwise.cfg:
-        paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
+        paramwise.refuse(NO_RULES, AssertionError)
     groups: list[Group] = [([p for _, module in found for p in module.parameters()], {})]
     return One(key, config, target := model if "" in names else apart, _settled(Rules(paramwise), groups, target, ()))
 
@@ -287,7 +290,7 @@ def _read(config: Mapping[str, Any], strict: bool, model: nn.Module | None) -> t
     if how is None and scope in ("", *PROJECTS):
         how = CONSTRUCTORS.get(_with_scope(scope, name, model, paramwise.optimizer))
     if how is None:
-        close = get_close_matches(name, (*CONSTRUCTORS, *SEVERAL), 1, 0.85)
+        close = get_close_matches(name, (*CONSTRUCTORS, *SEVERAL), 1, 0.85) if scope in ("", *PROJECTS) else []
         cure = f"Did you mean {close[0]!r}? " if close else ""
         paramwise.refuse(f"constructor {KNOWN}, got {'.'.join(filter(None, (scope, name)))!r}. {cure}{OF_ONES_OWN}")
     if not isinstance(optimizer, Mapping):
