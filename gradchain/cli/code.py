@@ -166,7 +166,8 @@ def _method(node: ast.Call, of: ast.Attribute, indent: int, ending: str) -> list
     text = ast.unparse(then) + ending
     if len(lines) == 1 and len(lines[0]) + len(text) > WIDTH and len(text) <= SHORT:
         lines = _opened(of.value, indent, "")
-    after = [text] if len(lines[-1]) + len(text) <= WIDTH else _opened(then, indent, ending)
+    fits = len(lines[-1]) + len(text) <= WIDTH
+    after = [text] if fits and len(lines) > 1 else _opened(then, indent, ending)
     return [*lines[:-1], lines[-1] + after[0].lstrip(), *after[1:]]
 
 

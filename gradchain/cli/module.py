@@ -20,7 +20,7 @@ from gradchain.selectors import Selector
 
 __all__ = ["of_chains", "of_config"]
 
-LONG = 60  # letters of what gets a name where it is written more than once
+LONG = {"curve": 60, "where": 40, "": 10_000}  # letters of what gets a name where it is written more than once
 OURS, ADAPTER = "import gradchain as gch", "from gradchain.adapters import mmengine"
 NORMS = "what MMEngine takes for a norm: not RMSNorm, as gch.norm does"
 
@@ -83,7 +83,8 @@ def _program(body: str, name: str, imports: list[str], ours: list[str]) -> str:
         body = "\n".join([*commented([NORMS]), assigned("norm", tree(NORM)), "", body])
     libraries = [f"import {module}\n" for module in ("re", "torch") if module in _names(body)]
     top = "\n".join([*libraries, "\n".join(ours) + "\n", *(f"{line}\n" for line in _grouped(imports))])
-    return f"# The optimization part of {name}: updater = make(model).\n{top}\n{body}"
+    head = "\n".join(commented([f"The optimization part of {name}: updater = make(model)."]))
+    return f"{head}\n{top}\n{body}"
 
 
 def _names(body: str) -> set[str]:
@@ -105,7 +106,7 @@ def _repeated(trees: list[ast.expr]) -> list[tuple[str, ast.expr]]:
     while len(found) < 9:
         everything = [*trees, *(node for _, node in found)]
         counts = Counter(text for one in everything for text, _ in _parts(one))
-        texts = [text for text, count in counts.items() if count > 1 and len(text) >= LONG and _kind(text)]
+        texts = [text for text, count in counts.items() if count > 1 and len(text) >= LONG[_kind(text)]]
         if not texts:
             break
         text = max(texts, key=len)

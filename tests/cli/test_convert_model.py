@@ -117,7 +117,7 @@ CASES = {
     ),
     "one's own": (beit, wrapper("SlowHead", {"times": 0.1}, SGD)),
     "patterns of modules": (
-        beit, {"constructor": MULTI, r"backbone\.(layers|patch_embed).*": {"optimizer": SGD}, "head": {"optimizer": ADAMW}},
+        beit, {"constructor": MULTI, r"backbone\.(layers\.\d|patch_embed)": {"optimizer": SGD}, "head": {"optimizer": ADAMW}},
     ),
     "lists of modules": (beit, {"constructor": MULTI, **OF_LISTS}),
     "a floor, and rates by layer": (beit, wrapper("LayerDecayOptimWrapperConstructor", RATE)),
