@@ -52,7 +52,9 @@ def _add_convert(commands: Any) -> None:
         "--epoch-length", type=whole(1), metavar="N", help="micro-batches per epoch, len(train_dataloader)"
     )
     one.add_argument("--batch-size", type=whole(1), metavar="N", help="of all ranks, where auto_scale_lr is enabled")
-    one.add_argument("--ranks", type=whole(1), metavar="N", help="processes, where a constructor scales by them: YOLOv5's")
+    one.add_argument(
+        "--ranks", type=whole(1), metavar="N", help="processes, where a constructor scales by them: YOLOv5's"
+    )
     one.add_argument(
         "--strict",
         action=argparse.BooleanOptionalAction,

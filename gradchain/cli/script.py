@@ -249,7 +249,9 @@ class Writer:
         for key in ("visualizer", "vis_backends"):
             for path in leaves(self._config.get(key), (key,)):
                 if not (named and path[:2] == ("visualizer", "vis_backends")):
-                    self._note(path, "log" if path[-1] == "type" and "vis_backends" in path else "log, but for pictures")
+                    self._note(
+                        path, "log" if path[-1] == "type" and "vis_backends" in path else "log, but for pictures"
+                    )
         return [_kind(one) for one in _listed(given)] or ["LocalVisBackend"]
 
     # hooks
@@ -269,7 +271,9 @@ class Writer:
                 continue
             if key == "param_scheduler" and kind != "ParamSchedulerHook":
                 continue  # the chain has it
-            became = DOES.get(kind, NO_PART if "Visualization" in kind or kind in NOT_HERE else "yours to give to the loop")
+            became = DOES.get(
+                kind, NO_PART if "Visualization" in kind or kind in NOT_HERE else "yours to give to the loop"
+            )
             for path in leaves(hook, (HOOKS, key)):
                 self._note(path, became if hook is not None else "nothing: it is switched off")
             if hook is not None and became is NO_PART:
@@ -337,5 +341,3 @@ def _listed(value: Any) -> list[Any]:
 def _kind(value: Any) -> str:
     """The type of a dict, without its project."""
     return str(_mapping(value).get("type") or "").rpartition(".")[2]
-
-

@@ -257,7 +257,10 @@ def test_numbers_that_are_not_those_of_the_file_have_their_reason_beside_them(tm
     for wrapper, expected in (
         ({"accumulative_counts": 2}, ["in a window too", "0.998001, …) is 0.999 ** 2: MMEngine averages at each of 2"]),
         ({"type": "AmpOptimWrapper"}, ["after an overflow of the loss scale too"]),
-        ({"type": "AmpOptimWrapper", "accumulative_counts": 2}, ["in a window and after an overflow of the loss scale"]),
+        (
+            {"type": "AmpOptimWrapper", "accumulative_counts": 2},
+            ["in a window and after an overflow of the loss scale"],
+        ),
         ({}, []),
     ):
         code = converted(tmp_path, {**BASE, **EMA, **steps, "optim_wrapper": {"optimizer": SGD, **wrapper}}).code
@@ -284,9 +287,14 @@ def test_a_program_as_it_is_read():
 
     given = {"type": "A", "keys": {"a.b": {"lr_mult": 1e-5}, "class": [1, (2,), None, float("inf"), 'a"b']}}
     written = program_of(literal(given))
-    assert written == """dict(type="A", keys={"a.b": dict(lr_mult=1e-05), "class": [1, (2,), None, float("inf"), 'a"b']})"""
+    assert (
+        written
+        == """dict(type="A", keys={"a.b": dict(lr_mult=1e-05), "class": [1, (2,), None, float("inf"), 'a"b']})"""
+    )
     assert eval(written) == given
-    curve = gch.constant(0.25).take(1).then(gch.linear(1.0, 0.5, 12_345)).then(gch.cosine(1.0, 0.0, 123_456)).take(99_999)
+    curve = (
+        gch.constant(0.25).take(1).then(gch.linear(1.0, 0.5, 12_345)).then(gch.cosine(1.0, 0.0, 123_456)).take(99_999)
+    )
     text = program(gch.chain(gch.scale_by_learning_rate(curve + 2.0 * (1.0 - curve) * curve)))
     assert max(map(len, text.splitlines())) <= 110
     assert eval(text, {"gch": gch}) == gch.chain(gch.scale_by_learning_rate(curve + 2.0 * (1.0 - curve) * curve))

@@ -91,7 +91,9 @@ def from_config(
     chain(clip_by_norm(35), trace(0.9), scale_by_learning_rate(0.1 * per_epoch(multi_step(1.0, (8, 11)), 100)))
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
-    parts = read_recipe(model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict)
+    parts = read_recipe(
+        model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict
+    )
     bound = {str(part.key): part.bound() for part in parts}
     return Group(bound) if parts[0].key is not None else bound["None"]
 
