@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (*REFUSALS, KeyError) as refusal:
         print(refusal.args[0] if isinstance(refusal, KeyError) else refusal, file=sys.stderr)
         return 1
-    _say(found)
+    _say(str(found))
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gradchain as gch
 from gradchain.adapters.mmengine.reading.files import read_names
 from gradchain.adapters.mmengine.recipe.whole import Unbound
 from gradchain.cli import module
@@ -16,10 +17,7 @@ from gradchain.cli.recipe import HOOKS, READ, Builder, chains, read
 from gradchain.cli.script import Writer
 from gradchain.cli.table import at, key_of, rows, shown
 from gradchain.cli.text import commented
-from gradchain.combinators.accumulate import accumulate
-from gradchain.combinators.amp_scale import amp_scale
 from gradchain.core.transform import walk
-from gradchain.transforms.average import average_params
 
 __all__ = ["Conversion", "convert"]
 
@@ -123,11 +121,11 @@ def _notes(config: Mapping[str, Any], builder: Builder, parts: list[Unbound]) ->
     """Comments above the chains, of numbers that are not those of the file."""
     links = [link for part in parts for _, link, _ in walk(part.chain, None)]
     if any('by("micro"' in repr(part.chain).replace("'", '"') for part in parts):
-        held = ["in a window"] if any(isinstance(link, accumulate) for link in links) else []
-        held += ["after an overflow of the loss scale"] if any(isinstance(link, amp_scale) for link in links) else []
+        held = ["in a window"] if any(isinstance(link, gch.accumulate) for link in links) else []
+        held += ["after an overflow of the loss scale"] if any(isinstance(link, gch.amp_scale) for link in links) else []
         yield f'by("micro", …): MMEngine\'s schedulers move at each iteration, {" and ".join(held)} too'
     for link in links:
-        if not isinstance(link, average_params) or not isinstance(link.decay, float):
+        if not isinstance(link, gch.average_params) or not isinstance(link.decay, float):
             continue
         for hook in config.get("custom_hooks") or ():
             momentum = hook.get("momentum", 0.0002) if builder.reads(hook) else 1.0

@@ -127,7 +127,7 @@ class Builder:
         """The arguments of `from_config` as a person gives them: those that say something."""
         wrapper, schedulers, given = self.arguments(config)
         hooks, scaling = given.pop("custom_hooks", None), given.pop("auto_scale_lr", None)
-        out = {self.length[0]: self.length[1], "epoch_length": self.epoch_length}
+        out: dict[str, Any] = {self.length[0]: self.length[1], "epoch_length": self.epoch_length}
         out |= {"auto_scale_lr": scaling} if scaling and scaling.get("enable") else {}
         out |= {"custom_hooks": kept} if (kept := [one for one in hooks or () if self.reads(one)]) else {}
         if self.scope == "mmpose":  # whose ConstantLR is another

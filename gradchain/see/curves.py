@@ -104,9 +104,7 @@ def _panel(run: Run, address: str, letters: int, log: bool, axes: Axes) -> None:
     curves = run.curves[address]
     for curve, colour in zip(curves, paper.colours(len(curves)), strict=True):
         point = "o" if len(run.steps) == 1 else ""
-        axes.plot(
-            run.steps, curve.values, point + "-", color=colour, linewidth=1.7, label=curve.line.called, gid=address
-        )
+        axes.plot(run.steps, curve.values, point + "-", color=colour, linewidth=1.7, label=curve.line.called, gid=address)
     paper.dress(axes)
     axes.set_xlim(0, max(run.updates, 1))
     values = [value for curve in curves for value in _finite(curve)]

@@ -202,9 +202,7 @@ def _panel(
             drawstyle="steps-post" if name == "loss scale" else "default", **style,
         )  # fmt: skip
         if single := alone(ys):
-            axes.plot(
-                [xs[i] for i in single], [ys[i] for i in single], ".", color=colour, label="_", gid=f"{label}, alone"
-            )
+            axes.plot([xs[i] for i in single], [ys[i] for i in single], ".", color=colour, label="_", gid=f"{label}, alone")
         if many:
             axes.plot(*_smoothed(xs, ys), color=colour, linewidth=1.8, label="_", gid=f"{label}, smoothed")
     paper.dress(axes)

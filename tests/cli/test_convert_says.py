@@ -68,9 +68,11 @@ def test_only_what_gradchain_says_is_a_remark(tmp_path, monkeypatch):
 def test_a_class_that_torch_has_is_looked_for_in_torch_alone(tmp_path):
     """In a process of its own: no package of optimizers is imported on the way."""
     path = tmp_path / "config.py"
-    path.write_text("optim_wrapper = dict(optimizer=dict(type='ZeroRedundancyOptimizer', optimizer_type='AdamW', lr=0.1,"
-                    " weight_decay=0.05), paramwise_cfg=dict(bias_decay_mult=0., custom_keys={'a': dict(lr_mult=2.)}))\n"
-                    "train_cfg = dict(max_epochs=3)\n")  # fmt: skip
+    path.write_text(
+        "optim_wrapper = dict(optimizer=dict(type='ZeroRedundancyOptimizer', optimizer_type='AdamW', lr=0.1,\n"
+        "weight_decay=0.05), paramwise_cfg=dict(bias_decay_mult=0., custom_keys={'a': dict(lr_mult=2.)}))\n"
+        "train_cfg = dict(max_epochs=3)\n"
+    )
     program = (
         "import sys\nfrom gradchain.cli.convert import convert\n"
         f"convert({str(path)!r}, epoch_length=3)\n"
@@ -231,7 +233,7 @@ def test_no_line_of_a_program_is_longer_than_a_linter_takes(wrapper, tmp_path):
 
 def test_a_curve_that_two_groups_have_is_written_once(tmp_path):
     """YOLOv5's biases warm up from above, and else have the curve of the rest."""
-    config = {k: v for k, v in BASE.items()} | {"optim_wrapper": YOLO}
+    config = BASE | {"optim_wrapper": YOLO}
     config["default_hooks"] = {"param_scheduler": {"type": "YOLOv5ParamSchedulerHook", "max_epochs": 12}}
     found = converted(tmp_path, config, ranks=1)
     assert found.code.count("gch.linear(1.0, 0.01, 12)") == 2 and "\ncurve = " in found.code

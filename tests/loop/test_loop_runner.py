@@ -178,17 +178,9 @@ def put(name, value):
         (lambda r: r.optim_wrapper.param_groups[0].pop("lr"), TypeError, "'lr' cannot be taken out: it is the chain's"),
         (lambda r: r.message_hub.get_scalar("train/lr"), KeyError, "no scalar 'train/lr'; it has .*get_lr()"),
         (lambda r: r.message_hub.get_scalar("train/loss"), KeyError, "no scalar 'train/loss'; it has nothing yet"),
-        (
-            lambda r: r.message_hub.statistics,
-            AttributeError,
-            "runner.message_hub has no 'statistics': it stands in for",
-        ),
+        (lambda r: r.message_hub.statistics, AttributeError, "runner.message_hub has no 'statistics': it stands in for"),
         (lambda r: r.visualizer.add_image("a", 3), AttributeError, "runner.visualizer has no 'add_image', because it"),
-        (
-            lambda r: r.call_hook("before_test"),
-            ValueError,
-            "moment of a hook must be one of before_run, .*'before_test'",
-        ),
+        (lambda r: r.call_hook("before_test"), ValueError, "moment of a hook must be one of before_run, .*'before_test'"),
         (lambda r: r.register_hook({"type": "Mine"}), TypeError, "hooks must be .*got {'type': 'Mine'}"),
     ],
 )
