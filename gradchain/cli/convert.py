@@ -120,12 +120,13 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 def _notes(config: Mapping[str, Any], builder: Builder, parts: list[Unbound]) -> Iterator[str]:
     """Comments above the chains, of numbers that are not those of the file."""
     links = [link for part in parts for _, link, _ in walk(part.chain, None)]
-    if any('by("micro"' in repr(part.chain).replace("'", '"') for part in parts):
+    moving = [link for part in parts for _, link in part.chain.named if not isinstance(link, gch.accumulate)]
+    if any("by('micro'" in repr(link) for link in moving):
         held = ["in a window"] if any(isinstance(link, gch.accumulate) for link in links) else []
         held += ["after an overflow of the loss scale"] if any(isinstance(link, gch.amp_scale) for link in links) else []
         yield f'by("micro", …): MMEngine\'s schedulers move at each iteration, {" and ".join(held)} too'
     for link in links:
-        if not isinstance(link, gch.average_params) or not isinstance(link.decay, float):
+        if not isinstance(link, gch.average_params) or not isinstance(link.decay, float) or not 0 < link.decay < 1:
             continue
         for hook in config.get("custom_hooks") or ():
             momentum = hook.get("momentum", 0.0002) if builder.reads(hook) else 1.0

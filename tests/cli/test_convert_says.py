@@ -89,9 +89,8 @@ def test_a_decay_that_ranks_scale_is_that_of_the_ranks(tmp_path, capsys):
     for ranks, decay in ((None, "0.0005"), (1, "0.0005"), (8, "0.001"), (16, "0.002")):
         found = converted(tmp_path, config, ranks=ranks)
         assert f"gch.multiply({decay}, (gch.bias |" in found.code
-        assert [one for one in found.remarks if "is that of one rank" in one and "--ranks N" in one] == (
-            found.remarks if ranks is None else []
-        )
+        told = [one for one in found.remarks if "is that of one rank" in one and "--ranks N" in one]
+        assert len(told) == (ranks is None)
     assert main(["convert", str(tmp_path / "config.py"), "--epoch-length", "9", "--ranks", "8"]) == 0
     assert "gch.multiply(0.001, " in capsys.readouterr().out
     assert not any("rank" in one for one in converted(tmp_path, BASE).remarks)
@@ -231,6 +230,15 @@ def test_no_line_of_a_program_is_longer_than_a_linter_takes(wrapper, tmp_path):
         assert scope["tx"] == chains(*reversed(read(tmp_path / LONG, 100, None, True)[::2]))[0][0].chain
 
 
+def test_a_file_may_have_any_name(tmp_path):
+    config = BASE | {"val_cfg": {}}
+    printed = str(converted(tmp_path, config, name='a "quoted" \\d.py'))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # as an escape that Python does not know is one
+        exec(printed, scope := {})
+    assert scope["make"].__doc__ == 'The updater of a "quoted" \\d.py.'
+
+
 def test_a_curve_that_two_groups_have_is_written_once(tmp_path):
     """YOLOv5's biases warm up from above, and else have the curve of the rest."""
     config = BASE | {"optim_wrapper": YOLO}
@@ -264,10 +272,16 @@ def test_numbers_that_are_not_those_of_the_file_have_their_reason_beside_them(tm
             ["in a window and after an overflow of the loss scale"],
         ),
         ({}, []),
+        ({"accumulative_counts": 7}, ["in a window too"]),
     ):
         code = converted(tmp_path, {**BASE, **EMA, **steps, "optim_wrapper": {"optimizer": SGD, **wrapper}}).code
         notes = said(" ".join(line[1:] for line in code.splitlines()[2:] if line.startswith("#")))
         assert all(one in notes for one in expected) and bool(notes) == bool(expected)
+
+
+def test_a_window_that_is_short_at_the_end_moves_no_schedule(tmp_path):
+    code = converted(tmp_path, BASE | {"optim_wrapper": {"optimizer": SGD, "accumulative_counts": 7}}).code
+    assert 'gch.by("micro", ' in code and "move at each iteration" not in code
 
 
 def test_a_method_is_never_opened_around_a_short_number(tmp_path):
