@@ -24,6 +24,10 @@ config, of which nothing is run and which need no model. Of the log of a run, JS
 numbers; --save draws it."""
 
 
+# some of MMEngine's constructors assert, and are read as they are
+REFUSALS = (ValueError, TypeError, OSError, NotImplementedError, AssertionError)
+
+
 def parser() -> Parser:
     """The commands and their options."""
     name = "gradchain" if Path(sys.argv[0]).stem == "gradchain" else "python -m gradchain"
@@ -49,6 +53,9 @@ def _add_convert(commands: Any) -> None:
     )
     one.add_argument("--batch-size", type=whole(1), metavar="N", help="of all ranks, where auto_scale_lr is enabled")
     one.add_argument(
+        "--ranks", type=whole(1), metavar="N", help="processes, where a constructor scales by them: YOLOv5's"
+    )
+    one.add_argument(
         "--strict",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -57,7 +64,7 @@ def _add_convert(commands: Any) -> None:
     one.add_argument(
         "--custom-imports",
         action="store_true",
-        help="import the modules that custom_imports names, so that optimizers they register are known",
+        help="import the modules that custom_imports names, so that what they register is known",
     )
 
 
@@ -93,11 +100,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             batch_size=options.batch_size,
             strict=options.strict,
             custom_imports=options.custom_imports,
+            ranks=options.ranks,
         )
-    except (ValueError, TypeError, KeyError, OSError, NotImplementedError) as refusal:
+    except (*REFUSALS, KeyError) as refusal:
         print(refusal.args[0] if isinstance(refusal, KeyError) else refusal, file=sys.stderr)
         return 1
-    _say(found)
+    _say(str(found))
     return 0
 
 
@@ -115,7 +123,7 @@ def _show(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if name not in ("command", "file")}
     try:
         found = show(options.file, **given)
-    except (ValueError, TypeError, LookupError, OSError, ImportError, NotImplementedError) as refusal:
+    except (*REFUSALS, LookupError, ImportError) as refusal:
         said = refusal.args[0] if isinstance(refusal, KeyError) else refusal
         print(" ".join(str(said).split()), file=sys.stderr)
         return 2

@@ -34,7 +34,10 @@ def imported(custom_imports: Any) -> list[str]:
         except ImportError as error:
             if custom_imports.get("allow_failed_imports"):
                 continue
-            raise ValueError(f"convert: custom_imports: {name!r} cannot be imported: {error}.") from error
+            raise ValueError(
+                f"convert: custom_imports: {name!r} cannot be imported: {error}. Without --custom-imports it is not "
+                "needed: its hooks are named only, and classes that it registers are not known."
+            ) from error
         lines.append(f"import {name}")
     for name, cls in _of_mmengine().items():
         if name not in before and name not in registered and isinstance(cls, type):

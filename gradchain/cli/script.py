@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from gradchain.cli.code import argument
+from gradchain.cli.table import Path, leaves
+from gradchain.cli.text import documented
 from gradchain.loop.runner import NOT_HERE
 
-__all__ = ["Script", "Writer", "leaves"]
+__all__ = ["Script", "Writer"]
 
-Path = tuple[Any, ...]
 HOOKS = "default_hooks"
 NAMES = (HOOKS, "evaluation", "checkpoint_config", "log_config", "load_from", "resume", "val_cfg", "vis_backends",
          "visualizer", "work_dir")  # fmt: skip
@@ -24,6 +26,7 @@ DOES = {  # default hooks that the loop is itself
     "IterTimerHook": "gch.loop times batches", "DistSamplerSeedHook": "gch.loop tells samplers the epoch",
     "ParamSchedulerHook": "the schedules of the chain", "RuntimeInfoHook": "gch.loop logs rates and losses",
 }  # fmt: skip
+LONG = 48  # letters of an argument of a hook that a remark shows
 NO_PART = "not here: its part of the loop needs MMEngine's models or data"
 
 
@@ -51,7 +54,7 @@ class Writer:
         several: whether there are several optimizers.
         averages: whether the chain averages the weights, as EMAHook does.
         observed: what the chain's links wait for, of what is validated.
-        unread: what was said of custom hooks that have no part in the chain.
+        unread: the custom hooks that have no part in the chain.
     """
 
     def __init__(
@@ -62,12 +65,12 @@ class Writer:
         several: bool,
         averages: bool,
         observed: Collection[str],
-        unread: str,
+        unread: Sequence[Any],
     ) -> None:
         self._config, self._name, self._length = config, name, length
         self._several, self._averages, self._observed = several, averages, sorted(observed)
         self._unit = "epoch" if length[0] == "max_epochs" else "iter"
-        self._out, self._unread = Script(""), unread.replace(",", " ").split()
+        self._out, self._unread = Script(""), unread
         folder = config.get("work_dir")
         self._folder = folder if isinstance(folder, str) else f"work_dirs/{PurePath(name).stem}"
 
@@ -77,15 +80,13 @@ class Writer:
         arguments = ["loader", "updater", f"{'epochs' if self._unit == 'epoch' else 'iters'}={self._length[1]}"]
         old = "optim_wrapper" not in config
         validate = self._validation_of_old() if old else self._validation()
-        arguments += [*validate, *self._checkpoints(old), *(() if config.get("resume") else ("resume=False",))]
-        arguments += ["hooks=hooks", *self._log(old)]
+        arguments += [*validate, *self._checkpoints(old), "resume=resume", "hooks=hooks", *self._log(old)]
         self._custom_hooks()
         out.names = [key for key in NAMES if key in config]
         if isinstance(config.get("load_from"), str):
             out.remarks.append(f"load_from={config['load_from']!r} is yours to load before the loop.")
         asked = ["updater", "loader", "forward", *(["evaluate"] if validate else []), "hooks=()"]
-        evaluates = ", and evaluate() numbers by name" if validate else ""
-        gives = "losses by the names of their updaters" if self._several else "its loss"
+        asked.append(f"resume={bool(config.get('resume'))}")
         body = (
             ["for name, loss in forward(batch).items():", "    run.update(loss, name)"]
             if self._several
@@ -93,9 +94,9 @@ class Writer:
         )
         lines = [
             f"def train({', '.join(asked)}):",
-            f'    """The loop of {self._name}: forward(batch) gives {gives}{evaluates}."""',
+            *documented(self._said(bool(validate)), 4),
             "    run = gch.loop(",
-            *(f"        {argument}," for argument in arguments),
+            *(line for one in arguments for line in argument(one, 8)),
             "    )",
             "    for batch in run:",
             *(f"        {line}" for line in body),
@@ -103,6 +104,17 @@ class Writer:
         ]
         out.code = "\n".join(lines)
         return out
+
+    def _said(self, validates: bool) -> str:
+        """The docstring of the function."""
+        gives = (
+            "for each updater, by its name, a function that returns its loss, called in its turn under the updater's "
+            "context"
+            if self._several
+            else "its loss"
+        )
+        evaluates = ", and evaluate() numbers by name" if validates else ""
+        return f"The loop of {self._name}: forward(batch) gives {gives}{evaluates}."
 
     # validation
 
@@ -122,6 +134,7 @@ class Writer:
 
     def _validation_of_old(self) -> list[str]:
         given = self._config.get("evaluation")
+        self._note(("runner", "type"), "the loop")
         if not isinstance(given, Mapping):
             return []
         known = dict.fromkeys(("interval", "start", "dynamic_intervals"), "validate; and after the last")
@@ -232,9 +245,13 @@ class Writer:
                 "TextLoggerHook"
             ]
         given = _mapping(self._config.get("visualizer")).get("vis_backends", self._config.get("vis_backends"))
+        named = given == self._config.get("vis_backends")  # a name of the file, in both places
         for key in ("visualizer", "vis_backends"):
             for path in leaves(self._config.get(key), (key,)):
-                self._note(path, "log" if path[-1] == "type" and "vis_backends" in path else "log, but for pictures")
+                if not (named and path[:2] == ("visualizer", "vis_backends")):
+                    self._note(
+                        path, "log" if path[-1] == "type" and "vis_backends" in path else "log, but for pictures"
+                    )
         return [_kind(one) for one in _listed(given)] or ["LocalVisBackend"]
 
     # hooks
@@ -263,9 +280,11 @@ class Writer:
                 self._out.remarks.append(f"{HOOKS}.{key}: {kind} is {NO_PART}.")
             elif hook is not None and kind not in DOES:
                 self._give(hook, kind)
-        for hook in _listed(self._config.get("custom_hooks")):
-            if (kind := _kind(hook)) in self._unread:
+        for i, hook in enumerate(_listed(self._config.get("custom_hooks"))):
+            if hook in self._unread:
+                kind = _kind(hook)
                 self._give(hook, kind)
+                self._note(("custom_hooks", i), "not here" if kind in NOT_HERE else "yours to give to the loop")
 
     def _give(self, hook: Any, kind: str) -> None:
         """A hook that is none of the loop's own: it runs with it, or why it does not."""
@@ -290,7 +309,8 @@ class Writer:
 
 def _made(hook: Mapping[str, Any], kind: str) -> str:
     """The code of a hook, with its priority."""
-    given = ", ".join(f"{key}={value!r}" for key, value in hook.items() if key not in ("type", "priority"))
+    shown = {key: repr(value) for key, value in hook.items() if key not in ("type", "priority")}
+    given = ", ".join(f"{key}={text if len(text) <= LONG else '…'}" for key, text in shown.items())
     made, priority = f"{kind}({given})", hook.get("priority")
     if priority is None:
         return made
@@ -321,15 +341,3 @@ def _listed(value: Any) -> list[Any]:
 def _kind(value: Any) -> str:
     """The type of a dict, without its project."""
     return str(_mapping(value).get("type") or "").rpartition(".")[2]
-
-
-def leaves(value: Any, path: Path) -> Iterator[Path]:
-    """The places of all values in dicts and lists of dicts."""
-    if isinstance(value, Mapping) and value:
-        for key, one in value.items():
-            yield from leaves(one, (*path, key))
-    elif isinstance(value, (list, tuple)) and value and all(isinstance(one, Mapping) for one in value):
-        for i, one in enumerate(value):
-            yield from leaves(one, (*path, i))
-    else:
-        yield path

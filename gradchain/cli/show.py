@@ -15,7 +15,7 @@ from typing import Any
 
 import gradchain as gch
 from gradchain.cli.code import program
-from gradchain.cli.convert import chains, read
+from gradchain.cli.recipe import chains, read
 from gradchain.cli.run_log import run_log
 from gradchain.see import saved
 from gradchain.see.curves import drawn

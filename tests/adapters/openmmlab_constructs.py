@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from gradchain.adapters.mmengine.groups.params import CONSTRUCTORS, SEVERAL
 from gradchain.cli.convert import Conversion, convert
 
 PAGE = Path(__file__).parents[2] / "docs" / "openmmlab.md"
@@ -74,6 +75,15 @@ from mmengine.registry import OPTIMIZERS
 @OPTIMIZERS.register_module()
 class MyOptimizer(torch.optim.SGD):
     pass
+"""
+CONSTRUCTOR = """\
+from gradchain.adapters import mmengine
+@mmengine.register_constructor("SlowHead")
+def slow_head(model, optim_wrapper):
+    lr = optim_wrapper["optimizer"]["lr"] * optim_wrapper["paramwise_cfg"]["times"]
+    head = list(model.critic.parameters())
+    rest = [p for name, p in model.named_parameters() if not name.startswith("critic.")]
+    return [{"params": rest}, {"params": head, "lr": lr}]
 """
 MOMENTA = (
     ("Constant", "factor=0.5, end=3"),
@@ -163,7 +173,20 @@ ROWS = [
             "constructor='LayerDecayOptimizerConstructor', paramwise_cfg=dict(num_layers=12, layer_decay_rate=0.9)"
         ),
     ),
-    Row("Rules per parameter", "a constructor of your own", wrapper("constructor='MyConstructor'")),
+    Row(
+        "Rules per parameter",
+        "a constructor of your own",
+        f"custom_imports = dict(imports=['my_constructor'], {FAILED})\n"
+        + wrapper("constructor='SlowHead', paramwise_cfg=dict(times=0.1)"),
+        (("my_constructor", CONSTRUCTOR),),
+    ),
+    Row("Rules per parameter", "one that nobody has registered", wrapper("constructor='MyConstructor'")),
+    Row(
+        "Rules per parameter",
+        "modules by a pattern",
+        "optim_wrapper = dict(constructor='MultiOptimWrapperConstructor', critic=dict(optimizer=dict(type='Adam', "
+        "lr=4e-4)), **{'gen.*': dict(optimizer=dict(type='Adam', lr=1e-4))})",
+    ),
     Row("Schedulers", "ConstantLR", schedule("ConstantLR", "factor=0.5, end=3")),
     Row("Schedulers", "CosineAnnealingLR", schedule("CosineAnnealingLR", "T_max=12, eta_min=1e-5")),
     Row(
@@ -260,6 +283,11 @@ programs. A text stands behind these lines, or overwrites them, with 100 batches
 are its remarks. What MMEngine does otherwise is in the docstring of `gradchain.adapters.mmengine`, its hooks and loops
 in [loop.md](loop.md#from-mmengine). Registries need no counterpart: classes are used by name after
 `gch.register()`, or from MMEngine's own registry with `--custom-imports`.
+
+Constructors are known by these names, with or without their project before it: {known}. Where what one does depends
+on the model, `make(model)` in the printed program reads the recipe by `mmengine.from_config`, the rest is the same, and
+`print(updater.chain)` is the chain then. So it is with {needy}, with one of your own, and with several optimizers whose
+modules are not named but found by patterns.
 """
 MOST = 150  # letters of a sentence that refuses, where it goes on with a list
 
@@ -330,9 +358,15 @@ def outcomes() -> Iterator[tuple[Row, str]]:
         yield row, outcome(row, bases)
 
 
+def listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in sorted(names))
+
+
 def page() -> str:
     """The whole page."""
-    lines, room = [HEAD.format(base=BASE)], ""
+    known = [*CONSTRUCTORS, *SEVERAL]
+    needy = [name for name, how in CONSTRUCTORS.items() if how.needs_model]
+    lines, room = [HEAD.format(base=BASE, known=listed(known), needy=listed(needy))], ""
     for row, said in outcomes():
         if row.room != room:
             room = row.room

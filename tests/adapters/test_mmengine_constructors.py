@@ -86,7 +86,8 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     ({"paramwise_cfg": {}}, ValueError, "optim_wrapper: optimizer must be given."),
     ({"optimizer": None}, TypeError, "optim_wrapper must have optimizer, a dict, got None."),
     (wrapper() | {"paramwise_cfg": [1]}, TypeError, "paramwise_cfg must be a dict or None, got [1]."),
-    (wrapper(constructor="MyConstructor"), ValueError, "constructor must be one of DefaultOptimWrapperConstructor"),
+    (wrapper(constructor="MyConstructor"), ValueError, "constructor must be one of those that docs/openmmlab.md "
+     "lists, got 'MyConstructor'. One of your own is made known by gradchain.adapters.mmengine.register_constructor"),
     (wrapper(custom_keys=["head"]), TypeError, "custom_keys must be a dict, got ['head']."),
     (wrapper(custom_keys={"head": 0.1}), TypeError, "custom_keys['head'] must be a dict, got 0.1."),
     (wrapper(**keyed(lr_mult="0.1")), TypeError, "custom_keys['backbone']['lr_mult'] must be a number, got '0.1'."),
@@ -98,7 +99,9 @@ REFUSED: list[tuple[Any, type[Exception], str]] = [
     (wrapper({"type": "SGD", "lr": 0.1}, **keyed(decay_mult=0.0)), ValueError,
      "optimizer must have weight_decay where custom_keys['backbone']['decay_mult'] multiplies it."),
     (wrapper(constructor="LearningRateDecayOptimWrapperConstructor", layer_decay_rate=0.5), NotImplementedError,
-     "the model must have a method get_layer_depth, ModuleDict has none."),
+     "the model must have a method get_layer_depth(name), which returns the layer of a parameter and how many layers "
+     "there are; ModuleDict has none, and its backbone's does not count. Without one write gch.scale_by_learning_rate("
+     "gch.multiply(rate, gch.layer_decay(…)))."),
     (wrapper(constructor=f"mmseg.{LAYERED}", num_layers=3, decay_rate=0.5), NotImplementedError,
      "it must be layer_wise for a ConvNeXt, BEiT or MAE, or stage_wise for a ConvNeXt, got 'layer_wise' for a "
      "Sequential."),

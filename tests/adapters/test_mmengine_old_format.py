@@ -144,7 +144,7 @@ def test_averages_are_those_of_mmcv(hook: dict[str, Any]) -> None:
 def test_each_format_reads_its_own_hooks() -> None:
     """MMEngine has no ExpMomentumEMAHook, mmcv no ema_type: what is no hook of the format is named, or a slip."""
     new, old = {"optimizer": SGD}, {"optimizer": SGD, "optimizer_config": None}
-    with pytest.warns(UserWarning, match="ExpMomentumEMAHook are not read"):
+    with pytest.warns(UserWarning, match="ExpMomentumEMAHook is not read"):
         mmengine.from_config(model(), new, custom_hooks=[{"type": "ExpMomentumEMAHook"}], **RUN)
     with pytest.raises(TypeError, match="every key must be known, got 'ema_type'"):
         mmengine.from_config(model(), old, custom_hooks=[{"type": "EMAHook", "ema_type": "ExpMomentumEMA"}], **RUN)

@@ -68,10 +68,8 @@ def kind(row):
 KINDS = list({kind(row): row for row in rows("recipes.jsonl.gz")}.values())
 
 
-# Why some are refused: what depends on the model, what no chain is, and what MMEngine fails on as well.
+# Why some are refused: what no chain is, and what MMEngine fails on as well.
 REASONS = (
-    r"Constructor: what its rules come to depends on the model\. mmengine\.from_config\(model, …\)",
-    r"which modules an optimizer is over depends on the model\. mmengine\.from_config\(model, …\)",
     r"it makes one optimizer for each (resolution|stage), and the model changes",
     r"type 'DeepSpeedOptimWrapper' is not read",
     r"needs at least one optimizer",
@@ -190,10 +188,14 @@ def test_the_printed_code_is_the_recipe(row, tmp_path, capsys):
         assert any(re.search(reason, refused) for reason in REASONS), refused
         return
     printed = capsys.readouterr().out
-    model, updater, same_model = executed(printed, config)
     length = {key: value for key, value in config["train_cfg"].items() if value}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        try:
+            model, updater, same_model = executed(printed, config)
+        except (AttributeError, NotImplementedError, ValueError) as error:  # the toy lacks what its rules ask for
+            assert "mmengine.from_config(" in printed and str(error).startswith("mmengine.")
+            return
         beside = mmengine.from_config(
             same_model, config["optim_wrapper"], config["param_scheduler"], **length, epoch_length=3,
             custom_hooks=config.get("custom_hooks"), strict=False,
@@ -308,14 +310,14 @@ def test_the_program_and_its_table(tmp_path, capsys):
         "    return tx.bind(model)\n"
         "\n"
         "\n"
-        "def train(updater, loader, forward, hooks=()):\n"
+        "def train(updater, loader, forward, hooks=(), resume=False):\n"
         '    """The loop of config.py: forward(batch) gives its loss."""\n'
         "    run = gch.loop(\n"
         "        loader,\n"
         "        updater,\n"
         "        epochs=12,\n"
         '        checkpoint=gch.loop.checkpoints("work_dirs/config", every=1, unit="epoch"),\n'
-        "        resume=False,\n"
+        "        resume=resume,\n"
         "        hooks=hooks,\n"
         '        log=[gch.loop.console(), "work_dirs/config/log.jsonl"],\n'
         "        interval=10,\n"
@@ -414,19 +416,6 @@ REFUSED = {
         CLIPPED | {"optim_wrapper": {"optimizer": SGD, "grad_clip": {"max_norm": 1}}},
         ["--epoch-length", "9"],
         "mmengine.from_config: optim_wrapper: every key must be known, got 'grad_clip'; did you mean 'clip_grad'?",
-    ),
-    "layers": (
-        CLIPPED | {"optim_wrapper": {
-            "optimizer": SGD, "constructor": "LayerDecayOptimizerConstructor",
-            "paramwise_cfg": {"num_layers": 12, "layer_decay_rate": 0.7},
-        }},
-        ["--epoch-length", "9"],
-        "LayerDecayOptimizerConstructor: what its rules come to depends on the model. mmengine.from_config(model, …)",
-    ),
-    "a pattern": (
-        CLIPPED | {"optim_wrapper": {"constructor": MULTI, ".*_g": {"optimizer": SGD}}},
-        ["--epoch-length", "9"],
-        "which modules an optimizer is over depends on the model",
     ),
 }  # fmt: skip
 

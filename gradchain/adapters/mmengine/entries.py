@@ -14,6 +14,8 @@ from gradchain.words.remarks import remark
 __all__ = ["OWNER", "Clock", "Entry", "listed"]
 
 Test = Callable[[Any], bool]
+# MMEngine's optimizer around one of torch's, which shares its state out over ranks
+ZERO = "ZeroRedundancyOptimizer"
 OWNER = "mmengine.from_config"
 """How the errors and warnings of whole recipes begin."""
 

@@ -15,7 +15,7 @@ from gradchain.adapters.mmengine.groups.paramwise import DEFAULT, FORCED, OLD, G
 from gradchain.adapters.mmengine.groups.rules import Rule, Rules, containing, facts_of
 from gradchain.selectors import Selector, bias, depthwise, named, ndim, owner, owner_named
 
-__all__ = ["NORM", "YOLOV7", "by_pattern", "decay_kinds", "default", "of_key", "swin", "tsm", "yolo"]
+__all__ = ["NORM", "YOLO", "by_pattern", "decay_kinds", "default", "of_key", "swin", "tsm", "yolo"]
 
 # what MMEngine takes for a norm: not RMSNorm, nor whatever else has the name
 NORM = owner(nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm, nn.LayerNorm)
@@ -24,7 +24,8 @@ _DEFORMABLE = ("DeformConv2d", "ModulatedDeformConv2d")
 _OFFSET = named("*conv_offset.*", missing_ok=True) & owner(nn.Conv2d)
 Own = list[Tensor]
 """The parameters of one layer."""
-YOLOV7, IMPLICIT = "YOLOv7OptimWrapperConstructor", ("ImplicitA", "ImplicitM")
+YOLO = ("YOLOv5OptimizerConstructor", YOLOV7 := "YOLOv7OptimWrapperConstructor")
+IMPLICIT = ("ImplicitA", "ImplicitM")
 
 
 def default(paramwise: Paramwise, model: nn.Module | None) -> Rules:

@@ -20,16 +20,21 @@ WITHIN = "backbone."
 
 def by_depth(paramwise: Paramwise, model: nn.Module | None) -> Rules:
     """LearningRateDecayOptimWrapperConstructor of MMPretrain: the model says how deep, rules say what decays."""
-    assert model is not None
+    rate = paramwise.number("layer_decay_rate", 1.0)
+    if not paramwise.decays:
+        paramwise.refuse("optimizer must have weight_decay.")
+    if model is None:
+        return Rules(paramwise)
     names = [name for name, _ in model.named_parameters()]
     ask: Any = getattr(model, "get_layer_depth", None)
     timm = of_timm(names) if ask is None else None
     if ask is None and timm is None:
         paramwise.refuse(
-            f"the model must have a method get_layer_depth, {type(model).__name__} has none.", NotImplementedError
+            f"the model must have a method get_layer_depth(name), which returns the layer of a parameter and how many "
+            f"layers there are; {type(model).__name__} has none, and its backbone's does not count. Without one write "
+            "gch.scale_by_learning_rate(gch.multiply(rate, gch.layer_decay(…))).",
+            NotImplementedError,
         )
-    if not paramwise.decays:
-        paramwise.refuse("optimizer must have weight_decay.")
     deep: Callable[[str], int] = (lambda name: ask(name)[0]) if timm is None else timm
     total = timm.total if timm is not None else ask(names[0])[1] if names else 1
     custom = []
@@ -39,7 +44,7 @@ def by_depth(paramwise: Paramwise, model: nn.Module | None) -> Rules:
         custom.append(Rule(containing(key, paramwise.missing_ok), items, key, closes=True))
     kinds = decay_kinds(paramwise, {"norm": NORM, "bias": bias, "flat": ndim(1)})
     shown = timm if timm is not None else next((one for one in _depths(names, total) if _tells(one, deep, names)), None)
-    layers = Layers(paramwise.number("layer_decay_rate", 1.0), deep, total, total - 1, shown)
+    layers = Layers(rate, deep, total, total - 1, shown)
     return Rules(paramwise, [*custom, *kinds], {"weight_decay": paramwise.base("weight_decay")}, layers)
 
 
@@ -66,10 +71,11 @@ def _backbone(paramwise: Paramwise, model: nn.Module, attribute: str = "") -> An
 
 def mmseg(paramwise: Paramwise, model: nn.Module | None) -> Rules:
     """LearningRateDecayOptimizerConstructor and LayerDecayOptimizerConstructor of MMSegmentation and MMDetection."""
-    assert model is not None
     layers, kind = paramwise.layers(), paramwise.cfg.get("decay_type", "layer_wise")
     by_name = paramwise.constructor == "LayerDecayOptimizerConstructor"
     rate = paramwise.number("layer_decay_rate" if by_name else "decay_rate")
+    if model is None:
+        return Rules(paramwise)
     cls = type(_backbone(paramwise, model)).__name__
     deep: depth.Depth
     if "layer_wise" in kind and "ConvNeXt" in cls:
@@ -92,8 +98,9 @@ def mmpose(paramwise: Paramwise, model: nn.Module | None) -> Rules:
 
 def mmaction(paramwise: Paramwise, model: nn.Module | None) -> Rules:
     """LearningRateDecayOptimizerConstructor of MMAction2, for an MViT or a ViT."""
-    assert model is not None
     deep, rate = depth.vit(paramwise.layers(), WITHIN, "blocks"), paramwise.number("decay_rate")
+    if model is None:
+        return Rules(paramwise)
     cls, kind = type(_backbone(paramwise, model)).__name__, paramwise.cfg.get("decay_type", "layer_wise")
     if "layer_wise" not in kind or not ("MViT" in cls or "VisionTransformer" in cls):
         rule = "it must be layer_wise for an MViT or VisionTransformer"
@@ -120,11 +127,12 @@ def _mixmim(depths: Sequence[int]) -> Callable[[str], int]:
 
 def mmselfsup(paramwise: Paramwise, model: nn.Module | None) -> Rules:
     """LearningRateDecayOptimWrapperConstructor of MMSelfSup: custom keys alone say what decays, the shortest wins."""
-    assert model is not None
     kind = paramwise.optimizer.get("model_type")
     rate = paramwise.factor("layer_decay_rate", paramwise.optimizer.get("layer_decay_rate", 1.0))
     if kind not in ("vit", "swin", "mixmim"):
         paramwise.refuse(f"optimizer must have a model_type, 'vit', 'swin' or 'mixmim', got {kind!r}.", AssertionError)
+    if model is None:
+        return Rules(paramwise)
     found = _backbone(paramwise, model, "layers" if kind == "vit" else "depths")
     if kind == "mixmim":
         layers = Layers(rate, _mixmim(found), sum(found) + 1, sum(found) - 1)

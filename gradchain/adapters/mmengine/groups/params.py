@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
@@ -35,9 +36,18 @@ ELSEWHERE = {
     "PGGANOptimWrapperConstructor": "it makes one optimizer for each resolution, and the model changes between them",
     "SinGANOptimWrapperConstructor": "it makes one optimizer for each stage, and the model changes between them",
 }
+KNOWN = "must be one of those that docs/openmmlab.md lists"
+OF_ONES_OWN = (
+    "One of your own is made known by gradchain.adapters.mmengine.register_constructor, as docs/coming_from.md shows."
+)
+NO_RULES = "paramwise_cfg must be empty for an optimizer of several modules."
 NEEDS_MODEL = (
     "which modules an optimizer is over depends on the model. mmengine.from_config(model, …) reads it, where the model "
     "is at hand."
+)
+NEEDS_RULES = (
+    "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where the model is "
+    "at hand."
 )
 
 
@@ -80,7 +90,7 @@ CONSTRUCTORS: dict[str, Constructor] = {
     "LayerDecayOptimWrapperConstructor": Constructor(layers.mmpose, ("num_layers", "layer_decay_rate")),
     "SwinOptimWrapperConstructor": Constructor(constructors.swin, ("custom_keys",)),
     **dict.fromkeys(("TSMOptimWrapperConstructor", "TSMOptimizerConstructor"), _TSM),
-    **dict.fromkeys(("YOLOv5OptimizerConstructor", constructors.YOLOV7), _YOLO),
+    **dict.fromkeys(constructors.YOLO, _YOLO),
 }
 
 
@@ -199,15 +209,22 @@ def _over(model: nn.Module | None, entry: Entry, key: str | None, config: Mappin
     One of several that names a child of the model is over that module by itself, with rules per parameter.
     """
     if model is None:
-        if key is None or not isinstance(over, str) or not over.isidentifier():
-            entry.refuse(NEEDS_MODEL, NotImplementedError)
-        return One(key, config, over, _parameters(None, config, entry.strict))
+        if key is not None and isinstance(over, str) and over.isidentifier():
+            return One(key, config, over, _parameters(None, config, entry.strict))
+        for pattern in over if isinstance(over, (list, tuple)) else [over]:
+            _check_pattern(entry, pattern)
+        paramwise, _ = _read({**config, "constructor": DEFAULT}, entry.strict, None)
+        if paramwise.cfg and not isinstance(over, str):
+            paramwise.refuse(NO_RULES, AssertionError)
+        waits = f"{entry.owner}: {entry.name}: {NEEDS_MODEL}"
+        return One(key, config, over, Parameters(Rules(paramwise), waits=waits))
     model = getattr(model, "module", model)
     if key is not None and isinstance(over, str) and over in model._modules:
         child = getattr(model, over)
         return One(key, config, child, _parameters(child, config, entry.strict))
     found: list[tuple[str, nn.Module]] = []
     for pattern in over if isinstance(over, (list, tuple)) else [over]:
+        _check_pattern(entry, pattern)
         here = [(name, module) for name, module in model.named_modules() if re.fullmatch(pattern, name)]
         here = [(pattern, getattr(model, pattern))] if pattern in model._modules else here
         if not any(True for _, module in here for _ in module.parameters()):
@@ -223,9 +240,18 @@ def _over(model: nn.Module | None, entry: Entry, key: str | None, config: Mappin
         )
     paramwise, _ = _read({**config, "constructor": DEFAULT}, entry.strict, None)
     if paramwise.cfg:
-        paramwise.refuse("paramwise_cfg must be empty for an optimizer of several modules.", AssertionError)
+        paramwise.refuse(NO_RULES, AssertionError)
     groups: list[Group] = [([p for module in apart.values() for p in module.parameters()], {})]
     return One(key, config, target := model if "" in names else apart, _settled(Rules(paramwise), groups, target, ()))
+
+
+def _check_pattern(entry: Entry, pattern: Any) -> None:
+    """The name of a child, or a regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        entry.refuse(f"modules must be names or patterns of names, got {pattern!r}: {error}.", kind)
 
 
 def _parameters(model: nn.Module | None, config: Mapping[str, Any], strict: bool) -> Parameters:
@@ -233,16 +259,12 @@ def _parameters(model: nn.Module | None, config: Mapping[str, Any], strict: bool
     inner = getattr(model, "module", None)
     inner = inner if isinstance(inner, nn.Module) else model
     paramwise, how = _read(config, strict, inner)
-    if inner is None and how is not None and how.needs_model:
-        paramwise.refuse(
-            "what its rules come to depends on the model. mmengine.from_config(model, …).chain is the code, where the "
-            "model is at hand.",
-            NotImplementedError,
-        )
     rules = Rules(paramwise, made=lambda model: [(list(model.parameters()), {})])
     rules = rules if how is None else how.rules(paramwise, inner)
     if inner is None:
         paramwise.report()
+        if how is not None and how.needs_model:
+            return Parameters(Rules(paramwise), waits=f"{paramwise.entry.owner}: {paramwise.entry.name}: {NEEDS_RULES}")
         _remarks_without_model(rules)
         return Parameters(rules)
     groups = rules.groups(inner)
@@ -272,9 +294,9 @@ def _read(config: Mapping[str, Any], strict: bool, model: nn.Module | None) -> t
     if how is None and scope in ("", *PROJECTS):
         how = CONSTRUCTORS.get(_with_scope(scope, name, model, paramwise.optimizer))
     if how is None:
-        known = ", ".join(sorted((*CONSTRUCTORS, *SEVERAL)))
-        cure = "A constructor of your own is made known by mmengine.register_constructor."
-        paramwise.refuse(f"constructor must be one of {known}, got {'.'.join(filter(None, (scope, name)))!r}. {cure}")
+        close = get_close_matches(name, (*CONSTRUCTORS, *SEVERAL), 1, 0.85) if scope in ("", *PROJECTS) else []
+        cure = f"Did you mean {close[0]!r}? " if close else ""
+        paramwise.refuse(f"constructor {KNOWN}, got {'.'.join(filter(None, (scope, name)))!r}. {cure}{OF_ONES_OWN}")
     if not isinstance(optimizer, Mapping):
         paramwise.refuse(f"optim_wrapper must have optimizer, a dict, got {optimizer!r}.", TypeError)
     if given is not None and not isinstance(given, Mapping):

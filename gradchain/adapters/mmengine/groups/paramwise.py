@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from gradchain.adapters.mmengine.entries import Entry, is_number, listed, near, whole
+from gradchain.adapters.mmengine.entries import ZERO, Entry, is_number, listed, near, type_name, whole
 from gradchain.adapters.torch_names import class_of
 
 __all__ = ["DEFAULT", "FORCED", "OLD", "RULES", "Group", "Paramwise", "check_places"]
@@ -68,6 +68,7 @@ class Paramwise:
     def arguments(self) -> Mapping[str, inspect.Parameter]:
         """The arguments of the optimizer's class; none where nobody here knows it."""
         kind = self.optimizer.get("type")
+        kind = self.optimizer.get("optimizer_type") if type_name(kind) == ZERO else kind
         short = kind.rpartition(".")[2] if isinstance(kind, str) else kind
         try:
             return inspect.signature(class_of(short)).parameters  # type: ignore[arg-type]

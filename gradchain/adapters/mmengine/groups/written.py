@@ -31,13 +31,15 @@ class Parameters:
     """What the parameters of one optimizer begin with.
 
     rules: of its config, for any model; settings: what these have made of a model that is at hand, by name, None where
-    a parameter is not optimised; facts: its parameters; groups: by name, which of the groups a parameter is in.
+    a parameter is not optimised; facts: its parameters; groups: by name, which of the groups a parameter is in; waits:
+    why the rules are not read yet, where a model must be at hand.
     """
 
     rules: Rules
     settings: Mapping[str, Mapping[str, Any] | None] | None = None
     facts: Sequence[ParameterFacts] = ()
     groups: Mapping[str, int] | None = None
+    waits: str = ""
     _taken: dict[Selector, frozenset[str]] = field(default_factory=dict)
 
     def fields(self) -> list[str]:

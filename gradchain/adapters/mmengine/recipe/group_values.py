@@ -134,15 +134,20 @@ class Numbers:
         if least is None:
             numbers = given.numbers(field, base)
             if len(numbers) > 1 and given.settings is None and not self.recipe.strict:
-                raise ValueError(
-                    "min_value and eps must be left out where no model is at hand and, by strict=False, keys may take "
-                    "nothing."
+                raise NotImplementedError(
+                    "mmengine.from_config: min_value and eps of groups, of which by strict=False some may be empty, "
+                    "depend on the model. mmengine.from_config(model, …) reads them."
                 )
             return [(None, numbers[0], 0.0)] if len(numbers) == 1 else self._selected(field, numbers)
         if given.groups is None:
             if len(least) == 1 and not self.one.config.get("paramwise_cfg"):
                 return [(None, base, least[0])]
-            raise ValueError("min_value must be one number where no model is at hand: what groups there are is its.")
+            if given.waits:
+                return [(None, base, least[0])]
+            raise NotImplementedError(
+                "mmengine.from_config: min_value must be one number where no model is at hand: what groups there are "
+                "depends on the model. mmengine.from_config(model, …) reads it."
+            )
         if len(least) != (count := max(given.groups.values()) + 1):
             raise ValueError(f"min_value must have a number for each of the {count} groups, got {len(least)}.")
         together = defaultdict[tuple[float, float], list[str]](list)

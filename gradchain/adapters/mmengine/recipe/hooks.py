@@ -11,7 +11,7 @@ from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, inverse_time, join
 from gradchain.transforms.average import average_params
 
-__all__ = ["Averaging", "read_hooks"]
+__all__ = ["Averaging", "is_average", "read_hooks"]
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ExponentialMovingAverage": ("momentum",),
@@ -33,6 +33,11 @@ Averaging = Callable[[Clock, int], Transform]
 """(the run, micro-batches of a window) -> the link."""
 
 
+def is_average(hook: Any, old: bool) -> bool:
+    """Whether a hook averages the weights; `old`: as mmcv 1.x has it."""
+    return isinstance(hook, Mapping) and type_name(hook.get("type")) in (OLD if old else ("EMAHook",))
+
+
 def read_hooks(
     custom_hooks: Any, default_hooks: Mapping[str, Any], strict: bool, old: bool = False
 ) -> Averaging | None:
@@ -40,7 +45,7 @@ def read_hooks(
 
     Of `default_hooks` those under names that are not MMEngine's own, which it registers as well.
     """
-    kinds, read = (tuple(OLD), _average_1x) if old else (("EMAHook",), _average)
+    read: Any = _average_1x if old else _average
     entry = Entry("custom_hooks", {}, strict, OWNER)
     if custom_hooks is not None and not isinstance(custom_hooks, (list, tuple)):
         entry.refuse(f"it must be a list of dicts, got {custom_hooks!r}.", TypeError)
@@ -49,14 +54,15 @@ def read_hooks(
     named |= {f"default_hooks.{key}": hook for key, hook in default_hooks.items() if key not in DEFAULT and hook}
     for name, hook in named.items():
         kind = type_name(hook.get("type")) if isinstance(hook, Mapping) else type(hook).__name__
-        if kind in kinds and isinstance(hook, Mapping):
+        if is_average(hook, old):
             found.append(partial(read, Entry(f"{name} ({kind})", hook, strict, OWNER)))
         else:
             others.append(str(kind))
     if len(found) > 1:
-        entry.refuse(f"there must be at most one {' or '.join(kinds)}, got {len(found)}.")
+        entry.refuse(f"there must be at most one {' or '.join(OLD) if old else 'EMAHook'}, got {len(found)}.")
     if others:
-        entry.remark(f"{', '.join(others)} are not read; what they do to the update is yours to add.")
+        its = "is not read; what it does" if len(others) == 1 else "are not read; what they do"
+        entry.remark(f"{', '.join(others)} {its} to the update is yours to add.")
     return found[0] if found else None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from gradchain.adapters import registry, torch_names
-from gradchain.adapters.mmengine.entries import OWNER, Entry, listed, near, type_name
+from gradchain.adapters.mmengine.entries import OWNER, ZERO, Entry, listed, near, type_name
 from gradchain.core import config
 from gradchain.core.chain import chain
 from gradchain.core.hyper import varies
@@ -31,8 +31,6 @@ ASIDE = (
     "foreach", "fused", "capturable", "differentiable", "type", "_scope_", "_delete_",
     "batch_size_per_gpu", "base_total_batch_size", "layer_decay_rate", "model_type",
 )  # fmt: skip
-# MMEngine's around torch's, which shares the state of an optimizer out over ranks
-ZERO = "ZeroRedundancyOptimizer"
 OF_ZERO = ("optimizer_type", "overlap_with_ddp", "parameters_as_bucket_view", "process_group")
 # MMEngine's registry has these under other names than `from_torch`
 RENAMED = {"Adafactor": "transformers.Adafactor", "TorchAdafactor": "torch.Adafactor"}

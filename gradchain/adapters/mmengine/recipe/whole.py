@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,8 @@ from gradchain.adapters.mmengine.curves.hook_schedules import read_scheduler_hoo
 from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
 from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, listed
 from gradchain.adapters.mmengine.groups.params import One, optimizers
+from gradchain.adapters.mmengine.groups.rules import Rules
+from gradchain.adapters.mmengine.groups.written import Parameters
 from gradchain.adapters.mmengine.recipe.group_values import Numbers, Recipe
 from gradchain.adapters.mmengine.recipe.hooks import read_hooks
 from gradchain.adapters.mmengine.recipe.optimizers import Optimizer
@@ -28,7 +30,7 @@ from gradchain.selectors import named
 from gradchain.selectors.rules import starts_of
 from gradchain.updater import Group, Updater
 
-__all__ = ["Unbound", "from_config", "unbound"]
+__all__ = ["Unbound", "from_config", "read_recipe", "unbound"]
 
 
 def from_config(
@@ -90,7 +92,9 @@ def from_config(
     chain(clip_by_norm(35), trace(0.9), scale_by_learning_rate(0.1 * per_epoch(multi_step(1.0, (8, 11)), 100)))
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
-    parts = _read(model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict)
+    parts = read_recipe(
+        model, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict
+    )
     bound = {str(part.key): part.bound() for part in parts}
     return Group(bound) if parts[0].key is not None else bound["None"]
 
@@ -100,7 +104,8 @@ class Unbound:
     """One optimizer of a recipe as a chain.
 
     key: its name among several, None for the only one; of: its modules, or without a model the name of the submodule,
-    None for the model itself; autocast: the dtype of the forward; zero_redundancy: whether ranks share its state out.
+    None for the model itself; autocast: the dtype of the forward; zero_redundancy: whether ranks share its state out;
+    waits: why the chain, which is then without its rules per parameter, can only be made with a model at hand.
     """
 
     key: str | None
@@ -108,6 +113,7 @@ class Unbound:
     chain: chain
     autocast: torch.dtype | None
     zero_redundancy: bool = False
+    waits: str = ""
 
     def bound(self) -> Updater:
         """The chain bound to its modules."""
@@ -154,10 +160,15 @@ def unbound(
     )
     """
     lengths = {"max_epochs": max_epochs, "max_iters": max_iters, "epoch_length": epoch_length}
-    return _read(None, optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict)
+    given = (optim_wrapper, param_scheduler, lengths, auto_scale_lr, (custom_hooks, default_hooks), strict)
+    parts = read_recipe(None, *given)
+    for part in parts:
+        if part.waits:
+            raise NotImplementedError(part.waits)
+    return parts
 
 
-def _read(
+def read_recipe(
     model: nn.Module | None,
     optim_wrapper: Mapping[str, Any],
     param_scheduler: Any,
@@ -166,7 +177,10 @@ def _read(
     hooks: tuple[Any, Any],
     strict: bool,
 ) -> list[Unbound]:
-    """The chains of a recipe, none of them bound yet."""
+    """The chains of a recipe, none of them bound yet.
+
+    Of what depends on a model that is not at hand, the rest is read and checked, and `waits` says so.
+    """
     clock = clock_of(**lengths, owner=OWNER)
     read = partial(schedules, strict=strict, **lengths)
     entry = Entry("optim_wrapper", {}, strict, OWNER)
@@ -187,7 +201,19 @@ def _read(
     name = "config" if old else "optim_wrapper"
     recipe = Recipe(name, clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
     ones = _ones(model, Entry(name, given, strict, OWNER), param_scheduler)
-    return [Unbound(one.key, one.target, *_chain(one, mine, recipe)) for one, mine in ones]
+    return [_unbound(one, mine, recipe) for one, mine in ones]
+
+
+def _unbound(one: One, schedulers: Any, recipe: Recipe) -> Unbound:
+    """One optimizer's chain; without rules per parameter where these can only be read with a model."""
+    try:
+        made = _chain(one, schedulers, recipe)
+    except NotImplementedError as error:
+        if one.parameters.waits or one.parameters.settings is not None:
+            raise
+        bare = Parameters(Rules(one.parameters.rules.paramwise), waits=str(error))
+        return _unbound(replace(one, parameters=bare), schedulers, recipe)
+    return Unbound(one.key, one.target, *made, waits=one.parameters.waits)
 
 
 def _ratio(auto_scale_lr: Mapping[str, Any] | None, strict: bool) -> float:
