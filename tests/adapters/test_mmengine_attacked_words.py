@@ -54,9 +54,9 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "two floors, old": (old(lr_config={"policy": "FlatCosineAnnealing", "min_lr": 0, "min_lr_ratio": 0.1}), {},
         "lr_config (FlatCosineAnnealing): min_lr or min_lr_ratio must be given, not both, got 0 and 0.1."),
     "a version of a constructor": (wrapper(constructor="LearningRateDecayOptimWrapperConstructorV2"), {},
-        "got 'LearningRateDecayOptimWrapperConstructorV2'. A constructor of your own is made"),
+        "got 'LearningRateDecayOptimWrapperConstructorV2'. Did you mean"),
     "another's of that name": (wrapper(constructor="mylab.TSMOptimWrapperConstructor"), {},
-        "got 'mylab.TSMOptimWrapperConstructor'. A constructor of your own is made known"),
+        "got 'mylab.TSMOptimWrapperConstructor'. One of your own is made known"),
     "a hook of one's own": (wrapper(), {"default_hooks": {"param_scheduler": {"type": "mylab.WarmupHook"}}},
         "default_hooks.param_scheduler (WarmupHook): type must be one of PPYOLOEParamSchedulerHook, "
         "ParamSchedulerHook, YOLOv5ParamSchedulerHook; what another does"),
