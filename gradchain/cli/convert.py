@@ -123,9 +123,8 @@ def _notes(config: Mapping[str, Any], builder: Builder, parts: list[Unbound]) ->
     moving = [link for part in parts for _, link in part.chain.named if not isinstance(link, gch.accumulate)]
     if any("by('micro'" in repr(link) for link in moving):
         held = ["in a window"] if any(isinstance(link, gch.accumulate) for link in links) else []
-        held += (
-            ["after an overflow of the loss scale"] if any(isinstance(link, gch.amp_scale) for link in links) else []
-        )
+        scaled = any(isinstance(link, gch.amp_scale) for link in links)
+        held += ["after an overflow of the loss scale"] if scaled else []
         yield f'by("micro", …): MMEngine\'s schedulers move at each iteration, {" and ".join(held)} too'
     for link in links:
         if not isinstance(link, gch.average_params) or not isinstance(link.decay, float) or not 0 < link.decay < 1:
