@@ -302,8 +302,8 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-floor-that-only-a-groups-number-reaches",
         "adapters/mmengine/recipe/group_values.py",
-        "for number in numbers)",
-        "for number in [2.0])",
+        "        for number in numbers:\n            values",
+        "        for number in [2.0]:\n            values",
         "adapters/test_mmengine_rules.py::test_a_floor_that_only_a_groups_number_reaches",
     ),
     Break(

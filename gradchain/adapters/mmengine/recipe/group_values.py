@@ -165,12 +165,11 @@ class Numbers:
 
     def _proportional(self, make: Callable[[float], Schedule], numbers: Iterable[float]) -> bool:
         """Whether the curve of each number is so many times that of 1, wherever one looks."""
-        looks = self.recipe.clock.looks()
-        unit = [make(1.0)(t) for t in looks]
-        for number, curve in ((number, make(number)) for number in numbers):
-            if any(
-                abs((found := curve(t)) - number * one) > 1e-12 * abs(found) for t, one in zip(looks, unit, strict=True)
-            ):
+        unit, looks = make(1.0), self.recipe.clock.looks()
+        units = [unit(t) for t in looks]
+        for number in numbers:
+            values = map(make(number), looks)
+            if any(abs(value - number * one) > 1e-12 * abs(value) for value, one in zip(values, units, strict=True)):
                 return False
         return True
 
