@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
-
-import torch
 
 import gradchain as gch
 from gradchain.adapters.mmengine.groups.constructors import NORM
@@ -21,6 +18,7 @@ from gradchain.selectors import Selector
 __all__ = ["of_chains", "of_config"]
 
 LONG = {"curve": 60, "where": 40, "": 10_000}  # letters of what gets a name where it is written more than once
+KINDS: dict[type, str] = {Schedule: "curve", Selector: "where"}
 OURS, ADAPTER = "import gradchain as gch", "from gradchain.adapters import mmengine"
 NORMS = "what MMEngine takes for a norm: not RMSNorm, as gch.norm does"
 
@@ -139,11 +137,32 @@ def _parts(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
 
 def _kind(text: str) -> str:
     """What a value is called: a schedule "curve", a selector "where"; "" for others."""
-    try:
-        value = eval(text, {"gch": gch, "torch": torch, "re": re, "norm": NORM, "float": float})
-    except Exception:  # a piece that is no value by itself, or has a name in it
-        return ""
-    return "curve" if isinstance(value, Schedule) else "where" if isinstance(value, Selector) else ""
+    return _kind_of(ast.parse(text, mode="eval").body)
+
+
+def _kind_of(node: ast.expr) -> str:
+    match node:
+        case ast.BinOp(left=left, right=right):
+            return _kind_of(left) or _kind_of(right)
+        case ast.UnaryOp(operand=operand):
+            return _kind_of(operand)
+        case ast.Call(func=func) if (made := _found(func)) is not None:
+            return next((kind for of, kind in KINDS.items() if isinstance(made, type) and issubclass(made, of)), "")
+        case ast.Call(func=ast.Attribute(value=owner)):  # a method of a schedule
+            return _kind_of(owner)
+        case _:
+            return "where" if isinstance(_found(node), Selector) else ""
+
+
+def _found(node: ast.expr) -> Any:
+    """What a name with dots means in a program: one of gradchain's; None for any other expression."""
+    parts = ast.unparse(node).split(".")
+    if parts[0] != "gch" or not all(part.isidentifier() for part in parts):
+        return NORM if parts == ["norm"] else None
+    found: Any = gch
+    for part in parts[1:]:
+        found = getattr(found, part, None)
+    return found
 
 
 class _Replaced(ast.NodeTransformer):
