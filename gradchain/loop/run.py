@@ -45,9 +45,9 @@ class loop(Generic[B]):
         validate: a function of this run or of nothing, which returns numbers by name, one number or None; or (function,
             when) or (function, when, unit). `when` is every so many units, or [(begin, every), …]: from each begin on,
             what `every` divides, with None for never; or a range of counts; and after the last, if the first begin was
-            reached. The unit is
-            "update", "iter" or "epoch". A function alone is called after each epoch, or after the last update. It
-            runs without gradients and with the models in eval mode, which come back as they were, as random numbers do.
+            reached. The unit is "update", "iter" or "epoch". A function alone is called after each epoch, or after the
+            last update. It runs without gradients and with the models in eval mode, which come back as they were, as
+            random numbers do.
         averaged: validate the average weights: True, or the name of the average; for several updaters, names of those.
         observe: names of what validation returns that are given to `updater.observe`, for reduce_on_plateau.
         checkpoint: `gch.loop.checkpoints(folder, …)`, or a folder: once an epoch, or at each update.
