@@ -13,7 +13,7 @@ from gradchain.adapters.mmengine.reading.files import read_names
 from gradchain.adapters.mmengine.recipe.whole import Unbound
 from gradchain.cli import module
 from gradchain.cli.imports import imported, named_modules
-from gradchain.cli.recipe import HOOKS, READ, Builder, chains, read
+from gradchain.cli.recipe import HOOKS, READ, Builder, chains, mapping, read
 from gradchain.cli.script import Writer
 from gradchain.cli.table import at, key_of, rows, shown
 from gradchain.cli.text import commented
@@ -104,17 +104,13 @@ def _remarks(whole: Mapping[str, Any], builder: Builder, config: Mapping[str, An
             "many there are."
         )
     model = whole.get("model")
-    own = [key for key in ("ema_config", "discriminator_steps", "generator_steps") if key in _mapping(model)]
+    own = [key for key in ("ema_config", "discriminator_steps", "generator_steps") if key in mapping(model)]
     if own:
         yield (
             f"model: {', '.join(own)} {'is' if len(own) == 1 else 'are'} read by the model's own train_step, which is "
             "yours: an average is average_params(…) at the end of a chain, and several steps of one updater are calls "
             "of run.update."
         )
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def _notes(config: Mapping[str, Any], builder: Builder, parts: list[Unbound]) -> Iterator[str]:

@@ -12,10 +12,10 @@ from typing import Any
 from gradchain.adapters.mmengine.entries import type_name
 from gradchain.adapters.mmengine.groups.constructors import YOLO
 from gradchain.adapters.mmengine.reading.files import read_names
-from gradchain.adapters.mmengine.recipe.hooks import is_average
+from gradchain.adapters.mmengine.recipe.hooks import is_average, is_of_chain
 from gradchain.adapters.mmengine.recipe.whole import Unbound, read_recipe
 
-__all__ = ["HOOKS", "LENGTHS", "READ", "Builder", "chains", "read"]
+__all__ = ["HOOKS", "LENGTHS", "READ", "Builder", "chains", "mapping", "read"]
 
 NEW = ("optim_wrapper", "param_scheduler", "auto_scale_lr", "custom_hooks", "default_hooks")
 OLD = ("optimizer", "optimizer_config", "fp16", "lr_config", "momentum_config", "auto_scale_lr", "custom_hooks")
@@ -39,12 +39,10 @@ def read(
 ) -> tuple[dict[str, Any], list[str], Builder]:
     """The names of a file that have a part in the chain, what of it is not read, and what makes the chain."""
     config, unread = read_names(path, only=[name for name in READ if name != HOOKS])
-    hook = config.pop(HOOKS, None)
-    scheduling = hook.get("param_scheduler") if isinstance(hook, Mapping) else None
-    if isinstance(scheduling, Mapping) and not str(scheduling.get("type")).endswith(".ParamSchedulerHook"):
-        if scheduling.get("type", "ParamSchedulerHook") != "ParamSchedulerHook":
-            config[HOOKS] = {"param_scheduler": scheduling}
-    if HOOKS not in config and hook is not None:
+    hooks = config.pop(HOOKS, None)
+    if mine := {key: hook for key, hook in mapping(hooks).items() if is_of_chain(key, hook)}:
+        config[HOOKS] = mine
+    elif hooks is not None:
         unread = [HOOKS, *unread]
     return config, unread, Builder(config, epoch_length, batch_size, strict, ranks)
 
@@ -61,6 +59,11 @@ def chains(builder: Builder, config: Mapping[str, Any], waiting: bool = False) -
         raise NotImplementedError(reasons[0])
     # others' are not about the file: packages that are looked through for a class say what they will
     return parts, list(dict.fromkeys(str(one.message) for one in caught if _is_ours(one)))
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """What a name of a file holds, where that is a dict; else an empty one."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def _is_ours(warning: warnings.WarningMessage) -> bool:

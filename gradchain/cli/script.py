@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from gradchain.adapters.mmengine.recipe.hooks import is_of_chain
 from gradchain.cli.code import argument
+from gradchain.cli.recipe import HOOKS, mapping
 from gradchain.cli.table import Path, leaves
 from gradchain.cli.text import documented
 from gradchain.loop.runner import NOT_HERE
 
 __all__ = ["Script", "Writer"]
 
-HOOKS = "default_hooks"
 NAMES = (HOOKS, "evaluation", "checkpoint_config", "log_config", "load_from", "resume", "val_cfg", "vis_backends",
          "visualizer", "work_dir")  # fmt: skip
 LOOPS = ("EpochBasedTrainLoop", "IterBasedTrainLoop")
@@ -119,7 +120,7 @@ class Writer:
     # validation
 
     def _validation(self) -> list[str]:
-        train = _mapping(self._config.get("train_cfg"))
+        train = mapping(self._config.get("train_cfg"))
         kind = _kind(train)
         self._note(("train_cfg", "type"), "the loop")
         self._note(("train_cfg", "by_epoch"), "the loop")
@@ -200,7 +201,7 @@ class Writer:
         return [f"checkpoint=gch.loop.checkpoints({', '.join(arguments)})"]
 
     def _best(self, given: Mapping[str, Any], old: bool) -> list[str]:
-        place = _mapping(self._config.get("evaluation")) if old else given
+        place = mapping(self._config.get("evaluation")) if old else given
         wanted, rules = place.get("save_best"), place.get("rule")
         if wanted is None:
             return []
@@ -241,10 +242,10 @@ class Writer:
 
     def _backends(self, old: bool) -> list[str]:
         if old:
-            return [_kind(hook) for hook in _listed(_mapping(self._config.get("log_config")).get("hooks"))] or [
+            return [_kind(hook) for hook in _listed(mapping(self._config.get("log_config")).get("hooks"))] or [
                 "TextLoggerHook"
             ]
-        given = _mapping(self._config.get("visualizer")).get("vis_backends", self._config.get("vis_backends"))
+        given = mapping(self._config.get("visualizer")).get("vis_backends", self._config.get("vis_backends"))
         named = given == self._config.get("vis_backends")  # a name of the file, in both places
         for key in ("visualizer", "vis_backends"):
             for path in leaves(self._config.get(key), (key,)):
@@ -260,17 +261,15 @@ class Writer:
         self, key: str, old: bool, of_old: str, default: Mapping[str, Any]
     ) -> tuple[Mapping[str, Any] | None, Any]:
         """The dict of a default hook, its place in the file; None where it is switched off."""
-        holder, name = (self._config, of_old) if old else (_mapping(self._config.get(HOOKS)), key)
+        holder, name = (self._config, of_old) if old else (mapping(self._config.get(HOOKS)), key)
         found = holder.get(name, default)
-        return (None if found is None else _mapping(found)), ((of_old,) if old else (HOOKS, key))
+        return (None if found is None else mapping(found)), ((of_old,) if old else (HOOKS, key))
 
     def _custom_hooks(self) -> None:
-        for key, hook in _mapping(self._config.get(HOOKS)).items():
+        for key, hook in mapping(self._config.get(HOOKS)).items():
             kind = _kind(hook)
-            if key in ("checkpoint", "logger"):
+            if key in ("checkpoint", "logger") or is_of_chain(key, hook):
                 continue
-            if key == "param_scheduler" and kind != "ParamSchedulerHook":
-                continue  # the chain has it
             became = DOES.get(
                 kind, NO_PART if "Visualization" in kind or kind in NOT_HERE else "yours to give to the loop"
             )
@@ -288,7 +287,7 @@ class Writer:
 
     def _give(self, hook: Any, kind: str) -> None:
         """A hook that is none of the loop's own: it runs with it, or why it does not."""
-        remark = f"{kind} is yours to give to the loop: train(…, hooks=[{_made(_mapping(hook), kind)}])."
+        remark = f"{kind} is yours to give to the loop: train(…, hooks=[{_made(mapping(hook), kind)}])."
         self._out.remarks.append(f"{kind} is not here, because {NOT_HERE[kind]}." if kind in NOT_HERE else remark)
 
     # the table
@@ -330,14 +329,10 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
-
-
 def _listed(value: Any) -> list[Any]:
     return [value] if isinstance(value, Mapping) else list(value) if isinstance(value, (list, tuple)) else []
 
 
 def _kind(value: Any) -> str:
     """The type of a dict, without its project."""
-    return str(_mapping(value).get("type") or "").rpartition(".")[2]
+    return str(mapping(value).get("type") or "").rpartition(".")[2]

@@ -318,3 +318,25 @@ def test_a_program_as_it_is_read():
 
 def program_of(node):
     return ast.unparse(node)
+
+
+def test_what_averages_or_moves_numbers_among_the_default_hooks_is_in_the_chain(tmp_path):
+    """MMEngine registers every hook there, whatever its key; without a ParamSchedulerHook schedulers never move."""
+    ema = {"type": "EMAHook", "momentum": 0.001}
+    loop = {"type": "EpochBasedTrainLoop", "max_epochs": 12, "val_interval": 1}
+    config = BASE | {"param_scheduler": [{"type": "PolyLR"}], "train_cfg": loop, "val_cfg": {"type": "ValLoop"}}
+    for default, custom in (({"ema": ema, "logger": {"type": "LoggerHook"}}, []), ({"timer": None}, [ema])):
+        found = converted(tmp_path, config | {"default_hooks": default, "custom_hooks": custom})
+        assert "gch.average_params(0.999, start=1)" in found.code and "averaged=True" in found.loop
+        assert not any("EMAHook" in remark for remark in found.remarks)
+    found = converted(tmp_path, config | {"default_hooks": {"ema": ema}})
+    assert row(found, "default_hooks.ema.momentum") == ["average_params"]
+    with pytest.raises(ValueError, match=r"default_hooks\.param_scheduler: it must not be None, without which sched"):
+        converted(tmp_path, config | {"default_hooks": {"param_scheduler": None}})
+
+
+def test_what_stands_in_the_wrong_place_is_refused_before_the_model_is_there(tmp_path):
+    """Of modules by a pattern too, which only the model names."""
+    wrapper = {"constructor": "MultiOptimWrapperConstructor", "gen.*": {"optimizer": SGD, "weight_decay": 0.1}}
+    with pytest.raises(ValueError, match=r"weight_decay must be inside optimizer; beside it nothing reads it\."):
+        converted(tmp_path, BASE | {"optim_wrapper": wrapper})

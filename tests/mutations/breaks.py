@@ -309,7 +309,7 @@ BREAKS: tuple[Break, ...] = (
     Break(
         "a-number-that-leaves-its-range",
         "adapters/mmengine/recipe/whole.py",
-        "    _check_ranges(made, optimizer.entry, recipe.clock)\n",
+        "    _check_ranges(made, optimizer.entry, recipe)\n",
         "",
         f"{FOUND}[a rate below 0]",
     ),

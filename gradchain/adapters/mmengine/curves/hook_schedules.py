@@ -10,7 +10,7 @@ from gradchain.adapters.mmengine.curves.shapes import after
 from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, listed, type_name
 from gradchain.schedules import Schedule, constant, cosine_wave, join, linear, per_epoch
 
-__all__ = ["HookSchedules", "read_scheduler_hook"]
+__all__ = ["PLAIN", "HookSchedules", "read_scheduler_hook"]
 
 
 @dataclass(frozen=True)

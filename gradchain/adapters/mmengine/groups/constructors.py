@@ -24,7 +24,8 @@ _DEFORMABLE = ("DeformConv2d", "ModulatedDeformConv2d")
 _OFFSET = named("*conv_offset.*", missing_ok=True) & owner(nn.Conv2d)
 Own = list[Tensor]
 """The parameters of one layer."""
-YOLO = ("YOLOv5OptimizerConstructor", YOLOV7 := "YOLOv7OptimWrapperConstructor")
+YOLOV7 = "YOLOv7OptimWrapperConstructor"
+YOLO = ("YOLOv5OptimizerConstructor", YOLOV7)
 IMPLICIT = ("ImplicitA", "ImplicitM")
 
 

@@ -216,6 +216,7 @@ def _over(model: nn.Module | None, entry: Entry, key: str | None, config: Mappin
         paramwise, _ = _read({**config, "constructor": DEFAULT}, entry.strict, None)
         if paramwise.cfg and not isinstance(over, str):
             paramwise.refuse(NO_RULES, AssertionError)
+        paramwise.report()
         waits = f"{entry.owner}: {entry.name}: {NEEDS_MODEL}"
         return One(key, config, over, Parameters(Rules(paramwise), waits=waits))
     model = getattr(model, "module", model)

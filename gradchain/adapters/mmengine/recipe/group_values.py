@@ -31,15 +31,20 @@ LABELS = ("lr_mult", "decay_mult", "lr_scale", "layer_id")
 
 @dataclass(frozen=True)
 class Recipe:
-    """What all optimizers of a recipe share; `name`: what errors call the dict of one."""
+    """What all optimizers of a recipe share; `is_old`: whether it is in the format of mmcv 1.x."""
 
-    name: str
+    is_old: bool
     clock: Clock
     schedules: Callable[[Any], Fields]
     ratio: float
     averaging: Averaging | None
     setting: HookSchedules | None
     strict: bool
+
+    @property
+    def name(self) -> str:
+        """What errors call the dict of an optimizer."""
+        return "config" if self.is_old else "optim_wrapper"
 
 
 @dataclass(frozen=True)
@@ -140,9 +145,7 @@ class Numbers:
                 )
             return [(None, numbers[0], 0.0)] if len(numbers) == 1 else self._selected(field, numbers)
         if given.groups is None:
-            if len(least) == 1 and not self.one.config.get("paramwise_cfg"):
-                return [(None, base, least[0])]
-            if given.waits:
+            if given.waits or (len(least) == 1 and not self.one.config.get("paramwise_cfg")):
                 return [(None, base, least[0])]
             raise NotImplementedError(
                 "mmengine.from_config: min_value must be one number where no model is at hand: what groups there are "

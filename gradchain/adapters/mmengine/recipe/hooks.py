@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from gradchain.adapters.mmengine.curves.hook_schedules import PLAIN
 from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, listed, type_name
 from gradchain.core.transform import Transform
 from gradchain.schedules import Schedule, by, constant, ema_exponential, ema_warmup, inverse_time, join
 from gradchain.transforms.average import average_params
 
-__all__ = ["Averaging", "is_average", "read_hooks"]
+__all__ = ["Averaging", "is_average", "is_of_chain", "read_hooks"]
 
 KINDS: dict[str, tuple[str, ...]] = {
     "ExponentialMovingAverage": ("momentum",),
@@ -36,6 +37,13 @@ Averaging = Callable[[Clock, int], Transform]
 def is_average(hook: Any, old: bool) -> bool:
     """Whether a hook averages the weights; `old`: as mmcv 1.x has it."""
     return isinstance(hook, Mapping) and type_name(hook.get("type")) in (OLD if old else ("EMAHook",))
+
+
+def is_of_chain(key: str, hook: Any) -> bool:
+    """Whether a hook of `default_hooks` has a part in the chain: it sets numbers, lets them never move, or averages."""
+    if key == "param_scheduler":
+        return hook is None or (isinstance(hook, Mapping) and type_name(hook.get("type", PLAIN)) != PLAIN)
+    return key not in DEFAULT and is_average(hook, old=False)
 
 
 def read_hooks(

@@ -12,7 +12,7 @@ from torch import nn
 
 from gradchain.adapters.mmengine.curves.hook_schedules import read_scheduler_hook
 from gradchain.adapters.mmengine.curves.schedules import Fields, clock_of, schedules
-from gradchain.adapters.mmengine.entries import OWNER, Clock, Entry, listed
+from gradchain.adapters.mmengine.entries import OWNER, Entry, listed
 from gradchain.adapters.mmengine.groups.params import One, optimizers
 from gradchain.adapters.mmengine.groups.rules import Rules
 from gradchain.adapters.mmengine.groups.written import Parameters
@@ -198,9 +198,8 @@ def read_recipe(
         given = as_wrapper(optim_wrapper, strict)
     setting = read_scheduler_hook(hooks[1] or {}, clock, strict, param_scheduler is not None)
     averaging = read_hooks(hooks[0], hooks[1] or {}, strict, old)
-    name = "config" if old else "optim_wrapper"
-    recipe = Recipe(name, clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
-    ones = _ones(model, Entry(name, given, strict, OWNER), param_scheduler)
+    recipe = Recipe(old, clock, read, _ratio(auto_scale_lr, strict), averaging, setting, strict)
+    ones = _ones(model, Entry(recipe.name, given, strict, OWNER), param_scheduler)
     return [_unbound(one, mine, recipe) for one, mine in ones]
 
 
@@ -279,7 +278,7 @@ def _chain(one: One, schedulers: Any, recipe: Recipe) -> tuple[chain, torch.dtyp
         None if recipe.averaging is None else recipe.averaging(recipe.clock, around.counts),
     ]
     made = chain(*(link for link in links if link is not None))
-    _check_ranges(made, optimizer.entry, recipe.clock)
+    _check_ranges(made, optimizer.entry, recipe)
     return made, around.autocast, optimizer.zero_redundancy
 
 
@@ -291,12 +290,12 @@ def _reduces(plateau: Plateau, rule: list[Transform]) -> bool:
     return reads
 
 
-def _check_ranges(made: chain, entry: Entry, clock: Clock) -> None:
+def _check_ranges(made: chain, entry: Entry, recipe: Recipe) -> None:
     """A number that its schedulers will have led out of its range is refused before the run."""
-    places = "param_scheduler makes" if entry.name.startswith("optim") else "lr_config or momentum_config makes"
+    places = "lr_config or momentum_config makes" if recipe.is_old else "param_scheduler makes"
     for link, hyper, schedule in _moving(made):
         inner = schedule.schedule if isinstance(schedule, by) and schedule.clock == "micro" else schedule
-        steps = clock.looks() if isinstance(inner, Schedule) and inner.clocks == {"step"} else []
+        steps = recipe.clock.looks() if isinstance(inner, Schedule) and inner.clocks == {"step"} else []
         values = ((t, inner(t)) for t in steps)
         if (out := next(((t, value) for t, value in values if not hyper.accepts(value)), None)) is not None:
             entry.refuse(
